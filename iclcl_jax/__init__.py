@@ -1,0 +1,36 @@
+"""In-context learning as gradient descent on a contrastive loss, in JAX.
+
+Import modules, then name their functions::
+
+  from iclcl_jax import dual, features, projections
+
+`iclcl_jax.layers` needs flax and is imported by name only.
+"""
+
+from iclcl_jax import (
+    attention,
+    dual,
+    equivalence,
+    features,
+    kernels,
+    losses,
+    precision,
+    projections,
+    tasks,
+    types,
+)
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'attention',
+    'dual',
+    'equivalence',
+    'features',
+    'kernels',
+    'losses',
+    'precision',
+    'projections',
+    'tasks',
+    'types',
+]

@@ -1,0 +1,228 @@
+"""Checks of user input, at trace time.
+
+Every check raises `ValueError` with the name of the argument, what it was,
+what was expected, and how to mend it. Values are looked at only when they are
+concrete: inside `jit` a check of values is skipped, a check of shapes is not.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(*arrays: Any) -> bool:
+  """Whether no leaf is a tracer, so that values may be looked at."""
+  leaves = jax.tree.leaves(arrays)
+  return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def check_array(name: str, array: Any, shape: str) -> None:
+  """Checks that `array` is a floating-point array of the rank of `shape`.
+
+  Args:
+    name: name of the argument, for the message.
+    array: the argument.
+    shape: expected axes, separated by blanks, such as `'N d_k'`.
+
+  Raises:
+    ValueError: if `array` is no array, has another rank, or is not floating.
+  """
+  axes = shape.split()
+  expected = f'[{", ".join(axes)}]'
+  if not hasattr(array, 'shape') or not hasattr(array, 'dtype'):
+    raise ValueError(
+      f'{name} is a {type(array).__name__}; expected a floating-point array '
+      f'of shape {expected}. Wrap it in jnp.asarray(..., float).'
+    )
+  if len(array.shape) != len(axes):
+    raise ValueError(
+      f'{name} has shape {list(array.shape)}; expected {expected}. Core '
+      'functions take one sequence and one head: use jax.vmap for further '
+      'leading axes, or index the axis away.'
+    )
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise ValueError(
+      f'{name} has dtype {array.dtype}; expected a floating-point dtype. '
+      f'Cast it, for example {name}.astype(jnp.float32).'
+    )
+
+
+def check_same(
+  axis: str, name_a: str, size_a: int, name_b: str, size_b: int
+) -> None:
+  """Checks that two arguments agree in the size of a shared axis."""
+  if size_a != size_b:
+    raise ValueError(
+      f'{name_a} and {name_b} disagree in {axis}: {size_a} and {size_b}. '
+      f'Pass arrays whose {axis} axes have equal sizes.'
+    )
+
+
+def check_tokens(
+  keys: Any,
+  values: Any,
+  mask: Any = None,
+  *,
+  query: Any = None,
+  queries: Any = None,
+  allow_empty: bool = False,
+) -> None:
+  """Checks keys `[N, d_k]`, values `[N, d_v]` and what goes with them."""
+  check_array('keys', keys, 'N d_k')
+  check_array('values', values, 'N d_v')
+  check_same('N', 'keys', keys.shape[0], 'values', values.shape[0])
+  arrays = {'keys': keys, 'values': values}
+  if keys.shape[0] == 0 and not allow_empty:
+    raise ValueError(
+      'keys is empty (N = 0); expected at least one demonstration. For a '
+      'model without any, start from dual.zero_shot.'
+    )
+  if query is not None:
+    check_array('query', query, 'd_k')
+    check_same('d_k', 'query', query.shape[0], 'keys', keys.shape[1])
+    arrays['query'] = query
+  if queries is not None:
+    check_array('queries', queries, 'M d_k')
+    check_same('d_k', 'queries', queries.shape[1], 'keys', keys.shape[1])
+    arrays['queries'] = queries
+  check_dtypes(**arrays)
+  if mask is not None:
+    check_mask(mask, keys.shape[0])
+
+
+def check_dtypes(**arrays: Any) -> None:
+  """Checks that all arrays have one dtype."""
+  dtypes = {name: np.dtype(array.dtype) for name, array in arrays.items()}
+  if len(set(dtypes.values())) > 1:
+    found = ', '.join(f'{name}: {dtype}' for name, dtype in dtypes.items())
+    raise ValueError(
+      f'dtypes disagree ({found}); expected one dtype for all. Cast the '
+      'others with .astype.'
+    )
+
+
+def check_mask(mask: Any, size: int) -> None:
+  """Checks a mask of valid keys: booleans of shape `[N]`."""
+  if not hasattr(mask, 'dtype') or mask.dtype != jnp.bool_:
+    found = getattr(mask, 'dtype', type(mask).__name__)
+    raise ValueError(
+      f'mask has dtype {found}; expected booleans, True for a valid key. '
+      'Compare first, for example jnp.arange(N) < length.'
+    )
+  if mask.shape != (size,):
+    raise ValueError(
+      f'mask has shape {list(mask.shape)}; expected [{size}], one entry for '
+      'each key.'
+    )
+
+
+def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
+  """Checks that `value` is a Python integer of at least `minimum`."""
+  is_integer = isinstance(value, int | np.integer) and not isinstance(
+    value, bool
+  )
+  if not is_integer or value < minimum:
+    raise ValueError(
+      f'{name} is {value!r}; expected an integer >= {minimum}. Counts are '
+      'static: pass a Python int.'
+    )
+
+
+def check_scalar(
+  name: str,
+  value: Any,
+  *,
+  minimum: float = -math.inf,
+  maximum: float = math.inf,
+) -> None:
+  """Checks that a hyper-parameter is a finite scalar within a closed range."""
+  if np.shape(value) != ():
+    raise ValueError(
+      f'{name} has shape {list(np.shape(value))}; expected a scalar. Use '
+      'jax.vmap to sweep over several.'
+    )
+  if not is_concrete(value):
+    return
+  number = float(value)
+  if not math.isfinite(number) or not minimum <= number <= maximum:
+    expected = 'a finite number'
+    if minimum > -math.inf:
+      expected += f' >= {minimum:g}'
+    if maximum < math.inf:
+      expected += f' and <= {maximum:g}'
+    raise ValueError(f'{name} is {number}; expected {expected}.')
+
+
+def check_feature_map(phi: Any) -> None:
+  """Checks that `phi` follows the `FeatureMap` protocol."""
+  if not is_feature_map(phi):
+    raise ValueError(
+      f'phi is a {type(phi).__name__}; this function needs a FeatureMap: a '
+      'callable with a method scaled(x) -> (log_scale, features), such as '
+      'features.PositiveFeatures. For an exact kernel use '
+      'attention.kernel_attention or the functions of iclcl_jax.dual.'
+    )
+
+
+def is_feature_map(phi: Any) -> bool:
+  """The one place that tells a feature map from a kernel.
+
+  Args:
+    phi: a `FeatureMap` (has `scaled`) or a `Kernel` (takes two arguments).
+
+  Returns:
+    True for a feature map, False for a kernel.
+
+  Raises:
+    ValueError: if `phi` is neither.
+  """
+  if isinstance(phi, type):
+    raise ValueError(
+      f'phi is the class {phi.__name__}; expected an instance. Call it first.'
+    )
+  if callable(getattr(phi, 'scaled', None)):
+    return True
+  if callable(phi) and _num_positional(phi) == 2:
+    return False
+  raise ValueError(
+    f'phi is a {type(phi).__name__}; expected a FeatureMap (a callable with '
+    'a method scaled(x) -> (log_scale, features)) or a Kernel (a callable '
+    'k(x, y), with log_kernel(x, y) when it is positive). See '
+    'iclcl_jax.types.'
+  )
+
+
+def _num_positional(function: Callable[..., Any]) -> int:
+  """Number of positional arguments without default; -1 if unknown."""
+  try:
+    parameters = inspect.signature(function).parameters.values()
+  except (TypeError, ValueError):
+    return -1
+  positional = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+  )
+  return sum(
+    p.kind in positional and p.default is inspect.Parameter.empty
+    for p in parameters
+  )
+
+
+def check_key(name: str, key: Any) -> None:
+  """Checks that `key` is one typed random key."""
+  dtype = getattr(key, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    raise ValueError(
+      f'{name} is a {type(key).__name__}; expected a typed random key, such '
+      'as jax.random.key(0).'
+    )
+  if key.shape:
+    raise ValueError(
+      f'{name} has shape {list(key.shape)}; expected one key. Use jax.vmap '
+      'for several.'
+    )

@@ -1,0 +1,160 @@
+r"""The exact-kernel twin of :mod:`iclcl_jax.moments`.
+
+In the reproducing kernel Hilbert space of a kernel the weights are
+:math:`W = \sum_i c_i \otimes \phi(k_i)`, and only the coefficients are kept:
+no feature map is needed, the softmax kernel included. Positive kernels are
+evaluated in log space.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax.moments import Reading, largest, zero_log_scale
+from iclcl_jax.types import Array, Float, Kernel, KernelDualState, Mask
+
+
+def empty(
+  kernel: Kernel,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+) -> KernelDualState:
+  """Returns the state that has seen nothing; only shapes and dtype are read."""
+  del kernel
+  return KernelDualState(
+    keys=jnp.zeros((0, keys.shape[1]), keys.dtype),
+    coefficients=jnp.zeros((0, values.shape[1]), values.dtype),
+    mass=jnp.zeros(0, values.dtype),
+  )
+
+
+def merge(a: KernelDualState, b: KernelDualState) -> KernelDualState:
+  """Joins the rows of two states that saw different tokens."""
+  return KernelDualState(*(jnp.concatenate(pair) for pair in zip(a, b)))
+
+
+def absorb(
+  kernel: Kernel,
+  state: KernelDualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  mask: Mask | None = None,
+) -> KernelDualState:
+  """Appends a row for each token; masked rows get coefficient and mass 0."""
+  mass = jnp.ones(keys.shape[0], values.dtype)
+  if mask is not None:
+    keys = jnp.where(mask[:, None], keys, 0)
+    values = jnp.where(mask[:, None], values, 0)
+    mass = mask.astype(values.dtype)
+  return merge(state, KernelDualState(keys, values, mass))
+
+
+def see(
+  kernel: Kernel,
+  state: KernelDualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  mask: Mask | None = None,
+) -> KernelDualState:
+  """Appends rows of mass 1 and coefficient 0: visible, and not yet learnt."""
+  return absorb(kernel, state, keys, jnp.zeros_like(values), mask)
+
+
+def get_weights(state: KernelDualState) -> Float[Array, 'n d_v']:
+  """What an optimizer moves."""
+  return state.coefficients
+
+
+def with_weights(
+  state: KernelDualState, weights: Float[Array, 'n d_v']
+) -> KernelDualState:
+  """The state with other coefficients."""
+  return state._replace(coefficients=weights)
+
+
+def gradient(
+  kernel: Kernel,
+  state: KernelDualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  rows: Array,
+  mask: Mask | None,
+  loss: Callable[..., Array],
+  penalty: Callable[[Array], Array] | None,
+) -> Float[Array, 'n d_v']:
+  r"""The functional gradient of the loss of some rows, as coefficients.
+
+  The loss sees the function through its evaluations :math:`f(k_j)` alone, so
+  its gradient in the function space is
+  :math:`\sum_j \partial L/\partial f(k_j) \otimes \phi(k_j)`, and
+  `jax.grad` gives the coefficients. The rows are the last of the state.
+  """
+  del penalty  # Refused by the caller: there are no explicit weights.
+
+  def evaluate(key):
+    reading = read(kernel, state, key)
+    return reading.numerator * jnp.exp(reading.log_scale)
+
+  predictions = jax.lax.map(evaluate, keys[rows])
+  slopes = jax.grad(loss)(predictions, values[rows])
+  if mask is not None:
+    slopes = jnp.where(mask[:, None], slopes, 0)
+  first = state.keys.shape[0] - keys.shape[0]
+  return jnp.zeros_like(state.coefficients).at[first + rows].add(slopes)
+
+
+def remove(
+  kernel: Kernel,
+  state: KernelDualState,
+  key: Float[Array, ' d_k'],
+  label: Float[Array, ' d_v'],
+) -> tuple[KernelDualState, Float[Array, '']]:
+  """Clears the first row that holds the token; 1, or infinity if none does."""
+  del kernel
+  matches = (
+    jnp.all(state.keys == key, axis=1)
+    & jnp.all(state.coefficients == label, axis=1)
+    & (state.mass > 0)
+  )
+  found = jnp.any(matches) & (jnp.sum(state.mass) > 1)
+  keep = jnp.arange(matches.shape[0]) != jnp.argmax(matches)
+  rest = state._replace(
+    coefficients=jnp.where(keep[:, None], state.coefficients, 0),
+    mass=jnp.where(keep, state.mass, 0),
+  )
+  one = jnp.ones((), state.mass.dtype)
+  amplification = jnp.where(found, one, jnp.inf)
+  return jax.tree.map(
+    lambda x: jnp.where(found, x, jnp.nan), rest
+  ), amplification
+
+
+def read(
+  kernel: Kernel, state: KernelDualState, query: Float[Array, ' d_k']
+) -> Reading:
+  """Returns `sum_i c_i k(k_i, q)` and `sum_i m_i k(k_i, q)`."""
+  weights, log_scale = scores(kernel, query, state.keys, state.mass > 0)
+  return Reading(
+    state.coefficients.T @ weights, state.mass @ weights, log_scale
+  )
+
+
+def scores(
+  kernel: Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  mask: Mask | None = None,
+) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+  """Returns `k(k_i, q)` for every key and their common log-scale."""
+  if not hasattr(kernel, 'log_kernel'):
+    weights = jax.vmap(kernel, in_axes=(0, None))(keys, query)
+    weights = weights if mask is None else jnp.where(mask, weights, 0)
+    return weights, jnp.zeros((), weights.dtype)
+  exponent = jax.vmap(kernel.log_kernel, in_axes=(0, None))(keys, query)
+  if mask is not None:
+    neutral = zero_log_scale(exponent.dtype)
+    exponent = jnp.where(mask, exponent, neutral)
+  log_scale = largest(exponent)
+  weights = jnp.exp(exponent - log_scale)
+  return weights if mask is None else jnp.where(mask, weights, 0), log_scale

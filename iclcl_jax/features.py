@@ -1,0 +1,277 @@
+r"""Feature maps :math:`\phi` with :math:`\phi(q)^\top\phi(k)` a kernel.
+
+A feature map is a callable pytree: `phi(x)` are the features of one vector,
+`phi.scaled(x)` the same as `(log_scale, features)` with
+`phi(x) = exp(log_scale) * features`, which never under- or overflows. Maps of
+the softmax kernel scale their input by `d_k ** -0.25` themselves, so that
+`phi(q) . phi(k)` estimates `exp(q . k / sqrt(d_k))`.
+
+Random maps take a projection `[R, d_k]` from :mod:`iclcl_jax.projections`;
+their closed-form variance is in :mod:`iclcl_jax.budget`.
+
+===================== ============== ======== ===========================
+map                   features       sign     kernel
+===================== ============== ======== ===========================
+PositiveFeatures      R              positive softmax (in expectation)
+HyperbolicFeatures    2 R            positive softmax (in expectation)
+TrigonometricFeatures 2 R            any      softmax (in expectation)
+TaylorFeatures        C(d_k + p, p)  any      truncated exponential, exact
+EluPlusOneFeatures    d_k            positive its own
+IdentityFeatures      d_k            any      inner product, exact
+===================== ============== ======== ===========================
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Float
+
+
+class _FromScaled:
+  """Gives a map its `__call__`: `phi(x) = exp(log_scale) * features`."""
+
+  def __call__(self, x: Float[Array, ' d_k']) -> Float[Array, ' R']:
+    """Returns the features of `x`. Shape `[R]`."""
+    log_scale, features = self.scaled(x)  # type: ignore[attr-defined]
+    return jnp.exp(log_scale) * features
+
+
+def _project(
+  projection: Float[Array, 'R d_k'], x: Float[Array, ' d_k']
+) -> tuple[Float[Array, ' R'], Float[Array, '']]:
+  r"""Returns :math:`\Omega y` and :math:`|y|^2 / 2`, `y = x / d_k^{1/4}`."""
+  _validate.check_array('projection', projection, 'R d_k')
+  _validate.check_array('x', x, 'd_k')
+  _validate.check_same(
+    'd_k', 'x', x.shape[0], 'projection', projection.shape[1]
+  )
+  y = x / x.shape[0] ** 0.25
+  return projection.astype(x.dtype) @ y, jnp.sum(y * y) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PositiveFeatures(_FromScaled):
+  r"""Positive random features of the softmax kernel.
+
+  .. math:: \phi(x) = R^{-1/2} \exp(\Omega y - |y|^2/2), \quad y=x/d_k^{1/4}
+
+  With rows of :math:`\Omega` that are marginally :math:`N(0, I)`:
+  :math:`E\,\phi(q)^\top\phi(k) = \exp(q^\top k/\sqrt{d_k})`, and for
+  independent rows the relative variance is :math:`(e^{v}-1)/R`,
+  :math:`v = |q+k|^2/\sqrt{d_k}`.
+
+  Args:
+    projection: random directions. Shape `[R, d_k]`.
+
+  Example:
+    >>> from iclcl_jax import projections
+    >>> phi = PositiveFeatures(projections.gaussian(jax.random.key(0), 8, 4))
+    >>> phi(jnp.ones(4)).shape
+    (8,)
+
+  References:
+    Choromanski et al., arXiv:2009.14794, lemma 1 and lemma 2.
+  """
+
+  projection: Float[Array, 'R d_k']
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
+    """Returns `(log phi(x), ones)`. Shapes `[R]`."""
+    projected, half_square = _project(self.projection, x)
+    num_features = self.projection.shape[0]
+    log_scale = projected - (half_square + math.log(num_features) / 2)
+    return log_scale, jnp.ones_like(log_scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class HyperbolicFeatures(_FromScaled):
+  r"""Positive random features, each direction used with both signs.
+
+  .. math:: \phi(x) = (2R)^{-1/2} e^{-|y|^2/2}\,
+     [\exp(\Omega y), \exp(-\Omega y)], \quad y=x/d_k^{1/4}
+
+  Unbiased for the softmax kernel. For independent rows the relative variance
+  is :math:`(\cosh v - 1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
+
+  Args:
+    projection: random directions. Shape `[R, d_k]`; gives `2 R` features.
+
+  Example:
+    >>> from iclcl_jax import projections
+    >>> phi = HyperbolicFeatures(projections.orthogonal(jax.random.key(0), 8, 4))
+    >>> phi(jnp.ones(4)).shape
+    (16,)
+
+  References:
+    Choromanski et al., arXiv:2009.14794, lemma 1.
+  """
+
+  projection: Float[Array, 'R d_k']
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' _'], Float[Array, ' _']]:
+    """Returns `(log phi(x), ones)`. Shapes `[2 R]`."""
+    projected, half_square = _project(self.projection, x)
+    num_features = 2 * self.projection.shape[0]
+    both_signs = jnp.concatenate([projected, -projected])
+    log_scale = both_signs - (half_square + math.log(num_features) / 2)
+    return log_scale, jnp.ones_like(log_scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrigonometricFeatures(_FromScaled):
+  r"""Random Fourier features of the softmax kernel, of either sign.
+
+  .. math:: \phi(x) = R^{-1/2} e^{|y|^2/2}\,
+     [\sin(\Omega y), \cos(\Omega y)], \quad y=x/d_k^{1/4}
+
+  Unbiased for the softmax kernel. For independent rows the relative variance
+  is :math:`(\cosh u - 1)/R`, :math:`u = |q-k|^2/\sqrt{d_k}`: better than the
+  positive maps for similar pairs, useless for distant ones, where the
+  normaliser may vanish or turn negative.
+
+  Args:
+    projection: random directions. Shape `[R, d_k]`; gives `2 R` features.
+
+  Example:
+    >>> from iclcl_jax import projections
+    >>> phi = TrigonometricFeatures(
+    ...     projections.orthogonal(jax.random.key(0), 8, 4))
+    >>> phi(jnp.ones(4)).shape
+    (16,)
+
+  References:
+    Rahimi & Recht, NIPS 2007; Choromanski et al., arXiv:2009.14794, section 2.
+  """
+
+  projection: Float[Array, 'R d_k']
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
+    """Returns `|y|^2 / 2`, shape `[1]`, and the bounded rest, `[2 R]`."""
+    projected, half_square = _project(self.projection, x)
+    waves = jnp.concatenate([jnp.sin(projected), jnp.cos(projected)])
+    return half_square[None], waves / self.projection.shape[0] ** 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class EluPlusOneFeatures(_FromScaled):
+  r"""The map of the linear Transformer: `elu(x) + 1`, elementwise.
+
+  Positive, deterministic, without the scale `d_k ** -0.25`. It defines its own
+  kernel and does not estimate the softmax kernel.
+
+  Example:
+    >>> EluPlusOneFeatures()(jnp.array([0.0, 1.0])).tolist()
+    [1.0, 2.0]
+
+  References:
+    Katharopoulos et al., arXiv:2006.16236, eq. 7.
+  """
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' d_k'], Float[Array, ' d_k']]:
+    """Returns `(log phi(x), ones)`. Shapes `[d_k]`."""
+    _validate.check_array('x', x, 'd_k')
+    log_scale = jnp.log1p(jnp.maximum(x, 0)) + jnp.minimum(x, 0)
+    return log_scale, jnp.ones_like(log_scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaylorFeatures(_FromScaled):
+  r"""All scaled monomials up to order `p`: the truncated exponential kernel.
+
+  .. math:: \phi_\alpha(x) = y^\alpha / \sqrt{\alpha!}, \quad
+     |\alpha| \le p, \quad y = x/d_k^{1/4}
+
+  Exact: :math:`\phi(q)^\top\phi(k) = T_p(q^\top k/\sqrt{d_k})`, see
+  `kernels.TruncatedExponentialKernel` and its `remainder_bound`. Even orders
+  have a positive kernel. There are `C(d_k + p, p)` features.
+
+  Args:
+    order: the order `p >= 0`.
+
+  Raises:
+    ValueError: if `order` is not a non-negative integer.
+
+  Example:
+    >>> TaylorFeatures(order=2)(jnp.ones(4)).shape
+    (15,)
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 3.1 (first order).
+  """
+
+  order: int = dataclasses.field(default=2, metadata={'static': True})
+
+  def __post_init__(self):
+    _validate.check_count('order', self.order, minimum=0)
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
+    """Returns `order * log s`, shape `[1]`, and monomials of `y / s`."""
+    _validate.check_array('x', x, 'd_k')
+    y = x / x.shape[0] ** 0.25
+    size = jax.lax.stop_gradient(jnp.maximum(1, jnp.max(jnp.abs(y))))
+    log_size = jnp.log(size)
+    blocks = []
+    for degree in range(self.order + 1):
+      indices, factors = _monomials(x.shape[0], degree)
+      monomials = jnp.prod((y / size)[indices], axis=1)
+      shrink = jnp.exp((degree - self.order) * log_size)
+      blocks.append(monomials * shrink * factors.astype(x.dtype))
+    return (self.order * log_size)[None], jnp.concatenate(blocks)
+
+
+@functools.lru_cache(maxsize=64)
+def _monomials(dim: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
+  r"""Index rows of all monomials of a degree, and :math:`1/\sqrt{\alpha!}`."""
+  rows = list(itertools.combinations_with_replacement(range(dim), degree))
+  factors = [
+    math.prod(math.factorial(row.count(i)) for i in set(row)) ** -0.5
+    for row in rows
+  ]
+  indices = np.asarray(rows, dtype=np.int32).reshape(len(rows), degree)
+  return indices, np.asarray(factors)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class IdentityFeatures(_FromScaled):
+  """The input itself: linear attention.
+
+  Use it with `attention.linear_attention`; a normaliser `sum_i k_i . q` may
+  vanish or turn negative.
+
+  Example:
+    >>> IdentityFeatures()(jnp.array([3.0, 4.0])).tolist()
+    [3.0, 4.0]
+
+  References:
+    Schlag et al., arXiv:2102.11174.
+  """
+
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' 1'], Float[Array, ' d_k']]:
+    """Returns `(0, x)`. Shapes `[1]` and `[d_k]`."""
+    _validate.check_array('x', x, 'd_k')
+    return jnp.zeros(1, x.dtype), x

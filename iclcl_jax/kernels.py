@@ -1,0 +1,177 @@
+"""Exact kernels `k(x, y)` of two vectors.
+
+Each is a callable pytree. The scale belongs to the kernel: the exponential one
+is the kernel of softmax attention, `exp(x . y / sqrt(d_k))`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Float
+
+
+def _check(x, y) -> None:
+  _validate.check_array('x', x, 'd_k')
+  _validate.check_array('y', y, 'd_k')
+  _validate.check_same('d_k', 'x', x.shape[0], 'y', y.shape[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExponentialKernel:
+  r"""The softmax kernel :math:`\exp(x^\top y / \sqrt{d_k})`.
+
+  Example:
+    >>> float(ExponentialKernel()(jnp.zeros(4), jnp.ones(4)))
+    1.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 3.1.
+  """
+
+  def __call__(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    return jnp.exp(self.log_kernel(x, y))
+
+  def log_kernel(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    """Returns the scaled score `x . y / sqrt(d_k)`."""
+    _check(x, y)
+    return x @ y / x.shape[0] ** 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianKernel:
+  r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
+
+  The factor of the softmax kernel that depends on the distance alone: for keys
+  of equal norm both give the same attention.
+
+  Example:
+    >>> float(GaussianKernel()(jnp.ones(4), jnp.ones(4)))
+    1.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 3.1.
+  """
+
+  def __call__(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    return jnp.exp(self.log_kernel(x, y))
+
+  def log_kernel(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    """Returns the logarithm of the kernel."""
+    _check(x, y)
+    return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearKernel:
+  """The inner product `x . y`, without scale: the kernel of linear attention.
+
+  Example:
+    >>> float(LinearKernel()(jnp.ones(4), jnp.ones(4)))
+    4.0
+
+  References:
+    Katharopoulos et al., arXiv:2006.16236.
+  """
+
+  def __call__(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    _check(x, y)
+    return x @ y
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolynomialKernel:
+  r"""The polynomial kernel :math:`(x^\top y / \sqrt{d_k} + c)^p`.
+
+  Args:
+    degree: the power `p >= 1`.
+    offset: the constant `c >= 0`.
+
+  Raises:
+    ValueError: if `degree < 1`, or `offset` is negative or not finite.
+
+  Example:
+    >>> float(PolynomialKernel(degree=2)(jnp.ones(4), jnp.ones(4)))
+    9.0
+  """
+
+  degree: int = dataclasses.field(default=2, metadata={'static': True})
+  offset: float = dataclasses.field(default=1.0, metadata={'static': True})
+
+  def __post_init__(self):
+    _validate.check_count('degree', self.degree)
+    _validate.check_scalar('offset', self.offset, minimum=0)
+
+  def __call__(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    _check(x, y)
+    return (x @ y / x.shape[0] ** 0.5 + self.offset) ** self.degree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TruncatedExponentialKernel:
+  r"""The Taylor polynomial of the softmax kernel, of order `p`.
+
+  .. math:: T_p(t) = \sum_{r=0}^{p} t^r / r!, \qquad t = x^\top y/\sqrt{d_k}
+
+  Positive everywhere for even `p`. It is the kernel of
+  `features.TaylorFeatures`.
+
+  Args:
+    order: the order `p >= 0`.
+
+  Raises:
+    ValueError: if `order < 0`.
+
+  Example:
+    >>> float(TruncatedExponentialKernel(order=2)(jnp.ones(4), jnp.ones(4)))
+    5.0
+  """
+
+  order: int = dataclasses.field(default=2, metadata={'static': True})
+
+  def __post_init__(self):
+    _validate.check_count('order', self.order, minimum=0)
+
+  def __call__(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    _check(x, y)
+    score = x @ y / x.shape[0] ** 0.5
+    term = total = jnp.ones_like(score)
+    for degree in range(1, self.order + 1):
+      term = term * score / degree
+      total = total + term
+    return total
+
+  def remainder_bound(
+    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
+  ) -> Float[jax.Array, '']:
+    r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`.
+
+    Lagrange's form of the remainder.
+    """
+    _check(x, y)
+    score = x @ y / x.shape[0] ** 0.5
+    power = self.order + 1
+    log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
+    magnitude = jnp.abs(score) ** power * jnp.exp(-log_factorial)
+    return magnitude * jnp.maximum(1, jnp.exp(score))

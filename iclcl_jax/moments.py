@@ -1,0 +1,274 @@
+r"""The moments `sum_i v_i phi(k_i)^T` and `sum_i phi(k_i)`, in scaled form.
+
+The one piece of arithmetic that attention and the dual model share. A state
+keeps, for each feature, a running maximum of the log-features and everything
+relative to it, as flash attention does for each row: the largest contribution
+to a feature is of order one, the query's own scale drops out, and streams and
+merges are exact up to rounding. Every maximum is stopped from gradients in
+both parts in which it occurs, so that it cancels in derivatives too.
+
+Attention is a ratio of two linear models that share their features (append 1
+to every label); the code carries both as the rows of one matrix.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask
+
+_stop = jax.lax.stop_gradient
+
+
+class Reading(NamedTuple):
+  """What a query finds: `numerator * exp(log_scale)`, and so on.
+
+  Attributes:
+    numerator: `W phi(q)`, scaled. Shape `[d_v]`.
+    denominator: `z . phi(q)`, scaled. Shape `[]`.
+    log_scale: common scale of both. Shape `[]`.
+  """
+
+  numerator: Float[Array, ' d_v']
+  denominator: Float[Array, '']
+  log_scale: Float[Array, '']
+
+
+def zero_log_scale(dtype) -> float:
+  """The neutral log-scale: smaller than any, yet finite, so that it merges."""
+  return float(jnp.finfo(dtype).min)
+
+
+def largest(exponent: Array, axis: int | None = None) -> Array:
+  """The maximum, finite even for no row at all, and stopped from gradients."""
+  neutral = zero_log_scale(exponent.dtype)
+  return _stop(jnp.max(exponent, axis=axis, initial=neutral))
+
+
+def scaled_rows(
+  phi: FeatureMap, keys: Float[Array, 'N d_k'], mask: Mask | None = None
+) -> tuple[Float[Array, 'N _'], Float[Array, 'N R']]:
+  """Returns log-scales and features of all rows; masked rows are neutral."""
+  if mask is None:
+    return jax.vmap(phi.scaled)(keys)
+  log_scale, features = jax.vmap(phi.scaled)(jnp.where(mask[:, None], keys, 0))
+  neutral = zero_log_scale(log_scale.dtype)
+  return jnp.where(mask[:, None], log_scale, neutral), features
+
+
+def labels(
+  values: Float[Array, 'N d_v'], mask: Mask | None = None
+) -> Float[Array, 'N _']:
+  """Appends 1 to every value: the labels of weights and mass together."""
+  ones = jnp.ones((values.shape[0], 1), values.dtype)
+  augmented = jnp.concatenate([values, ones], axis=1)
+  return augmented if mask is None else jnp.where(mask[:, None], augmented, 0)
+
+
+def empty(
+  phi: FeatureMap, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
+) -> DualState:
+  """Returns the state that has seen nothing; only shapes and dtype are read."""
+  row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
+  num_features = jax.eval_shape(phi.scaled, row)[1].shape[0]
+  return DualState(
+    weights=jnp.zeros((values.shape[1], num_features), values.dtype),
+    mass=jnp.zeros(num_features, values.dtype),
+    log_scale=jnp.full(
+      num_features, zero_log_scale(keys.dtype), dtype=keys.dtype
+    ),
+  )
+
+
+def rescale(state: DualState, log_scale: Float[Array, ' R']) -> DualState:
+  """Expresses a state relative to another, larger log-scale."""
+  shrink = jnp.exp(state.log_scale - log_scale)
+  return DualState(state.weights * shrink, state.mass * shrink, log_scale)
+
+
+def merge(a: DualState, b: DualState) -> DualState:
+  """Adds two states that saw different tokens through the same features."""
+  log_scale = jnp.maximum(a.log_scale, b.log_scale)
+  a, b = rescale(a, log_scale), rescale(b, log_scale)
+  return DualState(a.weights + b.weights, a.mass + b.mass, log_scale)
+
+
+def absorb(
+  phi: FeatureMap,
+  state: DualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  mask: Mask | None = None,
+) -> DualState:
+  """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
+  row_scale, features = scaled_rows(phi, keys, mask)
+  log_scale = jnp.maximum(state.log_scale, largest(row_scale, axis=0))
+  features = jnp.exp(row_scale - log_scale) * features
+  if mask is not None:
+    values = jnp.where(mask[:, None], values, 0)
+  sums = labels(values, mask).T @ features
+  old = rescale(state, log_scale)
+  return DualState(old.weights + sums[:-1], old.mass + sums[-1], log_scale)
+
+
+def see(
+  phi: FeatureMap,
+  state: DualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  mask: Mask | None = None,
+) -> DualState:
+  """Adds tokens to the mass alone: they are visible, and not yet learnt."""
+  return absorb(phi, state, keys, jnp.zeros_like(values), mask)
+
+
+def get_weights(state: DualState) -> Float[Array, 'd_v R']:
+  """What an optimizer moves."""
+  return state.weights
+
+
+def with_weights(state: DualState, weights: Float[Array, 'd_v R']) -> DualState:
+  """The state with other weights."""
+  return state._replace(weights=weights)
+
+
+def gradient(
+  phi: FeatureMap,
+  state: DualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  rows: Array,
+  mask: Mask | None,
+  loss: Callable[..., Array],
+  penalty: Callable[[Array], Array] | None,
+) -> Float[Array, 'd_v R']:
+  r"""The gradient of the loss of some rows, by `jax.grad`, in the state's scale.
+
+  With `phi = exp(s) psi` and `W = exp(s) w`, feature by feature, the gradient
+  with respect to `W` is `exp(s)` times the one with respect to `U = W exp(s)`,
+  the weights of `psi`. So a step of `W` against its gradient is a step of `w`
+  against the gradient of `U`, and neither under- nor overflows.
+  """
+  keys, values = keys[rows], values[rows]
+  row_scale, features = scaled_rows(phi, keys, mask)
+  features = jnp.exp(row_scale - state.log_scale) * features
+  if mask is not None:
+    features = jnp.where(mask[:, None], features, 0)
+    values = jnp.where(mask[:, None], values, 0)
+
+  def objective(scaled_weights):
+    return loss(features @ scaled_weights.T, values)
+
+  result = jax.grad(objective)(state.weights * jnp.exp(2 * state.log_scale))
+  if penalty is not None:
+    scale = jnp.exp(state.log_scale)
+    result = result + jax.grad(penalty)(state.weights * scale) / scale
+  return result
+
+
+def remove(
+  phi: FeatureMap,
+  state: DualState,
+  key: Float[Array, ' d_k'],
+  label: Float[Array, ' d_v'],
+) -> tuple[DualState, Float[Array, '']]:
+  """Subtracts one token; returns the state and the growth of rounding."""
+  row_scale, features = phi.scaled(key)
+  features = jnp.exp(row_scale - state.log_scale) * features
+  mass = state.mass - features
+  before = jnp.abs(state.mass) + jnp.abs(features)
+  growth = jnp.where(before > 0, before / jnp.abs(mass), 1)
+  amplification = jnp.maximum(1, jnp.max(growth))
+  lost = ~(amplification * jnp.finfo(mass.dtype).eps < 1)
+  amplification = jnp.where(lost, jnp.inf, amplification)
+  weights = state.weights - label[:, None] * features
+  rest = DualState(weights, mass, state.log_scale)
+  return jax.tree.map(
+    lambda x: jnp.where(lost, jnp.nan, x), rest
+  ), amplification
+
+
+def absorb_stream(
+  phi: FeatureMap,
+  state: DualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  chunk_size: int,
+  mask: Mask | None = None,
+) -> DualState:
+  """`absorb`, holding the features of one chunk at a time."""
+
+  @jax.checkpoint
+  def step(state, chunk):
+    return absorb(phi, state, *chunk), None
+
+  arrays = (keys, values) if mask is None else (keys, values, mask)
+  chunks, rest = split_chunks(arrays, chunk_size)
+  state, _ = jax.lax.scan(step, state, chunks)
+  return step(state, rest)[0]
+
+
+def read(
+  phi: FeatureMap, state: DualState, query: Float[Array, ' d_k']
+) -> Reading:
+  """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
+  row_scale, features = phi.scaled(query)
+  exponent = row_scale + state.log_scale
+  log_scale = largest(exponent)
+  features = jnp.exp(exponent - log_scale) * features
+  both = jnp.concatenate([state.weights, state.mass[None]]) @ features
+  return Reading(both[:-1], both[-1], log_scale)
+
+
+def scores(
+  phi: FeatureMap,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  mask: Mask | None = None,
+) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+  """Returns `phi(k_i) . phi(q)` for every key and their common log-scale."""
+  terms, log_scale = score_terms(phi, query, keys, mask)
+  return jnp.sum(terms, axis=1), log_scale
+
+
+def score_terms(
+  phi: FeatureMap,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  mask: Mask | None = None,
+) -> tuple[Float[Array, 'N R'], Float[Array, '']]:
+  """The summands of `scores`, one for each feature."""
+  key_scale, key_features = scaled_rows(phi, keys, mask)
+  query_scale, query_features = phi.scaled(query)
+  feature_scale = largest(key_scale, axis=0)
+  exponent = query_scale + feature_scale
+  log_scale = largest(exponent)
+  query_features = jnp.exp(exponent - log_scale) * query_features
+  key_features = jnp.exp(key_scale - feature_scale) * key_features
+  if mask is not None:
+    key_features = jnp.where(mask[:, None], key_features, 0)
+  return key_features * query_features, log_scale
+
+
+def split_chunks(arrays, chunk_size: int):
+  """Splits leading axes into whole chunks `[n, chunk_size, ...]` and a rest."""
+
+  def whole(array):
+    end = array.shape[0] // chunk_size * chunk_size
+    return array[:end].reshape(-1, chunk_size, *array.shape[1:])
+
+  def rest(array):
+    return array[array.shape[0] // chunk_size * chunk_size :]
+
+  return jax.tree.map(whole, arrays), jax.tree.map(rest, arrays)
+
+
+def map_chunks(fn, array, chunk_size: int):
+  """`jax.vmap(fn)(array)`, one chunk at a time."""
+  chunks, rest = split_chunks(array, chunk_size)
+  rows = jax.vmap(fn)
+  whole = jax.lax.map(jax.checkpoint(rows), chunks)
+  whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, rows(rest))

@@ -1,0 +1,166 @@
+"""Arithmetic under which an identity is checked, and its tolerances.
+
+A matrix product in float32 means different things on different machines: one
+bfloat16 pass on a TPU by default, TF32 on recent GPUs, float32 on a CPU. An
+`Arithmetic` names what ran, and `BFLOAT16_OPERANDS` emulates the TPU default
+anywhere, by rounding the operands of every product.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+
+# Residual (see iclcl_jax.equivalence) that rounding alone may cause.
+TOLERANCES = {
+  'float64': 1e-12,
+  'float32': 1e-5,
+  'bfloat16': 2e-2,
+  'float16': 2e-2,
+}
+
+
+def tolerance(dtype: Any) -> float:
+  """Returns the tolerance of an identity in exact arithmetic, by dtype.
+
+  Args:
+    dtype: a floating-point dtype.
+
+  Returns:
+    The largest residual that rounding explains.
+
+  Raises:
+    ValueError: if the dtype has none.
+
+  Example:
+    >>> tolerance(jnp.float32)
+    1e-05
+  """
+  name = jnp.dtype(dtype).name
+  if name not in TOLERANCES:
+    raise ValueError(
+      f'dtype is {name}; expected one of {", ".join(TOLERANCES)}.'
+    )
+  return TOLERANCES[name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+  """How matrix products are computed while an identity is checked.
+
+  Attributes:
+    name: what certificates print.
+    transform: turns a function into one that computes in this arithmetic.
+    reduced_tolerance: None for full precision. Otherwise the residual that the
+      reduced precision explains; a residual below it is reported as
+      precision-limited, which is neither a pass nor a failure.
+  """
+
+  name: str
+  transform: Callable[[Callable[..., Any]], Callable[..., Any]]
+  reduced_tolerance: float | None = None
+
+
+def highest(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Runs `fn` under the highest matrix-product precision of the platform."""
+
+  def wrapped(*args):
+    with jax.default_matmul_precision('highest'):
+      return fn(*args)
+
+  return wrapped
+
+
+def platform_default(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Runs `fn` under the platform's default precision, whatever that is."""
+
+  def wrapped(*args):
+    with jax.default_matmul_precision('default'):
+      return fn(*args)
+
+  return wrapped
+
+
+def round_operands(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Rounds the operands of every matrix product of `fn` to bfloat16.
+
+  A function transformation, like `jax.grad`: no function under test needs an
+  argument for it, and products inside `jit`, `scan`, and derivatives are
+  reached.
+
+  Args:
+    fn: a function of arrays (any pytrees).
+
+  Returns:
+    A function of the same arguments.
+
+  Example:
+    >>> x = jnp.full((1, 1), 1.00390625)  # 1 + 2**-8 needs 8 fraction bits.
+    >>> float(round_operands(jnp.matmul)(x, x)[0, 0])
+    1.0
+  """
+
+  def wrapped(*args):
+    closed, shapes = jax.make_jaxpr(highest(fn), return_shape=True)(*args)
+    leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+  return wrapped
+
+
+def _round(x: jax.Array) -> jax.Array:
+  return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _evaluate(jaxpr, consts, args) -> list:
+  """Evaluates a jaxpr, rounding what goes into `dot_general`."""
+  values = dict(zip(jaxpr.constvars, consts, strict=True))
+  values |= dict(zip(jaxpr.invars, args, strict=True))
+
+  def get(atom):
+    is_literal = isinstance(atom, jax.extend.core.Literal)
+    return atom.val if is_literal else values[atom]
+
+  for eqn in jaxpr.eqns:
+    inputs = [get(atom) for atom in eqn.invars]
+    if eqn.primitive.name.startswith('custom_'):
+      body = eqn.params.get('call_jaxpr', eqn.params.get('fun_jaxpr'))
+      outputs = _evaluate(body.jaxpr, body.consts, inputs)
+    else:
+      if eqn.primitive.name == 'dot_general':
+        inputs = [_round(x) for x in inputs]
+      params = {name: _rewrite(p) for name, p in eqn.params.items()}
+      outputs = eqn.primitive.bind(*inputs, **params)
+    outputs = outputs if eqn.primitive.multiple_results else [outputs]
+    values |= dict(zip(eqn.outvars, outputs, strict=True))
+  return [get(atom) for atom in jaxpr.outvars]
+
+
+def _rewrite(param: Any) -> Any:
+  """Rounds inside the bodies of `jit`, `scan`, `while`, `cond`, `remat`."""
+  if type(param) is tuple:  # Not a NamedTuple: those hold no bodies.
+    return tuple(_rewrite(item) for item in param)
+  if isinstance(param, jax.extend.core.ClosedJaxpr):
+    body, consts = param.jaxpr, param.consts
+  elif isinstance(param, jax.extend.core.Jaxpr):
+    body, consts = param, ()
+  else:
+    return param
+  closed = jax.make_jaxpr(lambda *args: _evaluate(body, consts, args))(
+    *(var.aval for var in body.invars)
+  )
+  return (
+    closed if isinstance(param, jax.extend.core.ClosedJaxpr) else closed.jaxpr
+  )
+
+
+HIGHEST = Arithmetic(name='highest', transform=highest)
+PLATFORM_DEFAULT = Arithmetic(
+  name='platform default', transform=platform_default, reduced_tolerance=2e-2
+)
+BFLOAT16_OPERANDS = Arithmetic(
+  name='bfloat16 operands', transform=round_operands, reduced_tolerance=2e-2
+)

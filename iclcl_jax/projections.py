@@ -1,0 +1,213 @@
+r"""Random projections: `[R, d]` arrays whose rows are random directions.
+
+All have the signature `(key, num_features, dim, *, dtype) -> [R, d]`, and rows
+that are marginally :math:`N(0, I_d)` (`simplex_plus`: see there), so that
+random feature maps built on them are unbiased. They differ in how the rows of
+one block of `d` rows depend on each other, and so in the variance. Blocks are
+independent; the last one is cut.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+
+def gaussian(
+  key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
+) -> Float[Array, 'R d']:
+  """Draws independent rows from a standard normal distribution.
+
+  Args:
+    key: consumed.
+    num_features: number of rows `R`.
+    dim: width `d` of a row.
+    dtype: floating-point dtype.
+
+  Returns:
+    The projection. Shape `[R, d]`.
+
+  Raises:
+    ValueError: if `num_features` or `dim` is not a positive integer.
+
+  Example:
+    >>> gaussian(jax.random.key(0), 4, 3).shape
+    (4, 3)
+
+  References:
+    Choromanski et al., arXiv:2009.14794, section 2.3.
+  """
+  _check(key, num_features, dim, dtype)
+  return jax.random.normal(key, (num_features, dim), dtype)
+
+
+def orthogonal(
+  key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
+) -> Float[Array, 'R d']:
+  r"""Draws blocks of orthogonal rows, each marginally standard normal.
+
+  A block is :math:`\mathrm{diag}(\chi)\, Q` with `Q` Haar-distributed (QR with
+  the sign fix, as in :func:`jax.random.orthogonal`) and independent
+  chi-distributed norms with `d` degrees of freedom, one for each direction.
+
+  Args:
+    key: consumed.
+    num_features: number of rows `R`.
+    dim: width `d` of a row.
+    dtype: floating-point dtype.
+
+  Returns:
+    The projection. Shape `[R, d]`.
+
+  Raises:
+    ValueError: if `num_features` or `dim` is not a positive integer.
+
+  Example:
+    >>> w = orthogonal(jax.random.key(0), 3, 3)
+    >>> bool(jnp.allclose(w @ w.T, jnp.diag(jnp.sum(w * w, 1)), atol=1e-4))
+    True
+
+  References:
+    Yu et al., arXiv:1610.09072; Mezzadri, math-ph/0609050 (Haar measure).
+  """
+  _check(key, num_features, dim, dtype)
+
+  def block(key):
+    key_norms, key_rotation = jax.random.split(key)
+    norms = _chi(key_norms, dim, dtype)
+    return norms[:, None] * _haar(key_rotation, dim, dtype)
+
+  return _stack_blocks(block, key, num_features, dim)
+
+
+def simplex(
+  key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
+) -> Float[Array, 'R d']:
+  r"""Draws blocks of rows that point to the corners of a regular simplex.
+
+  A block is :math:`\mathrm{diag}(\chi)\, S\, Q`: the unit rows of `S` have the
+  mutual inner product :math:`-1/(d-1)`, the smallest possible for `d` rows.
+
+  Args:
+    key: consumed.
+    num_features: number of rows `R`.
+    dim: width `d` of a row, at least 2.
+    dtype: floating-point dtype.
+
+  Returns:
+    The projection. Shape `[R, d]`.
+
+  Raises:
+    ValueError: if `num_features < 1` or `dim < 2`.
+
+  Example:
+    >>> simplex(jax.random.key(0), 5, 2).shape
+    (5, 2)
+
+  References:
+    Reid et al., arXiv:2301.13856, eq. 7.
+  """
+  _check(key, num_features, dim, dtype, min_dim=2)
+
+  def block(key):
+    key_norms, key_rotation = jax.random.split(key)
+    norms = _chi(key_norms, dim, dtype)
+    rotation = _haar(key_rotation, dim, dtype)
+    return norms[:, None] * _dot(_simplex_corners(dim, dtype), rotation)
+
+  return _stack_blocks(block, key, num_features, dim)
+
+
+def simplex_plus(
+  key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
+) -> Float[Array, 'R d']:
+  r"""Draws simplex rows whose directions are adapted to their norms.
+
+  Starting from the simplex, five sweeps set each direction to
+  :math:`s_i \leftarrow -t / |t|`, :math:`t = \sum_{j\ne i}\chi_j s_j`, which
+  lowers the norm of the sum of the rows; then one Haar rotation of the block.
+  Unbiased for the positive and hyperbolic maps, without a closed-form
+  variance.
+
+  Args:
+    key: consumed.
+    num_features: number of rows `R`.
+    dim: width `d` of a row, at least 2.
+    dtype: floating-point dtype.
+
+  Returns:
+    The projection. Shape `[R, d]`.
+
+  Raises:
+    ValueError: if `num_features < 1` or `dim < 2`.
+
+  Example:
+    >>> simplex_plus(jax.random.key(0), 5, 3).shape
+    (5, 3)
+
+  References:
+    Reid et al., arXiv:2301.13856, section 3.2.
+  """
+  _check(key, num_features, dim, dtype, min_dim=2)
+
+  def block(key):
+    key_norms, key_rotation = jax.random.split(key)
+    norms = _chi(key_norms, dim, dtype)
+
+    def update(step, directions):
+      i = step % dim
+      rest = _dot(norms.at[i].set(0), directions)
+      return directions.at[i].set(-rest / jnp.linalg.norm(rest))
+
+    corners = _simplex_corners(dim, dtype)
+    directions = jax.lax.fori_loop(0, 5 * dim, update, corners)
+    rotation = _haar(key_rotation, dim, dtype)
+    return norms[:, None] * _dot(directions, rotation)
+
+  return _stack_blocks(block, key, num_features, dim)
+
+
+def _chi(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, ' d']:
+  """Norms of `dim` independent standard normal vectors."""
+  return jnp.linalg.norm(jax.random.normal(key, (dim, dim), dtype), axis=1)
+
+
+def _haar(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, 'd d']:
+  # QR has no half-precision implementation: draw in float32 at least.
+  wide = jnp.promote_types(dtype, jnp.float32)
+  with jax.default_matmul_precision('highest'):
+    return jax.random.orthogonal(key, dim, dtype=wide).astype(dtype)
+
+
+def _dot(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, precision='highest')
+
+
+def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
+  """Unit rows with mutual inner products `-1 / (dim - 1)`."""
+  ones = jnp.ones(dim, dtype).at[-1].set(0)
+  shift = (dim**0.5 + 1) / (dim - 1) ** 1.5
+  corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - shift * ones
+  return corners.at[-1].set(ones / (dim - 1) ** 0.5)
+
+
+def _stack_blocks(
+  block: Callable[[PRNGKeyArray], Array],
+  key: PRNGKeyArray,
+  num_features: int,
+  dim: int,
+) -> Float[Array, 'R d']:
+  num_blocks = -(-num_features // dim)
+  blocks = jax.vmap(block)(jax.random.split(key, num_blocks))
+  return blocks.reshape(num_blocks * dim, dim)[:num_features]
+
+
+def _check(key, num_features, dim, dtype, *, min_dim: int = 1) -> None:
+  _validate.check_key('key', key)
+  _validate.check_count('num_features', num_features)
+  _validate.check_count('dim', dim, minimum=min_dim)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'dtype is {dtype}; expected a floating-point dtype.')

@@ -1,0 +1,74 @@
+"""Synthetic in-context tasks, as NamedTuples of arrays."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+
+class RegressionPrompt(NamedTuple):
+  """One prompt of in-context linear regression, `y = B s`.
+
+  Attributes:
+    tokens: demonstrations `[s_i ; y_i]`, then the query `[s_q ; 0]`. Shape
+      `[N + 1, d_x + d_y]`.
+    target: the label `B s_q` of the query. Shape `[d_y]`.
+  """
+
+  tokens: Float[Array, 'n d_model']
+  target: Float[Array, ' d_y']
+
+
+def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
+  """Inputs from `U(-1, 1)`, the default of the papers' experiments."""
+  return jax.random.uniform(key, shape, dtype, minval=-1, maxval=1)
+
+
+def linear_regression(
+  key: PRNGKeyArray,
+  num_demonstrations: int,
+  task_matrix: Float[Array, 'd_y d_x'],
+  *,
+  input_fn: Callable[..., Array] = uniform,
+) -> RegressionPrompt:
+  """Draws a prompt whose labels are `task_matrix @ input`, without noise.
+
+  One fixed `task_matrix` for all prompts is the papers' setting; draw a fresh
+  one for each prompt (`jax.random.normal`) for learning across tasks.
+
+  Args:
+    key: consumed.
+    num_demonstrations: number of demonstrations `N >= 0`.
+    task_matrix: the matrix `B`. Shape `[d_y, d_x]`.
+    input_fn: distribution of the inputs, `(key, shape, dtype) -> array`:
+      `uniform` or `jax.random.normal`.
+
+  Returns:
+    A `RegressionPrompt`.
+
+  Raises:
+    ValueError: if `num_demonstrations` is negative or `task_matrix` has
+      another rank.
+
+  Example:
+    >>> prompt = linear_regression(jax.random.key(0), 15, jnp.ones((1, 11)))
+    >>> prompt.tokens.shape, prompt.target.shape
+    ((16, 12), (1,))
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 5 (inputs and one matrix B).
+  """
+  _validate.check_key('key', key)
+  _validate.check_count('num_demonstrations', num_demonstrations, minimum=0)
+  _validate.check_array('task_matrix', task_matrix, 'd_y d_x')
+  shape = (num_demonstrations + 1, task_matrix.shape[1])
+  inputs = input_fn(key, shape, task_matrix.dtype)
+  labels = inputs @ task_matrix.T
+  visible = labels.at[-1].set(0)
+  return RegressionPrompt(
+    tokens=jnp.concatenate([inputs, visible], axis=1), target=labels[-1]
+  )
