@@ -8,29 +8,29 @@ Import modules, then name their functions::
 """
 
 from iclcl_jax import (
-    attention,
-    dual,
-    equivalence,
-    features,
-    kernels,
-    losses,
-    precision,
-    projections,
-    tasks,
-    types,
+  attention,
+  dual,
+  equivalence,
+  features,
+  kernels,
+  losses,
+  precision,
+  projections,
+  tasks,
+  types,
 )
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'attention',
-    'dual',
-    'equivalence',
-    'features',
-    'kernels',
-    'losses',
-    'precision',
-    'projections',
-    'tasks',
-    'types',
+  'attention',
+  'dual',
+  'equivalence',
+  'features',
+  'kernels',
+  'losses',
+  'precision',
+  'projections',
+  'tasks',
+  'types',
 ]

@@ -292,12 +292,12 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   key_scale, key_features = moments.scaled_rows(phi, keys, mask)
   query_scale, query_features = moments.scaled_rows(phi, queries)
   labels = moments.labels(values, mask)
-  past = jnp.broadcast_to(state.log_scale, key_features.shape)
+  past = jnp.broadcast_to(state.log_scale[None], key_features.shape)
   running = jnp.maximum(past, _stop(_running_max(key_scale)))
   shift = moments.largest(query_scale + running, axis=1)[:, None]
 
   weights = jnp.concatenate([state.weights, state.mass[None]])
-  read = jnp.exp(query_scale + state.log_scale - shift) * query_features
+  read = jnp.exp(query_scale + state.log_scale[None] - shift) * query_features
   own = jnp.exp(query_scale + key_scale - shift) * query_features
   own = own * key_features
   sums = read @ weights.T + jnp.sum(own, axis=1, keepdims=True) * labels
@@ -315,8 +315,10 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
     size *= 2
 
   log_scale = running[-1]
-  features = jnp.exp(key_scale - log_scale) * key_features
-  weights = weights * jnp.exp(state.log_scale - log_scale) + labels.T @ features
+  features = jnp.exp(key_scale - log_scale[None]) * key_features
+  weights = weights * jnp.exp(state.log_scale - log_scale)[None] + (
+    labels.T @ features
+  )
   return moments.DualState(weights[:-1], weights[-1], log_scale), sums
 
 

@@ -31,7 +31,7 @@ def empty(
 
 def merge(a: KernelDualState, b: KernelDualState) -> KernelDualState:
   """Joins the rows of two states that saw different tokens."""
-  return KernelDualState(*(jnp.concatenate(pair) for pair in zip(a, b)))
+  return KernelDualState(*map(jnp.concatenate, zip(a, b, strict=True)))
 
 
 def absorb(
@@ -113,8 +113,8 @@ def remove(
   """Clears the first row that holds the token; 1, or infinity if none does."""
   del kernel
   matches = (
-    jnp.all(state.keys == key, axis=1)
-    & jnp.all(state.coefficients == label, axis=1)
+    jnp.all(state.keys == key[None], axis=1)
+    & jnp.all(state.coefficients == label[None], axis=1)
     & (state.mass > 0)
   )
   found = jnp.any(matches) & (jnp.sum(state.mass) > 1)

@@ -172,7 +172,7 @@ def residuals(
   shares = jnp.sum(jnp.abs(terms), axis=1) / jnp.abs(normaliser)
   if mask is not None:
     values = jnp.where(mask[:, None], values, 0)
-  scale = jnp.max(shares @ (jnp.abs(values) + jnp.abs(output)))
+  scale = jnp.max(shares @ (jnp.abs(values) + jnp.abs(output)[None]))
   spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
   return Residuals(
     *outputs,

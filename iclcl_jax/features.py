@@ -109,7 +109,8 @@ class HyperbolicFeatures(_FromScaled):
 
   Example:
     >>> from iclcl_jax import projections
-    >>> phi = HyperbolicFeatures(projections.orthogonal(jax.random.key(0), 8, 4))
+    >>> phi = HyperbolicFeatures(
+    ...     projections.orthogonal(jax.random.key(0), 8, 4))
     >>> phi(jnp.ones(4)).shape
     (16,)
 

@@ -6,8 +6,6 @@ This module alone imports flax; `import iclcl_jax` does not load it.
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from iclcl_jax import _validate
@@ -29,6 +27,7 @@ class SelfAttention(nn.Module):
 
   Example:
     >>> import functools
+    >>> import jax, jax.numpy as jnp
     >>> from iclcl_jax import attention, features
     >>> phi = features.EluPlusOneFeatures()
     >>> fn = functools.partial(attention.causal_kernel_attention, phi)
@@ -76,6 +75,7 @@ class MultiHeadAttention(nn.Module):
 
   Example:
     >>> import functools
+    >>> import jax, jax.numpy as jnp
     >>> from iclcl_jax import attention, features
     >>> phi = features.EluPlusOneFeatures()
     >>> fn = functools.partial(attention.causal_kernel_attention, phi)

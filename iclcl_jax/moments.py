@@ -85,7 +85,7 @@ def empty(
 def rescale(state: DualState, log_scale: Float[Array, ' R']) -> DualState:
   """Expresses a state relative to another, larger log-scale."""
   shrink = jnp.exp(state.log_scale - log_scale)
-  return DualState(state.weights * shrink, state.mass * shrink, log_scale)
+  return DualState(state.weights * shrink[None], state.mass * shrink, log_scale)
 
 
 def merge(a: DualState, b: DualState) -> DualState:
@@ -105,7 +105,7 @@ def absorb(
   """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
   row_scale, features = scaled_rows(phi, keys, mask)
   log_scale = jnp.maximum(state.log_scale, largest(row_scale, axis=0))
-  features = jnp.exp(row_scale - log_scale) * features
+  features = jnp.exp(row_scale - log_scale[None]) * features
   if mask is not None:
     values = jnp.where(mask[:, None], values, 0)
   sums = labels(values, mask).T @ features
@@ -144,7 +144,7 @@ def gradient(
   loss: Callable[..., Array],
   penalty: Callable[[Array], Array] | None,
 ) -> Float[Array, 'd_v R']:
-  r"""The gradient of the loss of some rows, by `jax.grad`, in the state's scale.
+  r"""The gradient of the loss of some rows, by `jax.grad`, in scaled form.
 
   With `phi = exp(s) psi` and `W = exp(s) w`, feature by feature, the gradient
   with respect to `W` is `exp(s)` times the one with respect to `U = W exp(s)`,
@@ -153,7 +153,7 @@ def gradient(
   """
   keys, values = keys[rows], values[rows]
   row_scale, features = scaled_rows(phi, keys, mask)
-  features = jnp.exp(row_scale - state.log_scale) * features
+  features = jnp.exp(row_scale - state.log_scale[None]) * features
   if mask is not None:
     features = jnp.where(mask[:, None], features, 0)
     values = jnp.where(mask[:, None], values, 0)
@@ -161,9 +161,11 @@ def gradient(
   def objective(scaled_weights):
     return loss(features @ scaled_weights.T, values)
 
-  result = jax.grad(objective)(state.weights * jnp.exp(2 * state.log_scale))
+  result = jax.grad(objective)(
+    state.weights * jnp.exp(2 * state.log_scale)[None]
+  )
   if penalty is not None:
-    scale = jnp.exp(state.log_scale)
+    scale = jnp.exp(state.log_scale)[None]
     result = result + jax.grad(penalty)(state.weights * scale) / scale
   return result
 
@@ -183,7 +185,7 @@ def remove(
   amplification = jnp.maximum(1, jnp.max(growth))
   lost = ~(amplification * jnp.finfo(mass.dtype).eps < 1)
   amplification = jnp.where(lost, jnp.inf, amplification)
-  weights = state.weights - label[:, None] * features
+  weights = state.weights - label[:, None] * features[None]
   rest = DualState(weights, mass, state.log_scale)
   return jax.tree.map(
     lambda x: jnp.where(lost, jnp.nan, x), rest
@@ -246,10 +248,10 @@ def score_terms(
   exponent = query_scale + feature_scale
   log_scale = largest(exponent)
   query_features = jnp.exp(exponent - log_scale) * query_features
-  key_features = jnp.exp(key_scale - feature_scale) * key_features
+  key_features = jnp.exp(key_scale - feature_scale[None]) * key_features
   if mask is not None:
     key_features = jnp.where(mask[:, None], key_features, 0)
-  return key_features * query_features, log_scale
+  return key_features * query_features[None], log_scale
 
 
 def split_chunks(arrays, chunk_size: int):

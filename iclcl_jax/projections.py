@@ -190,7 +190,9 @@ def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
   """Unit rows with mutual inner products `-1 / (dim - 1)`."""
   ones = jnp.ones(dim, dtype).at[-1].set(0)
   shift = (dim**0.5 + 1) / (dim - 1) ** 1.5
-  corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - shift * ones
+  corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - (
+    shift * ones
+  )[None]
   return corners.at[-1].set(ones / (dim - 1) ** 0.5)
 
 

@@ -1,0 +1,16 @@
+"""Strict JAX for every test: silent broadcasting is the bug of this field."""
+
+import jax
+import pytest
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_enable_x64', True)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_debug_key_reuse', True)
+
+
+@pytest.fixture(params=['float32', 'float64'])
+def dtype(request):
+  """The dtype of the inputs; results follow it."""
+  return jax.numpy.dtype(request.param)
