@@ -1,0 +1,1 @@
+"""Experiments: absl binaries on top of iclcl_jax, importable as functions."""

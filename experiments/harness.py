@@ -1,0 +1,326 @@
+"""What every experiment shares: flags, workdir, checkpoints, figures, tables.
+
+An experiment is a frozen `Config`, a function `run(config, workdir) -> summary`
+and, at the end of its file::
+
+  if __name__ == '__main__':
+    harness.run_binary(Config, run)
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+Workdir = pathlib.Path
+
+
+def run_binary(
+  config_type: type, run: Callable[[Any, str], Mapping[str, Any]]
+) -> None:
+  """Runs an experiment as a command: one flag for each field of its config.
+
+  Args:
+    config_type: a frozen dataclass with defaults, whose fields are int, float,
+      str, bool or tuples of these.
+    run: `run(config, workdir) -> summary`.
+  """
+  flags.DEFINE_string('workdir', None, 'folder of all results', required=True)
+  for field in dataclasses.fields(config_type):
+    _define_flag(field)
+
+  def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    values = flags.FLAGS.flag_values_dict()
+    names = [field.name for field in dataclasses.fields(config_type)]
+    try:
+      run(
+        config_type(
+          **{
+            name: tuple(values[name])
+            if isinstance(values[name], list)
+            else values[name]
+            for name in names
+          }
+        ),
+        values['workdir'],
+      )
+    except ValueError as error:
+      sys.exit(f'error: {error}')
+
+  jax.config.config_with_absl()
+  app.run(main)
+
+
+def _define_flag(field: dataclasses.Field) -> None:
+  default, text = field.default, field.metadata.get('help', field.name)
+  if isinstance(default, bool):
+    flags.DEFINE_bool(field.name, default, text)
+  elif isinstance(default, int):
+    flags.DEFINE_integer(field.name, default, text)
+  elif isinstance(default, float):
+    flags.DEFINE_float(field.name, default, text)
+  elif isinstance(default, str):
+    flags.DEFINE_string(field.name, default, text)
+  elif isinstance(default, tuple):
+    parser: Any = {
+      int: flags.IntegerParser(),
+      float: flags.FloatParser(),
+      str: flags.ArgumentParser(),
+    }[type(default[0])]
+    serializer = flags.CsvListSerializer(',')
+    flags.DEFINE(
+      _ListParser(parser),
+      field.name,
+      default,
+      text,
+      serializer=serializer,
+    )
+  else:
+    raise TypeError(f'{field.name}: no flag for {type(default).__name__}')
+
+
+class _ListParser(flags.ArgumentParser):
+  """Parses comma-separated values, each by another parser."""
+
+  def __init__(self, item_parser: flags.ArgumentParser):
+    super().__init__()
+    self._item_parser = item_parser
+    self.syntactic_help = 'comma-separated'
+
+  def parse(self, argument: Any) -> list[Any]:
+    if not isinstance(argument, str):
+      return list(argument)
+    items = [item.strip() for item in argument.split(',') if item.strip()]
+    return [self._item_parser.parse(item) for item in items]
+
+  def flag_type(self) -> str:
+    return 'comma-separated list'
+
+
+def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
+  """Makes the workdir, or checks that it belongs to the same config.
+
+  Args:
+    config: the config of this run, a dataclass.
+    workdir: folder of all results.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ValueError: if it can't be written, or holds results of another config.
+  """
+  path = pathlib.Path(workdir)
+  try:
+    (path / 'figures').mkdir(parents=True, exist_ok=True)
+    probe = path / f'.probe-{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f'workdir is {str(path)!r}, which cannot be written ({error.strerror});'
+      ' expected a folder, or a path where one can be made.'
+    ) from error
+  ours = json.loads(to_json(dataclasses.asdict(config)))
+  file = path / 'config.json'
+  if file.exists():
+    _check_same_config(file, ours)
+  else:
+    write_text(file, to_json(ours))
+  return path
+
+
+def _check_same_config(file: pathlib.Path, ours: Mapping[str, Any]) -> None:
+  try:
+    theirs = json.loads(file.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'workdir holds an unreadable config.json ({error}); delete the folder '
+      'or choose another.'
+    ) from error
+  for name in sorted(ours.keys() | theirs.keys()):
+    if ours.get(name) != theirs.get(name):
+      raise ValueError(
+        f'workdir holds a run with {name}={theirs.get(name)!r}, this one has '
+        f'{name}={ours.get(name)!r}; choose another --workdir, or delete '
+        f'{str(file.parent)!r}.'
+      )
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file under a temporary name, then renames it."""
+  with replacing(path) as temporary:
+    temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary path that becomes `path` if the block succeeds."""
+  temporary = path.with_name(f'.{os.getpid()}-{path.name}')
+  try:
+    yield temporary
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def to_json(tree: Any) -> str:
+  """Formats plain data and arrays as JSON; NaN and infinities become null."""
+
+  def plain(node):
+    if isinstance(node, Mapping):
+      return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+      return [plain(item) for item in node]
+    if hasattr(node, 'tolist'):
+      return plain(np.asarray(node, copy=None).tolist())
+    if isinstance(node, float) and not math.isfinite(node):
+      return None
+    return node
+
+  return json.dumps(plain(tree), indent=2, allow_nan=False) + '\n'
+
+
+def write_summary(
+  workdir: Workdir, summary: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """Writes `summary.json`, and returns it as plain data."""
+  text = to_json(summary)
+  write_text(workdir / 'summary.json', text)
+  return json.loads(text)
+
+
+def write_metrics(workdir: Workdir, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes `metrics.jsonl`, one JSON object a line."""
+  lines = [json.dumps(json.loads(to_json(row))) for row in rows]
+  write_text(workdir / 'metrics.jsonl', '\n'.join(lines) + '\n')
+
+
+def save_figure(workdir: Workdir, name: str, figure: Any) -> None:
+  """Writes `figures/<name>.png` and `.svg`, and closes the figure."""
+  import matplotlib.pyplot as plt
+
+  for suffix in ('png', 'svg'):
+    path = workdir / 'figures' / f'{name}.{suffix}'
+    with replacing(path) as temporary:
+      figure.savefig(temporary, format=suffix, dpi=160, bbox_inches='tight')
+  plt.close(figure)
+
+
+def table(
+  rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> str:
+  """Formats rows as a text table; floats get three significant digits."""
+  columns = list(rows[0]) if columns is None else list(columns)
+
+  def cell(value: Any) -> str:
+    return f'{value:.3g}' if isinstance(value, float) else str(value)
+
+  cells = [columns] + [[cell(row[name]) for name in columns] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
+  lines.insert(1, '  '.join('-' * width for width in widths))
+  return '\n'.join(lines)
+
+
+@contextlib.contextmanager
+def float64_on_host() -> Iterator[None]:
+  """Computes in float64 on the CPU: accelerators may have no float64."""
+  enable = getattr(jax, 'enable_x64', None)
+  if enable is None:
+    from jax.experimental import enable_x64 as enable
+  with enable(True), jax.default_device(jax.devices('cpu')[0]):
+    yield
+
+
+def scan_blocks(
+  step_fn: Callable[[Any, Any], tuple[Any, Any]],
+  carry: Any,
+  num_steps: int,
+  *,
+  block_size: int,
+  checkpoints: pathlib.Path,
+  description: str,
+) -> tuple[Any, Any]:
+  """`lax.scan` over step numbers, in blocks, with progress and checkpoints.
+
+  A killed run resumes from its last block and ends in the same numbers, so a
+  random step must derive its key from the step number
+  (`jax.random.fold_in(root, step)`).
+
+  Args:
+    step_fn: `(carry, step) -> (carry, outputs)`.
+    carry: the initial carry, a pytree of arrays.
+    num_steps: number of steps.
+    block_size: steps between checkpoints.
+    checkpoints: folder of the checkpoints of this loop alone.
+    description: label of the progress bar.
+
+  Returns:
+    `(carry, outputs)`, outputs stacked along a leading axis of `num_steps`.
+
+  Raises:
+    ValueError: if a checkpoint cannot be read.
+  """
+  import orbax.checkpoint as ocp
+  import tqdm
+
+  @jax.jit
+  def block(carry, steps):
+    return jax.lax.scan(step_fn, carry, steps)
+
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=1, enable_async_checkpointing=False
+  )
+  with ocp.CheckpointManager(checkpoints.resolve(), options=options) as manager:
+    done = manager.latest_step() or 0
+    outputs: list[Any] = []
+    if done:
+      carry, earlier = _restore(manager, done, step_fn, carry)
+      outputs.append(earlier)
+    bar = tqdm.tqdm(
+      total=num_steps, initial=done, desc=description, unit='step'
+    )
+    with bar:
+      while done < num_steps:
+        size = min(block_size, num_steps - done)
+        carry, new = block(carry, jnp.arange(done, done + size))
+        outputs.append(jax.device_get(new))
+        done += size
+        bar.update(size)
+        outputs = [jax.tree.map(lambda *x: np.concatenate(x), *outputs)]
+        tree = {'carry': carry, 'outputs': outputs[0]}
+        manager.save(done, args=ocp.args.StandardSave(tree))
+  return carry, outputs[0]
+
+
+def _restore(manager, done: int, step_fn, carry) -> tuple[Any, Any]:
+  import orbax.checkpoint as ocp
+
+  _, outputs = jax.eval_shape(
+    lambda c: jax.lax.scan(step_fn, c, jnp.arange(done)), carry
+  )
+  tree = {
+    'carry': jax.eval_shape(lambda: carry),
+    'outputs': jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), outputs),
+  }
+  try:
+    restored = manager.restore(done, args=ocp.args.StandardRestore(tree))
+  except Exception as error:  # Orbax raises many kinds for a damaged folder.
+    raise ValueError(
+      f'checkpoint {done} of {str(manager.directory)!r} cannot be read '
+      f'({type(error).__name__}); delete that folder to start afresh.'
+    ) from error
+  return restored['carry'], restored['outputs']
