@@ -1,0 +1,35 @@
+# Every target that needs the environment makes it first.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= out
+
+.PHONY: env demo test lint bench notebooks clean
+
+env: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("iclcl_jax needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots,train,test,dev]'
+	touch $@
+
+demo: env
+	$(BIN)/python -m experiments.equivalence --workdir=$(OUT)/demo $(DEMO_FLAGS)
+
+test: env
+	$(BIN)/python -m pytest -n auto
+
+lint: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m experiments.benchmark --workdir=$(OUT)/benchmark
+
+notebooks: env
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+clean:
+	rm -rf .venv out build dist *.egg-info
