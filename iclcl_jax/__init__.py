@@ -16,6 +16,7 @@ from iclcl_jax import (
   losses,
   precision,
   projections,
+  storage,
   tasks,
   types,
 )
@@ -31,6 +32,7 @@ __all__ = [
   'losses',
   'precision',
   'projections',
+  'storage',
   'tasks',
   'types',
 ]

@@ -77,6 +77,11 @@ def check_tokens(
   check_array('values', values, 'N d_v')
   check_same('N', 'keys', keys.shape[0], 'values', values.shape[0])
   arrays = {'keys': keys, 'values': values}
+  if keys.shape[1] == 0:
+    raise ValueError(
+      f'keys has shape {list(keys.shape)}; expected a width d_k of at least '
+      '1. Drop no feature columns, or check the axis that was split.'
+    )
   if keys.shape[0] == 0 and not allow_empty:
     raise ValueError(
       'keys is empty (N = 0); expected at least one demonstration. For a '
@@ -148,7 +153,12 @@ def check_scalar(
     )
   if not is_concrete(value):
     return
-  number = float(value)
+  try:
+    number = float(value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{name} is {value!r}; expected a finite number.'
+    ) from error
   if not math.isfinite(number) or not minimum <= number <= maximum:
     expected = 'a finite number'
     if minimum > -math.inf:

@@ -50,9 +50,11 @@ def softmax_attention(
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
   _validate.check_tokens(keys, values, mask, query=query)
+  if mask is not None:  # A masked NaN would return in the gradient.
+    keys = jnp.where(mask[:, None], keys, 0)
+    values = jnp.where(mask[:, None], values, 0)
   exponent = keys @ query / query.shape[0] ** 0.5
   if mask is not None:
-    values = jnp.where(mask[:, None], values, 0)
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
   weights = jax.nn.softmax(exponent)
   if mask is not None:

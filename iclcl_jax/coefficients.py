@@ -92,12 +92,14 @@ def gradient(
   """
   del penalty  # Refused by the caller: there are no explicit weights.
 
+  keys_read, values_read = jnp.asarray(keys)[rows], jnp.asarray(values)[rows]
+
   def evaluate(key):
     reading = read(kernel, state, key)
     return reading.numerator * jnp.exp(reading.log_scale)
 
-  predictions = jax.lax.map(evaluate, keys[rows])
-  slopes = jax.grad(loss)(predictions, values[rows])
+  predictions = jax.lax.map(evaluate, keys_read)
+  slopes = jax.grad(loss)(predictions, values_read)
   if mask is not None:
     slopes = jnp.where(mask[:, None], slopes, 0)
   first = state.keys.shape[0] - keys.shape[0]
@@ -118,7 +120,9 @@ def remove(
     & (state.mass > 0)
   )
   found = jnp.any(matches) & (jnp.sum(state.mass) > 1)
-  keep = jnp.arange(matches.shape[0]) != jnp.argmax(matches)
+  # A row more, so that an empty state has a largest entry too.
+  first = jnp.argmax(jnp.concatenate([matches, jnp.ones(1, bool)]))
+  keep = jnp.arange(matches.shape[0]) != first
   rest = state._replace(
     coefficients=jnp.where(keep[:, None], state.coefficients, 0),
     mass=jnp.where(keep, state.mass, 0),
@@ -147,6 +151,8 @@ def scores(
   mask: Mask | None = None,
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `k(k_i, q)` for every key and their common log-scale."""
+  if mask is not None:  # A masked NaN would return in the gradient.
+    keys = jnp.where(mask[:, None], keys, 0)
   if not hasattr(kernel, 'log_kernel'):
     weights = jax.vmap(kernel, in_axes=(0, None))(keys, query)
     weights = weights if mask is None else jnp.where(mask, weights, 0)

@@ -120,7 +120,7 @@ def one_step(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
   """
   _check_step(phi, state, keys, values, mask, learning_rate)
-  labels = jnp.asarray(learning_rate, values.dtype) * values
+  labels = _scale_values(values, mask, learning_rate)
   return _form(phi).absorb(phi, state, keys, labels, mask)
 
 
@@ -163,7 +163,7 @@ def stream_step(
   _validate.check_feature_map(phi)
   _validate.check_count('chunk_size', chunk_size)
   _check_step(phi, state, keys, values, mask, learning_rate)
-  labels = jnp.asarray(learning_rate, values.dtype) * values
+  labels = _scale_values(values, mask, learning_rate)
   return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
 
 
@@ -219,8 +219,9 @@ def one_step_autodiff(
   """
   _check_step(phi, state, keys, values, mask, learning_rate)
   optimizer = _sgd() if optimizer is None else optimizer
+  _check_optimizer(optimizer)
   form = _form(phi)
-  _check_objective(form, loss, penalty, masked=mask is not None)
+  _check_objective(form, loss, penalty, values, masked=mask is not None)
   state = form.see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])
   gradient = form.gradient(phi, state, keys, values, rows, mask, loss, penalty)
@@ -351,9 +352,15 @@ def train_and_observe(
       f'batch_size is {batch_size}; expected at most the number of '
       f'demonstrations, {size}.'
     )
+  _check_optimizer(optimizer)
+  if not callable(observe):
+    raise ValueError(
+      f'observe is a {type(observe).__name__}; expected a function of the '
+      'state, such as lambda state: dual.predict(phi, state, query).'
+    )
   form = _form(phi)
   padding = -size % batch_size
-  _check_objective(form, loss, penalty, masked=padding > 0)
+  _check_objective(form, loss, penalty, values[:batch_size], masked=padding > 0)
   state = form.see(phi, state, keys, values)
   steps_per_epoch = (size + padding) // batch_size
 
@@ -455,6 +462,7 @@ def predict(
   """
   _validate.check_array('query', query, 'd_k')
   _check_state(phi, state, query.shape[0])
+  _validate.check_dtypes(state=state.mass, query=query)
   reading = _form(phi).read(phi, state, query)
   if normaliser is None:
     return reading.numerator / reading.denominator
@@ -518,17 +526,14 @@ def merge(a: State, b: State) -> State:
     >>> merge(state, state).mass.tolist()
     [2.0, 2.0, 2.0, 2.0]
   """
-  widths = [
-    tuple(array.shape[1:] if is_rows else array.shape for array in state)
-    for state in (a, b)
-    for is_rows in [isinstance(state, KernelDualState)]
-  ]
-  if type(a) is not type(b) or widths[0] != widths[1]:
+  sizes_a, sizes_b = _sizes('a', a), _sizes('b', b)
+  if type(a) is not type(b) or sizes_a != sizes_b:
     raise ValueError(
-      f'a is a {type(a).__name__} of sizes {widths[0]}, b a '
-      f'{type(b).__name__} of sizes {widths[1]}; expected states of the same '
+      f'a is a {type(a).__name__} of sizes {sizes_a}, b a '
+      f'{type(b).__name__} of sizes {sizes_b}; expected states of the same '
       'phi and the same value width.'
     )
+  _validate.check_dtypes(a=a.mass, b=b.mass)
   form = moments if isinstance(a, DualState) else coefficients
   return form.merge(a, b)
 
@@ -601,10 +606,27 @@ def _form(phi: FeatureMap | Kernel):
   return moments if _validate.is_feature_map(phi) else coefficients
 
 
+def _scale_values(values, mask, learning_rate) -> Float[Array, 'N d_v']:
+  if mask is not None:  # A masked NaN would return in the gradient.
+    values = jnp.where(mask[:, None], values, 0)
+  return jnp.asarray(learning_rate, values.dtype) * values
+
+
 def _sgd() -> 'optax.GradientTransformation':
   import optax
 
   return optax.sgd(1.0)
+
+
+def _sizes(name: str, state: State) -> tuple[tuple[int, ...], ...]:
+  """Sizes that two states share, whatever number of rows they hold."""
+  if not isinstance(state, DualState | KernelDualState):
+    raise ValueError(
+      f'{name} is a {type(state).__name__}; expected a state, as '
+      'dual.zero_shot returns.'
+    )
+  first = 1 if isinstance(state, KernelDualState) else 0
+  return tuple(array.shape[first:] for array in state)
 
 
 def _check_state(phi: FeatureMap | Kernel, state: State, d_k: int) -> None:
@@ -634,12 +656,34 @@ def _check_step(phi, state, keys, values, mask, learning_rate) -> None:
   _validate.check_dtypes(state=stored, values=values)
 
 
-def _check_objective(form, loss, penalty, *, masked: bool) -> None:
+def _check_optimizer(optimizer) -> None:
+  is_transformation = callable(getattr(optimizer, 'init', None)) and callable(
+    getattr(optimizer, 'update', None)
+  )
+  if not is_transformation:
+    raise ValueError(
+      f'optimizer is a {type(optimizer).__name__}; expected an optax '
+      'transformation, such as optax.sgd(0.1).'
+    )
+
+
+def _check_objective(form, loss, penalty, values, *, masked: bool) -> None:
   if not callable(loss):
     raise ValueError(
       f'loss is a {type(loss).__name__}; expected a function loss('
       'predictions [N, d_v], values [N, d_v]) -> [], such as '
       'losses.contrastive.'
+    )
+  result = jax.eval_shape(loss, values, values)
+  if getattr(result, 'shape', None) != ():
+    raise ValueError(
+      f'loss returns {result}; expected a scalar array []. Sum over the '
+      'demonstrations, for example with jnp.sum.'
+    )
+  if penalty is not None and not callable(penalty):
+    raise ValueError(
+      f'penalty is a {type(penalty).__name__}; expected a function '
+      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1).'
     )
   if penalty is not None and form is coefficients:
     raise ValueError(

@@ -175,7 +175,9 @@ def residuals(
   scale = jnp.max(shares @ (jnp.abs(values) + jnp.abs(output)[None]))
   spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
   return Residuals(
-    *outputs,
+    attention=outputs[0],
+    closed_form=outputs[1],
+    autodiff=outputs[2],
     residual=_ratio(spread, scale),
     relative_error=_ratio(spread, jnp.max(jnp.abs(output))),
     normaliser=normaliser,
@@ -226,10 +228,10 @@ def verify(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
-  if not _validate.is_concrete(query, keys, values, mask):
+  if not isinstance(arithmetic, precision.Arithmetic):
     raise ValueError(
-      'verify was called inside a transformation; expected concrete arrays. '
-      'Use equivalence.residuals inside jit or vmap.'
+      f'arithmetic is a {type(arithmetic).__name__}; expected a '
+      'precision.Arithmetic, such as precision.HIGHEST.'
     )
 
   def compute(query, keys, values):
@@ -238,6 +240,12 @@ def verify(
     )
 
   result = arithmetic.transform(compute)(query, keys, values)
+  if not _validate.is_concrete(result, mask):
+    raise ValueError(
+      'verify was called inside a transformation; expected concrete arrays. '
+      'Use equivalence.residuals inside jit or vmap.'
+    )
+
   tolerance = precision.tolerance(keys.dtype)
   inputs = {'query': query, 'keys': keys, 'values': values}
   if mask is not None:

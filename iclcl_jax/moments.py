@@ -151,7 +151,7 @@ def gradient(
   the weights of `psi`. So a step of `W` against its gradient is a step of `w`
   against the gradient of `U`, and neither under- nor overflows.
   """
-  keys, values = keys[rows], values[rows]
+  keys, values = jnp.asarray(keys)[rows], jnp.asarray(values)[rows]
   row_scale, features = scaled_rows(phi, keys, mask)
   features = jnp.exp(row_scale - state.log_scale[None]) * features
   if mask is not None:

@@ -65,6 +65,11 @@ def linear_regression(
   _validate.check_key('key', key)
   _validate.check_count('num_demonstrations', num_demonstrations, minimum=0)
   _validate.check_array('task_matrix', task_matrix, 'd_y d_x')
+  if not callable(input_fn):
+    raise ValueError(
+      f'input_fn is a {type(input_fn).__name__}; expected a function (key, '
+      'shape, dtype) -> array, such as tasks.uniform or jax.random.normal.'
+    )
   shape = (num_demonstrations + 1, task_matrix.shape[1])
   inputs = input_fn(key, shape, task_matrix.dtype)
   labels = inputs @ task_matrix.T

@@ -1,0 +1,210 @@
+"""Save and load the state of a dual model.
+
+One `.npz` file holds one state; NumPy alone can read it. Dtypes that NumPy
+does not know (bfloat16) are stored as their bits, with the dtype's name.
+"""
+
+import os
+import pathlib
+import uuid
+import zipfile
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iclcl_jax import _validate
+from iclcl_jax.types import DualState, KernelDualState
+
+_FORMAT = 'iclcl_jax.state.1'
+# Axes of each array, in the order of the state's fields.
+_KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
+  'DualState': (DualState, ('d_v R', 'R', 'R')),
+  'KernelDualState': (KernelDualState, ('n d_k', 'n d_v', 'n')),
+}
+
+
+def save(
+  path: str | os.PathLike[str], state: DualState | KernelDualState
+) -> None:
+  """Saves a state to one file, all or nothing.
+
+  The file is written under a temporary name in the same folder and then
+  renamed: a reader finds the old state or the new one, never half of one.
+
+  Args:
+    path: the file; an existing one is replaced.
+    state: the state. Leading axes that all arrays share (heads, a batch) are
+      kept.
+
+  Raises:
+    ValueError: if `state` is no state, is traced, or its shapes disagree.
+    FileNotFoundError: if the folder of `path` does not exist.
+
+  Example:
+    >>> import tempfile
+    >>> state = DualState(jnp.ones((2, 3)), jnp.ones(3), jnp.zeros(3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   save(f'{folder}/state.npz', state)
+    ...   load(f'{folder}/state.npz').mass.tolist()
+    [1.0, 1.0, 1.0]
+  """
+  kind = type(state).__name__
+  if not isinstance(state, DualState | KernelDualState):
+    raise ValueError(
+      f'state is a {kind}; expected a DualState or a KernelDualState, such as '
+      'dual.zero_shot or dual.one_step return.'
+    )
+  if not _validate.is_concrete(state):
+    raise ValueError(
+      'state is traced; expected concrete arrays. Return it from the '
+      'transformed function (jit, vmap, grad), then save it.'
+    )
+  _check_shapes('state', kind, state._asdict())
+  contents: dict[str, np.ndarray] = {
+    'format': np.asarray(_FORMAT),
+    'kind': np.asarray(kind),
+  }
+  for name, array in state._asdict().items():
+    contents[name] = _to_bits(np.asarray(array))
+    contents[f'{name}.dtype'] = np.asarray(np.dtype(array.dtype).name)
+  _write(pathlib.Path(path), contents)
+
+
+def load(path: str | os.PathLike[str]) -> DualState | KernelDualState:
+  """Loads a state that `save` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The state, of the kind and the dtypes with which it was saved.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if the file is corrupt or truncated, holds something else,
+      lacks an array, has arrays whose shapes disagree, or holds float64 while
+      JAX computes in float32.
+
+  Example:
+    See :func:`save`.
+  """
+  contents = _read(pathlib.Path(path))
+  kind = str(contents.get('kind', np.asarray('')))
+  if str(contents.get('format', np.asarray(''))) != _FORMAT:
+    raise ValueError(
+      f'{path} holds no state of a dual model (no format {_FORMAT!r}); '
+      'expected a file that storage.save wrote.'
+    )
+  if kind not in _KINDS:
+    raise ValueError(
+      f'{path} holds a {kind!r}; expected one of {", ".join(_KINDS)}.'
+    )
+  state_type, _ = _KINDS[kind]
+  arrays = {
+    name: _from_bits(path, name, contents)
+    for name in state_type._fields  # type: ignore[attr-defined]
+  }
+  _check_shapes(str(path), kind, arrays)
+  return state_type(**{k: jnp.asarray(array) for k, array in arrays.items()})
+
+
+def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
+  """Checks that the arrays of a state agree in every axis."""
+  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+  sizes: dict[str, object] = {}
+  consistent = True
+  for shape, axes in zip(shapes.values(), _KINDS[kind][1], strict=True):
+    names = axes.split()
+    num_leading = len(shape) - len(names)
+    consistent &= num_leading >= 0
+    found = {'leading': shape[: max(num_leading, 0)]}
+    found |= dict(zip(names, shape[max(num_leading, 0) :], strict=False))
+    for name, size in found.items():
+      consistent &= sizes.setdefault(name, size) == size
+  floating = all(
+    jnp.issubdtype(array.dtype, jnp.floating) for array in arrays.values()
+  )
+  if not consistent or not floating:
+    found_text = ', '.join(
+      f'{name}: {arrays[name].dtype} {list(shape)}'
+      for name, shape in shapes.items()
+    )
+    expected = ', '.join(
+      f'{name} [{axes.replace(" ", ", ")}]'
+      for name, axes in zip(shapes, _KINDS[kind][1], strict=True)
+    )
+    raise ValueError(
+      f'{owner}: the arrays of the {kind} disagree ({found_text}); expected '
+      f'floating-point arrays {expected}, with the same leading axes if any.'
+    )
+
+
+def _to_bits(array: np.ndarray) -> np.ndarray:
+  """The array itself, or its bits if NumPy does not know its dtype."""
+  is_native = array.dtype.isbuiltin == 1
+  return array if is_native else array.view(f'u{array.dtype.itemsize}')
+
+
+def _from_bits(path, name: str, contents: dict[str, np.ndarray]) -> np.ndarray:
+  missing = [k for k in (name, f'{name}.dtype') if k not in contents]
+  if missing:
+    raise ValueError(
+      f'{path} lacks the array {missing[0]!r}; the file was not written by '
+      'storage.save, or was edited. Save the state again.'
+    )
+  stored, dtype_name = contents[name], str(contents[f'{name}.dtype'])
+  try:
+    dtype = jnp.dtype(dtype_name)
+    array = stored if stored.dtype == dtype else stored.view(dtype)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{path}: {name} is stored as {stored.dtype} and declared as '
+      f'{dtype_name!r}, which do not fit. Save the state again.'
+    ) from error
+  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    raise ValueError(
+      f'{path}: {name} has dtype float64, but JAX computes in float32. Set '
+      "jax.config.update('jax_enable_x64', True) first, or save the state in "
+      'float32.'
+    )
+  return array
+
+
+def _write(path: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f'path is {str(path)!r}, but there is no folder {str(path.parent)!r}. '
+      'Create it first.'
+    )
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    with open(temporary, 'xb') as file:
+      np.savez(file, allow_pickle=False, **contents)  # type: ignore[arg-type]
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with open(path, 'rb') as file:
+    try:
+      archive = np.load(file, allow_pickle=False)
+      return {name: archive[name] for name in archive.files}
+    except (
+      AttributeError,  # A bare .npy array, which is no archive.
+      EOFError,
+      KeyError,
+      OSError,
+      ValueError,
+      zipfile.BadZipFile,
+      zlib.error,
+    ) as error:
+      raise ValueError(
+        f'{path} is no readable state: it is corrupt, truncated, or of '
+        f'another format ({type(error).__name__}: {error}). Save the state '
+        'again.'
+      ) from error
