@@ -8,6 +8,8 @@ the features of one chunk at a time.
 A query that sees no key (everything masked) gets zeros.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -101,7 +103,8 @@ def kernel_attention(
   """
   _validate.check_tokens(keys, values, mask, query=query)
   weights, _ = scores(phi, query, keys, mask)
-  return _divide(*_sums(weights, values, mask), mask)
+  numerator, denominator = _sums(weights, values, mask)
+  return _divide(numerator, denominator, mask)
 
 
 def linear_attention(
@@ -206,22 +209,23 @@ def causal_kernel_attention(
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   *,
-  chunk_size: int = 256,
+  chunk_size: int = 128,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
   """Lets position `t` attend to the keys `0..t`, in time linear in `N`.
 
   Across chunks the moments of the past are carried along. Inside a chunk the
-  lower triangle is tiled by squares of doubling size: in each, later queries
-  read earlier keys relative to the maximum over those keys alone. So nothing
-  of the future enters a past output: no value, no gradient, no rounding.
+  scores are written out, relative to the largest log-features of the past
+  alone. So nothing of the future enters a past output: no value, no gradient,
+  no rounding. Where a key rises above the past by more than half the range of
+  the dtype's exponents, its chunk is answered row by row, which is slower.
 
   Args:
     phi: feature map of the kernel.
     queries: the test inputs. Shape `[N, d_k]`.
     keys: training inputs of the dual model. Shape `[N, d_k]`.
     values: their labels. Shape `[N, d_v]`.
-    chunk_size: rows whose features are held at a time, a power of two.
+    chunk_size: rows whose features are held at a time.
     mask: valid keys. Shape `[N]`; None for all.
 
   Returns:
@@ -229,7 +233,7 @@ def causal_kernel_attention(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no key, `phi` is
-      no feature map, or `chunk_size` is no power of two.
+      no feature map, or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -246,18 +250,18 @@ def causal_kernel_attention(
   size = keys.shape[0]
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
   _validate.check_count('chunk_size', chunk_size)
-  if chunk_size & (chunk_size - 1):
-    raise ValueError(
-      f'chunk_size is {chunk_size}; expected a power of two, such as 256.'
-    )
   arrays = (queries, keys, values) + (() if mask is None else (mask,))
   padding = -size % chunk_size
   arrays = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), arrays
+    lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), 'edge'),
+    arrays,
   )
   chunks, _ = moments.split_chunks(arrays, chunk_size)
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
+  first = moments.scaled_rows(phi, keys[:1], None if mask is None else mask[:1])
   state = moments.empty(phi, keys, values)
+  log_scale = jnp.broadcast_to(_stop(first[0][0]), state.log_scale.shape)
+  state = state._replace(log_scale=log_scale)
   _, sums = jax.lax.scan(step, state, chunks)
   sums = sums.reshape(size + padding, -1)[:size]
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
@@ -290,68 +294,68 @@ def scores(
 
 
 def _causal_chunk(phi, state, queries, keys, values, mask=None):
-  """Returns the state after a chunk, and sums `[C, d_v + 1]` of each row."""
+  """Returns the state after a chunk, and sums `[C, d_v + 1]` of each row.
+
+  Log-features of the chunk are taken relative to those of the past. Where a
+  key exceeds the past too far for that, it is left to `_add_steep`.
+  """
   key_scale, key_features = moments.scaled_rows(phi, keys, mask)
   query_scale, query_features = moments.scaled_rows(phi, queries)
   labels = moments.labels(values, mask)
-  past = jnp.broadcast_to(state.log_scale[None], key_features.shape)
-  running = jnp.maximum(past, _stop(_running_max(key_scale)))
-  shift = moments.largest(query_scale + running, axis=1)[:, None]
+  past = state.log_scale[None]
+  shift = moments.largest(query_scale + past, axis=1)
+  relative = key_scale - past
+  steep = relative > math.log(jnp.finfo(relative.dtype).max) / 2
+  neutral = moments.zero_log_scale(relative.dtype)
 
+  read = jnp.exp(query_scale + past - shift[:, None]) * query_features
+  own = jnp.exp(jnp.where(steep, neutral, relative)) * key_features
   weights = jnp.concatenate([state.weights, state.mass[None]])
-  read = jnp.exp(query_scale + state.log_scale[None] - shift) * query_features
-  own = jnp.exp(query_scale + key_scale - shift) * query_features
-  own = own * key_features
-  sums = read @ weights.T + jnp.sum(own, axis=1, keepdims=True) * labels
-  size = 1
-  while size < keys.shape[0]:
-    sums = sums + _square(
-      size,
-      query_scale,
-      shift,
-      query_features,
-      key_scale,
-      key_features,
-      labels,
-    )
-    size *= 2
-
-  log_scale = running[-1]
-  features = jnp.exp(key_scale - log_scale[None]) * key_features
-  weights = weights * jnp.exp(state.log_scale - log_scale)[None] + (
-    labels.T @ features
+  sums = read @ weights.T + jnp.tril(read @ own.T) @ labels
+  sums = jax.lax.cond(
+    _any(steep),
+    _add_steep,
+    lambda sums, *_: sums,
+    sums,
+    shift,
+    (query_scale, query_features),
+    (jnp.where(steep, key_scale, neutral), key_features),
+    labels,
   )
-  return moments.DualState(weights[:-1], weights[-1], log_scale), sums
+  return moments.absorb(phi, state, keys, values, mask), sums
 
 
-def _square(
-  size, query_scale, shift, query_features, key_scale, key_features, labels
-):
-  """Second halves of pairs of tiles read the first halves."""
+def _add_steep(sums, shift, queries, keys, labels):
+  """Adds the remaining log-features `[C, R]`, score by score, row by row."""
+  positions = jnp.arange(labels.shape[0])
 
-  def halves(array):
-    return array.reshape(-1, 2, size, array.shape[1])
+  @jax.checkpoint
+  def add(row):
+    position, sums, shift, (query_scale, query_features) = row
+    exponent = query_scale[None] + keys[0]
+    visible = (positions <= position)[:, None]
+    exponent = jnp.where(visible, exponent, moments.zero_log_scale(shift.dtype))
+    largest = moments.largest(exponent)
+    terms = jnp.exp(exponent - largest) * keys[1] * query_features[None]
+    weights = jnp.sum(jnp.where(visible, terms, 0), axis=1)
+    top = jnp.maximum(shift, largest)
+    return sums * jnp.exp(shift - top) + weights @ labels * jnp.exp(
+      largest - top
+    )
 
-  first, second = 0, 1
-  key_scale, labels = halves(key_scale)[:, first], halves(labels)[:, first]
-  largest = _stop(jnp.max(key_scale, axis=1, keepdims=True))
-  keys = jnp.exp(key_scale - largest) * halves(key_features)[:, first]
-  exponent = halves(query_scale)[:, second] + largest
-  queries = jnp.exp(exponent - halves(shift)[:, second])
-  queries = queries * halves(query_features)[:, second]
-  sums = (queries @ keys.mT) @ labels
-  sums = jnp.stack([jnp.zeros_like(sums), sums], axis=1)
-  return sums.reshape(-1, sums.shape[-1])
+  return jax.lax.map(add, (positions, sums, shift, queries))
 
 
-def _running_max(array: Float[Array, 'C _']) -> Float[Array, 'C _']:
-  """Cumulative maximum along axis 0 of a power-of-two length."""
-  tiles = array[:, None]
-  while tiles.shape[0] > 1:
-    first, second = tiles[0::2], tiles[1::2]
-    second = jnp.maximum(second, first[:, -1:])
-    tiles = jnp.concatenate([first, second], axis=1)
-  return tiles[0]
+@jax.custom_batching.custom_vmap
+def _any(array):
+  """`jnp.any` over batch axes too: a `cond` on it stays one under `vmap`."""
+  return jnp.any(array)
+
+
+@_any.def_vmap
+def _any_of_batch(axis_size, in_batched, array):
+  del axis_size, in_batched
+  return _any(array), False
 
 
 def _sums(weights, values, mask):
