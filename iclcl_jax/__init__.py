@@ -9,6 +9,7 @@ Import modules, then name their functions::
 
 from iclcl_jax import (
   attention,
+  budget,
   dual,
   equivalence,
   features,
@@ -25,6 +26,7 @@ __version__ = '0.1.0'
 
 __all__ = [
   'attention',
+  'budget',
   'dual',
   'equivalence',
   'features',

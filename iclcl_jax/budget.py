@@ -1,0 +1,615 @@
+r"""How many random directions an attention needs, before it is run.
+
+A random feature map estimates the softmax kernel without bias; how well is a
+closed form of
+
+.. math:: v = |q + k|^2 / \sqrt{d_k} \quad\text{(positive, hyperbolic)},
+   \qquad u = |q - k|^2 / \sqrt{d_k} \quad\text{(trigonometric)},
+
+and grows like its exponential. `relative_variance` is that form,
+`feature_budget` reads it for given queries and keys, and says whether random
+features can work there at all. Feature maps and projections are named by
+passing the class and the function themselves:
+
+  budget.relative_variance(features.PositiveFeatures, projections.orthogonal,
+                           query, key, num_directions=256)
+
+Everything is computed on the host, in float64 and in log space, whatever the
+dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results
+beyond the range of floating point are capped at `exp(700)`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from iclcl_jax import _pair_series, _validate, features, projections
+from iclcl_jax.types import Array, Float
+
+Projection: TypeAlias = Callable[..., Array]
+
+# Above this predicted relative output error the prediction itself is invalid.
+LARGEST_VALID_ERROR = 0.2
+
+
+class _Family(NamedTuple):
+  """The map depends on `q + sign * k`; `even` if each row has both signs."""
+
+  sign: int
+  even: bool
+
+
+_FAMILIES: dict[type, _Family] = {
+  features.PositiveFeatures: _Family(sign=1, even=False),
+  features.HyperbolicFeatures: _Family(sign=1, even=True),
+  features.TrigonometricFeatures: _Family(sign=-1, even=True),
+}
+
+# Inner product of two unit directions of one block; None: independent rows.
+_COSINES: dict[Projection, Callable[[int], float | None]] = {
+  projections.gaussian: lambda dim: None,
+  projections.orthogonal: lambda dim: 0.0,
+  projections.simplex: lambda dim: -1 / (dim - 1),
+}
+
+
+def relative_variance(
+  feature_map: type,
+  projection_fn: Projection,
+  query: Float[Array, ' d_k'],
+  key: Float[Array, ' d_k'],
+  *,
+  num_directions: int,
+) -> float:
+  r"""The variance of `phi(q) . phi(k)` over the square of its mean.
+
+  For independent rows :math:`(e^v - 1)/R`, :math:`(\cosh v - 1)/R` and
+  :math:`(\cosh u - 1)/R`; rows of one block add their covariance.
+
+  Args:
+    feature_map: the class `features.PositiveFeatures`, `HyperbolicFeatures` or
+      `TrigonometricFeatures`.
+    projection_fn: the function `projections.gaussian`, `orthogonal` or
+      `simplex`.
+    query: one query. Shape `[d_k]`.
+    key: one key. Shape `[d_k]`.
+    num_directions: rows `R` of the projection.
+
+  Returns:
+    The relative variance, at most `exp(700)`.
+
+  Raises:
+    ValueError: if the map is not random, the projection has no closed form
+      (`simplex_plus`), shapes disagree, or values are traced.
+
+  Example:
+    >>> x = np.full(4, 0.5)
+    >>> round(relative_variance(features.PositiveFeatures, projections.gaussian,
+    ...                         x, x, num_directions=64), 4)  # (e^2 - 1) / 64
+    0.0998
+
+  References:
+    Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et
+    al., arXiv:1610.09072 (orthogonal); Reid et al., arXiv:2301.13856 (simplex).
+  """
+  log_variance = log_relative_variance(
+    feature_map, projection_fn, query, key, num_directions=num_directions
+  )
+  return float(_exp(np.asarray(log_variance)))
+
+
+def log_relative_variance(
+  feature_map: type,
+  projection_fn: Projection,
+  query: Float[Array, ' d_k'],
+  key: Float[Array, ' d_k'],
+  *,
+  num_directions: int,
+) -> float:
+  """The logarithm of `relative_variance`, for pairs of any size.
+
+  Args:
+    feature_map: see `relative_variance`.
+    projection_fn: see `relative_variance`.
+    query: one query. Shape `[d_k]`.
+    key: one key. Shape `[d_k]`.
+    num_directions: rows `R` of the projection.
+
+  Returns:
+    The logarithm; minus infinity where the estimate is exact.
+
+  Raises:
+    ValueError: as `relative_variance`.
+
+  Example:
+    >>> x = np.full(4, 50.0)
+    >>> round(log_relative_variance(
+    ...     features.PositiveFeatures, projections.gaussian, x, x,
+    ...     num_directions=1))
+    20000
+  """
+  family = _family(feature_map)
+  x, y = _host('query', query, 'd_k'), _host('key', key, 'd_k')
+  _validate.check_same('d_k', 'query', x.size, 'key', y.size)
+  square = np.sum((x + family.sign * y) ** 2) / x.size**0.5
+  log_variance = log_relative_variance_at(
+    feature_map,
+    projection_fn,
+    square,
+    dim=x.size,
+    num_directions=num_directions,
+  )
+  return float(log_variance)
+
+
+def log_relative_variance_at(
+  feature_map: type,
+  projection_fn: Projection,
+  squared_norms: Any,
+  *,
+  dim: int,
+  num_directions: int,
+) -> np.ndarray:
+  r"""`log_relative_variance` of many pairs, given `v` (or `u`) of each.
+
+  Args:
+    feature_map: see `relative_variance`.
+    projection_fn: see `relative_variance`.
+    squared_norms: `|q + k|^2 / sqrt(d_k)`, or for trigonometric features
+      `|q - k|^2 / sqrt(d_k)`. Any shape.
+    dim: width `d_k`.
+    num_directions: rows `R` of the projection.
+
+  Returns:
+    The logarithms. The shape of `squared_norms`.
+
+  Raises:
+    ValueError: as `relative_variance`, or if a squared norm is negative.
+
+  Example:
+    >>> v = np.array([0.0, 1.0])
+    >>> np.exp(log_relative_variance_at(
+    ...     features.PositiveFeatures, projections.gaussian, v, dim=4,
+    ...     num_directions=1)).round(3).tolist()
+    [0.0, 1.718]
+  """
+  family = _family(feature_map)
+  cosine = _cosine(projection_fn, dim)
+  _validate.check_count('num_directions', num_directions)
+  v = _squares(squared_norms)
+  scaled = -np.expm1(-v) if not family.even else np.expm1(-v) ** 2 / 2
+  partners = _pair_series.mean_partners(num_directions, dim)
+  if cosine is not None and partners > 0:
+    both = [cosine, -cosine] if family.even else [cosine]
+    pairs = [
+      _pair_series.scaled_covariance(family.sign * v, dim, c) for c in both
+    ]
+    scaled = scaled + partners * sum(pairs) / len(pairs)
+  with np.errstate(divide='ignore'):
+    return v + np.log(np.maximum(scaled, 0)) - math.log(num_directions)
+
+
+def relative_covariance(
+  feature_map: type,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  *,
+  num_directions: int,
+) -> np.ndarray:
+  r"""Covariances of the estimates of one query, for independent rows.
+
+  .. math:: \mathrm{Cov}(\hat K_j, \hat K_l)/(K_j K_l) =
+     (e^{z_j^\top z_l} - 1)/R, \quad z_j = (q + k_j)/d_k^{1/4}
+
+  for positive features; with `cosh` for hyperbolic ones, and with `cosh` and
+  `q - k_j` for trigonometric ones.
+
+  Args:
+    feature_map: see `relative_variance`.
+    query: one query. Shape `[d_k]`.
+    keys: keys seen through the same directions. Shape `[N, d_k]`.
+    num_directions: rows `R` of a `projections.gaussian`.
+
+  Returns:
+    The relative covariances. Shape `[N, N]`; entries are capped.
+
+  Raises:
+    ValueError: as `relative_variance`.
+
+  Example:
+    >>> relative_covariance(features.PositiveFeatures, np.zeros(4),
+    ...                     np.zeros((2, 4)), num_directions=8).tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+
+  References:
+    The diagonal is lemma 2 of Choromanski et al., arXiv:2009.14794.
+  """
+  family = _family(feature_map)
+  _validate.check_count('num_directions', num_directions)
+  x, y = _host('query', query, 'd_k'), _host('keys', keys, 'N d_k')
+  _validate.check_same('d_k', 'query', x.size, 'keys', y.shape[1])
+  z = x + family.sign * y
+  products = np.minimum(z @ z.T / x.size**0.5, 700)
+  growth = np.cosh(products) - 1 if family.even else np.expm1(products)
+  return growth / num_directions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureBudget:
+  """What random features of given queries and keys can reach.
+
+  Attributes:
+    feature_map: name of the map.
+    projection: name of the projection.
+    num_directions: rows `R` of the projection.
+    target_error: relative standard deviation of a kernel value that is asked
+      for.
+    squared_norm_median: median of `v` (or `u`) over the pairs.
+    squared_norm_90: its 90 % quantile.
+    kernel_error_median: relative standard deviation of a kernel value with
+      `num_directions`, at the median.
+    kernel_error_90: the same at the 90 % quantile.
+    directions_median: directions that reach `target_error` at the median, at
+      least 1; for blocks, at the mean block size of `num_directions`.
+    directions_90: the same at the 90 % quantile.
+    output_error: predicted relative root-mean-square error of the attention
+      output, see `predicted_output_error`; None without values.
+    verdict: 'fine' (median `v` <= 1), 'caution' (<= 4), 'warn' (<= 8) or
+      'hopeless'; at least 'warn' if `output_error` is out of regime.
+  """
+
+  feature_map: str
+  projection: str
+  num_directions: int
+  target_error: float
+  squared_norm_median: float
+  squared_norm_90: float
+  kernel_error_median: float
+  kernel_error_90: float
+  directions_median: float
+  directions_90: float
+  output_error: float | None
+  verdict: str
+
+  @property
+  def in_regime(self) -> bool | None:
+    """Whether `output_error` can be trusted; None without values."""
+    if self.output_error is None:
+      return None
+    return self.output_error <= LARGEST_VALID_ERROR
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain Python values, for JSON."""
+    return dataclasses.asdict(self) | {'in_regime': self.in_regime}
+
+  def __str__(self) -> str:
+    error = 'no values given'
+    if self.output_error is not None:
+      error = f'{self.output_error:.2g}'
+      if not self.in_regime:
+        error = f'out of regime (above {LARGEST_VALID_ERROR:g})'
+    rows = {
+      'squared norm': (self.squared_norm_median, self.squared_norm_90),
+      'kernel error': (self.kernel_error_median, self.kernel_error_90),
+      f'directions for {self.target_error:.3g}': (
+        self.directions_median,
+        self.directions_90,
+      ),
+    }
+    title = (
+      f'feature budget: {self.feature_map}, {self.projection}, '
+      f'{self.num_directions} directions'
+    )
+    lines = [title, f'  {"":<24} {"median":>9} {"90 %":>9}']
+    lines += [f'  {k:<24} {a:>9.3g} {b:>9.3g}' for k, (a, b) in rows.items()]
+    lines += [f'  {"predicted output error":<24} {error}']
+    return '\n'.join([*lines, f'  {"verdict":<24} {self.verdict}'])
+
+
+def feature_budget(
+  feature_map: type,
+  projection_fn: Projection,
+  queries: Float[Array, 'M d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'] | None = None,
+  *,
+  num_directions: int,
+  target_error: float = 0.1,
+) -> FeatureBudget:
+  """Tells what random features of these queries and keys can reach.
+
+  Args:
+    feature_map: see `relative_variance`.
+    projection_fn: see `relative_variance`.
+    queries: the queries. Shape `[M, d_k]`.
+    keys: the keys. Shape `[N, d_k]`.
+    values: their values, for the error of the output. Shape `[N, d_v]`. The
+      cost is then `M N^2`: a sample of the queries will do.
+    num_directions: rows `R` of the projection.
+    target_error: relative standard deviation of a kernel value to aim at.
+
+  Returns:
+    A `FeatureBudget`; print it.
+
+  Raises:
+    ValueError: as `relative_variance`, or if `target_error` is not positive.
+
+  Example:
+    >>> x = np.random.default_rng(0).normal(size=(32, 64))
+    >>> feature_budget(features.PositiveFeatures, projections.orthogonal,
+    ...                x[:8], x[8:], num_directions=256).verdict
+    'hopeless'
+
+  References:
+    Choromanski et al., arXiv:2009.14794, lemma 2.
+  """
+  family = _family(feature_map)
+  x, y = _host('queries', queries, 'M d_k'), _host('keys', keys, 'N d_k')
+  dim = x.shape[1]
+  _validate.check_same('d_k', 'queries', dim, 'keys', y.shape[1])
+  norms = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None]
+  squares = np.maximum(norms + 2 * family.sign * (x @ y.T), 0)
+  output_error = None
+  if values is not None:
+    output_error = predicted_output_error(
+      feature_map, queries, keys, values, num_directions=num_directions
+    )
+  return feature_budget_at(
+    feature_map,
+    projection_fn,
+    squares / dim**0.5,
+    dim=dim,
+    num_directions=num_directions,
+    target_error=target_error,
+    output_error=output_error,
+  )
+
+
+def feature_budget_at(
+  feature_map: type,
+  projection_fn: Projection,
+  squared_norms: Any,
+  *,
+  dim: int,
+  num_directions: int,
+  target_error: float = 0.1,
+  output_error: float | None = None,
+) -> FeatureBudget:
+  """`feature_budget` of pairs of which only `v` (or `u`) is known.
+
+  Args:
+    feature_map: see `relative_variance`.
+    projection_fn: see `relative_variance`.
+    squared_norms: `v` or `u` of the pairs, see `log_relative_variance_at`; one
+      number or an array. From norms alone: `typical_squared_norms`.
+    dim: width `d_k`.
+    num_directions: rows `R` of the projection.
+    target_error: relative standard deviation of a kernel value to aim at.
+    output_error: from `predicted_output_error`, if known.
+
+  Returns:
+    A `FeatureBudget`; print it.
+
+  Raises:
+    ValueError: as `feature_budget`, or if there is no pair.
+
+  Example:
+    >>> print(feature_budget_at(
+    ...     features.PositiveFeatures, projections.gaussian, 4.0, dim=64,
+    ...     num_directions=256))
+    feature budget: PositiveFeatures, gaussian, 256 directions
+                                  median      90 %
+      squared norm                     4         4
+      kernel error                 0.458     0.458
+      directions for 0.1        5.36e+03  5.36e+03
+      predicted output error   no values given
+      verdict                  caution
+  """
+  _validate.check_scalar('target_error', target_error, minimum=1e-12)
+  squares = _squares(squared_norms)
+  if squares.size == 0:
+    raise ValueError('squared_norms is empty; expected at least one pair.')
+  quantiles = np.quantile(squares, [0.5, 0.9])
+  log_variance = log_relative_variance_at(
+    feature_map,
+    projection_fn,
+    quantiles,
+    dim=dim,
+    num_directions=num_directions,
+  )
+  errors = _exp(log_variance / 2)
+  log_needed = log_variance + math.log(num_directions / target_error**2)
+  needed = np.ceil(_exp(np.maximum(log_needed, 0)))
+  return FeatureBudget(
+    feature_map=feature_map.__name__,
+    projection=projection_fn.__name__,
+    num_directions=num_directions,
+    target_error=float(target_error),
+    squared_norm_median=float(quantiles[0]),
+    squared_norm_90=float(quantiles[1]),
+    kernel_error_median=float(errors[0]),
+    kernel_error_90=float(errors[1]),
+    directions_median=float(needed[0]),
+    directions_90=float(needed[1]),
+    output_error=output_error,
+    verdict=_verdict(quantiles[0], output_error),
+  )
+
+
+def typical_squared_norms(
+  query_norms: Float[Array, ' M'], key_norms: Float[Array, ' N'], *, dim: int
+) -> np.ndarray:
+  r"""`v` (and `u`) of pairs of unrelated directions, from their norms.
+
+  .. math:: v = u = (|q|^2 + |k|^2) / \sqrt{d_k}
+
+  Args:
+    query_norms: norms of the queries. Shape `[M]`.
+    key_norms: norms of the keys. Shape `[N]`.
+    dim: width `d_k`.
+
+  Returns:
+    What to pass to `feature_budget_at`. Shape `[M, N]`.
+
+  Raises:
+    ValueError: if an argument has another rank or dtype.
+
+  Example:
+    >>> typical_squared_norms(np.ones(1), np.ones(2), dim=4).tolist()
+    [[1.0, 1.0]]
+  """
+  _validate.check_count('dim', dim)
+  x, y = (
+    _host('query_norms', query_norms, 'M'),
+    _host('key_norms', key_norms, 'N'),
+  )
+  return (x[:, None] ** 2 + y[None] ** 2) / dim**0.5
+
+
+def predicted_output_error(
+  feature_map: type,
+  queries: Float[Array, 'M d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_directions: int,
+) -> float:
+  r"""First-order error of the attention output, for independent rows.
+
+  With softmax weights :math:`a` and output :math:`h` of a query,
+
+  .. math:: E|\hat h - h|^2 \approx \tfrac1R \sum_{jl} a_j a_l
+     (v_j - h)^\top (v_l - h)\, G_{jl},
+
+  `G` the exponentials of `relative_covariance`. Trust it up to
+  `LARGEST_VALID_ERROR`; beyond, one key takes all the weight, and the true
+  error of positive maps saturates at order 1.
+
+  Args:
+    feature_map: see `relative_variance`.
+    queries: the queries. Shape `[M, d_k]`.
+    keys: the keys. Shape `[N, d_k]`.
+    values: their values. Shape `[N, d_v]`.
+    num_directions: rows `R` of the projection.
+
+  Returns:
+    The root mean square of the error over the one of the output.
+
+  Raises:
+    ValueError: as `relative_variance`, or if there is no query or no key.
+
+  Example:
+    >>> round(predicted_output_error(
+    ...     features.PositiveFeatures, np.zeros((1, 4)), np.zeros((2, 4)),
+    ...     np.array([[1.0], [3.0]]), num_directions=64), 3)
+    0.0
+  """
+  family = _family(feature_map)
+  _validate.check_count('num_directions', num_directions)
+  x, y = _host('queries', queries, 'M d_k'), _host('keys', keys, 'N d_k')
+  v = _host('values', values, 'N d_v')
+  _validate.check_tokens(y, v, queries=x)
+  if not len(x):
+    raise ValueError('queries is empty (M = 0); expected at least one query.')
+  pairs = [_log_output_error(family, query, y, v) for query in x]
+  log_errors, log_outputs = np.array(pairs).T
+  log_mean = _log_sum_exp(log_errors) - math.log(num_directions)
+  with np.errstate(invalid='ignore'):
+    log_ratio = np.nan_to_num(log_mean - _log_sum_exp(log_outputs), nan=-np.inf)
+  return float(_exp(log_ratio / 2))
+
+
+def _log_output_error(family, query, keys, values) -> tuple[float, float]:
+  """Log of `R E|error|^2`, and of `|h|^2`, of one query."""
+  scores = keys @ query / query.size**0.5
+  log_weights = scores - _log_sum_exp(scores)
+  output = np.exp(log_weights) @ values
+  centred = values - output
+  z = (query + family.sign * keys) / query.size**0.25
+  exponents = np.sum(z * z, axis=1) / 2 + log_weights
+  # G_jl = exp(z_j . z_l), and the largest exponent is on the diagonal.
+  shift = exponents.max()
+  total = 0.0
+  for start in range(0, len(keys), 512):
+    rows = slice(start, start + 512)
+    products, logs = z[rows] @ z.T, log_weights[rows, None] + log_weights
+    growth = np.exp(products + logs - 2 * shift)
+    if family.even:
+      growth = (growth + np.exp(-products + logs - 2 * shift)) / 2
+    total += float(np.sum(growth * (centred[rows] @ centred.T)))
+  with np.errstate(divide='ignore'):
+    log_error = np.log(max(total, 0.0)) + 2 * shift
+    return float(log_error), float(np.log(output @ output))
+
+
+def _verdict(squared_norm: float, output_error: float | None) -> str:
+  level = sum(squared_norm > limit for limit in (1, 4, 8))
+  if output_error is not None and output_error > LARGEST_VALID_ERROR:
+    level = max(level, 2)
+  return ('fine', 'caution', 'warn', 'hopeless')[level]
+
+
+def _family(feature_map: type) -> _Family:
+  if feature_map not in _FAMILIES:
+    found = getattr(feature_map, '__name__', type(feature_map).__name__)
+    expected = ', '.join(f'features.{cls.__name__}' for cls in _FAMILIES)
+    raise ValueError(
+      f'feature_map is {found}; expected one of the classes {expected} (not '
+      'an instance). Other maps are not random and have no variance; the '
+      'error of features.TaylorFeatures is bounded by '
+      'kernels.TruncatedExponentialKernel.remainder_bound.'
+    )
+  return _FAMILIES[feature_map]
+
+
+def _cosine(projection_fn: Projection, dim: int) -> float | None:
+  if projection_fn not in _COSINES:
+    found = getattr(projection_fn, '__name__', type(projection_fn).__name__)
+    expected = ', '.join(f'projections.{fn.__name__}' for fn in _COSINES)
+    raise ValueError(
+      f'projection_fn is {found}, for which no closed form of the variance '
+      f'exists; expected one of the functions {expected}. Estimate the '
+      'variance from draws instead.'
+    )
+  minimum = 2 if projection_fn is projections.simplex else 1
+  _validate.check_count('dim', dim, minimum=minimum)
+  return _COSINES[projection_fn](dim)
+
+
+def _host(name: str, array: Any, shape: str) -> np.ndarray:
+  if not _validate.is_concrete(array):
+    raise ValueError(
+      f'{name} is traced; a budget needs concrete values. Call it outside '
+      'jit, vmap and grad.'
+    )
+  _validate.check_array(name, array, shape)
+  return np.asarray(array, np.float64)
+
+
+def _squares(squared_norms: Any) -> np.ndarray:
+  if not _validate.is_concrete(squared_norms):
+    raise ValueError(
+      'squared_norms is traced; a budget needs concrete values. Call it '
+      'outside jit, vmap and grad.'
+    )
+  squares = np.asarray(squared_norms, np.float64)
+  if not np.all(np.isfinite(squares) & (squares >= 0)):
+    raise ValueError(
+      'squared_norms has a negative or non-finite entry; expected squared '
+      'norms |q + k|^2 / sqrt(d_k) of finite queries and keys.'
+    )
+  return squares
+
+
+def _exp(log: np.ndarray) -> np.ndarray:
+  return np.exp(np.minimum(log, 700.0))
+
+
+def _log_sum_exp(x: np.ndarray) -> float:
+  shift = float(np.max(x))
+  if shift == -math.inf:
+    return shift
+  return shift + math.log(float(np.sum(np.exp(x - shift))))
