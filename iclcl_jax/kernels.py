@@ -5,6 +5,7 @@ is the kernel of softmax attention, `exp(x . y / sqrt(d_k))`.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +176,72 @@ class TruncatedExponentialKernel:
     log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
     magnitude = jnp.abs(score) ** power * jnp.exp(-log_factorial)
     return magnitude * jnp.maximum(1, jnp.exp(score))
+
+
+def truncation_order(score_bound: float, target_error: float) -> int:
+  r"""The order that the truncated exponential needs.
+
+  The smallest `p` whose relative error :math:`|T_p(t)/e^t - 1|` is at most
+  `target_error` for all scores :math:`|t| \le` `score_bound`; the worst one is
+  :math:`t = -` `score_bound`. Even orders alone are positive beyond.
+
+  Args:
+    score_bound: largest `|x . y| / sqrt(d_k)`, at most `|x| |y| / sqrt(d_k)`.
+    target_error: relative error, below 1.
+
+  Returns:
+    The order `p`.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Example:
+    >>> truncation_order(1.0, 0.1), truncation_order(1.0, 0.01)
+    (3, 5)
+  """
+  _validate.check_scalar('score_bound', score_bound, minimum=0)
+  _validate.check_scalar('target_error', target_error, minimum=1e-300)
+  if target_error >= 1:
+    raise ValueError(f'target_error is {target_error}; expected less than 1.')
+  order = math.floor(score_bound)  # Smaller orders are off by more than 1.
+  while _relative_remainder(order, score_bound) > target_error:
+    order += 1
+  return order
+
+
+def attention_error_bound(kernel_error: float) -> float:
+  r"""Bounds :math:`\sum_j |\hat a_j - a_j|` of normalised weights.
+
+  If every kernel value has a relative error of at most :math:`\epsilon < 1`,
+  the weights are off by at most
+  :math:`2 (1 - \sqrt{1 - \epsilon^2}) / \epsilon`, and the output by that times
+  :math:`\max_j |v_j - c|` for any fixed `c`. The bound is attained.
+
+  Args:
+    kernel_error: the relative error, in `[0, 1]`.
+
+  Returns:
+    The bound, in `[0, 2]`.
+
+  Raises:
+    ValueError: if `kernel_error` is out of range.
+
+  Example:
+    >>> attention_error_bound(0.6)
+    0.6666666666666666
+  """
+  _validate.check_scalar('kernel_error', kernel_error, minimum=0, maximum=1)
+  # The same without cancellation for small errors.
+  return 2 * kernel_error / (1 + math.sqrt(1 - kernel_error**2))
+
+
+def _relative_remainder(order: int, tau: float) -> float:
+  r"""Returns :math:`|T_p(-\tau) / e^{-\tau} - 1|`."""
+  if tau == 0:
+    return 0.0
+  term = total = 1.0
+  for k in range(order + 2, order + 60 + int(tau)):
+    term *= -tau / k
+    total += term
+  log_first = (order + 1) * math.log(tau) - math.lgamma(order + 2)
+  return abs(total) * math.exp(min(tau + log_first, 700))
