@@ -1,8 +1,8 @@
 r"""Random projections: `[R, d]` arrays whose rows are random directions.
 
 All have the signature `(key, num_features, dim, *, dtype) -> [R, d]`, and rows
-that are marginally :math:`N(0, I_d)` (`simplex_plus`: see there), so that
-random feature maps built on them are unbiased. They differ in how the rows of
+that are marginally :math:`N(0, I_d)`, so that all random feature maps built on
+them are unbiased. They differ in how the rows of
 one block of `d` rows depend on each other, and so in the variance. Blocks are
 independent; the last one is cut.
 """
@@ -75,12 +75,12 @@ def orthogonal(
   """
   _check(key, num_features, dim, dtype)
 
-  def block(key):
+  def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
     norms = _chi(key_norms, dim, dtype)
     return norms[:, None] * _haar(key_rotation, dim, dtype)
 
-  return _stack_blocks(block, key, num_features, dim)
+  return _stack_blocks(block, key, num_features, dim, dtype)
 
 
 def simplex(
@@ -112,13 +112,13 @@ def simplex(
   """
   _check(key, num_features, dim, dtype, min_dim=2)
 
-  def block(key):
+  def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
     norms = _chi(key_norms, dim, dtype)
     rotation = _haar(key_rotation, dim, dtype)
     return norms[:, None] * _dot(_simplex_corners(dim, dtype), rotation)
 
-  return _stack_blocks(block, key, num_features, dim)
+  return _stack_blocks(block, key, num_features, dim, dtype)
 
 
 def simplex_plus(
@@ -129,8 +129,7 @@ def simplex_plus(
   Starting from the simplex, five sweeps set each direction to
   :math:`s_i \leftarrow -t / |t|`, :math:`t = \sum_{j\ne i}\chi_j s_j`, which
   lowers the norm of the sum of the rows; then one Haar rotation of the block.
-  Unbiased for the positive and hyperbolic maps, without a closed-form
-  variance.
+  Made for positive features; there is no closed form of the variance.
 
   Args:
     key: consumed.
@@ -153,7 +152,7 @@ def simplex_plus(
   """
   _check(key, num_features, dim, dtype, min_dim=2)
 
-  def block(key):
+  def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
     norms = _chi(key_norms, dim, dtype)
 
@@ -167,7 +166,7 @@ def simplex_plus(
     rotation = _haar(key_rotation, dim, dtype)
     return norms[:, None] * _dot(directions, rotation)
 
-  return _stack_blocks(block, key, num_features, dim)
+  return _stack_blocks(block, key, num_features, dim, dtype)
 
 
 def _chi(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, ' d']:
@@ -176,10 +175,8 @@ def _chi(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, ' d']:
 
 
 def _haar(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, 'd d']:
-  # QR has no half-precision implementation: draw in float32 at least.
-  wide = jnp.promote_types(dtype, jnp.float32)
   with jax.default_matmul_precision('highest'):
-    return jax.random.orthogonal(key, dim, dtype=wide).astype(dtype)
+    return jax.random.orthogonal(key, dim, dtype=dtype)
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -197,14 +194,18 @@ def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
 
 
 def _stack_blocks(
-  block: Callable[[PRNGKeyArray], Array],
+  block: Callable[..., Array],
   key: PRNGKeyArray,
   num_features: int,
   dim: int,
+  dtype,
 ) -> Float[Array, 'R d']:
+  # QR has no half-precision implementation: draw in float32 at least.
+  wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
   num_blocks = -(-num_features // dim)
-  blocks = jax.vmap(block)(jax.random.split(key, num_blocks))
-  return blocks.reshape(num_blocks * dim, dim)[:num_features]
+  keys = jax.random.split(key, num_blocks)
+  blocks = jax.vmap(lambda key: block(key, wide))(keys)
+  return blocks.reshape(num_blocks * dim, dim)[:num_features].astype(dtype)
 
 
 def _check(key, num_features, dim, dtype, *, min_dim: int = 1) -> None:

@@ -1,0 +1,318 @@
+"""Random projections: geometry, and what maps built on them estimate.
+
+Monte-Carlo tests compare a mean (variance) with its closed form, at
+`tolerances.SIGMAS` standard errors, with `q + k` along `+-(1, .., 1)`: there
+the bias of a decomposition without the sign fix is largest, and random
+vectors would hide it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclcl_jax import budget, features, projections
+from tests import tolerances
+
+ALL = [
+  projections.gaussian,
+  projections.orthogonal,
+  projections.simplex,
+  projections.simplex_plus,
+]
+BLOCKED = ALL[1:]
+CLOSED_FORM = ALL[:3]
+MAPS = [
+  features.PositiveFeatures,
+  features.HyperbolicFeatures,
+  features.TrigonometricFeatures,
+]
+NUM_DRAWS = 20_000
+DIM = 4
+
+
+def by_name(function):
+  return function.__name__
+
+
+@functools.cache
+def draws(projection_fn, num_directions):
+  """Independent projections. Shape [NUM_DRAWS, R, DIM]."""
+  keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
+  draw = jax.jit(
+    jax.vmap(
+      lambda key: projection_fn(key, num_directions, DIM, dtype=jnp.float64)
+    )
+  )
+  return draw(keys)
+
+
+def raw_qr(key, num_features, dim, *, dtype):
+  """`projections.orthogonal` of one block, without the sign fix."""
+  key_norms, key_rotation = jax.random.split(key)
+  normal = jax.random.normal(key_norms, (dim, dim), dtype)
+  rotation, _ = jnp.linalg.qr(
+    jax.random.normal(key_rotation, (dim, dim), dtype)
+  )
+  return (jnp.linalg.norm(normal, axis=1)[:, None] * rotation)[:num_features]
+
+
+def pair(sum_vector, difference):
+  """Query and key with `(q + k, q - k) / d ** 0.25` as given."""
+  scale = DIM**0.25 / 2
+  return (
+    jnp.asarray(scale * (sum_vector + difference)),
+    jnp.asarray(scale * (sum_vector - difference)),
+  )
+
+
+ONES = np.ones(DIM) / DIM**0.5
+PAIRS = {
+  'along +1': pair(ONES, 0.8 * ONES),
+  'along -1': pair(-ONES, -1.2 * ONES),
+  'oblique': pair(np.array([0.7, -0.2, 0.1, 0.9]), np.array([0, 1.0, -0.5, 0])),
+}
+
+
+def relative_estimates(feature_map, stack):
+  """Estimates of the kernel over its value, one for each projection.
+
+  Shape `[len(PAIRS), num_draws]`.
+  """
+  queries, keys = map(jnp.stack, zip(*PAIRS.values(), strict=True))
+
+  def estimate(projection):
+    phi = jax.vmap(feature_map(projection))
+    exact = jnp.exp(jnp.sum(queries * keys, axis=1) / DIM**0.5)
+    return jnp.sum(phi(queries) * phi(keys), axis=1) / exact
+
+  return np.asarray(jax.jit(jax.vmap(estimate, out_axes=1))(stack))
+
+
+def closed_forms(feature_map, projection_fn, num_directions):
+  return [
+    budget.relative_variance(
+      feature_map, projection_fn, *pair, num_directions=num_directions
+    )
+    for pair in PAIRS.values()
+  ]
+
+
+def assert_means(samples, expected, variances):
+  """Means over the last axis, within the error that the variances allow."""
+  errors = abs(samples.mean(axis=-1) - np.asarray(expected))
+  bounds = (np.asarray(variances) / samples.shape[-1]) ** 0.5
+  np.testing.assert_array_less(errors, tolerances.SIGMAS * bounds)
+
+
+def assert_variances(samples, expected):
+  squares = (samples - samples.mean(axis=-1, keepdims=True)) ** 2
+  errors = abs(squares.mean(axis=-1) - np.asarray(expected))
+  bounds = squares.std(axis=-1) / samples.shape[-1] ** 0.5
+  np.testing.assert_array_less(errors, tolerances.SIGMAS * bounds)
+
+
+# Estimates of the softmax kernel.
+
+
+@pytest.mark.parametrize('feature_map', MAPS, ids=by_name)
+@pytest.mark.parametrize('num_directions', [3, 10])
+@pytest.mark.parametrize('projection_fn', CLOSED_FORM, ids=by_name)
+def test_mean_and_variance_are_the_closed_forms(
+  projection_fn, num_directions, feature_map
+):
+  # 3 directions: part of a block. 10: blocks of 4, 4 and 2.
+  variances = closed_forms(feature_map, projection_fn, num_directions)
+  stack = draws(projection_fn, num_directions)
+  samples = relative_estimates(feature_map, stack)
+  assert_means(samples, 1, variances)
+  assert_variances(samples, variances)
+
+
+@pytest.mark.parametrize('feature_map', MAPS, ids=by_name)
+def test_simplex_plus_is_unbiased(feature_map):
+  samples = relative_estimates(feature_map, draws(projections.simplex_plus, 10))
+  assert_means(samples, 1, samples.var(axis=-1))
+
+
+def test_simplex_plus_has_the_smallest_variance_of_positive_features():
+  variances = [
+    relative_estimates(features.PositiveFeatures, draws(fn, 10))[0].var()
+    for fn in ALL
+  ]
+  assert variances == sorted(variances, reverse=True)
+  assert variances[-1] < 0.97 * variances[-2]
+
+
+def test_the_check_catches_an_orthogonal_draw_without_the_sign_fix():
+  # The very check of the tests above, for the right draw and the wrong one.
+  feature_map = features.PositiveFeatures
+  variances = closed_forms(feature_map, projections.orthogonal, DIM)
+  right = relative_estimates(feature_map, draws(projections.orthogonal, DIM))
+  assert_means(right, 1, variances)
+  wrong = relative_estimates(feature_map, draws(raw_qr, DIM))
+  for name, samples, variance in zip(PAIRS, wrong, variances, strict=True):
+    if name.startswith('along'):
+      with pytest.raises(AssertionError):
+        assert_means(samples, 1, variance)
+  # The size of the bias in 4 dimensions, along +1 and -1.
+  np.testing.assert_allclose(wrong[:2].mean(axis=1), [0.813, 1.187], atol=0.02)
+
+
+@pytest.mark.parametrize('feature_map', MAPS[1:], ids=by_name)
+def test_even_maps_do_not_feel_the_missing_sign_fix(feature_map):
+  samples = relative_estimates(feature_map, draws(raw_qr, DIM))
+  assert_means(samples, 1, samples.var(axis=-1))
+
+
+# Geometry.
+
+
+def unit_rows(array):
+  return array / jnp.linalg.norm(array, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize('dim', [1, 2, 5, 16])
+def test_rows_of_an_orthogonal_block_are_orthogonal(dim):
+  array = projections.orthogonal(
+    jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
+  )
+  for rows in (array[:dim], array[dim : 2 * dim]):
+    gram = unit_rows(rows) @ unit_rows(rows).T
+    np.testing.assert_allclose(gram, np.eye(dim), atol=1e-13)
+
+
+@pytest.mark.parametrize('dim', [2, 5, 8])
+def test_rows_of_a_simplex_block_are_a_regular_simplex(dim):
+  array = projections.simplex(
+    jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
+  )
+  expected = np.where(np.eye(dim), 1.0, -1 / (dim - 1))
+  for rows in (array[:dim], array[dim : 2 * dim]):
+    unit = unit_rows(rows)
+    np.testing.assert_allclose(unit @ unit.T, expected, atol=1e-13)
+    np.testing.assert_allclose(jnp.sum(unit, axis=0), 0, atol=1e-13)
+    assert np.linalg.matrix_rank(unit, tol=1e-9) == dim - 1
+
+
+@pytest.mark.parametrize('dim', [2, 5, 8])
+def test_simplex_plus_sums_to_less_than_simplex(dim):
+  def length(projection_fn):
+    key = jax.random.key(3)  # One key: the same norms.
+    rows = projection_fn(key, dim, dim, dtype=jnp.float64)
+    return jnp.linalg.norm(jnp.sum(rows, axis=0)), jnp.linalg.norm(rows, axis=1)
+
+  simplex, norms = length(projections.simplex)
+  plus, norms_plus = length(projections.simplex_plus)
+  np.testing.assert_allclose(norms, norms_plus, rtol=1e-12)
+  # Two rows already oppose each other.
+  assert plus < 0.9 * simplex or (dim == 2 and abs(plus - simplex) < 1e-12)
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_rows_are_marginally_standard_normal(projection_fn):
+  rows = np.asarray(draws(projection_fn, 10))
+  for moment, expected in [(1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)]:
+    power = rows**moment
+    error = power.std(axis=0) / NUM_DRAWS**0.5
+    assert np.all(abs(power.mean(axis=0) - expected) <= 5 * error)
+  products = rows[..., :-1] * rows[..., 1:]
+  error = products.std(axis=0) / NUM_DRAWS**0.5
+  assert np.all(abs(products.mean(axis=0)) <= 5 * error)
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_norms_are_chi_distributed_and_independent(projection_fn):
+  rows = np.asarray(draws(projection_fn, 10))
+  squares = np.sum(rows**2, axis=-1)
+  assert_means(squares[:, 0], DIM, 2 * DIM)
+  assert_variances(squares[:, 0], 2 * DIM)
+  directions = rows[..., 0] ** 2 / squares  # Mean 1 / DIM.
+  columns = [squares[:, 0], squares[:, 1], squares[:, 5], directions[:, 0]]
+  columns += [directions[:, 1], rows[:, 1, 0] / squares[:, 1] ** 0.5]
+  # Correlations of norms with other norms and with directions.
+  correlations = np.corrcoef(np.stack(columns))[0, 1:]
+  assert np.all(abs(correlations) <= 5 / NUM_DRAWS**0.5)
+
+
+@pytest.mark.parametrize('projection_fn', BLOCKED, ids=by_name)
+def test_blocks_are_independent(projection_fn):
+  rows = unit_rows(draws(projection_fn, 10))
+  cosines = np.asarray(jnp.sum(rows[:, 0] * rows[:, DIM], axis=-1))
+  assert_means(cosines, 0.0, 1 / DIM)
+  assert_means(cosines**2, 1 / DIM, 2 / DIM**2)  # Loose: Var(cos^2) is smaller.
+
+
+def test_sign_of_the_first_entry_is_fair():
+  negative = np.asarray(draws(projections.orthogonal, DIM)[:, 0, 0] < 0)
+  assert_means(negative, 0.5, 0.25)
+
+
+# Contract.
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32', 'float64'])
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_shape_and_dtype(projection_fn, dtype):
+  for num_features, dim in [(1, 2), (3, 5), (7, 3)]:
+    array = projection_fn(
+      jax.random.key(0), num_features, dim, dtype=jnp.dtype(dtype)
+    )
+    assert array.shape == (num_features, dim)
+    assert array.dtype == dtype
+    assert jnp.all(jnp.isfinite(array))
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_default_dtype_is_float32(projection_fn):
+  assert projection_fn(jax.random.key(0), 3, 2).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_a_key_determines_the_draw_under_jit_and_vmap(projection_fn):
+  keys = jax.random.split(jax.random.key(0), 3)
+  one = [projection_fn(key, 5, 3, dtype=jnp.float64) for key in keys]
+  batched = jax.vmap(lambda key: projection_fn(key, 5, 3, dtype=jnp.float64))
+  jitted = jax.jit(batched)(jax.random.clone(keys))
+  for stack in (batched(jax.random.clone(keys)), jitted):
+    np.testing.assert_allclose(stack, np.stack(one), rtol=1e-12, atol=1e-13)
+  assert not np.allclose(one[0], one[1])
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((0, 4), 'num_features is 0; expected an integer >= 1'),
+    ((2.0, 4), 'num_features is 2.0; expected an integer'),
+    ((True, 4), 'num_features is True; expected an integer'),
+    ((4, 0), 'dim is 0; expected an integer >= '),
+    ((4, -3), 'dim is -3; expected an integer >= '),
+  ],
+)
+def test_bad_sizes_are_named(projection_fn, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    projection_fn(jax.random.key(0), *arguments)
+
+
+@pytest.mark.parametrize('projection_fn', ALL[2:], ids=by_name)
+def test_a_simplex_needs_two_dimensions(projection_fn):
+  with pytest.raises(ValueError, match='dim is 1; expected an integer >= 2'):
+    projection_fn(jax.random.key(0), 4, 1)
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_bad_keys_and_dtypes_are_named(projection_fn):
+  with pytest.raises(ValueError, match='expected a typed random key'):
+    projection_fn(jnp.zeros(2, jnp.uint32), 4, 3)
+  with pytest.raises(ValueError, match='key is a int; expected a typed'):
+    projection_fn(0, 4, 3)
+  keys = jax.random.split(jax.random.key(0), 2)
+  with pytest.raises(
+    ValueError, match=r'key has shape \[2\]; expected one key'
+  ):
+    projection_fn(keys, 4, 3)
+  with pytest.raises(ValueError, match='expected a floating-point dtype'):
+    projection_fn(jax.random.key(0), 4, 3, dtype=jnp.int32)
