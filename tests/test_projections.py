@@ -38,19 +38,17 @@ def by_name(function):
 
 
 @functools.cache
-def draws(projection_fn, num_directions):
-  """Independent projections. Shape [NUM_DRAWS, R, DIM]."""
+def draws(projection_fn):
+  """Independent projections of three blocks. Shape [NUM_DRAWS, 10, DIM]."""
   keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
-  draw = jax.jit(
-    jax.vmap(
-      lambda key: projection_fn(key, num_directions, DIM, dtype=jnp.float64)
-    )
+  draw = functools.partial(
+    projection_fn, num_features=10, dim=DIM, dtype=jnp.float64
   )
-  return draw(keys)
+  return jax.jit(jax.vmap(draw))(keys)
 
 
 def raw_qr(key, num_features, dim, *, dtype):
-  """`projections.orthogonal` of one block, without the sign fix."""
+  """One block of `projections.orthogonal`, without the sign fix."""
   key_norms, key_rotation = jax.random.split(key)
   normal = jax.random.normal(key_norms, (dim, dim), dtype)
   rotation, _ = jnp.linalg.qr(
@@ -81,14 +79,15 @@ def relative_estimates(feature_map, stack):
 
   Shape `[len(PAIRS), num_draws]`.
   """
+  return np.asarray(estimate(feature_map(stack)))
+
+
+@jax.jit
+@functools.partial(jax.vmap, out_axes=1)
+def estimate(phi):
   queries, keys = map(jnp.stack, zip(*PAIRS.values(), strict=True))
-
-  def estimate(projection):
-    phi = jax.vmap(feature_map(projection))
-    exact = jnp.exp(jnp.sum(queries * keys, axis=1) / DIM**0.5)
-    return jnp.sum(phi(queries) * phi(keys), axis=1) / exact
-
-  return np.asarray(jax.jit(jax.vmap(estimate, out_axes=1))(stack))
+  estimates = jnp.sum(jax.vmap(phi)(queries) * jax.vmap(phi)(keys), axis=1)
+  return estimates / jnp.exp(jnp.sum(queries * keys, axis=1) / DIM**0.5)
 
 
 def closed_forms(feature_map, projection_fn, num_directions):
@@ -125,7 +124,7 @@ def test_mean_and_variance_are_the_closed_forms(
 ):
   # 3 directions: part of a block. 10: blocks of 4, 4 and 2.
   variances = closed_forms(feature_map, projection_fn, num_directions)
-  stack = draws(projection_fn, num_directions)
+  stack = draws(projection_fn)[:, :num_directions]
   samples = relative_estimates(feature_map, stack)
   assert_means(samples, 1, variances)
   assert_variances(samples, variances)
@@ -133,13 +132,13 @@ def test_mean_and_variance_are_the_closed_forms(
 
 @pytest.mark.parametrize('feature_map', MAPS, ids=by_name)
 def test_simplex_plus_is_unbiased(feature_map):
-  samples = relative_estimates(feature_map, draws(projections.simplex_plus, 10))
+  samples = relative_estimates(feature_map, draws(projections.simplex_plus))
   assert_means(samples, 1, samples.var(axis=-1))
 
 
 def test_simplex_plus_has_the_smallest_variance_of_positive_features():
   variances = [
-    relative_estimates(features.PositiveFeatures, draws(fn, 10))[0].var()
+    relative_estimates(features.PositiveFeatures, draws(fn))[0].var()
     for fn in ALL
   ]
   assert variances == sorted(variances, reverse=True)
@@ -150,9 +149,11 @@ def test_the_check_catches_an_orthogonal_draw_without_the_sign_fix():
   # The very check of the tests above, for the right draw and the wrong one.
   feature_map = features.PositiveFeatures
   variances = closed_forms(feature_map, projections.orthogonal, DIM)
-  right = relative_estimates(feature_map, draws(projections.orthogonal, DIM))
+  right = relative_estimates(
+    feature_map, draws(projections.orthogonal)[:, :DIM]
+  )
   assert_means(right, 1, variances)
-  wrong = relative_estimates(feature_map, draws(raw_qr, DIM))
+  wrong = relative_estimates(feature_map, draws(raw_qr)[:, :DIM])
   for name, samples, variance in zip(PAIRS, wrong, variances, strict=True):
     if name.startswith('along'):
       with pytest.raises(AssertionError):
@@ -163,7 +164,7 @@ def test_the_check_catches_an_orthogonal_draw_without_the_sign_fix():
 
 @pytest.mark.parametrize('feature_map', MAPS[1:], ids=by_name)
 def test_even_maps_do_not_feel_the_missing_sign_fix(feature_map):
-  samples = relative_estimates(feature_map, draws(raw_qr, DIM))
+  samples = relative_estimates(feature_map, draws(raw_qr)[:, :DIM])
   assert_means(samples, 1, samples.var(axis=-1))
 
 
@@ -174,7 +175,7 @@ def unit_rows(array):
   return array / jnp.linalg.norm(array, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize('dim', [1, 2, 5, 16])
+@pytest.mark.parametrize('dim', [1, 5])
 def test_rows_of_an_orthogonal_block_are_orthogonal(dim):
   array = projections.orthogonal(
     jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
@@ -184,7 +185,7 @@ def test_rows_of_an_orthogonal_block_are_orthogonal(dim):
     np.testing.assert_allclose(gram, np.eye(dim), atol=1e-13)
 
 
-@pytest.mark.parametrize('dim', [2, 5, 8])
+@pytest.mark.parametrize('dim', [2, 5])
 def test_rows_of_a_simplex_block_are_a_regular_simplex(dim):
   array = projections.simplex(
     jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
@@ -197,11 +198,11 @@ def test_rows_of_a_simplex_block_are_a_regular_simplex(dim):
     assert np.linalg.matrix_rank(unit, tol=1e-9) == dim - 1
 
 
-@pytest.mark.parametrize('dim', [2, 5, 8])
+@pytest.mark.parametrize('dim', [2, 5])
 def test_simplex_plus_sums_to_less_than_simplex(dim):
   def length(projection_fn):
     key = jax.random.key(3)  # One key: the same norms.
-    rows = projection_fn(key, dim, dim, dtype=jnp.float64)
+    rows = projection_fn(key, 2 * dim + 1, dim, dtype=jnp.float64)[:dim]
     return jnp.linalg.norm(jnp.sum(rows, axis=0)), jnp.linalg.norm(rows, axis=1)
 
   simplex, norms = length(projections.simplex)
@@ -213,7 +214,7 @@ def test_simplex_plus_sums_to_less_than_simplex(dim):
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 def test_rows_are_marginally_standard_normal(projection_fn):
-  rows = np.asarray(draws(projection_fn, 10))
+  rows = np.asarray(draws(projection_fn))
   for moment, expected in [(1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)]:
     power = rows**moment
     error = power.std(axis=0) / NUM_DRAWS**0.5
@@ -225,7 +226,7 @@ def test_rows_are_marginally_standard_normal(projection_fn):
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 def test_norms_are_chi_distributed_and_independent(projection_fn):
-  rows = np.asarray(draws(projection_fn, 10))
+  rows = np.asarray(draws(projection_fn))
   squares = np.sum(rows**2, axis=-1)
   assert_means(squares[:, 0], DIM, 2 * DIM)
   assert_variances(squares[:, 0], 2 * DIM)
@@ -239,45 +240,40 @@ def test_norms_are_chi_distributed_and_independent(projection_fn):
 
 @pytest.mark.parametrize('projection_fn', BLOCKED, ids=by_name)
 def test_blocks_are_independent(projection_fn):
-  rows = unit_rows(draws(projection_fn, 10))
+  rows = unit_rows(draws(projection_fn))
   cosines = np.asarray(jnp.sum(rows[:, 0] * rows[:, DIM], axis=-1))
   assert_means(cosines, 0.0, 1 / DIM)
   assert_means(cosines**2, 1 / DIM, 2 / DIM**2)  # Loose: Var(cos^2) is smaller.
 
 
 def test_sign_of_the_first_entry_is_fair():
-  negative = np.asarray(draws(projections.orthogonal, DIM)[:, 0, 0] < 0)
+  negative = np.asarray(draws(projections.orthogonal)[:, 0, 0] < 0)
   assert_means(negative, 0.5, 0.25)
 
 
 # Contract.
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32', 'float64'])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 def test_shape_and_dtype(projection_fn, dtype):
-  for num_features, dim in [(1, 2), (3, 5), (7, 3)]:
-    array = projection_fn(
-      jax.random.key(0), num_features, dim, dtype=jnp.dtype(dtype)
-    )
-    assert array.shape == (num_features, dim)
-    assert array.dtype == dtype
-    assert jnp.all(jnp.isfinite(array))
-
-
-@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
-def test_default_dtype_is_float32(projection_fn):
-  assert projection_fn(jax.random.key(0), 3, 2).dtype == jnp.float32
+  array = projection_fn(jax.random.key(0), 7, 3, dtype=jnp.dtype(dtype))
+  assert array.shape == (7, 3)
+  assert array.dtype == dtype
+  # All dtypes below float64 are rounded from one draw.
+  full = projection_fn(jax.random.key(0), 7, 3)
+  assert full.dtype == jnp.float32
+  if projection_fn is not projections.gaussian:
+    np.testing.assert_array_equal(array, full.astype(dtype))
 
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 def test_a_key_determines_the_draw_under_jit_and_vmap(projection_fn):
-  keys = jax.random.split(jax.random.key(0), 3)
-  one = [projection_fn(key, 5, 3, dtype=jnp.float64) for key in keys]
-  batched = jax.vmap(lambda key: projection_fn(key, 5, 3, dtype=jnp.float64))
-  jitted = jax.jit(batched)(jax.random.clone(keys))
-  for stack in (batched(jax.random.clone(keys)), jitted):
-    np.testing.assert_allclose(stack, np.stack(one), rtol=1e-12, atol=1e-13)
+  keys = jax.random.split(jax.random.key(0), 2)
+  one = [projection_fn(key, 7, 3) for key in keys]
+  batched = jax.jit(jax.vmap(lambda key: projection_fn(key, 7, 3)))
+  stack = batched(jax.random.clone(keys))
+  np.testing.assert_allclose(stack, np.stack(one), rtol=1e-5, atol=1e-5)
   assert not np.allclose(one[0], one[1])
 
 
