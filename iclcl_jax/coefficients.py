@@ -11,8 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax.moments import Reading, largest, zero_log_scale
+from iclcl_jax.moments import Reading, largest, map_chunks, zero_log_scale
 from iclcl_jax.types import Array, Float, Kernel, KernelDualState, Mask
+
+# Evaluations of the trained function that are held at a time.
+_CHUNK_SIZE = 256
 
 
 def empty(
@@ -81,7 +84,6 @@ def gradient(
   rows: Array,
   mask: Mask | None,
   loss: Callable[..., Array],
-  penalty: Callable[[Array], Array] | None,
 ) -> Float[Array, 'n d_v']:
   r"""The functional gradient of the loss of some rows, as coefficients.
 
@@ -90,20 +92,40 @@ def gradient(
   :math:`\sum_j \partial L/\partial f(k_j) \otimes \phi(k_j)`, and
   `jax.grad` gives the coefficients. The rows are the last of the state.
   """
-  del penalty  # Refused by the caller: there are no explicit weights.
-
   keys_read, values_read = jnp.asarray(keys)[rows], jnp.asarray(values)[rows]
 
   def evaluate(key):
     reading = read(kernel, state, key)
     return reading.numerator * jnp.exp(reading.log_scale)
 
-  predictions = jax.lax.map(evaluate, keys_read)
+  predictions = map_chunks(evaluate, keys_read, _CHUNK_SIZE)
   slopes = jax.grad(loss)(predictions, values_read)
   if mask is not None:
     slopes = jnp.where(mask[:, None], slopes, 0)
   first = state.keys.shape[0] - keys.shape[0]
   return jnp.zeros_like(state.coefficients).at[first + rows].add(slopes)
+
+
+def penalty_gradient(
+  kernel: Kernel, state: KernelDualState, penalty: Callable[[Array], Array]
+) -> Float[Array, 'n d_v']:
+  """The gradient of a penalty of the weights, as coefficients.
+
+  The weights are written in an orthonormal basis of the span of the keys, from
+  the eigenvectors of their kernel matrix. A penalty that does not change when
+  the basis is rotated, as every norm, means the same as for a feature map.
+  """
+  if state.keys.shape[0] == 0:
+    return jnp.zeros_like(state.coefficients)
+  rows = jax.vmap(kernel, in_axes=(None, 0))
+  matrix = jax.vmap(rows, in_axes=(0, None))(state.keys, state.keys)
+  eigenvalues, vectors = jnp.linalg.eigh(matrix)
+  smallest = eigenvalues[-1] * matrix.shape[0] * jnp.finfo(matrix.dtype).eps
+  spans = eigenvalues > smallest
+  root = jnp.sqrt(jnp.where(spans, eigenvalues, 1))
+  basis = jnp.where(spans, root, 0)[None] * vectors
+  slope = jax.grad(penalty)(state.coefficients.T @ basis)
+  return (jnp.where(spans, 1 / root, 0)[None] * vectors) @ slope.T
 
 
 def remove(

@@ -192,7 +192,8 @@ def one_step_autodiff(
     keys: inputs of the demonstrations. Shape `[N, d_k]`.
     values: their labels. Shape `[N, d_v]`.
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
-    penalty: `penalty(weights [d_v, R]) -> []`, for feature maps only.
+    penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
+      those of an orthonormal basis of the span of the keys.
     learning_rate: factor of the update.
     optimizer: an optax transformation; None for `optax.sgd(1.0)`. It sees
       gradient and weights divided by the state's scale, feature by feature,
@@ -204,7 +205,7 @@ def one_step_autodiff(
 
   Raises:
     ValueError: as `one_step`; if a masked loss is no declared sum over
-      demonstrations, or a penalty comes with a kernel.
+      demonstrations, or the loss declares `normaliser`.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -221,10 +222,12 @@ def one_step_autodiff(
   optimizer = _sgd() if optimizer is None else optimizer
   _check_optimizer(optimizer)
   form = _form(phi)
-  _check_objective(form, loss, penalty, values, masked=mask is not None)
+  _check_objective(loss, penalty, values, masked=mask is not None)
   state = form.see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])
-  gradient = form.gradient(phi, state, keys, values, rows, mask, loss, penalty)
+  gradient = form.gradient(phi, state, keys, values, rows, mask, loss)
+  if penalty is not None:
+    gradient = gradient + form.penalty_gradient(phi, state, penalty)
   weights = form.get_weights(state)
   updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
   rate = jnp.asarray(learning_rate, values.dtype)
@@ -271,8 +274,7 @@ def train(
     num_epochs: passes over the demonstrations.
     batch_size: demonstrations in a step, at most `N`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: `penalty(weights [d_v, R]) -> []`, added in every step; for
-      feature maps only.
+    penalty: `penalty(weights [d_v, R]) -> []`, added in every step.
 
   Returns:
     The state after training; its mass includes the demonstrations once.
@@ -334,7 +336,8 @@ def train_and_observe(
     observe: function of the state, such as a prediction with a fixed
       `normaliser`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: `penalty(weights [d_v, R]) -> []`, for feature maps only.
+    penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
+      those of an orthonormal basis of the span of the keys.
 
   Returns:
     A `Trajectory`; observations have a leading axis of
@@ -360,7 +363,7 @@ def train_and_observe(
     )
   form = _form(phi)
   padding = -size % batch_size
-  _check_objective(form, loss, penalty, values[:batch_size], masked=padding > 0)
+  _check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
   state = form.see(phi, state, keys, values)
   steps_per_epoch = (size + padding) // batch_size
 
@@ -369,9 +372,9 @@ def train_and_observe(
     rows = index % steps_per_epoch * batch_size + jnp.arange(batch_size)
     valid = rows < size if padding else None
     rows = jnp.minimum(rows, size - 1)
-    gradient = form.gradient(
-      phi, state, keys, values, rows, valid, loss, penalty
-    )
+    gradient = form.gradient(phi, state, keys, values, rows, valid, loss)
+    if penalty is not None:
+      gradient = gradient + form.penalty_gradient(phi, state, penalty)
     weights = form.get_weights(state)
     updates, optimizer_state = optimizer.update(
       gradient, optimizer_state, weights
@@ -667,12 +670,13 @@ def _check_optimizer(optimizer) -> None:
     )
 
 
-def _check_objective(form, loss, penalty, values, *, masked: bool) -> None:
-  if not callable(loss):
+def _check_objective(loss, penalty, values, *, masked: bool) -> None:
+  losses.check_loss(loss)
+  if losses.declares_normaliser(loss):
     raise ValueError(
-      f'loss is a {type(loss).__name__}; expected a function loss('
-      'predictions [N, d_v], values [N, d_v]) -> [], such as '
-      'losses.contrastive.'
+      'loss declares the keyword normaliser, which belongs to one query; a '
+      'state serves all. Bind it: functools.partial(loss, normaliser=D), with '
+      'D from dual.normaliser.'
     )
   result = jax.eval_shape(loss, values, values)
   if getattr(result, 'shape', None) != ():
@@ -684,11 +688,6 @@ def _check_objective(form, loss, penalty, values, *, masked: bool) -> None:
     raise ValueError(
       f'penalty is a {type(penalty).__name__}; expected a function '
       'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1).'
-    )
-  if penalty is not None and form is coefficients:
-    raise ValueError(
-      'penalty reads weights [d_v, R], which a kernel does not have; use a '
-      'feature map, or optax.add_decayed_weights in the optimizer.'
     )
   if masked and not losses.is_sum_over_demonstrations(loss):
     raise ValueError(

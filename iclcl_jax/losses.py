@@ -7,9 +7,11 @@ attention. A loss that is a plain sum over demonstrations says so with
 `sum_over_demonstrations`; masks and batches need to know.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
@@ -110,6 +112,147 @@ def squared(
   return jnp.sum((predictions - values) ** 2) / 2
 
 
+def info_nce(temperature: float = 1.0) -> Loss:
+  r"""Makes the InfoNCE loss: pick the own value among those of all.
+
+  .. math:: L(W) = -\sum_i \log\frac{\exp(v_i^\top W\phi(k_i)/\tau)}
+     {\sum_j \exp(v_j^\top W\phi(k_i)/\tau)}
+
+  Its first step from `W = 0` is, times `tau`, attention with centred values.
+
+  Args:
+    temperature: `tau > 0`.
+
+  Returns:
+    `loss(predictions, values) -> []`; no sum over demonstrations, since all
+    values are candidates of each.
+
+  Raises:
+    ValueError: if `temperature` is not positive and finite.
+
+  Example:
+    >>> round(float(info_nce()(jnp.zeros((2, 1)), jnp.ones((2, 1)))), 4)
+    1.3863
+
+  References:
+    van den Oord et al., arXiv:1807.03748, eq. 4.
+  """
+  _check_positive('temperature', temperature)
+
+  def loss(predictions, values):
+    _check(predictions, values)
+    return -jnp.trace(
+      jax.nn.log_softmax(predictions @ values.T / temperature, axis=1)
+    )
+
+  return loss
+
+
+@sum_over_demonstrations
+def cosine(
+  predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
+) -> Float[Array, '']:
+  r"""The normalised contrastive loss, bounded below by `-N`.
+
+  .. math:: L(W) = -\sum_i \cos(v_i, W\phi(k_i))
+
+  Undefined at `W = 0`: start from query-side tokens.
+
+  Args:
+    predictions: `W phi(k_i)`. Shape `[N, d_v]`.
+    values: the labels. Shape `[N, d_v]`.
+
+  Returns:
+    The loss. Shape `[]`.
+
+  Raises:
+    ValueError: if the shapes disagree.
+
+  Example:
+    >>> round(float(cosine(jnp.ones((2, 3)), jnp.ones((2, 3)))), 5)
+    -2.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 4 (why the plain loss is unbounded).
+  """
+  _check(predictions, values)
+  lengths = jnp.linalg.norm(predictions, axis=1) * jnp.linalg.norm(
+    values, axis=1
+  )
+  return -jnp.sum(jnp.sum(predictions * values, axis=1) / lengths)
+
+
+def negatives(
+  mixing: Float[Array, ' N'], gains: Float[Array, ' N'] | None = None
+) -> Loss:
+  r"""Makes the contrastive loss with negative samples shared by all.
+
+  .. math:: L(W) = -\sum_i \Bigl(g_i v_i - \sum_j m_j v_j\Bigr)^\top W\phi(k_i)
+
+  Args:
+    mixing: `m`: how strongly each token is a negative of all. Shape `[N]`.
+    gains: `g`: how strongly each is its own positive. Shape `[N]`; None for 1.
+
+  Returns:
+    `loss(predictions, values) -> []`; no sum over demonstrations.
+
+  Raises:
+    ValueError: if the shapes disagree.
+
+  Example:
+    >>> loss = negatives(jnp.array([0.5, 0.0]))
+    >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
+    -1.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 4.3.
+  """
+  _validate.check_array('mixing', mixing, 'N')
+
+  def loss(predictions, values):
+    _check(predictions, values)
+    size = values.shape[0]
+    _validate.check_same('N', 'mixing', mixing.shape[0], 'values', size)
+    positives = values if gains is None else gains[:, None] * values
+    return -jnp.sum(predictions * (positives - (mixing @ values)[None]))
+
+  return loss
+
+
+def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
+  r"""Makes the contrastive loss with negatives of its own for each token.
+
+  .. math:: L(W) = -\sum_i \Bigl(v_i - \sum_j M_{ij} v_j\Bigr)^\top W\phi(k_i)
+
+  Args:
+    matrix: `M`, commonly `beta / k` at the negatives of token `i` in row `i`.
+      Shape `[N, N]`.
+
+  Returns:
+    `loss(predictions, values) -> []`; no sum over demonstrations.
+
+  Raises:
+    ValueError: if the shapes disagree.
+
+  Example:
+    >>> loss = paired_negatives(jnp.zeros((2, 2)))
+    >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
+    -2.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, section 4.3.
+  """
+  _validate.check_array('matrix', matrix, 'N N')
+
+  def loss(predictions, values):
+    _check(predictions, values)
+    size = values.shape[0]
+    _validate.check_same('N', 'matrix', matrix.shape[1], 'values', size)
+    return -jnp.sum(predictions * (values - matrix @ values))
+
+  return loss
+
+
 def ridge(strength: float) -> Callable[[Float[Array, 'd_v R']], Array]:
   r"""Makes the penalty :math:`\tfrac{\alpha}{2}|W|_F^2`.
 
@@ -135,6 +278,28 @@ def ridge(strength: float) -> Callable[[Float[Array, 'd_v R']], Array]:
     return strength / 2 * jnp.sum(weights**2)
 
   return penalty
+
+
+def check_loss(loss: Loss) -> None:
+  """Raises a `ValueError` unless `loss` can be called with two arguments."""
+  if not callable(loss):
+    raise ValueError(
+      f'loss is a {type(loss).__name__}; expected a function loss('
+      'predictions [N, d_v], values [N, d_v]) -> [], such as '
+      'losses.contrastive.'
+    )
+
+
+def declares_normaliser(loss: Loss) -> bool:
+  """Whether a loss has a keyword `normaliser` that is not bound yet."""
+  parameter = inspect.signature(loss).parameters.get('normaliser')
+  return parameter is not None and parameter.default is parameter.empty
+
+
+def _check_positive(name: str, value: float) -> None:
+  _validate.check_scalar(name, value, minimum=0)
+  if _validate.is_concrete(value) and float(value) == 0:
+    raise ValueError(f'{name} is 0; expected a positive number.')
 
 
 def _check(predictions, values) -> None:

@@ -142,7 +142,6 @@ def gradient(
   rows: Array,
   mask: Mask | None,
   loss: Callable[..., Array],
-  penalty: Callable[[Array], Array] | None,
 ) -> Float[Array, 'd_v R']:
   r"""The gradient of the loss of some rows, by `jax.grad`, in scaled form.
 
@@ -161,13 +160,19 @@ def gradient(
   def objective(scaled_weights):
     return loss(features @ scaled_weights.T, values)
 
-  result = jax.grad(objective)(
-    state.weights * jnp.exp(2 * state.log_scale)[None]
-  )
-  if penalty is not None:
-    scale = jnp.exp(state.log_scale)[None]
-    result = result + jax.grad(penalty)(state.weights * scale) / scale
-  return result
+  return jax.grad(objective)(state.weights * jnp.exp(2 * state.log_scale)[None])
+
+
+def penalty_gradient(
+  phi: FeatureMap, state: DualState, penalty: Callable[[Array], Array]
+) -> Float[Array, 'd_v R']:
+  """The gradient of a penalty of the weights, in scaled form."""
+  del phi
+  scale = jnp.exp(state.log_scale)[None]
+  # A feature that no token has reached has weight 0 and scale 0. Elsewhere an
+  # underflowing scale gives NaN rather than a penalty that is left out.
+  divisor = jnp.where((scale > 0) | (state.weights != 0), scale, 1)
+  return jax.grad(penalty)(state.weights * scale) / divisor
 
 
 def remove(
@@ -269,8 +274,10 @@ def split_chunks(arrays, chunk_size: int):
 
 def map_chunks(fn, array, chunk_size: int):
   """`jax.vmap(fn)(array)`, one chunk at a time."""
-  chunks, rest = split_chunks(array, chunk_size)
   rows = jax.vmap(fn)
+  if array.shape[0] <= chunk_size:  # No loop to compile.
+    return rows(array)
+  chunks, rest = split_chunks(array, chunk_size)
   whole = jax.lax.map(jax.checkpoint(rows), chunks)
   whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, rows(rest))

@@ -18,10 +18,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-Scalar: TypeAlias = Float[Array, '']
-Vector: TypeAlias = Float[Array, '_']
-Matrix: TypeAlias = Float[Array, '_ _']
-Mask: TypeAlias = Bool[Array, 'N']
+Mask: TypeAlias = Bool[Array, ' N']
 
 __all__ = [
   'Array',
@@ -33,10 +30,7 @@ __all__ = [
   'KernelDualState',
   'LogKernel',
   'Mask',
-  'Matrix',
   'PRNGKeyArray',
-  'Scalar',
-  'Vector',
 ]
 
 

@@ -1,0 +1,87 @@
+"""From a loss to its attention."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, dual, losses
+from iclcl_jax.modified._loss_attention import LossAttention
+
+if TYPE_CHECKING:
+  import optax
+
+
+def attention_from_loss(
+  loss: losses.Loss,
+  *,
+  penalty: dual.Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  learning_rate: float = 1.0,
+) -> LossAttention:
+  r"""Builds the attention that one gradient step on a loss implies.
+
+  .. math:: h = \Bigl[(1-\delta)\,W_0\phi(q) + \sum_i u_i\,\phi(k_i)^\top\phi(q)
+     - \eta\nabla P(W_0)\,\phi(q)\Bigr] \big/ D, \qquad
+     u_i = -\eta\, \partial L/\partial f(k_i)
+
+  Args:
+    loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`, differentiable in
+      the predictions. It may declare a keyword `normaliser`, the `D` of the
+      query.
+    penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
+      those of an orthonormal basis of the span of the keys.
+    optimizer: an optax transformation that is linear in gradient and weights;
+      None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
+
+  Returns:
+    A `LossAttention`.
+
+  Raises:
+    ValueError: if `loss` is no function, `learning_rate` is negative or not
+      finite, or the optimizer's step is not proportional to the gradient.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> attend = attention_from_loss(losses.contrastive)
+    >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> attend(kernels.ExponentialKernel(), jnp.ones(4), keys, values).tolist()
+    [2.0]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 4 (from losses to layers).
+  """
+  losses.check_loss(loss)
+  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
+  step_size, decay = (1.0, 0.0) if optimizer is None else _linear(optimizer)
+  return LossAttention(
+    loss=loss,
+    penalty=penalty,
+    step_size=learning_rate * step_size,
+    decay=learning_rate * decay,
+  )
+
+
+def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
+  """Returns step size and decay of an optimizer that is linear, or raises."""
+
+  def update(gradient, weights):
+    return optimizer.update(gradient, optimizer.init(weights), weights)[0]
+
+  with jax.ensure_compile_time_eval():
+    gradient = jnp.array([[1.0, -2.0], [0.5, 3.0]])
+    weights = jnp.array([[2.0, 1.0], [-1.0, 0.25]])
+    zero = jnp.zeros_like(gradient)
+    step_size = -float(update(gradient, zero)[0, 0])
+    decay = -float(update(zero, weights)[0, 0]) / 2
+    for scale in (1.0, 1e4):
+      expected = -scale * (step_size * gradient + decay * weights)
+      found = update(scale * gradient, scale * weights)
+      if not jnp.allclose(found, expected, rtol=1e-4, atol=1e-4 * scale):
+        raise ValueError(
+          'optimizer takes a step that is not proportional to the gradient '
+          '(adaptive or clipping), so one step is not attention; expected a '
+          'linear one, such as optax.sgd(0.1).'
+        )
+  return step_size, decay

@@ -1,0 +1,220 @@
+"""The attention that one gradient step on a loss implies, as an object."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention, coefficients, dual, losses, moments
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossAttention:
+  """The attention that one gradient step on a loss implies.
+
+  Made by `attention_from_loss`. Calling it answers one query; `stream` and
+  `causal` answer many, from `W_0 = 0`.
+
+  Attributes:
+    loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
+    penalty: `penalty(weights) -> []`, or None.
+    step_size: the step of the optimizer, times the learning rate.
+    decay: the part of `W_0` that the optimizer's weight decay removes.
+  """
+
+  loss: losses.Loss
+  penalty: dual.Penalty | None
+  step_size: float | Array
+  decay: float | Array
+
+  def __call__(
+    self,
+    phi: FeatureMap | Kernel,
+    query: Float[Array, ' d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    num_query_tokens: int = 0,
+    mask: Mask | None = None,
+  ) -> Float[Array, ' d_v']:
+    """Answers one query.
+
+    Args:
+      phi: feature map or kernel.
+      query: the test input. Shape `[d_k]`.
+      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      num_query_tokens: how many of the last rows give `W_0`; with none,
+        `W_0 = 0`.
+      mask: valid tokens. Shape `[N]`; None for all.
+
+    Returns:
+      The prediction after the step. Shape `[d_v]`.
+
+    Raises:
+      ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
+        or the loss has no gradient at `W_0 = 0` and no token gives another.
+    """
+    _validate.check_tokens(keys, values, mask, query=query)
+    size = _num_demonstrations(keys, num_query_tokens)
+    if num_query_tokens == 0:
+      self._check_zero()
+    self._check_mask(mask)
+    form = moments if _validate.is_feature_map(phi) else coefficients
+    rest_mask = None if mask is None else mask[size:]
+    start = dual.zero_shot(phi, keys[size:], values[size:], mask=rest_mask)
+    scores, log_scale = attention.scores(phi, query, keys, mask)
+    total = jnp.sum(scores)
+    normaliser = total * jnp.exp(log_scale)
+
+    def evaluate(key):
+      reading = form.read(phi, start, key)
+      return reading.numerator * jnp.exp(reading.log_scale)
+
+    predictions = (
+      jax.vmap(evaluate)(keys[:size])
+      if num_query_tokens
+      else jnp.zeros_like(values)
+    )
+    labels = self._labels(predictions, values[:size], mask, normaliser)
+    labels = jnp.concatenate([labels, (1 - self.decay) * values[size:]])
+    if mask is not None:
+      labels = jnp.where(mask[:, None], labels, 0)
+    output = labels.T @ scores / total
+    if self.penalty is None:
+      return output
+    slope = form.penalty_gradient(phi, start, self.penalty)
+    reading = form.read(phi, form.with_weights(start, slope), query)
+    scale = jnp.exp(reading.log_scale - log_scale)
+    return output - self.step_size * reading.numerator * scale / total
+
+  def stream(
+    self,
+    phi: FeatureMap,
+    queries: Float[Array, 'M d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    chunk_size: int = 1024,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'M d_v']:
+    """Answers many queries from `W_0 = 0`, as `stream_kernel_attention` does.
+
+    Args:
+      phi: feature map.
+      queries: the test inputs. Shape `[M, d_k]`.
+      keys: keys of the demonstrations. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      chunk_size: rows whose features are held at a time.
+      mask: valid demonstrations. Shape `[N]`; None for all.
+
+    Returns:
+      The predictions. Shape `[M, d_v]`.
+
+    Raises:
+      ValueError: as the call; if the loss declares `normaliser`, which no
+        query-free model has.
+    """
+    labels = self._labels_from_zero(keys, values, mask)
+    return attention.stream_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
+
+  def causal(
+    self,
+    phi: FeatureMap,
+    queries: Float[Array, 'N d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    chunk_size: int = 256,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'N d_v']:
+    """Answers position `t` after one step from `W_0 = 0` on tokens `0..t`.
+
+    Args:
+      phi: feature map.
+      queries: the test inputs. Shape `[N, d_k]`.
+      keys: keys of the demonstrations. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      chunk_size: rows whose features are held at a time, a power of two.
+      mask: valid demonstrations. Shape `[N]`; None for all.
+
+    Returns:
+      The predictions. Shape `[N, d_v]`.
+
+    Raises:
+      ValueError: as `stream`; if the loss is no declared sum over
+        demonstrations, since only then a prefix has the loss of its terms.
+    """
+    if not losses.is_sum_over_demonstrations(self.loss):
+      raise ValueError(
+        'loss is not declared a sum over demonstrations, so the labels of '
+        'one position would depend on later ones. Declare it with '
+        'losses.sum_over_demonstrations if it is one.'
+      )
+    labels = self._labels_from_zero(keys, values, mask)
+    return attention.causal_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
+
+  def _labels_from_zero(self, keys, values, mask):
+    _validate.check_tokens(keys, values, mask)
+    if losses.declares_normaliser(self.loss):
+      raise ValueError(
+        'loss declares the keyword normaliser, which belongs to one query; '
+        'stream and causal train one model for all. Call the attention for '
+        'one query, under jax.vmap for several.'
+      )
+    self._check_zero()
+    self._check_mask(mask)
+    if mask is not None:
+      values = jnp.where(mask[:, None], values, 0)
+    return self._labels(jnp.zeros_like(values), values, None, None)
+
+  def _labels(self, predictions, values, mask, normaliser):
+    """Minus the gradient with respect to the predictions, times the step."""
+    if mask is not None:
+      seen = mask[: values.shape[0], None]
+      values, predictions = (
+        jnp.where(seen, array, 0) for array in (values, predictions)
+      )
+    loss = self.loss
+    if losses.declares_normaliser(loss):
+      loss = lambda p, v: self.loss(p, v, normaliser=normaliser)  # noqa: E731
+    slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
+    return -jnp.asarray(self.step_size, slopes.dtype) * slopes
+
+  def _check_mask(self, mask) -> None:
+    if mask is not None and not losses.is_sum_over_demonstrations(self.loss):
+      raise ValueError(
+        'mask leaves rows out, but the loss is not declared a sum over '
+        'demonstrations. Declare it with losses.sum_over_demonstrations, or '
+        'pass the visible rows alone.'
+      )
+
+  def _check_zero(self) -> None:
+    """Refuses a loss whose gradient does not exist at zero predictions."""
+    keywords = (
+      {'normaliser': 1.0} if losses.declares_normaliser(self.loss) else {}
+    )
+    with jax.ensure_compile_time_eval():
+      probe = jnp.ones((2, 2))
+      slopes = jax.grad(lambda p: self.loss(p, probe, **keywords))(0 * probe)
+      finite = bool(jnp.all(jnp.isfinite(slopes)))
+    if not finite:
+      raise ValueError(
+        'loss has no finite gradient at W_0 = 0; expected one there. Give '
+        'W_0 by query-side tokens (num_query_tokens >= 1).'
+      )
+
+
+def _num_demonstrations(keys, num_query_tokens: int) -> int:
+  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
+  if num_query_tokens >= keys.shape[0]:
+    raise ValueError(
+      f'num_query_tokens is {num_query_tokens} of {keys.shape[0]} tokens; '
+      'expected fewer, so that a demonstration is left.'
+    )
+  return keys.shape[0] - num_query_tokens

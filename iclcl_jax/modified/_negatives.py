@@ -1,0 +1,243 @@
+"""Attention with negative samples."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.modified._weights import attention_weights, visible_values
+from iclcl_jax.types import (
+  Array,
+  Bool,
+  FeatureMap,
+  Float,
+  Kernel,
+  Mask,
+  PRNGKeyArray,
+)
+
+
+class Negatives(NamedTuple):
+  r"""A change of attention weights, :math:`a' = g \odot a - m`.
+
+  The same numbers make the loss, `losses.negatives(*change)`: the label of
+  demonstration `i` becomes :math:`g_i v_i - \sum_j m_j v_j`.
+
+  Attributes:
+    mixing: `m`, what is taken from each token. Shape `[N]`.
+    gains: `g`. Shape `[N]`.
+  """
+
+  mixing: Float[Array, ' N']
+  gains: Float[Array, ' N']
+
+
+Renormalisation: TypeAlias = Callable[
+  [Array, Array, Array, float | Array], Negatives
+]
+Selection: TypeAlias = Callable[[Array, Array, int], Array]
+
+
+def lowest_scores(
+  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int
+) -> Bool[Array, ' N']:
+  """Chooses the candidates of lowest weight; ties by lower index."""
+  return _smallest(weights, candidates, count)
+
+
+def highest_scores(
+  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int
+) -> Bool[Array, ' N']:
+  """Chooses the candidates of highest weight, as a control."""
+  return _smallest(-weights, candidates, count)
+
+
+def random_choice(key: PRNGKeyArray) -> Selection:
+  """Makes a selection that chooses candidates at random, as a control."""
+  _validate.check_key('key', key)
+
+  def select(weights, candidates, count):
+    noise = jax.random.uniform(key, weights.shape, weights.dtype)
+    return _smallest(noise, candidates, count)
+
+  return select
+
+
+def _smallest(criterion, candidates, count):
+  # Selection is discrete: no gradient passes through it.
+  criterion = jax.lax.stop_gradient(criterion)
+  criterion = jnp.where(candidates, criterion, jnp.inf)
+  chosen = jnp.zeros(candidates.shape, bool)
+  for _ in range(count):
+    best = jnp.argmin(jnp.where(chosen, jnp.inf, criterion))
+    chosen = chosen.at[best].set(candidates[best] | chosen[best])
+  return chosen
+
+
+def unnormalised(weights, negatives, visible, strength) -> Negatives:
+  """Takes `strength / k` from each negative; weights then sum to 1 - beta."""
+  del visible
+  return Negatives(_share(strength, negatives), jnp.ones_like(weights))
+
+
+def raise_others(weights, negatives, visible, strength) -> Negatives:
+  """Gives what the negatives lose to all others in equal parts."""
+  others = visible & ~negatives
+  mixing = _share(strength, negatives) - _share(strength, others)
+  return Negatives(mixing, jnp.ones_like(weights))
+
+
+def scale_others(weights, negatives, visible, strength) -> Negatives:
+  """Gives what the negatives lose to all others in proportion."""
+  lost = jnp.sum(jnp.where(negatives, weights, 0))
+  strength = jnp.where(jnp.any(negatives), strength, 0)
+  gain = (1 - lost + strength) / (1 - lost)
+  gains = jnp.where(visible & ~negatives, gain, 1)
+  return Negatives(_share(strength, negatives), gains.astype(weights.dtype))
+
+
+def divide_all(weights, negatives, visible, strength) -> Negatives:
+  """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
+  del visible
+  strength = jnp.where(jnp.any(negatives), strength, 0)
+  gains = jnp.full_like(weights, 1 / (1 - strength))
+  return Negatives(_share(strength, negatives) * gains, gains)
+
+
+def _share(total, chosen):
+  count = jnp.maximum(jnp.sum(chosen), 1)
+  return jnp.where(chosen, total / count, 0)
+
+
+def negatives_of(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  *,
+  num_negatives: int,
+  strength: float | Array,
+  select: Selection = lowest_scores,
+  renormalise: Renormalisation = raise_others,
+  candidates: Mask | None = None,
+  mask: Mask | None = None,
+) -> Negatives:
+  """Chooses the negatives of one query; see `negative_attention`."""
+  _validate.check_count('num_negatives', num_negatives, minimum=0)
+  _validate.check_scalar('strength', strength)
+  weights = attention_weights(phi, query, keys, keys, mask)
+  visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
+  allowed = visible if candidates is None else visible & candidates
+  chosen = select(weights, allowed, min(num_negatives, keys.shape[0] - 1))
+  strength = jnp.where(jnp.any(chosen), strength, 0).astype(keys.dtype)
+  return renormalise(weights, chosen, visible, strength)
+
+
+def negative_attention(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_negatives: int,
+  strength: float | Array,
+  select: Selection = lowest_scores,
+  renormalise: Renormalisation = raise_others,
+  candidates: Mask | None = None,
+  mask: Mask | None = None,
+) -> Float[Array, ' d_v']:
+  r"""Attention that pushes away from the tokens that matter least.
+
+  .. math:: h = \sum_i (g_i a_i - m_i)\, v_i
+
+  with `m` and `g` from `renormalise`; weights may become negative. The dual
+  model trains with the loss `losses.negatives(*negatives_of(...))`.
+
+  Args:
+    phi: feature map or kernel.
+    query: the test input. Shape `[d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+    num_negatives: how many, `k`; at most `N - 1` are used.
+    strength: the total `beta` that the negatives lose.
+    select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
+    renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
+    candidates: tokens that may be negatives, for example all but the query's
+      own. Shape `[N]`; None for all.
+    mask: valid tokens. Shape `[N]`; None for all.
+
+  Returns:
+    The attention output. Shape `[d_v]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or `num_negatives < 0`.
+
+  References:
+    Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
+  """
+  weights = attention_weights(phi, query, keys, values, mask)
+  change = negatives_of(
+    phi,
+    query,
+    keys,
+    num_negatives=num_negatives,
+    strength=strength,
+    select=select,
+    renormalise=renormalise,
+    candidates=candidates,
+    mask=mask,
+  )
+  weights = change.gains * weights - change.mixing
+  return visible_values(values, mask).T @ weights
+
+
+def token_negative_labels(
+  phi: FeatureMap | Kernel,
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_negatives: int,
+  strength: float | Array,
+  select: Selection = lowest_scores,
+) -> Float[Array, 'N d_v']:
+  r"""Labels of the printed formula: every token has negatives of its own.
+
+  .. math:: u_i = v_i - \frac{\beta}{k} \sum_{j\in N(i)} v_j,
+
+  `N(i)` the `k` other tokens that token `i` itself attends to least. Attention
+  with these labels is `A (I - M) V`; rows are chosen one at a time.
+
+  Args:
+    phi: feature map or kernel.
+    queries: the query of every token. Shape `[N, d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+    num_negatives: how many, `k`; at most `N - 1` are used.
+    strength: the total `beta` that the negatives lose.
+    select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
+
+  Returns:
+    The labels. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or `num_negatives < 0`.
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, section 4.3.
+  """
+  _validate.check_tokens(keys, values, queries=queries)
+  size = keys.shape[0]
+  _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
+  _validate.check_count('num_negatives', num_negatives, minimum=0)
+  _validate.check_scalar('strength', strength)
+
+  def label(row):
+    query, value, index = row
+    weights = attention_weights(phi, query, keys, values, None)
+    others = jnp.arange(size) != index
+    chosen = select(weights, others, min(num_negatives, size - 1))
+    return value - values.T @ _share(strength, chosen).astype(values.dtype)
+
+  return jax.lax.map(label, (queries, values, jnp.arange(size)))
