@@ -53,7 +53,7 @@ def _project(
     'd_k', 'x', x.shape[0], 'projection', projection.shape[1]
   )
   y = x / x.shape[0] ** 0.25
-  return projection.astype(x.dtype) @ y, jnp.sum(y * y) / 2
+  return y @ projection.astype(x.dtype).T, jnp.sum(y * y) / 2
 
 
 @jax.tree_util.register_dataclass
