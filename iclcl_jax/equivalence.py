@@ -276,7 +276,7 @@ def _verdict(inputs, result, tolerance, arithmetic) -> str:
       return f'not finite: {name}'
   if result.normaliser == 0:
     return 'zero normaliser'
-  limit = jnp.finfo(result.normaliser.dtype).eps ** -0.5
+  limit = float(jnp.finfo(result.normaliser.dtype).eps) ** -0.5
   if not result.condition <= limit:
     return 'ill-conditioned normaliser'
   for name in ('attention', 'closed_form', 'autodiff', 'residual'):
