@@ -52,6 +52,10 @@ def _project(
   _validate.check_same(
     'd_k', 'x', x.shape[0], 'projection', projection.shape[1]
   )
+  if not projection.shape[0]:
+    raise ValueError(
+      'projection is empty (R = 0); expected at least one direction.'
+    )
   y = x / x.shape[0] ** 0.25
   return y @ projection.astype(x.dtype).T, jnp.sum(y * y) / 2
 

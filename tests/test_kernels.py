@@ -1,0 +1,288 @@
+"""Exact kernels against NumPy and scikit-learn, and bounds on truncation."""
+
+import dataclasses
+import fractions
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import pairwise
+
+from iclcl_jax import kernels, types
+from tests import oracles
+
+DIM = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  name: str
+  kernel: Any
+  oracle: Callable[[Any, Any], float]
+  sklearn: Callable[[Any, Any], Any] | None = None
+
+
+CASES = [
+  Case('exponential', kernels.ExponentialKernel(), oracles.exponential_kernel),
+  Case(
+    'gaussian',
+    kernels.GaussianKernel(),
+    oracles.gaussian_kernel,
+    functools.partial(pairwise.rbf_kernel, gamma=1 / (2 * DIM**0.5)),
+  ),
+  Case(
+    'linear',
+    kernels.LinearKernel(),
+    oracles.linear_kernel,
+    pairwise.linear_kernel,
+  ),
+  Case(
+    'polynomial',
+    kernels.PolynomialKernel(degree=3, offset=0.5),
+    functools.partial(oracles.polynomial_kernel, 3, 0.5),
+    functools.partial(
+      pairwise.polynomial_kernel, degree=3, gamma=DIM**-0.5, coef0=0.5
+    ),
+  ),
+  *(
+    Case(
+      f'truncated{order}',
+      kernels.TruncatedExponentialKernel(order=order),
+      functools.partial(oracles.truncated_exponential_kernel, order),
+    )
+    for order in (0, 1, 2, 5)
+  ),
+]
+DTYPES = ['float16', 'bfloat16', 'float32', 'float64']
+
+every_kernel = pytest.mark.parametrize(
+  'case', CASES, ids=lambda case: case.name
+)
+
+
+def normal(seed, *shape, dtype='float64'):
+  array = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(array, dtype)
+
+
+def gram(kernel, x, y):
+  return jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(y))(x)
+
+
+@every_kernel
+def test_agrees_with_the_oracle(case):
+  for seed in range(4):
+    x, y = normal(seed, 2, DIM)
+    expected = case.oracle(np.asarray(x), np.asarray(y))
+    np.testing.assert_allclose(case.kernel(x, y), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  'case',
+  [case for case in CASES if case.sklearn is not None],
+  ids=lambda case: case.name,
+)
+def test_agrees_with_scikit_learn(case):
+  x, y = normal(0, 6, DIM), normal(1, 4, DIM)
+  expected = case.sklearn(np.asarray(x), np.asarray(y))
+  np.testing.assert_allclose(
+    gram(case.kernel, x, y), expected, rtol=1e-12, atol=1e-14
+  )
+
+
+def test_exponential_is_gaussian_times_its_diagonal():
+  x, y = normal(0, 2, DIM)
+  exponential, gaussian = kernels.ExponentialKernel(), kernels.GaussianKernel()
+  expected = gaussian(x, y) * (exponential(x, x) * exponential(y, y)) ** 0.5
+  np.testing.assert_allclose(exponential(x, y), expected, rtol=1e-13)
+
+
+@every_kernel
+def test_is_symmetric_and_positive_semidefinite(case):
+  x = normal(2, 8, DIM)
+  matrix = np.asarray(gram(case.kernel, x, x))
+  np.testing.assert_allclose(matrix, matrix.T, rtol=1e-13)
+  eigenvalues = np.linalg.eigvalsh(matrix)
+  assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
+
+
+@every_kernel
+def test_jit_vmap_and_gradient(case):
+  x, y, slope = normal(3, 3, DIM)
+  traced = jax.jit(lambda kernel, x, y: kernel(x, y))(case.kernel, x, y)
+  np.testing.assert_allclose(traced, case.kernel(x, y), rtol=1e-13)
+  gradient = jax.grad(case.kernel)(x, y)
+  step = 1e-6
+  finite_difference = (
+    case.kernel(x + step * slope, y) - case.kernel(x - step * slope, y)
+  ) / (2 * step)
+  np.testing.assert_allclose(
+    gradient @ slope, finite_difference, rtol=1e-6, atol=1e-9
+  )
+
+
+@every_kernel
+def test_dtype_shape_and_pytree(case):
+  for dtype in DTYPES:
+    x, y = normal(4, 2, DIM, dtype=dtype)
+    assert case.kernel(x, y).dtype == dtype
+    assert case.kernel(x, y).shape == ()
+  leaves, structure = jax.tree.flatten(case.kernel)
+  assert not leaves
+  again = jax.tree.unflatten(structure, leaves)
+  assert again(x, y) == case.kernel(x, y)
+  assert isinstance(case.kernel, types.Kernel)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    case.kernel.order = 3
+
+
+@pytest.mark.parametrize(
+  'kernel', [kernels.ExponentialKernel(), kernels.GaussianKernel()]
+)
+def test_log_kernel_is_the_logarithm_and_does_not_overflow(kernel):
+  assert isinstance(kernel, types.LogKernel)
+  x, y = normal(5, 2, DIM)
+  np.testing.assert_allclose(
+    kernel.log_kernel(x, y), jnp.log(kernel(x, y)), rtol=1e-12
+  )
+  x, y = (1e4 * v.astype('float32') for v in (x, y))
+  assert kernel(x, y) in (0, math.inf)
+  assert jnp.isfinite(kernel.log_kernel(x, y))
+
+
+def test_signed_kernels_have_no_log_kernel():
+  signed = [kernels.LinearKernel(), kernels.PolynomialKernel()]
+  signed.append(kernels.TruncatedExponentialKernel())
+  assert not any(isinstance(kernel, types.LogKernel) for kernel in signed)
+
+
+# Truncation.
+
+scores = st.floats(-8, 8)
+orders = st.integers(0, 8)
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(scores, orders)
+def test_remainder_bound_is_never_violated(score, order):
+  kernel = kernels.TruncatedExponentialKernel(order=order)
+  x, one = np.array([score]), np.ones(1)
+  error = abs(math.exp(score) - float(kernel(x, one)))
+  rounding = 1e-15 * math.exp(abs(score))
+  assert error <= float(kernel.remainder_bound(x, one)) * (1 + 1e-12) + rounding
+
+
+@pytest.mark.parametrize('order', [0, 1, 2, 5])
+def test_remainder_bound_is_tight_and_scaled(order):
+  kernel = kernels.TruncatedExponentialKernel(order=order)
+  x = jnp.full(4, 0.05)  # score 0.01 / 2
+  y = jnp.full(4, 0.05)
+  score = fractions.Fraction(5, 1000)
+  tail = sum(score**r / math.factorial(r) for r in range(order + 1, order + 12))
+  bound = float(kernel.remainder_bound(x, y))
+  assert float(tail) <= bound <= 1.01 * float(tail)
+
+
+def exact_relative_error(order, score):
+  """`T_p(t) e^-t - 1`, in rational arithmetic."""
+  score = fractions.Fraction(score)
+  terms = [fractions.Fraction(1)]
+  for r in range(1, 90):
+    terms.append(terms[-1] * score / r)
+  return float(abs(sum(terms[: order + 1]) / sum(terms) - 1))
+
+
+@pytest.mark.parametrize(
+  ('score_bound', 'at_10_percent', 'at_1_percent'),
+  [(0.5, 2, 3), (1, 3, 5), (2, 7, 8), (4, 14, 15), (8, 28, 30)],
+)
+def test_truncation_order_is_the_smallest(
+  score_bound, at_10_percent, at_1_percent
+):
+  for target, order in [(0.1, at_10_percent), (0.01, at_1_percent)]:
+    assert kernels.truncation_order(score_bound, target) == order
+    grid = np.linspace(-score_bound, score_bound, 9)
+    assert all(exact_relative_error(order, t) <= target for t in grid)
+    for smaller in range(order):
+      assert exact_relative_error(smaller, -score_bound) > target
+
+
+def test_truncation_order_at_the_edges():
+  assert kernels.truncation_order(0, 0.1) == 0
+  assert kernels.truncation_order(0.05, 0.2) == 0
+  assert 3.5 * 500 < kernels.truncation_order(500, 0.1) < 3.7 * 500
+  with pytest.raises(ValueError, match='score_bound is -1'):
+    kernels.truncation_order(-1, 0.1)
+  with pytest.raises(ValueError, match=r'target_error is 1\.0; expected less'):
+    kernels.truncation_order(1, 1.0)
+  with pytest.raises(ValueError, match=r'target_error is 0\.0; expected'):
+    kernels.truncation_order(1, 0)
+
+
+kernel_errors = st.floats(1e-3, 0.999)
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(
+  kernel_errors,
+  hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(-4, 4)),
+  hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(-1, 1)),
+)
+def test_attention_error_bound_is_never_violated(kernel_error, score, noise):
+  exact = np.exp(score)
+  wrong = exact * (1 + kernel_error * noise)
+  distance = abs(wrong / wrong.sum() - exact / exact.sum()).sum()
+  assert distance <= kernels.attention_error_bound(kernel_error) + 1e-12
+
+
+@pytest.mark.parametrize('kernel_error', [0.01, 0.3, 0.9])
+def test_attention_error_bound_is_attained(kernel_error):
+  share = np.linspace(0, 1, 20001)[1:-1]  # Weight of the key that grows.
+  grown, rest = share * (1 + kernel_error), (1 - share) * (1 - kernel_error)
+  distance = 2 * abs(grown / (grown + rest) - share)
+  bound = kernels.attention_error_bound(kernel_error)
+  np.testing.assert_allclose(distance.max(), bound, rtol=1e-6)
+  formula = 2 * (1 - math.sqrt(1 - kernel_error**2)) / kernel_error
+  np.testing.assert_allclose(bound, formula, rtol=1e-10)
+
+
+def test_attention_error_bound_checks_its_range():
+  assert kernels.attention_error_bound(0) == 0
+  assert kernels.attention_error_bound(1) == 2
+  with pytest.raises(ValueError, match=r'kernel_error is 1\.5; expected'):
+    kernels.attention_error_bound(1.5)
+
+
+# Bad input.
+
+
+@every_kernel
+def test_bad_inputs_are_named(case):
+  good = jnp.zeros(DIM)
+  with pytest.raises(ValueError, match=r'x has shape \[2, 5\]; expected'):
+    case.kernel(jnp.zeros((2, DIM)), good)
+  with pytest.raises(ValueError, match=r'y has shape \[\]; expected'):
+    case.kernel(good, jnp.zeros(()))
+  with pytest.raises(ValueError, match='x and y disagree in d_k: 5 and 4'):
+    case.kernel(good, jnp.zeros(DIM - 1))
+  with pytest.raises(ValueError, match='y has dtype int'):
+    case.kernel(good, jnp.zeros(DIM, int))
+
+
+def test_bad_parameters_are_named():
+  with pytest.raises(ValueError, match='degree is 0; expected an integer >= 1'):
+    kernels.PolynomialKernel(degree=0)
+  with pytest.raises(ValueError, match=r'offset is -1\.0; expected'):
+    kernels.PolynomialKernel(offset=-1.0)
+  with pytest.raises(ValueError, match='offset is nan; expected a finite'):
+    kernels.PolynomialKernel(offset=math.nan)
+  with pytest.raises(ValueError, match='order is -1; expected an integer >= 0'):
+    kernels.TruncatedExponentialKernel(order=-1)
