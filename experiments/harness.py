@@ -9,6 +9,7 @@ and, at the end of its file::
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -18,17 +19,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 Workdir = pathlib.Path
+
+
+def option(default: Any, text: str) -> Any:
+  """A field of a config, with the help text of its flag."""
+  return dataclasses.field(default=default, metadata={'help': text})
 
 
 def run_binary(
   config_type: type, run: Callable[[Any, str], Mapping[str, Any]]
 ) -> None:
   """Runs an experiment as a command: one flag for each field of its config.
+
+  Exits with status 1 on bad input, with the message of its `ValueError`, and
+  if the summary says `'holds': False`.
 
   Args:
     config_type: a frozen dataclass with defaults, whose fields are int, float,
@@ -42,10 +52,12 @@ def run_binary(
   def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # The checkpointer is talkative.
     values = flags.FLAGS.flag_values_dict()
     names = [field.name for field in dataclasses.fields(config_type)]
     try:
-      run(
+      summary = run(
         config_type(
           **{
             name: tuple(values[name])
@@ -58,6 +70,8 @@ def run_binary(
       )
     except ValueError as error:
       sys.exit(f'error: {error}')
+    if summary.get('holds') is False:
+      sys.exit(1)
 
   jax.config.config_with_absl()
   app.run(main)
@@ -235,14 +249,73 @@ def table(
   return '\n'.join(lines)
 
 
+def mean_interval(samples: Any) -> dict[str, float]:
+  """Mean over independent runs with its 95 % t-interval.
+
+  Args:
+    samples: one number for each run, at least two.
+
+  Returns:
+    `{'mean': ..., 'low': ..., 'high': ...}`.
+
+  Raises:
+    ValueError: if there are fewer than two runs.
+  """
+  samples = np.asarray(samples, np.float64)
+  if samples.ndim != 1 or samples.size < 2:
+    raise ValueError(
+      f'samples has shape {list(samples.shape)}; expected at least two '
+      'numbers, one for each run.'
+    )
+  import scipy.special
+
+  mean = float(np.mean(samples))
+  deviation = float(np.std(samples, ddof=1)) / samples.size**0.5
+  half = float(scipy.special.stdtrit(samples.size - 1, 0.975)) * deviation
+  return {'mean': mean, 'low': mean - half, 'high': mean + half}
+
+
 @contextlib.contextmanager
 def float64_on_host() -> Iterator[None]:
   """Computes in float64 on the CPU: accelerators may have no float64."""
-  enable = getattr(jax, 'enable_x64', None)
-  if enable is None:
-    from jax.experimental import enable_x64 as enable
-  with enable(True), jax.default_device(jax.devices('cpu')[0]):
+  # Older versions have it in jax.experimental alone, newer ones in jax alone.
+  home: Any = jax if hasattr(jax, 'enable_x64') else jax.experimental
+  with home.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
     yield
+
+
+def compile_quickly(
+  fn: Callable[..., Any], *, static_argnames: str | Sequence[str] = ()
+) -> Callable[..., Any]:
+  """`jax.jit` for what runs once: less compiling, perhaps slower code.
+
+  Args:
+    fn: function to compile.
+    static_argnames: as in `jax.jit`.
+
+  Returns:
+    The compiled function. The same arithmetic, up to rounding.
+  """
+  return jax.jit(
+    fn,
+    static_argnames=static_argnames,
+    compiler_options=_quick_options(),
+  )
+
+
+@functools.cache
+def _quick_options() -> dict[str, Any]:
+  """Options of the CPU compiler, if this version knows them."""
+  options = {
+    'xla_backend_optimization_level': 1,
+    'xla_cpu_use_fusion_emitters': False,
+    'xla_cpu_parallel_codegen_split_count': 2,
+  }
+  try:
+    jax.jit(lambda x: x + 1, compiler_options=options)(1)
+  except jax.errors.JaxRuntimeError:  # No such option, or another platform.
+    return {}
+  return options
 
 
 def scan_blocks(

@@ -1,0 +1,393 @@
+r"""Attention is one gradient step: a trained layer against its dual model.
+
+Trains the papers' layer on in-context linear regression, several seeds at
+once. Then, for held-out prompts, trains the dual model by gradient descent on
+the contrastive loss - one full-batch step, and E epochs of batch 1 - and
+compares its prediction with the layer's. Ends in a table of certificates for
+every feature map and the exact softmax::
+
+  python -m experiments.equivalence --workdir=out/demo
+
+TIME_AND_NUMBERS
+
+Single-task training (the default, as in the paper) measures how well the layer
+memorises the one matrix B, not in-context learning: on prompts of another B it
+is worse than predicting 0, and `summary.json` says so beside every loss.
+`--multi_task=true` draws a fresh B for every prompt instead; the loss then
+stays at that of predicting 0. `--input_distribution=normal` draws inputs from
+N(0, 1). The identity holds in all of them: it does not ask what was learnt.
+
+References:
+  Ren & Liu, arXiv:2310.13220v1, Fig. 3 left and Fig. 8; v2, Fig. 3a.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import equivalence_checks as checks
+from experiments import equivalence_report as report
+from experiments import harness, pretraining
+from iclcl_jax import _validate, features, tasks
+
+# Inputs s of the regression, and the learning rate that suits them.
+INPUTS = {
+  'uniform': (tasks.uniform, 0.003),
+  'normal': (jax.random.normal, 0.001),
+}
+CONTROLLED_NORM = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings of the experiment; the defaults are the paper's, where known.
+
+  Raises:
+    ValueError: if a value is out of range; the message names the flag.
+  """
+
+  seed: int = harness.option(0, 'root of all random numbers')
+  num_seeds: int = harness.option(10, 'independent runs, at least 5')
+  num_demonstrations: tuple[int, ...] = harness.option(
+    (15, 31), 'demonstrations N of a prompt; one experiment for each'
+  )
+  input_distribution: str = harness.option(
+    'uniform', f'inputs s: {" or ".join(INPUTS)}'
+  )
+  multi_task: bool = harness.option(False, 'a fresh B for every prompt')
+  num_epochs: int = harness.option(100, 'epochs of pretraining')
+  tokens_per_epoch: int = harness.option(
+    1024, 'an epoch has this many tokens, whatever N'
+  )
+  learning_rate: float = harness.option(
+    0.0, 'of pretraining; 0 for that of the input distribution'
+  )
+  num_features: int = harness.option(1200, 'positive random features R')
+  num_test_prompts: int = harness.option(64, 'held-out prompts of a seed')
+  num_dual_prompts: int = harness.option(
+    4, 'those for which the dual model is trained for many epochs'
+  )
+  dual_epochs: int = harness.option(100, 'epochs E of the dual model')
+  block_epochs: int = harness.option(25, 'epochs between checkpoints')
+
+  def __post_init__(self):
+    _validate.check_count('num_seeds', self.num_seeds, minimum=5)
+    for name in ('num_epochs', 'num_features', 'dual_epochs', 'block_epochs'):
+      _validate.check_count(name, getattr(self, name))
+    _validate.check_count('seed', self.seed, minimum=0)
+    _validate.check_scalar('learning_rate', self.learning_rate, minimum=0)
+    self._check_prompts()
+    if self.input_distribution not in INPUTS:
+      raise ValueError(
+        f'input_distribution is {self.input_distribution!r}; expected '
+        f'{" or ".join(map(repr, INPUTS))}.'
+      )
+    if self.learning_rate == 0:
+      rate = INPUTS[self.input_distribution][1]
+      object.__setattr__(self, 'learning_rate', rate)
+
+  def _check_prompts(self):
+    if not self.num_demonstrations:
+      raise ValueError(
+        'num_demonstrations is empty; expected one or more counts, such as '
+        '15,31.'
+      )
+    if len(set(self.num_demonstrations)) < len(self.num_demonstrations):
+      raise ValueError(
+        f'num_demonstrations is {self.num_demonstrations}; expected distinct '
+        'counts.'
+      )
+    for size in self.num_demonstrations:
+      _validate.check_count('num_demonstrations', size)
+    longest = max(self.num_demonstrations) + 1
+    _validate.check_count(
+      'tokens_per_epoch', self.tokens_per_epoch, minimum=longest
+    )
+    _validate.check_count('num_test_prompts', self.num_test_prompts)
+    _validate.check_count('num_dual_prompts', self.num_dual_prompts)
+    if self.num_dual_prompts > self.num_test_prompts:
+      raise ValueError(
+        f'num_dual_prompts is {self.num_dual_prompts}; expected at most '
+        f'num_test_prompts, {self.num_test_prompts}.'
+      )
+
+
+class Seeds(NamedTuple):
+  """All runs, with a leading axis of seeds.
+
+  Attributes:
+    runs: layers before training, feature maps and tasks.
+    training: root keys of the training prompts. Shape `[S]`.
+    testing: root keys of the held-out prompts. Shape `[S]`.
+  """
+
+  runs: pretraining.Run
+  training: jax.Array
+  testing: jax.Array
+
+
+def init_seeds(config: Config) -> Seeds:
+  """Draws everything that training starts from; equal for every N."""
+
+  def init(seed):
+    key = jax.random.fold_in(jax.random.key(config.seed), seed)
+    key_run, key_training, key_testing = jax.random.split(key, 3)
+    run = pretraining.init_run(key_run, num_features=config.num_features)
+    return Seeds(run, key_training, key_testing)
+
+  seeds = jnp.arange(config.num_seeds)
+  return harness.compile_quickly(lambda x: jax.lax.map(init, x))(seeds)
+
+
+def draw_prompts(
+  config: Config, keys: jax.Array, task_matrices: jax.Array, steps, size: int
+) -> tasks.RegressionPrompt:
+  """Draws the prompts of some steps for all seeds. Axes `[S, P, ...]`."""
+  input_fn, _ = INPUTS[config.input_distribution]
+
+  def draw(arguments):
+    key, matrix = arguments
+    task_fn = pretraining.draw_task if config.multi_task else lambda key: matrix
+    return pretraining.draw_prompts(
+      key, steps, task_fn, size, input_fn=input_fn
+    )
+
+  return jax.lax.map(draw, (keys, task_matrices))
+
+
+def pretrain(
+  config: Config, seeds: Seeds, size: int, workdir: harness.Workdir
+) -> tuple[pretraining.LayerParams, np.ndarray]:
+  """Trains the layers of all seeds on prompts of `size` demonstrations.
+
+  Every prompt is new, so its loss before its step is a held-out loss.
+
+  Returns:
+    The trained layers, and by epoch and seed the mean loss and that of
+    predicting 0. Shape `[num_epochs, 2, S]`.
+
+  Raises:
+    ValueError: if a loss is not finite.
+  """
+  num_prompts = config.tokens_per_epoch // (size + 1)
+  runs = seeds.runs
+
+  def epoch(params, step):
+    steps = step * num_prompts + jnp.arange(num_prompts)
+    prompts = draw_prompts(
+      config, seeds.training, runs.task_matrix, steps, size
+    )
+    train = functools.partial(
+      pretraining.train, learning_rate=config.learning_rate
+    )
+    params, losses = jax.vmap(train)(params, runs.phi, prompts)
+    zero = jnp.mean(prompts.target**2, axis=(1, 2))
+    return params, jnp.stack([jnp.mean(losses, axis=1), zero])
+
+  params, losses = harness.scan_blocks(
+    epoch,
+    runs.params,
+    config.num_epochs,
+    block_size=config.block_epochs,
+    checkpoints=workdir / 'checkpoints' / f'demonstrations_{size}',
+    description=f'pretraining, N = {size}, {config.num_seeds} seeds',
+  )
+  if not np.all(np.isfinite(losses)):
+    raise ValueError(
+      f'learning_rate is {config.learning_rate:g}, with which training '
+      f'diverged at N = {size}; lower it.'
+    )
+  return params, np.asarray(losses)
+
+
+def draw_held_out(
+  config: Config, seeds: Seeds, size: int
+) -> tasks.RegressionPrompt:
+  """Draws the held-out prompts of all seeds as NumPy arrays `[S, P, ...]`."""
+  steps = jnp.arange(config.num_test_prompts)
+  draw = harness.compile_quickly(
+    lambda keys, matrices: draw_prompts(config, keys, matrices, steps, size)
+  )
+  return jax.device_get(draw(seeds.testing, seeds.runs.task_matrix))
+
+
+def evaluate(
+  config: Config,
+  params: pretraining.LayerParams,
+  phi: features.PositiveFeatures,
+  prompts: tasks.RegressionPrompt,
+) -> dict[str, Any]:
+  """Compares trained layers with their dual models on held-out prompts.
+
+  Args:
+    config: settings.
+    params: trained layers of all seeds, NumPy arrays.
+    phi: their feature maps.
+    prompts: held-out prompts, with leading axes `[S, P]`.
+
+  Returns:
+    What `checks.one_step` and `checks.descend` return, by name and dtype, and
+    the true labels: arrays with leading axes `[S, P]`.
+  """
+  result: dict[str, Any] = {'target': np.asarray(prompts.target, np.float64)}
+  for dtype in (np.float64, np.float32):
+    arrays = jax.tree.map(
+      lambda x, dtype=dtype: np.asarray(x, dtype),
+      (params, phi, prompts.tokens),
+    )
+    with (
+      harness.float64_on_host(),
+      jax.default_matmul_precision('highest'),
+    ):
+      result |= _evaluate(config, np.dtype(dtype).name, *arrays)
+  return result
+
+
+def _evaluate(config, dtype, params, phi, tokens) -> dict[str, Any]:
+  """`evaluate` in the dtype of its arguments."""
+  chosen = tokens[:, : config.num_dual_prompts]
+  one_step = harness.compile_quickly(checks.for_all(checks.one_step))
+
+  def descend(num_epochs):
+    fn = functools.partial(checks.descend, num_epochs=num_epochs)
+    return harness.compile_quickly(checks.for_all(fn))(params, phi, chosen)
+
+  result = {
+    f'one_step_{dtype}': one_step(params, phi, tokens),
+    f'descent_{dtype}': descend(config.dual_epochs),
+  }
+  if dtype == 'float64':
+    # Another seed's prompts: a matrix B that the layer has never seen.
+    result['unseen'] = one_step(params, phi, np.roll(tokens, -1, axis=0))
+    result['descent_1_epoch'] = descend(1)
+  return jax.device_get(result)
+
+
+def certify(
+  config: Config,
+  params: pretraining.LayerParams,
+  phi: features.PositiveFeatures,
+  tokens: np.ndarray,
+) -> list[dict[str, Any]]:
+  """Certificates of every map: at a trained layer, and at small norms.
+
+  Args:
+    config: settings.
+    params: the trained layer of one seed.
+    phi: its feature map.
+    tokens: one held-out prompt.
+
+  Returns:
+    Certificates as plain dicts, with `name`, `data` and `passed`: it holds, or
+    the map is signed and its normaliser too ill-conditioned to say.
+  """
+  key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
+  draw = harness.compile_quickly(
+    functools.partial(checks.draw_projections, num_features=config.num_features)
+  )
+  drawn = jax.device_get(draw(key)) | {'gaussian': np.asarray(phi.projection)}
+  trained = tuple(
+    map(np.asarray, pretraining.project(params, jnp.asarray(tokens)))
+  )
+  # The same rows, shrunk to a norm at which random features imitate softmax.
+  small = tuple(x / np.std(x) * CONTROLLED_NORM for x in trained)
+  rows = []
+  for dtype in (np.float64, np.float32):
+    with harness.float64_on_host():
+      maps = checks.certified_maps(
+        {name: jnp.asarray(x, dtype) for name, x in drawn.items()}
+      )
+      for name, kernel in maps.items():
+        for data, arrays in (('trained', trained), ('small norms', small)):
+          certificate = checks.certify(
+            kernel, *(jnp.asarray(x, dtype) for x in arrays)
+          )
+          excused = name in checks.SIGNED_MAPS and 'normaliser' in (
+            certificate.verdict
+          )
+          rows.append(
+            {'name': name, 'data': data, 'passed': certificate.holds or excused}
+            | certificate.to_dict()
+          )
+  return rows
+
+
+def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
+  """Runs the experiment; resumes if `workdir` holds a part of it.
+
+  Args:
+    config: settings.
+    workdir: folder of all results.
+
+  Returns:
+    The summary, as written to `summary.json`.
+
+  Raises:
+    ValueError: if `workdir` cannot be used, or training diverges.
+  """
+  start = time.perf_counter()
+  folder = harness.open_workdir(config, workdir)
+  seconds: dict[str, float] = {}
+  curves, results, certificates = _measure(config, folder, seconds)
+  summary = report.summarise(config, curves, results, certificates)
+  harness.write_metrics(folder, report.metrics(curves))
+  with _stopwatch(seconds, 'figures'):
+    report.draw_figures(config, curves, results, summary, folder)
+  seconds['total'] = time.perf_counter() - start
+  summary['seconds'] = seconds
+  summary['seconds_note'] = 'Stages overlap, so they sum to more than total.'
+  summary = dict(harness.write_summary(folder, summary))
+  print(report.text(summary))
+  return summary
+
+
+def _measure(config, folder, seconds):
+  """Trains, compares and certifies; comparisons run while others train."""
+  with _stopwatch(seconds, 'initialisation'):
+    seeds = init_seeds(config)
+  curves, comparisons, certificates = {}, {}, None
+  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    for size in config.num_demonstrations:
+      with _stopwatch(seconds, f'pretraining_{size}'):
+        params, curves[size] = pretrain(config, seeds, size, folder)
+      prompts = draw_held_out(config, seeds, size)
+      layers = jax.device_get((params, seeds.runs.phi))
+      compare = _timed(seconds, f'comparison_{size}', evaluate)
+      comparisons[size] = pool.submit(compare, config, *layers, prompts)
+      if certificates is None:
+        layer = jax.tree.map(lambda x: x[0], layers)
+        prove = _timed(seconds, 'certificates', certify)
+        token_rows = prompts.tokens[0, 0]
+        certificates = pool.submit(prove, config, *layer, token_rows)
+    results = {size: future.result() for size, future in comparisons.items()}
+    return curves, results, certificates.result()
+
+
+def _timed(seconds: dict[str, float], stage: str, fn) -> Callable[..., Any]:
+  """The same function, which notes how long it takes."""
+
+  def timed(*args):
+    with _stopwatch(seconds, stage):
+      return fn(*args)
+
+  return timed
+
+
+@contextlib.contextmanager
+def _stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
+  start = time.perf_counter()
+  yield
+  seconds[stage] = time.perf_counter() - start
+
+
+if __name__ == '__main__':
+  harness.run_binary(Config, run)
