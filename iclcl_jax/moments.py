@@ -225,7 +225,7 @@ def read(
   exponent = row_scale + state.log_scale
   log_scale = largest(exponent)
   features = jnp.exp(exponent - log_scale) * features
-  both = jnp.concatenate([state.weights, state.mass[None]]) @ features
+  both = features @ jnp.concatenate([state.weights, state.mass[None]]).T
   return Reading(both[:-1], both[-1], log_scale)
 
 
