@@ -31,6 +31,7 @@ def style() -> Any:
       'figure.constrained_layout.use': True,
       'svg.fonttype': 'none',
       'legend.frameon': False,
+      'legend.fontsize': 12,
     }
   )
 
@@ -68,6 +69,7 @@ def predictions(
   axes[0, 0].legend(
     loc='upper left', ncols=1, handletextpad=0.4, borderaxespad=0
   )
+  figure.get_layout_engine().set(h_pad=0.15)
   axes[-1, 0].set_xlabel(
     f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by '
     f'true label (dual model: {config.dual_epochs} epochs of batch 1, float64)'
@@ -115,12 +117,12 @@ def descent(config: Any, size: int, result: Mapping[str, Any]) -> Any:
   """Distance to the attention output along the steps, and its closed form."""
   import matplotlib.pyplot as plt
 
-  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
   once, many = result['descent_1_epoch'], result['descent_float64']
   residual = max(np.max(x.curve_residual) for x in (once, many))
   visits = np.arange(size + 1)
   _curves(left, visits, once.distances, once.predicted, 1)
-  left.set_title('one epoch of batch 1')
+  left.set_title('one epoch, one demonstration a step')
   left.set_xlabel('demonstrations visited')
   left.set_ylabel('distance to the attention output,\nrelative to the start')
   epochs = np.arange(config.dual_epochs + 1)
@@ -129,12 +131,14 @@ def descent(config: Any, size: int, result: Mapping[str, Any]) -> Any:
   _curves(
     right, epochs, many.distances[..., ends], many.predicted[..., ends], every
   )
-  right.set_title(f'{config.dual_epochs} epochs: every prompt decays linearly')
-  right.set_xlabel('epochs')
+  _name_series(right)
+  right.set_title(f'{config.dual_epochs} epochs: linear for every prompt')
+  right.set_xlabel('whole epochs')
   num_prompts = once.distances.shape[0] * once.distances.shape[1]
   figure.suptitle(
-    f'N = {size}, {num_prompts} held-out prompts of {config.num_seeds} seeds; '
-    f'measured and closed form agree to {residual:.0e}',
+    f'Gradient descent on the contrastive loss, N = {size}: {num_prompts} '
+    f'held-out prompts of {config.num_seeds} seeds,\nmeasured and closed form '
+    f'agree to {residual:.0e} (float64)',
     fontsize=12,
     color='#404040',
   )
@@ -158,30 +162,51 @@ def _curves(axis, steps, distances, predicted, every: int) -> None:
     markerfacecolor='white',
     markeredgewidth=1.8,
     markersize=7,
+    clip_on=False,
+    zorder=3,
   )
   axis.set_ylim(bottom=0)
-  axis.set_xlim(0, steps[-1] * 1.02)
+  axis.set_xlim(0, steps[-1])
+  axis.locator_params(axis='x', integer=True)
+
+
+def _name_series(axis) -> None:
+  """Names the series in the empty corner of the panel, in their looks."""
+  axis.plot([], [], color=GREY, linewidth=0.9, label='each prompt')
+  axis.plot([], [], color=BLUE, linewidth=3, label='mean, measured')
+  axis.plot(
+    [],
+    [],
+    'o',
+    color=ORANGE,
+    markerfacecolor='white',
+    markeredgewidth=1.8,
+    markersize=7,
+    label='mean, closed form',
+  )
+  axis.legend(loc='upper right', handlelength=1.6)
 
 
 def pretraining(config: Any, curves: Mapping[int, np.ndarray]) -> Any:
   """Loss on new prompts by epoch, over that of predicting 0."""
   import matplotlib.pyplot as plt
+  import matplotlib.ticker
 
-  figure, axis = plt.subplots(figsize=(8, 4.5))
+  figure, axis = plt.subplots(figsize=(9, 4.8))
   looks = [(BLUE, '-'), (ORANGE, '--'), (GREEN, '-.'), (BLACK, ':')]
   for index, (size, curve) in enumerate(curves.items()):
     color, line = looks[index % len(looks)]
     ratios = curve[:, 0] / np.mean(curve[:, 1], axis=0)[None]
-    estimates = [harness.mean_interval(row) for row in ratios]
+    estimates = [harness.mean_interval(row) for row in np.log(ratios)]
     mean, low, high = (
-      np.array([estimate[name] for estimate in estimates])
+      np.exp([estimate[name] for estimate in estimates])
       for name in ('mean', 'low', 'high')
     )
     epochs = np.arange(1, mean.size + 1)
     axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
     axis.plot(epochs, mean, line, color=color, linewidth=2.5)
     axis.annotate(
-      f'N = {size}',
+      f'N = {size}: {mean[-1]:.2f}',
       (epochs[-1], mean[-1]),
       xytext=(6, 0),
       textcoords='offset points',
@@ -199,10 +224,16 @@ def pretraining(config: Any, curves: Mapping[int, np.ndarray]) -> Any:
     ha='right',
   )
   axis.set_yscale('log')
+  axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+  axis.yaxis.set_major_formatter('{x:g}')
+  axis.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+  axis.set_xlim(0, epochs[-1])
+  axis.locator_params(axis='x', integer=True)
   axis.set_xlabel('epoch')
   axis.set_ylabel('squared error of new prompts,\nrelative to predicting 0')
   task = 'a fresh B every prompt' if config.multi_task else 'one B a seed'
   axis.set_title(
-    f'Pretraining, {task}: mean of {config.num_seeds} seeds, 95 % interval'
+    f'Pretraining, {task}: geometric mean of {config.num_seeds} seeds, '
+    '95 % interval'
   )
   return figure
