@@ -159,10 +159,12 @@ def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
 def _check_same_config(file: pathlib.Path, ours: Mapping[str, Any]) -> None:
   try:
     theirs = json.loads(file.read_text())
-  except json.JSONDecodeError as error:
+    if not isinstance(theirs, dict):
+      raise ValueError('it holds no object')
+  except (OSError, ValueError) as error:
     raise ValueError(
-      f'workdir holds an unreadable config.json ({error}); delete the folder '
-      'or choose another.'
+      f'workdir holds an unreadable config.json ({error}); delete '
+      f'{str(file.parent)!r} or choose another --workdir.'
     ) from error
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
