@@ -79,36 +79,41 @@ def _smallest(criterion, candidates, count):
 def unnormalised(weights, negatives, visible, strength) -> Negatives:
   """Takes `strength / k` from each negative; weights then sum to 1 - beta."""
   del visible
-  return Negatives(_share(strength, negatives), jnp.ones_like(weights))
+  return Negatives(
+    _share(strength, negatives, weights.dtype), jnp.ones_like(weights)
+  )
 
 
 def raise_others(weights, negatives, visible, strength) -> Negatives:
   """Gives what the negatives lose to all others in equal parts."""
   others = visible & ~negatives
-  mixing = _share(strength, negatives) - _share(strength, others)
+  mixing = _share(strength, negatives, weights.dtype) - _share(
+    strength, others, weights.dtype
+  )
   return Negatives(mixing, jnp.ones_like(weights))
 
 
 def scale_others(weights, negatives, visible, strength) -> Negatives:
   """Gives what the negatives lose to all others in proportion."""
   lost = jnp.sum(jnp.where(negatives, weights, 0))
-  strength = jnp.where(jnp.any(negatives), strength, 0)
   gain = (1 - lost + strength) / (1 - lost)
   gains = jnp.where(visible & ~negatives, gain, 1)
-  return Negatives(_share(strength, negatives), gains.astype(weights.dtype))
+  return Negatives(
+    _share(strength, negatives, weights.dtype), gains.astype(weights.dtype)
+  )
 
 
 def divide_all(weights, negatives, visible, strength) -> Negatives:
   """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
   del visible
-  strength = jnp.where(jnp.any(negatives), strength, 0)
   gains = jnp.full_like(weights, 1 / (1 - strength))
-  return Negatives(_share(strength, negatives) * gains, gains)
+  return Negatives(_share(strength, negatives, weights.dtype) * gains, gains)
 
 
-def _share(total, chosen):
-  count = jnp.maximum(jnp.sum(chosen), 1)
-  return jnp.where(chosen, total / count, 0)
+def _share(total, chosen, dtype):
+  """Divides a total in equal parts among the chosen."""
+  count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)
+  return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
 
 
 def negatives_of(
@@ -130,7 +135,8 @@ def negatives_of(
   visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
   allowed = visible if candidates is None else visible & candidates
   chosen = select(weights, allowed, min(num_negatives, keys.shape[0] - 1))
-  strength = jnp.where(jnp.any(chosen), strength, 0).astype(keys.dtype)
+  strength = jnp.asarray(strength, keys.dtype)
+  strength = jnp.where(jnp.any(chosen), strength, 0)
   return renormalise(weights, chosen, visible, strength)
 
 
@@ -238,6 +244,6 @@ def token_negative_labels(
     weights = attention_weights(phi, query, keys, values, None)
     others = jnp.arange(size) != index
     chosen = select(weights, others, min(num_negatives, size - 1))
-    return value - values.T @ _share(strength, chosen).astype(values.dtype)
+    return value - values.T @ _share(strength, chosen, values.dtype)
 
   return jax.lax.map(label, (queries, values, jnp.arange(size)))

@@ -1,0 +1,45 @@
+r"""The dual model of attention: gradient descent on a contrastive loss.
+
+The dual model is :math:`f(x) = W\phi(x)`. Its training set are the
+demonstrations: keys are inputs, values are labels. From the state that the
+query-side tokens give (`zero_shot`), ONE gradient step on
+`losses.contrastive` yields a model whose prediction for the query is the
+attention output (Ren & Liu, arXiv:2310.13220, Theorem 3.1).
+
+`phi` is a feature map, and the state then a `DualState`, or a kernel, and the
+state a `KernelDualState`: coefficients over the keys, so that the softmax
+kernel needs no feature map. All functions take both.
+
+States are query-free: they carry the sum of the features of all visible tokens
+(the mass), and `predict` divides by it. The papers' form with a normaliser `D`
+that is fixed for one query is `predict(..., normaliser=normaliser(...))`.
+"""
+
+from iclcl_jax.dual._common import Penalty, State
+from iclcl_jax.dual._editing import Removal, merge, remove
+from iclcl_jax.dual._prediction import normaliser, predict, stream_predict
+from iclcl_jax.dual._steps import (
+  one_step,
+  one_step_autodiff,
+  stream_step,
+  zero_shot,
+)
+from iclcl_jax.dual._training import Trajectory, train, train_and_observe
+
+__all__ = [
+  'Penalty',
+  'Removal',
+  'State',
+  'Trajectory',
+  'merge',
+  'normaliser',
+  'one_step',
+  'one_step_autodiff',
+  'predict',
+  'remove',
+  'stream_predict',
+  'stream_step',
+  'train',
+  'train_and_observe',
+  'zero_shot',
+]

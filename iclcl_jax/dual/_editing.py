@@ -1,0 +1,127 @@
+"""States are merged, and demonstrations removed."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, moments
+from iclcl_jax.dual._common import State, check_step, form_of
+from iclcl_jax.types import (
+  Array,
+  DualState,
+  FeatureMap,
+  Float,
+  Kernel,
+  KernelDualState,
+)
+
+if TYPE_CHECKING:
+  pass
+
+from iclcl_jax import coefficients
+
+
+def merge(a: State, b: State) -> State:
+  """Adds two states that saw different tokens through the same `phi`.
+
+  Args:
+    a: a state.
+    b: a state of the same kind and sizes.
+
+  Returns:
+    The state that has seen the tokens of both.
+
+  Raises:
+    ValueError: if the states differ in kind or sizes.
+
+  Example:
+    >>> from iclcl_jax import dual, features
+    >>> phi = features.EluPlusOneFeatures()
+    >>> state = dual.zero_shot(phi, jnp.ones((1, 4)), jnp.ones((1, 2)))
+    >>> dual.merge(state, state).mass.tolist()
+    [2.0, 2.0, 2.0, 2.0]
+  """
+  sizes_a, sizes_b = _sizes('a', a), _sizes('b', b)
+  if type(a) is not type(b) or sizes_a != sizes_b:
+    raise ValueError(
+      f'a is a {type(a).__name__} of sizes {sizes_a}, b a '
+      f'{type(b).__name__} of sizes {sizes_b}; expected states of the same '
+      'phi and the same value width.'
+    )
+  _validate.check_dtypes(a=a.mass, b=b.mass)
+  form = moments if isinstance(a, DualState) else coefficients
+  return form.merge(a, b)
+
+
+class Removal(NamedTuple):
+  """A state without one demonstration.
+
+  Attributes:
+    state: the remaining state.
+    amplification: factor by which rounding errors of the state have grown,
+      at least 1; infinite if the mass is lost. Shape `[]`.
+  """
+
+  state: State
+  amplification: Float[Array, '']
+
+
+def remove(
+  phi: FeatureMap | Kernel,
+  state: State,
+  key: Float[Array, ' d_k'],
+  value: Float[Array, ' d_v'],
+  *,
+  learning_rate: float | Array = 1.0,
+) -> Removal:
+  """Removes one demonstration from a state.
+
+  Exact for a kernel: the row of the demonstration is cleared. For a feature
+  map its contribution is subtracted, which loses digits where it was most of a
+  feature's mass: `amplification` is the largest such loss over the features.
+
+  Args:
+    phi: feature map or kernel.
+    state: a state that has seen the demonstration.
+    key: its key. Shape `[d_k]`.
+    value: its value. Shape `[d_v]`.
+    learning_rate: the step size with which it was absorbed.
+
+  Returns:
+    A `Removal`. Inside `jit` a lost mass is not an error: `amplification` is
+    then infinite and the state is NaN.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or no digit is left (the
+      mass is lost), or a kernel's state has no such row.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
+    >>> removal = dual.remove(kernel, dual.zero_shot(kernel, x, v), x[0], v[0])
+    >>> dual.predict(kernel, removal.state, x[0]).tolist()
+    [0.0, 1.0]
+  """
+  _validate.check_array('key', key, 'd_k')
+  _validate.check_array('value', value, 'd_v')
+  check_step(phi, state, key[None], value[None], None, learning_rate)
+  label = jnp.asarray(learning_rate, value.dtype) * value
+  result = Removal(*form_of(phi).remove(phi, state, key, label))
+  if _validate.is_concrete(result) and jnp.isinf(result.amplification):
+    raise ValueError(
+      'the mass is lost: without this demonstration no digit of the state '
+      'is left (or the state never saw it). Rebuild the state from the '
+      'remaining demonstrations with dual.one_step.'
+    )
+  return result
+
+
+def _sizes(name: str, state: State) -> tuple[tuple[int, ...], ...]:
+  """Sizes that two states share, whatever number of rows they hold."""
+  if not isinstance(state, DualState | KernelDualState):
+    raise ValueError(
+      f'{name} is a {type(state).__name__}; expected a state, as '
+      'dual.zero_shot returns.'
+    )
+  first = 1 if isinstance(state, KernelDualState) else 0
+  return tuple(array.shape[first:] for array in state)

@@ -1,0 +1,135 @@
+"""What a state answers."""
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention, moments
+from iclcl_jax.dual._common import State, check_state, form_of
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+
+if TYPE_CHECKING:
+  pass
+
+
+def normaliser(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'N d_k'],
+  query: Float[Array, ' d_k'],
+  *,
+  mask: Mask | None = None,
+) -> Float[Array, '']:
+  r"""Returns the papers' normaliser of one query.
+
+  .. math:: D = \sum_i \phi(k_i)^\top\phi(q)
+
+  over the keys of demonstrations AND query side. It is a plain number, and
+  may overflow where a state does not.
+
+  Args:
+    phi: feature map or kernel.
+    keys: keys of all visible tokens. Shape `[N, d_k]`.
+    query: the test input. Shape `[d_k]`.
+    mask: valid keys. Shape `[N]`; None for all.
+
+  Returns:
+    The normaliser. Shape `[]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> float(dual.normaliser(
+    ...     kernels.ExponentialKernel(), jnp.zeros((3, 4)), jnp.ones(4)))
+    3.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220, eq. 9.
+  """
+  _validate.check_tokens(keys, keys, mask, query=query)
+  scores, log_scale = attention.scores(phi, query, keys, mask)
+  return jnp.sum(scores) * jnp.exp(log_scale)
+
+
+def predict(
+  phi: FeatureMap | Kernel,
+  state: State,
+  query: Float[Array, ' d_k'],
+  *,
+  normaliser: Float[Array, ''] | None = None,
+) -> Float[Array, ' d_v']:
+  r"""Returns the prediction of the dual model for one query.
+
+  .. math:: f(q) = W\phi(q) / D, \qquad D = z^\top\phi(q)
+
+  Args:
+    phi: feature map or kernel.
+    state: a trained state.
+    query: the test input. Shape `[d_k]`.
+    normaliser: a fixed `D`, see :func:`normaliser`; None for that of the
+      state, which counts every token that the state has seen.
+
+  Returns:
+    The prediction. Shape `[d_v]`; NaN if the state has seen no token.
+
+  Raises:
+    ValueError: if the state does not belong to `phi`, or ranks, sizes or
+      dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel = kernels.ExponentialKernel()
+    >>> keys, values = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> state = dual.zero_shot(kernel, keys, values)
+    >>> dual.predict(kernel, state, jnp.ones(4)).tolist()
+    [2.0]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+  """
+  _validate.check_array('query', query, 'd_k')
+  check_state(phi, state, query.shape[0])
+  _validate.check_dtypes(state=state.mass, query=query)
+  reading = form_of(phi).read(phi, state, query)
+  if normaliser is None:
+    return reading.numerator / reading.denominator
+  _validate.check_scalar('normaliser', normaliser)
+  scale = jnp.exp(reading.log_scale - jnp.log(jnp.abs(normaliser)))
+  return reading.numerator * scale * jnp.sign(normaliser)
+
+
+def stream_predict(
+  phi: FeatureMap | Kernel,
+  state: State,
+  queries: Float[Array, 'M d_k'],
+  *,
+  chunk_size: int = 1024,
+) -> Float[Array, 'M d_v']:
+  """`predict` for many queries, one chunk of them at a time.
+
+  Args:
+    phi: feature map or kernel.
+    state: a trained state.
+    queries: the test inputs. Shape `[M, d_k]`.
+    chunk_size: queries whose features are held at a time.
+
+  Returns:
+    The predictions. Shape `[M, d_v]`.
+
+  Raises:
+    ValueError: as `predict`; if `chunk_size < 1`.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel = kernels.ExponentialKernel()
+    >>> keys, values = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> state = dual.zero_shot(kernel, keys, values)
+    >>> dual.stream_predict(kernel, state, jnp.ones((2, 4))).tolist()
+    [[2.0], [2.0]]
+  """
+  _validate.check_array('queries', queries, 'M d_k')
+  _validate.check_count('chunk_size', chunk_size)
+  return moments.map_chunks(
+    lambda query: predict(phi, state, query), queries, chunk_size
+  )

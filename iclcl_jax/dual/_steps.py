@@ -1,0 +1,228 @@
+"""The zero-shot state, and one gradient step from it."""
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, losses, moments
+from iclcl_jax.dual._common import (
+  Penalty,
+  State,
+  check_objective,
+  check_optimizer,
+  check_step,
+  form_of,
+)
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
+
+if TYPE_CHECKING:
+  import optax
+
+
+def zero_shot(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  mask: Mask | None = None,
+) -> State:
+  r"""Returns the initial state, which the query-side tokens give.
+
+  .. math:: W_0 = \sum_{t} v_t\,\phi(k_t)^\top
+
+  Args:
+    phi: feature map or kernel.
+    keys: keys of the query-side tokens, commonly one. Shape `[N, d_k]`; zero
+      rows give `W_0 = 0`.
+    values: their values. Shape `[N, d_v]`.
+    mask: valid tokens. Shape `[N]`; None for all.
+
+  Returns:
+    The state.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> state = dual.zero_shot(
+    ...     kernels.ExponentialKernel(), jnp.ones((1, 4)), jnp.ones((1, 2)))
+    >>> state.coefficients.tolist()
+    [[1.0, 1.0]]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_0`).
+  """
+  _validate.check_tokens(keys, values, mask, allow_empty=True)
+  form = form_of(phi)
+  return form.absorb(phi, form.empty(phi, keys, values), keys, values, mask)
+
+
+def one_step(
+  phi: FeatureMap | Kernel,
+  state: State,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  learning_rate: float | Array = 1.0,
+  mask: Mask | None = None,
+) -> State:
+  r"""Takes one gradient step on the contrastive loss, in closed form.
+
+  .. math:: W_1 = W_0 + \eta \sum_{i} v_i\,\phi(k_i)^\top
+
+  Further demonstrations are absorbed by further calls: the gradient does not
+  depend on `W`.
+
+  Args:
+    phi: feature map or kernel.
+    state: the state before the step.
+    keys: inputs of the demonstrations. Shape `[N, d_k]`.
+    values: their labels. Shape `[N, d_v]`.
+    learning_rate: the step size `eta`; 1 gives attention.
+    mask: valid demonstrations. Shape `[N]`; None for all.
+
+  Returns:
+    The state after the step; its mass includes the demonstrations.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
+      or `learning_rate` is negative or not finite.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
+    >>> state = dual.zero_shot(kernel, x[:1], v[:1])
+    >>> state = dual.one_step(kernel, state, x[1:], v[1:])
+    >>> dual.predict(kernel, state, x[0]).tolist()
+    [0.5, 0.5]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
+  """
+  check_step(phi, state, keys, values, mask, learning_rate)
+  labels = _scale_values(values, mask, learning_rate)
+  return form_of(phi).absorb(phi, state, keys, labels, mask)
+
+
+def stream_step(
+  phi: FeatureMap,
+  state: DualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  learning_rate: float | Array = 1.0,
+  chunk_size: int = 1024,
+  mask: Mask | None = None,
+) -> DualState:
+  """`one_step` that holds the features of one chunk at a time.
+
+  Args:
+    phi: feature map.
+    state: the state before the step.
+    keys: inputs of the demonstrations. Shape `[N, d_k]`.
+    values: their labels. Shape `[N, d_v]`.
+    learning_rate: the step size `eta`.
+    chunk_size: rows whose features are held at a time.
+    mask: valid demonstrations. Shape `[N]`; None for all.
+
+  Returns:
+    The state after the step.
+
+  Raises:
+    ValueError: as `one_step`; if `phi` is a kernel or `chunk_size < 1`.
+
+  Example:
+    >>> from iclcl_jax import dual, features
+    >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((3, 4))
+    >>> state = dual.zero_shot(phi, x, x)
+    >>> dual.stream_step(phi, state, x, x, chunk_size=2).mass.tolist()
+    [6.0, 6.0, 6.0, 6.0]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
+  """
+  _validate.check_feature_map(phi)
+  _validate.check_count('chunk_size', chunk_size)
+  check_step(phi, state, keys, values, mask, learning_rate)
+  labels = _scale_values(values, mask, learning_rate)
+  return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+
+
+def one_step_autodiff(
+  phi: FeatureMap | Kernel,
+  state: State,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  loss: losses.Loss = losses.contrastive,
+  penalty: Penalty | None = None,
+  learning_rate: float | Array = 1.0,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  mask: Mask | None = None,
+) -> State:
+  r"""Takes one gradient step on any loss, by `jax.grad`.
+
+  .. math:: W_1 = W_0 - \eta\,
+     \nabla_W\, \bigl[L(W\phi(K), V) + P(W)\bigr]_{W_0}
+
+  This is the definition; `one_step` is the fast path for `losses.contrastive`.
+
+  Args:
+    phi: feature map or kernel.
+    state: the state before the step.
+    keys: inputs of the demonstrations. Shape `[N, d_k]`.
+    values: their labels. Shape `[N, d_v]`.
+    loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
+    penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
+      those of an orthonormal basis of the span of the keys.
+    learning_rate: factor of the update.
+    optimizer: an optax transformation; None for `optax.sgd(1.0)`. It sees
+      gradient and weights divided by the state's scale, feature by feature,
+      which leaves linear transformations (SGD, momentum, weight decay) exact.
+    mask: valid demonstrations. Shape `[N]`; None for all.
+
+  Returns:
+    The state after the step; its mass includes the demonstrations.
+
+  Raises:
+    ValueError: as `one_step`; if a masked loss is no declared sum over
+      demonstrations, or the loss declares `normaliser`.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
+    >>> state = dual.zero_shot(kernel, x[:1], v[:1])
+    >>> state = dual.one_step_autodiff(kernel, state, x[1:], v[1:])
+    >>> dual.predict(kernel, state, x[0]).tolist()
+    [0.5, 0.5]
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+  """
+  check_step(phi, state, keys, values, mask, learning_rate)
+  optimizer = _sgd() if optimizer is None else optimizer
+  check_optimizer(optimizer)
+  form = form_of(phi)
+  check_objective(loss, penalty, values, masked=mask is not None)
+  state = form.see(phi, state, keys, values, mask)
+  rows = jnp.arange(keys.shape[0])
+  gradient = form.gradient(phi, state, keys, values, rows, mask, loss)
+  if penalty is not None:
+    gradient = gradient + form.penalty_gradient(phi, state, penalty)
+  weights = form.get_weights(state)
+  updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+  rate = jnp.asarray(learning_rate, values.dtype)
+  return form.with_weights(state, weights + rate * updates)
+
+
+def _scale_values(values, mask, learning_rate) -> Float[Array, 'N d_v']:
+  if mask is not None:  # A masked NaN would return in the gradient.
+    values = jnp.where(mask[:, None], values, 0)
+  return jnp.asarray(learning_rate, values.dtype) * values
+
+
+def _sgd() -> 'optax.GradientTransformation':
+  import optax
+
+  return optax.sgd(1.0)
