@@ -47,7 +47,7 @@ def summarise(
     for size in config.num_demonstrations
   }
   residuals = {
-    name: max(part[name] for part in parts.values())
+    name: _largest([part[name] for part in parts.values()])
     for name in next(iter(parts.values()))
     if name.startswith(('residual', 'c14'))
   }
@@ -131,8 +131,8 @@ def _summarise_one(
     'residual_multi_epoch_float32': _largest(
       result['descent_float32'].residual
     ),
-    'c14_curve_residual_float64': max(
-      _largest(x.curve_residual) for x in curve_residuals
+    'c14_curve_residual_float64': _largest(
+      [_largest(x.curve_residual) for x in curve_residuals]
     ),
     **{f'test_mse_{name}': np.mean(x) for name, x in mse.items()},
     'test_mse_95_percent_interval': {
@@ -149,9 +149,14 @@ def _summarise_one(
   }
 
 
-def _largest(residuals: np.ndarray) -> float:
+def _largest(residuals: Any) -> float:
   """The largest residual; NaN if one is not a number."""
   return float(np.max(residuals))
+
+
+def _number(value: float | None) -> float:
+  """A number of a summary, where NaN is written as null."""
+  return np.nan if value is None else value
 
 
 def metrics(curves: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:
@@ -194,9 +199,9 @@ def text(summary: Mapping[str, Any]) -> str:
       'data': row['data'],
       'map': row['name'],
       'arithmetic': row['dtype'],
-      'residual': f'{row["residual"] or np.nan:.1e}',
+      'residual': f'{_number(row["residual"]):.1e}',
       'tolerance': f'{row["tolerance"]:.0e}',
-      'condition of D': f'{row["condition"] or np.nan:.3g}',
+      'condition of D': f'{_number(row["condition"]):.3g}',
       'verdict': row['verdict'],
     }
     for row in summary['certificates']
@@ -210,8 +215,8 @@ def text(summary: Mapping[str, Any]) -> str:
       _losses(summary),
       _residuals(summary),
       f'equivalence: {verdict}  residual '
-      f'{summary["residual_float64"]:.1e} (float64), '
-      f'{summary["residual_float32"]:.1e} (float32)',
+      f'{_number(summary["residual_float64"]):.1e} (float64), '
+      f'{_number(summary["residual_float32"]):.1e} (float32)',
     ]
   )
 
@@ -242,7 +247,7 @@ def _residuals(summary: Mapping[str, Any]) -> str:
   rows = [
     {
       'largest over all seeds and prompts': name,
-      'value': f'{summary[name]:.1e}',
+      'value': f'{_number(summary[name]):.1e}',
       'tolerance': f'{bound:.1e}',
     }
     for name, bound in summary['tolerances'].items()
