@@ -144,43 +144,43 @@ def _attention(config: Config) -> tuple[list[Goal], list[dict[str, Any]]]:
 
 
 def _growth(config: Config) -> tuple[list[Goal], list[dict[str, Any]]]:
-  """Time and memory of a longer sequence relative to a short one."""
-  phi = _feature_map(config)
+  """One long sequence beside as many tokens in short ones, one by one."""
+  phi, times = _feature_map(config), config.growth
   fns = {
     'streamed': attention.stream_kernel_attention,
     'causal': attention.causal_kernel_attention,
   }
-  lengths = config.length, config.growth * config.length
-  compiled = {
-    (name, length): compile_call(
-      _by_map(functools.partial(fn, phi)), *_heads(config, length)
-    )
-    for name, fn in fns.items()
-    for length in lengths
-  }
-  calls = {f'{name}, N={n}': c.call for (name, n), c in compiled.items()}
-  seconds = measure(calls | {'matmul': _matmul(config)}, config.repetitions)
-  added = (
-    (lengths[1] - lengths[0])
-    * config.num_heads
-    * config.dim
-    * 4
-    / benchmark_tools.MIB
-  )
-  goals = []
-  for name in fns:
-    short, long = (compiled[name, length] for length in lengths)
-    ratio = (
-      seconds[f'{name}, N={lengths[1]}'] / seconds[f'{name}, N={lengths[0]}']
+  short_arrays = _heads(config, config.length)
+  long_arrays = _heads(config, times * config.length)
+  added = (times - 1) * short_arrays[2].nbytes / benchmark_tools.MIB
+  calls, goals, names = {'matmul': _matmul(config)}, [], {}
+  for name, fn in fns.items():
+    heads = _by_map(functools.partial(fn, phi))
+    short, long = (compile_call(heads, *x) for x in (short_arrays, long_arrays))
+    names[name] = f'{name}, N={times * config.length}', f'{name}, {times} x N'
+    calls |= dict(
+      zip(names[name], (long.call, _repeated(short.call, times)), strict=True)
     )
     memory = (long.temporary_mib - short.temporary_mib) / added
-    goals += [
-      Goal(f'{name}: time of {config.growth} x the length', ratio, 8.8, False),
-      Goal(f'{name}: temporary memory added / outputs added', memory, 1, False),
-    ]
-  operations = 8 * config.num_heads * config.num_features * config.dim
-  counted = {f'{name}, N={n}': operations * n for name, n in compiled}
+    what = f'{name}: temporary memory added / outputs added'
+    goals.append(Goal(what, memory, 1, False))
+  seconds = measure(calls, config.repetitions)
+  for name, (long_name, short_name) in names.items():
+    ratio = times * seconds[long_name] / seconds[short_name]
+    what = f'{name}: time of {times} x the length'
+    goals.append(Goal(what, ratio, 1.1 * times, False))
+  operations = 8 * times * config.length * config.num_heads
+  operations *= config.num_features * config.dim
+  counted = dict.fromkeys(calls.keys() - {'matmul'}, operations)
   return goals, _timings(config, 'growth', seconds, counted)
+
+
+def _repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
+  def calls():
+    for _ in range(times):
+      call()
+
+  return calls
 
 
 def _dual_state(config: Config) -> tuple[list[Goal], list[dict[str, Any]]]:
