@@ -214,7 +214,7 @@ def causal_kernel_attention(
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   *,
-  chunk_size: int = 128,
+  chunk_size: int = 64,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
   """Lets position `t` attend to the keys `0..t`, in time linear in `N`.
