@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate
+from iclcl_jax import _pytree, _validate
 from iclcl_jax.types import Array, Float
 
 
@@ -60,7 +60,7 @@ def _project(
   return y @ projection.astype(x.dtype).T, jnp.sum(y * y) / 2
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class PositiveFeatures(_FromScaled):
   r"""Positive random features of the softmax kernel.
@@ -97,7 +97,7 @@ class PositiveFeatures(_FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class HyperbolicFeatures(_FromScaled):
   r"""Positive random features, each direction used with both signs.
@@ -135,7 +135,7 @@ class HyperbolicFeatures(_FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrigonometricFeatures(_FromScaled):
   r"""Random Fourier features of the softmax kernel, of either sign.
@@ -173,7 +173,7 @@ class TrigonometricFeatures(_FromScaled):
     return half_square[None], waves / self.projection.shape[0] ** 0.5
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class EluPlusOneFeatures(_FromScaled):
   r"""The map of the linear Transformer: `elu(x) + 1`, elementwise.
@@ -198,7 +198,7 @@ class EluPlusOneFeatures(_FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaylorFeatures(_FromScaled):
   r"""All scaled monomials up to order `p`: the truncated exponential kernel.
@@ -258,7 +258,7 @@ def _monomials(dim: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
   return indices, np.asarray(factors)
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class IdentityFeatures(_FromScaled):
   """The input itself: linear attention.

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _pytree, _validate
 from iclcl_jax.types import Float
 
 
@@ -20,7 +20,7 @@ def _check(x, y) -> None:
   _validate.check_same('d_k', 'x', x.shape[0], 'y', y.shape[0])
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExponentialKernel:
   r"""The softmax kernel :math:`\exp(x^\top y / \sqrt{d_k})`.
@@ -46,7 +46,7 @@ class ExponentialKernel:
     return x @ y / x.shape[0] ** 0.5
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class GaussianKernel:
   r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
@@ -75,7 +75,7 @@ class GaussianKernel:
     return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearKernel:
   """The inner product `x . y`, without scale: the kernel of linear attention.
@@ -95,7 +95,7 @@ class LinearKernel:
     return x @ y
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolynomialKernel:
   r"""The polynomial kernel :math:`(x^\top y / \sqrt{d_k} + c)^p`.
@@ -126,7 +126,7 @@ class PolynomialKernel:
     return (x @ y / x.shape[0] ** 0.5 + self.offset) ** self.degree
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class TruncatedExponentialKernel:
   r"""The Taylor polynomial of the softmax kernel, of order `p`.

@@ -222,6 +222,20 @@ def test_pytree_round_trip(case):
     )
 
 
+def test_structures_of_different_maps_differ():
+  # Equal ones would let a cache of jit mistake one map for another.
+  built = [case.build(projection()) for case in MAPS]
+  structures = [jax.tree.structure(phi) for phi in built]
+  equal = [[a == b for a in structures] for b in structures]
+  np.testing.assert_array_equal(equal, np.eye(len(MAPS), dtype=bool))
+
+
+@random_maps
+def test_paths_of_leaves_are_named(case):
+  ((path, _),) = jax.tree.leaves_with_path(case.build(projection()))
+  assert jax.tree_util.keystr(path) == '.projection'
+
+
 @every_map
 def test_another_projection_does_not_trace_again(case):
   traces = []

@@ -144,6 +144,13 @@ def test_dtype_shape_and_pytree(case):
     case.kernel.order = 3
 
 
+def test_structures_of_different_kernels_differ():
+  # Equal ones would let a cache of jit mistake one kernel for another.
+  structures = [jax.tree.structure(case.kernel) for case in CASES]
+  equal = [[a == b for a in structures] for b in structures]
+  np.testing.assert_array_equal(equal, np.eye(len(CASES), dtype=bool))
+
+
 @pytest.mark.parametrize(
   'kernel', [kernels.ExponentialKernel(), kernels.GaussianKernel()]
 )

@@ -1,0 +1,59 @@
+"""Registers dataclasses as pytrees whose structures compare by class.
+
+`jax.tree_util.register_dataclass` does the same, but in jax 0.10 the structures
+of two such classes compare equal when their fields do, and a cache of `jit`
+that is keyed by structure may then, if their hashes meet, call the function
+that was compiled for the other class: a feature map would answer for another.
+Custom nodes compare their class.
+"""
+
+import dataclasses
+from typing import TypeVar
+
+import jax
+
+_T = TypeVar('_T')
+
+
+def register(cls: type[_T]) -> type[_T]:
+  """Registers a frozen dataclass; fields are data unless marked static.
+
+  Args:
+    cls: the dataclass. A field with `metadata={'static': True}` is part of the
+      structure, all others are children.
+
+  Returns:
+    The class itself.
+
+  Example:
+    >>> @register
+    ... @dataclasses.dataclass(frozen=True, eq=False)
+    ... class Doubled:
+    ...   x: float
+    >>> jax.tree.map(lambda x: 2 * x, Doubled(1.5)).x
+    3.0
+  """
+  fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+  static = tuple(f.name for f in fields if f.metadata.get('static'))
+  data = tuple(f.name for f in fields if f.name not in static)
+
+  def flatten(node):
+    children = tuple(getattr(node, name) for name in data)
+    return children, tuple(getattr(node, name) for name in static)
+
+  def flatten_with_keys(node):
+    children, structure = flatten(node)
+    keys = map(jax.tree_util.GetAttrKey, data)
+    return tuple(zip(keys, children, strict=True)), structure
+
+  def unflatten(structure, children):
+    node = object.__new__(cls)  # Children may be anything: nothing to check.
+    names, values = (*static, *data), (*structure, *children)
+    for name, value in zip(names, values, strict=True):
+      object.__setattr__(node, name, value)
+    return node
+
+  jax.tree_util.register_pytree_with_keys(
+    cls, flatten_with_keys, unflatten, flatten
+  )
+  return cls
