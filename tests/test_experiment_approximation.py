@@ -1,0 +1,202 @@
+"""`experiments.approximation`: the real thing, tiny."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import approximation
+from experiments import approximation_measure as measuring
+from experiments import approximation_statistics as statistics
+from experiments import approximation_theory as theory
+from iclcl_jax import attention
+from tests import tolerances
+
+TINY = approximation.Config(
+  num_draws=20,
+  num_seeds=2,
+  num_features=(24, 96, 384),
+  heatmap_features=(24, 384),
+  reference_features=96,
+  standard_deviations=(0.25, 1.0),
+  second_num_demonstrations=7,
+  num_epochs=1,
+)
+
+
+@pytest.fixture(scope='module')
+def result(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('approximation')
+  return approximation.run(TINY, str(workdir)), workdir
+
+
+@pytest.fixture(scope='module')
+def records():
+  condition = approximation.inputs.controlled(jax.random.key(0), [0.25], 40, 16)
+  methods = measuring.METHODS
+  directions = measuring.draw_all_directions(
+    jax.random.key(1), methods, [24, 240], 40, 12
+  )
+  return measuring.measure(directions, condition, methods, [24, 240])
+
+
+def _claims(summary, text):
+  return [c for c in summary['claims'] if c['claim'].startswith(text)]
+
+
+@pytest.mark.parametrize('method', measuring.METHODS, ids=lambda m: m.name)
+def test_kernel_error_at_small_norms_is_the_closed_form(records, method):
+  for record in records:
+    if record.method.name != method.name:
+      continue
+    size, condition = record.num_directions, record.condition
+    predicted = theory.kernel_relative_mse(method, size, condition)
+    measured = record.errors['kernel_relative_mse']
+    if predicted is None:
+      assert method.name == 'positive simplex+'
+      continue
+    difference = measured - predicted
+    error = difference.std() / difference.size**0.5
+    assert error < 0.1 * predicted.mean()
+    assert abs(difference.mean()) < tolerances.SIGMAS * error
+
+
+@pytest.mark.parametrize('quantity', ['attention_mse', 'output_mse'])
+def test_errors_at_small_norms_are_the_first_order_form(records, quantity):
+  seen = 0
+  for record in records:
+    first_order = theory.first_order_mse(record.method, record.condition)
+    if first_order is None or record.num_directions < 240:
+      continue
+    predicted = first_order[quantity] / record.num_directions
+    difference = record.errors[quantity] - predicted
+    error = difference.std() / difference.size**0.5
+    assert error < 0.1 * predicted.mean()
+    assert abs(difference.mean()) < tolerances.SIGMAS * error
+    seen += 1
+  assert seen == 3
+
+
+def test_estimated_weights_are_those_of_the_library(records):
+  record, condition = records[0], records[0].condition
+  directions = measuring.draw_all_directions(
+    jax.random.key(1), measuring.METHODS, [24, 240], 40, 12
+  )[record.method.projection][record.num_directions]
+  phi = record.method.feature_map(directions[3])
+  outputs = jax.vmap(
+    lambda query: attention.kernel_attention(
+      phi, query, condition.keys[3], condition.values[3]
+    )
+  )(condition.queries[3])
+  ours = record.weights[3] @ condition.values[3]
+  np.testing.assert_allclose(ours, outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_errors_fall_with_features_and_like_one_over_r(result):
+  summary, _ = result
+  claims = _claims(summary, 'attention MSE falls with')
+  assert [c['value'] for c in claims[:2]] == [-1, -1]
+  slopes = summary['slope_of_log_error_per_log_direction']['positive gaussian']
+  value, low, high = slopes['sd 0.25']['attention_mse']
+  assert low <= value <= high
+  assert value == pytest.approx(-1, abs=0.15)
+  assert slopes['sd 0.25']['attention_mae'][0] == pytest.approx(-0.5, abs=0.1)
+  assert slopes['sd 1']['attention_mse'][0] > -0.7
+
+
+def test_maps_rank_as_their_variances(result):
+  summary, _ = result
+  ratio = {
+    row['map']: row['attention_mse_ratio_at_equal_features'][0]
+    for row in summary['map_comparisons']
+    if row['condition'] == 'sd 0.25'
+  }
+  assert ratio['positive gaussian'] == 1
+  assert ratio['positive simplex'] < 0.5 < ratio['positive orthogonal'] < 1
+  assert (
+    ratio['trigonometric orthogonal'] < ratio['hyperbolic orthogonal'] < 0.5
+  )
+
+
+def test_residual_is_rounding_and_the_error_is_not(result):
+  summary, _ = result
+  assert summary['algebra_residual_float64'] < 1e-12
+  assert set(summary['approximation_error']) == {'sd 0.25', 'sd 1', 'trained'}
+  for value, low, high in summary['approximation_error'].values():
+    assert 1e-3 < low <= value <= high
+
+
+def test_summary_has_what_decides_each_claim(result):
+  summary, workdir = result
+  assert json.loads((workdir / 'summary.json').read_text()) == summary
+  assert {'claims', 'units', 'interval', 'num_draws', 'trained_layer'} <= set(
+    summary
+  )
+  for claim in summary['claims']:
+    assert {'claim', 'statistic', 'value', 'interval', 'verdict'} <= set(claim)
+    assert claim['verdict'] in ('reproduced', 'not reproduced', 'undecided')
+  assert set(summary['trained_layer']['held_out_loss_ratio']) == {
+    'trained_directions',
+    'fresh_directions',
+    'exact_softmax',
+  }
+
+
+def test_figures_and_metrics_are_written(result):
+  _, workdir = result
+  names = {path.stem for path in (workdir / 'figures').glob('*.png')}
+  assert names == {path.stem for path in (workdir / 'figures').glob('*.svg')}
+  assert {'errors', 'heatmaps_attention_8_tokens', 'maps_compared'} <= names
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  maps = {row['map'] for row in rows}
+  assert maps == {method.name for method in measuring.METHODS}
+  hyperbolic = [r for r in rows if r['map'].startswith('hyperbolic')]
+  assert all(r['num_features'] == 2 * r['num_directions'] for r in hyperbolic)
+
+
+def test_workdir_of_another_config_is_refused(result):
+  _, workdir = result
+  with pytest.raises(ValueError, match='seed'):
+    approximation.run(approximation.Config(seed=1), str(workdir))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'num_draws': 61}, 'num_draws is 61'),
+    ({'num_features': (120, 240)}, 'three or more'),
+    ({'num_features': (120, 241, 1200)}, 'even'),
+    ({'heatmap_features': (7,)}, 'heatmap_features'),
+    ({'standard_deviations': ()}, 'standard_deviations is empty'),
+    ({'standard_deviations': (float('nan'),)}, 'standard_deviations'),
+    ({'learning_rate': -1.0}, 'learning_rate'),
+    ({'num_epochs': 0}, 'num_epochs'),
+  ],
+)
+def test_bad_settings_name_the_flag(changes, message):
+  with pytest.raises(ValueError, match=message):
+    approximation.Config(**changes)
+
+
+def test_verdict_needs_the_whole_interval():
+  def verdict(low, high, **limits):
+    estimate = statistics.Estimate((low + high) / 2, low, high)
+    return statistics.claim('', '', estimate, **limits)['verdict']
+
+  assert verdict(0.95, 0.97, at_least=0.9) == 'reproduced'
+  assert verdict(0.85, 0.97, at_least=0.9) == 'undecided'
+  assert verdict(0.5, 0.6, at_least=0.9) == 'not reproduced'
+  assert verdict(0.5, 0.6, at_most=0.4) == 'not reproduced'
+  assert verdict(np.nan, np.nan, at_most=0.4) == 'not reproduced'
+
+
+def test_bootstrap_covers_the_mean_and_pairs_its_resamples():
+  draws = np.random.default_rng(1).normal(2.0, 1.0, size=400)
+  value, low, high = statistics.mean(draws)
+  assert value == pytest.approx(draws.mean())
+  assert high - low == pytest.approx(2 * 1.96 * draws.std() / 20, rel=0.1)
+  both = np.stack([draws, 3 * draws], axis=1)
+  fit = statistics.slope([1, 3])
+  np.testing.assert_allclose(statistics.bootstrap(fit, np.abs(both)), 1.0)
