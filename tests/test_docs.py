@@ -1,0 +1,56 @@
+"""What the documents say is run, and what they name exists."""
+
+import doctest
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import iclcl_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROWS = [
+  line
+  for line in (ROOT / 'docs/equations.md').read_text().splitlines()
+  if '::test_' in line
+]
+
+
+def test_readme_code_prints_what_it_says():
+  text = (ROOT / 'README.md').read_text()
+  assert len(doctest.DocTestParser().get_examples(text)) > 10
+  # In a process of its own: the README speaks of JAX's default settings.
+  command = [sys.executable, '-m', 'doctest', 'README.md']
+  result = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_there_are_equations():
+  assert len(ROWS) > 20
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_equation_names_tests_and_functions_that_exist(row):
+  file, name = re.search(r'`(test_\w+\.py)::(test_\w+)`', row).groups()
+  assert f'def {name}(' in (ROOT / 'tests' / file).read_text()
+  functions = re.findall(r'`([a-z]+)\.([\w.*]+)`', row.split('|')[-3])
+  functions += re.findall(r'`([a-z]+)\.(\w[\w.*]*)` with a kernel', row)
+  assert functions
+  for module, path in functions:
+    target = getattr(iclcl_jax, module)
+    for part in path.split('.'):
+      target = target if part == '*' else getattr(target, part)
+
+
+@pytest.mark.parametrize(
+  'path', ['README.md', 'BUILD.md', 'docs/architecture.md', 'docs/equations.md']
+)
+def test_relative_links_lead_somewhere(path):
+  text = (ROOT / path).read_text()
+  for link in re.findall(r'\]\(([^)#]+)\)', text):
+    if not link.startswith('http'):
+      assert ((ROOT / path).parent / link).exists(), link
