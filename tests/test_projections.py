@@ -175,41 +175,47 @@ def unit_rows(array):
   return array / jnp.linalg.norm(array, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize('dim', [1, 5])
-def test_rows_of_an_orthogonal_block_are_orthogonal(dim):
-  array = projections.orthogonal(
-    jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
+def blocks(projection_fn):
+  """The rows of the blocks of a few draws, the last block cut."""
+  rows = np.asarray(draws(projection_fn)[:50])
+  return [rows[:, :DIM], rows[:, DIM : 2 * DIM], rows[:, 2 * DIM :]]
+
+
+def test_rows_of_an_orthogonal_block_are_orthogonal():
+  for rows in blocks(projections.orthogonal):
+    gram = unit_rows(rows) @ unit_rows(rows).mT
+    expected = np.broadcast_to(np.eye(rows.shape[1]), gram.shape)
+    np.testing.assert_allclose(gram, expected, atol=1e-13)
+
+
+def test_rows_of_a_simplex_block_are_a_regular_simplex():
+  for rows in blocks(projections.simplex):
+    unit = np.asarray(unit_rows(rows))
+    expected = np.where(np.eye(rows.shape[1]), 1.0, -1 / (DIM - 1))
+    gram = unit @ unit.mT
+    expected = np.broadcast_to(expected, gram.shape)
+    np.testing.assert_allclose(gram, expected, atol=1e-13)
+    if rows.shape[1] == DIM:
+      np.testing.assert_allclose(unit.sum(axis=1), 0, atol=1e-13)
+      assert np.linalg.matrix_rank(unit[0], tol=1e-9) == DIM - 1
+
+
+@pytest.mark.parametrize('projection_fn', ALL[2:], ids=by_name)
+def test_two_dimensional_simplices_are_opposite_pairs(projection_fn):
+  rows = projection_fn(jax.random.key(1), 3, 2, dtype=jnp.float64)
+  unit = unit_rows(rows)
+  np.testing.assert_allclose(unit[0], -unit[1], atol=1e-13)
+
+
+def test_simplex_plus_sums_to_less_than_simplex():
+  # The same keys, and so the same norms.
+  simplex, _, _ = blocks(projections.simplex)
+  plus, _, _ = blocks(projections.simplex_plus)
+  np.testing.assert_allclose(
+    np.linalg.norm(simplex, axis=2), np.linalg.norm(plus, axis=2), rtol=1e-12
   )
-  for rows in (array[:dim], array[dim : 2 * dim]):
-    gram = unit_rows(rows) @ unit_rows(rows).T
-    np.testing.assert_allclose(gram, np.eye(dim), atol=1e-13)
-
-
-@pytest.mark.parametrize('dim', [2, 5])
-def test_rows_of_a_simplex_block_are_a_regular_simplex(dim):
-  array = projections.simplex(
-    jax.random.key(1), 2 * dim + 1, dim, dtype=jnp.float64
-  )
-  expected = np.where(np.eye(dim), 1.0, -1 / (dim - 1))
-  for rows in (array[:dim], array[dim : 2 * dim]):
-    unit = unit_rows(rows)
-    np.testing.assert_allclose(unit @ unit.T, expected, atol=1e-13)
-    np.testing.assert_allclose(jnp.sum(unit, axis=0), 0, atol=1e-13)
-    assert np.linalg.matrix_rank(unit, tol=1e-9) == dim - 1
-
-
-@pytest.mark.parametrize('dim', [2, 5])
-def test_simplex_plus_sums_to_less_than_simplex(dim):
-  def length(projection_fn):
-    key = jax.random.key(3)  # One key: the same norms.
-    rows = projection_fn(key, 2 * dim + 1, dim, dtype=jnp.float64)[:dim]
-    return jnp.linalg.norm(jnp.sum(rows, axis=0)), jnp.linalg.norm(rows, axis=1)
-
-  simplex, norms = length(projections.simplex)
-  plus, norms_plus = length(projections.simplex_plus)
-  np.testing.assert_allclose(norms, norms_plus, rtol=1e-12)
-  # Two rows already oppose each other.
-  assert plus < 0.9 * simplex or (dim == 2 and abs(plus - simplex) < 1e-12)
+  lengths = [np.linalg.norm(x.sum(axis=1), axis=1) for x in (plus, simplex)]
+  assert np.all(lengths[0] < lengths[1])
 
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
@@ -269,12 +275,12 @@ def test_shape_and_dtype(projection_fn, dtype):
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 def test_a_key_determines_the_draw_under_jit_and_vmap(projection_fn):
-  keys = jax.random.split(jax.random.key(0), 2)
-  one = [projection_fn(key, 7, 3) for key in keys]
-  batched = jax.jit(jax.vmap(lambda key: projection_fn(key, 7, 3)))
-  stack = batched(jax.random.clone(keys))
-  np.testing.assert_allclose(stack, np.stack(one), rtol=1e-5, atol=1e-5)
-  assert not np.allclose(one[0], one[1])
+  stack = draws(projection_fn)
+  keys = jax.random.split(jax.random.key(7), NUM_DRAWS)[:2]
+  for i in range(2):
+    one = projection_fn(keys[i], 10, DIM, dtype=jnp.float64)
+    np.testing.assert_allclose(stack[i], one, rtol=1e-11, atol=1e-12)
+  assert not np.allclose(stack[0], stack[1])
 
 
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
