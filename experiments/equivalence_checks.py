@@ -25,8 +25,7 @@ from iclcl_jax import (
 )
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel
 
-# Step by step the distance obeys its closed form to rounding; see C-14 of
-# `descend`: the sum of absolute values is the yardstick.
+# Of `Descent.curve_residual` in float64.
 CURVE_TOLERANCE = 1e-10
 
 
@@ -186,9 +185,8 @@ def descend(
 
 
 def draw_projections(key: Array, num_features: int) -> dict[str, Array]:
-  """Draws the projections of the certificates from one key, in float32."""
+  """Draws the coupled projections of the certificates, in float32."""
   draws = {
-    'gaussian': projections.gaussian,
     'orthogonal': projections.orthogonal,
     'simplex': projections.simplex,
     'simplex_plus': projections.simplex_plus,

@@ -29,6 +29,7 @@ def style() -> Any:
       'axes.spines.top': False,
       'axes.spines.right': False,
       'figure.constrained_layout.use': True,
+      'figure.constrained_layout.h_pad': 0.1,
       'svg.fonttype': 'none',
       'legend.frameon': False,
       'legend.fontsize': 12,
@@ -69,7 +70,6 @@ def predictions(
   axes[0, 0].legend(
     loc='upper left', ncols=1, handletextpad=0.4, borderaxespad=0
   )
-  figure.get_layout_engine().set(h_pad=0.15)
   axes[-1, 0].set_xlabel(
     f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by '
     f'true label (dual model: {config.dual_epochs} epochs of batch 1, float64)'

@@ -99,7 +99,6 @@ def _summarise_one(
 ) -> dict[str, Any]:
   """The part of one N."""
   target = result['target']
-  few = target[:, : config.num_dual_prompts]
   exact = result['one_step_float64']
   single = result['one_step_float32']
   descent = result['descent_float64']
@@ -111,7 +110,6 @@ def _summarise_one(
   mse = {
     'attention': by_seed(exact.attention, target),
     'dual': by_seed(exact.dual, target),
-    'dual_multi_epoch': by_seed(descent.dual, few),
     'zero_predictor': by_seed(0, target),
     'unseen_task': by_seed(
       result['unseen'].attention, np.roll(target, -1, axis=0)

@@ -75,8 +75,8 @@ def init_run(key: PRNGKeyArray, *, num_features: int = 1200) -> Run:
     ValueError: if `num_features < 1`.
 
   Example:
-    >>> init_run(jax.random.key(0), num_features=8).phi.projection.shape
-    (8, 12)
+    >>> jax.eval_shape(init_run, jax.random.key(0)).phi.projection.shape
+    (1200, 12)
   """
   key_params, key_features, key_task = jax.random.split(key, 3)
   shape = 3, TOKEN_DIM, TOKEN_DIM
@@ -122,7 +122,9 @@ def draw_prompts(
     ValueError: as `tasks.linear_regression`.
 
   Example:
-    >>> prompts = draw_prompts(jax.random.key(0), jnp.arange(3), draw_task, 15)
+    >>> def draw(key):
+    ...   return draw_prompts(key, jnp.arange(3), draw_task, 15)
+    >>> prompts = jax.eval_shape(draw, jax.random.key(0))
     >>> prompts.tokens.shape, prompts.target.shape
     ((3, 16, 12), (3, 1))
   """

@@ -16,6 +16,7 @@ import pytest
 from experiments import equivalence as experiment
 from experiments import equivalence_checks as checks
 from experiments import equivalence_report as report
+from experiments import equivalence_training as training
 from experiments import harness, pretraining
 from iclcl_jax import dual, equivalence, features, tasks
 
@@ -90,7 +91,7 @@ def test_outputs_are_complete(tiny):
 
 def test_rerun_restores_the_trained_layers(tiny, monkeypatch):
   summary, workdir = tiny
-  seeds = experiment.init_seeds(TINY)
+  seeds = training.init_seeds(TINY)
 
   def fail(*args, **kwargs):
     raise AssertionError('trained again')
@@ -100,7 +101,7 @@ def test_rerun_restores_the_trained_layers(tiny, monkeypatch):
   monkeypatch.setattr(
     pretraining, 'train', lambda p, phi, x, learning_rate: (p, x.target[:, 0])
   )
-  _, losses = experiment.pretrain(TINY, seeds, 3, workdir)
+  _, losses = training.pretrain(TINY, seeds, 3, workdir)
   rows = [
     json.loads(line)
     for line in (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -323,10 +324,10 @@ def test_prompts_depend_on_their_step_alone():
 
 
 def test_training_seeds_together_is_training_them_alone():
-  seeds = experiment.init_seeds(TINY)
+  seeds = training.init_seeds(TINY)
   runs, matrices = seeds.runs, seeds.runs.task_matrix
   draw = harness.compile_quickly(
-    lambda keys: experiment.draw_prompts(TINY, keys, matrices, jnp.arange(5), 4)
+    lambda keys: training.draw_prompts(TINY, keys, matrices, jnp.arange(5), 4)
   )
   prompts = draw(seeds.training)
   train = functools.partial(pretraining.train, learning_rate=0.01)
@@ -366,9 +367,7 @@ def test_multi_task_draws_a_fresh_matrix(multi_task):
   keys = jax.random.split(jax.random.key(0), 2)
   matrices = jnp.ones((2, 1, pretraining.INPUT_DIM), jnp.float32)
   draw = harness.compile_quickly(
-    lambda keys: experiment.draw_prompts(
-      config, keys, matrices, jnp.arange(3), 4
-    )
+    lambda keys: training.draw_prompts(config, keys, matrices, jnp.arange(3), 4)
   )
   prompts = draw(keys)
   sums = jnp.sum(prompts.tokens[..., :-1, :-1], axis=-1)
@@ -382,7 +381,7 @@ def test_input_distributions_differ():
     keys = jax.random.split(jax.random.key(0), 2)
     matrices = jnp.ones((2, 1, pretraining.INPUT_DIM), jnp.float32)
     draw = harness.compile_quickly(
-      lambda keys: experiment.draw_prompts(
+      lambda keys: training.draw_prompts(
         config, keys, matrices, jnp.arange(3), 9
       )
     )
@@ -424,9 +423,9 @@ def test_bad_setting_is_named(field, value):
 
 def test_diverged_training_is_named(tmp_path):
   config = dataclasses.replace(TINY, learning_rate=1e30)
-  seeds = experiment.init_seeds(config)
+  seeds = training.init_seeds(config)
   with pytest.raises(ValueError, match=r'learning_rate is 1e\+30.*diverged'):
-    experiment.pretrain(config, seeds, 3, tmp_path)
+    training.pretrain(config, seeds, 3, tmp_path)
 
 
 def test_command_names_bad_flags(tmp_path):
