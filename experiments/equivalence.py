@@ -9,8 +9,9 @@ every feature map and the exact softmax::
   python -m experiments.equivalence --workdir=out/demo
 
 It takes 55 s of CPU time, most of it compilation, spread over two cores, and
-0.65 GiB of memory; `seconds` in `summary.json` says where time went. Numbers to expect (10 seeds, losses relative
-to that of predicting 0, with 95 % intervals)::
+0.65 GiB of memory; `seconds` in `summary.json` says where time went.
+Numbers to expect (10 seeds, losses relative to that of predicting 0, with 95 %
+intervals)::
 
   residual, one step             1e-15 in float64, 5e-07 in float32
   residual, exact softmax        5e-16 in float64, 2e-07 in float32
