@@ -126,8 +126,8 @@ def _evaluate(jaxpr, consts, args) -> list:
 
   for eqn in jaxpr.eqns:
     inputs = [get(atom) for atom in eqn.invars]
-    if eqn.primitive.name.startswith('custom_'):
-      body = eqn.params.get('call_jaxpr', eqn.params.get('fun_jaxpr'))
+    body = _custom_body(eqn)
+    if body is not None:
       outputs = _evaluate(body.jaxpr, body.consts, inputs)
     else:
       if eqn.primitive.name == 'dot_general':
@@ -137,6 +137,14 @@ def _evaluate(jaxpr, consts, args) -> list:
     outputs = outputs if eqn.primitive.multiple_results else [outputs]
     values |= dict(zip(eqn.outvars, outputs, strict=True))
   return [get(atom) for atom in jaxpr.outvars]
+
+
+def _custom_body(eqn) -> jax.extend.core.ClosedJaxpr | None:
+  """What `custom_jvp`, `custom_vjp` and `custom_vmap` compute, unbatched."""
+  names = ('call_jaxpr', 'fun_jaxpr', 'call')
+  bodies = [eqn.params[name] for name in names if name in eqn.params]
+  is_custom = eqn.primitive.name.startswith('custom_')
+  return bodies[0] if is_custom and bodies else None
 
 
 def _rewrite(param: Any) -> Any:
