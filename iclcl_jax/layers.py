@@ -49,6 +49,12 @@ class SelfAttention(nn.Module):
     self, tokens: Float[Array, 'N d_model']
   ) -> Float[Array, 'N d_v']:
     _validate.check_array('tokens', tokens, 'N d_model')
+    if not callable(self.attention_fn):
+      raise ValueError(
+        f'attention_fn is a {type(self.attention_fn).__name__}; expected a '
+        'function (queries, keys, values) -> outputs, such as '
+        'functools.partial(attention.stream_kernel_attention, phi).'
+      )
     _validate.check_count('key_dim', self.key_dim)
     _validate.check_count('value_dim', self.value_dim)
 
@@ -115,7 +121,8 @@ class MultiHeadAttention(nn.Module):
       name='heads',
     )
     outputs = heads(tokens).reshape(tokens.shape[0], -1)
-    width = self.output_dim or tokens.shape[1]
+    width = tokens.shape[1] if self.output_dim is None else self.output_dim
+    _validate.check_count('output_dim', width)
     shape = outputs.shape[1], width
     weights = self.param('output', self.kernel_init, shape, tokens.dtype)
     return outputs @ weights

@@ -1,0 +1,480 @@
+"""Bad input: a `ValueError` that names the argument and the remedy.
+
+Shapes and dtypes are checked while tracing, too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from iclcl_jax import (
+  attention,
+  dual,
+  equivalence,
+  features,
+  kernels,
+  layers,
+  losses,
+  precision,
+  tasks,
+)
+
+N, D_K, D_V = 5, 4, 3
+PHI = features.EluPlusOneFeatures()
+KERNEL = kernels.ExponentialKernel()
+
+
+def good(phi=PHI):
+  x = jnp.linspace(0.1, 1, N * D_K, dtype=jnp.float32).reshape(N, D_K)
+  v = jnp.linspace(-1, 1, N * D_V, dtype=jnp.float32).reshape(N, D_V)
+  return {
+    'query': x[0],
+    'queries': x[::-1],
+    'keys': x,
+    'values': v,
+    'mask': jnp.arange(N) < 3,
+    'state': dual.zero_shot(phi, x[:1], v[:1]),
+  }
+
+
+SGD = optax.sgd(0.1)
+TRAIN = {'optimizer': SGD, 'num_epochs': 1, 'batch_size': 2}
+
+# What each function reads, and how it is called.
+FUNCTIONS = {
+  attention.softmax_attention: 'query keys values mask',
+  attention.kernel_attention: 'phi query keys values mask',
+  attention.linear_attention: 'phi query keys values mask',
+  attention.stream_kernel_attention: 'phi queries keys values mask',
+  attention.causal_kernel_attention: 'phi queries keys values mask',
+  dual.zero_shot: 'phi keys values mask',
+  dual.one_step: 'phi state keys values mask',
+  dual.stream_step: 'phi state keys values mask',
+  dual.one_step_autodiff: 'phi state keys values mask',
+  dual.train: 'phi state keys values',
+  dual.train_and_observe: 'phi state keys values',
+  dual.normaliser: 'phi keys query mask',
+  dual.predict: 'phi state query',
+  dual.stream_predict: 'phi state queries',
+  equivalence.residuals: 'phi query keys values mask',
+  equivalence.verify: 'phi query keys values mask',
+}
+OPTIONS = {
+  dual.train: TRAIN,
+  dual.train_and_observe: TRAIN | {'observe': lambda state: state.mass},
+}
+
+
+def call(function, arguments, phi=PHI, **options):
+  options = OPTIONS.get(function, {}) | options
+  names = FUNCTIONS[function].split()
+  positional = [phi if n == 'phi' else arguments[n] for n in names]
+  if names[-1] == 'mask':
+    options['mask'] = positional.pop()
+  return function(*positional, **options)
+
+
+f32, int32 = jnp.float32, jnp.int32
+# argument, what it is replaced by, what the message must say.
+FAULTS = {
+  'query_rank': (
+    'query',
+    jnp.ones((1, D_K), f32),
+    r'query has shape \[1, 4\]; expected \[d_k\].*jax\.vmap',
+  ),
+  'queries_rank': (
+    'queries',
+    jnp.ones(D_K, f32),
+    r'queries has shape \[4\]; expected \[M, d_k\]',
+  ),
+  'keys_rank': (
+    'keys',
+    jnp.ones((1, N, D_K), f32),
+    r'keys has shape \[1, 5, 4\]; expected \[N, d_k\].*jax\.vmap',
+  ),
+  'values_rank': (
+    'values',
+    jnp.ones(N, f32),
+    r'values has shape \[5\]; expected \[N, d_v\]',
+  ),
+  'values_count': (
+    'values',
+    jnp.ones((N + 1, D_V), f32),
+    r'keys and values disagree in N: 5 and 6\. Pass arrays',
+  ),
+  'query_width': (
+    'query',
+    jnp.ones(D_K + 1, f32),
+    r'disagree in .*(5 and 4|4 and 5)\. Pass arrays',
+  ),
+  'queries_width': (
+    'queries',
+    jnp.ones((N, D_K + 1), f32),
+    r'disagree in .*(5 and 4|4 and 5)\. Pass arrays',
+  ),
+  'keys_dtype': (
+    'keys',
+    jnp.ones((N, D_K), int32),
+    r'keys has dtype int32; expected a floating.*keys\.astype',
+  ),
+  'values_dtype': (
+    'values',
+    jnp.ones((N, D_V), jnp.float64),
+    r'dtypes disagree \(.*values: float64.*\.astype',
+  ),
+  'query_dtype': (
+    'query',
+    jnp.ones(D_K, jnp.float64),
+    r'dtypes disagree \(.*query: float64.*\.astype',
+  ),
+  'mask_dtype': (
+    'mask',
+    jnp.ones(N, int32),
+    r'mask has dtype int32; expected booleans.*Compare first',
+  ),
+  'mask_size': (
+    'mask',
+    jnp.ones(N - 1, bool),
+    r'mask has shape \[4\]; expected \[5\]',
+  ),
+  'no_width': (
+    'keys',
+    jnp.ones((N, 0), f32),
+    r'(keys has shape \[5, 0\]; expected a width|disagree in d_k: 4 and 0)',
+  ),
+}
+APPLICABLE = [
+  pytest.param(function, fault, id=f'{function.__name__}-{fault}')
+  for function, names in FUNCTIONS.items()
+  for fault, (argument, _, _) in FAULTS.items()
+  if argument in names.split()
+]
+
+
+@pytest.mark.parametrize(('function', 'fault'), APPLICABLE)
+def test_a_bad_array_is_named_eagerly_and_while_tracing(function, fault):
+  argument, value, message = FAULTS[fault]
+  arguments = good() | {argument: value}
+  if function is not equivalence.verify:
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(functools.partial(call, function), arguments)
+  with pytest.raises(ValueError, match=message):
+    call(function, arguments)
+
+
+@pytest.mark.parametrize(
+  'function', [f for f in FUNCTIONS if f is not equivalence.verify]
+)
+def test_the_good_input_passes(function):
+  """Else the table above would prove nothing."""
+  jax.eval_shape(functools.partial(call, function), good())
+
+
+@pytest.mark.parametrize(
+  'function', [f for f, names in FUNCTIONS.items() if 'keys' in names.split()]
+)
+def test_no_demonstration_is_named(function):
+  arguments = good()
+  empty = {name: arguments[name][:0] for name in ('keys', 'values', 'mask')}
+  if function is dual.zero_shot:
+    assert call(function, arguments | empty).mass.shape == (D_K,)
+    return
+  with pytest.raises(ValueError, match=r'keys is empty \(N = 0\).*zero_shot'):
+    call(function, arguments | empty)
+
+
+@pytest.mark.parametrize(
+  'function', [f for f, names in FUNCTIONS.items() if 'phi' in names.split()]
+)
+@pytest.mark.parametrize(
+  ('phi', 'message'),
+  [
+    (None, r'phi is a NoneType; .*(FeatureMap|Kernel)'),
+    (lambda x: x, r'phi is a function; .*FeatureMap'),
+    (features.EluPlusOneFeatures, r'class EluPlusOneFeatures; .*Call it'),
+  ],
+)
+def test_what_is_no_map_and_no_kernel_is_named(function, phi, message):
+  with pytest.raises(ValueError, match=message):
+    call(function, good(), phi=phi)
+
+
+@pytest.mark.parametrize(
+  'function',
+  [
+    attention.stream_kernel_attention,
+    attention.causal_kernel_attention,
+    dual.stream_step,
+  ],
+)
+def test_streams_need_a_feature_map(function):
+  with pytest.raises(ValueError, match=r'phi is a ExponentialKernel; this fun'):
+    call(function, good(), phi=KERNEL)
+
+
+@pytest.mark.parametrize(
+  'function', [f for f, names in FUNCTIONS.items() if 'state' in names.split()]
+)
+def test_a_foreign_state_is_named(function):
+  if function is not dual.stream_step:
+    with pytest.raises(
+      ValueError, match=r'state is a DualState; expected a KernelDualState'
+    ):
+      call(function, good(), phi=KERNEL)
+  with pytest.raises(
+    ValueError, match=r'state is a KernelDualState; expected a DualState'
+  ):
+    call(function, good(KERNEL))
+  with pytest.raises(ValueError, match=r'state is a tuple; expected a DualS'):
+    call(function, good() | {'state': tuple(good()['state'])})
+  wider = features.TaylorFeatures(order=2)
+  with pytest.raises(
+    ValueError, match=r'state and phi disagree in R: 4 and 15'
+  ):
+    call(function, good(), phi=wider)
+
+
+WRONG = {
+  'rate_negative': (
+    dual.one_step,
+    {'learning_rate': -0.1},
+    r'learning_rate is -0\.1; expected a finite number >= 0',
+  ),
+  'rate_nan': (
+    dual.one_step_autodiff,
+    {'learning_rate': float('nan')},
+    r'learning_rate is nan; expected a finite number >= 0',
+  ),
+  'rate_infinite': (
+    dual.stream_step,
+    {'learning_rate': jnp.inf},
+    r'learning_rate is inf; expected a finite',
+  ),
+  'rate_vector': (
+    dual.one_step,
+    {'learning_rate': jnp.ones(2)},
+    r'learning_rate has shape \[2\]; expected a scalar\. Use jax\.vmap',
+  ),
+  'rate_text': (
+    dual.one_step,
+    {'learning_rate': 'fast'},
+    r"learning_rate is 'fast'; expected a finite number",
+  ),
+  'stream_chunk': (
+    attention.stream_kernel_attention,
+    {'chunk_size': 0},
+    r'chunk_size is 0; expected an integer >= 1\. Counts are static',
+  ),
+  'step_chunk': (
+    dual.stream_step,
+    {'chunk_size': 2.0},
+    r'chunk_size is 2\.0; expected an integer >= 1',
+  ),
+  'predict_chunk': (
+    dual.stream_predict,
+    {'chunk_size': -1},
+    r'chunk_size is -1; expected an integer >= 1',
+  ),
+  'causal_chunk': (
+    attention.causal_kernel_attention,
+    {'chunk_size': 3},
+    r'chunk_size is 3; expected a power of two, such as',
+  ),
+  'loss_text': (
+    dual.one_step_autodiff,
+    {'loss': 'contrastive'},
+    r'loss is a str; expected a function.*losses\.contrastive',
+  ),
+  'loss_vector': (
+    dual.one_step_autodiff,
+    {
+      'loss': losses.sum_over_demonstrations(
+        lambda predictions, values: jnp.sum(predictions * values, axis=1)
+      )
+    },
+    r'loss returns .*\(5,\).*; expected a scalar',
+  ),
+  'loss_masked': (
+    dual.one_step_autodiff,
+    {'loss': lambda predictions, values: jnp.mean(predictions * values)},
+    r'loss is not declared a sum .*losses\.sum_over_demonstrations',
+  ),
+  'penalty': (
+    dual.one_step_autodiff,
+    {'penalty': 0.1},
+    r'penalty is a float; expected a function.*losses\.ridge',
+  ),
+  'optimizer': (
+    dual.one_step_autodiff,
+    {'optimizer': 0.1},
+    r'optimizer is a float; expected an optax transformation',
+  ),
+  'train_optimizer': (
+    dual.train,
+    {'optimizer': optax.sgd},
+    r'optimizer is a function; expected an optax transformation',
+  ),
+  'epochs': (
+    dual.train,
+    {'num_epochs': 0},
+    r'num_epochs is 0; expected an integer >= 1',
+  ),
+  'batch_small': (
+    dual.train,
+    {'batch_size': 0},
+    r'batch_size is 0; expected an integer >= 1',
+  ),
+  'batch_large': (
+    dual.train,
+    {'batch_size': N + 1},
+    r'batch_size is 6; expected at most the number of demonstrations, 5',
+  ),
+  'batch_loss': (
+    dual.train,
+    {'loss': lambda predictions, values: jnp.mean(predictions * values)},
+    r'loss is not declared a sum .*whole batches',
+  ),
+  'observe': (
+    dual.train_and_observe,
+    {'observe': 'mass'},
+    r'observe is a str; expected a function of the state',
+  ),
+  'normaliser': (
+    dual.predict,
+    {'normaliser': np.inf},
+    r'normaliser is inf; expected a finite',
+  ),
+  'query_tokens_negative': (
+    equivalence.verify,
+    {'num_query_tokens': -1},
+    r'num_query_tokens is -1; expected an integer >= 0',
+  ),
+  'query_tokens_all': (
+    equivalence.residuals,
+    {'num_query_tokens': N},
+    r'num_query_tokens is 5 of 5 tokens; expected fewer',
+  ),
+  'arithmetic': (
+    equivalence.verify,
+    {'arithmetic': 'highest'},
+    r'arithmetic is a str; expected a precision\.Arithmetic',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', list(WRONG))
+def test_a_bad_parameter_is_named(case):
+  function, options, message = WRONG[case]
+  with pytest.raises(ValueError, match=message):
+    call(function, good(), **options)
+
+
+def test_a_list_is_named():
+  arguments = good() | {'query': [1.0] * D_K}
+  with pytest.raises(ValueError, match=r'query is a list; .*jnp\.asarray'):
+    call(attention.softmax_attention, arguments)
+
+
+def test_traced_hyper_parameters_pass():
+  """Their values are not known while tracing; their shapes are."""
+  run = functools.partial(call, dual.one_step, good())
+  jax.eval_shape(lambda rate: run(learning_rate=rate), jnp.float32(-1))
+  with pytest.raises(ValueError, match=r'learning_rate has shape \[2\]'):
+    jax.eval_shape(lambda rate: run(learning_rate=rate), jnp.ones(2))
+
+
+def test_width_of_values_must_fit_the_state():
+  arguments = good() | {'values': jnp.ones((N, D_V + 1), f32)}
+  for function in (dual.one_step, dual.one_step_autodiff, dual.train):
+    with pytest.raises(ValueError, match=r'state and values disagree in d_v'):
+      call(function, arguments)
+
+
+def test_queries_and_keys_of_causal_attention_must_pair():
+  arguments = good() | {'queries': good()['queries'][:2]}
+  with pytest.raises(ValueError, match=r'queries and keys disagree in N: 2'):
+    call(attention.causal_kernel_attention, arguments)
+
+
+def test_unmergeable_states_are_named():
+  state = good()['state']
+  kernel_state = good(KERNEL)['state']
+  narrow = jax.tree.map(lambda x: x[..., :2], state)
+  double = jax.tree.map(lambda x: x.astype(jnp.float64), state)
+  for bad, message in (
+    (kernel_state, r'a is a DualState .* b a KernelDualState'),
+    (narrow, r'a is a DualState of sizes .* expected states of the same phi'),
+    (double, r'dtypes disagree \(a: float32, b: float64\)'),
+    (None, r'b is a NoneType; expected a state'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      dual.merge(state, bad)
+
+
+def test_bad_removals_are_named():
+  arguments = good()
+  keys, values = arguments['keys'], arguments['values']
+  for key, value, rate, message in (
+    (keys, values[0], 1.0, r'key has shape \[5, 4\]; expected \[d_k\]'),
+    (keys[0], values, 1.0, r'value has shape \[5, 3\]; expected \[d_v\]'),
+    (keys[0], values[0, :2], 1.0, r'disagree in d_v: 3 and 2'),
+    (keys[0], values[0], -1.0, r'learning_rate is -1\.0'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      dual.remove(PHI, arguments['state'], key, value, learning_rate=rate)
+
+
+def test_bad_losses_and_penalties_are_named():
+  for loss in (losses.contrastive, losses.squared):
+    with pytest.raises(ValueError, match=r'predictions has shape \[2, 3\], va'):
+      loss(jnp.ones((2, 3)), jnp.ones((3, 3)))
+    with pytest.raises(ValueError, match=r'predictions has shape \[3\]; expec'):
+      loss(jnp.ones(3), jnp.ones(3))
+  for strength in (np.nan, np.inf, None):
+    with pytest.raises(ValueError, match=r'strength is .*; expected a finite'):
+      losses.ridge(strength)
+
+
+def test_bad_tasks_are_named():
+  matrix = jnp.ones((1, 2))
+  for make, message in (
+    (lambda key: (key, -1, matrix), r'num_demonstrations is -1; expected an i'),
+    (lambda key: (key, 3, matrix[0]), r'task_matrix has shape \[2\]; expected'),
+    (lambda key: (0, 3, matrix), r'key is a int; expected a typed random key'),
+    (
+      lambda key: (jax.random.split(key), 3, matrix),
+      r'key has shape \[2\]; expected one key\. Use jax\.vmap',
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      tasks.linear_regression(*make(jax.random.key(0)))
+  with pytest.raises(ValueError, match=r'input_fn is a str; .*tasks\.uniform'):
+    tasks.linear_regression(jax.random.key(0), 3, matrix, input_fn='uniform')
+
+
+@pytest.mark.parametrize(
+  ('options', 'tokens', 'message'),
+  [
+    ({'attention_fn': 'softmax'}, jnp.ones((3, 2)), r'attention_fn is a str; '),
+    ({}, jnp.ones(3), r'tokens has shape \[3\]; expected \[N, d_model\]'),
+    ({'key_dim': 0}, jnp.ones((3, 2)), r'key_dim is 0; expected an integer'),
+    ({'value_dim': 0}, jnp.ones((3, 2)), r'value_dim is 0; expected an int'),
+    ({'num_heads': 0}, jnp.ones((3, 2)), r'num_heads is 0; expected an int'),
+    ({'output_dim': 0}, jnp.ones((3, 2)), r'output_dim is 0; expected an int'),
+  ],
+)
+def test_bad_layers_are_named(options, tokens, message):
+  fn = functools.partial(attention.stream_kernel_attention, PHI)
+  sizes = {'num_heads': 1, 'key_dim': 2, 'value_dim': 2}
+  layer = layers.MultiHeadAttention(**({'attention_fn': fn} | sizes | options))
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(layer.init, jax.random.key(0), tokens)
+
+
+def test_unknown_dtypes_have_no_tolerance():
+  with pytest.raises(ValueError, match=r'dtype is int32; expected one of floa'):
+    precision.tolerance(int32)
