@@ -1,6 +1,7 @@
 """The attention that one gradient step on a loss implies, as an object."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class LossAttention:
     _validate.check_tokens(keys, values, mask, query=query)
     size = _num_demonstrations(keys, num_query_tokens)
     if num_query_tokens == 0:
-      self._check_zero()
+      self._check_zero(values)
     self._check_mask(mask)
     form = moments if _validate.is_feature_map(phi) else coefficients
     rest_mask = None if mask is None else mask[size:]
@@ -167,7 +168,7 @@ class LossAttention:
         'stream and causal train one model for all. Call the attention for '
         'one query, under jax.vmap for several.'
       )
-    self._check_zero()
+    self._check_zero(values)
     self._check_mask(mask)
     if mask is not None:
       values = jnp.where(mask[:, None], values, 0)
@@ -182,7 +183,7 @@ class LossAttention:
       )
     loss = self.loss
     if losses.declares_normaliser(loss):
-      loss = lambda p, v: self.loss(p, v, normaliser=normaliser)  # noqa: E731
+      loss = functools.partial(loss, normaliser=normaliser)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
@@ -194,16 +195,17 @@ class LossAttention:
         'pass the visible rows alone.'
       )
 
-  def _check_zero(self) -> None:
+  def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""
-    keywords = (
-      {'normaliser': 1.0} if losses.declares_normaliser(self.loss) else {}
-    )
+    loss = self.loss
+    if losses.declares_normaliser(loss):
+      loss = functools.partial(loss, normaliser=1.0)
     with jax.ensure_compile_time_eval():
-      probe = jnp.ones((2, 2))
-      slopes = jax.grad(lambda p: self.loss(p, probe, **keywords))(0 * probe)
-      finite = bool(jnp.all(jnp.isfinite(slopes)))
-    if not finite:
+      probe = jnp.ones(values.shape, values.dtype)
+      slopes = jax.grad(lambda predictions: loss(predictions, probe))(0 * probe)
+      finite = jnp.all(jnp.isfinite(slopes))
+    # A loss that depends on traced values cannot be looked at.
+    if _validate.is_concrete(finite) and not finite:
       raise ValueError(
         'loss has no finite gradient at W_0 = 0; expected one there. Give '
         'W_0 by query-side tokens (num_query_tokens >= 1).'

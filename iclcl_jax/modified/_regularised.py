@@ -150,6 +150,6 @@ def regularised_training_weights(
   decay = 1 - rate * strength
   epoch = decay**num_demonstrations
   # A finite sum instead of the quotient: exact at decay = 1.
-  epochs = jnp.sum(epoch ** jnp.arange(num_epochs))
-  age = jnp.arange(num_demonstrations - 1, -1, -1)
+  epochs = jnp.sum(epoch ** jnp.arange(num_epochs, dtype=rate.dtype))
+  age = jnp.arange(num_demonstrations - 1, -1, -1, dtype=rate.dtype)
   return TrainingWeights(epoch**num_epochs, rate * decay**age * epochs)

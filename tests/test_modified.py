@@ -1,0 +1,501 @@
+"""Every modification is one loss through one door, and one closed form."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies
+
+from iclcl_jax import (
+  attention,
+  dual,
+  features,
+  kernels,
+  losses,
+  modified,
+)
+from tests import tolerances
+
+SHAPES = [(2, 1, 1, 1), (12, 4, 3, 32)]
+MAPS = {
+  'positive': features.PositiveFeatures,
+  'elu': lambda projection: features.EluPlusOneFeatures(),
+  'softmax': lambda projection: kernels.ExponentialKernel(),
+  'gaussian': lambda projection: kernels.GaussianKernel(),
+}
+
+
+def _problem(seed, shape, dtype, name='positive', scale=0.7):
+  """Draws by NumPy: compiling a draw for each shape would take the time."""
+  size, d_k, d_v, num_features = shape
+  rng = np.random.default_rng(seed)
+  projection = rng.normal(size=(num_features, d_k))
+  query, keys = rng.normal(size=d_k), rng.normal(size=(size, d_k))
+  arrays = projection, scale * query, scale * keys, rng.normal(size=(size, d_v))
+  projection, *tokens = (jnp.asarray(array, dtype) for array in arrays)
+  return MAPS[name](projection), *tokens
+
+
+def _trained(phi, query, keys, values, num_query_tokens, **options):
+  """The definition: train the dual model by `jax.grad`, then predict."""
+  size = keys.shape[0] - num_query_tokens
+  state = dual.zero_shot(phi, keys[size:], values[size:])
+  state = dual.one_step_autodiff(
+    phi, state, keys[:size], values[:size], **options
+  )
+  return dual.predict(phi, state, query)
+
+
+def _close(a, b, dtype, amount=1.0):
+  bound = tolerances.IDENTITY[jnp.dtype(dtype).name]
+  scale = amount * max(1.0, float(jnp.max(jnp.abs(b))))
+  np.testing.assert_allclose(a, b, rtol=0, atol=10 * bound * scale)
+
+
+@functools.cache
+def _compiled(sides):
+  """Compiles `sides(problem, strength)`, which returns what must agree."""
+  return jax.jit(sides)
+
+
+configurations = hypothesis.given(
+  seed=strategies.integers(0, 2**20),
+  strength=strategies.floats(-2, 2),
+  shape=strategies.sampled_from(SHAPES),
+)
+SETTINGS = hypothesis.settings(
+  max_examples=25, deadline=None, derandomize=True, database=None
+)
+
+
+def _check_sides(sides, name, seed, shape, strength, amount=3.0):
+  problem = _problem(seed, shape, jnp.float64, name)
+  outputs = _compiled(sides)(problem, strength)
+  for output in outputs[1:]:
+    _close(output, outputs[0], jnp.float64, amount)
+
+
+LOSSES = {
+  'contrastive': losses.contrastive,
+  'squared': losses.squared,
+  'info_nce': losses.info_nce(0.7),
+}
+
+
+def _loss_sides(loss, num_query_tokens, problem, rate):
+  rate = jnp.abs(rate)
+  attend = modified.attention_from_loss(loss, learning_rate=rate)
+  return (
+    _trained(*problem, num_query_tokens, loss=loss, learning_rate=rate),
+    attend(*problem, num_query_tokens=num_query_tokens),
+  )
+
+
+LOSS_SIDES = {
+  (loss, count): functools.partial(_loss_sides, LOSSES[loss], count)
+  for loss in LOSSES
+  for count in (0, 1)
+}
+
+
+@pytest.mark.parametrize('name', ['positive', 'softmax'])
+@pytest.mark.parametrize('case', LOSS_SIDES)
+@SETTINGS
+@configurations
+def test_losses_through_the_door_equal_training(name, case, **draws):
+  _check_sides(LOSS_SIDES[case], name, **draws)
+
+
+def _ridge_sides(problem, strength):
+  # The contrastive part with step 1, the ridge with step 1/2.
+  penalty = losses.ridge(0.5 * strength)
+  attend = modified.attention_from_loss(losses.contrastive, penalty=penalty)
+  return (
+    modified.regularised_attention(
+      *problem, strength=strength, learning_rate=0.5
+    ),
+    attend(*problem, num_query_tokens=1),
+    _trained(*problem, 1, penalty=penalty),
+  )
+
+
+def _decay_sides(problem, strength):
+  # An optimizer is fixed when attention is built; the strength is not.
+  optimizer = optax.chain(optax.add_decayed_weights(0.3), optax.sgd(1.0))
+  attend = modified.attention_from_loss(losses.contrastive, optimizer=optimizer)
+  del strength
+  return (
+    modified.regularised_attention(*problem, strength=0.3),
+    attend(*problem, num_query_tokens=1),
+    _trained(*problem, 1, optimizer=optimizer),
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['elu', 'gaussian'])
+@pytest.mark.parametrize('sides', [_ridge_sides, _decay_sides])
+@SETTINGS
+@configurations
+def test_regularised_is_ridge_and_weight_decay(name, sides, **draws):
+  _check_sides(sides, name, **draws)
+
+
+RULES = [
+  modified.unnormalised,
+  modified.raise_others,
+  modified.scale_others,
+  modified.divide_all,
+]
+
+
+def _negative_sides(rule, count, problem, strength):
+  phi, query, keys, values = problem
+  options = {
+    'num_negatives': count,
+    'strength': 0.4 * strength,
+    'renormalise': rule,
+  }
+  loss = losses.negatives(*modified.negatives_of(phi, query, keys, **options))
+  return (
+    modified.negative_attention(phi, query, keys, values, **options),
+    modified.attention_from_loss(loss)(phi, query, keys, values),
+    _trained(phi, query, keys, values, 0, loss=loss),
+  )
+
+
+NEGATIVE_SIDES = {
+  (rule.__name__, count): functools.partial(_negative_sides, rule, count)
+  for rule in RULES
+  for count in (2,)
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['positive', 'softmax'])
+@pytest.mark.parametrize('case', NEGATIVE_SIDES)
+@SETTINGS
+@configurations
+def test_negatives_are_their_loss(name, case, **draws):
+  # A rule may divide by what little the others have: allow for its size.
+  _check_sides(NEGATIVE_SIDES[case], name, amount=30.0, **draws)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_renormalised_weights_sum_as_promised(rule):
+  problem = _problem(0, (9, 3, 2, 16), jnp.float64)
+  phi, query, keys, _ = problem
+  ones = jnp.ones((9, 1))
+  total = modified.negative_attention(
+    phi, query, keys, ones, num_negatives=3, strength=0.3, renormalise=rule
+  )
+  expected = 0.7 if rule is modified.unnormalised else 1.0
+  np.testing.assert_allclose(total, [expected], rtol=1e-12)
+
+
+def test_lowest_scores_are_the_lowest_and_break_ties_by_index():
+  weights = jnp.array([0.3, 0.1, 0.1, 0.5, 0.0])
+  candidates = jnp.array([True, True, True, True, False])
+  chosen = modified.lowest_scores(weights, candidates, 1)
+  assert chosen.tolist() == [False, True, False, False, False]
+  chosen = modified.highest_scores(weights, candidates, 2)
+  assert chosen.tolist() == [True, False, False, True, False]
+  chosen = modified.lowest_scores(weights, candidates, 9)
+  assert chosen.tolist() == candidates.tolist()
+
+
+def test_random_choice_has_the_right_size_and_depends_on_the_key():
+  candidates = jnp.arange(20) != 3
+  weights = jnp.full(20, 0.05)
+  chosen = [
+    modified.random_choice(jax.random.key(seed))(weights, candidates, 5)
+    for seed in range(4)
+  ]
+  assert all(int(jnp.sum(c)) == 5 and not c[3] for c in chosen)
+  assert any((chosen[0] != c).any() for c in chosen[1:])
+
+
+def test_token_negative_labels_match_the_matrix_form():
+  phi, _, keys, values = _problem(1, (8, 3, 2, 16), jnp.float64)
+  labels = modified.token_negative_labels(
+    phi, keys, keys, values, num_negatives=2, strength=0.4
+  )
+  weights = jax.vmap(
+    lambda q: attention.kernel_attention(phi, q, keys, jnp.eye(8))
+  )(keys)
+  matrix = np.zeros((8, 8))
+  for i, row in enumerate(np.asarray(weights)):
+    order = [j for j in np.argsort(row, kind='stable') if j != i]
+    matrix[i, order[:2]] = 0.2
+  np.testing.assert_allclose(
+    labels, (np.eye(8) - matrix) @ np.asarray(values), atol=1e-14
+  )
+  attend = modified.attention_from_loss(
+    losses.paired_negatives(jnp.asarray(matrix))
+  )
+  expected = attention.kernel_attention(phi, keys[0], keys, labels)
+  _close(attend(phi, keys[0], keys, values), expected, jnp.float64)
+
+
+def test_augmented_attention_is_contrastive_on_augmented_pairs():
+  phi, query, keys, values = _problem(2, (8, 3, 2, 16), jnp.float64)
+  closed = modified.augmented_attention(
+    phi,
+    query,
+    keys,
+    values,
+    augment_keys=jax.nn.gelu,
+    augment_values=jnp.tanh,
+  )
+
+  def loss(predictions, values):
+    return -jnp.sum(predictions * jnp.tanh(values))
+
+  attend = modified.attention_from_loss(loss)
+  keys = jax.nn.gelu(keys)
+  _close(attend(phi, query, keys, values), closed, jnp.float64)
+  _close(_trained(phi, query, keys, values, 0, loss=loss), closed, jnp.float64)
+
+
+def test_info_nce_from_zero_is_attention_with_centred_values(dtype):
+  phi, query, keys, values = _problem(3, (9, 3, 2, 16), dtype)
+  attend = modified.attention_from_loss(losses.info_nce(0.5), learning_rate=0.5)
+  centred = values - jnp.mean(values, axis=0)[None]
+  expected = attention.kernel_attention(phi, query, keys, centred)
+  _close(attend(phi, query, keys, values), expected, dtype)
+
+
+def test_info_nce_is_the_negative_variant_with_all_as_negatives():
+  phi, query, keys, values = _problem(3, (9, 3, 2, 16), jnp.float64)
+  nce = modified.attention_from_loss(losses.info_nce())
+  all_negatives = losses.negatives(jnp.full(9, 1 / 9))
+  negative = modified.attention_from_loss(all_negatives)
+  _close(
+    nce(phi, query, keys, values),
+    negative(phi, query, keys, values),
+    jnp.float64,
+  )
+
+
+@pytest.mark.parametrize('name', sorted(MAPS))
+def test_neutral_settings_are_plain_attention(name, dtype):
+  problem = _problem(4, (9, 3, 2, 16), dtype, name)
+  plain = attention.kernel_attention(*problem)
+  identity = {'augment_keys': lambda x: x, 'augment_values': lambda x: x}
+  for output in (
+    modified.regularised_attention(*problem, strength=0.0),
+    modified.regularised_attention_as_printed(*problem, strength=0.0),
+    modified.augmented_attention(*problem, **identity),
+    modified.negative_attention(*problem, num_negatives=3, strength=0.0),
+    modified.negative_attention(*problem, num_negatives=0, strength=0.7),
+    modified.attention_from_loss(losses.contrastive)(*problem),
+  ):
+    assert output.dtype == dtype
+    _close(output, plain, dtype, 0.1)
+
+
+def test_printed_form_is_not_the_strict_form():
+  problem = _problem(4, (9, 3, 2, 16), jnp.float64)
+  strict = modified.regularised_attention(*problem, strength=0.5)
+  printed = modified.regularised_attention_as_printed(*problem, strength=0.5)
+  assert float(jnp.max(jnp.abs(strict - printed))) > 0.01
+
+
+def test_printed_form_is_exact_for_un_learning_the_own_pair():
+  phi, query, keys, values = _problem(5, (9, 3, 2, 16), jnp.float64)
+  normaliser = dual.normaliser(phi, keys, query)
+  test_input = phi(query)
+  square = jnp.sum(test_input**2)
+
+  def penalty(weights):
+    return 0.3 * normaliser * values[-1] @ (weights @ test_input) / square
+
+  trained = _trained(phi, query, keys, values, 1, penalty=penalty)
+  printed = modified.regularised_attention_as_printed(
+    phi, query, keys, values, strength=0.3
+  )
+  _close(trained, printed, jnp.float64)
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.5, -0.5])
+def test_regularised_training_matches_its_closed_form(strength):
+  phi, query, keys, values = _problem(6, (7, 3, 2, 16), jnp.float64)
+  size, epochs = 6, 5
+  rate = 1 / epochs
+  weights = modified.regularised_training_weights(
+    size, epochs, learning_rate=rate, strength=strength / size
+  )
+  state = dual.zero_shot(phi, keys[size:], values[size:])
+  initial = dual.predict(
+    phi, dual.one_step(phi, state, keys[:size], 0 * values[:size]), query
+  )
+  state = dual.train(
+    phi,
+    state,
+    keys[:size],
+    values[:size],
+    optimizer=optax.sgd(rate),
+    num_epochs=epochs,
+    batch_size=1,
+    penalty=losses.ridge(strength / size),
+  )
+  labels = jnp.concatenate(
+    [weights.demonstrations[:, None] * values[:size], 0 * values[size:]]
+  )
+  expected = weights.initial * initial + attention.kernel_attention(
+    phi, query, keys, labels
+  )
+  _close(dual.predict(phi, state, query), expected, jnp.float64)
+
+
+def test_loss_with_normaliser_sees_that_of_the_query():
+  phi, query, keys, values = _problem(7, (6, 3, 2, 16), jnp.float64)
+  seen = []
+
+  def loss(predictions, values, *, normaliser):
+    seen.append(normaliser)
+    return -normaliser * jnp.sum(predictions * values)
+
+  output = modified.attention_from_loss(loss)(phi, query, keys, values)
+  normaliser = dual.normaliser(phi, keys, query)
+  plain = attention.kernel_attention(phi, query, keys, values)
+  _close(output, normaliser * plain, jnp.float64, float(normaliser))
+  assert seen
+
+
+def test_stream_and_causal_answer_as_the_single_door_does(dtype):
+  phi, _, keys, values = _problem(8, (11, 3, 2, 16), dtype)
+  attend = modified.attention_from_loss(losses.squared, learning_rate=0.3)
+  many = attend.stream(phi, keys, keys, values, chunk_size=4)
+  one = jax.vmap(lambda q: attend(phi, q, keys, values))(keys)
+  _close(many, one, dtype)
+  causal = attend.causal(phi, keys, keys, values, chunk_size=4)
+  for t in range(11):
+    one = attend(phi, keys[t], keys[: t + 1], values[: t + 1])
+    _close(causal[t], one, dtype)
+
+
+def test_doors_that_do_not_fit_are_errors():
+  phi, query, keys, values = _problem(9, (6, 3, 2, 16), jnp.float64)
+
+  def needs_normaliser(predictions, values, *, normaliser):
+    return -normaliser * jnp.sum(predictions * values)
+
+  with pytest.raises(ValueError, match='keyword normaliser'):
+    modified.attention_from_loss(needs_normaliser).stream(
+      phi, keys, keys, values
+    )
+  with pytest.raises(ValueError, match='sum over demonstrations'):
+    modified.attention_from_loss(losses.info_nce()).causal(
+      phi, keys, keys, values
+    )
+  cosine = modified.attention_from_loss(losses.cosine)
+  for call in (
+    lambda: cosine(phi, query, keys, values),
+    lambda: cosine.stream(phi, keys, keys, values),
+    lambda: cosine.causal(phi, keys, keys, values),
+    lambda: jax.jit(lambda q: cosine(phi, q, keys, values))(query),
+  ):
+    with pytest.raises(ValueError, match='W_0 = 0'):
+      call()
+  assert jnp.all(
+    jnp.isfinite(cosine(phi, query, keys, values, num_query_tokens=1))
+  )
+  for optimizer in (
+    optax.adam(0.1),
+    optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    optax.sign_sgd(0.1),
+  ):
+    # Adam itself mixes dtypes, which the strict mode of the tests refuses.
+    with (
+      jax.numpy_dtype_promotion('standard'),
+      pytest.raises(ValueError, match='proportional'),
+    ):
+      modified.attention_from_loss(losses.contrastive, optimizer=optimizer)
+  with pytest.raises(ValueError, match='loss is a str'):
+    modified.attention_from_loss('contrastive')
+  with pytest.raises(ValueError, match='learning_rate'):
+    modified.attention_from_loss(losses.contrastive, learning_rate=-1.0)
+  with pytest.raises(ValueError, match='num_query_tokens'):
+    modified.attention_from_loss(losses.contrastive)(
+      phi, query, keys, values, num_query_tokens=6
+    )
+
+
+def test_cosine_with_query_side_equals_training():
+  problem = _problem(10, (6, 3, 2, 16), jnp.float64)
+  attend = modified.attention_from_loss(losses.cosine)
+  trained = _trained(*problem, 2, loss=losses.cosine)
+  _close(attend(*problem, num_query_tokens=2), trained, jnp.float64, 10)
+
+
+def test_masked_rows_leave_no_trace():
+  phi, query, keys, values = _problem(11, (8, 3, 2, 16), jnp.float64)
+  mask = jnp.arange(8) < 5
+  hidden_keys = jnp.where(mask[:, None], keys, jnp.nan)
+  hidden_values = jnp.where(mask[:, None], values, jnp.nan)
+  squared = modified.attention_from_loss(losses.squared)
+  for fn in (
+    squared,
+    lambda *a, **k: modified.negative_attention(
+      *a, num_negatives=2, strength=0.3, **k
+    ),
+  ):
+    short = fn(phi, query, keys[:5], values[:5])
+    masked = fn(phi, query, hidden_keys, hidden_values, mask=mask)
+    np.testing.assert_allclose(masked, short, atol=1e-13)
+    gradient = jax.grad(
+      lambda k, fn=fn: jnp.sum(fn(phi, query, k, hidden_values, mask=mask))
+    )(hidden_keys)
+    assert jnp.all(jnp.isfinite(gradient))
+
+
+@pytest.mark.parametrize('name', sorted(MAPS))
+def test_everything_composes_with_jit_vmap_and_grad(name):
+  phi, query, keys, values = _problem(12, (6, 3, 2, 16), jnp.float64, name)
+  attend = modified.attention_from_loss(
+    losses.info_nce(), penalty=losses.ridge(0.2)
+  )
+  for fn in (
+    lambda q: attend(phi, q, keys, values, num_query_tokens=1),
+    lambda q: modified.regularised_attention(
+      phi, q, keys, values, strength=0.3
+    ),
+    lambda q: modified.negative_attention(
+      phi, q, keys, values, num_negatives=2, strength=0.3
+    ),
+  ):
+    np.testing.assert_allclose(jax.jit(fn)(query), fn(query), atol=1e-13)
+    assert jax.vmap(fn)(keys).shape == (6, 2)
+    gradient = jax.grad(lambda q, fn=fn: jnp.sum(fn(q) ** 2))(query)
+    assert jnp.all(jnp.isfinite(gradient))
+    assert jnp.any(gradient != 0)
+
+
+def test_a_layer_of_an_invented_loss_trains():
+  key_x, key_p = jax.random.split(jax.random.key(13))
+  tokens = jax.random.normal(key_x, (8, 3), jnp.float32)
+
+  @losses.sum_over_demonstrations
+  def huber(predictions, values):
+    return jnp.sum(optax.huber_loss(predictions, values))
+
+  attend = modified.attention_from_loss(huber)
+  phi = features.EluPlusOneFeatures()
+
+  def objective(weights):
+    hidden = tokens @ weights
+    output = attend.causal(phi, hidden, hidden, hidden)
+    return jnp.mean((output[1:] - tokens[:-1]) ** 2)
+
+  weights = jax.random.normal(key_p, (3, 3), jnp.float32)
+  optimizer = optax.sgd(0.5)
+  state, before = optimizer.init(weights), objective(weights)
+  step = jax.jit(lambda w, s: optimizer.update(jax.grad(objective)(w), s, w))
+  for _ in range(30):
+    updates, state = step(weights, state)
+    weights = weights + updates
+  assert objective(weights) < 0.8 * before
