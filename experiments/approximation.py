@@ -8,7 +8,28 @@ trained weights of the papers' layer::
 
   python -m experiments.approximation --workdir=out/approximation
 
-TIME_AND_NUMBERS
+It takes about a minute and a half of CPU time, on two cores.
+Expect, for the papers' map (positive features, gaussian directions) with 16
+tokens of size 12, and 95 % intervals in `summary.json`:
+
+=======  =========  =========  ==============  ============  =============
+inputs   MSE slope  MAE slope  Pearson         output error  dual residual
+=======  =========  =========  ==============  ============  =============
+sd 0.25  -0.99      -0.50      0.97            1.6 %         1e-15
+sd 0.5   -0.88      -0.46      0.97            6.9 %         1e-15
+sd 1     -0.34      -0.22      0.79            49 %          1e-15
+sd 1.5   -0.17      -0.11      0.57            80 %          1e-15
+sd 2     -0.10      -0.07      0.40            96 %          1e-15
+trained  -0.09      -0.10      0.36            57 %          1e-15
+=======  =========  =========  ==============  ============  =============
+
+(sd: of the entries of queries and keys; slopes of the attention matrix's error
+against R on log-log axes; the last three columns at R = 1200, the errors being
+those against softmax.) So the papers' claim that the error falls with R holds
+everywhere, and that it becomes low, or that the matrices look alike, at small
+norms only. The trained layer is no approximation of softmax attention: with
+the directions it was trained with, its held-out loss is 0.12 of that of
+predicting zero, with fresh ones 0.19, with exact softmax 1.2.
 
 Draws are the unit of every interval (95 %, bootstrap); the draws of the trained
 condition are held-out prompts of 10 layers, and there the layer is the unit.

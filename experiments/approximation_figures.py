@@ -59,25 +59,9 @@ def label_ends(
       places[i + 1] += overlap / 2
     places = np.clip(places, 0.0, 1.0)
   for place, end, (_, text, colour) in zip(places, ends, order, strict=True):
-    axis.annotate(
-      text,
-      xy=(1.0, min(max(end, 0), 1)),
-      xytext=(1.06, place),
-      xycoords='axes fraction',
-      textcoords='axes fraction',
-      color=colour,
-      va='center',
-      fontsize=8,
-      arrowprops={
-        'arrowstyle': '-',
-        'color': colour,
-        'lw': 0.6,
-        'relpos': (0.0, 0.5),
-        'shrinkA': 0,
-        'shrinkB': 0,
-      },
-      annotation_clip=False,
-    )
+    frame = {'transform': axis.transAxes, 'color': colour, 'clip_on': False}
+    axis.plot([1.0, 1.05], [min(max(end, 0), 1), place], lw=0.6, **frame)
+    axis.text(1.06, place, text, va='center', fontsize=8, **frame)
 
 
 def _plot(axis, sizes, errors, index, **style) -> float:

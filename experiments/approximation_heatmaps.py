@@ -97,11 +97,14 @@ def entries(
     layout='constrained',
     squeeze=False,
   )
+  # Far apart, so that they come from different trained layers.
+  total = data.conditions[names[0]].keys.shape[0]
+  shown = np.linspace(0, total - 1, num_draws).astype(int)
   for row, name in zip(axes, ('attention', 'output'), strict=True):
     for axis, label in zip(row, names, strict=True):
       condition = data.conditions[label]
-      exact = _exact(condition, name)[:num_draws].reshape(num_draws, -1)
-      panel = _matrices(data, method, condition, size, name)[:num_draws]
+      exact = _exact(condition, name)[shown].reshape(num_draws, -1)
+      panel = _matrices(data, method, condition, size, name)[shown]
       panel = panel.reshape(num_draws, -1)
       cut = np.quantile(np.abs(exact), 0.9, axis=1, keepdims=True)
       large = np.abs(exact) >= cut

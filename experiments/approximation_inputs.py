@@ -1,6 +1,7 @@
 """Queries, keys and values: of controlled norms, and of the trained layer."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,9 @@ def controlled(
     A condition for each standard deviation: the same draws, scaled.
   """
   shape = 3, num_draws, num_tokens, pretraining.TOKEN_DIM
-  draws = np.asarray(jax.random.normal(key, shape, jnp.float32))
+  # One axis: several take XLA seconds to compile, for the same numbers.
+  flat = jax.random.normal(key, (math.prod(shape),), jnp.float32)
+  draws = np.asarray(flat).reshape(shape)
   return [
     Condition(
       name=f'sd {sd:g}',

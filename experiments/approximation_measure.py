@@ -15,7 +15,7 @@ from iclcl_jax.types import Array, Float, PRNGKeyArray
 # By projection, then by number of directions: arrays `[D, R, d]`.
 Directions: TypeAlias = dict[Callable[..., Any], dict[int, Array]]
 
-BATCH_SIZE = 8  # Draws that `vmap` takes at a time: bounds the memory.
+BATCH_SIZE = 10  # Draws that `vmap` takes at a time: bounds the memory.
 
 
 class Method(NamedTuple):
