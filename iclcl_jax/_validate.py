@@ -77,11 +77,13 @@ def check_tokens(
   check_array('values', values, 'N d_v')
   check_same('N', 'keys', keys.shape[0], 'values', values.shape[0])
   arrays = {'keys': keys, 'values': values}
-  if keys.shape[1] == 0:
-    raise ValueError(
-      f'keys has shape {list(keys.shape)}; expected a width d_k of at least '
-      '1. Drop no feature columns, or check the axis that was split.'
-    )
+  for name, width in (('keys', 'd_k'), ('values', 'd_v')):
+    if arrays[name].shape[1] == 0:
+      raise ValueError(
+        f'{name} has shape {list(arrays[name].shape)}; expected a width '
+        f'{width} of at least 1. Drop no feature columns, or check the axis '
+        'that was split.'
+      )
   if keys.shape[0] == 0 and not allow_empty:
     raise ValueError(
       'keys is empty (N = 0); expected at least one demonstration. For a '
@@ -101,8 +103,11 @@ def check_tokens(
 
 
 def check_dtypes(**arrays: Any) -> None:
-  """Checks that all arrays have one dtype."""
-  dtypes = {name: np.dtype(array.dtype) for name, array in arrays.items()}
+  """Checks that all arrays have one dtype, as JAX will read them."""
+  dtypes = {
+    name: np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+    for name, array in arrays.items()
+  }
   if len(set(dtypes.values())) > 1:
     found = ', '.join(f'{name}: {dtype}' for name, dtype in dtypes.items())
     raise ValueError(

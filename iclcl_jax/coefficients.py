@@ -25,6 +25,7 @@ def empty(
 ) -> KernelDualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   del kernel
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   return KernelDualState(
     keys=jnp.zeros((0, keys.shape[1]), keys.dtype),
     coefficients=jnp.zeros((0, values.shape[1]), values.dtype),
@@ -45,6 +46,7 @@ def absorb(
   mask: Mask | None = None,
 ) -> KernelDualState:
   """Appends a row for each token; masked rows get coefficient and mass 0."""
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   mass = jnp.ones(keys.shape[0], values.dtype)
   if mask is not None:
     keys = jnp.where(mask[:, None], keys, 0)

@@ -246,6 +246,7 @@ def verify(
       'Use equivalence.residuals inside jit or vmap.'
     )
 
+  query, keys, values = map(jnp.asarray, (query, keys, values))
   tolerance = precision.tolerance(keys.dtype)
   inputs = {'query': query, 'keys': keys, 'values': values}
   if mask is not None:

@@ -56,6 +56,7 @@ def _project(
     raise ValueError(
       'projection is empty (R = 0); expected at least one direction.'
     )
+  x = jnp.asarray(x)
   y = x / x.shape[0] ** 0.25
   return y @ projection.astype(x.dtype).T, jnp.sum(y * y) / 2
 
@@ -194,6 +195,7 @@ class EluPlusOneFeatures(_FromScaled):
   ) -> tuple[Float[Array, ' d_k'], Float[Array, ' d_k']]:
     """Returns `(log phi(x), ones)`. Shapes `[d_k]`."""
     _validate.check_array('x', x, 'd_k')
+    x = jnp.asarray(x)
     log_scale = jnp.log1p(jnp.maximum(x, 0)) + jnp.minimum(x, 0)
     return log_scale, jnp.ones_like(log_scale)
 
@@ -234,6 +236,7 @@ class TaylorFeatures(_FromScaled):
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
     """Returns `order * log s`, shape `[1]`, and monomials of `y / s`."""
     _validate.check_array('x', x, 'd_k')
+    x = jnp.asarray(x)
     y = x / x.shape[0] ** 0.25
     size = jax.lax.stop_gradient(jnp.maximum(1, jnp.max(jnp.abs(y))))
     log_size = jnp.log(size)
@@ -279,4 +282,5 @@ class IdentityFeatures(_FromScaled):
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' d_k']]:
     """Returns `(0, x)`. Shapes `[1]` and `[d_k]`."""
     _validate.check_array('x', x, 'd_k')
+    x = jnp.asarray(x)
     return jnp.zeros(1, x.dtype), x

@@ -62,6 +62,7 @@ def labels(
   values: Float[Array, 'N d_v'], mask: Mask | None = None
 ) -> Float[Array, 'N _']:
   """Appends 1 to every value: the labels of weights and mass together."""
+  values = jnp.asarray(values)
   ones = jnp.ones((values.shape[0], 1), values.dtype)
   augmented = jnp.concatenate([values, ones], axis=1)
   return augmented if mask is None else jnp.where(mask[:, None], augmented, 0)
@@ -71,6 +72,7 @@ def empty(
   phi: FeatureMap, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> DualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
   num_features = jax.eval_shape(phi.scaled, row)[1].shape[0]
   return DualState(

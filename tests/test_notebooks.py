@@ -38,14 +38,14 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv('MPLBACKEND', 'Agg')
   notebook = _read(path)
   nbclient.NotebookClient(
-      notebook,
-      timeout=600,
-      kernel_name='python3',
-      resources={'metadata': {'path': str(tmp_path)}},
+    notebook,
+    timeout=600,
+    kernel_name='python3',
+    resources={'metadata': {'path': str(tmp_path)}},
   ).execute()
   printed = ''.join(
-      output.get('text', '')
-      for cell in _code(notebook)
-      for output in cell.outputs
+    output.get('text', '')
+    for cell in _code(notebook)
+    for output in cell.outputs
   )
   assert 'holds' in printed

@@ -281,8 +281,8 @@ WRONG = {
   ),
   'causal_chunk': (
     attention.causal_kernel_attention,
-    {'chunk_size': 3},
-    r'chunk_size is 3; expected a power of two, such as',
+    {'chunk_size': 0},
+    r'chunk_size is 0; expected an integer >= 1\. Counts are static',
   ),
   'loss_text': (
     dual.one_step_autodiff,

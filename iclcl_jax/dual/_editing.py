@@ -105,6 +105,7 @@ def remove(
   _validate.check_array('key', key, 'd_k')
   _validate.check_array('value', value, 'd_v')
   check_step(phi, state, key[None], value[None], None, learning_rate)
+  key, value = jnp.asarray(key), jnp.asarray(value)
   label = jnp.asarray(learning_rate, value.dtype) * value
   result = Removal(*form_of(phi).remove(phi, state, key, label))
   if _validate.is_concrete(result) and jnp.isinf(result.amplification):

@@ -201,6 +201,7 @@ def one_step_autodiff(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   check_step(phi, state, keys, values, mask, learning_rate)
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   optimizer = _sgd() if optimizer is None else optimizer
   check_optimizer(optimizer)
   form = form_of(phi)
@@ -217,6 +218,7 @@ def one_step_autodiff(
 
 
 def _scale_values(values, mask, learning_rate) -> Float[Array, 'N d_v']:
+  values = jnp.asarray(values)
   if mask is not None:  # A masked NaN would return in the gradient.
     values = jnp.where(mask[:, None], values, 0)
   return jnp.asarray(learning_rate, values.dtype) * values

@@ -139,6 +139,7 @@ def train_and_observe(
     ValueError: as `train`.
   """
   check_step(phi, state, keys, values, None, 1.0)
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   _validate.check_count('num_epochs', num_epochs)
   _validate.check_count('batch_size', batch_size)
   size = keys.shape[0]

@@ -201,7 +201,7 @@ class LossAttention:
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=1.0)
     with jax.ensure_compile_time_eval():
-      probe = jnp.ones(values.shape, values.dtype)
+      probe = jnp.ones_like(jnp.asarray(values))
       slopes = jax.grad(lambda predictions: loss(predictions, probe))(0 * probe)
       finite = jnp.all(jnp.isfinite(slopes))
     # A loss that depends on traced values cannot be looked at.
