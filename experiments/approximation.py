@@ -49,6 +49,7 @@ from typing import Any
 
 import jax
 
+from experiments import approximation_claims as judging
 from experiments import approximation_inputs as inputs
 from experiments import approximation_measure as measuring
 from experiments import approximation_report as report
@@ -108,6 +109,11 @@ class Config:
         f'num_draws is {self.num_draws} with num_seeds={self.num_seeds}; '
         'expected a multiple of it, so that every layer has as many prompts.'
       )
+    if self.num_demonstrations == self.second_num_demonstrations:
+      raise ValueError(
+        f'second_num_demonstrations is {self.second_num_demonstrations}, like '
+        'num_demonstrations; expected another count.'
+      )
     self._check_features()
     if not self.standard_deviations:
       raise ValueError('standard_deviations is empty; expected some, like 0.5.')
@@ -128,8 +134,12 @@ class Config:
         f'num_features is {sizes}; expected even counts: some maps make two '
         'features of a direction.'
       )
-    needed = {*self.heatmap_features, self.reference_features}
-    if not self.heatmap_features or not needed <= set(sizes):
+    shown = self.heatmap_features
+    if len(shown) < 2 or list(shown) != sorted(set(shown)):
+      raise ValueError(
+        f'heatmap_features is {shown}; expected two or more increasing counts.'
+      )
+    if not {*shown, self.reference_features} <= set(sizes):
       raise ValueError(
         f'heatmap_features is {self.heatmap_features} and reference_features '
         f'{self.reference_features}; expected members of num_features, {sizes}.'
@@ -223,13 +233,13 @@ def _summarise(
   size = config.reference_features
   ratios = {m.name: summarising.closed_form_ratios(data, m) for m in METHODS}
   claims = [
-    *summarising.falling_claims(data, PAPER_MAP, config.num_features),
-    *summarising.heatmap_claims(data, PAPER_MAP, size, config.heatmap_features),
-    *summarising.heatmap_claims(
+    *judging.falling_claims(data, PAPER_MAP, config.num_features),
+    *judging.heatmap_claims(data, PAPER_MAP, size, config.heatmap_features),
+    *judging.heatmap_claims(
       second_data, PAPER_MAP, size, config.heatmap_features
     ),
-    *summarising.trained_claims(layers.losses),
-    *summarising.closed_form_claims(ratios, data),
+    *judging.trained_claims(layers.losses),
+    *judging.closed_form_claims(ratios, data),
   ]
   errors = {m.name: summarising.errors_at(data, m, size) for m in METHODS}
   return {

@@ -56,13 +56,19 @@ def save_figures(
   summary: Mapping[str, Any],
 ) -> None:
   """Writes all figures."""
-  for name, figure in _figures(config, data, second, losses, summary):
-    figure.canvas.draw()  # Find the layout once, not in every file.
-    figure.set_layout_engine('none')
-    harness.save_figure(path, name, figure)
+  import matplotlib
+
+  from experiments import approximation_figures
+
+  with matplotlib.rc_context(approximation_figures.STYLE):
+    for name, figure in _figures(config, data, second, losses, summary):
+      figure.canvas.draw()  # Find the layout once, not in every file.
+      figure.set_layout_engine('none')
+      harness.save_figure(path, name, figure)
 
 
 def _figures(config, data, second, losses, summary) -> Iterator[Any]:
+  from experiments import approximation_comparisons as comparisons
   from experiments import approximation_figures as figures
   from experiments import approximation_heatmaps as heatmaps
 
@@ -78,15 +84,19 @@ def _figures(config, data, second, losses, summary) -> Iterator[Any]:
   yield 'kernel_variance', figures.kernel_variance(data, METHODS, small)
   yield (
     'all_maps',
-    figures.all_maps(data, METHODS, [*small, names[-1]], config.num_features),
+    comparisons.all_maps(
+      data, METHODS, [*small, names[-1]], config.num_features
+    ),
   )
   yield (
     'maps_compared',
-    figures.maps_compared(data, summary['map_comparisons'], 'attention_mse'),
+    comparisons.maps_compared(
+      data, summary['map_comparisons'], 'attention_mse'
+    ),
   )
   yield (
     'trained_layer',
-    figures.trained_layer(list(data.conditions.values()), losses),
+    comparisons.trained_layer(list(data.conditions.values()), losses),
   )
   for part in (data, second):
     tokens = part.conditions[names[0]].keys.shape[1]
