@@ -205,8 +205,8 @@ def kernel_variance(
     row[0].set_ylabel('R × relative variance of a kernel value')
   figure.suptitle(
     'Measured variance of the kernel estimate (points) and its closed form '
-    f'(lines; simplex+ has none)\n{count_draws(data, names)}\nat sd 1 the mean '
-    'of positive and hyperbolic features is carried by draws rarer than these',
+    f'(lines; simplex+ has none)\n{count_draws(data, names)}\nwhere '
+    'points lie far below their line, draws rarer than these carry the mean',
     fontsize=10.5,
   )
   return figure
