@@ -295,13 +295,12 @@ def log_space_oracle(projection, query, keys, values):
 def test_large_norms_are_finite_and_right(half_square):
   """`|y|^2 / 2` of hundreds, where the naive form is 0 / 0 in float32."""
   rng = np.random.default_rng(0)
-  dim, num_features = 16, 32
-  raw = rng.normal(size=(2 * N, dim))
+  raw = rng.normal(size=(2 * N, D_K))
   norms = np.linalg.norm(raw, axis=1, keepdims=True)
-  raw *= dim**0.25 * math.sqrt(2 * half_square) / norms
+  raw *= D_K**0.25 * math.sqrt(2 * half_square) / norms
   queries, keys = (jnp.asarray(x, jnp.float32) for x in np.split(raw, 2))
   values = jnp.asarray(rng.normal(size=(N, D_V)), jnp.float32)
-  phi = POSITIVE(omega(np.float32, num_features, dim))
+  phi = POSITIVE(omega(np.float32))
   naive = jax.vmap(phi)(keys) @ phi(queries[0])
   assert not jnp.isfinite(naive @ values / jnp.sum(naive)).all()
   streamed = stream(phi, queries, keys, values, chunk_size=4)
