@@ -136,6 +136,8 @@ def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
   Raises:
     ValueError: if it can't be written, or holds results of another config.
   """
+  if not os.fspath(workdir):
+    raise ValueError('workdir is empty; expected the path of a folder.')
   path = pathlib.Path(workdir)
   try:
     (path / 'figures').mkdir(parents=True, exist_ok=True)

@@ -263,10 +263,7 @@ def causal_kernel_attention(
   )
   chunks, _ = moments.split_chunks(arrays, chunk_size)
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
-  first = moments.scaled_rows(phi, keys[:1], None if mask is None else mask[:1])
   state = moments.empty(phi, keys, values)
-  log_scale = jnp.broadcast_to(_stop(first[0][0]), state.log_scale.shape)
-  state = state._replace(log_scale=log_scale)
   _, sums = jax.lax.scan(step, state, chunks)
   sums = sums.reshape(size + padding, -1)[:size]
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
@@ -307,7 +304,10 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   key_scale, key_features = moments.scaled_rows(phi, keys, mask)
   query_scale, query_features = moments.scaled_rows(phi, queries)
   labels = moments.labels(values, mask)
-  past = state.log_scale[None]
+  # Every row sees the past and the first key: their maximum is no secret.
+  past = jnp.maximum(state.log_scale, _stop(key_scale[0]))
+  state = moments.rescale(state, past)
+  past = past[None]
   shift = moments.largest(query_scale + past, axis=1)
   relative = key_scale - past
   steep = relative > math.log(jnp.finfo(relative.dtype).max) / 2

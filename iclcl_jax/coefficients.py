@@ -98,7 +98,10 @@ def gradient(
 
   def evaluate(key):
     reading = read(kernel, state, key)
-    return reading.numerator * jnp.exp(reading.log_scale)
+    # Zero coefficients stay zero where their scale overflows.
+    largest_scale = jnp.finfo(reading.log_scale.dtype).max
+    scale = jnp.minimum(jnp.exp(reading.log_scale), largest_scale)
+    return reading.numerator * scale
 
   predictions = map_chunks(evaluate, keys_read, _CHUNK_SIZE)
   slopes = jax.grad(loss)(predictions, values_read)

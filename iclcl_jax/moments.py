@@ -162,7 +162,10 @@ def gradient(
   def objective(scaled_weights):
     return loss(features @ scaled_weights.T, values)
 
-  return jax.grad(objective)(state.weights * jnp.exp(2 * state.log_scale)[None])
+  # Zero weights stay zero where their scale overflows.
+  largest_scale = jnp.finfo(state.log_scale.dtype).max
+  scale = jnp.minimum(jnp.exp(2 * state.log_scale), largest_scale)
+  return jax.grad(objective)(state.weights * scale[None])
 
 
 def penalty_gradient(

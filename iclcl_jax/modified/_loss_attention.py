@@ -67,6 +67,8 @@ class LossAttention:
     start = dual.zero_shot(phi, keys[size:], values[size:], mask=rest_mask)
     scores, log_scale = attention.scores(phi, query, keys, mask)
     total = jnp.sum(scores)
+    if mask is not None:  # A query that sees no key gets zeros.
+      total = jnp.where(jnp.any(mask), total, 1)
     normaliser = total * jnp.exp(log_scale)
 
     def evaluate(key):
