@@ -452,6 +452,16 @@ def test_kernel_removal_is_exact():
   assert float(jnp.sum(once.mass)) == 2 * N - 1
 
 
+def test_a_removed_row_is_not_found_again_even_with_value_zero():
+  kernel, (_, keys, values) = PHIS['exponential'](), make_tokens()
+  values = values.at[2].set(0)
+  state = zero_shot(kernel, keys, values)
+  rest = dual.remove(kernel, state, keys[2], values[2]).state
+  assert float(jnp.sum(rest.mass)) == N - 1
+  with pytest.raises(ValueError, match='the mass is lost'):
+    dual.remove(kernel, rest, keys[2], values[2])
+
+
 def test_removing_the_only_row_of_a_kernel_loses_the_mass():
   kernel, (_, keys, values) = PHIS['exponential'](), make_tokens()
   for rows in (0, 1):
