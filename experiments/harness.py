@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -379,6 +380,7 @@ def scan_blocks(
         bar.update(size)
         outputs = [jax.tree.map(lambda *x: np.concatenate(x), *outputs)]
         tree = {'carry': carry, 'outputs': outputs[0]}
+        tree['checksum'] = _checksum(tree)
         manager.save(done, args=ocp.args.StandardSave(tree))
   return carry, outputs[0]
 
@@ -392,12 +394,23 @@ def _restore(manager, done: int, step_fn, carry) -> tuple[Any, Any]:
   tree = {
     'carry': jax.eval_shape(lambda: carry),
     'outputs': jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), outputs),
+    'checksum': np.zeros((), np.uint32),
   }
   try:
     restored = manager.restore(done, args=ocp.args.StandardRestore(tree))
+    if restored.pop('checksum') != _checksum(restored):
+      raise ValueError('its checksum differs')
   except Exception as error:  # Orbax raises many kinds for a damaged folder.
     raise ValueError(
       f'checkpoint {done} of {str(manager.directory)!r} cannot be read '
       f'({type(error).__name__}); delete that folder to start afresh.'
     ) from error
   return restored['carry'], restored['outputs']
+
+
+def _checksum(tree: Any) -> np.ndarray:
+  """CRC-32 of all arrays: storage returns damaged bytes without a word."""
+  value = 0
+  for leaf in jax.tree.leaves(jax.device_get(tree)):
+    value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
+  return np.asarray(value, np.uint32)

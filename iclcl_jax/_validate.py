@@ -137,9 +137,19 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
     value, bool
   )
   if not is_integer or value < minimum:
+    hint = '' if is_integer else ' Counts are static: pass a Python int.'
     raise ValueError(
-      f'{name} is {value!r}; expected an integer >= {minimum}. Counts are '
-      'static: pass a Python int.'
+      f'{name} is {value!r}; expected an integer >= {minimum}.{hint}'
+    )
+
+
+def check_num_query_tokens(num_query_tokens: Any, size: int) -> None:
+  """Checks that the query side leaves a demonstration of `size` tokens."""
+  check_count('num_query_tokens', num_query_tokens, minimum=0)
+  if num_query_tokens >= size:
+    raise ValueError(
+      f'num_query_tokens is {num_query_tokens} of {size} tokens; expected '
+      'fewer, so that a demonstration is left.'
     )
 
 
@@ -210,6 +220,47 @@ def is_feature_map(phi: Any) -> bool:
     'k(x, y), with log_kernel(x, y) when it is positive). See '
     'iclcl_jax.types.'
   )
+
+
+def check_scaled(phi: Any, result: Any, x: Any) -> None:
+  """Checks what `phi.scaled(x)` returned: `(log_scale, features)`."""
+  arrays = isinstance(result, tuple) and len(result) == 2
+  shapes = [getattr(array, 'shape', None) for array in result] if arrays else []
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  fits = (
+    arrays
+    and None not in shapes
+    and len(shapes[1]) == 1
+    and shapes[0] in ((1,), shapes[1])
+    and all(array.dtype == dtype for array in result)
+  )
+  if not fits:
+    raise ValueError(
+      f'phi.scaled of {type(phi).__name__} returned {_describe(result)} for a '
+      f'vector {_describe(x)}; expected (log_scale, features) of shapes [R] '
+      f'or [1], and [R], both {dtype}. See iclcl_jax.types.FeatureMap.'
+    )
+
+
+def check_kernel_value(kernel: Any, result: Any, x: Any) -> None:
+  """Checks what `kernel(x, y)` returned: a scalar of the dtype of `x`."""
+  name = getattr(kernel, '__name__', type(kernel).__name__)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  if getattr(result, 'shape', None) != () or result.dtype != dtype:
+    raise ValueError(
+      f'the kernel {name} returned {_describe(result)} for vectors '
+      f'{_describe(x)}; expected a scalar [] of dtype {dtype}. See '
+      'iclcl_jax.types.Kernel.'
+    )
+
+
+def _describe(tree: Any) -> str:
+  """Types, dtypes and shapes of a result."""
+  if isinstance(tree, tuple):
+    return f'({", ".join(map(_describe, tree))})'
+  if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
+    return f'{tree.dtype} {list(tree.shape)}'
+  return f'a {type(tree).__name__}'
 
 
 def _num_positional(function: Callable[..., Any]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax import _validate
 from iclcl_jax.moments import Reading, largest, map_chunks, zero_log_scale
 from iclcl_jax.types import Array, Float, Kernel, KernelDualState, Mask
 
@@ -122,8 +123,8 @@ def penalty_gradient(
   """
   if state.keys.shape[0] == 0:
     return jnp.zeros_like(state.coefficients)
-  rows = jax.vmap(kernel, in_axes=(None, 0))
-  matrix = jax.vmap(rows, in_axes=(0, None))(state.keys, state.keys)
+  column = jax.vmap(lambda x, y: _evaluate(kernel, x, y), in_axes=(None, 0))
+  matrix = jax.vmap(column, in_axes=(0, None))(state.keys, state.keys)
   eigenvalues, vectors = jnp.linalg.eigh(matrix)
   smallest = eigenvalues[-1] * matrix.shape[0] * jnp.finfo(matrix.dtype).eps
   spans = eigenvalues > smallest
@@ -181,13 +182,21 @@ def scores(
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[:, None], keys, 0)
   if not hasattr(kernel, 'log_kernel'):
-    weights = jax.vmap(kernel, in_axes=(0, None))(keys, query)
+    weights = jax.vmap(lambda key: _evaluate(kernel, key, query))(keys)
     weights = weights if mask is None else jnp.where(mask, weights, 0)
     return weights, jnp.zeros((), weights.dtype)
-  exponent = jax.vmap(kernel.log_kernel, in_axes=(0, None))(keys, query)
+  evaluate = kernel.log_kernel
+  exponent = jax.vmap(lambda key: _evaluate(evaluate, key, query))(keys)
   if mask is not None:
     neutral = zero_log_scale(exponent.dtype)
     exponent = jnp.where(mask, exponent, neutral)
   log_scale = largest(exponent)
   weights = jnp.exp(exponent - log_scale)
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
+
+
+def _evaluate(kernel, x, y) -> Float[Array, '']:
+  """`kernel(x, y)`; a function of the user's own may return anything."""
+  result = kernel(x, y)
+  _validate.check_kernel_value(kernel, result, x)
+  return result

@@ -147,13 +147,8 @@ def residuals(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   _validate.check_tokens(keys, values, mask, query=query)
-  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
+  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
   size = keys.shape[0] - num_query_tokens
-  if size < 1:
-    raise ValueError(
-      f'num_query_tokens is {num_query_tokens} of {keys.shape[0]} tokens; '
-      'expected fewer, so that a demonstration is left.'
-    )
   seen = (None, None) if mask is None else (mask[:size], mask[size:])
   start = dual.zero_shot(phi, keys[size:], values[size:], mask=seen[1])
   demonstrations = keys[:size], values[:size]
@@ -275,6 +270,8 @@ def _verdict(inputs, result, tolerance, arithmetic) -> str:
   for name, array in inputs.items():
     if not jnp.all(jnp.isfinite(array)):
       return f'not finite: {name}'
+  if not jnp.isfinite(result.normaliser):
+    return 'not finite: normaliser'
   if result.normaliser == 0:
     return 'zero normaliser'
   limit = float(jnp.finfo(result.normaliser.dtype).eps) ** -0.5

@@ -256,6 +256,10 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
 def ridge(strength: float) -> Callable[[Float[Array, 'd_v R']], Array]:
   r"""Makes the penalty :math:`\tfrac{\alpha}{2}|W|_F^2`.
 
+  It is evaluated at the plain weights, whose features may overflow where keys
+  are long: the step is then NaN. `optax.add_decayed_weights` takes the same
+  step from the scaled weights, and stays finite.
+
   Args:
     strength: the coefficient `alpha`, of either sign.
 
@@ -290,9 +294,22 @@ def check_loss(loss: Loss) -> None:
     )
 
 
+def check_value(loss: Loss, values: Array) -> None:
+  """Raises a `ValueError` unless `loss(values, values)` is a scalar."""
+  result = jax.eval_shape(loss, values, values)
+  if getattr(result, 'shape', None) != ():
+    raise ValueError(
+      f'loss returns {result}; expected a scalar array []. Sum over the '
+      'demonstrations, for example with jnp.sum.'
+    )
+
+
 def declares_normaliser(loss: Loss) -> bool:
   """Whether a loss has a keyword `normaliser` that is not bound yet."""
-  parameter = inspect.signature(loss).parameters.get('normaliser')
+  try:
+    parameter = inspect.signature(loss).parameters.get('normaliser')
+  except (TypeError, ValueError):  # A builtin tells nothing.
+    return False
   return parameter is not None and parameter.default is parameter.empty
 
 

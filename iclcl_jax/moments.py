@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax import _validate
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask
 
 _stop = jax.lax.stop_gradient
@@ -47,13 +48,23 @@ def largest(exponent: Array, axis: int | None = None) -> Array:
   return _stop(jnp.max(exponent, axis=axis, initial=neutral))
 
 
+def scaled(
+  phi: FeatureMap, x: Float[Array, ' d_k']
+) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
+  """`phi.scaled(x)`; a map of the user's own may return anything."""
+  result = phi.scaled(x)
+  _validate.check_scaled(phi, result, x)
+  return result
+
+
 def scaled_rows(
   phi: FeatureMap, keys: Float[Array, 'N d_k'], mask: Mask | None = None
 ) -> tuple[Float[Array, 'N _'], Float[Array, 'N R']]:
   """Returns log-scales and features of all rows; masked rows are neutral."""
+  rows = jax.vmap(lambda key: scaled(phi, key))
   if mask is None:
-    return jax.vmap(phi.scaled)(keys)
-  log_scale, features = jax.vmap(phi.scaled)(jnp.where(mask[:, None], keys, 0))
+    return rows(keys)
+  log_scale, features = rows(jnp.where(mask[:, None], keys, 0))
   neutral = zero_log_scale(log_scale.dtype)
   return jnp.where(mask[:, None], log_scale, neutral), features
 
@@ -74,7 +85,7 @@ def empty(
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
-  num_features = jax.eval_shape(phi.scaled, row)[1].shape[0]
+  num_features = jax.eval_shape(lambda x: scaled(phi, x), row)[1].shape[0]
   return DualState(
     weights=jnp.zeros((values.shape[1], num_features), values.dtype),
     mass=jnp.zeros(num_features, values.dtype),
@@ -187,7 +198,7 @@ def remove(
   label: Float[Array, ' d_v'],
 ) -> tuple[DualState, Float[Array, '']]:
   """Subtracts one token; returns the state and the growth of rounding."""
-  row_scale, features = phi.scaled(key)
+  row_scale, features = scaled(phi, key)
   features = jnp.exp(row_scale - state.log_scale) * features
   mass = state.mass - features
   before = jnp.abs(state.mass) + jnp.abs(features)
@@ -226,7 +237,7 @@ def read(
   phi: FeatureMap, state: DualState, query: Float[Array, ' d_k']
 ) -> Reading:
   """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
-  row_scale, features = phi.scaled(query)
+  row_scale, features = scaled(phi, query)
   exponent = row_scale + state.log_scale
   log_scale = largest(exponent)
   features = jnp.exp(exponent - log_scale) * features
@@ -253,7 +264,7 @@ def score_terms(
 ) -> tuple[Float[Array, 'N R'], Float[Array, '']]:
   """The summands of `scores`, one for each feature."""
   key_scale, key_features = scaled_rows(phi, keys, mask)
-  query_scale, query_features = phi.scaled(query)
+  query_scale, query_features = scaled(phi, query)
   feature_scale = largest(key_scale, axis=0)
   exponent = query_scale + feature_scale
   log_scale = largest(exponent)
@@ -277,12 +288,12 @@ def split_chunks(arrays, chunk_size: int):
   return jax.tree.map(whole, arrays), jax.tree.map(rest, arrays)
 
 
-def map_chunks(fn, array, chunk_size: int):
-  """`jax.vmap(fn)(array)`, one chunk at a time."""
+def map_chunks(fn, rows_of, chunk_size: int):
+  """`jax.vmap(fn)(rows_of)`, a tree of rows, one chunk at a time."""
   rows = jax.vmap(fn)
-  if array.shape[0] <= chunk_size:  # No loop to compile.
-    return rows(array)
-  chunks, rest = split_chunks(array, chunk_size)
+  if jax.tree.leaves(rows_of)[0].shape[0] <= chunk_size:  # No loop to compile.
+    return rows(rows_of)
+  chunks, rest = split_chunks(rows_of, chunk_size)
   whole = jax.lax.map(jax.checkpoint(rows), chunks)
   whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), whole, rows(rest))

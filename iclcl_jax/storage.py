@@ -39,7 +39,8 @@ def save(
       kept.
 
   Raises:
-    ValueError: if `state` is no state, is traced, or its shapes disagree.
+    ValueError: if `state` is no state, is traced, its shapes disagree, or
+      `path` is a folder.
     FileNotFoundError: if the folder of `path` does not exist.
 
   Example:
@@ -83,7 +84,8 @@ def load(path: str | os.PathLike[str]) -> DualState | KernelDualState:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if the file is corrupt or truncated, holds something else,
+    ValueError: if `path` is a folder, the file is corrupt or truncated, holds
+      something else,
       lacks an array, has arrays whose shapes disagree, or holds float64 while
       JAX computes in float32.
 
@@ -178,6 +180,10 @@ def _write(path: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
       f'path is {str(path)!r}, but there is no folder {str(path.parent)!r}. '
       'Create it first.'
     )
+  if path.is_dir():
+    raise ValueError(
+      f'path is {str(path)!r}, a folder; expected the path of a file.'
+    )
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
   try:
     with open(temporary, 'xb') as file:
@@ -190,6 +196,11 @@ def _write(path: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  if path.is_dir():
+    raise ValueError(
+      f'path is {str(path)!r}, a folder; expected a file that storage.save '
+      'wrote.'
+    )
   with open(path, 'rb') as file:
     try:
       archive = np.load(file, allow_pickle=False)
@@ -198,6 +209,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
       AttributeError,  # A bare .npy array, which is no archive.
       EOFError,
       KeyError,
+      NotImplementedError,  # Another compression.
       OSError,
       ValueError,
       zipfile.BadZipFile,

@@ -104,7 +104,8 @@ class DualState(NamedTuple):
 class KernelDualState(NamedTuple):
   r"""The exact-kernel twin of `DualState`: coefficients over the keys.
 
-  The model is :math:`f(x) = \sum_i c_i k(k_i, x) / \sum_i m_i k(k_i, x)`.
+  The model is :math:`f(x) = \sum_i c_i k(k_i, x) / \sum_i m_i k(k_i, x)`. It
+  grows by a row for every token, so it cannot be the carry of a `lax.scan`.
 
   Attributes:
     keys: training inputs seen so far. Shape `[n, d_k]`.

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iclcl_jax import attention
+from iclcl_jax import _pytree, attention
 from tests import tolerances
 
 
-@jax.tree_util.register_dataclass
+@_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogLinearFeatures:
   """`exp(W x) * signs`: log-features as steep as the inputs."""
@@ -67,7 +67,7 @@ def attend(phi, *arrays, chunk_size=16, mask=None):
   )(phi, *arrays, chunk_size=chunk_size, mask=mask)
 
 
-@pytest.mark.parametrize('chunk_size', [1, 16, 64])
+@pytest.mark.parametrize('chunk_size', [1, 7, 64])
 @pytest.mark.parametrize('rise', RISES)
 def test_any_rise_gives_the_attention_of_the_formula(rise, chunk_size, dtype):
   phi, *arrays = inputs(RISES[rise], dtype)

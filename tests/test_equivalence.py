@@ -220,6 +220,12 @@ def test_lost_normalisers_are_verdicts(compiled, name):
   assert certificate.condition > eps**-0.5
 
 
+def test_an_overflowing_normaliser_is_a_verdict(compiled):
+  x = jnp.full((2, 4), 1e200)
+  certificate = equivalence.verify(kernels.LinearKernel(), x[0], x, x[:, :1])
+  assert certificate.verdict == 'not finite: normaliser'
+
+
 @pytest.mark.parametrize('name', ['positive', 'trigonometric', 'exponential'])
 def test_nothing_visible_is_a_verdict(compiled, tokens, name):
   phi = make_phi(name, 0, 0, 8, 4, jnp.float32)

@@ -242,6 +242,14 @@ def test_damaged_checkpoint_names_the_folder_to_delete(tmp_path):
     _walk(folder, num_steps=4)
 
 
+def test_damaged_numbers_of_a_checkpoint_are_noticed(tmp_path, monkeypatch):
+  folder = tmp_path / 'walk'
+  _walk(folder, num_steps=2)
+  monkeypatch.setattr(harness, '_checksum', lambda tree: np.uint32(0))
+  with pytest.raises(ValueError, match=r'cannot be read.*delete that folder'):
+    _walk(folder, num_steps=4)
+
+
 def test_workdir_that_is_a_file_is_named(tmp_path):
   file = tmp_path / 'file'
   file.touch()

@@ -304,6 +304,38 @@ def test_printed_form_is_not_the_strict_form():
   assert float(jnp.max(jnp.abs(strict - printed))) > 0.01
 
 
+def test_regularised_forms_at_the_edges():
+  phi, query, keys, values = _problem(0, (3, 4, 2, 8), jnp.float64)
+  seen = jnp.array([True, True, False])
+  printed = modified.regularised_attention_as_printed(
+    phi, query, keys, values.at[2].set(jnp.nan), strength=0.5, mask=seen
+  )
+  plain = attention.kernel_attention(phi, query, keys[:2], values[:2])
+  _close(printed, plain, jnp.float64)
+
+  strict = functools.partial(
+    modified.regularised_attention, phi, query, keys[:1], values[:1]
+  )
+  _close(strict(strength=0.25), 0.75 * values[0], jnp.float64)
+  for options, message in (
+    ({'num_query_tokens': 2}, 'num_query_tokens is 2'),
+    ({'learning_rate': np.nan}, 'learning_rate is nan'),
+    ({'learning_rate': -1.0}, r'learning_rate is -1\.0'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      strict(strength=0.25, **options)
+  with pytest.raises(ValueError, match='strength is 1, so that no weight'):
+    modified.negative_attention(
+      phi,
+      query,
+      keys,
+      values,
+      num_negatives=1,
+      strength=1.0,
+      renormalise=modified.divide_all,
+    )
+
+
 def test_printed_form_is_exact_for_un_learning_the_own_pair():
   phi, query, keys, values = _problem(5, (9, 3, 2, 16), jnp.float64)
   normaliser = dual.normaliser(phi, keys, query)
@@ -376,6 +408,25 @@ def test_stream_and_causal_answer_as_the_single_door_does(dtype):
   for t in range(11):
     one = attend(phi, keys[t], keys[: t + 1], values[: t + 1])
     _close(causal[t], one, dtype)
+
+
+def test_what_is_no_loss_or_no_constant_optimizer_is_named():
+  arrays = _problem(0, (3, 4, 2, 8), jnp.float64)
+  for loss, message in (
+    (lambda predictions, values: predictions * values, 'loss returns Shape'),
+    (lambda predictions, values: None, 'loss returns None'),
+  ):
+    attend = modified.attention_from_loss(loss)
+    with pytest.raises(ValueError, match=message):
+      attend(*arrays)
+
+  def traced(rate):
+    return modified.attention_from_loss(
+      losses.contrastive, optimizer=optax.sgd(rate)
+    )(*arrays)
+
+  with pytest.raises(ValueError, match='optimizer holds traced values'):
+    jax.jit(traced)(0.5)
 
 
 def test_doors_that_do_not_fit_are_errors():

@@ -101,8 +101,6 @@ def test_a_missing_file_stays_a_missing_file(tmp_path):
     storage.load(tmp_path / 'gone.npz')
   with pytest.raises(FileNotFoundError, match='no folder'):
     storage.save(tmp_path / 'gone' / 'state.npz', make_state(DualState))
-  with pytest.raises(IsADirectoryError):
-    storage.load(tmp_path)
 
 
 @pytest.mark.parametrize('kept', [0, 1, 100, 0.5, 0.98])
@@ -148,6 +146,24 @@ def test_foreign_files_are_named(tmp_path):
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('note.txt', 'hello')
   with pytest.raises(ValueError, match='other holds no'):
+    storage.load(path)
+
+
+def test_folders_and_other_compressions_are_named(tmp_path):
+  with pytest.raises(ValueError, match='a folder; expected a file'):
+    storage.load(tmp_path)
+  with pytest.raises(ValueError, match='a folder; expected the path'):
+    storage.save(tmp_path, make_state(DualState))
+  path = tmp_path / 'state.npz'
+  storage.save(path, make_state(DualState))
+  content = bytearray(path.read_bytes())
+  for signature, offset in ((b'PK\x03\x04', 8), (b'PK\x01\x02', 10)):
+    start = content.find(signature)
+    while start >= 0:
+      content[start + offset] = 99  # A method that the reader does not know.
+      start = content.find(signature, start + 1)
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='no readable state'):
     storage.load(path)
 
 

@@ -267,7 +267,7 @@ WRONG = {
   'stream_chunk': (
     attention.stream_kernel_attention,
     {'chunk_size': 0},
-    r'chunk_size is 0; expected an integer >= 1\. Counts are static',
+    r'chunk_size is 0; expected an integer >= 1\.$',
   ),
   'step_chunk': (
     dual.stream_step,
@@ -281,8 +281,8 @@ WRONG = {
   ),
   'causal_chunk': (
     attention.causal_kernel_attention,
-    {'chunk_size': 0},
-    r'chunk_size is 0; expected an integer >= 1\. Counts are static',
+    {'chunk_size': 2.0},
+    r'chunk_size is 2.0; expected an integer >= 1\. Counts are static',
   ),
   'loss_text': (
     dual.one_step_autodiff,
@@ -413,6 +413,50 @@ def test_unmergeable_states_are_named():
   ):
     with pytest.raises(ValueError, match=message):
       dual.merge(state, bad)
+
+
+class _Wrong:
+  """A feature map whose `scaled` returns what it is told."""
+
+  def __init__(self, scaled):
+    self.scaled = scaled
+
+
+@pytest.mark.parametrize(
+  ('scaled', 'found'),
+  [
+    (lambda x: x, r'float32 \[4\]'),
+    (lambda x: (x[0], x), r'\(float32 \[\], float32 \[4\]\)'),
+    (lambda x: (x, x[None]), r'\(float32 \[4\], float32 \[1, 4\]\)'),
+    (lambda x: (x[:3], x), r'\(float32 \[3\], float32 \[4\]\)'),
+    (lambda x: (x, x.astype(int32)), r'\(float32 \[4\], int32 \[4\]\)'),
+    (lambda x: (x, None), r'\(float32 \[4\], a NoneType\)'),
+  ],
+)
+def test_own_feature_maps_are_checked(scaled, found):
+  message = f'phi.scaled of _Wrong returned {found} for a vector'
+  for function in (
+    attention.kernel_attention,
+    attention.stream_kernel_attention,
+    dual.zero_shot,
+  ):
+    with pytest.raises(ValueError, match=message):
+      call(function, good(), _Wrong(scaled))
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'found'),
+  [
+    (lambda x, y: x * y, r'float32 \[4\]'),
+    (lambda x, y: (x @ y).astype(int32), r'int32 \[\]'),
+    (lambda x, y: None, 'a NoneType'),
+  ],
+)
+def test_own_kernels_are_checked(kernel, found):
+  message = f'the kernel <lambda> returned {found} for vectors'
+  for function in (attention.kernel_attention, dual.normaliser):
+    with pytest.raises(ValueError, match=message):
+      call(function, good(), kernel)
 
 
 def test_bad_removals_are_named():

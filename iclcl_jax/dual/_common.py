@@ -34,9 +34,9 @@ def check_state(phi: FeatureMap | Kernel, state: State, d_k: int) -> None:
     _validate.check_same('d_k', 'state.keys', state.keys.shape[1], 'keys', d_k)
     return
   row = jax.ShapeDtypeStruct((d_k,), state.log_scale.dtype)
-  num_features = jax.eval_shape(phi, row).shape[0]
+  shapes = jax.eval_shape(lambda x: moments.scaled(phi, x), row)
   _validate.check_same(
-    'R', 'state', state.weights.shape[1], 'phi', num_features
+    'R', 'state', state.weights.shape[1], 'phi', shapes[1].shape[0]
   )
 
 
@@ -69,12 +69,7 @@ def check_objective(loss, penalty, values, *, masked: bool) -> None:
       'state serves all. Bind it: functools.partial(loss, normaliser=D), with '
       'D from dual.normaliser.'
     )
-  result = jax.eval_shape(loss, values, values)
-  if getattr(result, 'shape', None) != ():
-    raise ValueError(
-      f'loss returns {result}; expected a scalar array []. Sum over the '
-      'demonstrations, for example with jnp.sum.'
-    )
+  losses.check_value(loss, values)
   if penalty is not None and not callable(penalty):
     raise ValueError(
       f'penalty is a {type(penalty).__name__}; expected a function '

@@ -1,10 +1,10 @@
 """States are merged, and demonstrations removed."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax.dual._common import State, check_step, form_of
 from iclcl_jax.types import (
   Array,
@@ -15,14 +15,12 @@ from iclcl_jax.types import (
   KernelDualState,
 )
 
-if TYPE_CHECKING:
-  pass
-
-from iclcl_jax import coefficients
-
 
 def merge(a: State, b: State) -> State:
   """Adds two states that saw different tokens through the same `phi`.
+
+  A state does not know its `phi`: two projections of equal shape cannot be told
+  apart here, and their sum means nothing.
 
   Args:
     a: a state.
@@ -93,7 +91,8 @@ def remove(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or no digit is left (the
-      mass is lost), or a kernel's state has no such row.
+      mass is lost), or a kernel's state has no such row. The state of a feature
+      map keeps no rows: a token that it never saw is subtracted all the same.
 
   Example:
     >>> from iclcl_jax import dual, kernels

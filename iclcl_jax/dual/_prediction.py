@@ -1,15 +1,10 @@
 """What a state answers."""
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention, moments
 from iclcl_jax.dual._common import State, check_state, form_of
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
-
-if TYPE_CHECKING:
-  pass
 
 
 def normaliser(

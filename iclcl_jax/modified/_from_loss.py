@@ -73,8 +73,13 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
     gradient = jnp.array([[1.0, -2.0], [0.5, 3.0]])
     weights = jnp.array([[2.0, 1.0], [-1.0, 0.25]])
     zero = jnp.zeros_like(gradient)
-    step_size = -float(update(gradient, zero)[0, 0])
-    decay = -float(update(zero, weights)[0, 0]) / 2
+    first, last = update(gradient, zero), update(zero, weights)
+    if not _validate.is_concrete(first, last):
+      raise ValueError(
+        'optimizer holds traced values, so that its step cannot be examined; '
+        'expected concrete ones. Pass learning_rate for a traced step size.'
+      )
+    step_size, decay = -float(first[0, 0]), -float(last[0, 0]) / 2
     for scale in (1.0, 1e4):
       expected = -scale * (step_size * gradient + decay * weights)
       found = update(scale * gradient, scale * weights)

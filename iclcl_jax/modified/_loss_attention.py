@@ -58,7 +58,8 @@ class LossAttention:
         or the loss has no gradient at `W_0 = 0` and no token gives another.
     """
     _validate.check_tokens(keys, values, mask, query=query)
-    size = _num_demonstrations(keys, num_query_tokens)
+    _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
+    size = keys.shape[0] - num_query_tokens
     if num_query_tokens == 0:
       self._check_zero(values)
     self._check_mask(mask)
@@ -131,7 +132,7 @@ class LossAttention:
     keys: Float[Array, 'N d_k'],
     values: Float[Array, 'N d_v'],
     *,
-    chunk_size: int = 256,
+    chunk_size: int = 64,
     mask: Mask | None = None,
   ) -> Float[Array, 'N d_v']:
     """Answers position `t` after one step from `W_0 = 0` on tokens `0..t`.
@@ -141,7 +142,7 @@ class LossAttention:
       queries: the test inputs. Shape `[N, d_k]`.
       keys: keys of the demonstrations. Shape `[N, d_k]`.
       values: their values. Shape `[N, d_v]`.
-      chunk_size: rows whose features are held at a time, a power of two.
+      chunk_size: rows whose features are held at a time.
       mask: valid demonstrations. Shape `[N]`; None for all.
 
     Returns:
@@ -186,6 +187,7 @@ class LossAttention:
     loss = self.loss
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=normaliser)
+    losses.check_value(loss, values)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
@@ -202,6 +204,7 @@ class LossAttention:
     loss = self.loss
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=1.0)
+    losses.check_value(loss, values)
     with jax.ensure_compile_time_eval():
       probe = jnp.ones_like(jnp.asarray(values))
       slopes = jax.grad(lambda predictions: loss(predictions, probe))(0 * probe)
@@ -212,13 +215,3 @@ class LossAttention:
         'loss has no finite gradient at W_0 = 0; expected one there. Give '
         'W_0 by query-side tokens (num_query_tokens >= 1).'
       )
-
-
-def _num_demonstrations(keys, num_query_tokens: int) -> int:
-  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
-  if num_query_tokens >= keys.shape[0]:
-    raise ValueError(
-      f'num_query_tokens is {num_query_tokens} of {keys.shape[0]} tokens; '
-      'expected fewer, so that a demonstration is left.'
-    )
-  return keys.shape[0] - num_query_tokens

@@ -106,6 +106,11 @@ def scale_others(weights, negatives, visible, strength) -> Negatives:
 def divide_all(weights, negatives, visible, strength) -> Negatives:
   """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
   del visible
+  if _validate.is_concrete(strength) and strength == 1:
+    raise ValueError(
+      'strength is 1, so that no weight is left to divide by; expected another '
+      'strength, or another renormalise, such as raise_others.'
+    )
   gains = jnp.full_like(weights, 1 / (1 - strength))
   return Negatives(_share(strength, negatives, weights.dtype) * gains, gains)
 

@@ -41,15 +41,17 @@ def regularised_attention(
     The attention output. Shape `[d_v]`.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or no demonstration is
-      left.
+    ValueError: if ranks, sizes or dtypes disagree, `num_query_tokens` is more
+      than N, or a hyper-parameter is not finite.
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
   """
   weights = attention_weights(phi, query, keys, values, mask)
-  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
+  # A lone query token is a prompt too: its weights are forgotten in part.
+  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0] + 1)
   _validate.check_scalar('strength', strength)
+  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
   is_query_side = jnp.arange(keys.shape[0]) >= keys.shape[0] - num_query_tokens
   decay = jnp.asarray(learning_rate * strength, values.dtype)
   weights = jnp.where(is_query_side, (1 - decay) * weights, weights)
@@ -69,7 +71,7 @@ def regularised_attention_as_printed(
 
   .. math:: h = \sum_i a_i v_i - \alpha v_q,
 
-  `v_q` the last row. It is not the step of `regularised_attention`: there the
+  `v_q` the last row (zero if it is masked). It is not the step of `regularised_attention`: there the
   own value carries its attention weight. It is a residual connection of
   strength `-alpha` through the value projection.
 
@@ -92,7 +94,8 @@ def regularised_attention_as_printed(
   """
   _validate.check_scalar('strength', strength)
   output = attention.kernel_attention(phi, query, keys, values, mask=mask)
-  return output - jnp.asarray(strength, values.dtype) * values[-1]
+  own = visible_values(values, mask)[-1]
+  return output - jnp.asarray(strength, values.dtype) * own
 
 
 class TrainingWeights(NamedTuple):
