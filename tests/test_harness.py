@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import harness
+from experiments import blocks, harness
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = """
 import dataclasses, json, os, signal, sys
 import jax, tqdm
-from experiments import harness
+from experiments import blocks, harness
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -245,7 +245,7 @@ def test_damaged_checkpoint_names_the_folder_to_delete(tmp_path):
 def test_damaged_numbers_of_a_checkpoint_are_noticed(tmp_path, monkeypatch):
   folder = tmp_path / 'walk'
   _walk(folder, num_steps=2)
-  monkeypatch.setattr(harness, '_checksum', lambda tree: np.uint32(0))
+  monkeypatch.setattr(blocks, '_checksum', lambda tree: np.uint32(0))
   with pytest.raises(ValueError, match=r'cannot be read.*delete that folder'):
     _walk(folder, num_steps=4)
 

@@ -1,7 +1,7 @@
 """What all doors of the dual model share: the two forms, and checks."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 
@@ -34,7 +34,8 @@ def check_state(phi: FeatureMap | Kernel, state: State, d_k: int) -> None:
     _validate.check_same('d_k', 'state.keys', state.keys.shape[1], 'keys', d_k)
     return
   row = jax.ShapeDtypeStruct((d_k,), state.log_scale.dtype)
-  shapes = jax.eval_shape(lambda x: moments.scaled(phi, x), row)
+  feature_map = cast(FeatureMap, phi)
+  shapes = jax.eval_shape(lambda x: moments.scaled(feature_map, x), row)
   _validate.check_same(
     'R', 'state', state.weights.shape[1], 'phi', shapes[1].shape[0]
   )

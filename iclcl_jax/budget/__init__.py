@@ -1,0 +1,50 @@
+r"""How many random directions an attention needs, before it is run.
+
+A random feature map estimates the softmax kernel without bias; how well is a
+closed form of
+
+.. math:: v = |q + k|^2 / \sqrt{d_k} \quad\text{(positive, hyperbolic)},
+   \qquad u = |q - k|^2 / \sqrt{d_k} \quad\text{(trigonometric)},
+
+and grows like its exponential. `relative_variance` is that form,
+`feature_budget` reads it for given queries and keys, and says whether random
+features can work there at all. Feature maps and projections are named by
+passing the class and the function themselves:
+
+  budget.relative_variance(features.PositiveFeatures, projections.orthogonal,
+                           query, key, num_directions=256)
+
+Everything is computed on the host, in float64 and in log space, whatever the
+dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results
+beyond the range of floating point are capped at `exp(700)`.
+"""
+
+from iclcl_jax.budget._feature_budget import (
+  FeatureBudget,
+  feature_budget,
+  feature_budget_at,
+  typical_squared_norms,
+)
+from iclcl_jax.budget._output_error import (
+  LARGEST_VALID_ERROR,
+  predicted_output_error,
+)
+from iclcl_jax.budget._variance import (
+  log_relative_variance,
+  log_relative_variance_at,
+  relative_covariance,
+  relative_variance,
+)
+
+__all__ = [
+  'LARGEST_VALID_ERROR',
+  'FeatureBudget',
+  'feature_budget',
+  'feature_budget_at',
+  'log_relative_variance',
+  'log_relative_variance_at',
+  'predicted_output_error',
+  'relative_covariance',
+  'relative_variance',
+  'typical_squared_norms',
+]
