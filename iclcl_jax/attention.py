@@ -255,6 +255,25 @@ def causal_kernel_attention(
   size = keys.shape[0]
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
   _validate.check_count('chunk_size', chunk_size)
+  sums, _ = causal_sums(phi, queries, keys, values, chunk_size, mask)
+  seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
+  return _divide(sums[:, :-1], sums[:, -1:], seen)
+
+
+def causal_sums(
+  phi: FeatureMap,
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  chunk_size: int,
+  mask: Mask | None = None,
+) -> tuple[Float[Array, 'N _'], Float[Array, ' N']]:
+  """Sums `[N, d_v + 1]` of scored values and of scores, before division.
+
+  Arguments as in `causal_kernel_attention`. Returns `(sums, log_scale)`; row
+  `t` of the sums is to be multiplied by `exp(log_scale[t])`.
+  """
+  size = keys.shape[0]
   arrays = (queries, keys, values) + (() if mask is None else (mask,))
   padding = -size % chunk_size
   arrays = jax.tree.map(
@@ -264,10 +283,9 @@ def causal_kernel_attention(
   chunks, _ = moments.split_chunks(arrays, chunk_size)
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
   state = moments.empty(phi, keys, values)
-  _, sums = jax.lax.scan(step, state, chunks)
+  _, (sums, log_scale) = jax.lax.scan(step, state, chunks)
   sums = sums.reshape(size + padding, -1)[:size]
-  seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
-  return _divide(sums[:, :-1], sums[:, -1:], seen)
+  return sums, log_scale.reshape(-1)[:size]
 
 
 def scores(
@@ -296,7 +314,7 @@ def scores(
 
 
 def _causal_chunk(phi, state, queries, keys, values, mask=None):
-  """Returns the state after a chunk, and sums `[C, d_v + 1]` of each row.
+  """Returns the state after a chunk, and `causal_sums` of its rows.
 
   Log-features of the chunk are taken relative to those of the past. Where a
   key exceeds the past too far for that, it is left to `_add_steep`.
@@ -320,7 +338,7 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   sums = jax.lax.cond(
     _any(steep),
     _add_steep,
-    lambda sums, *_: sums,
+    lambda sums, shift, *_: (sums, shift),
     sums,
     shift,
     (query_scale, query_features),
@@ -344,9 +362,8 @@ def _add_steep(sums, shift, queries, keys, labels):
     terms = jnp.exp(exponent - largest) * keys[1] * query_features[None]
     weights = jnp.sum(jnp.where(visible, terms, 0), axis=1)
     top = jnp.maximum(shift, largest)
-    return sums * jnp.exp(shift - top) + weights @ labels * jnp.exp(
-      largest - top
-    )
+    shrunk = sums * jnp.exp(shift - top)
+    return shrunk + weights @ labels * jnp.exp(largest - top), top
 
   return jax.lax.map(add, (positions, sums, shift, queries))
 

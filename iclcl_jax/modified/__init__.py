@@ -6,12 +6,25 @@ demonstration `i` by :math:`u_i = -\eta\,\partial L/\partial f(k_i)` at `W_0`,
 and attention with these labels is the trained model's answer.
 
 The other functions are the closed forms of the modifications that the papers
-name; their losses are in :mod:`iclcl_jax.losses`.
+name; their losses are in :mod:`iclcl_jax.losses`. Those that begin with
+`stream_` or `causal_` answer all tokens of a sequence, as a layer does.
 """
 
 from iclcl_jax.modified._augmented import augmented_attention
 from iclcl_jax.modified._from_loss import attention_from_loss
 from iclcl_jax.modified._loss_attention import LossAttention
+from iclcl_jax.modified._many import (
+  causal_augmented_attention,
+  causal_regularised_attention,
+  causal_regularised_attention_as_printed,
+  stream_augmented_attention,
+  stream_regularised_attention,
+  stream_regularised_attention_as_printed,
+)
+from iclcl_jax.modified._many_negatives import (
+  stream_negative_attention,
+  stream_token_negative_attention,
+)
 from iclcl_jax.modified._negatives import (
   Negatives,
   divide_all,
@@ -38,6 +51,9 @@ __all__ = [
   'TrainingWeights',
   'attention_from_loss',
   'augmented_attention',
+  'causal_augmented_attention',
+  'causal_regularised_attention',
+  'causal_regularised_attention_as_printed',
   'divide_all',
   'highest_scores',
   'lowest_scores',
@@ -49,6 +65,11 @@ __all__ = [
   'regularised_attention_as_printed',
   'regularised_training_weights',
   'scale_others',
+  'stream_augmented_attention',
+  'stream_negative_attention',
+  'stream_regularised_attention',
+  'stream_regularised_attention_as_printed',
+  'stream_token_negative_attention',
   'token_negative_labels',
   'unnormalised',
 ]
