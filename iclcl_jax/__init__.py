@@ -9,6 +9,7 @@ Import modules, then name their functions::
 
 from iclcl_jax import (
   attention,
+  bounds,
   budget,
   dual,
   equivalence,
@@ -27,6 +28,7 @@ __version__ = '0.1.0'
 
 __all__ = [
   'attention',
+  'bounds',
   'budget',
   'dual',
   'equivalence',

@@ -31,6 +31,7 @@ FLOORS = {
   'attention': 4,
   'losses': 4,
   'dual': 5,
+  'bounds': 6,
   'modified': 6,
   'equivalence': 7,
   'layers': 8,

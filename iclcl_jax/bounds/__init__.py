@@ -1,0 +1,66 @@
+r"""Generalisation of the dual model: Rademacher complexity and bounds.
+
+The loss that one gradient step descends, the *representation loss*
+:math:`L(W) = E[-v^\top W\phi(k)]`, is estimated by its mean :math:`\hat L` over
+N independent demonstrations. With probability at least :math:`1 - \delta`, for
+all :math:`|W| \le w` at once,
+
+.. math:: L(W) \le \hat L(W) + \frac{2w}{N}\sqrt{\sum_i |v_i|^2 k(k_i, k_i)}
+   + 6 B \sqrt{\frac{\log(2/\delta)}{2N}}, \qquad |v^\top W\phi(k)| \le B.
+
+The first term bounds twice the empirical Rademacher complexity
+
+.. math:: \hat R = E_s \sup_{|W| \le w} \frac1N \sum_i s_i v_i^\top W\phi(k_i)
+   = \frac{w}{N}\, E_s \Bigl|\sum_i s_i v_i\,\phi(k_i)^\top\Bigr|_*,
+
+:math:`|\cdot|_*` the dual norm. `FROBENIUS` is the ball of Theorem 3.2 as read
+here, `SPECTRAL` that of the operator norm, which costs a factor
+:math:`\sqrt{\min(d_v, N)}`. The loss is linear in `W`, so suprema over a ball
+are norms and need no search.
+
+Kernels of long keys overflow. Positive results are `LogValue` (their logarithm
+is always finite), and `radius` and `loss_bound` may be given as such.
+Demonstrations are read in chunks: no `[N, R]` or `[N, N]` array is held.
+"""
+
+from iclcl_jax.bounds._common import (
+  FROBENIUS,
+  SPECTRAL,
+  Ball,
+  LogValue,
+  Positive,
+)
+from iclcl_jax.bounds._complexity import rademacher_bound, rademacher_draws
+from iclcl_jax.bounds._norms import log_diagonal, log_trace
+from iclcl_jax.bounds._supremum import (
+  expected_loss,
+  gap_supremum,
+  mean_embedding,
+  representation_loss,
+)
+from iclcl_jax.bounds._theorem import (
+  GeneralizationBound,
+  generalization_bound,
+  one_sided_bound,
+  published_bound,
+)
+
+__all__ = [
+  'FROBENIUS',
+  'SPECTRAL',
+  'Ball',
+  'GeneralizationBound',
+  'LogValue',
+  'Positive',
+  'expected_loss',
+  'gap_supremum',
+  'generalization_bound',
+  'log_diagonal',
+  'log_trace',
+  'mean_embedding',
+  'one_sided_bound',
+  'published_bound',
+  'rademacher_bound',
+  'rademacher_draws',
+  'representation_loss',
+]

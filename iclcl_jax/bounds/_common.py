@@ -1,0 +1,110 @@
+"""Positive numbers by their logarithm, balls of weights, and checks."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Float, Mask
+
+CHUNK_SIZE = 512
+
+
+class LogValue(NamedTuple):
+  """A positive number, by its logarithm.
+
+  Attributes:
+    log_value: the logarithm. Shape `[]`, or `[P]` for several numbers.
+
+  Example:
+    >>> LogValue(jnp.array(0.0)).value.tolist()
+    1.0
+  """
+
+  log_value: Float[Array, '*shape']
+
+  @property
+  def value(self) -> Float[Array, '*shape']:
+    """The number itself, which may overflow."""
+    return jnp.exp(self.log_value)
+
+
+Positive: TypeAlias = float | Array | LogValue
+
+
+class Ball(NamedTuple):
+  """A ball of dual weights, by the dual of its norm.
+
+  Attributes:
+    dual_norm: `sup <W, M>` over the unit ball, a function of `M [d_v, R]`.
+    gram_dual_norm: the same as a function of `M M^T [d_v, d_v]`.
+    growth: largest ratio of the dual norm to the Frobenius norm, a function of
+      the rank.
+  """
+
+  dual_norm: Callable[[Array], Array]
+  gram_dual_norm: Callable[[Array], Array]
+  growth: Callable[[Array], Array]
+
+
+def _sum_of_roots(gram: Float[Array, 'd d']) -> Float[Array, '']:
+  """The nuclear norm of `M` from `M M^T`; eigenvalues of rounding are 0."""
+  eigenvalues = jnp.linalg.eigvalsh(gram)
+  noise = eigenvalues[-1] * gram.shape[0] * jnp.finfo(gram.dtype).eps
+  kept = eigenvalues > noise
+  return jnp.sum(jnp.where(kept, jnp.sqrt(jnp.where(kept, eigenvalues, 1)), 0))
+
+
+FROBENIUS = Ball(
+  dual_norm=lambda matrix: jnp.sqrt(jnp.sum(matrix**2)),
+  gram_dual_norm=lambda gram: jnp.sqrt(jnp.maximum(jnp.trace(gram), 0)),
+  growth=jnp.ones_like,
+)
+SPECTRAL = Ball(
+  dual_norm=lambda matrix: jnp.sum(jnp.linalg.svd(matrix, compute_uv=False)),
+  gram_dual_norm=_sum_of_roots,
+  growth=jnp.sqrt,
+)
+
+
+def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
+  """Returns the logarithm of a positive argument, in `dtype`."""
+  if isinstance(number, LogValue):
+    _validate.check_scalar(f'{name}.log_value', number.log_value)
+    return jnp.asarray(number.log_value, dtype)
+  _validate.check_scalar(name, number)
+  if _validate.is_concrete(number) and float(number) <= 0:
+    raise ValueError(
+      f'{name} is {float(number):g}; expected a positive number. Pass '
+      'bounds.LogValue(logarithm) if it under- or overflows.'
+    )
+  return jnp.log(jnp.asarray(number, dtype))
+
+
+def check_delta(delta: float | Array) -> float | Array:
+  """Returns the probability `delta`, checked to lie in (0, 1)."""
+  _validate.check_scalar('delta', delta)
+  if _validate.is_concrete(delta) and not 0 < float(delta) < 1:
+    raise ValueError(
+      f'delta is {float(delta):g}; expected a probability in (0, 1), such as '
+      '0.05 for a bound that holds with probability 0.95.'
+    )
+  return delta
+
+
+def visible(
+  rows: Float[Array, 'N d'], mask: Mask | None
+) -> Float[Array, 'N d']:
+  """The rows, zeros where the mask is False."""
+  rows = jnp.asarray(rows)
+  return rows if mask is None else jnp.where(mask[:, None], rows, 0)
+
+
+def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
+  """The number of visible rows, in their dtype."""
+  dtype = jax.dtypes.canonicalize_dtype(rows.dtype)
+  if mask is None:
+    return jnp.asarray(rows.shape[0], dtype)
+  return jnp.sum(mask).astype(dtype)

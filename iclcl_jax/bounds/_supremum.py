@@ -1,0 +1,232 @@
+"""The gap between a loss and its mean, in closed form over a whole ball."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, coefficients, dual, moments
+from iclcl_jax.bounds._common import (
+  CHUNK_SIZE,
+  FROBENIUS,
+  Ball,
+  LogValue,
+  Positive,
+  count,
+  log_positive,
+  visible,
+)
+from iclcl_jax.bounds._norms import log_norms, state_norms
+from iclcl_jax.types import (
+  Array,
+  DualState,
+  FeatureMap,
+  Float,
+  Kernel,
+  KernelDualState,
+  Mask,
+)
+
+
+def mean_embedding(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  mask: Mask | None = None,
+  chunk_size: int = CHUNK_SIZE,
+) -> dual.State:
+  r"""Returns the mean of :math:`v\,\phi(k)^\top` as weights of a dual model.
+
+  The representation loss of `W` is minus its inner product with the mean over
+  the distribution; its estimate, with that over the demonstrations.
+
+  Args:
+    phi: feature map or kernel.
+    keys: inputs of the demonstrations. Shape `[N, d_k]`.
+    values: their labels. Shape `[N, d_v]`.
+    mask: valid demonstrations. Shape `[N]`; None for all.
+    chunk_size: keys whose features are held at a time.
+
+  Returns:
+    A state whose weights are the mean; with a kernel, its coefficients.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
+      or `chunk_size < 1`.
+
+  Example:
+    >>> from iclcl_jax import features
+    >>> state = mean_embedding(
+    ...     features.IdentityFeatures(), jnp.eye(2), jnp.ones((2, 1)))
+    >>> state.weights.tolist()
+    [[0.5, 0.5]]
+  """
+  _validate.check_tokens(keys, values, mask)
+  _validate.check_count('chunk_size', chunk_size)
+  labels = visible(values, mask) / count(values, mask)
+  return _absorb(phi, jnp.asarray(keys), labels, mask, chunk_size)
+
+
+def _absorb(phi: Any, keys, labels, mask, chunk_size: int) -> dual.State:
+  if not _validate.is_feature_map(phi):
+    empty = coefficients.empty(phi, keys, labels)
+    return coefficients.absorb(phi, empty, keys, labels, mask)
+  state = moments.empty(phi, keys, labels)
+  return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+
+
+def gap_supremum(
+  phi: FeatureMap | Kernel,
+  population: dual.State,
+  sample: dual.State,
+  *,
+  radius: Positive,
+  ball: Ball = FROBENIUS,
+  chunk_size: int = CHUNK_SIZE,
+) -> LogValue:
+  r"""The largest gap over the ball, in closed form.
+
+  .. math:: \sup_{|W| \le w} (L - \hat L)
+     = w\,\Bigl|E[v\,\phi(k)^\top] - \frac1N\sum_i v_i\,\phi(k_i)^\top\Bigr|_*
+
+  Args:
+    phi: feature map or kernel.
+    population: the `mean_embedding` of the distribution, or of a large sample.
+    sample: that of the demonstrations.
+    radius: radius `w > 0` of the ball.
+    ball: `FROBENIUS` or `SPECTRAL`.
+    chunk_size: with a kernel, tokens that are read at a time.
+
+  Returns:
+    The supremum.
+
+  Raises:
+    ValueError: if `phi` and the states do not belong together, or `radius` is
+      not positive and finite.
+
+  Example:
+    >>> from iclcl_jax import features
+    >>> phi = features.IdentityFeatures()
+    >>> a = mean_embedding(phi, jnp.zeros((1, 2)), jnp.ones((1, 1)))
+    >>> b = mean_embedding(phi, jnp.array([[3.0, 4.0]]), jnp.ones((1, 1)))
+    >>> round(float(gap_supremum(phi, a, b, radius=1.0).value), 5)
+    5.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, Theorem 3.2 (setting); derived here.
+  """
+  _check_state(phi, 'population', population)
+  _check_state(phi, 'sample', sample)
+  both, dtype = _difference(population, sample), sample.mass.dtype
+  if isinstance(both, DualState):
+    log_norm = state_norms(both, 1, ball)[0]
+  else:
+    log_norm = log_norms(
+      phi,
+      both.keys,
+      both.coefficients,
+      lambda rows, labels: labels[:, None, :],
+      1,
+      ball,
+      both.mass > 0,
+      chunk_size,
+    )[0]
+  return LogValue(log_norm + log_positive('radius', radius, dtype))
+
+
+def representation_loss(
+  phi: FeatureMap | Kernel,
+  state: dual.State,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  mask: Mask | None = None,
+  chunk_size: int = CHUNK_SIZE,
+) -> Float[Array, '']:
+  r"""The mean loss :math:`\hat L = -\frac1N \sum_i v_i^\top W\phi(k_i)`.
+
+  Args:
+    phi: feature map or kernel.
+    state: its weights are `W`.
+    keys: inputs of the demonstrations. Shape `[N, d_k]`.
+    values: their labels. Shape `[N, d_v]`.
+    mask: valid demonstrations. Shape `[N]`; None for all.
+    chunk_size: keys whose features are held at a time.
+
+  Returns:
+    The loss. Shape `[]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
+      or `state` does not belong to `phi`.
+
+  Example:
+    >>> from iclcl_jax import features
+    >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
+    >>> float(representation_loss(phi, dual.zero_shot(phi, x, x), x, x))
+    -1.0
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, section 3.3.
+  """
+  _validate.check_tokens(keys, values, mask)
+  _validate.check_count('chunk_size', chunk_size)
+  one = jnp.ones((), values.dtype)
+
+  def predict(key):
+    return dual.predict(phi, state, key, normaliser=one)
+
+  predictions = moments.map_chunks(predict, visible(keys, mask), chunk_size)
+  total = jnp.sum(visible(values, mask) * predictions)
+  return -total / count(values, mask)
+
+
+def expected_loss(
+  phi: FeatureMap | Kernel, state: dual.State, population: dual.State
+) -> Float[Array, '']:
+  r"""The loss over the distribution: `-<W, E[v phi(k)^T]>`.
+
+  Args:
+    phi: feature map or kernel.
+    state: its weights are `W`.
+    population: the `mean_embedding` of the distribution.
+
+  Returns:
+    The loss. Shape `[]`.
+
+  Raises:
+    ValueError: if `phi` and the states do not belong together.
+
+  Example:
+    >>> from iclcl_jax import features
+    >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
+    >>> population = mean_embedding(phi, x, x)
+    >>> float(expected_loss(phi, dual.zero_shot(phi, x, x), population))
+    -1.0
+  """
+  _check_state(phi, 'state', state)
+  _check_state(phi, 'population', population)
+  if isinstance(state, DualState) and isinstance(population, DualState):
+    scale = jnp.exp(state.log_scale + population.log_scale)[None]
+    return -jnp.sum(state.weights * population.weights * scale)
+  labels = population.coefficients  # type: ignore[union-attr]
+  keys = population.keys  # type: ignore[union-attr]
+  return representation_loss(phi, state, keys, labels) * labels.shape[0]
+
+
+def _difference(a: dual.State, b: dual.State) -> dual.State:
+  if isinstance(a, DualState) and isinstance(b, DualState):
+    return moments.merge(a, b._replace(weights=-b.weights))
+  opposite = b._replace(coefficients=-b.coefficients)  # type: ignore
+  return coefficients.merge(a, opposite)  # type: ignore[arg-type]
+
+
+def _check_state(phi: FeatureMap | Kernel, name: str, state: dual.State):
+  is_map = _validate.is_feature_map(phi)
+  expected = DualState if is_map else KernelDualState
+  if not isinstance(state, expected):
+    raise ValueError(
+      f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
+      f'since phi is a {type(phi).__name__}. Make it with '
+      'bounds.mean_embedding or dual.one_step.'
+    )

@@ -1,0 +1,589 @@
+"""Rademacher complexity and bounds against plain loops and brute force."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import harness
+from iclcl_jax import bounds, dual, features, kernels
+from tests import oracles
+from tests.tolerances import IDENTITY
+
+DIM, WIDTH, NUM_FEATURES = 4, 3, 6
+PROJECTION = np.random.default_rng(0).normal(size=(NUM_FEATURES, DIM))
+MAPS = {
+  'positive': features.PositiveFeatures(jnp.asarray(PROJECTION)),
+  'trigonometric': features.TrigonometricFeatures(jnp.asarray(PROJECTION)),
+  'identity': features.IdentityFeatures(),
+}
+KERNELS = {
+  'exponential': kernels.ExponentialKernel(),
+  'gaussian': kernels.GaussianKernel(),
+  'linear': kernels.LinearKernel(),
+}
+BOTH = MAPS | KERNELS
+BALLS = {'frobenius': bounds.FROBENIUS, 'spectral': bounds.SPECTRAL}
+
+
+def oracle_features(name, x):
+  return {
+    'positive': lambda: oracles.positive_features(PROJECTION, x),
+    'trigonometric': lambda: oracles.trigonometric_features(PROJECTION, x),
+    'identity': lambda: oracles.identity_features(x),
+  }[name]()
+
+
+def oracle_kernel(name, x, y):
+  if name in MAPS:
+    return oracle_features(name, x) @ oracle_features(name, y)
+  return {
+    'exponential': lambda: math.exp(x @ y / math.sqrt(len(x))),
+    'gaussian': lambda: math.exp(
+      -((x - y) @ (x - y)) / (2 * math.sqrt(len(x)))
+    ),
+    'linear': lambda: x @ y,
+  }[name]()
+
+
+def oracle_gram(name, keys):
+  return np.array([[oracle_kernel(name, x, y) for y in keys] for x in keys])
+
+
+def oracle_norm(name, keys, labels, ball):
+  """Dual norm of `sum_i u_i phi(k_i)^T`, by an explicit square root of K."""
+  eigenvalues, vectors = np.linalg.eigh(oracle_gram(name, keys))
+  root = vectors * np.sqrt(np.maximum(eigenvalues, 0))[None]
+  order = {'frobenius': 'fro', 'spectral': 'nuc'}[ball]
+  return np.linalg.norm(labels.T @ root, order)
+
+
+def draw(size, seed=0, width=WIDTH, scale=1.0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(size, DIM)) * scale, rng.normal(size=(size, width))
+
+
+def all_signs(size):
+  return np.array(list(itertools.product((-1, 1), repeat=size)))
+
+
+SIZE, NUM_MANY, NUM_DRAWS = 5, 11, 64
+NAMES = ['positive', 'exponential']
+
+
+@functools.cache
+def compiled(name, ball, chunk_size=2):
+  """`(keys, values, many_keys, many_values) -> bound, draws, gap`, compiled."""
+  phi, options = BOTH[name], {'radius': 0.7, 'ball': BALLS[ball]}
+  embed = functools.partial(bounds.mean_embedding, phi, chunk_size=4)
+
+  @harness.compile_quickly
+  def measure(keys, values, many_keys, many_values):
+    bound = bounds.rademacher_bound(
+      phi, keys, values, chunk_size=chunk_size, **options
+    )
+    draws = bounds.rademacher_draws(
+      jax.random.key(0),
+      phi,
+      keys,
+      values,
+      num_draws=NUM_DRAWS,
+      chunk_size=chunk_size,
+      **options,
+    )
+    supremum = bounds.gap_supremum(
+      phi,
+      embed(many_keys, many_values),
+      embed(keys, values),
+      chunk_size=3,
+      **options,
+    )
+    return bound, draws, supremum
+
+  return measure
+
+
+def measure(name, ball, seed, **options):
+  data = *draw(SIZE, seed), *draw(NUM_MANY, seed + 1)
+  return data, compiled(name, ball, **options)(*data)
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_diagonal_and_trace_match_plain_loops(name):
+  keys, _ = draw(5)
+  diagonal = np.array([oracle_kernel(name, x, x) for x in keys])
+
+  @harness.compile_quickly
+  def measure(keys):
+    phi, size = BOTH[name], 2
+    diagonal = bounds.log_diagonal(phi, keys, chunk_size=size)
+    return diagonal, bounds.log_trace(phi, keys, chunk_size=size)
+
+  found, trace = measure(keys)
+  np.testing.assert_allclose(np.exp(found), diagonal, rtol=1e-12)
+  np.testing.assert_allclose(np.exp(trace), diagonal.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize('ball', BALLS)
+@pytest.mark.parametrize('name', [*NAMES, 'trigonometric'])
+def test_bound_draws_and_gap_match_plain_loops(name, ball):
+  """Every draw is one of the suprema of the 2^N sign vectors."""
+  (keys, values, *many), (bound, draws, gap) = measure(name, ball, seed=1)
+  squares = [
+    (v @ v) * oracle_kernel(name, k, k)
+    for k, v in zip(keys, values, strict=True)
+  ]
+  growth = {'frobenius': 1, 'spectral': math.sqrt(WIDTH)}[ball]
+  expected = 0.7 / SIZE * math.sqrt(sum(squares)) * growth
+  np.testing.assert_allclose(bound.value, expected, rtol=1e-12)
+  suprema = np.array(
+    [
+      0.7 / SIZE * oracle_norm(name, keys, signs[:, None] * values, ball)
+      for signs in all_signs(SIZE)
+    ]
+  )
+  distances = np.abs(np.asarray(draws.value)[:, None] / suprema[None] - 1)
+  assert distances.min(axis=1).max() < 1e-12
+  # Opposite sign vectors share a supremum; most of the 16 are drawn.
+  assert len(set(suprema[distances.argmin(axis=1)].round(9))) >= 12
+  expected = 0.7 * oracle_norm(
+    name,
+    np.concatenate([many[0], keys]),
+    np.concatenate([many[1] / NUM_MANY, -values / SIZE]),
+    ball,
+  )
+  np.testing.assert_allclose(gap.value, expected, rtol=1e-12)
+  # The bound is above the complexity; Monte Carlo estimates the latter.
+  assert suprema.mean() <= bound.value
+  sigma = np.std(suprema) / math.sqrt(NUM_DRAWS)
+  assert abs(np.mean(draws.value) - suprema.mean()) < 5 * sigma
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_frobenius_bound_is_tight_up_to_root_two(name):
+  """Khinchine and Kahane: E|S| >= sqrt(E|S|^2 / 2) in a Hilbert space."""
+  for seed in range(20):
+    (keys, values, *_), (bound, *_) = measure(name, 'frobenius', seed=seed)
+    if seed < 3:
+      exact = np.mean(
+        [
+          0.7 / SIZE * oracle_norm(name, keys, s[:, None] * values, 'frobenius')
+          for s in all_signs(SIZE)
+        ]
+      )
+      assert bound.value / math.sqrt(2) <= exact <= bound.value
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_spectral_ball_is_larger_but_not_by_more_than_the_rank(name):
+  ratios = []
+  for seed in range(20):
+    frobenius, spectral = (measure(name, ball, seed)[1] for ball in BALLS)
+    np.testing.assert_allclose(
+      spectral[0].value / frobenius[0].value, math.sqrt(WIDTH), rtol=1e-12
+    )
+    ratios.append(spectral[1].value / frobenius[1].value)
+  ratios = np.stack(ratios)
+  assert np.all(ratios >= 1 - 1e-12)
+  assert np.all(ratios <= math.sqrt(WIDTH) + 1e-12)
+  assert np.mean(ratios) > 1.2
+
+
+@pytest.mark.parametrize('ball', BALLS)
+@pytest.mark.parametrize('name', NAMES)
+def test_one_demonstration_has_one_supremum(name, ball):
+  """All but one value vanish: no sign matters, the bound is attained.
+
+  For the spectral ball the rank factor alone remains.
+  """
+  (keys, values, *many), _ = measure(name, ball, seed=6)
+  values = values * (np.arange(SIZE) == 2)[:, None]
+  bound, draws, _ = compiled(name, ball)(keys, values, *many)
+  growth = {'frobenius': 1, 'spectral': math.sqrt(WIDTH)}[ball]
+  np.testing.assert_allclose(draws.value * growth, bound.value, rtol=1e-12)
+
+
+def test_one_demonstration_alone():
+  keys, values = draw(1, seed=6)
+  upper = bounds.rademacher_bound(
+    KERNELS['exponential'], keys, values, radius=2.0, ball=bounds.SPECTRAL
+  )
+  expected = 2 * np.linalg.norm(values) * math.exp(keys[0] @ keys[0] / 4)
+  np.testing.assert_allclose(upper.value, expected, rtol=1e-12)
+
+
+def test_theorem_has_its_constants():
+  keys, values = draw(7, seed=7)
+  phi = MAPS['positive']
+  bound = harness.compile_quickly(
+    functools.partial(
+      bounds.generalization_bound, phi, radius=0.3, loss_bound=2.0, delta=0.1
+    )
+  )(keys, values)
+  squares = sum(
+    (v @ v) * oracle_kernel('positive', k, k)
+    for k, v in zip(keys, values, strict=True)
+  )
+  complexity = 2 * 0.3 / 7 * math.sqrt(squares)
+  confidence = 3 * math.sqrt(2) * 2.0 * math.sqrt(math.log(2 / 0.1) / 7)
+  np.testing.assert_allclose(bound.complexity.value, complexity, rtol=1e-12)
+  np.testing.assert_allclose(bound.confidence.value, confidence, rtol=1e-12)
+  np.testing.assert_allclose(
+    bound.total.value, complexity + confidence, rtol=1e-12
+  )
+
+
+def test_one_sided_bound_has_its_constants():
+  bound = bounds.one_sided_bound(3.0, 50, radius=0.3, loss_bound=2.0, delta=0.1)
+  np.testing.assert_allclose(
+    bound.complexity.value, 0.3 * math.sqrt(3.0 / 50), rtol=1e-12
+  )
+  np.testing.assert_allclose(
+    bound.confidence.value,
+    2.0 * math.sqrt(2 * math.log(1 / 0.1) / 50),
+    rtol=1e-12,
+  )
+
+
+def test_published_form_grows_with_its_dimension_factor():
+  keys, _ = draw(7, seed=8)
+  trace = sum(oracle_kernel('exponential', k, k) for k in keys)
+  for factor in (1, 5):
+    bound = bounds.published_bound(
+      KERNELS['exponential'],
+      keys,
+      radius=0.3,
+      value_bound=2.0,
+      dimension_factor=factor,
+      delta=0.1,
+    )
+    expected = 0.3 * 2.0 * factor * math.sqrt(trace) / 7
+    np.testing.assert_allclose(bound.complexity.value, expected, rtol=1e-12)
+    np.testing.assert_allclose(
+      bound.confidence.value, math.sqrt(math.log(10) / 7), rtol=1e-12
+    )
+
+
+@functools.cache
+def gaps(name):
+  """Compiled: gap of a state, supremum, and losses."""
+
+  @harness.compile_quickly
+  def measure(keys, values, many_keys, many_values, direction):
+    phi = BOTH[name]
+    state = dual.zero_shot(phi, many_keys, direction)
+    population = bounds.mean_embedding(phi, many_keys, many_values)
+    sample = bounds.mean_embedding(phi, keys, values)
+    gap = bounds.expected_loss(
+      phi, state, population
+    ) - bounds.representation_loss(phi, state, keys, values)
+    zero = dual.zero_shot(phi, many_keys, jnp.zeros_like(direction))
+    size = bounds.gap_supremum(phi, state, zero, radius=1.0).value
+    supremum = bounds.gap_supremum(phi, population, sample, radius=1.0).value
+    return gap / size, supremum
+
+  return measure
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize('name', NAMES)
+def test_no_weights_exceed_the_supremum(name, seed):
+  direction = np.random.default_rng(seed).normal(size=(11, WIDTH))
+  gap, supremum = gaps(name)(
+    *draw(5, seed=seed), *draw(11, seed=seed + 1), direction
+  )
+  assert gap <= supremum * (1 + 1e-12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_difference_of_the_means_attains_the_supremum(name):
+  keys, values = draw(5, seed=11)
+  rows = np.concatenate([draw(6, seed=12)[0], keys])
+  many_values = draw(11, seed=13)[1]
+  # Keys of the population hold those of the sample: W = mean difference.
+  direction = -many_values / 11
+  direction[6:] += values / 5
+  gap, supremum = gaps(name)(keys, values, rows, many_values, direction)
+  np.testing.assert_allclose(gap, supremum, rtol=1e-12)
+
+
+def test_losses_match_plain_loops():
+  keys, values = draw(5, seed=14)
+  for name in ('positive', 'exponential'):
+    state = dual.zero_shot(BOTH[name], *draw(3, seed=15))
+    rows, labels = draw(3, seed=15)
+    measure = harness.compile_quickly(_losses(BOTH[name]))
+    found = measure(state, keys, values)
+    expected = -np.mean(
+      [
+        sum(
+          (v @ u) * oracle_kernel(name, k, x)
+          for x, u in zip(rows, labels, strict=True)
+        )
+        for k, v in zip(keys, values, strict=True)
+      ]
+    )
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
+
+
+def _losses(phi):
+  def measure(state, keys, values):
+    population = bounds.mean_embedding(phi, keys, values)
+    return jnp.stack(
+      [
+        bounds.representation_loss(phi, state, keys, values, chunk_size=2),
+        bounds.expected_loss(phi, state, population),
+      ]
+    )
+
+  return measure
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_mask_removes_demonstrations(name):
+  """NaN in masked rows goes nowhere, and N counts the visible ones."""
+  keys, values = draw(6, seed=16)
+  mask = np.array([True, False, True, True, False, True])
+  broken = [np.where(mask[:, None], x, np.nan) for x in (keys, values)]
+  phi, key = BOTH[name], jax.random.key(5)
+
+  @harness.compile_quickly
+  def measure(keys, values, mask):
+    bound = bounds.generalization_bound(
+      phi, keys, values, radius=1.0, loss_bound=1.0, delta=0.1, mask=mask
+    )
+    sample = bounds.mean_embedding(phi, keys, values, mask=mask)
+    state = dual.zero_shot(phi, *draw(2, seed=17))
+    draws = bounds.rademacher_draws(
+      key, phi, keys, values, radius=1.0, num_draws=4, mask=mask
+    )
+    return draws.log_value, [
+      *bound,
+      bounds.log_trace(phi, keys, mask=mask),
+      bounds.gap_supremum(phi, state, sample, radius=1.0),
+      bounds.representation_loss(phi, state, keys, values, mask=mask),
+    ]
+
+  draws, found = measure(*broken, mask)
+  # The same tokens, in front: nothing but their order may matter.
+  order = np.argsort(~mask, kind='stable')
+  _, moved = measure(*(x[order] for x in broken), mask[order])
+  shown = np.arange(6)[mask]
+  _, expected = measure(keys[shown], values[shown], np.ones(4, bool))
+  for a, b, c in zip(
+    *map(jax.tree.leaves, (found, moved, expected)), strict=True
+  ):
+    np.testing.assert_allclose([a, b], c, rtol=1e-12)
+  zeros = values * mask[:, None]
+  same, _ = measure(keys, zeros, np.ones(6, bool))
+  np.testing.assert_allclose(draws, same + math.log(6 / 4), rtol=1e-12)
+
+
+@pytest.mark.parametrize('ball', BALLS)
+@pytest.mark.parametrize('name', NAMES)
+def test_logarithms_are_finite_at_any_norm(name, ball):
+  """Norms in the hundreds: k(k, k) is about exp(4e4), or exp(-4e4)."""
+  keys, values = draw(SIZE, seed=18, scale=200.0)
+  many = keys[np.arange(NUM_MANY) % SIZE], draw(NUM_MANY, seed=19)[1]
+  top = float(jnp.max(bounds.log_diagonal(BOTH[name], keys)))
+  assert abs(top) > 1e4
+  upper, draws, gap = compiled(name, ball)(keys, values, *many)
+  assert upper.value in (0, np.inf)
+  for logs in (upper.log_value, draws.log_value, gap.log_value):
+    assert np.all(np.abs(np.asarray(logs) - top / 2) < 10)
+  assert np.all(draws.log_value <= upper.log_value + 1e-9)
+
+
+def test_a_radius_that_underflows_is_given_by_its_logarithm():
+  keys, values = draw(5, seed=18, scale=200.0)
+  phi = KERNELS['exponential']
+  radius = bounds.LogValue(-jnp.max(bounds.log_diagonal(phi, keys)) / 2)
+  bound = bounds.generalization_bound(
+    phi, keys, values, radius=radius, loss_bound=1.0, delta=0.1
+  )
+  assert 0 < bound.complexity.value < 10
+  with pytest.raises(ValueError, match=r'radius is 0; .* LogValue\('):
+    bounds.rademacher_bound(phi, keys, values, radius=0.0)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_chunks_do_not_change_the_result(name):
+  expected = measure(name, 'frobenius', seed=19)[1]
+  found = measure(name, 'frobenius', seed=19, chunk_size=100)[1]
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_nothing_of_size_n_squared_or_n_by_features_is_held(name):
+  """The compiled program's temporary memory does not grow like N^2 or N R."""
+  phi = (
+    features.PositiveFeatures(jnp.ones((512, DIM)))
+    if name == 'positive'
+    else KERNELS[name]
+  )
+
+  def measure(keys, values):
+    draws = bounds.rademacher_draws(
+      jax.random.key(8),
+      phi,
+      keys,
+      values,
+      radius=1.0,
+      num_draws=2,
+      chunk_size=64,
+    )
+    upper = bounds.rademacher_bound(
+      phi, keys, values, radius=1.0, chunk_size=64
+    )
+    return draws.log_value, upper.log_value
+
+  size = 8192
+  arguments = [
+    jax.ShapeDtypeStruct((size, width), jnp.float64) for width in (DIM, WIDTH)
+  ]
+  memory = jax.jit(measure).lower(*arguments).compile().memory_analysis()
+  # [N, R] would be 33 MB and [N, N] 537 MB.
+  assert memory.temp_size_in_bytes < 6e6
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_jit_vmap_and_grad(name):
+  keys, values, many_keys, many_values = measure(name, 'frobenius', seed=1)[0]
+
+  def total(keys, values):
+    bound, draws, gap = compiled(name, 'frobenius').__wrapped__(
+      keys, values, many_keys, many_values
+    )
+    return bound.value + jnp.mean(draws.value) + gap.value
+
+  step = np.zeros_like(keys)
+  step[1, 2] = 1e-6
+  batch = np.stack([keys, keys + step, keys - step])
+  batched = harness.compile_quickly(jax.vmap(total, (0, None)))(batch, values)
+  for x, found in zip(batch, batched, strict=True):
+    bound, draws, gap = compiled(name, 'frobenius')(
+      x, values, many_keys, many_values
+    )
+    expected = bound.value + np.mean(draws.value) + gap.value
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+  gradient = harness.compile_quickly(jax.grad(total))(keys, values)
+  slope = (batched[1] - batched[2]) / 2e-6
+  np.testing.assert_allclose(gradient[1, 2], slope, rtol=1e-6)
+
+
+def test_dtype_follows_the_inputs(dtype):
+  keys, values = (jnp.asarray(x, dtype) for x in draw(5, seed=20))
+
+  def measure(keys, values):
+    bound = bounds.generalization_bound(
+      KERNELS['exponential'],
+      keys,
+      values,
+      radius=1.0,
+      loss_bound=1.0,
+      delta=0.1,
+    )
+    draws = [
+      bounds.rademacher_draws(
+        jax.random.key(10), phi, keys, values, radius=1.0, num_draws=2
+      )
+      for phi in (features.EluPlusOneFeatures(), KERNELS['exponential'])
+    ]
+    return bound, draws
+
+  bound, draws = harness.compile_quickly(measure)(keys, values)
+  assert {x.dtype for x in jax.tree.leaves((bound, draws))} == {dtype}
+  exact = bounds.generalization_bound(
+    KERNELS['exponential'],
+    *draw(5, seed=20),
+    radius=1.0,
+    loss_bound=1.0,
+    delta=0.1,
+  )
+  np.testing.assert_allclose(
+    bound.total.value, exact.total.value, rtol=IDENTITY[dtype.name]
+  )
+
+
+def test_a_vanishing_kernel_has_complexity_zero():
+  keys, values = np.zeros((3, DIM)), draw(3)[1]
+
+  @harness.compile_quickly
+  def measure(keys, values):
+    return [
+      bounds.rademacher_draws(
+        jax.random.key(11), phi, keys, values, radius=1.0, num_draws=2
+      ).value
+      for phi in (KERNELS['linear'], MAPS['identity'])
+    ] + [
+      bounds.rademacher_bound(MAPS['identity'], keys, values, radius=1).value
+    ]
+
+  for value in measure(keys, values):
+    assert np.all(value == 0)
+
+
+KEYS, VALUES = draw(3)
+GOOD = {'radius': 1.0, 'loss_bound': 1.0, 'delta': 0.1}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'radius': 0.0}, 'radius is 0; expected a positive number'),
+    ({'radius': -1.0}, 'radius is -1; expected a positive number'),
+    ({'radius': math.inf}, 'radius is inf; expected a finite number'),
+    ({'loss_bound': 0.0}, 'loss_bound is 0; expected a positive number'),
+    ({'delta': 0.0}, r'delta is 0; expected a probability in \(0, 1\)'),
+    ({'delta': 1.0}, r'delta is 1; expected a probability in \(0, 1\)'),
+    ({'chunk_size': 0}, 'chunk_size is 0; expected an integer >= 1'),
+    ({'mask': np.ones(2, bool)}, r'mask has shape \[2\]; expected \[3\]'),
+  ],
+)
+def test_bad_input_is_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    bounds.generalization_bound(
+      MAPS['positive'], KEYS, VALUES, **(GOOD | change)
+    )
+
+
+def test_more_bad_input_is_named():
+  phi, kernel = MAPS['positive'], KERNELS['exponential']
+  with pytest.raises(ValueError, match='keys is empty'):
+    bounds.generalization_bound(phi, KEYS[:0], VALUES[:0], **GOOD)
+  with pytest.raises(ValueError, match='num_demonstrations is 0'):
+    bounds.one_sided_bound(1.0, 0, **GOOD)
+  with pytest.raises(ValueError, match='second_moment is -1'):
+    bounds.one_sided_bound(-1.0, 3, **GOOD)
+  for name in ('value_bound', 'dimension_factor'):
+    arguments = {
+      'radius': 1.0,
+      'value_bound': 1.0,
+      'dimension_factor': 1.0,
+      'delta': 0.1,
+      name: 0.0,
+    }
+    with pytest.raises(ValueError, match=f'{name} is 0'):
+      bounds.published_bound(phi, KEYS, **arguments)
+  with pytest.raises(ValueError, match='num_draws is 0'):
+    bounds.rademacher_draws(
+      jax.random.key(0), phi, KEYS, VALUES, radius=1.0, num_draws=0
+    )
+  with pytest.raises(ValueError, match='key is a int'):
+    bounds.rademacher_draws(0, phi, KEYS, VALUES, radius=1.0, num_draws=1)
+  state = bounds.mean_embedding(phi, KEYS, VALUES)
+  with pytest.raises(ValueError, match='population is a DualState; expected a'):
+    bounds.gap_supremum(kernel, state, state, radius=1.0)
+  other = bounds.mean_embedding(kernel, KEYS, VALUES)
+  with pytest.raises(ValueError, match='sample is a KernelDualState; expected'):
+    bounds.gap_supremum(phi, state, other, radius=1.0)
+  with pytest.raises(ValueError, match='state is a KernelDualState; expected'):
+    bounds.expected_loss(phi, other, state)
