@@ -2,11 +2,14 @@
 
 Three independent paths compute one number: attention adds up scored values,
 the closed-form dual model applies its weights, and the autodiff dual model
-gets its weights from `jax.grad` of the loss. `verify` compares them.
+gets its weights from `jax.grad` of the loss. `verify` compares them, for the
+contrastive loss of plain attention or for any other.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
@@ -16,10 +19,17 @@ from iclcl_jax import (
   coefficients,
   dual,
   kernels,
+  losses,
+  modified,
   moments,
   precision,
 )
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+
+if TYPE_CHECKING:
+  import optax
+
+AttentionFn: TypeAlias = Callable[..., Array]
 
 
 class Residuals(NamedTuple):
@@ -119,13 +129,19 @@ def residuals(
   *,
   num_query_tokens: int = 0,
   mask: Mask | None = None,
+  loss: losses.Loss = losses.contrastive,
+  penalty: dual.Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  learning_rate: float | Array = 1.0,
+  attention_fn: AttentionFn | None = None,
 ) -> Residuals:
   r"""Computes attention and both dual models; can be jitted.
 
   The residual of two results :math:`a, b` is :math:`\max|a-b| / S` with
   :math:`S = \max_j \sum_i c_i (|v_{ij}| + |h_j|)` and
   :math:`c_i = |\phi(k_i)|^\top|\phi(q)| / |D|`: what rounding of the sums may
-  cause, however much they cancel.
+  cause, however much they cancel. For another loss than the contrastive one
+  the labels of its `modified.LossAttention` count beside the values.
 
   Args:
     phi: feature map or kernel.
@@ -135,13 +151,21 @@ def residuals(
     num_query_tokens: how many of the last rows belong to the query side and
       give `W_0`.
     mask: valid tokens. Shape `[N]`; None for all.
+    loss: what the dual model descends.
+    penalty: of its weights, `penalty(weights) -> []`.
+    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
+    attention_fn: the attention to be certified, `(phi, query, keys, values) ->
+      [d_v]`, with a keyword `mask` if one is given; None for the attention
+      that the loss implies.
 
   Returns:
-    The `Residuals`.
+    The `Residuals`. With another loss, `closed_form` is the attention that
+    `modified.attention_from_loss` builds.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or no demonstration is
-      left.
+    ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
+      or as `modified.attention_from_loss`.
 
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
@@ -152,22 +176,51 @@ def residuals(
   seen = (None, None) if mask is None else (mask[:size], mask[size:])
   start = dual.zero_shot(phi, keys[size:], values[size:], mask=seen[1])
   demonstrations = keys[:size], values[:size]
-  closed = dual.one_step(phi, start, *demonstrations, mask=seen[0])
-  auto = dual.one_step_autodiff(phi, start, *demonstrations, mask=seen[0])
-  output = _attend(phi, query, keys, values, mask)
-  outputs = jnp.stack(
-    [
-      output,
-      dual.predict(phi, closed, query),
-      dual.predict(phi, auto, query),
-    ]
+  attend = modified.attention_from_loss(
+    loss, penalty=penalty, optimizer=optimizer, learning_rate=learning_rate
   )
+  implied: AttentionFn = functools.partial(
+    attend, num_query_tokens=num_query_tokens
+  )
+  is_linear = loss is losses.contrastive and penalty is None
+  if is_linear and optimizer is None:
+    step = dual.one_step(
+      phi, start, *demonstrations, learning_rate=learning_rate, mask=seen[0]
+    )
+    closed_form = dual.predict(phi, step, query)
+    is_plain = _validate.is_concrete(learning_rate) and learning_rate == 1
+    implied = _plain_attention if is_plain else implied
+  else:
+    closed_form = implied(phi, query, keys, values, mask=mask)
+  if attention_fn is None:
+    output = implied(phi, query, keys, values, mask=mask)
+  elif mask is None:
+    output = attention_fn(phi, query, keys, values)
+  else:
+    output = attention_fn(phi, query, keys, values, mask=mask)
+  auto = dual.one_step_autodiff(
+    phi,
+    start,
+    *demonstrations,
+    loss=_bind_normaliser(loss, phi, query, keys, mask),
+    penalty=penalty,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    mask=seen[0],
+  )
+  outputs = jnp.stack([output, closed_form, dual.predict(phi, auto, query)])
   terms = _score_terms(phi, query, keys, mask)
   normaliser = jnp.sum(terms)
   shares = jnp.sum(jnp.abs(terms), axis=1) / jnp.abs(normaliser)
   if mask is not None:
     values = jnp.where(mask[:, None], values, 0)
-  scale = jnp.max(shares @ (jnp.abs(values) + jnp.abs(output)[None]))
+  amounts = jnp.abs(values) + jnp.abs(output)[None]
+  if not is_linear:
+    labels = attend.labels(
+      phi, query, keys, values, num_query_tokens=num_query_tokens, mask=mask
+    )
+    amounts = amounts + jnp.abs(labels)
+  scale = jnp.max(shares @ amounts)
   spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
   return Residuals(
     attention=outputs[0],
@@ -188,6 +241,11 @@ def verify(
   *,
   num_query_tokens: int = 0,
   mask: Mask | None = None,
+  loss: losses.Loss = losses.contrastive,
+  penalty: dual.Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  learning_rate: float | Array = 1.0,
+  attention_fn: AttentionFn | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
 ) -> Certificate:
   """Checks that attention is one gradient step, and says why if it is not.
@@ -205,6 +263,13 @@ def verify(
     num_query_tokens: how many of the last rows belong to the query side and
       give `W_0`.
     mask: valid tokens. Shape `[N]`; None for all.
+    loss: what the dual model descends.
+    penalty: of its weights, `penalty(weights) -> []`.
+    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
+    attention_fn: the attention to be certified, such as
+      `functools.partial(modified.regularised_attention, strength=0.5)`; None
+      for the attention that the loss implies.
     arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
       does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
 
@@ -231,7 +296,17 @@ def verify(
 
   def compute(query, keys, values):
     return residuals(
-      phi, query, keys, values, num_query_tokens=num_query_tokens, mask=mask
+      phi,
+      query,
+      keys,
+      values,
+      num_query_tokens=num_query_tokens,
+      mask=mask,
+      loss=loss,
+      penalty=penalty,
+      optimizer=optimizer,
+      learning_rate=learning_rate,
+      attention_fn=attention_fn,
     )
 
   result = arithmetic.transform(compute)(query, keys, values)
@@ -286,7 +361,18 @@ def _verdict(inputs, result, tolerance, arithmetic) -> str:
   return 'precision-limited' if result.residual <= reduced else 'fails'
 
 
-def _attend(phi, query, keys, values, mask) -> Float[Array, ' d_v']:
+def _bind_normaliser(loss, phi, query, keys, mask) -> losses.Loss:
+  """Gives a loss that asks for it the normaliser of the query."""
+  if not losses.declares_normaliser(loss):
+    return loss
+  normaliser = dual.normaliser(phi, keys, query, mask=mask)
+  bound = functools.partial(loss, normaliser=normaliser)
+  if losses.is_sum_over_demonstrations(loss):
+    return losses.sum_over_demonstrations(bound)
+  return bound
+
+
+def _plain_attention(phi, query, keys, values, *, mask) -> Float[Array, ' d_v']:
   """Attention; for the softmax kernel by a path that shares no code."""
   if isinstance(phi, kernels.ExponentialKernel):
     return attention.softmax_attention(query, keys, values, mask=mask)

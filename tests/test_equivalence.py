@@ -7,6 +7,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies
 
@@ -16,6 +17,8 @@ from iclcl_jax import (
   equivalence,
   features,
   kernels,
+  losses,
+  modified,
   precision,
   projections,
 )
@@ -82,7 +85,10 @@ def make_tokens(seed, shape, scale, num_duplicates, dtype):
   return tuple(jnp.asarray(x, dtype) for x in (query, keys, values))
 
 
-_residuals = jax.jit(equivalence.residuals, static_argnames='num_query_tokens')
+OBJECTIVE = 'loss', 'penalty', 'optimizer', 'learning_rate', 'attention_fn'
+_residuals = jax.jit(
+  equivalence.residuals, static_argnames=('num_query_tokens', *OBJECTIVE)
+)
 
 
 @pytest.fixture
@@ -96,10 +102,10 @@ def recompiled(monkeypatch):
   """As `compiled`, for tests that change what is compiled."""
   honest = equivalence.residuals
 
-  def residuals(phi, *tokens, num_query_tokens=0, mask=None):
-    return honest(phi, *tokens, num_query_tokens=num_query_tokens, mask=mask)
+  def residuals(phi, *tokens, **options):
+    return honest(phi, *tokens, **options)
 
-  static = ('phi', 'num_query_tokens')
+  static = ('phi', 'num_query_tokens', *OBJECTIVE)
   monkeypatch.setattr(
     equivalence, 'residuals', jax.jit(residuals, static_argnames=static)
   )
@@ -404,3 +410,50 @@ def test_own_feature_maps_and_kernels_are_welcome(recompiled, tokens):
     assert certificate.holds
     assert certificate.phi == name
     assert certificate.residual <= tolerances.IDENTITY['float32']
+
+
+def _decayed(strength):
+  return {
+    'optimizer': optax.chain(
+      optax.add_decayed_weights(strength), optax.sgd(1.0)
+    )
+  }
+
+
+# What the dual model descends, and the attention that is said to follow.
+OBJECTIVES = {
+  'squared': ({'loss': losses.squared}, None),
+  'info_nce': ({'loss': losses.info_nce(0.5)}, None),
+  'cosine': ({'loss': losses.cosine}, None),
+  'ridge': (
+    {'penalty': losses.ridge(0.5)},
+    functools.partial(
+      modified.regularised_attention, strength=0.5, num_query_tokens=LARGEST[1]
+    ),
+  ),
+  'weight decay': (
+    _decayed(-0.5),
+    functools.partial(
+      modified.regularised_attention, strength=-0.5, num_query_tokens=LARGEST[1]
+    ),
+  ),
+  'learning rate': ({'learning_rate': 0.25}, None),
+}
+
+
+@pytest.mark.parametrize('name', ['positive', 'exponential'])
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_other_objectives_have_certificates_too(objective, name):
+  dtype = jnp.float32 if objective == 'squared' else jnp.float64
+  options, attention_fn = OBJECTIVES[objective]
+  phi = make_phi(name, 1, 0, 8, 4, dtype)
+  arrays = make_tokens(1, LARGEST, 0.5, 2, dtype)
+  check = functools.partial(
+    equivalence.verify, phi, *arrays, num_query_tokens=LARGEST[1]
+  )
+  certificate = check(**options, attention_fn=attention_fn)
+  assert certificate.holds, str(certificate)
+  assert certificate.residual <= tolerances.IDENTITY[jnp.dtype(dtype).name]
+  # The plain layer is not the attention of this objective.
+  plain = check(**options, attention_fn=attention.kernel_attention)
+  assert plain.verdict == 'fails'

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, dual, losses
 from iclcl_jax.modified._loss_attention import LossAttention
+from iclcl_jax.types import Array
 
 if TYPE_CHECKING:
   import optax
@@ -17,7 +18,7 @@ def attention_from_loss(
   *,
   penalty: dual.Penalty | None = None,
   optimizer: 'optax.GradientTransformation | None' = None,
-  learning_rate: float = 1.0,
+  learning_rate: float | Array = 1.0,
 ) -> LossAttention:
   r"""Builds the attention that one gradient step on a loss implies.
 

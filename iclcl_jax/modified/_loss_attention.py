@@ -57,41 +57,66 @@ class LossAttention:
       ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
         or the loss has no gradient at `W_0 = 0` and no token gives another.
     """
-    _validate.check_tokens(keys, values, mask, query=query)
-    _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
-    size = keys.shape[0] - num_query_tokens
-    if num_query_tokens == 0:
-      self._check_zero(values)
-    self._check_mask(mask)
-    form = moments if _validate.is_feature_map(phi) else coefficients
-    rest_mask = None if mask is None else mask[size:]
-    start = dual.zero_shot(phi, keys[size:], values[size:], mask=rest_mask)
-    scores, log_scale = attention.scores(phi, query, keys, mask)
-    total = jnp.sum(scores)
-    if mask is not None:  # A query that sees no key gets zeros.
-      total = jnp.where(jnp.any(mask), total, 1)
-    normaliser = total * jnp.exp(log_scale)
-
-    def evaluate(key):
-      reading = form.read(phi, start, key)
-      return reading.numerator * jnp.exp(reading.log_scale)
-
-    predictions = (
-      jax.vmap(evaluate)(keys[:size])
-      if num_query_tokens
-      else jnp.zeros_like(values)
+    labels = self.labels(
+      phi, query, keys, values, num_query_tokens=num_query_tokens, mask=mask
     )
-    labels = self._labels(predictions, values[:size], mask, normaliser)
-    labels = jnp.concatenate([labels, (1 - self.decay) * values[size:]])
-    if mask is not None:
-      labels = jnp.where(mask[:, None], labels, 0)
+    scores, log_scale = attention.scores(phi, query, keys, mask)
+    total = _total(scores, mask)
     output = labels.T @ scores / total
     if self.penalty is None:
       return output
+    form = moments if _validate.is_feature_map(phi) else coefficients
+    start = _start(phi, keys, values, num_query_tokens, mask)
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
     return output - self.step_size * reading.numerator * scale / total
+
+  def labels(
+    self,
+    phi: FeatureMap | Kernel,
+    query: Float[Array, ' d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    num_query_tokens: int = 0,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'N d_v']:
+    """Returns what the attention adds up in place of the values.
+
+    Args:
+      phi: feature map or kernel.
+      query: the test input, for a loss that needs its normaliser. Shape
+        `[d_k]`.
+      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      num_query_tokens: how many of the last rows give `W_0`.
+      mask: valid tokens. Shape `[N]`; None for all.
+
+    Returns:
+      Minus the step times the slope of the loss for each demonstration, and
+      what the decay leaves of each query-side value. Shape `[N, d_v]`.
+
+    Raises:
+      ValueError: as the call.
+    """
+    _validate.check_tokens(keys, values, mask, query=query)
+    _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
+    size = keys.shape[0] - num_query_tokens
+    self._check_mask(mask)
+    normaliser = None
+    if losses.declares_normaliser(self.loss):
+      scores, log_scale = attention.scores(phi, query, keys, mask)
+      normaliser = _total(scores, mask) * jnp.exp(log_scale)
+    if num_query_tokens:
+      start = _start(phi, keys, values, num_query_tokens, mask)
+      predictions = _evaluate(phi, start, keys[:size])
+    else:
+      self._check_zero(values)
+      predictions = jnp.zeros_like(values)
+    slopes = self._labels(predictions, values[:size], mask, normaliser)
+    labels = jnp.concatenate([slopes, (1 - self.decay) * values[size:]])
+    return labels if mask is None else jnp.where(mask[:, None], labels, 0)
 
   def stream(
     self,
@@ -215,3 +240,27 @@ class LossAttention:
         'loss has no finite gradient at W_0 = 0; expected one there. Give '
         'W_0 by query-side tokens (num_query_tokens >= 1).'
       )
+
+
+def _start(phi, keys, values, num_query_tokens: int, mask):
+  """The dual model before the step."""
+  size = keys.shape[0] - num_query_tokens
+  rest = None if mask is None else mask[size:]
+  return dual.zero_shot(phi, keys[size:], values[size:], mask=rest)
+
+
+def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
+  """The model's plain predictions `W phi(k)`, without a normaliser."""
+  form = moments if _validate.is_feature_map(phi) else coefficients
+
+  def evaluate(key):
+    reading = form.read(phi, state, key)
+    return reading.numerator * jnp.exp(reading.log_scale)
+
+  return jax.vmap(evaluate)(keys)
+
+
+def _total(scores, mask) -> Float[Array, '']:
+  """The sum of the scores; 1 for a query that sees no key, and gets zeros."""
+  total = jnp.sum(scores)
+  return total if mask is None else jnp.where(jnp.any(mask), total, 1)
