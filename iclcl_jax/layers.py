@@ -1,6 +1,14 @@
 """Flax Linen layers: they hold parameters, the arithmetic stays below.
 
 This module alone imports flax; `import iclcl_jax` does not load it.
+
+One layer serves every attention of the library: `attention_fn` says how the
+rows are read, `key_view` and `value_view` where they come from. A modification
+without parameters is an `attention_fn`::
+
+  functools.partial(modified.stream_regularised_attention, phi, strength=0.1)
+
+A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
 """
 
 from collections.abc import Callable
@@ -12,6 +20,93 @@ from iclcl_jax import _validate
 from iclcl_jax.types import Array, Float
 
 AttentionFn: TypeAlias = Callable[[Array, Array, Array], Array]
+Initializer: TypeAlias = Callable[..., Any]
+View: TypeAlias = Callable[[Array], Array]
+
+
+class MLPView(nn.Module):
+  r"""A view with two layers in place of the projection.
+
+  .. math:: g(x) = \sigma(x M_1)\, M_2
+
+  Attributes:
+    width: width `d` of the rows.
+    hidden_dim: width between the layers.
+    activation: the function `sigma`, entry by entry.
+    kernel_init: initializer of both matrices.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> view = MLPView(width=4, hidden_dim=8)
+    >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
+    (3, 4)
+
+  References:
+    Ren & Liu, arXiv:2310.13220v1, section 4.2 (the augmentation of keys with
+    more parameters).
+  """
+
+  width: int
+  hidden_dim: int
+  activation: Callable[[Array], Array] = nn.gelu
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, tokens: Float[Array, 'N d_model']) -> Float[Array, 'N d']:
+    _check_sizes(self, tokens)
+    hidden = _matrix(self, 'hidden', tokens, tokens.shape[1], self.hidden_dim)
+    output = _matrix(self, 'output', tokens, self.hidden_dim, self.width)
+    return self.activation(tokens @ hidden) @ output
+
+
+class Adapter(nn.Module):
+  r"""A view with two layers in parallel to the projection.
+
+  .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
+
+  Attributes:
+    width: width `d` of the rows.
+    hidden_dim: width between the two layers.
+    scale: the factor `c`; with 0 the view is the plain projection.
+    activation: the function `sigma`, entry by entry.
+    kernel_init: initializer of all matrices.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> view = Adapter(width=4, hidden_dim=8)
+    >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
+    (3, 4)
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, section 4.2 (parallel adapter).
+  """
+
+  width: int
+  hidden_dim: int
+  scale: float = 1.0
+  activation: Callable[[Array], Array] = nn.gelu
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, tokens: Float[Array, 'N d_model']) -> Float[Array, 'N d']:
+    _check_sizes(self, tokens)
+    _validate.check_scalar('scale', self.scale)
+    linear = _matrix(self, 'linear', tokens, tokens.shape[1], self.width)
+    hidden = _matrix(self, 'hidden', tokens, tokens.shape[1], self.hidden_dim)
+    output = _matrix(self, 'output', tokens, self.hidden_dim, self.width)
+    bypass = self.activation(tokens @ hidden) @ output
+    return tokens @ linear + self.scale * bypass
+
+
+def _check_sizes(view: Any, tokens: Array) -> None:
+  _validate.check_array('tokens', tokens, 'N d_model')
+  _validate.check_count('width', view.width)
+  _validate.check_count('hidden_dim', view.hidden_dim)
+
+
+def _matrix(module: Any, name: str, tokens: Array, rows: int, width: int):
+  """A parameter of `module` in the dtype of the tokens."""
+  return module.param(name, module.kernel_init, (rows, width), tokens.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -23,7 +118,11 @@ class SelfAttention(nn.Module):
       phi)`.
     key_dim: width `d_k` of queries and keys.
     value_dim: width `d_v` of values.
-    kernel_init: initializer of the three projections.
+    kernel_init: initializer of the projections.
+    key_view: module that makes keys `[N, d_k]` of the tokens; None for their
+      projection.
+    value_view: module that makes values `[N, d_v]` of the tokens; None for
+      their projection.
 
   Example:
     >>> import functools
@@ -36,13 +135,15 @@ class SelfAttention(nn.Module):
     (3, 2)
 
   References:
-    Ren & Liu, arXiv:2310.13220, eq. 2.
+    Ren & Liu, arXiv:2310.13220, eq. 2; section 4.2 (views).
   """
 
   attention_fn: AttentionFn
   key_dim: int
   value_dim: int
-  kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  key_view: View | None = None
+  value_view: View | None = None
 
   @nn.compact
   def __call__(
@@ -58,14 +159,25 @@ class SelfAttention(nn.Module):
     _validate.check_count('key_dim', self.key_dim)
     _validate.check_count('value_dim', self.value_dim)
 
-    def project(name, width):
-      shape = tokens.shape[1], width
-      weights = self.param(name, self.kernel_init, shape, tokens.dtype)
-      return tokens @ weights
+    queries = _matrix(self, 'query', tokens, tokens.shape[1], self.key_dim)
+    keys = self._rows('key', tokens, self.key_view, self.key_dim)
+    values = self._rows('value', tokens, self.value_view, self.value_dim)
+    return self.attention_fn(tokens @ queries, keys, values)
 
-    queries = project('query', self.key_dim)
-    keys = project('key', self.key_dim)
-    return self.attention_fn(queries, keys, project('value', self.value_dim))
+  def _rows(self, name, tokens, view, width):
+    """Keys or values: those of the view, or the projection."""
+    if view is None:
+      return tokens @ _matrix(self, name, tokens, tokens.shape[1], width)
+    _check_view(f'{name}_view', view)
+    rows = view(tokens)
+    shape = getattr(rows, 'shape', None)
+    if shape != (tokens.shape[0], width):
+      raise ValueError(
+        f'{name}_view made {name}s of shape {shape}; expected '
+        f'{(tokens.shape[0], width)}: one row for each token, as wide as '
+        f'{name}_dim.'
+      )
+    return rows
 
 
 class MultiHeadAttention(nn.Module):
@@ -78,6 +190,8 @@ class MultiHeadAttention(nn.Module):
     value_dim: width `d_v` of one head.
     output_dim: width of the output; None for that of the tokens.
     kernel_init: initializer of all projections.
+    key_view: as in `SelfAttention`; every head has parameters of its own.
+    value_view: as in `SelfAttention`; every head has parameters of its own.
 
   Example:
     >>> import functools
@@ -98,7 +212,9 @@ class MultiHeadAttention(nn.Module):
   key_dim: int
   value_dim: int
   output_dim: int | None = None
-  kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  key_view: View | None = None
+  value_view: View | None = None
 
   @nn.compact
   def __call__(
@@ -118,6 +234,8 @@ class MultiHeadAttention(nn.Module):
       self.key_dim,
       self.value_dim,
       self.kernel_init,
+      _unbound(self.key_view),
+      _unbound(self.value_view),
       name='heads',
     )
     outputs = heads(tokens).reshape(tokens.shape[0], -1)
@@ -126,3 +244,17 @@ class MultiHeadAttention(nn.Module):
     shape = outputs.shape[1], width
     weights = self.param('output', self.kernel_init, shape, tokens.dtype)
     return outputs @ weights
+
+
+def _check_view(name: str, view: Any) -> None:
+  if not callable(view) or isinstance(view, type):
+    raise ValueError(
+      f'{name} is {view!r}; expected an instance of a module, or a function, '
+      'from tokens [N, d_model] to rows, such as layers.Adapter(width=..., '
+      'hidden_dim=...).'
+    )
+
+
+def _unbound(view: View | None) -> View | None:
+  """A copy without parent, so that the head that uses it becomes its owner."""
+  return view.clone(parent=None) if isinstance(view, nn.Module) else view

@@ -10,7 +10,15 @@ import pytest
 from flax import nnx
 from flax.nnx import bridge
 
-from iclcl_jax import attention, features, kernels, layers, projections
+from experiments.harness import compile_quickly
+from iclcl_jax import (
+  attention,
+  features,
+  kernels,
+  layers,
+  modified,
+  projections,
+)
 
 N, D_MODEL, D_K, D_V, H = 6, 5, 4, 3, 2
 
@@ -169,3 +177,203 @@ def test_nnx_accepts_the_layer_and_trains_it():
   )
   nnx.update(model, state)
   assert loss_fn(model) < before
+
+
+# Modifications: an attention function, or a view with parameters.
+
+PHI = features.PositiveFeatures(
+  projections.orthogonal(jax.random.key(0), 8, D_K)
+)
+PUSHED = {'num_negatives': 2, 'strength': 0.3}
+
+
+def modification(fn, phi=PHI, **settings):
+  return functools.partial(fn, phi, chunk_size=4, **settings)
+
+
+MODIFICATIONS = {
+  'regularised': modification(
+    modified.stream_regularised_attention, strength=0.5
+  ),
+  'regularised, softmax': modification(
+    modified.stream_regularised_attention,
+    kernels.ExponentialKernel(),
+    strength=0.5,
+  ),
+  'causal regularised': modification(
+    modified.causal_regularised_attention, strength=0.5
+  ),
+  'printed': modification(
+    modified.stream_regularised_attention_as_printed, strength=-0.5
+  ),
+  'augmented': modification(
+    modified.stream_augmented_attention,
+    augment_keys=jax.nn.gelu,
+    augment_values=jax.nn.gelu,
+  ),
+  'negatives': modification(modified.stream_negative_attention, **PUSHED),
+  'token negatives': modification(
+    modified.stream_token_negative_attention, **PUSHED
+  ),
+}
+VIEWS = {
+  'adapter': layers.Adapter(width=D_K, hidden_dim=6, scale=0.5),
+  'heavy keys': layers.MLPView(width=D_K, hidden_dim=6),
+}
+
+
+def adapter_by_hand(p, x):
+  return x @ p['linear'] + 0.5 * jax.nn.gelu(x @ p['hidden']) @ p['output']
+
+
+def heavy_by_hand(p, x):
+  return jax.nn.gelu(x @ p['hidden']) @ p['output']
+
+
+BY_HAND = {'adapter': adapter_by_hand, 'heavy keys': heavy_by_hand}
+
+
+def train(layer, params, x, num_steps=30):
+  """Returns the loss of each step, and the last gradient."""
+  goal = jnp.roll(x, 1, axis=0)
+  optimizer = optax.sgd(0.3, momentum=0.7)
+
+  def step(carry, _):
+    params, state = carry
+    loss, slopes = jax.value_and_grad(
+      lambda p: jnp.mean((layer.apply({'params': p}, x) - goal) ** 2)
+    )(params)
+    updates, state = optimizer.update(slopes, state)
+    return (optax.apply_updates(params, updates), state), (loss, slopes)
+
+  carry = params, optimizer.init(params)
+  _, (losses, slopes) = jax.lax.scan(step, carry, length=num_steps)
+  return losses, slopes
+
+
+def init(layer, x):
+  return compile_quickly(layer.init)(jax.random.key(0), x)['params']
+
+
+def check_training(losses, slopes):
+  assert losses[-1] < 0.8 * losses[0]
+  for slope in jax.tree.leaves(slopes):
+    assert np.all(np.isfinite(slope))
+    assert np.any(slope[-1] != 0)
+
+
+@pytest.mark.parametrize('name', sorted(MODIFICATIONS))
+def test_a_modification_is_the_function_of_its_parameters_and_trains(name):
+  attention_fn, x = MODIFICATIONS[name], tokens()
+  layer, one = multi(attention_fn), single(attention_fn)
+
+  @compile_quickly
+  def everything(params, x):
+    by_hand = jax.vmap(lambda p: head_by_hand(attention_fn, p, x))
+    heads = by_hand(params['heads'])
+    first = jax.tree.map(lambda p: p[0], params['heads'])
+    return (
+      (one.apply({'params': first}, x), heads[0]),
+      (
+        layer.apply({'params': params}, x),
+        jnp.concatenate(list(heads), axis=1) @ params['output'],
+      ),
+      train(layer, params, x),
+    )
+
+  *pairs, training = everything(init(layer, x), x)
+  for found, expected in pairs:
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
+  check_training(*training)
+
+
+@pytest.mark.parametrize('name', sorted(VIEWS))
+def test_a_view_takes_the_place_of_the_projection(name):
+  attention_fn, x = positive(), tokens()
+  layer = layers.SelfAttention(
+    attention_fn, key_dim=D_K, value_dim=D_V, key_view=VIEWS[name]
+  )
+  params = init(layer, x)
+  assert set(params) == {'query', 'key_view', 'value'}
+
+  @compile_quickly
+  def both(params, x):
+    keys = BY_HAND[name](params['key_view'], x)
+    by_hand = attention_fn(x @ params['query'], keys, x @ params['value'])
+    return layer.apply({'params': params}, x), by_hand
+
+  np.testing.assert_allclose(*both(params, x), rtol=1e-11, atol=1e-12)
+
+
+def test_heads_have_views_of_their_own_and_train():
+  layer = multi(
+    positive(),
+    key_view=VIEWS['adapter'],
+    value_view=layers.MLPView(width=D_V, hidden_dim=6),
+  )
+  x = tokens()
+  params = init(layer, x)
+  shapes = jax.tree.map(jnp.shape, params['heads'])
+  assert shapes == {
+    'query': (H, D_MODEL, D_K),
+    'key_view': {
+      'linear': (H, D_MODEL, D_K),
+      'hidden': (H, D_MODEL, 6),
+      'output': (H, 6, D_K),
+    },
+    'value_view': {'hidden': (H, D_MODEL, 6), 'output': (H, 6, D_V)},
+  }
+  linear = params['heads']['key_view']['linear']
+  assert np.any(linear[0] != linear[1])
+  training = compile_quickly(functools.partial(train, layer))(params, x)
+  check_training(*training)
+
+
+def test_an_adapter_of_scale_zero_is_the_projection():
+  x = tokens()
+  view = layers.Adapter(width=D_K, hidden_dim=6, scale=0.0)
+  output, variables = view.init_with_output(jax.random.key(0), x)
+  np.testing.assert_array_equal(output, x @ variables['params']['linear'])
+
+
+def test_a_plain_function_may_be_a_view():
+  layer = layers.SelfAttention(
+    exact, key_dim=D_K, value_dim=D_V, value_view=lambda x: x[:, :D_V]
+  )
+  x = tokens()
+  output, variables = layer.init_with_output(jax.random.key(0), x)
+  params = variables['params']
+  assert set(params) == {'query', 'key'}
+  expected = exact(x @ params['query'], x @ params['key'], x[:, :D_V])
+  np.testing.assert_allclose(output, expected, rtol=1e-12)
+
+
+def test_nnx_accepts_a_layer_with_views():
+  x = tokens()
+  layer = layers.SelfAttention(
+    exact, key_dim=D_K, value_dim=D_V, key_view=VIEWS['adapter']
+  )
+  model = bridge.ToNNX(layer, rngs=nnx.Rngs(0)).lazy_init(x)
+  slopes = nnx.jit(nnx.grad(lambda model: jnp.mean(model(x) ** 2)))(model)
+  leaves = jax.tree.leaves(slopes)
+  assert len(leaves) == 5
+  assert all(np.any(slope != 0) for slope in leaves)
+
+
+def test_views_that_do_not_fit_are_errors():
+  x = tokens()
+
+  def try_view(**options):
+    layer = single(exact).clone(**options)
+    jax.eval_shape(lambda: layer.init(jax.random.key(0), x))
+
+  with pytest.raises(ValueError, match='key_view made keys of shape'):
+    try_view(key_view=layers.MLPView(width=D_K + 1, hidden_dim=2))
+  with pytest.raises(ValueError, match='value_view is'):
+    try_view(value_view=layers.MLPView)
+  with pytest.raises(ValueError, match='hidden_dim is 0'):
+    try_view(key_view=layers.Adapter(width=D_K, hidden_dim=0))
+  with pytest.raises(ValueError, match='scale is nan'):
+    try_view(
+      key_view=layers.Adapter(width=D_K, hidden_dim=1, scale=float('nan'))
+    )
