@@ -19,6 +19,8 @@ from iclcl_jax import bounds, kernels
 from iclcl_jax.types import Array, DualState, Float
 
 RADIUS = 1.0
+FROBENIUS_ONLY = {'supremum': bounds.FROBENIUS}
+BALLS = FROBENIUS_ONLY | {'spectral': bounds.SPECTRAL}
 
 
 class Samples(NamedTuple):
@@ -39,20 +41,35 @@ def feature_gap(
   inputs: Float[Array, 'N d_k'],
   signs: Float[Array, 'N d_v'],
 ) -> dict[str, Array]:
-  """Suprema over both balls and bounds for one sample, random features."""
+  """Supremum and bounds for one sample, random features."""
   phi = data.feature_map(setting.projection)
   values = data.values(setting.mixing, inputs, signs)
   sample = bounds.mean_embedding(phi, inputs, values)
-  result = {
+  return _suprema(phi, population, sample, FROBENIUS_ONLY) | _terms(
+    phi, inputs, values
+  )
+
+
+def both_gaps(
+  setting: data.Setting,
+  population: DualState,
+  inputs: Float[Array, 'N d_k'],
+  signs: Float[Array, 'N d_v'],
+) -> dict[str, Array]:
+  """The same, and the supremum over the ball of the spectral norm."""
+  phi = data.feature_map(setting.projection)
+  values = data.values(setting.mixing, inputs, signs)
+  sample = bounds.mean_embedding(phi, inputs, values)
+  return _suprema(phi, population, sample, BALLS) | _terms(phi, inputs, values)
+
+
+def _suprema(phi, population, sample, balls) -> dict[str, Array]:
+  return {
     name: bounds.gap_supremum(
       phi, population, sample, radius=RADIUS, ball=ball
     ).value
-    for name, ball in (
-      ('supremum', bounds.FROBENIUS),
-      ('spectral', bounds.SPECTRAL),
-    )
+    for name, ball in balls.items()
   }
-  return result | _terms(phi, inputs, values)
 
 
 def kernel_gap(
@@ -77,9 +94,9 @@ def kernel_gap(
   )
 
 
-def _kernel_norm(kernel, inputs, values):
+def _kernel_norm(kernel, inputs, values, mask=None):
   """The norm of the mean embedding of one sample."""
-  sample = bounds.mean_embedding(kernel, inputs, values)
+  sample = bounds.mean_embedding(kernel, inputs, values, mask=mask)
   nothing = bounds.mean_embedding(kernel, inputs[:1], 0 * values[:1])
   return bounds.gap_supremum(kernel, nothing, sample, radius=1.0).value
 
@@ -207,19 +224,27 @@ def unsettled(
     `{name: {'log_trace': [...], 'gap': [...]}}`.
   """
   shape = int(max(sizes)), data.KEY_DIM
+  largest = int(max(gap_sizes))
+  kernel = kernels.ExponentialKernel()
   key_uniform, key_normal, key_signs = jax.random.split(key, 3)
   uniform = jax.random.uniform(key_uniform, shape, jnp.float64, -1.0, 1.0)
   normal = jax.random.normal(key_normal, shape, jnp.float64)
-  signs = jax.random.rademacher(key_signs, (max(gap_sizes), 1), jnp.float64)
-  result = {}
-  for name, scale in scales.items():
-    keys = scale * normal if scale else uniform
-    gaps = [
-      _kernel_norm(kernels.ExponentialKernel(), keys[:size], signs[:size])
-      for size in gap_sizes
-    ]
-    result[name] = {
+  signs = jax.random.rademacher(key_signs, (largest, 1), jnp.float64)
+
+  def regime(scale):
+    keys = jnp.where(scale > 0, scale * normal, uniform)
+
+    def gap(size):
+      shown = jnp.arange(largest) < size
+      return _kernel_norm(kernel, keys[:largest], signs, shown)
+
+    return {
       'log_trace': running_log_trace(keys, sizes),
-      'gap': jnp.stack(gaps),
+      'gap': jax.lax.map(gap, jnp.asarray(gap_sizes)),
     }
-  return result
+
+  found = jax.lax.map(regime, jnp.asarray(list(scales.values())))
+  return {
+    name: jax.tree.map(lambda x, i=i: x[i], found)
+    for i, name in enumerate(scales)
+  }
