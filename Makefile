@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: env demo test lint bench notebooks clean
+.PHONY: env demo test lint bench reproduce notebooks clean
 
 env: .venv/.installed
 
@@ -27,6 +27,9 @@ lint: env
 bench: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m experiments.benchmark --workdir=$(OUT)/benchmark
+
+reproduce: env
+	$(BIN)/python -m experiments.reproduce --workdir=$(OUT) $(REPRODUCE_FLAGS)
 
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py

@@ -197,6 +197,8 @@ def run(config: Config, workdir: str) -> Mapping[str, Any]:
   report.save_figures(path, config, data, second_data, layers.losses, summary)
   harness.write_metrics(path, report.metrics([data, second_data]))
   summary['seconds'] = time.perf_counter() - start
+  summary['figures'] = report.captions(config, summary)
+  summary['conclusion'] = report.conclusion(config, summary)
   print(report.tables(config, summary))
   return harness.write_summary(path, summary)
 
@@ -232,14 +234,25 @@ def _summarise(
   """All numbers that decide the claims."""
   size = config.reference_features
   ratios = {m.name: summarising.closed_form_ratios(data, m) for m in METHODS}
-  claims = [
-    *judging.falling_claims(data, PAPER_MAP, config.num_features),
-    *judging.heatmap_claims(data, PAPER_MAP, size, config.heatmap_features),
-    *judging.heatmap_claims(
+  sources = {
+    'v1 Fig. 3 centre and right; v2 appendix': judging.falling_claims(
+      data, PAPER_MAP, config.num_features
+    ),
+    'v1 Figs. 4, 6 and 7': judging.heatmap_claims(
+      data, PAPER_MAP, size, config.heatmap_features
+    ),
+    'v1 Fig. 9': judging.heatmap_claims(
       second_data, PAPER_MAP, size, config.heatmap_features
     ),
-    *judging.trained_claims(layers.losses),
-    *judging.closed_form_claims(ratios, data),
+    'control, not in the papers': judging.trained_claims(layers.losses),
+    'closed-form variance of each map': judging.closed_form_claims(
+      ratios, data
+    ),
+  }
+  claims = [
+    judging.identified(claim, source)
+    for source, group in sources.items()
+    for claim in group
   ]
   errors = {m.name: summarising.errors_at(data, m, size) for m in METHODS}
   return {

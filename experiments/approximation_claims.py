@@ -1,6 +1,7 @@
 """The papers' claims about `experiments.approximation`, and their verdicts."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,6 +158,17 @@ def trained_claims(losses: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     | {'condition': 'trained'}
     for name in ('fresh_directions', 'exact_softmax')
   ]
+
+
+def identified(claim: Mapping[str, Any], source: str) -> dict[str, Any]:
+  """Adds what `experiments.claims` asks for: id, source and command."""
+  slug = re.sub('[^a-z0-9]+', '-', str(claim['claim']).lower()).strip('-')
+  return {
+    'id': f'approximation-{slug}',
+    'source': source,
+    **claim,
+    'command': 'python -m experiments.approximation --workdir=DIR',
+  }
 
 
 def _one(data, method, condition, size, quantity) -> np.ndarray:

@@ -111,6 +111,66 @@ def _figures(config, data, second, losses, summary) -> Iterator[Any]:
     )
 
 
+def captions(config: Any, summary: Mapping[str, Any]) -> list[dict[str, str]]:
+  """What each figure shows, in full sentences."""
+  size = config.reference_features
+  draws = f'{summary["num_draws"]} draws'
+  texts = {
+    'errors': 'Mean squared and mean absolute error of the attention matrix '
+    f'and of the output against the number of features R ({draws}, 95 % '
+    'intervals), at controlled norms of queries and keys and at trained '
+    'weights. Dashed: the first-order closed form.',
+    'slopes': 'Fitted slope of log error against log R: -1 is what averaging '
+    'independent draws gives; it is reached at small norms only.',
+    'kernel_variance': 'Relative variance of a kernel value, times R: measured '
+    '(points) and its closed form (lines), for each feature map. At larger '
+    'norms the variance is carried by draws rarer than these.',
+    'all_maps': 'Median relative error of the output against R for all feature '
+    'maps, at equal numbers of directions and of features.',
+    'maps_compared': 'Error of each feature map over that of positive gaussian '
+    'features, at equal numbers of directions and of features; below 1 is '
+    'better.',
+    'trained_layer': 'Norms at which the trained layers work, and their '
+    'held-out loss with the directions of training, with fresh ones, and with '
+    'exact softmax: the trained layer is no approximation of softmax '
+    'attention.',
+  }
+  for tokens in summary['num_tokens']:
+    for kind in ('attention', 'output'):
+      texts[f'heatmaps_{kind}_{tokens}_tokens'] = (
+        f'Exact {kind} matrix of {tokens} tokens, and its estimates at growing '
+        'R, for one draw; the errors beside them are means over all draws.'
+      )
+    texts[f'entries_{tokens}_tokens'] = (
+      f'Estimated against exact entries at R = {size}, {tokens} tokens.'
+    )
+  return [
+    {'file': f'figures/{name}.png', 'caption': text}
+    for name, text in texts.items()
+  ]
+
+
+def conclusion(config: Any, summary: Mapping[str, Any]) -> str:
+  """One paragraph, from the numbers."""
+  slopes = summary['slope_of_log_error_per_log_direction'][METHODS[0].name]
+  errors = summary['approximation_error']
+  rows = '; '.join(
+    f'{name}: slope {slopes[name]["attention_mse"][0]:.2f}, output error '
+    f'{errors[name][0]:.0%}'
+    for name in errors
+  )
+  low = [name for name, error in errors.items() if error[2] <= 0.1]
+  where = f'at {", ".join(low)} only' if low else 'nowhere here'
+  return (
+    'How far random features are from softmax depends on the norms of queries '
+    f'and keys (slope of log MSE against log R, and output error at R = '
+    f'{config.reference_features}): {rows}. The error is below 10 % {where}. '
+    'The identity between attention and dual model holds in all of them, with '
+    f'a residual of {summary["algebra_residual_float64"]:.0e}: approximation '
+    'and identity are different questions.'
+  )
+
+
 def tables(config: Any, summary: Mapping[str, Any]) -> str:
   """Formats what a person reads first."""
   size = config.reference_features

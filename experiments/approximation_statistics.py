@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import claims
+
 NUM_RESAMPLES = 2000
 
 
@@ -124,12 +126,7 @@ def claim(
     else 'undecided'.
   """
   value, low, high = estimate
-  if at_least <= low and high <= at_most:
-    verdict = 'reproduced'
-  elif high < at_least or low > at_most or not np.all(np.isfinite(estimate)):
-    verdict = 'not reproduced'
-  else:
-    verdict = 'undecided'
+  verdict = claims.judge(low, high, at_least=at_least, at_most=at_most)
   return {
     'claim': text,
     'statistic': statistic,

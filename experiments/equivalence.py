@@ -48,6 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import equivalence_checks as checks
+from experiments import equivalence_claims as judging
 from experiments import equivalence_report as report
 from experiments import equivalence_training as training
 from experiments import harness, pretraining
@@ -250,6 +251,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   seconds: dict[str, float] = {}
   curves, results, certificates = _measure(config, folder, seconds)
   summary = report.summarise(config, curves, results, certificates)
+  summary['claims'] = judging.claims(summary)
+  summary['figures'] = judging.captions(config, summary)
+  summary['conclusion'] = judging.conclusion(summary)
   harness.write_metrics(folder, report.metrics(curves))
   with _stopwatch(seconds, 'figures'):
     report.draw_figures(config, curves, results, summary, folder)
