@@ -52,7 +52,7 @@ def _band(axis, x, rows, color, line, label) -> None:
   mean = rows.mean(axis=0)
   quantile = scipy.special.stdtrit(rows.shape[0] - 1, 0.975)
   half = quantile * rows.std(axis=0, ddof=1) / rows.shape[0] ** 0.5
-  axis.plot(x, mean, line, color=color, label=label, markersize=7)
+  axis.plot(x, mean, line, color=color, label=label, markersize=9)
   axis.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, lw=0)
 
 
@@ -81,9 +81,9 @@ def gap(config: Any, results: summary_of.Results, summary: Mapping[str, Any]):
     if kind == 'features':
       monte_carlo = 2 * summary_of.complexity(results)
       label = '2 x complexity, Monte Carlo'
-      _band(axis, sizes, monte_carlo, BLUE, 'x:', label)
-    _band(axis, sizes, found.expected, GREEN, '--', 'bound of the mean gap')
+      _band(axis, sizes, monte_carlo, BLACK, 'x:', label)
     _band(axis, sizes, found.supremum, BLACK, 'o-', 'largest gap, measured')
+    _band(axis, sizes, found.expected, GREEN, '+--', 'bound of the mean gap')
     _log_axes(axis, sizes)
     value, (low, high) = (
       verdicts[f'rate_{kind}'][name] for name in ('value', 'interval')
@@ -101,7 +101,7 @@ def gap(config: Any, results: summary_of.Results, summary: Mapping[str, Any]):
     'demonstrations, over all weights of Frobenius norm at most 1, in closed '
     'form with exact expectations (black), and what bounds it: its expectation '
     'by w sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound '
-    'with explicit constants (blue; crosses: twice the Rademacher complexity '
+    'with explicit constants (blue; black crosses: twice the Rademacher complexity '
     'by Monte Carlo), both terms together (grey; confidence dominates), '
     'and the published complexity term with its constant set to 1 (orange). '
     f'Means over {config.num_samples} samples for each of {config.num_seeds} '
@@ -180,7 +180,8 @@ def search(
         sizes, found.max(axis=1), f'{marker}-', color=color, label=label
       )
     axis.axhline(1, color=GREY, linestyle='--')
-    axis.text(sizes[0], 1.06, 'violation above this line', color='#555555')
+    words = 'equal to the term' if axis is axes[1] else 'violation above here'
+    axis.text(sizes[-1], 1.12, words, color='#555555', ha='right')
     _log_axes(axis, sizes)
     axis.set_ylim(top=2)
     axis.set_xlabel('number of demonstrations N')
