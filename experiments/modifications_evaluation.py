@@ -70,7 +70,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
   """Mean loss of trained layers on each test set. Shapes `[S, V, L]`."""
 
-  def losses(params, directions, prompt, target):
+  def errors(params, directions, prompt, target):
     def of(group, params, directions):
       settings, _ = training.all_rates(config, group)
       predict = jax.vmap(group.predict, (0, 0, None, None))
@@ -81,19 +81,36 @@ def evaluate(
     return jnp.concatenate(list(parts))
 
   def of_seed(inputs):
-    layers, test = inputs
-    each = jax.lax.map(lambda x: losses(*layers, *x), test)
-    return jnp.mean(each, axis=0)
+    layers, tests = inputs
+
+    def of_test(test):
+      each = jax.lax.map(lambda x: errors(*layers, *x), test)
+      return jnp.mean(each, axis=0)
+
+    return jax.lax.map(of_test, tests)
 
   @harness.compile_quickly
-  def run(layers, tests):
-    return {
-      name: jax.lax.map(of_seed, (layers, test)) for name, test in tests.items()
-    }
+  def run(layers, test):
+    return jax.lax.map(of_seed, (layers, test))
 
+  results: dict[str, np.ndarray] = {}
+  for names in _same_shapes(tests):
+    # Prompts of one shape together: fewer compilations.
+    test = jax.tree.map(
+      lambda *x: jnp.stack(x, axis=1), *(tests[name] for name in names)
+    )
+    losses = jax.device_get(run(layers, test))
+    results |= {name: losses[:, i] for i, name in enumerate(names)}
   shape = config.num_seeds, -1, len(config.rate_factors)
-  results = jax.device_get(run(layers, tests))
-  return {name: loss.reshape(shape) for name, loss in results.items()}
+  return {name: results[name].reshape(shape) for name in tests}
+
+
+def _same_shapes(tests: Any) -> list[list[str]]:
+  """Names of tests by the shape of their prompts."""
+  shapes: dict[tuple[int, ...], list[str]] = {}
+  for name, (prompts, _) in tests.items():
+    shapes.setdefault(prompts.tokens.shape, []).append(name)
+  return list(shapes.values())
 
 
 def measure(

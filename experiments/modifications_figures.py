@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import harness
-from experiments import modifications_claims as judging
 from experiments import modifications_panels as panels
 from experiments import modifications_report as report
 from experiments import modifications_statistics as statistics
@@ -27,7 +26,7 @@ RATE_STYLE = {
   'fixed': {'marker': 'o', 'mfc': COLOURS[1], 'color': COLOURS[1]},
   'tuned': {'marker': 's', 'mfc': 'white', 'color': COLOURS[3]},
 }
-RATE_WORDS = {'fixed': 'fixed rate', 'tuned': 'rate tuned for each layer'}
+RATE_WORDS = {'fixed': 'fixed rate', 'tuned': 'tuned rate'}
 TEST_STYLE = {
   'held_out': ('o', COLOURS[0]),
   'longer': ('^', COLOURS[1]),
@@ -80,9 +79,11 @@ def _captions(config: Any, memorisation: str) -> dict[str, str]:
     f'{memorisation}',
     'ratios': 'Loss of every layer and control over that of the plain layer in '
     'the same run, geometric mean with its 95 % interval, not corrected for '
-    'the number of rows. Left: mean training loss of epochs '
-    f'1-{config.early_epochs}; right: final loss on held-out prompts. Grey: '
-    f'ratios that count as comparable. {setting} Tuned rates are chosen by the '
+    'the number of rows; below 1 is better. Mean training loss of epochs '
+    f'1-{config.early_epochs} and loss on held-out prompts after training, at '
+    'the fixed learning rate (discs) and at one tuned for each layer '
+    '(squares). Grey band: comparable; names in grey italics: controls. '
+    f'{setting} Tuned rates are chosen by the '
     f'last {config.early_epochs} epochs of the other runs. {memorisation}',
     'tests': 'Loss after training relative to predicting 0 on the same '
     'prompts (dashed line: no better than that), on held-out prompts, on '
@@ -99,7 +100,7 @@ def pretty(name: str) -> str:
     ('alpha=', 'α = '),
     ('beta=', 'β = '),
     ('k=', 'k = '),
-    ('1-beta', '1 - β'),
+    (' β', ', β'),
     ('-0', '−0'),
   ):
     name = name.replace(word, symbol)
@@ -109,7 +110,7 @@ def pretty(name: str) -> str:
 def _training_loss(config, all_panels, data):
   """Three panels of curves."""
   figure, axes = plt.subplots(
-    1, 3, figsize=(15, 4.8), layout='constrained', sharey=True
+    1, 3, figsize=(13, 4.3), layout='constrained', sharey=True
   )
   shown = panels.published(config)
   for axis, panel in zip(axes, all_panels, strict=True):
@@ -173,68 +174,77 @@ def _rows(layers: Sequence[Mapping[str, Any]], with_plain: bool):
   return places
 
 
-def _label_rows(axis, rows):
+def _label_rows(axis, rows, controls=frozenset()):
   axis.set_yticks(
     [place for place, _ in rows], [pretty(row['layer']) for _, row in rows]
   )
+  for label, (_, row) in zip(axis.get_yticklabels(), rows, strict=True):
+    if row['layer'] in controls:
+      label.set(color='0.4', style='italic')
   axis.set_ylim(rows[-1][0] + 0.8, -0.8)
   axis.tick_params(axis='y', length=0)
-  axis.grid(alpha=0.25, lw=0.5, axis='x')
 
 
 def _ratios(config, layers):
-  """Forest plot of early and final ratios."""
+  """Forest plot: early and final ratios, at fixed and at tuned rates."""
   rows = _rows(layers, with_plain=False)
   figure, axes = plt.subplots(
     1,
-    2,
-    figsize=(11, 0.27 * len(rows) + 1.8),
+    4,
+    figsize=(13, 0.23 * len(rows) + 1.8),
     layout='constrained',
     sharey=True,
   )
-  for axis, measure in zip(axes, ('early', 'held_out'), strict=True):
-    axis.axvspan(*statistics.MARGIN, color='0.88', lw=0)
+  columns = [(rate, x) for rate in report.RATES for x in ('early', 'held_out')]
+  words = {'early': f'epochs 1-{config.early_epochs}', 'held_out': 'held out'}
+  for axis, (rate, measure) in zip(axes, columns, strict=True):
+    axis.axvspan(*statistics.MARGIN, color='0.86', lw=0)
     axis.axvline(1, color='0.3', lw=1)
-    for rate, shift in (('fixed', -0.17), ('tuned', 0.17)):
-      for i, (place, row) in enumerate(rows):
-        _point(
-          axis,
-          row[rate][measure],
-          place + shift,
-          label=RATE_WORDS[rate] if i == 0 else None,
-          **RATE_STYLE[rate],
-        )
-    axis.set_xscale('log')
-    plain_ticks(axis.xaxis)
-    words = judging.measure_words(config, measure)
-    axis.set_title(words)
-    axis.set_xlabel('ratio to the plain layer (left: better)')
-  _label_rows(axes[0], rows)
-  axes[1].grid(alpha=0.25, lw=0.5, axis='x')
-  axes[1].legend(loc='lower right', fontsize=8)
+    entries = [(place, row[rate][measure]) for place, row in rows]
+    _points(axis, entries, **RATE_STYLE[rate])
+    _log_axis(axis)
+    axis.set_title(f'{words[measure]}, {RATE_WORDS[rate]}')
+    axis.set_xlabel('loss / loss of plain layer')
+  _label_rows(axes[0], rows, _controls(config))
   return figure
 
 
-def _point(axis, entry, place, *, marker, mfc, color, label=None):
-  """A value with its interval; a cross at the edge if it diverged."""
-  if entry['interval'] is None:
-    axis.text(
-      1.0,
-      place,
-      'diverged',
-      transform=axis.get_yaxis_transform(),
-      fontsize=7,
-      color=color,
-      ha='right',
-      va='center',
-    )
+def _controls(config) -> set[str]:
+  return {control for _, _, control in panels.controls(config)}
+
+
+def _log_axis(axis):
+  axis.set_xscale('log')
+  plain_ticks(axis.xaxis)
+  axis.grid(alpha=0.25, lw=0.5, axis='x')
+
+
+def _points(axis, entries, *, marker, mfc, color, label=None):
+  """Values with intervals `(place, entry)`; a word where one diverged."""
+  for place, entry in entries:
+    if entry['interval'] is None:
+      axis.text(
+        1.0,
+        place,
+        'diverged',
+        transform=axis.get_yaxis_transform(),
+        fontsize=7,
+        color=color,
+        ha='right',
+        va='center',
+      )
+  rows = [
+    (place, entry['value'], *entry['interval'])
+    for place, entry in entries
+    if entry['interval'] is not None
+  ]
+  if not rows:
     return
-  low, high = entry['interval']
-  value = entry['value']
+  places, values, low, high = np.array(rows).T
   axis.errorbar(
-    [value],
-    [place],
-    xerr=[[value - low], [high - value]],
+    values,
+    places,
+    xerr=[values - low, high - values],
     fmt=marker,
     mfc=mfc,
     color=color,
@@ -262,21 +272,22 @@ def _tests(config, all_panels, layers):
   for axis, rate in zip(axes, report.RATES, strict=True):
     axis.axvline(1, color='0.3', lw=1, ls='--')
     for k, (test, (marker, colour)) in enumerate(TEST_STYLE.items()):
-      for i, (place, row) in enumerate(rows):
-        _point(
-          axis,
-          row[rate][test]['relative_loss'],
-          place + 0.18 * (k - 1.5),
-          marker=marker,
-          mfc='white' if marker in 's^' else colour,
-          color=colour,
-          label=statistics.MEASURES[test] if i == 0 else None,
-        )
-    axis.set_xscale('log')
+      entries = [
+        (place + 0.18 * (k - 1.5), row[rate][test]['relative_loss'])
+        for place, row in rows
+      ]
+      _points(
+        axis,
+        entries,
+        marker=marker,
+        mfc='white' if marker in 's^' else colour,
+        color=colour,
+        label=statistics.MEASURES[test],
+      )
+    _log_axis(axis)
     axis.set_title(RATE_WORDS[rate])
     axis.set_xlabel('loss / loss of predicting 0')
   _label_rows(axes[0], rows)
-  axes[1].grid(alpha=0.25, lw=0.5, axis='x')
   figure.legend(
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4
   )

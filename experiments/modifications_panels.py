@@ -60,7 +60,7 @@ CHOICES: dict[str, dict[str, float]] = {
   LOWEST: {},
   'random': {'by_score': 0.0, 'by_noise': 1.0},
   'highest': {'by_score': -1.0},
-  'lowest, sum 1-beta,': {'raise_others': 0.0},
+  'lowest unnormalised': {'raise_others': 0.0},
 }
 
 

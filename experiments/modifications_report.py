@@ -167,15 +167,13 @@ def _conclusion(config: Any, summary: Mapping[str, Any]) -> str:
       f'reproduced, {counts["not reproduced"]} did not, and '
       f'{counts["undecided"]} stay undecided.'
     )
-  names = {
-    row['layer']: row for row in summary['layers'] if row['panel'] != 'none'
-  }
+  names = {row['layer']: row for row in summary['layers']}
   named = [n for x in panels.published(config).values() for n in x]
   for rate, words in zip(RATES, ('fixed', 'tuned'), strict=True):
     best = [
       name
       for name in named
-      if names[name][rate]['held_out']['verdict'] == 'better'
+      if 'better' in names[name][rate]['held_out']['verdict']
     ]
     sentences.append(
       f'At the {words} rate the published layers with a lower final loss than '
@@ -184,16 +182,17 @@ def _conclusion(config: Any, summary: Mapping[str, Any]) -> str:
   beaten = [
     f'{row["layer"]} over {row["control"]}'
     for row in summary['controls']
-    if row['tuned']['held_out']['verdict'] == 'better'
+    if 'better' in row['tuned']['held_out']['verdict']
   ]
   sentences.append(
     'Layers with a lower final loss than their control at tuned rates: '
     f'{", ".join(beaten) or "none"}.'
   )
+  identity = summary['residual_identity_relative_error_float64']
   sentences.append(
     'The printed regularised form with alpha < 0 is a residual connection on '
-    "the token's value, to a relative error of "
-    f'{summary["residual_identity_relative_error_float64"]:.0e}.'
+    "the token's value (largest relative difference at the trained layers in "
+    f'float64: {identity:.1g}).'
   )
   return ' '.join([*sentences, summary['memorisation']])
 

@@ -145,21 +145,20 @@ def verdict(value: Ratio, num_runs: int) -> str:
     num_runs: how many runs it comes from.
 
   Returns:
-    'better' if the interval lies below 1, 'poorer' above 1 (or if a run
-    diverged), 'comparable' within the margin; else, or with too few runs,
-    'inconclusive'.
+    'better' if the interval lies below 1, 'poorer' above 1, with 'slightly '
+    before it if also within the margin; else 'comparable' within the margin;
+    'diverged' if a run did; else, or with too few runs, 'inconclusive'.
   """
   if not np.isfinite(value.value):
     return DIVERGED
   if num_runs < MIN_RUNS:
     return 'inconclusive'
+  close = MARGIN[0] <= value.low and value.high <= MARGIN[1]
   if value.high < 1:
-    return 'better'
+    return 'slightly better' if close else 'better'
   if value.low > 1:
-    return 'poorer'
-  if MARGIN[0] <= value.low and value.high <= MARGIN[1]:
-    return 'comparable'
-  return 'inconclusive'
+    return 'slightly poorer' if close else 'poorer'
+  return 'comparable' if close else 'inconclusive'
 
 
 def smooth(curves: np.ndarray, width: int = 5) -> np.ndarray:

@@ -54,9 +54,28 @@ HIDDEN = augmented.HIDDEN_DIM
 
 
 @pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-  """One tiny run; `(summary, folder)`."""
+def start():
+  return training.init(TINY)
+
+
+@pytest.fixture(scope='module')
+def initial(start):
+  """Layers of the first panel before training, and their directions."""
+  return training.init_layers(TINY, start, panels.panels(TINY)[0])
+
+
+@pytest.fixture(scope='module')
+def tests(start):
+  return jax.device_get(evaluation.draw_tests(TINY, start))
+
+
+@pytest.fixture(scope='module')
+def tiny(start, initial, tmp_path_factory):
+  """One tiny run, whose first panel resumes; `(summary, folder)`."""
   folder = tmp_path_factory.mktemp('modifications')
+  killed = dataclasses.replace(TINY, num_epochs=2)
+  panel = panels.panels(TINY)[0]
+  training.train(killed, start, panel, initial, folder)
   return experiment.run(TINY, folder), folder
 
 
@@ -351,11 +370,9 @@ def test_ties_go_to_the_lower_index():
 
 def test_parameter_counts_are_those_that_get_gradients():
   for panel, params in zip(
-    panels.panels(TINY),
-    [(REGULARISED,), (AUGMENTED, None), (PLAIN,)],
-    strict=True,
+    panels.panels(TINY)[:2], [REGULARISED, AUGMENTED], strict=True
   ):
-    group, params = panel.groups[0], params[0]
+    group = panel.groups[0]
 
     @harness.compile_quickly
     def gradients(settings, params=params, group=group):
@@ -399,14 +416,7 @@ def test_every_panel_starts_with_the_plain_layer():
     assert {name, control} <= set(names)
 
 
-@pytest.fixture(scope='module')
-def start():
-  return training.init(TINY)
-
-
-def test_training_of_the_plain_layer_is_that_of_pretraining(
-  tiny, start, tmp_path
-):
+def test_training_is_that_of_pretraining_also_if_resumed(tiny, start, tmp_path):
   _, folder = tiny
   _, curves = base.pretrain(
     TINY, start.seeds, TINY.num_demonstrations, tmp_path
@@ -414,7 +424,9 @@ def test_training_of_the_plain_layer_is_that_of_pretraining(
   expected = curves[:, 0] / curves[:, 1]
   rows = [
     row
-    for row in map(json.loads, (folder / 'metrics.jsonl').open())
+    for row in map(
+      json.loads, (folder / 'metrics.jsonl').read_text().splitlines()
+    )
     if row['layer'] == panels.PLAIN and row['learning_rate'] == 0.01
   ]
   for panel in ('regularised', 'augmented', 'negatives'):
@@ -426,9 +438,9 @@ def test_training_of_the_plain_layer_is_that_of_pretraining(
     np.testing.assert_allclose(measured, expected, rtol=1e-3)
 
 
-def test_each_layer_trains_at_its_own_rate(start):
+def test_each_layer_trains_at_its_own_rate(start, initial):
   panel = panels.panels(TINY)[0]
-  params, directions = training.init_layers(TINY, start, panel)
+  params, directions = initial
   steps = jnp.arange(1)
   prompts = base.draw_prompts(
     TINY, start.seeds.training, start.seeds.runs.task_matrix, steps, 4
@@ -436,13 +448,13 @@ def test_each_layer_trains_at_its_own_rate(start):
   inputs = training.with_noise(start.noise, 0, prompts), prompts.target
   seed = jax.tree.map(lambda x: x[1], (params, directions, inputs))
   (params, directions, (prompt, target)) = seed
-  step = jax.jit(training._sgd(TINY, panel))
+  step = harness.compile_quickly(training._sgd(TINY, panel))
   first = jax.tree.map(lambda x: x[0], (prompt, target))
   (trained,), losses = step(params, directions, *first)
   group, count = panel.groups[0], len(TINY.rate_factors)
   assert losses.shape == (len(group.names) * count,)
 
-  @jax.jit
+  @harness.compile_quickly
   def gradient(settings, params):
     def loss(params):
       label = group.predict(params, settings, directions[0], first[0])
@@ -463,10 +475,12 @@ def test_each_layer_trains_at_its_own_rate(start):
       np.testing.assert_allclose(moved, expected, rtol=0.02, atol=1e-6)
 
 
-def test_variants_share_initial_layers_and_features(start):
-  for panel in panels.panels(TINY):
-    params, directions = training.init_layers(TINY, start, panel)
-    runs = start.seeds.runs
+def test_variants_share_initial_layers_and_features(start, initial):
+  runs, second = start.seeds.runs, panels.panels(TINY)[1]
+  for params, directions in (
+    initial,
+    training.init_layers(TINY, start, second),
+  ):
     for group, width in zip(params, directions, strict=True):
       dim = runs.phi.projection.shape[2]
       np.testing.assert_array_equal(width[..., :dim], runs.phi.projection)
@@ -479,8 +493,7 @@ def test_variants_share_initial_layers_and_features(start):
         )
 
 
-def test_tests_measure_what_they_say(start):
-  tests = jax.device_get(evaluation.draw_tests(TINY, start))
+def test_tests_measure_what_they_say(start, tests):
   prompt, target = tests['held_out']
   inputs, labels = prompt.tokens[..., :-1], prompt.tokens[..., -1]
   matrix = np.asarray(start.seeds.runs.task_matrix)
@@ -498,16 +511,16 @@ def test_tests_measure_what_they_say(start):
   assert len(np.unique(prompt.noise)) == prompt.noise.size
 
 
-def test_evaluation_is_the_mean_squared_error(start):
-  panel = panels.panels(TINY)[2]
-  initial = training.init_layers(TINY, start, panel)
-  tests = evaluation.draw_tests(TINY, start)
+def test_evaluation_is_the_mean_squared_error(start, initial, tests):
+  panel = panels.panels(TINY)[0]
+  tests = {name: tests[name] for name in ('held_out', 'other_task')}
   results = evaluation.evaluate(TINY, panel, initial, tests)
   runs = start.seeds.runs
   layer, phi = jax.tree.map(lambda x: x[1], (runs.params, runs.phi))
+  predict = harness.compile_quickly(pretraining.predict)
   for name, (prompt, target) in tests.items():
     errors = [
-      pretraining.predict(layer, phi, tokens)[0] - label[0]
+      predict(layer, phi, tokens)[0] - label[0]
       for tokens, label in zip(prompt.tokens[1], target[1], strict=True)
     ]
     expected = np.mean(np.square(errors))
@@ -545,7 +558,8 @@ def test_ratio_is_a_t_interval_of_logs():
   ('low', 'high', 'label'),
   [
     (0.5, 0.99, 'better'),
-    (0.95, 0.99, 'better'),
+    (0.91, 0.99, 'slightly better'),
+    (1.01, 1.09, 'slightly poorer'),
     (1.01, 3.0, 'poorer'),
     (0.91, 1.09, 'comparable'),
     (0.89, 1.05, 'inconclusive'),
@@ -605,7 +619,6 @@ def test_claims_follow_the_intervals():
     {
       ('printed alpha=+0.5', 'held_out'): 0.7,
       ('printed alpha=-0.5', 'early'): 0.7,
-      ('strict alpha=+0.5', 'held_out'): 1.3,
       (panels.G1, 'held_out'): np.inf,
       (panels.G2, 'early'): 1.005,
       (best, 'early'): 0.9,
@@ -615,7 +628,7 @@ def test_claims_follow_the_intervals():
     'printed-alpha+0.5-converges-to-a-poorer-result-fixed': 'not reproduced',
     'printed-alpha-0.5-converges-faster-fixed': 'reproduced',
     'printed-alpha-0.5-ends-in-a-comparable-result-fixed': 'reproduced',
-    'strict-alpha+0.5-converges-to-a-poorer-result-fixed': 'reproduced',
+    'printed-alpha-0.5-ends-in-a-comparable-result-tuned': 'reproduced',
     'g1-(values)-is-poorer-fixed': 'reproduced',
     'heavy-g2-starts-slower-fixed': 'not reproduced',
     'negatives:-some-setting-converges-faster-fixed': 'reproduced',
@@ -681,25 +694,17 @@ def test_files_and_figures(tiny):
     assert name in text
 
 
-def test_identity_check_notices_a_wrong_sign(tiny, start, monkeypatch):
+def test_identity_check_notices_a_wrong_sign(
+  start, initial, tests, monkeypatch
+):
   all_panels = panels.panels(TINY)
-  tests = evaluation.draw_tests(TINY, start)
-  params, _ = training.init_layers(TINY, start, all_panels[0])
-  results = {'regularised': evaluation.Results(0, 0, {}, {}, params)}
+  results = {'regularised': evaluation.Results(0, 0, {}, {}, initial[0])}
   arguments = TINY, start, all_panels, results, tests
-  assert checks.residual_identity(*arguments) < 1e-12
   right = checks.plain_with_residual
   monkeypatch.setattr(
     checks, 'plain_with_residual', lambda *x: right(*x[:-1], -x[-1])
   )
   assert checks.residual_identity(*arguments) > 1e-3
-
-
-def test_rerun_resumes_to_the_same_numbers(tiny):
-  summary, folder = tiny
-  again = experiment.run(TINY, folder)
-  for name in summary.keys() - {'seconds'}:
-    assert again[name] == summary[name], name
 
 
 def test_multi_task_says_so():
@@ -746,12 +751,22 @@ def test_bad_setting_is_named(field, value):
     dataclasses.replace(TINY, **{field: value})
 
 
-def test_diverged_plain_layer_is_named(start, tmp_path):
-  config = dataclasses.replace(TINY, learning_rate=1e30)
-  panel = panels.panels(config)[2]
-  tests = evaluation.draw_tests(config, start)
-  with pytest.raises(ValueError, match=r'learning_rate is 1e\+30.*diverged'):
-    evaluation.measure(config, start, panel, tests, tmp_path)
+def test_diverged_plain_layer_is_named(start, initial, tmp_path, monkeypatch):
+  panel = panels.panels(TINY)[0]
+  losses = np.ones((4, 3, len(panel.names), 2))
+  losses[2, 1, 0, 1] = np.nan  # At another rate: no error, another choice.
+
+  def train(*arguments):
+    return initial[0], losses, np.ones((4, 3))
+
+  monkeypatch.setattr(training, 'train', train)
+  monkeypatch.setattr(training, 'init_layers', lambda *x: initial)
+  monkeypatch.setattr(evaluation, 'evaluate', lambda *x: {})
+  results = evaluation.measure(TINY, start, panel, {}, tmp_path)
+  assert not np.all(np.isfinite(results.losses))
+  losses[2, 1, 0, 0] = np.nan
+  with pytest.raises(ValueError, match=r'learning_rate is 0.01.*diverged'):
+    evaluation.measure(TINY, start, panel, {}, tmp_path)
 
 
 def test_normal_inputs_have_their_own_rate():
