@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import approximation
+from experiments import approximation, claims
 from experiments import approximation_measure as measuring
 from experiments import approximation_statistics as statistics
 from iclcl_jax import attention
@@ -192,3 +192,12 @@ def test_bootstrap_covers_the_mean_and_pairs_its_resamples():
   both = np.stack([draws, 3 * draws], axis=1)
   fit = statistics.slope([1, 3])
   np.testing.assert_allclose(statistics.bootstrap(fit, np.abs(both)), 1.0)
+
+
+def test_claims_and_figures_are_ready_for_the_page(result):
+  summary, workdir = result
+  claims.check(summary['claims'])
+  assert summary['conclusion'].endswith('.')
+  drawn = {f'figures/{path.name}' for path in workdir.glob('figures/*.png')}
+  assert {row['file'] for row in summary['figures']} == drawn
+  assert all(row['caption'].endswith('.') for row in summary['figures'])

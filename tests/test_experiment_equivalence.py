@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import claims, harness, pretraining
 from experiments import equivalence as experiment
 from experiments import equivalence_checks as checks
+from experiments import equivalence_claims as judging
 from experiments import equivalence_report as report
 from experiments import equivalence_training as training
-from experiments import harness, pretraining
 from iclcl_jax import dual, equivalence, features, tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -455,3 +456,33 @@ def test_examples_of_pretraining_run():
   results = doctest.testmod(pretraining)
   assert results.attempted > 0
   assert results.failed == 0
+
+
+def test_claims_and_figures_are_ready_for_the_page(tiny):
+  summary, workdir = tiny
+  claims.check(summary['claims'])
+  assert summary['conclusion'].endswith('.')
+  drawn = {f'figures/{path.name}' for path in workdir.glob('figures/*.png')}
+  assert {row['file'] for row in summary['figures']} == drawn
+  assert all(row['caption'].endswith('.') for row in summary['figures'])
+
+
+def test_verdicts_follow_the_numbers(tiny):
+  summary, _ = tiny
+  verdicts = {row['id']: row['verdict'] for row in summary['claims']}
+  assert verdicts['equivalence-residual-3'] == 'reproduced'
+  part = summary['by_num_demonstrations']['3']
+  broken = part | {
+    'residual_float64': 1e-9,
+    'residual_multi_epoch_float64': float('nan'),
+    'loss_over_zero_predictor': {
+      'attention': {'mean': 0.15, 'low': 0.1, 'high': 0.21},
+      'unseen_task': {'mean': 2.0, 'low': 1.5, 'high': 2.5},
+    },
+  }
+  claims_of_broken = judging.claims({'by_num_demonstrations': {'3': broken}})
+  verdicts = {row['id']: row['verdict'] for row in claims_of_broken}
+  assert verdicts['equivalence-residual-3'] == 'not reproduced'
+  assert verdicts['equivalence-residual_multi_epoch-3'] == 'not reproduced'
+  assert verdicts['equivalence-near-truth-3'] == 'undecided'
+  assert verdicts['equivalence-in-context-3'] == 'not reproduced'
