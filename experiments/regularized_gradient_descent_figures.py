@@ -61,7 +61,6 @@ def epochs(
   config: Any, results: summary_of.Results, summary: Mapping[str, Any]
 ):
   """Deviation from the strict layer at the end of each epoch."""
-  del summary
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.6))
@@ -103,25 +102,34 @@ def epochs(
   figure.legend(
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5
   )
+  ends = {
+    (row['reading'], row['alpha']): row['relative_deviation']['value']
+    for row in summary['deviations']
+    if row['num_epochs'] == count
+  }
+  said = '; '.join(
+    f'{words}: '
+    + ', '.join(
+      f'{ends[reading, a]:.2g} (alpha = {a:g})' for a in config.alphas
+    )
+    for reading, words in titles.items()
+  )
   return figure, (
     'Distance between the prediction of the dual model and the regularised '
     'layer (strict form), relative to the output of the layer, at the end of '
     f'each of {count} epochs of batch 1 with a ridge. Lines: gradient descent, '
     f'mean over {config.num_seeds} pretrained layers with 95 % t-intervals '
-    'over these; markers: closed form. Without a ridge (alpha = 0) the distance '
-    'falls linearly to 0. With one it does not, slightly if each visit decays '
-    'the weights by alpha / N (left), and grossly if it decays them by alpha '
-    '(right; linear up to 1, then logarithmic).'
+    'over these; markers: closed form. The right axis is linear up to 1, then '
+    f'logarithmic. After the last epoch it is, {said}.'
   )
 
 
 def exact(config: Any, results: summary_of.Results, summary: Mapping[str, Any]):
   """Residual of one full-batch step against both layers and losses."""
-  del summary
   import matplotlib.pyplot as plt
 
   figure, axis = plt.subplots(figsize=(9, 5.8))
-  found = summary_of.residuals(results)
+  found, largest = summary_of.residuals(results), summary['residuals']
   series = {
     'printed_ridge': ('printed layer, loss with a ridge', ORANGE, '^'),
     'printed_pair': ('printed layer, loss with one more pair', BLUE, 's'),
@@ -160,11 +168,13 @@ def exact(config: Any, results: summary_of.Results, summary: Mapping[str, Any]):
     'Largest residual between a regularised layer and its dual model after ONE '
     'full-batch gradient step in float64, one marker for each of '
     f'{config.num_seeds} pretrained layers (largest of '
-    f'{config.num_test_prompts} held-out prompts; at least '
-    f'{floor:.0e}, a quarter of the spacing of float64 at 1). The strict form '
-    'is exact for the ridge, the printed form (A - alpha I) V is not, except at '
-    'alpha = 0: it is exact for a loss with one more pair, which un-learns the '
-    "query's own label at the test input."
+    f'{config.num_test_prompts} held-out prompts; drawn at {floor:.0e} if it '
+    'is smaller). Largest of all: '
+    f'{largest["strict_ridge"]:.1e} for the strict form and the ridge, '
+    f'{largest["printed_ridge"]:.1e} for the printed form (A - alpha I) V and '
+    f'the ridge, {largest["printed_pair"]:.1e} for the printed form and a loss '
+    "with one more pair, which un-learns the query's own label at the test "
+    'input.'
   )
 
 
@@ -219,10 +229,10 @@ def predictions(
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
   )
   return figure, (
-    'Predicted labels of held-out prompts. The dual model after one full-batch '
-    'step with a ridge (crosses) sits in the strict regularised layer '
-    f'(circles); after {count} epochs of batch 1 (diamonds) it deviates. The '
-    'printed layer (triangles) is another model. The layers were pretrained '
+    'Predicted labels of held-out prompts: the regularised layer in its strict '
+    'form (circles) and as printed (triangles), the dual model after one '
+    f'full-batch step with a ridge (crosses) and after {count} epochs of batch '
+    '1 (diamonds). The layers were pretrained '
     f'without a ridge for {config.num_epochs} epochs'
     + (
       '.' if config.multi_task else ' on one task matrix, which they memorise.'
