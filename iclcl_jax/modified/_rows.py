@@ -1,7 +1,7 @@
 """Many queries at a time, each at the token of its own key and value."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax.numpy as jnp
 
@@ -42,7 +42,12 @@ def attend(
   """Plain attention: streamed with a feature map, in blocks with a kernel."""
   if _validate.is_feature_map(phi):
     return attention.stream_kernel_attention(
-      phi, queries, keys, values, chunk_size=chunk_size, mask=mask
+      cast(FeatureMap, phi),
+      queries,
+      keys,
+      values,
+      chunk_size=chunk_size,
+      mask=mask,
     )
   return moments.map_chunks(
     lambda query: attention.kernel_attention(
