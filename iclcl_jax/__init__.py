@@ -8,6 +8,7 @@ Import modules, then name their functions::
 """
 
 from iclcl_jax import (
+  accounts,
   attention,
   bounds,
   budget,
@@ -27,6 +28,7 @@ from iclcl_jax import (
 __version__ = '0.1.0'
 
 __all__ = [
+  'accounts',
   'attention',
   'bounds',
   'budget',

@@ -35,6 +35,7 @@ FLOORS = {
   'modified': 6,
   'equivalence': 7,
   'layers': 8,
+  'accounts': 8,
 }
 # The exact-kernel twin returns the same `Reading` as the moments.
 SAME_FLOOR = {('coefficients', 'moments')}
