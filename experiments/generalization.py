@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import generalization_claims as claims_of
 from experiments import generalization_data as data
 from experiments import generalization_figures as figures
 from experiments import generalization_measure as measure
@@ -266,7 +267,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
       by_width={width: x.result() for width, x in by_width.items()},
       traces=traces.result(),
     )
-  summary = summary_of.summarise(config, results)
+  summary = summary_of.summarise(
+    config, results, claims_of.judge(config, results)
+  )
   harness.write_metrics(folder, summary_of.metrics(config, results))
   summary['figures'] = figures.draw(config, results, summary, folder)
   summary['seconds'] = {'total': time.perf_counter() - start}

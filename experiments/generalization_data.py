@@ -7,7 +7,7 @@ expectations are products of one-dimensional Gauss-Legendre quadratures, exact
 to rounding.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def population(setting: Setting) -> DualState:
   num_features = mass.shape[1]
   mean = np.prod(mass, axis=2, keepdims=True) * first / mass
   mean = np.asarray(setting.mixing) @ np.swapaxes(mean, 1, 2)
-  zeros = np.zeros(mass.shape[:2])
+  zeros: Any = np.zeros(mass.shape[:2])
   return DualState(mean / num_features**0.5, zeros, zeros)
 
 

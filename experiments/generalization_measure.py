@@ -144,7 +144,7 @@ def search(
   phi = data.feature_map(setting.projection)
   values = data.values(setting.mixing, inputs, signs)
   sample = bounds.mean_embedding(phi, inputs, values)
-  mean = sample.weights * jnp.exp(sample.log_scale)[None]
+  mean = _weights(sample)
   difference = mean - population.weights
   key_normal, key_values, key_inputs = jax.random.split(key, 3)
   count = num_weights // 2
@@ -174,6 +174,11 @@ def search(
     'one_step': through_losses(mean),
     'worst': through_losses(difference),
   }
+
+
+def _weights(state: Any) -> Float[Array, 'd_v R']:
+  """The weights of a state, without their scale."""
+  return state.weights * jnp.exp(state.log_scale)[None]
 
 
 def over_seeds(fn: Callable[..., Any]) -> Callable[..., Any]:

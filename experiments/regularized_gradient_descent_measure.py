@@ -174,10 +174,13 @@ def closed_form(
   follow from those after one. The last ones come from the library's solution.
   """
   size = prompt.keys.shape[0] - 1
-  options = {'learning_rate': 1 / num_epochs, 'strength': strength}
-  one = modified.regularised_training_weights(size, 1, **options)
-  last = modified.regularised_training_weights(size, num_epochs, **options)
-  powers = one.initial ** jnp.arange(1, num_epochs).astype(values_dtype(prompt))
+  one, last = (
+    modified.regularised_training_weights(
+      size, count, learning_rate=1 / num_epochs, strength=strength
+    )
+    for count in (1, num_epochs)
+  )
+  powers = one.initial ** jnp.arange(1, num_epochs).astype(one.initial.dtype)
   sums = jnp.cumsum(jnp.concatenate([jnp.ones(1, powers.dtype), powers]))[:-1]
   initial = jnp.append(powers, last.initial)
   factors = jnp.concatenate(
@@ -188,8 +191,3 @@ def closed_form(
   )
   factors = jnp.concatenate([factors, initial[:, None]], axis=1)
   return (factors * prompt.weights[None]) @ prompt.values
-
-
-def values_dtype(prompt: Layer) -> jnp.dtype:
-  """The dtype of the computation."""
-  return prompt.values.dtype

@@ -48,7 +48,7 @@ def divisors(config: Any) -> dict[str, float]:
   return {PER_VISIT: 1.0, PER_EPOCH: float(config.num_demonstrations)}
 
 
-def relative(difference: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def relative(difference: Any, reference: Any) -> np.ndarray:
   """Relative deviation by seed; prompts and labels are axes 1 and last."""
 
   def size(array):

@@ -253,7 +253,7 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   return loss
 
 
-def ridge(strength: float) -> Callable[[Float[Array, 'd_v R']], Array]:
+def ridge(strength: float | Array) -> Callable[[Float[Array, 'd_v R']], Array]:
   r"""Makes the penalty :math:`\tfrac{\alpha}{2}|W|_F^2`.
 
   It is evaluated at the plain weights, whose features may overflow where keys

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import approximation_statistics as statistics
 from experiments import generalization as experiment
+from experiments import generalization_claims as claims_of
 from experiments import generalization_data as data
 from experiments import generalization_measure as measure
 from experiments import generalization_summary as summary_of
@@ -47,21 +48,23 @@ def tiny(tmp_path_factory):
   """Summary, folder, and the measurements behind the summary."""
   workdir = tmp_path_factory.mktemp('tiny')
   seen = []
-  summarise = summary_of.summarise
+  judge = claims_of.judge
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      summary_of,
-      'summarise',
-      lambda config, results: (
-        seen.append(results) or summarise(config, results)
-      ),
+      claims_of,
+      'judge',
+      lambda config, results: seen.append(results) or judge(config, results),
     )
     summary = experiment.run(TINY, workdir)
   return summary, workdir, seen[0]
 
 
 def verdicts(summary):
-  return {x['id'].split('/')[1]: x['verdict'] for x in summary['claims']}
+  return by_name(summary['claims'])
+
+
+def by_name(claims):
+  return {x['id'].split('/')[1]: x['verdict'] for x in claims}
 
 
 def test_claims_are_complete(tiny):
@@ -116,7 +119,7 @@ def test_a_violation_is_seen(tiny):
   broken = results._replace(
     by_size={size: larger(x) for size, x in results.by_size.items()}
   )
-  found = verdicts(summary_of.summarise(TINY, broken))
+  found = by_name(claims_of.judge(TINY, broken))
   for kind in summary_of.KINDS:
     for name in ('holds', 'complexity_term', 'expected'):
       assert found[f'{name}_{kind}'] == 'not reproduced'
@@ -133,8 +136,8 @@ def test_weights_beyond_the_supremum_are_seen(tiny):
   broken = results._replace(
     by_size={size: larger(x) for size, x in results.by_size.items()}
   )
-  found = summary_of.summarise(TINY, broken)
-  assert verdicts(found)['supremum'] == 'not reproduced'
+  found = by_name(claims_of.judge(TINY, broken))
+  assert found['supremum'] == 'not reproduced'
 
 
 def test_slopes_of_exact_powers():
