@@ -183,6 +183,16 @@ def check_scalar(
     raise ValueError(f'{name} is {number}; expected {expected}.')
 
 
+def check_momentum(momentum: Any) -> None:
+  """Checks that a momentum lies in `[0, 1)`."""
+  check_scalar('momentum', momentum, minimum=0)
+  if is_concrete(momentum) and float(momentum) >= 1:
+    raise ValueError(
+      f'momentum is {float(momentum):g}; expected a number below 1, or the '
+      'steps grow without end.'
+    )
+
+
 def check_feature_map(phi: Any) -> None:
   """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi):

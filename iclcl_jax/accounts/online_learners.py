@@ -116,7 +116,7 @@ def descend(
     Sun et al., arXiv:2407.04620, section 2 (layers as inner learners).
   """
   losses.check_loss(loss)
-  _check_momentum(momentum)
+  _validate.check_momentum(momentum)
   start = _initial(tokens, initial)
   rates, decays = _gates(tokens, rates, decays)
 
@@ -329,7 +329,7 @@ def momentum_attention_weights(
     [[1.0, 0.0], [1.5, 1.0]]
   """
   _validate.check_count('num_tokens', num_tokens)
-  _check_momentum(momentum)
+  _validate.check_momentum(momentum)
   position = jnp.arange(num_tokens)
   age = position[:, None] - position[None] + 1
   factor = jnp.asarray(momentum, float)
@@ -544,15 +544,6 @@ def _check_stream(tokens) -> None:
   _validate.check_same(
     'N', 'queries', tokens.queries.shape[0], 'keys', tokens.keys.shape[0]
   )
-
-
-def _check_momentum(momentum) -> None:
-  _validate.check_scalar('momentum', momentum, minimum=0)
-  if _validate.is_concrete(momentum) and float(momentum) >= 1:
-    raise ValueError(
-      f'momentum is {float(momentum):g}; expected a number below 1, or the '
-      'steps grow without end.'
-    )
 
 
 def _check_ridge(ridge) -> None:

@@ -1,0 +1,365 @@
+r"""A trained network as attention over its own training history.
+
+A linear layer trained by gradient descent on inputs :math:`x_t` with error
+signals :math:`d_t = \partial L/\partial(W x_t)` ends in a sum of products:
+
+.. math:: W_T\, x = c\, W_0\, x + \sum_t w_t\, d_t\, \langle x_t, x\rangle,
+
+unnormalised linear attention whose keys are the layer's training inputs and
+whose values are its error signals (not the labels), times the weight
+:math:`w_t` that the optimizer has left of step `t`. `train` records both,
+`recall` attends to them, `attribute` says what each training example adds.
+
+The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
+no such form: it rescales entry by entry, which destroys the outer products.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention, features
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+_INNER_PRODUCT = features.IdentityFeatures()
+Params = tuple[Float[Array, 'd_out d_in'], ...]
+
+
+class History(NamedTuple):
+  """What one linear layer saw while it was trained.
+
+  Attributes:
+    inputs: inputs of the layer, a 1 appended. Shape `[T, B, d_in]`.
+    signals: gradients of the mean loss with respect to its outputs. Shape
+      `[T, B, d_out]`.
+  """
+
+  inputs: Float[Array, 'T B d_in']
+  signals: Float[Array, 'T B d_out']
+
+
+class Remains(NamedTuple):
+  """What the optimizer leaves of the start and of each step.
+
+  Attributes:
+    initial: factor `c` of the initial weights. Shape `[]`.
+    steps: factor `w_t` of the gradient of each step. Shape `[T]`.
+  """
+
+  initial: Float[Array, '']
+  steps: Float[Array, ' T']
+
+
+def init_network(
+  key: PRNGKeyArray, widths: Sequence[int], *, dtype=jnp.float32
+) -> Params:
+  """Draws a ReLU network; the last column of each matrix is its bias.
+
+  Args:
+    key: consumed.
+    widths: widths of input, hidden layers and output.
+    dtype: dtype of the weights.
+
+  Returns:
+    Matrices `[d_out, d_in + 1]`, entries of variance `2 / d_in`, biases 0.
+
+  Raises:
+    ValueError: if there are fewer than two widths, or one is not positive.
+  """
+  _validate.check_key('key', key)
+  if len(widths) < 2:
+    raise ValueError(
+      f'widths is {tuple(widths)}; expected those of input and output at least.'
+    )
+  for width in widths:
+    _validate.check_count('widths', width)
+  keys = jax.random.split(key, len(widths) - 1)
+  params = []
+  for layer_key, width, next_width in zip(
+    keys, widths[:-1], widths[1:], strict=True
+  ):
+    matrix = jax.random.normal(layer_key, (next_width, width), dtype)
+    matrix = matrix * (2 / width) ** 0.5
+    params.append(jnp.pad(matrix, [(0, 0), (0, 1)]))
+  return tuple(params)
+
+
+def layer_inputs(
+  params: Params,
+  inputs: Float[Array, ' d'],
+  nudges: Sequence[Array] | None = None,
+) -> tuple[tuple[Array, ...], Float[Array, ' d_out']]:
+  """Runs the network on one example.
+
+  Args:
+    params: the network.
+    inputs: one example. Shape `[d]`.
+    nudges: what is added to the output of each layer; None for nothing. The
+      gradient with respect to them are the error signals.
+
+  Returns:
+    The input of every layer, a 1 appended, and the output of the last.
+
+  Raises:
+    ValueError: if the example does not fit the first layer.
+  """
+  _validate.check_array('inputs', inputs, 'd')
+  _validate.check_same(
+    'd', 'inputs', inputs.shape[0], 'params', params[0].shape[1] - 1
+  )
+  seen, x = [], inputs
+  for depth, matrix in enumerate(params):
+    x = jnp.concatenate([x, jnp.ones(1, x.dtype)])
+    seen.append(x)
+    x = matrix @ x
+    if nudges is not None:
+      x = x + nudges[depth]
+    output, x = x, jax.nn.relu(x)
+  return tuple(seen), output
+
+
+def train(
+  params: Params,
+  inputs: Float[Array, 'n d'],
+  labels: Array,
+  batches: Array,
+  *,
+  learning_rate: float | Array,
+  momentum: float | Array = 0.0,
+  weight_decay: float | Array = 0.0,
+) -> tuple[Params, tuple[History, ...]]:
+  r"""Trains the network on cross-entropy by SGD, and records its history.
+
+  .. math:: m_{t+1} = \mu m_t + (g_t + \lambda W_t), \quad
+     W_{t+1} = W_t - \eta\, m_{t+1}
+
+  Args:
+    params: the network before training.
+    inputs: training examples. Shape `[n, d]`.
+    labels: their classes, integers. Shape `[n]`.
+    batches: rows of the examples of each step, integers. Shape `[T, B]`.
+    learning_rate: the step size `eta`.
+    momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
+    weight_decay: the factor `lambda`, added to the gradient (coupled).
+
+  Returns:
+    The trained network, and the `History` of each layer.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or a hyper-parameter is out of
+      range.
+
+  References:
+    Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3.
+  """
+  _check_optimizer(learning_rate, momentum, weight_decay)
+  _validate.check_array('inputs', inputs, 'n d')
+  _check_integers('labels', labels, 1)
+  _check_integers('batches', batches, 2)
+  _validate.check_same('n', 'inputs', len(inputs), 'labels', len(labels))
+  size = batches.shape[1]
+
+  def example_loss(params, nudges, x, label):
+    seen, output = layer_inputs(params, x, nudges)
+    return -jax.nn.log_softmax(output)[label] / size, seen
+
+  def step(carry, rows):
+    params, speeds = carry
+    nudges = tuple(
+      jnp.zeros(matrix.shape[0], inputs.dtype) for matrix in params
+    )
+    slope = jax.grad(example_loss, argnums=1, has_aux=True)
+    signals, seen = jax.vmap(slope, in_axes=(None, None, 0, 0))(
+      params, nudges, inputs[rows], labels[rows]
+    )
+    gradients = [d.T @ x for d, x in zip(signals, seen, strict=True)]
+    speeds = tuple(
+      momentum * speed + gradient + weight_decay * matrix
+      for speed, gradient, matrix in zip(speeds, gradients, params, strict=True)
+    )
+    params = tuple(
+      matrix - learning_rate * speed
+      for matrix, speed in zip(params, speeds, strict=True)
+    )
+    return (params, speeds), tuple(map(History, seen, signals))
+
+  speeds = jax.tree.map(jnp.zeros_like, params)
+  (params, _), histories = jax.lax.scan(step, (params, speeds), batches)
+  return params, histories
+
+
+def remains(
+  num_steps: int,
+  *,
+  learning_rate: float | Array,
+  momentum: float | Array = 0.0,
+  weight_decay: float | Array = 0.0,
+) -> Remains:
+  r"""What is left of the initial weights and of each gradient after training.
+
+  Weights and speed obey a linear recurrence of two numbers. Without decay it
+  gives :math:`w_t = -\eta (1 - \mu^{T-t})/(1 - \mu)`, without momentum
+  :math:`w_t = -\eta (1 - \eta\lambda)^{T-1-t}` and
+  :math:`c = (1 - \eta\lambda)^T`.
+
+  Args:
+    num_steps: steps `T`.
+    learning_rate: as in `train`.
+    momentum: as in `train`.
+    weight_decay: as in `train`.
+
+  Returns:
+    The `Remains`.
+
+  Raises:
+    ValueError: if `num_steps < 1`, or a hyper-parameter is out of range.
+
+  Example:
+    >>> remains(3, learning_rate=0.5, momentum=0.5).steps.tolist()
+    [-0.875, -0.75, -0.5]
+
+  References:
+    Irie, Csordas & Schmidhuber, arXiv:2202.05798, eq. 4 (plain SGD); momentum
+    and decay are derived here.
+  """
+  _validate.check_count('num_steps', num_steps)
+  _check_optimizer(learning_rate, momentum, weight_decay)
+  rate, momentum, weight_decay = (
+    jnp.asarray(x, float) for x in (learning_rate, momentum, weight_decay)
+  )
+
+  def advance(state, _):
+    weight, speed = state
+    speed = momentum * speed + weight_decay * weight
+    return (weight - rate * speed, speed), weight
+
+  one, zero = jnp.ones_like(rate), jnp.zeros_like(rate)
+  (initial, _), _ = jax.lax.scan(advance, (one, zero), length=num_steps)
+  # A gradient enters as speed 1 and weight -eta, then both run on.
+  _, ages = jax.lax.scan(advance, (-rate, one), length=num_steps)
+  return Remains(initial, ages[::-1])
+
+
+def recall(
+  initial: Float[Array, 'd_out d_in'],
+  history: History,
+  left: Remains,
+  inputs: Float[Array, ' d_in'],
+) -> Float[Array, ' d_out']:
+  """Answers as the trained layer does, without its trained weights.
+
+  Attends to the steps one after the other: no more than one batch is scored at
+  a time.
+
+  Args:
+    initial: weights before training. Shape `[d_out, d_in]`.
+    history: what the layer saw.
+    left: of the optimizer, see `remains`.
+    inputs: input of the layer, a 1 appended. Shape `[d_in]`.
+
+  Returns:
+    The output of the layer. Shape `[d_out]`.
+
+  Raises:
+    ValueError: if the history does not match the layer or the optimizer.
+
+  References:
+    Irie, Csordas & Schmidhuber, arXiv:2202.05798, Corollary 3.1.
+  """
+  _check_history(history, left, inputs)
+  _validate.check_array('initial', initial, 'd_out d_in')
+  shape = history.signals.shape[2], history.inputs.shape[2]
+  if initial.shape != shape:
+    raise ValueError(
+      f'initial has shape {list(initial.shape)}, but the history is that of a '
+      f'layer of shape {list(shape)}; pass the layer that was recorded.'
+    )
+
+  def attend(total, step):
+    keys, signals, weight = step
+    return total + weight * attention.linear_attention(
+      _INNER_PRODUCT, inputs, keys, signals
+    ), None
+
+  weights = left.steps.astype(inputs.dtype)
+  start = left.initial.astype(inputs.dtype) * (initial @ inputs)
+  return jax.lax.scan(attend, start, (*history, weights))[0]
+
+
+def attribute(
+  history: History,
+  left: Remains,
+  inputs: Float[Array, ' d_in'],
+  direction: Float[Array, ' d_out'],
+) -> Float[Array, 'T B']:
+  r"""What each visit of a training example adds to the output, signed.
+
+  .. math:: w_t \langle x_{tb}, x\rangle \langle d_{tb}, r\rangle
+
+  Their sum is the output of the layer along `direction`, less the part of the
+  initial weights.
+
+  Args:
+    history: what the layer saw.
+    left: of the optimizer, see `remains`.
+    inputs: input of the layer, a 1 appended. Shape `[d_in]`.
+    direction: the direction `r` of the output, such as a unit vector. Shape
+      `[d_out]`.
+
+  Returns:
+    Contributions of step `t`, row `b` of its batch. Shape `[T, B]`.
+
+  Raises:
+    ValueError: if the history does not match the layer or the optimizer.
+  """
+  _check_history(history, left, inputs)
+  _validate.check_array('direction', direction, 'd_out')
+  _validate.check_same(
+    'd_out', 'direction', len(direction), 'history', history.signals.shape[2]
+  )
+
+  def score(step):
+    keys, signals, weight = step
+    return weight * (keys @ inputs) * (signals @ direction)
+
+  weights = left.steps.astype(inputs.dtype)
+  return jax.lax.map(score, (*history, weights))
+
+
+def _check_history(history: History, left: Remains, inputs) -> None:
+  _validate.check_array('history.inputs', history.inputs, 'T B d_in')
+  _validate.check_array('history.signals', history.signals, 'T B d_out')
+  _validate.check_array('inputs', inputs, 'd_in')
+  for axis, index in (('T', 0), ('B', 1)):
+    _validate.check_same(
+      axis,
+      'history.inputs',
+      history.inputs.shape[index],
+      'history.signals',
+      history.signals.shape[index],
+    )
+  _validate.check_same(
+    'T', 'left', len(left.steps), 'history', len(history.inputs)
+  )
+  _validate.check_same(
+    'd_in', 'inputs', len(inputs), 'history', history.inputs.shape[2]
+  )
+  _validate.check_dtypes(inputs=inputs, history=history.inputs)
+
+
+def _check_optimizer(learning_rate, momentum, weight_decay) -> None:
+  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
+  _validate.check_scalar('weight_decay', weight_decay, minimum=0)
+  _validate.check_momentum(momentum)
+
+
+def _check_integers(name: str, array, rank: int) -> None:
+  is_integer = jnp.issubdtype(getattr(array, 'dtype', float), jnp.integer)
+  if not is_integer or len(array.shape) != rank:
+    found = f'{getattr(array, "dtype", type(array).__name__)}'
+    raise ValueError(
+      f'{name} is {found} of shape {list(getattr(array, "shape", []))}; '
+      f'expected integers of rank {rank}.'
+    )
