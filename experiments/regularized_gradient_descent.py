@@ -10,7 +10,24 @@ visit::
   python -m experiments.regularized_gradient_descent --workdir=out/ridge
 
 The layers are pretrained without the ridge (single-task, so they memorise one
-task matrix); what is compared does not depend on how they were trained.
+task matrix); the identities do not depend on how they were trained.
+
+It takes 17 s of CPU time. Numbers to expect (10 seeds, 4 held-out prompts of
+each, 95 % intervals over seeds)::
+
+  residual, strict form, one full batch              2e-15
+  residual, printed form, one full batch             .28
+  the same, loss with one more pair                  2e-15
+  residual of the closed form over all epochs        4e-13
+  deviation after 100 epochs, alpha / N in a visit
+    alpha = -.5 / -.1                                .29 [.29, .30] / .051
+    alpha = .1 / .5                                  .048 / .21 [.21, .22]
+  the same, alpha in a visit
+    alpha = -.5 / -.1                                270 [230, 310] / 1.35
+    alpha = .1 / .5                                  .48 / .87 [.87, .87]
+
+So "a slight deviation" (here: at most 10 % of the output) needs alpha / N in a
+visit and a small alpha; an alpha of .5 deviates by a fifth or more.
 
 References:
   Ren & Liu, arXiv:2310.13220v1, Fig. 10.

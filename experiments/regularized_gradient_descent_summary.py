@@ -23,6 +23,7 @@ FIGURE = 'arXiv:2310.13220v1, Fig. 10'
 EXACT = 1e-10
 SLIGHT = 0.1
 PER_VISIT, PER_EPOCH = 'alpha', 'alpha/N'
+SLUGS = {PER_VISIT: 'per_visit', PER_EPOCH: 'per_epoch'}
 
 
 class Results(NamedTuple):
@@ -222,7 +223,7 @@ def _epoch_claims(config, results) -> list[dict[str, Any]]:
         apart = relative(last - outputs, outputs)[:, k]
         claims.append(
           _judge(
-            f'slight_{form}_{reading}_{alpha:g}',
+            f'slight_{form}_{SLUGS[reading]}_{alpha:g}',
             f'{count} epochs of batch 1 deviate only slightly from the {form} '
             f'layer: alpha = {alpha:g}, {reading} in a visit',
             f'relative deviation; at most {SLIGHT:g}',
