@@ -17,86 +17,11 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments import claims as judging
 from experiments import harness, reproduce_diagrams, reproduce_page
-
-VERSIONS = {
-  'v1': 'arXiv:2310.13220v1',
-  'v2': 'arXiv:2310.13220v2 (NeurIPS 2024)',
-}
-
-
-class Job(NamedTuple):
-  """One experiment of the page.
-
-  Attributes:
-    name: its folder.
-    module: its module in `experiments`.
-    title: its heading.
-    options: fields of its config that differ from the default.
-    fast: those of a tiny run.
-  """
-
-  name: str
-  module: str
-  title: str
-  options: Mapping[str, Any]
-  fast: Mapping[str, Any]
-
-
-JOBS = (
-  Job(
-    'equivalence',
-    'equivalence',
-    'Attention is one gradient step',
-    {},
-    {
-      'num_seeds': 5,
-      'num_demonstrations': (3, 5),
-      'num_epochs': 2,
-      'tokens_per_epoch': 24,
-      'num_features': 16,
-      'num_test_prompts': 4,
-      'num_dual_prompts': 2,
-      'dual_epochs': 3,
-    },
-  ),
-  Job(
-    'approximation',
-    'approximation',
-    'Random features against softmax',
-    {},
-    {
-      'num_draws': 20,
-      'num_seeds': 5,
-      'num_features': (48, 96, 192),
-      'heatmap_features': (48, 192),
-      'reference_features': 96,
-      'standard_deviations': (0.25, 1.0),
-      'second_num_demonstrations': 7,
-      'num_epochs': 1,
-    },
-  ),
-  Job(
-    'modifications',
-    'modifications',
-    'Regularised, augmented and negative attention',
-    {},
-    {
-      'num_seeds': 3,
-      'num_epochs': 4,
-      'early_epochs': 1,
-      'block_epochs': 2,
-      'num_demonstrations': 4,
-      'longer_num_demonstrations': 6,
-      'tokens_per_epoch': 10,
-      'num_features': 8,
-      'num_test_prompts': 2,
-    },
-  ),
-)
+from experiments.reproduce_jobs import JOBS, Job
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
