@@ -230,9 +230,9 @@ def _draw(
       'linestyle': '--' if arrow.dashed else '-',
     }
     axis.annotate('', xy=end, xytext=start, arrowprops=style)
-    middle = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
     axis.text(
-      *middle,
+      (start[0] + end[0]) / 2,
+      (start[1] + end[1]) / 2,
       arrow.label,
       fontsize=10,
       ha='center',
