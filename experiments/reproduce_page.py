@@ -118,9 +118,13 @@ def page(
 
 
 def _overview(sections: Sequence[Section]) -> str:
-  """Verdicts counted by source."""
+  """Verdicts counted by source, under the experiment that judged them."""
   rows = []
   for part in sections:
+    rows.append(
+      f'<tr><th colspan="4"><a href="#{part.name}">{html.escape(part.title)}'
+      '</a></th></tr>'
+    )
     sources = dict.fromkeys(row['source'] for row in part.summary['claims'])
     for source in sources:
       found = [
@@ -132,16 +136,13 @@ def _overview(sections: Sequence[Section]) -> str:
         f'<td class="number">{found.count(verdict) or "–"}</td>'
         for verdict in judging.VERDICTS
       )
-      rows.append(
-        f'<tr><td>{html.escape(source)}</td><td><a href="#{part.name}">'
-        f'{html.escape(part.title)}</a></td>{counts}</tr>'
-      )
-  head = ''.join(
-    f'<th>{MARKS[verdict]} {verdict}</th>' for verdict in judging.VERDICTS
-  )
+      rows.append(f'<tr><td>{html.escape(source)}</td>{counts}</tr>')
+  marks = ''.join(f'<th>{MARKS[name]}</th>' for name in judging.VERDICTS)
+  legend = ', '.join(f'{MARKS[name]} {name}' for name in judging.VERDICTS)
   return (
-    '<h2 id="verdicts">Verdicts</h2><div class="table"><table><tr><th>source'
-    f'</th><th>experiment</th>{head}</tr>{"".join(rows)}</table></div>'
+    f'<h2 id="verdicts">Verdicts</h2><p>Number of claims: {legend}.</p>'
+    f'<div class="table"><table><tr><th>source</th>{marks}</tr>'
+    f'{"".join(rows)}</table></div>'
   )
 
 

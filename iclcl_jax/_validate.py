@@ -234,12 +234,15 @@ def is_feature_map(phi: Any) -> bool:
 
 def check_scaled(phi: Any, result: Any, x: Any) -> None:
   """Checks what `phi.scaled(x)` returned: `(log_scale, features)`."""
-  arrays = isinstance(result, tuple) and len(result) == 2
-  shapes = [getattr(array, 'shape', None) for array in result] if arrays else []
+  arrays = (
+    isinstance(result, tuple)
+    and len(result) == 2
+    and all(hasattr(array, 'shape') for array in result)
+  )
+  shapes: list[Any] = [array.shape for array in result] if arrays else []
   dtype = jax.dtypes.canonicalize_dtype(x.dtype)
   fits = (
     arrays
-    and None not in shapes
     and len(shapes[1]) == 1
     and shapes[0] in ((1,), shapes[1])
     and all(array.dtype == dtype for array in result)
