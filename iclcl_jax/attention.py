@@ -255,9 +255,9 @@ def causal_kernel_attention(
   size = keys.shape[0]
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
   _validate.check_count('chunk_size', chunk_size)
-  sums, _ = causal_sums(phi, queries, keys, values, chunk_size, mask)
+  sums = causal_sums(phi, queries, keys, values, chunk_size, mask)
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
-  return _divide(sums[:, :-1], sums[:, -1:], seen)
+  return _divide(sums[:, :-2], sums[:, -2:-1], seen)
 
 
 def causal_sums(
@@ -267,11 +267,11 @@ def causal_sums(
   values: Float[Array, 'N d_v'],
   chunk_size: int,
   mask: Mask | None = None,
-) -> tuple[Float[Array, 'N _'], Float[Array, ' N']]:
-  """Sums `[N, d_v + 1]` of scored values and of scores, before division.
+) -> Float[Array, 'N _']:
+  """Sums of scored values, sum of scores, score of the own key: row by row.
 
-  Arguments as in `causal_kernel_attention`. Returns `(sums, log_scale)`; row
-  `t` of the sums is to be multiplied by `exp(log_scale[t])`.
+  Arguments as in `causal_kernel_attention`. Shape `[N, d_v + 2]`; each row has
+  a scale of its own.
   """
   size = keys.shape[0]
   arrays = (queries, keys, values) + (() if mask is None else (mask,))
@@ -283,9 +283,8 @@ def causal_sums(
   chunks, _ = moments.split_chunks(arrays, chunk_size)
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
   state = moments.empty(phi, keys, values)
-  _, (sums, log_scale) = jax.lax.scan(step, state, chunks)
-  sums = sums.reshape(size + padding, -1)[:size]
-  return sums, log_scale.reshape(-1)[:size]
+  _, sums = jax.lax.scan(step, state, chunks)
+  return sums.reshape(size + padding, -1)[:size]
 
 
 def scores(
@@ -334,11 +333,13 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   read = jnp.exp(query_scale + past - shift[:, None]) * query_features
   own = jnp.exp(jnp.where(steep, neutral, relative)) * key_features
   weights = jnp.concatenate([state.weights, state.mass[None]])
-  sums = read @ weights.T + jnp.tril(read @ own.T) @ labels
+  scores = jnp.tril(read @ own.T)
+  sums = read @ weights.T + scores @ labels
+  sums = jnp.concatenate([sums, jnp.diagonal(scores)[:, None]], axis=1)
   sums = jax.lax.cond(
     _any(steep),
     _add_steep,
-    lambda sums, shift, *_: (sums, shift),
+    lambda sums, *_: sums,
     sums,
     shift,
     (query_scale, query_features),
@@ -362,8 +363,8 @@ def _add_steep(sums, shift, queries, keys, labels):
     terms = jnp.exp(exponent - largest) * keys[1] * query_features[None]
     weights = jnp.sum(jnp.where(visible, terms, 0), axis=1)
     top = jnp.maximum(shift, largest)
-    shrunk = sums * jnp.exp(shift - top)
-    return shrunk + weights @ labels * jnp.exp(largest - top), top
+    added = jnp.concatenate([weights @ labels, weights[position][None]])
+    return sums * jnp.exp(shift - top) + added * jnp.exp(largest - top)
 
   return jax.lax.map(add, (positions, sums, shift, queries))
 

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import (
   benchmark,
+  benchmark_modified,
   benchmark_peers,
   benchmark_tools,
   pretraining,
@@ -46,7 +47,7 @@ def test_every_goal_is_measured_or_named_as_not_measured(tmp_path, capsys):
 
   assert json.loads((tmp_path / 'summary.json').read_text()) == summary
   goals = _goals(summary)
-  assert len(goals) == 12
+  assert len(goals) == 21
   for what, row in goals.items():
     needs = ['torch'] if 'torch' in what else []
     needs += ['torch', 'performer_pytorch'] if 'performer' in what else []
@@ -84,7 +85,11 @@ def test_another_config_in_the_same_workdir_is_an_error(tmp_path):
 def test_calls_take_turns_and_medians_count(monkeypatch):
   clock, order = [0.0], []
   monkeypatch.setattr(benchmark_tools.time, 'perf_counter', lambda: clock[0])
-  durations = {'a': iter([1.0, 9.0, 2.0]), 'b': iter([5.0, 5.0, 80.0])}
+  # Every timed call follows one that is not.
+  durations = {
+    'a': iter([7.0, 1.0, 7.0, 9.0, 7.0, 2.0]),
+    'b': iter([0.0, 5.0, 0.0, 5.0, 0.0, 80.0]),
+  }
 
   def call(name):
     order.append(name)
@@ -94,7 +99,7 @@ def test_calls_take_turns_and_medians_count(monkeypatch):
     {'a': lambda: call('a'), 'absent': None, 'b': lambda: call('b')}, 3
   )
 
-  assert order == ['a', 'b'] * 3
+  assert order == ['a', 'a', 'b', 'b'] * 3
   assert seconds == {'a': 2.0, 'b': 5.0}
 
 
@@ -162,3 +167,37 @@ def test_training_peer_takes_the_same_steps():
   )
   np.testing.assert_allclose(call(), losses, rtol=1e-3)
   np.testing.assert_array_equal(call(), call())
+
+
+def test_plain_rows_are_plain_attention():
+  head = [array[0] for array in benchmark._heads(TINY, 64)]
+  phi = benchmark._feature_map(TINY)
+  exact = jax.vmap(attention.softmax_attention, in_axes=(0, None, None))
+  np.testing.assert_allclose(
+    benchmark_modified.softmax_in_blocks(*head), exact(*head), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    benchmark_modified.features_in_blocks(phi, *head),
+    attention.stream_kernel_attention(phi, *head),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+def test_modified_rows_are_compared_with_the_attention_they_modify():
+  phi = benchmark._feature_map(TINY)
+  for rows, bound in (
+    (benchmark_modified.linear(phi), 1.3),
+    (benchmark_modified.quadratic(phi), 2),
+  ):
+    seconds = {name: 1.0 + i for i, name in enumerate(rows.calls)}
+    for name, plain in rows.plain.items():
+      assert name.split(',')[0] == plain.split(',')[0]
+      (goal,) = (
+        x
+        for x in benchmark_modified.goals(rows, seconds)
+        if x.what.startswith(f'{name}:')
+      )
+      assert goal.value == seconds[name] / seconds[plain]
+      assert goal.bound == bound
+      assert not goal.at_least

@@ -116,19 +116,10 @@ def causal_regularised_attention(
   _rows.check_rows(queries, keys, values, chunk_size, mask)
   decay = _decay(strength, learning_rate, values)
   keys, values = (_rows.visible_rows(x, mask) for x in (keys, values))
-  sums, log_scale = attention.causal_sums(
-    phi, queries, keys, values, chunk_size, mask
-  )
-  # Without a mask the tuple has no fourth entry, and every key is visible.
-  rows = (queries, keys, log_scale) + (() if mask is None else (mask,))
-
-  def score(row):
-    return _rows.own_score(phi, *row[:3], row[3] if row[3:] else None)
-
-  own = moments.map_chunks(score, rows, chunk_size)
-  numerator = sums[:, :-1] - decay * own[:, None] * values
+  sums = attention.causal_sums(phi, queries, keys, values, chunk_size, mask)
+  numerator = sums[:, :-2] - decay * sums[:, -1:] * values
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
-  return _rows.divide(numerator, sums[:, -1:], seen)
+  return _rows.divide(numerator, sums[:, -2:-1], seen)
 
 
 def stream_regularised_attention_as_printed(

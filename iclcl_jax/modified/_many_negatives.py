@@ -144,14 +144,15 @@ def stream_token_negative_attention(
   """
   _rows.check_rows(queries, keys, values, chunk_size, mask)
   choose = _chooser(keys.shape[0], num_negatives, strength)
-  weigh = _rows.weights_fn(phi, keys, mask)
+  score = _rows.score_fn(phi, keys, mask)
   values = _rows.visible_rows(values, mask)
   visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
   strength = jnp.asarray(strength, values.dtype)
 
   def label(row):
     query, position = row
-    chosen = choose(select, candidates, visible, weigh(query), position)
+    # Scores rank the tokens as weights do.
+    chosen = choose(select, candidates, visible, score(query), position)
     count = jnp.maximum(jnp.sum(chosen), 1).astype(values.dtype)
     share = jnp.where(chosen, strength / count, 0)
     return values[position] - share @ values

@@ -1,5 +1,6 @@
 """Attention with negative samples."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -66,13 +67,25 @@ def random_choice(key: PRNGKeyArray) -> Selection:
 
 
 def _smallest(criterion, candidates, count):
+  """The `count` candidates of least criterion; ties by lower index.
+
+  In two levels, the least of each row and then of that row: `argmin` over all
+  tokens costs an order of magnitude more than `min` on CPU.
+  """
   # Selection is discrete: no gradient passes through it.
   criterion = jax.lax.stop_gradient(criterion)
   criterion = jnp.where(candidates, criterion, jnp.inf)
-  chosen = jnp.zeros(candidates.shape, bool)
+  size = criterion.shape[0]
+  width = math.isqrt(size)
+  rows = jnp.pad(criterion, (0, -size % width), constant_values=jnp.inf)
+  rows = rows.reshape(-1, width)
+  chosen = jnp.zeros(size, bool)
   for _ in range(count):
-    best = jnp.argmin(jnp.where(chosen, jnp.inf, criterion))
+    row = jnp.argmin(jnp.min(rows, axis=1))
+    column = jnp.argmin(rows[row])
+    best = row * width + column
     chosen = chosen.at[best].set(candidates[best] | chosen[best])
+    rows = rows.at[row, column].set(jnp.inf)
   return chosen
 
 
@@ -86,10 +99,11 @@ def unnormalised(weights, negatives, visible, strength) -> Negatives:
 
 def raise_others(weights, negatives, visible, strength) -> Negatives:
   """Gives what the negatives lose to all others in equal parts."""
-  others = visible & ~negatives
-  mixing = _share(strength, negatives, weights.dtype) - _share(
-    strength, others, weights.dtype
-  )
+  dtype = weights.dtype
+  num_others = jnp.sum(visible) - jnp.sum(negatives)
+  gain = jnp.asarray(strength, dtype) / jnp.maximum(num_others, 1).astype(dtype)
+  others = jnp.where(visible, -gain, 0)
+  mixing = jnp.where(negatives, _share(strength, negatives, dtype), others)
   return Negatives(mixing, jnp.ones_like(weights))
 
 

@@ -85,7 +85,7 @@ def weights_fn(
   The features of all keys are computed once and held, `[N, R]`; under `vmap`
   the scores of a block of queries are one product of matrices.
   """
-  score = _score_fn(phi, keys, mask)
+  score = score_fn(phi, keys, mask)
   seen = None if mask is None else jnp.any(mask)
 
   def weights(query):
@@ -95,7 +95,7 @@ def weights_fn(
   return weights
 
 
-def _score_fn(phi, keys, mask) -> ScoreFn:
+def score_fn(phi, keys, mask) -> ScoreFn:
   """Returns `query -> scores [N]`, up to a common scale."""
   if not _validate.is_feature_map(phi):
     return lambda query: coefficients.scores(phi, query, keys, mask)[0]

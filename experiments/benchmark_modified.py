@@ -1,0 +1,142 @@
+"""Rows of the benchmark: modified attentions beside the plain ones.
+
+Regularised and augmented attention are linear in the length with a feature map,
+as plain attention is. Negative samples are chosen by score, so that every score
+of a row must be computed, with a feature map too: they are compared with plain
+attention whose scores are written out, in the same blocks of queries. Negatives
+of each query need one pass over the scores. Those of each token need a pass
+that chooses, then plain attention with the labels that follow: with a kernel
+that is a second pass.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark_tools import Goal
+from iclcl_jax import attention, features, kernels, modified
+
+BLOCK = 128  # Queries whose scores are held at a time.
+STRENGTH = 0.1
+NEGATIVES: dict[str, Any] = {
+  'num_negatives': 3,
+  'strength': STRENGTH,
+  'chunk_size': BLOCK,
+}
+
+
+class Rows(NamedTuple):
+  """Calls, and what each modified one is compared with.
+
+  Attributes:
+    calls: functions of queries, keys and values of one head, by name.
+    plain: name of the plain call, by name of the modified one.
+    bound: the largest ratio of times that is good enough.
+  """
+
+  calls: Mapping[str, Callable[..., Any]]
+  plain: Mapping[str, str]
+  bound: float
+
+
+def linear(phi: features.PositiveFeatures) -> Rows:
+  """Regularised and augmented attention, streamed and causal."""
+  gelu = {'augment_keys': jax.nn.gelu, 'augment_values': jax.nn.gelu}
+  ridge = {'strength': STRENGTH}
+  streamed, causal = 'streamed, plain', 'causal, plain'
+  rows: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
+    'streamed, regularised': (
+      modified.stream_regularised_attention,
+      ridge,
+      streamed,
+    ),
+    'streamed, regularised as printed': (
+      modified.stream_regularised_attention_as_printed,
+      ridge,
+      streamed,
+    ),
+    'streamed, augmented by GELU': (
+      modified.stream_augmented_attention,
+      gelu,
+      streamed,
+    ),
+    'causal, regularised': (
+      modified.causal_regularised_attention,
+      ridge,
+      causal,
+    ),
+    'causal, augmented by GELU': (
+      modified.causal_augmented_attention,
+      gelu,
+      causal,
+    ),
+  }
+  calls: dict[str, Callable[..., Any]] = {
+    streamed: functools.partial(attention.stream_kernel_attention, phi),
+    causal: functools.partial(attention.causal_kernel_attention, phi),
+  }
+  calls |= {
+    name: functools.partial(fn, phi, **settings)
+    for name, (fn, settings, _) in rows.items()
+  }
+  return Rows(calls, {name: plain for name, (_, _, plain) in rows.items()}, 1.3)
+
+
+def quadratic(phi: features.PositiveFeatures) -> Rows:
+  """Negative samples, beside plain attention with written-out scores."""
+  softmax = kernels.ExponentialKernel()
+  exact, written = 'softmax, scores in blocks', 'feature map, scores in blocks'
+  query, token = 'negatives of each query', 'negatives of each token'
+  fns = {
+    query: modified.stream_negative_attention,
+    token: modified.stream_token_negative_attention,
+  }
+  calls: dict[str, Callable[..., Any]] = {
+    exact: softmax_in_blocks,
+    written: functools.partial(features_in_blocks, phi),
+  }
+  plain = {}
+  for kind, base in ((softmax, exact), (phi, written)):
+    for name, fn in fns.items():
+      row = f'{base.split(",")[0]}, {name}'
+      calls[row] = functools.partial(fn, kind, **NEGATIVES)
+      plain[row] = base
+  return Rows(calls, plain, 2)
+
+
+def goals(rows: Rows, seconds: Mapping[str, float]) -> list[Goal]:
+  """Ratios of times, modified to plain."""
+  return [
+    Goal(
+      f'{name}: time / time of {plain}',
+      seconds[name] / seconds[plain],
+      rows.bound,
+      False,
+    )
+    for name, plain in rows.plain.items()
+  ]
+
+
+def softmax_in_blocks(queries, keys, values) -> jax.Array:
+  """Exact softmax attention, the scores of one block of queries at a time."""
+  return _in_blocks(
+    lambda query: attention.softmax_attention(query, keys, values), queries
+  )
+
+
+def features_in_blocks(phi, queries, keys, values) -> jax.Array:
+  """Kernel attention by products of features, for moderate norms."""
+  key_features = jax.vmap(phi)(keys)
+
+  def answer(query):
+    scores = key_features @ phi(query)
+    return scores @ values / jnp.sum(scores)
+
+  return _in_blocks(answer, queries)
+
+
+def _in_blocks(fn, queries):
+  return jax.lax.map(fn, queries, batch_size=BLOCK)
