@@ -1,5 +1,8 @@
 """The neighbouring accounts of in-context learning, one module each.
 
+`linear_regression_gd` - linear self-attention with constructed weights does
+gradient descent on the context, one step a layer.
+
 `online_learners` - linear attention, decay, delta rule, momentum, recursive
 least squares: every layer one inner learner on the stream of tokens.
 
@@ -7,6 +10,14 @@ least squares: every layer one inner learner on the stream of tokens.
 its own training history.
 """
 
-from iclcl_jax.accounts import online_learners, training_data_attention
+from iclcl_jax.accounts import (
+  linear_regression_gd,
+  online_learners,
+  training_data_attention,
+)
 
-__all__ = ['online_learners', 'training_data_attention']
+__all__ = [
+  'linear_regression_gd',
+  'online_learners',
+  'training_data_attention',
+]

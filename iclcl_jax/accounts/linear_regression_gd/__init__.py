@@ -1,0 +1,81 @@
+"""Linear self-attention as gradient descent on a linear regression.
+
+One layer with the constructed weights does one step of gradient descent on the
+context, for the query and for every demonstration at once, so `K` layers do
+`K` steps. `attend` and `predict` are the layer, `construct` and
+`construct_plus_plus` its weights, `descend` and `descend_plus_plus` the
+descent; `expected_loss` says how far one step gets, and the metrics say how
+alike a trained layer is.
+
+References:
+  von Oswald et al., Transformers learn in-context by gradient descent,
+  arXiv:2212.07677.
+"""
+
+from iclcl_jax.accounts.linear_regression_gd._layers import (
+  Folded,
+  SelfAttention,
+  attend,
+  attend_query,
+  construct,
+  construct_plus_plus,
+  context_only,
+  fold,
+  interpolate,
+  linear_weights,
+  make_tokens,
+  normalise,
+  predict,
+  repeat,
+  softmax_weights,
+  unfold,
+)
+from iclcl_jax.accounts.linear_regression_gd._metrics import (
+  model_cosine,
+  model_difference,
+  predictions_difference,
+  sensitivity,
+)
+from iclcl_jax.accounts.linear_regression_gd._theory import (
+  LinearTasks,
+  Moments,
+  descend,
+  descend_plus_plus,
+  expected_loss,
+  fit_learning_rate,
+  normal_moments,
+  optimal_learning_rate,
+  uniform_moments,
+)
+
+__all__ = [
+  'Folded',
+  'LinearTasks',
+  'Moments',
+  'SelfAttention',
+  'attend',
+  'attend_query',
+  'construct',
+  'construct_plus_plus',
+  'context_only',
+  'descend',
+  'descend_plus_plus',
+  'expected_loss',
+  'fit_learning_rate',
+  'fold',
+  'interpolate',
+  'linear_weights',
+  'make_tokens',
+  'model_cosine',
+  'model_difference',
+  'normal_moments',
+  'normalise',
+  'optimal_learning_rate',
+  'predict',
+  'predictions_difference',
+  'repeat',
+  'sensitivity',
+  'softmax_weights',
+  'unfold',
+  'uniform_moments',
+]

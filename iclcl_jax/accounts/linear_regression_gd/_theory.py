@@ -1,0 +1,279 @@
+"""Gradient descent itself, and what one step of it can reach."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.accounts.linear_regression_gd._layers import check_problem
+from iclcl_jax.types import Array, Float
+
+
+class Moments(NamedTuple):
+  """Moments of one coordinate of the inputs, symmetric about 0.
+
+  Attributes:
+    second: its variance.
+    fourth: the mean of its fourth power.
+  """
+
+  second: float | Array
+  fourth: float | Array
+
+
+def uniform_moments(half_range: float | Array) -> Moments:
+  """Moments of `U(-a, a)`.
+
+  Args:
+    half_range: the number `a`: half of the range that papers often state.
+
+  Returns:
+    The moments.
+
+  Raises:
+    ValueError: if `half_range` is negative or not finite.
+  """
+  _validate.check_scalar('half_range', half_range, minimum=0)
+  return Moments(half_range**2 / 3, half_range**4 / 5)
+
+
+def normal_moments(standard_deviation: float | Array) -> Moments:
+  """Moments of `N(0, s^2)`.
+
+  Args:
+    standard_deviation: the number `s`.
+
+  Returns:
+    The moments.
+
+  Raises:
+    ValueError: if it is negative or not finite.
+  """
+  _validate.check_scalar('standard_deviation', standard_deviation, minimum=0)
+  return Moments(standard_deviation**2, 3 * standard_deviation**4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearTasks:
+  """Random tasks `y = w . x` with independent, symmetric coordinates.
+
+  Attributes:
+    d_x: width of the inputs.
+    num_demonstrations: number of context rows `N`.
+    moments: of the coordinates of inputs and query.
+    task_variance: variance of the entries of `w`.
+    noise_variance: of noise on the labels of the context.
+    num_distractors: context rows whose label is drawn from `N(0, 1)` instead.
+  """
+
+  d_x: int
+  num_demonstrations: int
+  moments: Moments
+  task_variance: float = 1.0
+  noise_variance: float = 0.0
+  num_distractors: int = 0
+
+  def __post_init__(self):
+    _validate.check_count('d_x', self.d_x)
+    _validate.check_count('num_demonstrations', self.num_demonstrations)
+    _validate.check_count('num_distractors', self.num_distractors, minimum=0)
+    if self.num_distractors >= self.num_demonstrations:
+      raise ValueError(
+        f'num_distractors is {self.num_distractors} of '
+        f'{self.num_demonstrations} demonstrations; expected fewer, so that '
+        'one is left to learn from.'
+      )
+    for name in ('task_variance', 'noise_variance'):
+      _validate.check_scalar(name, getattr(self, name), minimum=0)
+
+
+def expected_loss(
+  tasks: LinearTasks, learning_rate: float | Array
+) -> float | Array:
+  r"""Mean of :math:`\tfrac12 |\hat y - y|^2` after one step from 0.
+
+  .. math:: \tfrac12 m_2 (d - 2\eta d m_2 + \eta^2 T_2), \qquad
+     T_2 = E\,\mathrm{tr}\,S^2 = \frac{d}{N}
+     \big(m_4 + (d-1) m_2^2 + (N-1) m_2^2\big)
+
+  without noise and distractors, with :math:`S = \frac1N\sum_i x_i x_i^\top`.
+
+  Args:
+    tasks: the distribution of tasks.
+    learning_rate: the step size `eta`.
+
+  Returns:
+    The expected loss.
+
+  Raises:
+    ValueError: if `learning_rate` is not finite.
+
+  Example:
+    >>> tasks = LinearTasks(
+    ...   d_x=10, num_demonstrations=10, moments=uniform_moments(0.5)
+    ... )
+    >>> rate = optimal_learning_rate(tasks)
+    >>> f'{rate:.4f} {expected_loss(tasks, rate):.5f}'
+    '6.0606 0.20623'
+
+  References:
+    The step of von Oswald et al., arXiv:2212.07677, eq. 4, averaged over tasks.
+  """
+  _validate.check_scalar('learning_rate', learning_rate)
+  gain, spread = _gain_and_spread(tasks)
+  zero = tasks.task_variance * tasks.d_x
+  change = -2 * learning_rate * gain + learning_rate**2 * spread
+  return 0.5 * tasks.moments.second * (zero + change)
+
+
+def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
+  """The step size that minimises `expected_loss`.
+
+  Args:
+    tasks: the distribution of tasks.
+
+  Returns:
+    The step size `eta`.
+  """
+  gain, spread = _gain_and_spread(tasks)
+  return gain / spread
+
+
+def _gain_and_spread(tasks: LinearTasks):
+  """Coefficients of `-2 eta` and `eta^2` in the loss."""
+  d_x, size = tasks.d_x, tasks.num_demonstrations
+  second, fourth = tasks.moments
+  good = size - tasks.num_distractors
+  same = d_x * fourth + d_x * (d_x - 1) * second**2
+  pairs = good * same + good * (good - 1) * d_x * second**2
+  noise = good * tasks.noise_variance + tasks.num_distractors
+  gain = tasks.task_variance * good / size * d_x * second
+  spread = tasks.task_variance * pairs + noise * d_x * second
+  return gain, spread / size**2
+
+
+def fit_learning_rate(
+  directions: Float[Array, 'B d_y'], targets: Float[Array, 'B d_y']
+) -> Float[Array, '']:
+  r"""The best step size of one step from 0 for given tasks.
+
+  .. math:: \eta^* = \langle t, p\rangle / \langle p, p\rangle
+
+  Args:
+    directions: predictions `p` after a step of size 1. Shape `[B, d_y]`.
+    targets: labels `t` of the queries. Shape `[B, d_y]`.
+
+  Returns:
+    The step size. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes disagree, or all directions are 0.
+
+  Example:
+    >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
+    2.0
+  """
+  _validate.check_array('directions', directions, 'B d_y')
+  _validate.check_array('targets', targets, 'B d_y')
+  if directions.shape != targets.shape:
+    raise ValueError(
+      f'directions and targets have shapes {list(directions.shape)} and '
+      f'{list(targets.shape)}; expected equal ones.'
+    )
+  square = jnp.sum(directions**2)
+  if _validate.is_concrete(square) and float(square) == 0:
+    raise ValueError(
+      'directions is 0 everywhere; expected a task that a step can learn from.'
+    )
+  return jnp.sum(directions * targets) / square
+
+
+def descend(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  learning_rates: Float[Array, ' K'],
+  *,
+  initial: Float[Array, 'd_y d_x'] | None = None,
+) -> Float[Array, 'd_y d_x']:
+  r"""Gradient descent by `jax.grad`: the definition.
+
+  .. math:: L(W) = \frac1{2N}\sum_i |W x_i - y_i|^2
+
+  Args:
+    inputs: training inputs. Shape `[N, d_x]`.
+    labels: their labels. Shape `[N, d_y]`.
+    learning_rates: one step size for each step. Shape `[K]`.
+    initial: weights before the first step, None for 0. Shape `[d_y, d_x]`.
+
+  Returns:
+    The weights after `K` steps. Shape `[d_y, d_x]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  References:
+    von Oswald et al., arXiv:2212.07677, eq. 4 and 5.
+  """
+  _validate.check_array('learning_rates', learning_rates, 'K')
+  initial = check_problem(inputs, labels, inputs[0], initial)
+
+  def loss(weights):
+    return jnp.sum((inputs @ weights.T - labels) ** 2) / (2 * len(inputs))
+
+  def step(weights, rate):
+    return weights - rate * jax.grad(loss)(weights), None
+
+  return jax.lax.scan(step, initial, learning_rates)[0]
+
+
+def descend_plus_plus(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  query: Float[Array, ' d_x'],
+  learning_rates: Float[Array, ' K'],
+  contractions: Float[Array, ' K'],
+) -> Float[Array, ' d_y']:
+  r"""GD++: every step learns from the residuals, then moves the inputs.
+
+  Args:
+    inputs: training inputs. Shape `[N, d_x]`.
+    labels: their labels. Shape `[N, d_y]`.
+    query: test input. Shape `[d_x]`.
+    learning_rates: step sizes `eta`. Shape `[K]`.
+    contractions: factors `gamma` of `x <- (I - gamma X^T X) x`; the last does
+      not matter. Shape `[K]`.
+
+  Returns:
+    The prediction after `K` steps from 0. Shape `[d_y]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  References:
+    von Oswald et al., arXiv:2212.07677, section 4.3.
+  """
+  check_problem(inputs, labels, query, None)
+  for name, array in (
+    ('learning_rates', learning_rates),
+    ('contractions', contractions),
+  ):
+    _validate.check_array(name, array, 'K')
+  _validate.check_same(
+    'K', 'learning_rates', len(learning_rates), 'contractions',
+    len(contractions),
+  )  # fmt: skip
+
+  def step(carry, factors):
+    inputs, residuals, query, answer = carry
+    rate, contraction = factors
+    weights = rate / len(inputs) * residuals.T @ inputs
+    answer = answer + weights @ query
+    residuals = residuals - inputs @ weights.T
+    gram = inputs.T @ inputs
+    inputs = inputs - contraction * inputs @ gram
+    return (inputs, residuals, query - contraction * gram @ query, answer), None
+
+  carry = inputs, labels, query, jnp.zeros_like(labels[0])
+  return jax.lax.scan(step, carry, (learning_rates, contractions))[0][3]
