@@ -136,4 +136,18 @@ JOBS = (
       'num_test': 50,
     },
   ),
+  Job(
+    'online_learners',
+    'online_learners',
+    'Sequence layers as online learners',
+    {},
+    {
+      'dim': 3,
+      'num_groups': 5,
+      'tasks_per_group': 20,
+      'tuning_length': 4,
+      'max_length': 8,
+      'scales': (1.0, 2.0),
+    },
+  ),
 )
