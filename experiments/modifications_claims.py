@@ -2,7 +2,8 @@
 
 The rule was fixed beforehand: ten or more paired runs; better, poorer or
 comparable by the 95 % interval of the ratio to the plain layer, see
-`modifications_statistics.verdict`.
+`modifications_statistics.verdict`. Where the plain layer is not better than
+predicting 0, nothing is decided.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def claims(
   indices: Mapping[str, Mapping[str, int]],
   data: Mapping[str, Measured],
 ) -> list[dict[str, Any]]:
-  """All statements, at the papers' learning rate and at tuned ones.
+  """All statements, at the fixed learning rate and at tuned ones.
 
   Args:
     config: settings of the experiment.
@@ -53,14 +54,20 @@ def claims(
         num_comparisons,
       )
 
+    judged = []
     for panel, name, measure, expected, source, text in _statements(config):
       value = ratio(panel, name, measure)
       label = statistics.verdict(value, config.num_seeds)
-      rows.append(
+      judged.append(
         _claim(config, rate, source, name, text, measure, expected, value)
         | {'verdict': _judge(expected, label)}
       )
-    rows.append(_best_cell(config, rate, ratio))
+    judged.append(_best_cell(config, rate, ratio))
+    losses = getattr(data['regularised'], rate)['held_out'][:, 0]
+    if not statistics.geometric_mean(losses).high < 1:
+      # The plain layer has learnt nothing: that others are as good says little.
+      judged = [row | {'verdict': 'undecided'} for row in judged]
+    rows += judged
   return rows
 
 
@@ -106,7 +113,7 @@ def _claim(config, rate, source, name, text, measure, expected, value):
   """A claim without its verdict."""
   slug = '-'.join(f'{name} {text}'.replace('=', '').replace(',', '').split())
   rates = {
-    'fixed': f"at the papers' learning rate {config.learning_rate:g}",
+    'fixed': f'at the fixed learning rate {config.learning_rate:g}',
     'tuned': 'with the learning rate of every layer tuned',
   }
   return {

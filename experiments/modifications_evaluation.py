@@ -133,7 +133,7 @@ def measure(
     The results.
 
   Raises:
-    ValueError: if the plain layer diverges at the rate of the papers.
+    ValueError: if the plain layer diverges at the fixed rate.
   """
   layers = training.init_layers(config, start, panel)
   params, losses, zero = training.train(config, start, panel, layers, workdir)

@@ -116,6 +116,7 @@ def _training_loss(config, all_panels, data):
   for axis, panel in zip(axes, all_panels, strict=True):
     _curves(axis, config, panel, data[panel.name], shown[panel.name])
   # Limits are shared: labels are placed when all curves are drawn.
+  axes[0].set_ylim(_widened(*axes[0].get_ylim()))
   for axis in axes:
     plain_ticks(axis.yaxis)
     label_ends(
@@ -213,8 +214,14 @@ def _controls(config) -> set[str]:
   return {control for _, _, control in panels.controls(config)}
 
 
+def _widened(low: float, high: float) -> tuple[float, float]:
+  """Limits that show a factor of 2 as what it is, however close the data."""
+  return min(low, 0.5), max(high, 2.0)
+
+
 def _log_axis(axis):
   axis.set_xscale('log')
+  axis.set_xlim(_widened(*axis.get_xlim()))
   plain_ticks(axis.xaxis)
   axis.grid(alpha=0.25, lw=0.5, axis='x')
 

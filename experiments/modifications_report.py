@@ -64,7 +64,7 @@ def summarise(
     'single_task': not config.multi_task,
     'claims': claims,
   }
-  summary['memorisation'] = memorisation(config, plain)
+  summary['memorisation'] = memorisation(config, plain, summary['layers'])
   summary['conclusion'] = _conclusion(config, summary)
   return summary
 
@@ -125,12 +125,13 @@ def ratio_text(entry: Mapping[str, Any]) -> str:
   """A value with its interval."""
   if entry['interval'] is None:
     return 'diverged'
-  return f'{entry["value"]:.2g} [{entry["interval"][0]:.2g}, ' + (
-    f'{entry["interval"][1]:.2g}]'
-  )
+  low, high = entry['interval']
+  return f'{entry["value"]:.3g} [{low:.3g}, {high:.3g}]'
 
 
-def memorisation(config: Any, plain: Mapping[str, Any]) -> str:
+def memorisation(
+  config: Any, plain: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]
+) -> str:
   """What the curves measure: stands beside every figure."""
   other, held = plain['fixed']['other_task'], plain['fixed']['held_out']
   if config.multi_task:
@@ -138,7 +139,9 @@ def memorisation(config: Any, plain: Mapping[str, Any]) -> str:
       'Every prompt has a matrix B of its own. The held-out loss of the plain '
       f'layer is {ratio_text(held)} times that of predicting 0 at the fixed '
       f'learning rate and {ratio_text(plain["tuned"]["held_out"])} times at '
-      'the tuned one.'
+      'the tuned one; that of the best of all layers is '
+      f'{ratio_text(_best(layers, "fixed"))} and '
+      f'{ratio_text(_best(layers, "tuned"))} times.'
     )
   return (
     'Training and test prompts of a run share one matrix B, so this measures '
@@ -151,11 +154,17 @@ def memorisation(config: Any, plain: Mapping[str, Any]) -> str:
   )
 
 
+def _best(layers, rate: str) -> Mapping[str, Any]:
+  """The lowest relative held-out loss of all layers."""
+  losses = [row[rate]['held_out']['relative_loss'] for row in layers]
+  return min(losses, key=lambda entry: entry['value'])
+
+
 def _conclusion(config: Any, summary: Mapping[str, Any]) -> str:
   """One paragraph, from the numbers."""
   sentences = []
   for rate, words in zip(
-    RATES, ("At the papers' learning rate", 'With tuned rates'), strict=True
+    RATES, ('At the fixed learning rate', 'With tuned rates'), strict=True
   ):
     counts = Counter(
       claim['verdict']

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
   """Losses of a panel relative to that of predicting 0.
 
   Attributes:
-    fixed: by measure, at the rate of the papers. Shapes `[S, V]`.
+    fixed: by measure, at the fixed rate. Shapes `[S, V]`.
     tuned: the same at the rate chosen for each layer.
     chosen: which rate that is. Shape `[S, V]`.
     curves: training loss, by epoch and rate. Shape `[E, S, V, L]`.
@@ -67,9 +67,9 @@ def measured(config: Any, results: Results) -> Measured:
     values[name] = _finite(loss) / results.test_zero[name][:, None, None]
   late = slice(-config.early_epochs, None)
   chosen = choose_rates(_mean_ratio(losses[late], zero[late]))
-  paper = config.rate_factors.index(1.0)
+  fixed = config.rate_factors.index(1.0)
   return Measured(
-    fixed={name: value[..., paper] for name, value in values.items()},
+    fixed={name: value[..., fixed] for name, value in values.items()},
     tuned={
       name: np.take_along_axis(value, chosen[..., None], axis=2)[..., 0]
       for name, value in values.items()
