@@ -522,6 +522,21 @@ def test_vmap_over_heads_is_the_loop(case):
     compare(output, answer(EVERY[case], positive(), *head), 'positive')
 
 
+@pytest.mark.parametrize('size', [1, 2, 17, 50])
+def test_selection_in_two_levels_is_sorting(size):
+  """Few distinct weights, so that most choices are ties."""
+  generator = np.random.default_rng(size)
+  weights = generator.integers(0, 4, (20, size)).astype(float)
+  candidates = generator.random((20, size)) < 0.7
+  count = min(5, size)
+  found = compile_quickly(
+    jax.vmap(lambda w, c: modified.lowest_scores(w, c, count))
+  )(weights, candidates)
+  for row, allowed, chosen in zip(weights, candidates, found, strict=True):
+    order = sorted(np.flatnonzero(allowed), key=lambda i: (row[i], i))
+    np.testing.assert_array_equal(np.flatnonzero(chosen), sorted(order[:count]))
+
+
 def test_nothing_of_size_n_squared_is_held():
   """Temporary memory of the negatives: blocks of scores, and the features."""
   size = 512

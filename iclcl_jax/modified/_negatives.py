@@ -1,6 +1,5 @@
 """Attention with negative samples."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -69,24 +68,32 @@ def random_choice(key: PRNGKeyArray) -> Selection:
 def _smallest(criterion, candidates, count):
   """The `count` candidates of least criterion; ties by lower index.
 
-  In two levels, the least of each row and then of that row: `argmin` over all
-  tokens costs an order of magnitude more than `min` on CPU.
+  In two levels, the least row minimum and then the least of that row: all
+  entries are read once, by `min`. On CPU that is an order of magnitude faster
+  than `argmin` over all of them, once for each choice.
   """
   # Selection is discrete: no gradient passes through it.
   criterion = jax.lax.stop_gradient(criterion)
   criterion = jnp.where(candidates, criterion, jnp.inf)
   size = criterion.shape[0]
-  width = math.isqrt(size)
+  width = 1 << (size.bit_length() // 2)  # Lengths are round in base 2.
   rows = jnp.pad(criterion, (0, -size % width), constant_values=jnp.inf)
   rows = rows.reshape(-1, width)
-  chosen = jnp.zeros(size, bool)
+  least, places = jnp.min(rows, axis=1), jnp.arange(width)
+  found: list[Array] = []
   for _ in range(count):
-    row = jnp.argmin(jnp.min(rows, axis=1))
-    column = jnp.argmin(rows[row])
-    best = row * width + column
-    chosen = chosen.at[best].set(candidates[best] | chosen[best])
-    rows = rows.at[row, column].set(jnp.inf)
-  return chosen
+    row = jnp.argmin(least)
+    indices = row * width + places
+    entries = rows[row]
+    if found:
+      taken = jnp.stack(found)[:, None] == indices[None]
+      entries = jnp.where(jnp.any(taken, axis=0), jnp.inf, entries)
+    place = jnp.argmin(entries)
+    found.append(indices[place])
+    rest = jnp.where(places == place, jnp.inf, entries)
+    least = least.at[row].set(jnp.min(rest))
+  chosen = jnp.zeros(size, bool)
+  return chosen.at[jnp.array(found, int)].set(True) & candidates
 
 
 def unnormalised(weights, negatives, visible, strength) -> Negatives:
