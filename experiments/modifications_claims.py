@@ -1,6 +1,6 @@
 """The authors' statements about Fig. 5 of v1 and Fig. 3b-d of v2, judged.
 
-The rule was fixed beforehand: ten or more paired runs; better, poorer or
+The rule: ten or more paired runs; better, poorer or
 comparable by the 95 % interval of the ratio to the plain layer, see
 `modifications_statistics.verdict`. Where the plain layer is not better than
 predicting 0, nothing is decided.
