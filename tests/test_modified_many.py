@@ -379,20 +379,15 @@ def test_causal_rows_before_the_first_visible_key_are_zero(case):
 
 
 def test_causal_own_score_survives_keys_that_rise_steeply():
-  """A row of steep keys: the own weight is 1 up to rounding."""
-  _, keys, values = draw()
-  growing = keys[:1] * 40.0 ** (np.arange(N)[:, None] / 2)
+  """Pairs of equal keys, each pair beyond the exponents of the one before."""
+  queries, _, values = draw()
+  keys = np.repeat(np.arange(4.0) + 1, 2)[:N, None] * np.ones((1, D))
+  phi = features.PositiveFeatures(jnp.full((R, D), 400.0))
   fn = functools.partial(modified.causal_regularised_attention, strength=1.0)
-  phi = features.PositiveFeatures(jnp.asarray(PROJECTION) * 0 + 1.0)
-  # One direction alone: weights depend on the sums of the keys.
-  found = answer(fn, phi, growing, growing, values)
-  sums = growing.sum(1) / D**0.25
-  squares = (growing**2).sum(1) / D**0.5 / 2
-  exponent = np.tril(np.ones((N, N))) * (sums - squares)[None]
-  exponent = np.where(np.tril(np.ones((N, N))) > 0, exponent, -np.inf)
-  weights = np.exp(exponent - exponent.max(1, keepdims=True))
-  weights /= weights.sum(1, keepdims=True)
-  expected = (weights - np.diag(np.diag(weights))) @ values
+  found = answer(fn, phi, queries, keys, values)
+  # The first of a pair has weight 1 on itself, the second 1/2 on each.
+  expected = np.zeros((N, D_V))
+  expected[1::2] = values[: N - 1 : 2] / 2
   compare(found, expected, 'positive')
 
 
