@@ -122,8 +122,9 @@ def attend(
   Args:
     layer: weights of the layer.
     tokens: rows `E`; the context `C` is all but the last. Shape `[M, D]`.
-    weights_fn: `(scores [M, M], visible [M, M], d_k) -> [M, M]`:
-      `linear_weights`, `softmax_weights`, or one of your own.
+    weights_fn: `(scores [Q, K], visible [Q, K], d_k) -> [Q, K]`, row by row:
+      `linear_weights`, `softmax_weights`, or one of your own. `visible` may
+      have one row for all.
     visible: which row sees which column, None for `context_only`. Other masks
       break the construction: a query among the keys sees its own
       prediction, and causal rows get gradients of their prefix.
@@ -175,14 +176,12 @@ def attend_query(
   """
   _check_layer(layer, tokens)
   context, row = tokens[:-1], tokens[-1]
-  visible = jnp.ones(context.shape[0], bool)
-  width = layer.keys.shape[2]
-
-  def head(query_key, value_output):
-    scores = context @ (row @ query_key)
-    return weights_fn(scores, visible, width) @ context @ value_output
-
-  return row + jnp.sum(jax.vmap(head)(*fold(layer)), axis=0)
+  folded = fold(layer)
+  scores = jnp.einsum('d,hde->he', row, folded.query_key) @ context.T
+  visible = jnp.ones((1, context.shape[0]), bool)
+  weights = weights_fn(scores, visible, layer.keys.shape[2])
+  read = weights @ context
+  return row + jnp.einsum('hd,hde->e', read, folded.value_output)
 
 
 def predict(
