@@ -44,7 +44,7 @@ class Config:
   half_range: float = harness.option(0.5, 'inputs are U(-a, a): a')
   batch_size: int = harness.option(2048, 'fresh tasks of a training step')
   num_steps: int = harness.option(5000, 'training steps, linear')
-  softmax_steps: int = harness.option(2500, 'training steps, softmax')
+  softmax_steps: int = harness.option(2000, 'training steps, softmax')
   record_every: int = harness.option(100, 'steps between evaluations')
   learning_rate: float = harness.option(1e-3, 'of Adam')
   clip: float = harness.option(1e-3, 'largest norm of the gradient')
@@ -128,7 +128,7 @@ def _measure(config: Config) -> dict[str, Any]:
     records, steps, seconds = training.train(
       config, architecture, num_steps, label
     )
-    align = jax.jit(
+    align = harness.compile_quickly(
       lambda r, a=architecture: measure.alignment(r, a, tasks, descent)
     )
     few = _few(len(steps))
@@ -138,16 +138,15 @@ def _measure(config: Config) -> dict[str, Any]:
   trained = last['linear']
   compare = harness.compile_quickly(
     lambda trained: {
+      'scales': measure.out_of_distribution(config, trained, tasks, descent),
       'interpolation': measure.interpolation(config, trained, tasks, descent),
       'products': measure.learnt_products(config, trained),
     }
   )
-  scales = measure.out_of_distribution(config, trained, tasks, descent)
   return {
     'residual': measure.construction_residual(config),
     'descent': descent,
     'curves': curves,
-    'scales': scales,
     **compare(trained),
   }
 
@@ -174,7 +173,8 @@ def _text(summary: Mapping[str, Any]) -> str:
   claims = [
     {
       'claim': row['id'],
-      'value': f'{row["value"]:.4g}',
+      # Not a number is null in the summary: a run that did not converge.
+      'value': 'nan' if row['value'] is None else f'{row["value"]:.4g}',
       'verdict': row['verdict'],
     }
     for row in summary['claims']

@@ -61,10 +61,10 @@ def draw_lanes(lanes: Array, config) -> tuple[Array, Tasks]:
   """Draws a batch for training, and moves the lanes on."""
   lanes = _advance(lanes)
   upper = (lanes * jnp.uint32(0x9E3779B1)) >> jnp.uint32(8)
-  # The middle of each of the 2^24 cells: symmetric, never -1 or 1.
+  # The middle of each of the 2^24 cells: symmetric. Rounding may reach 1.
   uniform = (upper.astype(jnp.float32) + 0.5) * jnp.float32(2**-23) - 1
   inputs = config.half_range * uniform[:, :-1]
-  edge = jnp.float32(1 - 2**-23)  # Rounding may reach 1.
+  edge = jnp.float32(1 - 2**-23)
   normal = jax.lax.erf_inv(jnp.clip(uniform[:, -1], min=-edge, max=edge))
   return lanes, label(inputs, jnp.float32(2**0.5) * normal)
 

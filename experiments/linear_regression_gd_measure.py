@@ -38,7 +38,9 @@ def construction_residual(config) -> float:
       pair = account.predict(layers, tokens, d_y=d_y), weights @ query
       found.append(_relative(*pair))
       tokens = account.make_tokens(inputs, labels, query)
-      layer = account.construct_plus_plus(0.5, 0.02, size, d_x=d_x, d_y=d_y)
+      layer = account.construct_plus_plus(
+        0.5, 0.02, size, d_x=d_x, d_y=d_y, dtype=jnp.float64
+      )
       layers = account.repeat(layer, num_steps)
       factors = rates, 0.02 * jnp.ones(num_steps)
       answer = account.descend_plus_plus(inputs, labels, query, *factors)
@@ -65,10 +67,12 @@ def test_tasks(config) -> data.Tasks:
 def gradient_descent(config, tasks: data.Tasks) -> dict[str, Any]:
   """One step of GD with the best step size for these very tasks."""
   size = config.num_demonstrations
-  unit = _stack(account.construct(1.0, size, d_x=config.d_x))
+  unit = _stack(account.construct(1.0, size, d_x=config.d_x, dtype=jnp.float32))
   directions = training.predictions(unit, training.LINEAR, tasks.tokens)
   rate = account.fit_learning_rate(directions, tasks.targets)
-  layer = _stack(account.construct(rate, size, d_x=config.d_x))
+  layer = _stack(
+    account.construct(rate, size, d_x=config.d_x, dtype=jnp.float32)
+  )
   answers, slopes = _behaviour(layer, training.LINEAR, tasks)
   context = tasks.tokens[:, :-1]
   centred = context.at[..., :-1].add(
@@ -122,8 +126,9 @@ def out_of_distribution(config, trained, tasks: data.Tasks, descent):
   return {
     'trained': jax.lax.map(scales, trained),
     'gd': scales(descent['layer']),
-    'closed_form': np.array(
-      [account.expected_loss(linear_tasks(config, a), rate) for a in SCALES]
+    'closed_form': jnp.asarray(
+      [account.expected_loss(linear_tasks(config, a), rate) for a in SCALES],
+      jnp.float32,
     ),
   }
 
@@ -186,5 +191,5 @@ def _products(layers, d_x: int) -> account.Folded:
 
 
 def _stack(layer):
-  """One layer as a stack, in float32."""
-  return jax.tree.map(lambda w: w[None].astype(jnp.float32), layer)
+  """One layer as a stack."""
+  return jax.tree.map(lambda w: w[None], layer)

@@ -12,7 +12,8 @@ from experiments import linear_regression_gd_data as data
 from iclcl_jax.accounts import linear_regression_gd as account
 
 CHUNK = 5000
-NUM_TUNING_STEPS = 25
+NUM_TUNING_STEPS = 12
+NUM_SEARCH_STEPS = 6
 
 
 def answers(tokens, rates, contractions):
@@ -32,21 +33,24 @@ def losses(tasks: data.Tasks, rates, contractions):
   return jnp.sum(gap**2, axis=1) / 2
 
 
-def tune(tasks: data.Tasks, start, make_factors) -> tuple[Any, Any]:
-  """Minimises the mean loss over logarithms of positive factors by L-BFGS.
+def tune(tasks: data.Tasks, start, free, num_steps: int) -> tuple[Any, Any]:
+  """Minimises the mean loss over logarithms of both factors by L-BFGS.
 
   Args:
     tasks: tasks to tune on.
-    start: logarithms to start from. Shape `[P]`.
-    make_factors: `[P] -> (rates [K], contractions [K])`, of the factors.
+    start: logarithms of step size and contraction to start from. Shape `[2]`.
+    free: 1 for GD++, 0 for GD: multiplies the contraction.
+    num_steps: number of steps of gradient descent.
 
   Returns:
-    The factors, and the gradient that is left.
+    Step size and contraction `[2]`, and the gradient that is left.
   """
-  optimizer = optax.lbfgs()
+  optimizer = optax.lbfgs(
+    linesearch=optax.scale_by_zoom_linesearch(NUM_SEARCH_STEPS)
+  )
 
   def loss(logs):
-    return jnp.mean(losses(tasks, *make_factors(jnp.exp(logs))))
+    return jnp.mean(losses(tasks, *_factors(logs, free, num_steps)))
 
   evaluate = optax.value_and_grad_from_state(loss)
 
@@ -56,11 +60,18 @@ def tune(tasks: data.Tasks, start, make_factors) -> tuple[Any, Any]:
     updates, state = optimizer.update(
       slope, state, logs, value=value, grad=slope, value_fn=loss
     )
-    return (optax.apply_updates(logs, updates), state), None
+    return (optax.apply_updates(logs, updates), state), slope
 
   carry = start, optimizer.init(start)
-  (logs, _), _ = jax.lax.scan(step, carry, length=NUM_TUNING_STEPS)
-  return jnp.exp(logs), jax.grad(loss)(logs)
+  (logs, _), slopes = jax.lax.scan(step, carry, length=NUM_TUNING_STEPS)
+  rates, contractions = _factors(logs, free, num_steps)
+  return jnp.stack([rates[0], contractions[0]]), slopes[-1]
+
+
+def _factors(logs, free, num_steps: int):
+  ones = jnp.ones(num_steps, jnp.float32)
+  rate, contraction = jnp.exp(logs)
+  return rate * ones, free * contraction * ones
 
 
 def measure(config) -> list[dict[str, Any]]:
@@ -78,68 +89,61 @@ def measure(config) -> list[dict[str, Any]]:
     jax.random.fold_in(root, 0), config.num_tuning_tasks, config
   )
   best = account.optimal_learning_rate(linear_tasks(config))
-  size = config.num_demonstrations
+  first = [best, best / config.num_demonstrations**2]
+  start = jnp.log(jnp.asarray(first, jnp.float32))
   rows = []
   for num_steps in (1, *config.num_steps_of_gd):
-    ones = jnp.ones(num_steps, jnp.float32)
-
-    def plain(factors, ones=ones):
-      return factors[0] * ones, 0 * ones
-
-    def plus_plus(factors, ones=ones):
-      return factors[0] * ones, factors[1] * ones
-
-    chosen = {}
-    for name, make, start in (
-      ('GD', plain, [best]),
-      ('GD++', plus_plus, [best, best / size**2]),
+    run = harness.compile_quickly(
+      lambda free, num_steps=num_steps: tune(tuning, start, free, num_steps)
+    )
+    # With one step they are the same: the last contraction is idle.
+    names = ('GD',) if num_steps == 1 else ('GD', 'GD++')
+    tuned = [run(jnp.float32(name == 'GD++')) for name in names]
+    factors = jnp.stack([row for row, _ in tuned])
+    samples = _evaluate(config, root, num_steps, factors)
+    for column, (name, (row, slope)) in enumerate(
+      zip(names, tuned, strict=True)
     ):
-      if num_steps == 1 and name == 'GD++':
-        continue  # The last contraction does not matter.
-      logs = jnp.log(jnp.asarray(start, jnp.float32))
-      tuned = harness.compile_quickly(
-        lambda logs, make=make: tune(tuning, logs, make)
+      rows.append(
+        {
+          'method': name,
+          'num_steps': num_steps,
+          'learning_rate': float(row[0]),
+          'contraction': float(row[1]),
+          'tuning_gradient': float(jnp.max(jnp.abs(slope))),
+          **_statistics(samples[:, column], samples[:, 0]),
+        }
       )
-      factors, slope = tuned(logs)
-      chosen[name] = factors, make(factors), slope
-    rows += _evaluate(config, root, num_steps, chosen)
   return rows
 
 
-def _evaluate(config, root, num_steps: int, chosen) -> list[dict[str, Any]]:
-  """Losses of all methods on the same fresh tasks."""
+def _evaluate(config, root, num_steps: int, factors) -> np.ndarray:
+  """Losses of all methods on the same fresh tasks, a column for each."""
   count = -(-config.num_yardstick_tasks // CHUNK)
+  size = min(CHUNK, config.num_yardstick_tasks)
+  ones = jnp.ones(num_steps, jnp.float32)
 
   def chunk(index):
     key = jax.random.fold_in(jax.random.fold_in(root, 1), index)
-    tasks = data.draw(key, CHUNK, config)
-    return [losses(tasks, *made) for _, made, _ in chosen.values()]
+    tasks = data.draw(key, size, config)
+    return jax.lax.map(
+      lambda row: losses(tasks, row[0] * ones, row[1] * ones), factors
+    )
 
   run = harness.compile_quickly(lambda i: jax.lax.map(chunk, i))
-  samples = [
-    np.asarray(x, np.float64).ravel()[: config.num_yardstick_tasks]
-    for x in run(jnp.arange(count))
-  ]
-  rows = []
-  for (name, (factors, _, slope)), values in zip(
-    chosen.items(), samples, strict=True
-  ):
-    gain = values - samples[0]
-    root_size = values.size**0.5
-    rows.append(
-      {
-        'method': name,
-        'num_steps': num_steps,
-        'learning_rate': float(factors[0]),
-        'contraction': float(factors[1]) if name == 'GD++' else 0.0,
-        'tuning_gradient': float(jnp.max(jnp.abs(slope))),
-        'loss': float(values.mean()),
-        'standard_error': float(values.std(ddof=1) / root_size),
-        'minus_gd': float(gain.mean()),
-        'minus_gd_standard_error': float(gain.std(ddof=1) / root_size),
-      }
-    )
-  return rows
+  samples = np.asarray(run(jnp.arange(count)), np.float64)
+  samples = np.moveaxis(samples, 1, 2).reshape(-1, len(factors))
+  return samples[: config.num_yardstick_tasks]
+
+
+def _statistics(values: np.ndarray, base: np.ndarray) -> dict[str, float]:
+  gain, root_size = values - base, values.size**0.5
+  return {
+    'loss': float(values.mean()),
+    'standard_error': float(values.std(ddof=1) / root_size),
+    'minus_gd': float(gain.mean()),
+    'minus_gd_standard_error': float(gain.std(ddof=1) / root_size),
+  }
 
 
 def linear_tasks(config, scale: float = 1.0) -> account.LinearTasks:

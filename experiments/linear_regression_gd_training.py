@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import harness
 from experiments import linear_regression_gd_data as data
 from iclcl_jax.accounts import linear_regression_gd as account
 
@@ -115,7 +116,7 @@ def train(config, architecture: Architecture, num_steps: int, label: int):
     )
 
   seeds = jnp.arange(config.num_seeds)
-  run = jax.jit(lambda seeds: jax.lax.map(one_seed, seeds))
+  run = harness.compile_quickly(lambda seeds: jax.lax.map(one_seed, seeds))
   run = run.lower(seeds).compile()
   start = time.perf_counter()
   records = jax.block_until_ready(run(seeds))

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from iclcl_jax import _validate
 from iclcl_jax.types import Array, Bool, Float
@@ -250,6 +251,7 @@ def construct(
   *,
   d_x: int | None = None,
   initial: Float[Array, 'd_y d_x'] | None = None,
+  dtype: DTypeLike = float,
 ) -> SelfAttention:
   r"""The layer that does one step of gradient descent.
 
@@ -264,7 +266,9 @@ def construct(
     num_demonstrations: number of context rows `N`.
     d_x: width of the inputs, for one label and `W_0 = 0`. Give this or
       `initial`.
-    initial: weights `W_0` before the first step. Shape `[d_y, d_x]`.
+    initial: weights `W_0` before the first step, whose dtype the layer takes.
+      Shape `[d_y, d_x]`.
+    dtype: of a layer without `initial`.
 
   Returns:
     The layer, with one head.
@@ -278,7 +282,7 @@ def construct(
   """
   _validate.check_scalar('learning_rate', learning_rate)
   _validate.check_count('num_demonstrations', num_demonstrations)
-  initial = _initial(d_x, initial)
+  initial = _initial(d_x, initial, dtype)
   d_y, d_x = initial.shape
   zeros = jnp.zeros_like
   below = -jnp.eye(d_y, dtype=initial.dtype)
@@ -288,9 +292,9 @@ def construct(
       [zeros(initial), below],
     ]
   )
-  size = learning_rate / num_demonstrations
+  size = jnp.asarray(learning_rate, initial.dtype) / num_demonstrations
   outputs = size * jnp.eye(d_x + d_y, dtype=initial.dtype)
-  return _layer_of_inputs(d_x, values, outputs.astype(initial.dtype))
+  return _layer_of_inputs(d_x, values, outputs)
 
 
 def construct_plus_plus(
@@ -300,6 +304,7 @@ def construct_plus_plus(
   *,
   d_x: int,
   d_y: int = 1,
+  dtype: DTypeLike = float,
 ) -> SelfAttention:
   r"""The layer of GD++: a step that also transforms the inputs.
 
@@ -314,6 +319,7 @@ def construct_plus_plus(
     num_demonstrations: number of context rows `N`.
     d_x: width of the inputs.
     d_y: width of the labels.
+    dtype: of the layer.
 
   Returns:
     The layer, with one head, for `W_0 = 0`.
@@ -329,8 +335,8 @@ def construct_plus_plus(
   _validate.check_count('num_demonstrations', num_demonstrations)
   _validate.check_count('d_x', d_x)
   _validate.check_count('d_y', d_y)
-  signs = jnp.concatenate([jnp.ones(d_x), -jnp.ones(d_y)])
-  size = jnp.asarray(learning_rate / num_demonstrations, signs.dtype)
+  signs = jnp.concatenate([jnp.ones(d_x, dtype), -jnp.ones(d_y, dtype)])
+  size = jnp.asarray(learning_rate, signs.dtype) / num_demonstrations
   gamma = jnp.asarray(contraction, signs.dtype)
   sizes = jnp.where(signs > 0, -gamma, size)
   return _layer_of_inputs(d_x, jnp.diag(signs), jnp.diag(sizes))
@@ -457,7 +463,7 @@ def _layer_of_inputs(d_x: int, values, outputs) -> SelfAttention:
   return SelfAttention(*(w[None] for w in (select, select, values, outputs)))
 
 
-def _initial(d_x, initial) -> Float[Array, 'd_y d_x']:
+def _initial(d_x, initial, dtype) -> Float[Array, 'd_y d_x']:
   if (d_x is None) == (initial is None):
     raise ValueError(
       f'd_x is {d_x!r} and initial is {type(initial).__name__}; expected '
@@ -465,7 +471,7 @@ def _initial(d_x, initial) -> Float[Array, 'd_y d_x']:
     )
   if initial is None:
     _validate.check_count('d_x', d_x)
-    return jnp.zeros((1, d_x))
+    return jnp.zeros((1, d_x), dtype)
   _validate.check_array('initial', initial, 'd_y d_x')
   return initial
 
