@@ -116,7 +116,7 @@ def train(config, architecture: Architecture, num_steps: int, label: int):
     )
 
   seeds = jnp.arange(config.num_seeds)
-  run = harness.compile_quickly(lambda seeds: jax.lax.map(one_seed, seeds))
+  run: Any = harness.compile_quickly(lambda seeds: jax.lax.map(one_seed, seeds))
   run = run.lower(seeds).compile()
   start = time.perf_counter()
   records = jax.block_until_ready(run(seeds))
