@@ -14,3 +14,15 @@ jax.config.update('jax_debug_key_reuse', True)
 def dtype(request):
   """The dtype of the inputs; results follow it."""
   return jax.numpy.dtype(request.param)
+
+
+# Whole experiments, tiny: seconds of compilation each. `make test` runs that of
+# the demo, `-m slow` the others.
+QUICK_EXPERIMENTS = ('test_experiment_equivalence',)
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    name = item.path.stem
+    if name.startswith('test_experiment') and name not in QUICK_EXPERIMENTS:
+      item.add_marker(pytest.mark.slow)
