@@ -8,7 +8,24 @@ gradient descent and of GD++::
 
   python -m experiments.linear_regression_gd --workdir=out/linear_regression_gd
 
-TIMES
+It takes three and a half minutes of CPU time, of which the linear layers take
+one (20 s of wall-clock time a seed on a busy machine). Expect (5 seeds) a
+construction residual of 1.3e-15; a trained loss .0004 [.0002, .0007] above the
+.2047 of one step on the same tasks (theory: .2062); a Model cos of .9992, so
+close to .999 that its interval does not decide; a loss within 3 % of one step
+for inputs scaled by .5 to 2; for softmax with two heads after 2,000 steps an
+excess of .017 and a Model cos of .94; and these losses of tuned descent:
+
+=====  =====  =====  =====
+steps    1      2      5
+=====  =====  =====  =====
+GD     .2078  .1573  .1101
+GD++   .2078  .1118  .0527
+=====  =====  =====  =====
+
+They are 1 to 2 % above those of an independent computation on other tasks (two
+of the standard errors of one of them). A layer may stay for thousands of steps
+at a saddle where it has learnt one direction; with other seeds it did.
 
 References:
   von Oswald et al., arXiv:2212.07677.

@@ -94,7 +94,8 @@ def test_yardsticks_are_held_against_losses():
   assert judged['yardstick'] == 0.0520
   assert judged['deviation'] == pytest.approx(1.5)
   wide = account_claims._with_yardstick(
-    experiment.Config(), {**row, 'standard_error': 0.00104}
+    experiment.Config(num_yardstick_tasks=60_000),
+    {**row, 'standard_error': 0.00052},  # Times 2 with that of the yardstick.
   )
   assert wide['deviation'] == pytest.approx(0.5)
 
