@@ -3,8 +3,14 @@
 `linear_regression_gd` - linear self-attention with constructed weights does
 gradient descent on the context, one step a layer.
 
+`meta_optimizer` and its `meta_optimizer_metrics` - attention as implicit
+finetuning, momentum attention, and the metrics that compare the two.
+
 `online_learners` - linear attention, decay, delta rule, momentum, recursive
 least squares: every layer one inner learner on the stream of tokens.
+
+`softmax_regression` and its `softmax_regression_bounds` - a step on the weights
+and a step on the document, as shifts of the target.
 
 `training_data_attention` - a network trained by SGD answers as attention over
 its own training history.
@@ -12,12 +18,20 @@ its own training history.
 
 from iclcl_jax.accounts import (
   linear_regression_gd,
+  meta_optimizer,
+  meta_optimizer_metrics,
   online_learners,
+  softmax_regression,
+  softmax_regression_bounds,
   training_data_attention,
 )
 
 __all__ = [
   'linear_regression_gd',
+  'meta_optimizer',
+  'meta_optimizer_metrics',
   'online_learners',
+  'softmax_regression',
+  'softmax_regression_bounds',
   'training_data_attention',
 ]

@@ -1,0 +1,417 @@
+r"""Attention as implicit finetuning, and momentum attention.
+
+Linear attention over demonstrations and query tokens is a linear layer whose
+weights are those of the query tokens plus an update by the demonstrations,
+
+.. math:: F(q) = (W_{ZSL} + \Delta W_{ICL})\, q, \qquad
+   \Delta W_{ICL} = \sum_i v'_i \otimes k'_i,
+
+and finetuning the key and value projections of the head also adds to those
+weights (`finetuned_update`). The identity is one of form: the summands are
+activations, not gradients of a stated loss, and the two updates are sums over
+different tokens. With a softmax the sum becomes a convex mix: the zero-shot
+part shrinks.
+
+The metrics by which trained models are compared with finetuned ones are in
+`meta_optimizer_metrics`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention
+from iclcl_jax.types import Array, Float, Mask
+
+
+class Head(NamedTuple):
+  """Key and value projections of a head; tokens are rows.
+
+  Attributes:
+    keys: projection to keys. Shape `[d, d_k]`.
+    values: projection to values. Shape `[d, d_v]`.
+  """
+
+  keys: Float[Array, 'd d_k']
+  values: Float[Array, 'd d_v']
+
+
+class Mix(NamedTuple):
+  """Softmax attention as a mix of two attentions.
+
+  Attributes:
+    share: softmax mass of the demonstrations, in `[0, 1]`. Shape `[]`.
+    zero_shot: attention over the query tokens alone. Shape `[d_v]`.
+    demonstrations: attention over the demonstrations alone. Shape `[d_v]`.
+  """
+
+  share: Float[Array, '']
+  zero_shot: Float[Array, ' d_v']
+  demonstrations: Float[Array, ' d_v']
+
+
+class MomentumState(NamedTuple):
+  """What decoding carries from token to token, for one head.
+
+  Attributes:
+    average: decayed sum of the past values. Shape `[d_v]`.
+    keys: past keys, zeros beyond. Shape `[capacity, d_k]`.
+    values: past values, zeros beyond. Shape `[capacity, d_v]`.
+    size: tokens seen. Shape `[]`, an integer.
+  """
+
+  average: Float[Array, ' d_v']
+  keys: Float[Array, 'capacity d_k']
+  values: Float[Array, 'capacity d_v']
+  size: Array
+
+
+def meta_gradients(
+  keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
+) -> Float[Array, 'N d_v d_k']:
+  """Returns what each token adds to the weights: `v_i` times `k_i`, outer.
+
+  Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
+  loss that a model was trained on.
+
+  Args:
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+
+  Returns:
+    Outer products. Shape `[N, d_v, d_k]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 3.1.
+  """
+  _validate.check_tokens(keys, values)
+  return values[:, :, None] * keys[:, None]
+
+
+def weight_update(
+  keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
+) -> Float[Array, 'd_v d_k']:
+  """Returns the sum of the `meta_gradients` without forming them.
+
+  Of the query tokens it is the zero-shot weights, of the demonstrations the
+  update in context; linear attention over both applies their sum.
+
+  Args:
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+
+  Returns:
+    The weights. Shape `[d_v, d_k]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  Example:
+    >>> weight_update(jnp.eye(2), jnp.array([[1.0], [3.0]])).tolist()
+    [[1.0, 3.0]]
+
+  References:
+    Dai et al., arXiv:2212.10559, section 3.1.
+  """
+  _validate.check_tokens(keys, values)
+  return values.T @ keys
+
+
+def finetuned_update(
+  tokens: Float[Array, 'M d'], head: Head, changes: Head
+) -> Float[Array, 'd_v d_k']:
+  r"""Returns what finetuning keys and values adds to the zero-shot weights.
+
+  .. math:: \Delta W_{FT}^\top = W_K^\top C\,\Delta W_V
+     + \Delta W_K^\top C\, W_V + \Delta W_K^\top C\,\Delta W_V, \quad
+     C = X^\top X
+
+  It is a sum over the QUERY tokens, the update in context one over the
+  demonstrations: the same form, no equality.
+
+  Args:
+    tokens: query tokens `X`. Shape `[M, d]`.
+    head: projections before finetuning.
+    changes: what finetuning added to them.
+
+  Returns:
+    The update. Shape `[d_v, d_k]`.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 3.2.
+  """
+  _validate.check_array('tokens', tokens, 'M d')
+  for name, matrix, change in zip(head._fields, head, changes, strict=True):
+    _validate.check_array(f'head.{name}', matrix, 'd d_out')
+    _validate.check_same(
+      'd', f'head.{name}', matrix.shape[0], 'tokens', tokens.shape[1]
+    )
+    if change.shape != matrix.shape:
+      raise ValueError(
+        f'changes.{name} has shape {list(change.shape)}; expected that of '
+        f'head.{name}, {list(matrix.shape)}.'
+      )
+  keys, values = tokens @ head.keys, tokens @ head.values
+  more_keys, more_values = tokens @ changes.keys, tokens @ changes.values
+  return more_values.T @ (keys + more_keys) + values.T @ more_keys
+
+
+def softmax_mix(
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_query_tokens: int,
+) -> Mix:
+  r"""Splits softmax attention into zero-shot part and demonstrations, exactly.
+
+  .. math:: F = (1 - \lambda)\, F_{ZSL} + \lambda F_{demo}
+
+  Args:
+    query: the query. Shape `[d_k]`.
+    keys: keys of the demonstrations, then of the query tokens. Shape
+      `[N, d_k]`.
+    values: their values. Shape `[N, d_v]`.
+    num_query_tokens: how many of them, at the end, are the query's; at least 1
+      and fewer than `N`.
+
+  Returns:
+    The `Mix`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or a side is empty.
+
+  References:
+    Dai et al., arXiv:2212.10559, eq. 4, with the softmax that they drop.
+  """
+  _validate.check_tokens(keys, values, query=query)
+  _validate.check_count('num_query_tokens', num_query_tokens)
+  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
+  split = keys.shape[0] - num_query_tokens
+  logits = keys @ query / query.shape[0] ** 0.5
+  log_odds = jax.nn.logsumexp(logits[:split]) - jax.nn.logsumexp(logits[split:])
+  return Mix(
+    jax.nn.sigmoid(log_odds),
+    attention.softmax_attention(query, keys[split:], values[split:]),
+    attention.softmax_attention(query, keys[:split], values[:split]),
+  )
+
+
+def momentum_matrix(
+  num_tokens: int, decay: float | Array
+) -> Float[Array, 'N N']:
+  """Returns the weights `eta^(t - i)` of the past values, 0 elsewhere.
+
+  Args:
+    num_tokens: number of tokens `N`.
+    decay: `eta`, in `[0, 1)`.
+
+  Returns:
+    Row `t`, column `i < t`. Shape `[N, N]`.
+
+  Raises:
+    ValueError: if `num_tokens < 1`, or `decay` is outside `[0, 1)`.
+
+  Example:
+    >>> momentum_matrix(3, 0.5)[2].tolist()
+    [0.25, 0.5, 0.0]
+
+  References:
+    Dai et al., arXiv:2212.10559, section 5.
+  """
+  _validate.check_count('num_tokens', num_tokens)
+  check_decay(decay)
+  position = jnp.arange(num_tokens)
+  age = position[:, None] - position[None]
+  factor = jnp.asarray(decay, float)
+  power = jnp.maximum(age, 1).astype(factor.dtype)
+  return jnp.where(age > 0, factor**power, 0)
+
+
+def momentum_values(
+  values: Float[Array, 'N d_v'],
+  *,
+  decay: float | Array,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
+
+  Equal to `momentum_matrix` times the values, in linear time. The weights sum
+  to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one.
+
+  Args:
+    values: values. Shape `[N, d_v]`.
+    decay: `eta`, in `[0, 1)`.
+    mask: valid tokens; the others add nothing, but time goes on.
+
+  Returns:
+    The sums; zeros for the first token. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if ranks disagree, or `decay` is outside `[0, 1)`.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 5.
+  """
+  _validate.check_array('values', values, 'N d_v')
+  check_decay(decay)
+  if mask is not None:
+    _validate.check_mask(mask, values.shape[0])
+    values = jnp.where(mask[:, None], values, 0)
+  factor = jnp.asarray(decay, values.dtype)
+
+  def step(average, value):
+    return factor * (average + value), average
+
+  return jax.lax.scan(step, jnp.zeros_like(values[0]), values)[1]
+
+
+def momentum_attention(
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  decay: float | Array,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Causal softmax attention plus a decayed sum of past values; one head.
+
+  .. math:: o_t = \mathrm{softmax}(q_t K_{\le t}^\top / \sqrt{d_k})\, V_{\le t}
+     + \sum_{i < t} \eta^{t - i} v_i
+
+  With `decay=0` it is causal softmax attention, bit for bit. It is not the dual
+  of gradient descent with momentum, which weighs OLD tokens more and depends on
+  the query (`online_learners.momentum_attention_weights`).
+
+  Args:
+    queries: queries. Shape `[N, d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+    decay: `eta`, in `[0, 1)`; an array may be learned. For a decay of each
+      head, `jax.vmap` over heads. The publication states no value.
+    mask: valid tokens. Shape `[N]`; None for all.
+
+  Returns:
+    The outputs. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or `decay` is outside
+      `[0, 1)`.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 5.
+  """
+  _validate.check_tokens(keys, values, mask, queries=queries)
+  size = keys.shape[0]
+  _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
+  past = momentum_values(values, decay=decay, mask=mask)
+  position = jnp.arange(size)
+
+  def one_query(query, index):
+    seen = position <= index
+    seen = seen if mask is None else seen & mask
+    return attention.softmax_attention(query, keys, values, mask=seen)
+
+  return jax.vmap(one_query)(queries, position) + past
+
+
+def start_decoding(
+  capacity: int, key_dim: int, value_dim: int, *, dtype=jnp.float32
+) -> MomentumState:
+  """Returns the state before the first token.
+
+  Args:
+    capacity: largest number of tokens.
+    key_dim: width of keys.
+    value_dim: width of values.
+    dtype: dtype of the stream.
+
+  Returns:
+    The state.
+
+  Raises:
+    ValueError: if a size is not positive.
+  """
+  for name, size in (
+    ('capacity', capacity),
+    ('key_dim', key_dim),
+    ('value_dim', value_dim),
+  ):
+    _validate.check_count(name, size)
+  return MomentumState(
+    jnp.zeros(value_dim, dtype),
+    jnp.zeros((capacity, key_dim), dtype),
+    jnp.zeros((capacity, value_dim), dtype),
+    jnp.zeros((), int),
+  )
+
+
+def decode(
+  state: MomentumState,
+  query: Float[Array, ' d_k'],
+  key: Float[Array, ' d_k'],
+  value: Float[Array, ' d_v'],
+  *,
+  decay: float | Array,
+) -> tuple[MomentumState, Float[Array, ' d_v']]:
+  """Reads one token: `momentum_attention`, step by step.
+
+  Momentum adds one vector for each head to the cache of keys and values.
+
+  Args:
+    state: what was read so far, fewer tokens than its capacity.
+    query: query of the token. Shape `[d_k]`.
+    key: its key. Shape `[d_k]`.
+    value: its value. Shape `[d_v]`.
+    decay: `eta`, in `[0, 1)`.
+
+  Returns:
+    The new state and the output. Shape `[d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree, `decay` is outside `[0, 1)`, or the state is
+      full.
+  """
+  check_decay(decay)
+  _validate.check_array('query', query, 'd_k')
+  _validate.check_array('key', key, 'd_k')
+  _validate.check_array('value', value, 'd_v')
+  capacity = state.keys.shape[0]
+  if _validate.is_concrete(state.size) and int(state.size) >= capacity:
+    raise ValueError(
+      f'state is full: it holds {int(state.size)} tokens of {capacity}. Start '
+      'with a larger capacity.'
+    )
+  keys = state.keys.at[state.size].set(key)
+  values = state.values.at[state.size].set(value)
+  seen = jnp.arange(capacity) <= state.size
+  output = attention.softmax_attention(query, keys, values, mask=seen)
+  average = jnp.asarray(decay, value.dtype) * (state.average + value)
+  return (
+    MomentumState(average, keys, values, state.size + 1),
+    output + state.average,
+  )
+
+
+def check_decay(decay: float | Array) -> None:
+  """Checks that a decay lies in `[0, 1)`.
+
+  Args:
+    decay: `eta`.
+
+  Raises:
+    ValueError: if it does not.
+  """
+  _validate.check_scalar('decay', decay, minimum=0)
+  if _validate.is_concrete(decay) and float(decay) >= 1:
+    raise ValueError(
+      f'decay is {float(decay):g}; expected a number below 1, or the past '
+      'never fades.'
+    )

@@ -1,0 +1,427 @@
+r"""Metrics that compare in-context learning with finetuning, and their nulls.
+
+All are functions of recorded activations of the last query token: zero-shot
+(no demonstrations), in context, finetuned. Each metric takes one query; `vmap`
+takes many. A metric without its null says little: two unrelated updates of the
+same vector have a `normalised_update_similarity` far above 0, and any two that
+shrink that vector have a high `update_similarity`. An undefined value (no
+update at all, no example to recover) is NaN.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
+
+# `(in_context, finetuned, zero_shot) -> []`, for one query.
+Similarity = Callable[[Array, Array, Array], Array]
+
+
+class Recovery(NamedTuple):
+  """Examples that learning in context recovers of those finetuning gains.
+
+  Attributes:
+    recovered: right finetuned and in context, wrong zero-shot: a count.
+    gained: right finetuned, wrong zero-shot: a count.
+    percent: Rec2FTP, `100 recovered / gained`; NaN if nothing is gained.
+    chance: the same over ALL that zero-shot gets wrong: what Rec2FTP is if the
+      two have nothing to do with each other.
+  """
+
+  recovered: Array
+  gained: Array
+  percent: Float[Array, '']
+  chance: Float[Array, '']
+
+  @property
+  def lift(self) -> Float[Array, '']:
+    """Rec2FTP above its chance level, in points."""
+    return self.percent - self.chance
+
+
+def recovery(
+  in_context: Bool[Array, ' Q'],
+  finetuned: Bool[Array, ' Q'],
+  zero_shot: Bool[Array, ' Q'],
+) -> Recovery:
+  """Rec2FTP with its counts and its chance level.
+
+  Args:
+    in_context: whether each query was answered right. Shape `[Q]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Returns:
+    The `Recovery`.
+
+  Raises:
+    ValueError: if they are no booleans, or differ in size.
+
+  Example:
+    >>> right = jnp.array([True, True, False, False])
+    >>> wrong = jnp.array([False, False, False, False])
+    >>> float(recovery(right, right, wrong).percent)
+    100.0
+
+  References:
+    Dai et al., arXiv:2212.10559, section 4.2; the chance level is not theirs.
+  """
+  named = {
+    'in_context': in_context,
+    'finetuned': finetuned,
+    'zero_shot': zero_shot,
+  }
+  for name, array in named.items():
+    if getattr(array, 'dtype', None) != jnp.bool_ or len(array.shape) != 1:
+      found = getattr(array, 'dtype', type(array).__name__)
+      raise ValueError(
+        f'{name} is {found} of shape {list(getattr(array, "shape", []))}; '
+        'expected booleans [Q], True for a right answer.'
+      )
+    _validate.check_same(
+      'Q', name, array.shape[0], 'in_context', in_context.shape[0]
+    )
+  gained, missed = finetuned & ~zero_shot, ~zero_shot
+  both = jnp.sum(in_context & gained)
+  return Recovery(
+    both,
+    jnp.sum(gained),
+    100 * _ratio(both, jnp.sum(gained)),
+    100 * _ratio(jnp.sum(in_context & missed), jnp.sum(missed)),
+  )
+
+
+def update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """SimAOU: cosine of the two updates of an attention output.
+
+  Of unrelated updates it is 0 only if they have no component along the
+  baseline; see `partial_update_similarity`.
+
+  Args:
+    in_context: output of the attention module, in context. Shape `[d]`.
+    finetuned: the same, finetuned and without demonstrations.
+    zero_shot: the same, neither.
+
+  Returns:
+    The cosine, NaN if an update is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Deutch et al., arXiv:2311.07772, section 4.
+  """
+  _check_alike('d', in_context, finetuned, zero_shot)
+  return cosine(in_context - zero_shot, finetuned - zero_shot)
+
+
+def normalised_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  r"""SimAOU as first published: of outputs that are normalised first.
+
+  Biased: independent noise of relative variance `s^2` scores
+  :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
+
+  Args:
+    in_context: as in `update_similarity`. Shape `[d]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Returns:
+    The cosine, NaN if an update is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 4.2.
+  """
+  _check_alike('d', in_context, finetuned, zero_shot)
+  outputs = in_context, finetuned, zero_shot
+  return update_similarity(*(_normalise(x) for x in outputs))
+
+
+def partial_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """SimAOU of what the updates add across the baseline.
+
+  Args:
+    in_context: as in `update_similarity`. Shape `[d]`.
+    finetuned: likewise.
+    zero_shot: likewise, not 0.
+
+  Returns:
+    The cosine, NaN if an update has no such part. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+  """
+  _check_alike('d', in_context, finetuned, zero_shot)
+  axis = _normalise(zero_shot)
+  updates = in_context - zero_shot, finetuned - zero_shot
+  return cosine(*(update - axis * (axis @ update) for update in updates))
+
+
+def map_similarity(
+  in_context: Float[Array, 'H N'], other: Float[Array, 'H N']
+) -> Float[Array, '']:
+  """SimAM: cosine of attention logits on the query's tokens, mean over heads.
+
+  Args:
+    in_context: logits before the softmax, one row a head. Shape `[H, N]`.
+    other: those of the zero-shot ("before") or finetuned model ("after").
+
+  Returns:
+    The mean cosine. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 4.2.
+  """
+  _check_alike('H N', in_context, other)
+  return jnp.mean(jax.vmap(cosine)(in_context, other))
+
+
+def map_update_similarity(
+  in_context: Float[Array, 'H N'],
+  finetuned: Float[Array, 'H N'],
+  zero_shot: Float[Array, 'H N'],
+) -> Float[Array, '']:
+  """SimAM-delta: cosine of the updates of attention logits, mean over heads.
+
+  Args:
+    in_context: as in `map_similarity`. Shape `[H, N]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Returns:
+    The mean cosine, NaN if an update of a head is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Deutch et al., arXiv:2311.07772, section 4.
+  """
+  _check_alike('H N', in_context, finetuned, zero_shot)
+  return map_similarity(in_context - zero_shot, finetuned - zero_shot)
+
+
+def kendall(
+  in_context: Float[Array, ' N'], finetuned: Float[Array, ' N']
+) -> Float[Array, '']:
+  """Kendall's tau-a of two orders of the training tokens.
+
+  Args:
+    in_context: attention logits on the demonstration tokens, summed over heads.
+      Shape `[N]`.
+    finetuned: inner products of the final query with the training tokens'
+      queries at their own step. Shape `[N]`.
+
+  Returns:
+    `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither. Shape
+    `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or there are fewer than two.
+
+  References:
+    Dai et al., arXiv:2212.10559, section 4.2.
+  """
+  _check_alike('N', in_context, finetuned)
+  size = in_context.shape[0]
+  if size < 2:
+    raise ValueError('in_context has 1 entry; expected at least two to order.')
+  signs = [jnp.sign(x[:, None] - x[None]) for x in (in_context, finetuned)]
+  return jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
+
+
+def random_null(
+  key: PRNGKeyArray,
+  similarity: Similarity,
+  in_context: Array,
+  finetuned: Array,
+  zero_shot: Array,
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """A metric with random updates of the size of the finetuned ones.
+
+  Gaussian, norm-matched along the last axis, and sent through the same metric.
+  For one without baseline, such as `lambda a, b, _: kendall(a, b)`, pass zeros
+  as `zero_shot`: the partner itself is random then.
+
+  Args:
+    key: consumed.
+    similarity: a metric of one query.
+    in_context: activations. Shape `[Q, ...]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+    num_draws: number of draws.
+
+  Returns:
+    The metric, mean over queries, of each draw. Shape `[num_draws]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or `num_draws < 1`.
+  """
+  _check_null(key, num_draws, in_context, finetuned, zero_shot)
+  sizes = jnp.linalg.norm(finetuned - zero_shot, axis=-1, keepdims=True)
+
+  def one_draw(key):
+    noise = jax.random.normal(key, finetuned.shape, finetuned.dtype)
+    noise = sizes * noise / jnp.linalg.norm(noise, axis=-1, keepdims=True)
+    return jnp.mean(
+      jax.vmap(similarity)(in_context, zero_shot + noise, zero_shot)
+    )
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+def permuted_null(
+  key: PRNGKeyArray,
+  similarity: Similarity,
+  in_context: Array,
+  finetuned: Array,
+  zero_shot: Array,
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """A metric with each finetuned update taken from another query.
+
+  It keeps what all queries share, so a metric above `random_null` but not above
+  this one says nothing of the query.
+
+  Args:
+    key: consumed.
+    similarity: a metric of one query.
+    in_context: activations, of at least two queries. Shape `[Q, ...]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+    num_draws: number of draws.
+
+  Returns:
+    The metric, mean over queries, of each draw. Shape `[num_draws]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, there is one query, or
+      `num_draws < 1`.
+  """
+  _check_null(key, num_draws, in_context, finetuned, zero_shot)
+  count = in_context.shape[0]
+  if count < 2:
+    raise ValueError(
+      'in_context has 1 query; expected at least two to permute.'
+    )
+  updates = finetuned - zero_shot
+
+  def one_draw(key):
+    key_order, key_shift = jax.random.split(key)
+    order = jax.random.permutation(key_order, count)
+    shift = jax.random.randint(key_shift, (), 1, count)
+    # A cycle along a random order: nobody keeps their own.
+    partner = jnp.zeros_like(order).at[order].set(jnp.roll(order, shift))
+    moved = zero_shot + updates[partner]
+    return jnp.mean(jax.vmap(similarity)(in_context, moved, zero_shot))
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+def recovery_null(
+  key: PRNGKeyArray,
+  in_context: Bool[Array, ' Q'],
+  finetuned: Bool[Array, ' Q'],
+  zero_shot: Bool[Array, ' Q'],
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """Rec2FTP with answers in context permuted among what zero-shot gets wrong.
+
+  Args:
+    key: consumed.
+    in_context: as in `recovery`. Shape `[Q]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+    num_draws: number of draws.
+
+  Returns:
+    Rec2FTP of each draw, in percent; its mean is `Recovery.chance`. Shape
+    `[num_draws]`.
+
+  Raises:
+    ValueError: if they are no booleans, differ in size, or `num_draws < 1`.
+  """
+  _validate.check_key('key', key)
+  _validate.check_count('num_draws', num_draws)
+  recovery(in_context, finetuned, zero_shot)
+
+  def one_draw(key):
+    # Two orders of the wrong ones, random and given, matched rank by rank.
+    rank = jax.random.uniform(key, zero_shot.shape)
+    rank = rank + zero_shot.astype(rank.dtype)
+    source, place = jnp.argsort(rank), jnp.argsort(zero_shot, stable=True)
+    shuffled = in_context.at[place].set(in_context[source])
+    return recovery(shuffled, finetuned, zero_shot).percent
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
+  """Cosine of two vectors, NaN if one is 0.
+
+  Args:
+    a: a vector. Shape `[d]`.
+    b: another.
+
+  Returns:
+    The cosine. Shape `[]`.
+  """
+  return _ratio(a @ b, jnp.linalg.norm(a) * jnp.linalg.norm(b))
+
+
+def _normalise(x):
+  return x / jnp.linalg.norm(x)
+
+
+def _ratio(part, whole):
+  """A quotient that is NaN, without a warning, where the whole is 0."""
+  part, whole = (jnp.asarray(x, _float_of(x)) for x in (part, whole))
+  return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))
+
+
+def _float_of(x):
+  return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else float
+
+
+def _check_alike(shape: str, first, *others) -> None:
+  _validate.check_array('in_context', first, shape)
+  for other in others:
+    if other.shape != first.shape or other.dtype != first.dtype:
+      raise ValueError(
+        'activations disagree: in_context is '
+        f'{first.dtype} {list(first.shape)}, another is '
+        f'{other.dtype} {list(other.shape)}; record all at the same place.'
+      )
+
+
+def _check_null(key, num_draws, in_context, finetuned, zero_shot) -> None:
+  _validate.check_key('key', key)
+  _validate.check_count('num_draws', num_draws)
+  axes = ' '.join(['Q', *(f'axis{i}' for i in range(1, in_context.ndim))])
+  _check_alike(axes, in_context, finetuned, zero_shot)

@@ -1,0 +1,331 @@
+"""Implicit finetuning: dual forms, the convex mix, momentum, metrics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from iclcl_jax import attention, features
+from iclcl_jax.accounts import meta_optimizer as account
+from iclcl_jax.accounts import meta_optimizer_metrics as metrics
+from tests import tolerances
+
+N, M, D, D_K, D_V = 9, 4, 7, 5, 3
+WIDTH, DRAWS = 2048, 200
+
+
+def draw(*shapes, dtype=jnp.float64, seed=0):
+  rng = np.random.default_rng(seed)
+  return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
+def test_demonstrations_update_the_weights_of_linear_attention(dtype):
+  query, keys, values = draw((D_K,), (N, D_K), (N, D_V), dtype=dtype)
+  zero_shot = account.weight_update(keys[-M:], values[-M:])
+  update = account.weight_update(keys[:-M], values[:-M])
+  assert update.dtype == dtype
+  phi = features.IdentityFeatures()
+  np.testing.assert_allclose(
+    (zero_shot + update) @ query,
+    attention.linear_attention(phi, query, keys, values),
+    atol=10 * tolerances.IDENTITY[jnp.dtype(dtype).name],
+  )
+  outer = account.meta_gradients(keys[:-M], values[:-M])
+  np.testing.assert_allclose(jnp.sum(outer, 0), update, atol=1e-4)
+
+
+def test_finetuned_keys_and_values_update_the_weights_too():
+  tokens, query, wk, wv, dk, dv = draw(
+    (M, D), (D_K,), (D, D_K), (D, D_V), (D, D_K), (D, D_V)
+  )
+  head, changes = account.Head(wk, wv), account.Head(dk, dv)
+  update = account.finetuned_update(tokens, head, changes)
+  before = account.weight_update(tokens @ wk, tokens @ wv)
+  after = attention.linear_attention(
+    features.IdentityFeatures(), query, tokens @ (wk + dk), tokens @ (wv + dv)
+  )
+  np.testing.assert_allclose((before + update) @ query, after, rtol=1e-12)
+  gram = tokens.T @ tokens
+  published = wk.T @ gram @ dv + dk.T @ gram @ wv + dk.T @ gram @ dv
+  np.testing.assert_allclose(update.T, published, rtol=1e-11)
+
+
+def test_softmax_attention_is_a_convex_mix():
+  query, keys, values = draw((D_K,), (N, D_K), (N, D_V))
+  keys = 30 * keys  # The mass of a side must not overflow.
+  mix = account.softmax_mix(query, keys, values, num_query_tokens=M)
+  whole = attention.softmax_attention(query, keys, values)
+  mixed = (1 - mix.share) * mix.zero_shot + mix.share * mix.demonstrations
+  np.testing.assert_allclose(mixed, whole, atol=1e-14)
+  milder = account.softmax_mix(query, keys / 30, values, num_query_tokens=M)
+  assert 0.1 < milder.share < 0.9
+  whole = attention.softmax_attention(query, keys / 30, values)
+  naive = milder.zero_shot + milder.demonstrations
+  assert jnp.max(jnp.abs(naive - whole)) > 0.1
+
+
+def stream(dtype=jnp.float64):
+  return draw((N, D_K), (N, D_K), (N, D_V), dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
+@pytest.mark.parametrize('decay', [0.0, 0.1, 0.9])
+def test_momentum_attention_has_three_equal_forms(decay, dtype):
+  queries, keys, values = stream(dtype)
+  full = account.momentum_attention(queries, keys, values, decay=decay)
+  assert full.dtype == dtype
+  seen = np.tril(np.ones((N, N), bool))
+  scores = np.where(seen, np.asarray(queries @ keys.T) / D_K**0.5, -np.inf)
+  plain = scipy.special.softmax(scores, axis=1) @ np.asarray(values)
+  age = np.subtract.outer(np.arange(N), np.arange(N))
+  matrix = np.where(age > 0, decay ** np.maximum(age, 1.0), 0)
+  atol = tolerances.IDENTITY[jnp.dtype(dtype).name]
+  np.testing.assert_allclose(
+    account.momentum_matrix(N, decay), matrix, atol=1e-15
+  )
+  np.testing.assert_allclose(
+    full, plain + matrix @ np.asarray(values), atol=10 * atol
+  )
+
+  def step(state, token):
+    return account.decode(state, *token, decay=decay)
+
+  start = account.start_decoding(N, D_K, D_V, dtype=dtype)
+  _, decoded = jax.lax.scan(step, start, (queries, keys, values))
+  np.testing.assert_allclose(decoded, full, atol=10 * atol)
+
+
+def test_no_momentum_is_plain_attention_bit_for_bit():
+  queries, keys, values = stream()
+  plain = [
+    attention.softmax_attention(q, keys, values, mask=jnp.arange(N) <= t)
+    for t, q in enumerate(queries)
+  ]
+  ours = account.momentum_attention(queries, keys, values, decay=0.0)
+  np.testing.assert_array_equal(ours, jnp.stack(plain))
+
+
+def test_momentum_attention_sees_no_future_and_no_padding():
+  queries, keys, values = stream()
+  run = jax.jit(functools.partial(account.momentum_attention, decay=0.5))
+  before = run(queries, keys, values)
+  after = run(*(x.at[5].add(100.0) for x in (queries, keys, values)))
+  np.testing.assert_array_equal(after[:5], before[:5])
+  assert jnp.all(jnp.max(jnp.abs(after[5:] - before[5:]), axis=1) > 0.1)
+  mask = jnp.arange(N) != 5
+  hidden = run(queries, keys, values, mask=mask)
+  poisoned = run(
+    queries, keys.at[5].set(jnp.nan), values.at[5].set(jnp.nan), mask=mask
+  )
+  np.testing.assert_array_equal(hidden, poisoned)
+  assert jnp.all(jnp.isfinite(poisoned))
+
+
+def test_heads_learn_their_own_decay():
+  queries, keys, values = stream()
+  decays = jnp.array([0.0, 0.5])
+
+  def total(decays):
+    heads = jax.vmap(
+      lambda decay: account.momentum_attention(
+        queries, keys, values, decay=decay
+      )
+    )
+    return jnp.sum(heads(decays), axis=(1, 2))
+
+  outputs = jax.jit(total)(decays)
+  slopes = jnp.diag(jax.jit(jax.jacfwd(total))(decays))
+  more = jax.jit(total)(decays + 1e-6)
+  np.testing.assert_allclose((more - outputs) / 1e-6, slopes, rtol=1e-4)
+  assert jnp.all(jnp.isfinite(slopes))
+
+
+def noisy(scale, shrink=0.0):
+  """Unrelated updates of the same outputs: noise, and what both forget."""
+  zero, one, two = draw(*[(DRAWS, WIDTH)] * 3)
+  kept = (1 - shrink) * zero
+  return kept + scale * one, kept + scale * two, zero
+
+
+@pytest.mark.parametrize('variance', [0.1, 1.0, 10.0])
+def test_normalising_first_makes_noise_look_alike(variance):
+  outputs = noisy(variance**0.5)
+  expected = (1 - 1 / (1 + variance) ** 0.5) / 2
+  biased = jax.vmap(metrics.normalised_update_similarity)(*outputs)
+  np.testing.assert_allclose(jnp.mean(biased), expected, atol=0.01)
+  for metric in (metrics.update_similarity, metrics.partial_update_similarity):
+    np.testing.assert_allclose(
+      jnp.mean(jax.vmap(metric)(*outputs)), 0, atol=0.01
+    )
+
+
+def test_a_shared_baseline_makes_updates_look_alike():
+  outputs = noisy(0.2, shrink=0.5)
+  raw = jax.vmap(metrics.update_similarity)(*outputs)
+  expected = 0.25 / (0.25 + 0.04)
+  np.testing.assert_allclose(jnp.mean(raw), expected, atol=0.01)
+  partial = jax.vmap(metrics.partial_update_similarity)(*outputs)
+  np.testing.assert_allclose(jnp.mean(partial), 0, atol=0.01)
+
+
+def test_equal_updates_score_one_and_no_update_is_undefined():
+  after, _, zero = (x[0] for x in noisy(1.0))
+  for metric in (
+    metrics.update_similarity,
+    metrics.normalised_update_similarity,
+    metrics.partial_update_similarity,
+  ):
+    np.testing.assert_allclose(metric(after, after, zero), 1, rtol=1e-12)
+    assert jnp.isnan(metric(after, zero, zero))
+  heads = after.reshape(8, -1), zero.reshape(8, -1)
+  np.testing.assert_allclose(
+    metrics.map_update_similarity(heads[0], heads[0], heads[1]), 1
+  )
+  assert jnp.isnan(metrics.map_update_similarity(heads[0], heads[1], heads[1]))
+  right = jnp.array([True, False, True])
+  scores = metrics.recovery(right, right, ~right)
+  assert scores.percent == 100
+  assert jnp.isnan(metrics.recovery(right, right, right).percent)
+
+
+def test_attention_maps_share_a_baseline_that_their_updates_do_not():
+  zero, one, two = draw(*[(DRAWS, 4, 128)] * 3)
+  variance = 0.49
+  outputs = zero + variance**0.5 * one, zero + variance**0.5 * two
+  raw = jax.vmap(metrics.map_similarity)(*outputs)
+  np.testing.assert_allclose(jnp.mean(raw), 1 / (1 + variance), atol=0.01)
+  change = jax.vmap(metrics.map_update_similarity)(*outputs, zero)
+  np.testing.assert_allclose(jnp.mean(change), 0, atol=0.02)
+
+
+def test_kendall_is_that_of_scipy():
+  a, b = draw((20,), (20,))
+  expected = scipy.stats.kendalltau(np.asarray(a), np.asarray(b)).statistic
+  np.testing.assert_allclose(metrics.kendall(a, b), expected, atol=1e-15)
+  assert metrics.kendall(a, -a) == -1
+  # Ties count as neither: tau-a, not tau-b.
+  np.testing.assert_allclose(
+    metrics.kendall(jnp.array([1.0, 1, 2]), jnp.array([1.0, 2, 3])), 2 / 3
+  )
+
+
+def test_recovery_counts():
+  in_context = jnp.array([True, True, False, False, True, True])
+  finetuned = jnp.array([True, False, True, True, True, False])
+  zero_shot = jnp.array([False, False, False, False, True, False])
+  scores = metrics.recovery(in_context, finetuned, zero_shot)
+  assert (int(scores.recovered), int(scores.gained)) == (1, 3)
+  np.testing.assert_allclose(scores.percent, 100 / 3)
+  np.testing.assert_allclose(scores.chance, 60)
+  np.testing.assert_allclose(scores.lift, 100 / 3 - 60)
+  null = jax.jit(functools.partial(metrics.recovery_null, num_draws=2000))(
+    jax.random.key(0), in_context, finetuned, zero_shot
+  )
+  # Three of five, without replacement: variance (.6 * .4 / 3) * (2 / 4).
+  sigma = 100 * (0.6 * 0.4 / 3 * 0.5) ** 0.5
+  bound = tolerances.SIGMAS * sigma / 2000**0.5
+  np.testing.assert_allclose(jnp.mean(null), scores.chance, atol=bound)
+  np.testing.assert_allclose(jnp.std(null), sigma, rtol=0.1)
+
+
+def test_nulls_tell_what_the_query_says_from_what_all_share():
+  zero, own, noise = draw((16, 256), (16, 256), (16, 256))
+  (shared,) = draw((256,), seed=1)
+  both = shared[None] + 0.5 * own
+  in_context, finetuned = zero + both, zero + both + 0.1 * noise
+  similarity = metrics.update_similarity
+  observed = jnp.mean(jax.vmap(similarity)(in_context, finetuned, zero))
+  null = functools.partial(
+    metrics.random_null, similarity=similarity, num_draws=30
+  )
+  options = {'in_context': in_context, 'finetuned': finetuned}
+  random = jax.jit(lambda key: null(key, **options, zero_shot=zero))(
+    jax.random.key(0)
+  )
+  permuted = jax.jit(
+    lambda key: metrics.permuted_null(
+      key, similarity, in_context, finetuned, zero, num_draws=30
+    )
+  )(jax.random.key(0))
+  assert random.shape == permuted.shape == (30,)
+  assert observed > 0.98
+  np.testing.assert_allclose(jnp.mean(random), 0, atol=0.02)
+  np.testing.assert_allclose(permuted, jnp.full(30, 0.8), atol=0.05)
+
+
+def test_nobody_keeps_their_own_update_in_the_permuted_null():
+  in_context = jnp.eye(5)
+  zero = jnp.zeros_like(in_context)
+  null = metrics.permuted_null(
+    jax.random.key(0),
+    metrics.update_similarity,
+    in_context,
+    in_context,
+    zero,
+    num_draws=50,
+  )
+  np.testing.assert_array_equal(null, jnp.zeros(50))
+
+
+def test_bad_input_is_named():
+  queries, keys, values = stream()
+  head = account.Head(*draw((D, D_K), (D, D_V)))
+  (tokens,) = draw((M, D))
+  key, right = jax.random.key(0), jnp.array([True, False])
+  null = functools.partial(
+    metrics.permuted_null, key, metrics.update_similarity
+  )
+  state = account.start_decoding(1, D_K, D_V, dtype=jnp.float64)
+  state, _ = account.decode(state, queries[0], keys[0], values[0], decay=0.1)
+  for call, message in (
+    (
+      lambda: account.momentum_attention(queries, keys, values, decay=1.0),
+      'decay is 1; expected a number below 1',
+    ),
+    (lambda: account.momentum_values(values, decay=-0.1), r'decay is -0\.1'),
+    (
+      lambda: account.momentum_attention(queries[1:], keys, values, decay=0.1),
+      'queries and keys disagree in N: 8 and 9',
+    ),
+    (
+      lambda: account.softmax_mix(queries[0], keys, values, num_query_tokens=N),
+      'num_query_tokens is 9 of 9',
+    ),
+    (
+      lambda: account.finetuned_update(tokens[:, 1:], head, head),
+      'head.keys and tokens disagree in d',
+    ),
+    (
+      lambda: account.finetuned_update(tokens, head, account.Head(*head[::-1])),
+      r'changes.keys has shape \[7, 3\]; expected that of head.keys, \[7, 5\]',
+    ),
+    (
+      lambda: account.decode(state, queries[0], keys[0], values[0], decay=0.1),
+      'state is full: it holds 1 tokens of 1',
+    ),
+    (lambda: account.start_decoding(0, 1, 1), 'capacity is 0'),
+    (
+      lambda: metrics.recovery(right, right, values[:2, 0]),
+      'zero_shot is float64',
+    ),
+    (lambda: metrics.recovery(right, right[1:], right), 'disagree in Q'),
+    (
+      lambda: metrics.update_similarity(values[0], values[0], queries[0]),
+      'activations disagree: in_context is float64',
+    ),
+    (lambda: metrics.kendall(jnp.ones(1), jnp.ones(1)), 'at least two'),
+    (
+      lambda: null(values[:1], values[:1], values[:1], num_draws=1),
+      'in_context has 1 query',
+    ),
+    (
+      lambda: null(values, values, values, num_draws=0),
+      'num_draws is 0',
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()
