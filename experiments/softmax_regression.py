@@ -8,6 +8,12 @@ trained on the same tasks, against that step::
 
   python -m experiments.softmax_regression --workdir=out/softmax_regression
 
+It takes about 100 s of CPU time, half of it compilation. Expect (10
+repetitions, two softmax heads, n = 25, d = 20, after 320 steps) 1.08 times the
+loss of the step in place and .94 times held out, Model cos .90 in both; at
+n = 200, d = 20 a cosine of .30 between the two shifts, and loss ratios of one
+step of .90 in place and .73 held out.
+
 Two frames. `in place`: the target is drawn uniformly from the simplex, has
 nothing to do with its document, and is predicted for the same words. `held
 out`: a hidden vector makes the targets of two documents; one is given, the

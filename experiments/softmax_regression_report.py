@@ -100,7 +100,7 @@ def _identities(exact: Mapping[str, Any]) -> list[dict[str, Any]]:
     'gradient': ('derived here', 'the closed forms are the three gradients'),
     'hessian': ('derived here', 'the closed form is the Hessian'),
     'target_shift': (
-      f'{SOURCE}, Theorem 1.3',
+      f'{SOURCE}, main theorem',
       'a shift of the weights is a shift of the target',
     ),
     'data_shift': (
@@ -132,7 +132,7 @@ def _bounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
   return [
     _row(
       'bound-holds',
-      f'{SOURCE}, Theorem 1.3',
+      f'{SOURCE}, main theorem',
       'the target moves by at most M times the move of the weights',
       'log10 of M over the largest observed ratio, smallest over radii; at '
       'least 0',
@@ -141,7 +141,7 @@ def _bounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     ),
     _row(
       'bound-informs',
-      f'{SOURCE}, reading of Theorem 1.3',
+      f'{SOURCE}, reading of the main theorem',
       'M says how far the target moves, to a factor of 10',
       'log10 of M over the largest observed ratio, smallest over radii; at '
       'most 1',

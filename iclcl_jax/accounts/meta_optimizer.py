@@ -86,7 +86,7 @@ def meta_gradients(
     ValueError: if ranks, sizes or dtypes disagree.
 
   References:
-    Dai et al., arXiv:2212.10559, section 3.1.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_tokens(keys, values)
   return values[:, :, None] * keys[:, None]
@@ -115,7 +115,7 @@ def weight_update(
     [[1.0, 3.0]]
 
   References:
-    Dai et al., arXiv:2212.10559, section 3.1.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_tokens(keys, values)
   return values.T @ keys
@@ -145,7 +145,7 @@ def finetuned_update(
     ValueError: if shapes disagree.
 
   References:
-    Dai et al., arXiv:2212.10559, section 3.2.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_array('tokens', tokens, 'M d')
   for name, matrix, change in zip(head._fields, head, changes, strict=True):
@@ -189,7 +189,7 @@ def softmax_mix(
     ValueError: if ranks, sizes or dtypes disagree, or a side is empty.
 
   References:
-    Dai et al., arXiv:2212.10559, eq. 4, with the softmax that they drop.
+    Dai et al., arXiv:2212.10559, with the softmax that they drop.
   """
   _validate.check_tokens(keys, values, query=query)
   _validate.check_count('num_query_tokens', num_query_tokens)
@@ -224,7 +224,7 @@ def momentum_matrix(
     [0.25, 0.5, 0.0]
 
   References:
-    Dai et al., arXiv:2212.10559, section 5.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_count('num_tokens', num_tokens)
   check_decay(decay)
@@ -258,7 +258,7 @@ def momentum_values(
     ValueError: if ranks disagree, or `decay` is outside `[0, 1)`.
 
   References:
-    Dai et al., arXiv:2212.10559, section 5.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_array('values', values, 'N d_v')
   check_decay(decay)
@@ -306,7 +306,7 @@ def momentum_attention(
       `[0, 1)`.
 
   References:
-    Dai et al., arXiv:2212.10559, section 5.
+    Dai et al., arXiv:2212.10559
   """
   _validate.check_tokens(keys, values, mask, queries=queries)
   size = keys.shape[0]

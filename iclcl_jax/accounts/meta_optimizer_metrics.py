@@ -68,7 +68,7 @@ def recovery(
     100.0
 
   References:
-    Dai et al., arXiv:2212.10559, section 4.2; the chance level is not theirs.
+    Dai et al., arXiv:2212.10559; the chance level is not theirs.
   """
   named = {
     'in_context': in_context,
@@ -117,7 +117,7 @@ def update_similarity(
     ValueError: if shapes or dtypes disagree.
 
   References:
-    Deutch et al., arXiv:2311.07772, section 4.
+    Deutch et al., arXiv:2311.07772
   """
   _check_alike('d', in_context, finetuned, zero_shot)
   return cosine(in_context - zero_shot, finetuned - zero_shot)
@@ -145,7 +145,7 @@ def normalised_update_similarity(
     ValueError: if shapes or dtypes disagree.
 
   References:
-    Dai et al., arXiv:2212.10559, section 4.2.
+    Dai et al., arXiv:2212.10559
   """
   _check_alike('d', in_context, finetuned, zero_shot)
   outputs = in_context, finetuned, zero_shot
@@ -192,7 +192,7 @@ def map_similarity(
     ValueError: if shapes or dtypes disagree.
 
   References:
-    Dai et al., arXiv:2212.10559, section 4.2.
+    Dai et al., arXiv:2212.10559
   """
   _check_alike('H N', in_context, other)
   return jnp.mean(jax.vmap(cosine)(in_context, other))
@@ -217,7 +217,7 @@ def map_update_similarity(
     ValueError: if shapes or dtypes disagree.
 
   References:
-    Deutch et al., arXiv:2311.07772, section 4.
+    Deutch et al., arXiv:2311.07772
   """
   _check_alike('H N', in_context, finetuned, zero_shot)
   return map_similarity(in_context - zero_shot, finetuned - zero_shot)
@@ -242,7 +242,7 @@ def kendall(
     ValueError: if shapes or dtypes disagree, or there are fewer than two.
 
   References:
-    Dai et al., arXiv:2212.10559, section 4.2.
+    Dai et al., arXiv:2212.10559
   """
   _check_alike('N', in_context, finetuned)
   size = in_context.shape[0]

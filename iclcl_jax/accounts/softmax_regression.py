@@ -106,7 +106,7 @@ def problem(
     [0.5, 0.5]
 
   References:
-    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276, definition 1.1.
+    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
   """
   posed = Problem(document, target)
   _check_problem(posed)
@@ -195,7 +195,7 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
     ValueError: if ranks, sizes or dtypes disagree.
 
   References:
-    Li et al., arXiv:2304.13276, section 3; Deng, Li & Song, arXiv:2304.10411.
+    Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
   """
   _check_problem(posed, weights)
   prediction = predict(posed.document, weights)
@@ -413,7 +413,7 @@ def shifted_target(
     [0.75, 0.25]
 
   References:
-    Li et al., arXiv:2304.13276, Theorem 1.3 (both parts rest on it).
+    Li et al., arXiv:2304.13276, main theorem (both parts rest on it).
   """
   return target - (after - before)
 

@@ -40,7 +40,7 @@ def log_published_bound(
     40.0
 
   References:
-    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276, Theorem 1.3.
+    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276, main theorem.
   """
   _check(num_words, radius)
   radius = jnp.asarray(radius, float)
