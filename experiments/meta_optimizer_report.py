@@ -141,7 +141,8 @@ def summarise(config: Any, exact: Any, scores: Any) -> dict[str, Any]:
         'next to the same metric with norm-matched random updates and with '
         'updates of other queries. Noise: unrelated updates. Forgetting: both '
         'halve the zero-shot output. Shared: one update for all queries. Own: '
-        'an update of each query. Only the last is evidence about a query.',
+        'an update of each query. Only the last is evidence about a query. For '
+        'SimAM and Kendall random updates keep the zero-shot part.',
       }
     ],
     'conclusion': (
@@ -156,7 +157,10 @@ def summarise(config: Any, exact: Any, scores: Any) -> dict[str, Any]:
       f'level of {recovery["chance"]["mean"]:.0f} %. An update that all '
       f'queries share gives SimAOU {mean["SimAOU"][2]:.2f}, and '
       f'{found["SimAOU"]["shared"]["permuted"]["mean"]:.2f} with permuted '
-      'queries: only the distance to the permuted null speaks of the query.'
+      'queries: the random null does not catch that, the permuted one does. '
+      'Neither catches forgetting (SimAOU with permuted queries: '
+      f'{found["SimAOU"]["forgetting"]["permuted"]["mean"]:.2f}), which only '
+      'the partial cosine removes.'
     ),
   }
 
