@@ -24,8 +24,7 @@ GD++   .2078  .1118  .0527
 =====  =====  =====  =====
 
 They are 1 to 2 % above those of an independent computation on other tasks (two
-of the standard errors of one of them). A layer may stay for thousands of steps
-at a saddle where it has learnt one direction; with other seeds it did.
+of the standard errors of one of them).
 
 References:
   von Oswald et al., arXiv:2212.07677.

@@ -13,7 +13,7 @@ from iclcl_jax.accounts import linear_regression_gd as account
 
 CHUNK = 5000
 NUM_TUNING_STEPS = 12
-NUM_SEARCH_STEPS = 6
+NUM_SEARCH_STEPS = 15
 
 
 def answers(tokens, rates, contractions):
@@ -52,20 +52,29 @@ def tune(tasks: data.Tasks, start, free, num_steps: int) -> tuple[Any, Any]:
   def loss(logs):
     return jnp.mean(losses(tasks, *_factors(logs, free, num_steps)))
 
-  evaluate = optax.value_and_grad_from_state(loss)
+  # Not from the state: after a failed search that holds another point's.
+  evaluate = jax.value_and_grad(loss)
 
   def step(carry, _):
-    logs, state = carry
-    value, slope = evaluate(logs, state=state)
+    logs, state, best = carry
+    value, slope = evaluate(logs)
+    # A search may fail, and even leave the numbers: keep the best point.
+    best = jax.tree.map(
+      lambda new, old: jnp.where(value < best[0], new, old),
+      (value, logs, slope),
+      best,
+    )
     updates, state = optimizer.update(
       slope, state, logs, value=value, grad=slope, value_fn=loss
     )
-    return (optax.apply_updates(logs, updates), state), slope
+    return (optax.apply_updates(logs, updates), state, best), None
 
-  carry = start, optimizer.init(start)
-  (logs, _), slopes = jax.lax.scan(step, carry, length=NUM_TUNING_STEPS)
+  best = jnp.float32(jnp.inf), start, start
+  carry = start, optimizer.init(start), best
+  (_, _, best), _ = jax.lax.scan(step, carry, length=NUM_TUNING_STEPS)
+  _, logs, slope = best
   rates, contractions = _factors(logs, free, num_steps)
-  return jnp.stack([rates[0], contractions[0]]), slopes[-1]
+  return jnp.stack([rates[0], contractions[0]]), slope
 
 
 def _factors(logs, free, num_steps: int):

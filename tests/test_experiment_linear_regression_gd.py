@@ -75,7 +75,7 @@ def test_tuning_finds_the_minimum(tiny):
   summary, _ = tiny
   rows = summary['steps_of_gd']
   assert [row['method'] for row in rows] == ['GD', 'GD', 'GD++']
-  assert max(row['tuning_gradient'] for row in rows) < 1e-3
+  assert max(row['tuning_gradient'] for row in rows) < 1e-2
   losses = [row['loss'] for row in rows]
   assert losses[2] < losses[1] < losses[0]
   assert rows[2]['minus_gd'] == pytest.approx(losses[2] - losses[1])
