@@ -143,7 +143,7 @@ def scores(config: Any, seeds: Any) -> dict[str, Any]:
   return jax.lax.map(one_seed, seeds)
 
 
-def _cases(zero, one, two, own, shared, size) -> tuple[Any, Any]:
+def _cases(zero, one, two, own, shared, size) -> tuple[Any, ...]:
   """In-context and finetuned outputs of each case, `[cases, Q, d]`."""
   everybody = jnp.broadcast_to(shared[:1], zero.shape)
   changes = (
