@@ -21,9 +21,10 @@ REGULARISED = SOURCE.format('left', '3b')
 AUGMENTED = SOURCE.format('centre', '3c')
 NEGATIVE = SOURCE.format('right', '3d')
 WORDS = {
-  'better': 'below 1',
-  'poorer': 'above 1',
-  'comparable': 'inside [0.9, 1.1]',
+  'better': 'below 1, not if it is above 1 or inside [0.9, 1.1] (comparable)',
+  'poorer': 'above 1, or the layer diverged; not if it is below 1 or inside '
+  '[0.9, 1.1] (comparable)',
+  'comparable': 'inside [0.9, 1.1], not if it is otherwise below or above 1',
 }
 
 

@@ -188,15 +188,17 @@ def _conclusion(config: Any, summary: Mapping[str, Any]) -> str:
       f'At the {words} rate the published layers with a lower final loss than '
       f'the plain one are: {", ".join(best) or "none"}.'
     )
-  beaten = [
-    f'{row["layer"]} over {row["control"]}'
-    for row in summary['controls']
-    if 'better' in row['tuned']['held_out']['verdict']
-  ]
-  sentences.append(
-    'Layers with a lower final loss than their control at tuned rates: '
-    f'{", ".join(beaten) or "none"}.'
-  )
+  for rate, words in zip(RATES, ('the fixed rate', 'tuned rates'), strict=True):
+    beaten = [
+      f'{row["layer"]} over {row["control"]}'
+      for row in summary['controls']
+      if 'better' in row[rate]['held_out']['verdict']
+    ]
+    sentences.append(
+      f'Layers with a lower final loss than their control at {words}: '
+      f'{", ".join(beaten) or "none"}.'
+    )
+  sentences.append(_largest_rate(summary))
   identity = summary['residual_identity_relative_error_float64']
   sentences.append(
     'The printed regularised form with alpha < 0 is a residual connection on '
@@ -204,6 +206,19 @@ def _conclusion(config: Any, summary: Mapping[str, Any]) -> str:
     f'float64: {identity:.1g}).'
   )
   return ' '.join([*sentences, summary['memorisation']])
+
+
+def _largest_rate(summary: Mapping[str, Any]) -> str:
+  """How often the grid of learning rates ended too early."""
+  chosen: Counter[str] = Counter()
+  for row in summary['layers']:
+    chosen.update(row['tuned_learning_rates'])
+  largest = max(chosen, key=float)
+  return (
+    f'The largest rate of the grid, {largest}, was chosen in '
+    f'{chosen[largest]} of {chosen.total()} runs of all layers, so that a '
+    'larger one may suit some better.'
+  )
 
 
 def metrics(

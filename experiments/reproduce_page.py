@@ -37,9 +37,10 @@ READING = (
   'a range fixed before the run. "Reproduced" means that the whole 95 % '
   'interval over independent runs or draws lies in the range, "not reproduced" '
   'that it lies outside, "undecided" that it straddles the edge. A claim that '
-  'fails stays in its table. Where a layer is trained on one fixed task '
-  'matrix, its loss measures how well it memorises that matrix, not learning '
-  'in context; the captions say so.'
+  'fails stays in its table. A claim that one layer is better or poorer than '
+  'another fails, too, if they are comparable; its statistic says so. Where a '
+  'layer is trained on one fixed task matrix, its loss measures how well it '
+  'memorises that matrix, not learning in context; the captions say so.'
 )
 
 
@@ -97,12 +98,7 @@ def page(
     warning,
     f'<p>{html.escape(READING)}</p>',
     _overview(sections),
-    '<h2 id="conclusions">What to conclude</h2>',
-    *(
-      f'<p><b>{html.escape(part.title)}.</b> '
-      f'{html.escape(part.summary["conclusion"])}</p>'
-      for part in sections
-    ),
+    '' if fast else _conclusions(sections),
     '<h2 id="diagrams">The statements, drawn</h2>',
     *(_figure(report, row) for row in diagrams),
     *(_section(part) for part in sections),
@@ -115,6 +111,15 @@ def page(
     + '\n'.join(filter(None, body))
     + '\n</body></html>\n'
   )
+
+
+def _conclusions(sections: Sequence[Section]) -> str:
+  paragraphs = [
+    f'<p><b>{html.escape(part.title)}.</b> '
+    f'{html.escape(part.summary["conclusion"])}</p>'
+    for part in sections
+  ]
+  return '\n'.join(['<h2 id="conclusions">What to conclude</h2>', *paragraphs])
 
 
 def _overview(sections: Sequence[Section]) -> str:

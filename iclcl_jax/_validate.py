@@ -116,17 +116,17 @@ def check_dtypes(**arrays: Any) -> None:
     )
 
 
-def check_mask(mask: Any, size: int) -> None:
+def check_mask(mask: Any, size: int, *, name: str = 'mask') -> None:
   """Checks a mask of valid keys: booleans of shape `[N]`."""
   if not hasattr(mask, 'dtype') or mask.dtype != jnp.bool_:
     found = getattr(mask, 'dtype', type(mask).__name__)
     raise ValueError(
-      f'mask has dtype {found}; expected booleans, True for a valid key. '
+      f'{name} has dtype {found}; expected booleans, True for a valid key. '
       'Compare first, for example jnp.arange(N) < length.'
     )
   if mask.shape != (size,):
     raise ValueError(
-      f'mask has shape {list(mask.shape)}; expected [{size}], one entry for '
+      f'{name} has shape {list(mask.shape)}; expected [{size}], one entry for '
       'each key.'
     )
 
@@ -190,6 +190,18 @@ def check_momentum(momentum: Any) -> None:
     raise ValueError(
       f'momentum is {float(momentum):g}; expected a number below 1, or the '
       'steps grow without end.'
+    )
+
+
+def check_optimizer(optimizer: Any) -> None:
+  """Checks that an optimizer is an optax transformation."""
+  is_transformation = callable(getattr(optimizer, 'init', None)) and callable(
+    getattr(optimizer, 'update', None)
+  )
+  if not is_transformation:
+    raise ValueError(
+      f'optimizer is a {type(optimizer).__name__}; expected an optax '
+      'transformation, such as optax.sgd(0.1).'
     )
 
 

@@ -123,7 +123,7 @@ def penalty_gradient(
   """
   if state.keys.shape[0] == 0:
     return jnp.zeros_like(state.coefficients)
-  column = jax.vmap(lambda x, y: _evaluate(kernel, x, y), in_axes=(None, 0))
+  column = jax.vmap(lambda x, y: evaluate(kernel, x, y), in_axes=(None, 0))
   matrix = jax.vmap(column, in_axes=(0, None))(state.keys, state.keys)
   eigenvalues, vectors = jnp.linalg.eigh(matrix)
   smallest = eigenvalues[-1] * matrix.shape[0] * jnp.finfo(matrix.dtype).eps
@@ -182,11 +182,11 @@ def scores(
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[:, None], keys, 0)
   if not hasattr(kernel, 'log_kernel'):
-    weights = jax.vmap(lambda key: _evaluate(kernel, key, query))(keys)
+    weights = jax.vmap(lambda key: evaluate(kernel, key, query))(keys)
     weights = weights if mask is None else jnp.where(mask, weights, 0)
     return weights, jnp.zeros((), weights.dtype)
-  evaluate = kernel.log_kernel
-  exponent = jax.vmap(lambda key: _evaluate(evaluate, key, query))(keys)
+  log_kernel = kernel.log_kernel
+  exponent = jax.vmap(lambda key: evaluate(log_kernel, key, query))(keys)
   if mask is not None:
     neutral = zero_log_scale(exponent.dtype)
     exponent = jnp.where(mask, exponent, neutral)
@@ -195,7 +195,7 @@ def scores(
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
 
 
-def _evaluate(kernel, x, y) -> Float[Array, '']:
+def evaluate(kernel, x, y) -> Float[Array, '']:
   """`kernel(x, y)`; a function of the user's own may return anything."""
   result = kernel(x, y)
   _validate.check_kernel_value(kernel, result, x)

@@ -7,6 +7,7 @@ attention. A loss that is a plain sum over demonstrations says so with
 `sum_over_demonstrations`; masks and batches need to know.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
@@ -25,7 +26,9 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
   """Declares that a loss is a sum of one term for each demonstration.
 
   A row whose prediction is constant then contributes no gradient, which is how
-  masked rows and incomplete batches are left out.
+  masked rows and incomplete batches are left out. It is a promise: a mean, or a
+  loss in which rows see each other, would let masked and future rows in. Where
+  it is relied on, two rows are tried.
 
   Args:
     loss: `loss(predictions, values) -> []`.
@@ -284,13 +287,46 @@ def ridge(strength: float | Array) -> Callable[[Float[Array, 'd_v R']], Array]:
   return penalty
 
 
+def check_sum(loss: Loss) -> None:
+  """Raises a `ValueError` if a declared sum is found to be none.
+
+  Tries two rows: the slope of the first must not depend on the second. Losses
+  that hold traced or fixed-size arrays cannot be tried.
+  """
+  if declares_normaliser(loss):
+    loss = functools.partial(loss, normaliser=1.0)
+  with jax.ensure_compile_time_eval():
+    predictions = jnp.array([[0.25, -0.5], [0.75, 0.125]])
+    values = jnp.array([[1.0, -0.75], [0.5, 1.5]])
+    try:
+      both = jax.grad(loss)(predictions, values)[0]
+      alone = jax.grad(loss)(predictions[:1], values[:1])[0]
+    except (TypeError, ValueError):
+      return
+    if _validate.is_concrete(both, alone) and not jnp.allclose(both, alone):
+      raise ValueError(
+        'loss is declared a sum over demonstrations, but the slope of one row '
+        'depends on another; expected sum_i l(predictions[i], values[i]). Use '
+        'jnp.sum instead of jnp.mean, or remove the declaration.'
+      )
+
+
 def check_loss(loss: Loss) -> None:
-  """Raises a `ValueError` unless `loss` can be called with two arguments."""
+  """Raises a `ValueError` unless `loss` is a function."""
   if not callable(loss):
     raise ValueError(
       f'loss is a {type(loss).__name__}; expected a function loss('
       'predictions [N, d_v], values [N, d_v]) -> [], such as '
       'losses.contrastive.'
+    )
+
+
+def check_penalty(penalty: Callable[[Array], Array] | None) -> None:
+  """Raises a `ValueError` unless `penalty` is a function or None."""
+  if penalty is not None and not callable(penalty):
+    raise ValueError(
+      f'penalty is a {type(penalty).__name__}; expected a function '
+      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1).'
     )
 
 

@@ -410,6 +410,72 @@ def test_stream_and_causal_answer_as_the_single_door_does(dtype):
     _close(causal[t], one, dtype)
 
 
+@pytest.mark.parametrize('name', ['positive', 'softmax'])
+@pytest.mark.parametrize('num_query_tokens', [0, 1])
+def test_a_penalty_with_a_slope_at_zero_counts(name, num_query_tokens):
+  phi, *arrays = _problem(5, (5, 3, 2, 16), jnp.float64, name)
+  target = 0.3 * jnp.ones(())
+
+  def penalty(weights):
+    return (
+      jnp.sum((weights - target) ** 2)
+      if name == 'positive'
+      else (jnp.sum((weights[0] - weights[1] - target) ** 2))
+    )
+
+  attend = modified.attention_from_loss(losses.contrastive, penalty=penalty)
+  found = attend(phi, *arrays, num_query_tokens=num_query_tokens)
+  trained = _trained(phi, *arrays, num_query_tokens, penalty=penalty)
+  _close(found, trained, jnp.float64)
+  plain = attention.kernel_attention(phi, *arrays)
+  assert jnp.max(jnp.abs(found - plain)) > 1e-3
+  if name == 'positive':
+    query, keys, values = arrays
+    with pytest.raises(ValueError, match='penalty has a slope at W_0 = 0'):
+      attend.stream(phi, query[None], keys, values)
+    with pytest.raises(ValueError, match='penalty has no finite gradient'):
+      modified.attention_from_loss(losses.contrastive, penalty=jnp.linalg.norm)(
+        phi, *arrays
+      )
+
+
+def test_false_declarations_are_found_out():
+  phi, query, keys, values = _problem(5, (5, 3, 2, 16), jnp.float64)
+
+  def mean(predictions, values):
+    return jnp.mean((predictions - values) ** 2)
+
+  for honest in (mean, losses.info_nce()):
+    declared = losses.sum_over_demonstrations(
+      lambda p, v, honest=honest: honest(p, v)
+    )
+    attend = modified.attention_from_loss(declared)
+    with pytest.raises(ValueError, match='slope of one row depends on another'):
+      attend.causal(phi, keys, keys, values)
+    with pytest.raises(ValueError, match='slope of one row depends on another'):
+      attend(phi, query, keys, values, mask=jnp.arange(5) < 3)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_padding_changes_no_negatives(rule):
+  phi, query, keys, values = _problem(6, (6, 3, 2, 16), jnp.float64)
+  attend = functools.partial(
+    modified.negative_attention,
+    phi,
+    query,
+    num_negatives=4,
+    strength=0.5,
+    renormalise=rule,
+  )
+  seen = jnp.arange(6) < 3
+  _close(
+    attend(keys, values, mask=seen), attend(keys[:3], values[:3]), jnp.float64
+  )
+  alone = jnp.arange(6) == 2
+  gradient = jax.grad(lambda k: jnp.sum(attend(k, values, mask=alone)))(keys)
+  assert jnp.all(jnp.isfinite(gradient))
+
+
 def test_what_is_no_loss_or_no_constant_optimizer_is_named():
   arrays = _problem(0, (3, 4, 2, 8), jnp.float64)
   for loss, message in (

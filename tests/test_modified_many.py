@@ -592,3 +592,30 @@ def test_bad_input_names_the_argument():
     modified.causal_regularised_attention(
       MAPS['softmax'], queries, keys, values, strength=0.1
     )
+
+
+def test_numpy_rows_and_impossible_strengths():
+  queries, keys, values = (np.asarray(x) for x in draw())
+  phi = MAPS['elu']
+  for fn in (
+    modified.stream_regularised_attention,
+    modified.stream_regularised_attention_as_printed,
+  ):
+    np.testing.assert_allclose(
+      fn(phi, queries, keys, values, strength=0.3),
+      fn(phi, *map(jnp.asarray, (queries, keys, values)), strength=0.3),
+    )
+  with pytest.raises(ValueError, match='strength is 1, so that no weight'):
+    modified.stream_negative_attention(
+      phi,
+      queries,
+      keys,
+      values,
+      num_negatives=1,
+      strength=1.0,
+      renormalise=modified.divide_all,
+    )
+  with pytest.raises(ValueError, match=r'learning_rate is -1\.0'):
+    modified.stream_regularised_attention(
+      phi, queries, keys, values, strength=0.3, learning_rate=-1.0
+    )

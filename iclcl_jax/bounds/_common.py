@@ -105,6 +105,10 @@ def visible(
 def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
   """The number of visible rows, in their dtype."""
   dtype = jax.dtypes.canonicalize_dtype(rows.dtype)
+  if mask is not None and _validate.is_concrete(mask) and not mask.any():
+    raise ValueError(
+      'mask leaves no demonstration; expected at least one visible row.'
+    )
   if mask is None:
     return jnp.asarray(rows.shape[0], dtype)
   return jnp.sum(mask).astype(dtype)

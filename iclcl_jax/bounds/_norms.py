@@ -1,7 +1,7 @@
 """Diagonal of the kernel matrix, and norms of sums over demonstrations."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,9 @@ def log_diagonal(
   def one(key):
     if not is_map:
       if hasattr(phi, 'log_kernel'):
-        return phi.log_kernel(key, key)
-      return jnp.log(phi(key, key))  # type: ignore[call-arg]
-    row_scale, features = phi.scaled(key)  # type: ignore[union-attr]
+        return coefficients.evaluate(phi.log_kernel, key, key)
+      return jnp.log(coefficients.evaluate(phi, key, key))
+    row_scale, features = moments.scaled(cast(FeatureMap, phi), key)
     top = moments.largest(row_scale)
     return 2 * top + jnp.log(
       jnp.sum((jnp.exp(row_scale - top) * features) ** 2)

@@ -51,17 +51,6 @@ def check_step(phi, state, keys, values, mask, learning_rate) -> None:
   _validate.check_dtypes(state=stored, values=values)
 
 
-def check_optimizer(optimizer) -> None:
-  is_transformation = callable(getattr(optimizer, 'init', None)) and callable(
-    getattr(optimizer, 'update', None)
-  )
-  if not is_transformation:
-    raise ValueError(
-      f'optimizer is a {type(optimizer).__name__}; expected an optax '
-      'transformation, such as optax.sgd(0.1).'
-    )
-
-
 def check_objective(loss, penalty, values, *, masked: bool) -> None:
   losses.check_loss(loss)
   if losses.declares_normaliser(loss):
@@ -71,14 +60,12 @@ def check_objective(loss, penalty, values, *, masked: bool) -> None:
       'D from dual.normaliser.'
     )
   losses.check_value(loss, values)
-  if penalty is not None and not callable(penalty):
-    raise ValueError(
-      f'penalty is a {type(penalty).__name__}; expected a function '
-      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1).'
-    )
+  losses.check_penalty(penalty)
   if masked and not losses.is_sum_over_demonstrations(loss):
     raise ValueError(
       'loss is not declared a sum over demonstrations, so rows cannot be '
       'left out (a mask, or an incomplete batch). Declare it with '
       'losses.sum_over_demonstrations, or pass whole batches without mask.'
     )
+  if masked:
+    losses.check_sum(loss)

@@ -9,7 +9,6 @@ from iclcl_jax.dual._common import (
   Penalty,
   State,
   check_objective,
-  check_optimizer,
   check_step,
   form_of,
 )
@@ -203,7 +202,7 @@ def one_step_autodiff(
   check_step(phi, state, keys, values, mask, learning_rate)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   optimizer = _sgd() if optimizer is None else optimizer
-  check_optimizer(optimizer)
+  _validate.check_optimizer(optimizer)
   form = form_of(phi)
   check_objective(loss, penalty, values, masked=mask is not None)
   state = form.see(phi, state, keys, values, mask)

@@ -11,7 +11,6 @@ from iclcl_jax.dual._common import (
   Penalty,
   State,
   check_objective,
-  check_optimizer,
   check_step,
   form_of,
 )
@@ -148,7 +147,7 @@ def train_and_observe(
       f'batch_size is {batch_size}; expected at most the number of '
       f'demonstrations, {size}.'
     )
-  check_optimizer(optimizer)
+  _validate.check_optimizer(optimizer)
   if not callable(observe):
     raise ValueError(
       f'observe is a {type(observe).__name__}; expected a function of the '

@@ -54,6 +54,7 @@ def attention_from_loss(
     Ren & Liu, arXiv:2310.13220, section 4 (from losses to layers).
   """
   losses.check_loss(loss)
+  losses.check_penalty(penalty)
   _validate.check_scalar('learning_rate', learning_rate, minimum=0)
   step_size, decay = (1.0, 0.0) if optimizer is None else _linear(optimizer)
   return LossAttention(
@@ -66,6 +67,7 @@ def attention_from_loss(
 
 def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
   """Returns step size and decay of an optimizer that is linear, or raises."""
+  _validate.check_optimizer(optimizer)
 
   def update(gradient, weights):
     return optimizer.update(gradient, optimizer.init(weights), weights)[0]

@@ -67,6 +67,12 @@ class LossAttention:
       return output
     form = moments if _validate.is_feature_map(phi) else coefficients
     start = _start(phi, keys, values, num_query_tokens, mask)
+    if num_query_tokens == 0:
+      self._check_penalty(keys, values)
+    # Weights of zero have a slope too, in the span of what is seen.
+    size = keys.shape[0] - num_query_tokens
+    seen = None if mask is None else mask[:size]
+    start = form.see(phi, start, keys[:size], values[:size], seen)
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
@@ -143,7 +149,8 @@ class LossAttention:
 
     Raises:
       ValueError: as the call; if the loss declares `normaliser`, which no
-        query-free model has.
+        query-free model has; if the penalty has a slope at zero, which is not
+        streamed (a ridge has none).
     """
     labels = self._labels_from_zero(keys, values, mask)
     return attention.stream_kernel_attention(
@@ -183,6 +190,7 @@ class LossAttention:
         'one position would depend on later ones. Declare it with '
         'losses.sum_over_demonstrations if it is one.'
       )
+    losses.check_sum(self.loss)
     labels = self._labels_from_zero(keys, values, mask)
     return attention.causal_kernel_attention(
       phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
@@ -198,6 +206,14 @@ class LossAttention:
       )
     self._check_zero(values)
     self._check_mask(mask)
+    if self.penalty is not None:
+      slope = self._check_penalty(keys, values)
+      if _validate.is_concrete(slope) and jnp.any(slope != 0):
+        raise ValueError(
+          'penalty has a slope at W_0 = 0, which stream and causal leave out; '
+          'expected one without, such as losses.ridge. Call the attention for '
+          'one query, under jax.vmap for several.'
+        )
     if mask is not None:
       values = jnp.where(mask[:, None], values, 0)
     return self._labels(jnp.zeros_like(values), values, None, None)
@@ -223,6 +239,22 @@ class LossAttention:
         'demonstrations. Declare it with losses.sum_over_demonstrations, or '
         'pass the visible rows alone.'
       )
+    if mask is not None:
+      losses.check_sum(self.loss)
+
+  def _check_penalty(self, keys, values):
+    """The slope at zero weights, refused where it does not exist."""
+    with jax.ensure_compile_time_eval():
+      dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+      zero = jnp.zeros((values.shape[1], keys.shape[1]), dtype)
+      slope = jax.grad(self.penalty)(zero)
+      finite = jnp.all(jnp.isfinite(slope))
+    if _validate.is_concrete(finite) and not finite:
+      raise ValueError(
+        'penalty has no finite gradient at W_0 = 0; expected one there. Give '
+        'W_0 by query-side tokens (num_query_tokens >= 1).'
+      )
+    return slope
 
   def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""

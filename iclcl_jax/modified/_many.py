@@ -56,7 +56,9 @@ def stream_regularised_attention(
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
   """
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
   decay = _decay(strength, learning_rate, values)
   keys, values = (_rows.visible_rows(x, mask) for x in (keys, values))
   read = _reader(phi, keys, values, chunk_size, mask)
@@ -113,7 +115,9 @@ def causal_regularised_attention(
     et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
   _validate.check_feature_map(phi)
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
   decay = _decay(strength, learning_rate, values)
   keys, values = (_rows.visible_rows(x, mask) for x in (keys, values))
   sums = attention.causal_sums(phi, queries, keys, values, chunk_size, mask)
@@ -161,7 +165,9 @@ def stream_regularised_attention_as_printed(
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.1, as printed.
   """
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
   decay = _decay(strength, 1.0, values)
   output = _rows.attend(
     phi, queries, keys, values, chunk_size=chunk_size, mask=mask
@@ -199,7 +205,9 @@ def causal_regularised_attention_as_printed(
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.1, as printed.
   """
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
   decay = _decay(strength, 1.0, values)
   output = attention.causal_kernel_attention(
     phi, queries, keys, values, chunk_size=chunk_size, mask=mask
@@ -300,7 +308,7 @@ def causal_augmented_attention(
 
 def _decay(strength, learning_rate, values):
   _validate.check_scalar('strength', strength)
-  _validate.check_scalar('learning_rate', learning_rate)
+  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
   return jnp.asarray(learning_rate * strength, values.dtype)
 
 

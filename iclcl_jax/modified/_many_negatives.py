@@ -11,14 +11,16 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import moments
 from iclcl_jax.modified import _rows
 from iclcl_jax.modified._negatives import (
   Renormalisation,
   Selection,
+  check_negatives,
   lowest_scores,
   raise_others,
 )
+from iclcl_jax.modified._negatives import choose as choose_negatives
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 Candidates: TypeAlias = Callable[[Array, Array], Array]
@@ -47,7 +49,7 @@ def stream_negative_attention(
     queries: the query of every token. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most `N - 1` are used.
+    num_negatives: how many, `k`; at most all visible tokens but one.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
       ranks the tokens alike for every query.
@@ -75,8 +77,11 @@ def stream_negative_attention(
   References:
     Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
   """
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
-  choose = _chooser(keys.shape[0], num_negatives, strength)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
+  check_negatives(num_negatives, strength, select, renormalise)
+  choose = _chooser(keys.shape[0], num_negatives, mask)
   weigh = _rows.weights_fn(phi, keys, mask)
   values = _rows.visible_rows(values, mask)
   visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
@@ -119,7 +124,7 @@ def stream_token_negative_attention(
     queries: the query of every token. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most `N - 1` are used.
+    num_negatives: how many, `k`; at most all visible tokens but one.
     strength: the total `beta` that the negatives lose.
     select: as in `stream_negative_attention`.
     candidates: as in `stream_negative_attention`.
@@ -142,8 +147,11 @@ def stream_token_negative_attention(
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.3.
   """
-  _rows.check_rows(queries, keys, values, chunk_size, mask)
-  choose = _chooser(keys.shape[0], num_negatives, strength)
+  queries, keys, values = _rows.check_rows(
+    queries, keys, values, chunk_size, mask
+  )
+  check_negatives(num_negatives, strength, select, raise_others)
+  choose = _chooser(keys.shape[0], num_negatives, mask)
   score = _rows.score_fn(phi, keys, mask)
   values = _rows.visible_rows(values, mask)
   visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
@@ -164,14 +172,15 @@ def stream_token_negative_attention(
   )
 
 
-def _chooser(size, num_negatives, strength):
-  """Checks the arguments; returns the choice of one token's negatives."""
-  _validate.check_count('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('strength', strength)
+def _chooser(size, num_negatives, mask):
+  """Returns the choice of one token's negatives."""
   positions = jnp.arange(size)
   count = min(num_negatives, size - 1)
 
-  def choose(select, candidates, visible, weights, position):
-    return select(weights, visible & candidates(position, positions), count)
+  def choose_for(select, candidates, visible, weights, position):
+    allowed = visible & candidates(position, positions)
+    return choose_negatives(
+      select, weights, allowed, visible, count, masked=mask is not None
+    )
 
-  return choose
+  return choose_for

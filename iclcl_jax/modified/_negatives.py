@@ -116,8 +116,9 @@ def raise_others(weights, negatives, visible, strength) -> Negatives:
 
 def scale_others(weights, negatives, visible, strength) -> Negatives:
   """Gives what the negatives lose to all others in proportion."""
-  lost = jnp.sum(jnp.where(negatives, weights, 0))
-  gain = (1 - lost + strength) / (1 - lost)
+  rest = 1 - jnp.sum(jnp.where(negatives, weights, 0))
+  # No one else is visible: there is nobody to give to.
+  gain = jnp.where(rest > 0, rest + strength, 1) / jnp.where(rest > 0, rest, 1)
   gains = jnp.where(visible & ~negatives, gain, 1)
   return Negatives(
     _share(strength, negatives, weights.dtype), gains.astype(weights.dtype)
@@ -127,11 +128,6 @@ def scale_others(weights, negatives, visible, strength) -> Negatives:
 def divide_all(weights, negatives, visible, strength) -> Negatives:
   """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
   del visible
-  if _validate.is_concrete(strength) and strength == 1:
-    raise ValueError(
-      'strength is 1, so that no weight is left to divide by; expected another '
-      'strength, or another renormalise, such as raise_others.'
-    )
   gains = jnp.full_like(weights, 1 / (1 - strength))
   return Negatives(_share(strength, negatives, weights.dtype) * gains, gains)
 
@@ -140,6 +136,40 @@ def _share(total, chosen, dtype):
   """Divides a total in equal parts among the chosen."""
   count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)
   return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
+
+
+def check_negatives(num_negatives, strength, select, renormalise) -> None:
+  """Checks what all doors of negative samples share."""
+  _validate.check_count('num_negatives', num_negatives, minimum=0)
+  _validate.check_scalar('strength', strength)
+  for name, fn, example in (
+    ('select', select, 'lowest_scores'),
+    ('renormalise', renormalise, 'raise_others'),
+  ):
+    if not callable(fn):
+      raise ValueError(
+        f'{name} is a {type(fn).__name__}; expected a function, such as '
+        f'modified.{example}.'
+      )
+  is_all = renormalise is divide_all and _validate.is_concrete(strength)
+  if is_all and strength == 1:
+    raise ValueError(
+      'strength is 1, so that no weight is left to divide by; expected another '
+      'strength, or another renormalise, such as raise_others.'
+    )
+
+
+def choose(select, weights, candidates, visible, count, *, masked: bool):
+  """At most `count` negatives, and never all visible tokens."""
+  if not masked:
+    return select(weights, candidates, count)
+  # The number of visible tokens is not known while tracing: one at a time.
+  limit = jnp.sum(visible) - 1
+  chosen = jnp.zeros_like(candidates)
+  for index in range(count):
+    one = select(weights, candidates & ~chosen, 1)
+    chosen = chosen | (one & (index < limit))
+  return chosen
 
 
 def negatives_of(
@@ -155,12 +185,16 @@ def negatives_of(
   mask: Mask | None = None,
 ) -> Negatives:
   """Chooses the negatives of one query; see `negative_attention`."""
-  _validate.check_count('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('strength', strength)
+  check_negatives(num_negatives, strength, select, renormalise)
+  if candidates is not None:
+    _validate.check_mask(candidates, keys.shape[0], name='candidates')
   weights = attention_weights(phi, query, keys, keys, mask)
   visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
   allowed = visible if candidates is None else visible & candidates
-  chosen = select(weights, allowed, min(num_negatives, keys.shape[0] - 1))
+  count = min(num_negatives, keys.shape[0] - 1)
+  chosen = choose(
+    select, weights, allowed, visible, count, masked=mask is not None
+  )
   strength = jnp.asarray(strength, keys.dtype)
   strength = jnp.where(jnp.any(chosen), strength, 0)
   return renormalise(weights, chosen, visible, strength)
@@ -191,7 +225,7 @@ def negative_attention(
     query: the test input. Shape `[d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most `N - 1` are used.
+    num_negatives: how many, `k`; at most all visible tokens but one.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
     renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.

@@ -71,9 +71,9 @@ def regularised_attention_as_printed(
 
   .. math:: h = \sum_i a_i v_i - \alpha v_q,
 
-  `v_q` the last row (zero if it is masked). It is not the step of `regularised_attention`: there the
-  own value carries its attention weight. It is a residual connection of
-  strength `-alpha` through the value projection.
+  `v_q` the last row (zero if it is masked). It is not the step of
+  `regularised_attention`: there the own value carries its attention weight. It
+  is a residual connection of strength `-alpha` through the value projection.
 
   Args:
     phi: feature map or kernel.

@@ -11,11 +11,12 @@ from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 ScoreFn: TypeAlias = Callable[[Array], Array]
 
 
-def check_rows(queries, keys, values, chunk_size, mask) -> None:
+def check_rows(queries, keys, values, chunk_size, mask) -> tuple[Array, ...]:
   """Checks tokens of which each has a query, a key and a value."""
   _validate.check_tokens(keys, values, mask, queries=queries)
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', keys.shape[0])
   _validate.check_count('chunk_size', chunk_size)
+  return jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(values)
 
 
 def visible_rows(array: Array, mask: Mask | None) -> Array:
