@@ -150,4 +150,11 @@ JOBS = (
       'scales': (1.0, 2.0),
     },
   ),
+  Job(
+    'meta_optimizer',
+    'meta_optimizer',
+    'Implicit finetuning, its metrics and their nulls',
+    {},
+    {'num_seeds': 5, 'num_queries': 8, 'width': 64, 'num_draws': 2},
+  ),
 )

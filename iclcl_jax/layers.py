@@ -190,7 +190,9 @@ class MultiHeadAttention(nn.Module):
     value_dim: width `d_v` of one head.
     output_dim: width of the output; None for that of the tokens.
     kernel_init: initializer of all projections.
-    key_view: as in `SelfAttention`; every head has parameters of its own.
+    key_view: as in `SelfAttention`; every head has parameters of its own. Make
+      two instances to view keys and values alike: one instance passed twice
+      shares its parameters in `SelfAttention`, not here.
     value_view: as in `SelfAttention`; every head has parameters of its own.
 
   Example:

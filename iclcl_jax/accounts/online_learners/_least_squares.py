@@ -1,0 +1,99 @@
+"""Exact solves: ridge regression of every prefix."""
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.accounts.online_learners._stream import (
+  Stream,
+  check_stream,
+  initial_state,
+)
+from iclcl_jax.types import Array, Float
+
+
+def least_squares(
+  tokens: Stream, *, ridge: float | Array
+) -> Float[Array, 'N d_v']:
+  r"""Solves the ridge regression of every prefix: the definition of mesa.
+
+  .. math:: W_t = \arg\min_W \tfrac12\sum_{i\le t} |W\phi(k_i) - v_i|^2
+     + \tfrac\lambda2 |W|_F^2
+
+  Args:
+    tokens: the stream.
+    ridge: the strength `lambda`, positive: a prefix shorter than `R` has no
+      unique solution without it.
+
+  Returns:
+    The answers. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree, or `ridge` is not positive.
+
+  References:
+    von Oswald et al., arXiv:2309.05858, section 3.
+  """
+  check_stream(tokens)
+  _check_ridge(ridge)
+  identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
+
+  def step(sums, token):
+    gram, cross = sums
+    query, key, value = token
+    gram = gram + key[:, None] * key[None]
+    cross = cross + value[:, None] * key[None]
+    solved = jax.scipy.linalg.solve(gram, query, assume_a='pos')
+    return (gram, cross), cross @ solved
+
+  sums = ridge * identity, initial_state(tokens, None)
+  return jax.lax.scan(step, sums, tokens)[1]
+
+
+def recursive_least_squares(
+  tokens: Stream, *, ridge: float | Array
+) -> Float[Array, 'N d_v']:
+  r"""`least_squares` by a rank-one update for each token.
+
+  .. math:: W_t = W_{t-1} + (v_t - W_{t-1}\phi(k_t))\,
+     \frac{(P_{t-1}\phi(k_t))^\top}{1 + \phi(k_t)^\top P_{t-1}\,\phi(k_t)}
+
+  with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
+
+  Args:
+    tokens: the stream.
+    ridge: the strength `lambda`, positive.
+
+  Returns:
+    The answers. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree, or `ridge` is not positive.
+
+  References:
+    von Oswald et al., arXiv:2309.05858, eq. 9.
+  """
+  check_stream(tokens)
+  _check_ridge(ridge)
+  identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
+
+  def step(carry, token):
+    weights, inverse = carry
+    query, key, value = token
+    gain = inverse @ key
+    gain = gain / (1 + key @ gain)
+    weights = weights + (value - weights @ key)[:, None] * gain[None]
+    inverse = inverse - gain[:, None] * (inverse @ key)[None]
+    return (weights, inverse), weights @ query
+
+  carry = initial_state(tokens, None), identity / ridge
+  return jax.lax.scan(step, carry, tokens)[1]
+
+
+def _check_ridge(ridge) -> None:
+  _validate.check_scalar('ridge', ridge, minimum=0)
+  if _validate.is_concrete(ridge) and float(ridge) == 0:
+    raise ValueError(
+      'ridge is 0; expected a positive number: a prefix shorter than the '
+      'number of features has no unique least-squares solution.'
+    )

@@ -1,0 +1,168 @@
+"""The published recurrences, token by token."""
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.accounts.online_learners._stream import (
+  Stream,
+  broadcast_gates,
+  initial_state,
+)
+from iclcl_jax.types import Array, Float
+
+
+def linear_recurrence(
+  tokens: Stream,
+  *,
+  decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Linear attention with decay.
+
+  .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
+
+  Args:
+    tokens: the stream.
+    decays: as in `descend`.
+    initial: as in `descend`.
+
+  Returns:
+    The answers. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  References:
+    Katharopoulos et al., arXiv:2006.16236, eq. 9; Sun et al.,
+    arXiv:2307.08621, eq. 5; Yang et al., arXiv:2312.06635, eq. 3.
+  """
+  start = initial_state(tokens, initial)
+  _, decays = broadcast_gates(tokens, 1.0, decays)
+
+  def step(weights, token):
+    query, key, value, decay = token
+    weights = weights * decay[None] + value[:, None] * key[None]
+    return weights, weights @ query
+
+  return jax.lax.scan(step, start, (*tokens, decays))[1]
+
+
+def delta_recurrence(
+  tokens: Stream,
+  *,
+  rates: float | Float[Array, ' N'] = 1.0,
+  decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""The (gated) delta rule.
+
+  .. math:: W_t = g_t W_{t-1}\,(I - \beta_t\,\phi(k_t)\phi(k_t)^\top)
+     + \beta_t\, v_t\,\phi(k_t)^\top
+
+  Args:
+    tokens: the stream.
+    rates: as in `descend`; stable where `0 <= beta |phi(k)|^2 <= 2`.
+    decays: as in `descend`.
+    initial: as in `descend`.
+
+  Returns:
+    The answers. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  References:
+    Schlag et al., arXiv:2102.11174, eq. 24; Yang et al., arXiv:2412.06464,
+    eq. 10.
+  """
+  start = initial_state(tokens, initial)
+  rates, decays = broadcast_gates(tokens, rates, decays)
+
+  def step(weights, token):
+    query, key, value, rate, decay = token
+    weights = weights * decay[None]
+    error = value - weights @ key
+    weights = weights + rate * error[:, None] * key[None]
+    return weights, weights @ query
+
+  return jax.lax.scan(step, start, (*tokens, rates, decays))[1]
+
+
+def momentum_attention_weights(
+  num_tokens: int, momentum: float | Array
+) -> Float[Array, 'N N']:
+  r"""Factors that the heavy ball puts on past tokens of linear attention.
+
+  .. math:: o_t = \sum_{i\le t} \frac{1 - \mu^{t-i+1}}{1 - \mu}\,
+     (\phi(q_t)^\top\phi(k_i))\, v_i
+
+  Recent tokens get LESS weight than old ones: momentum is no moving average of
+  the values.
+
+  Args:
+    num_tokens: number of tokens `N`.
+    momentum: the factor `mu`, in `[0, 1)`.
+
+  Returns:
+    Row `t`, column `i`; zeros above the diagonal. Shape `[N, N]`.
+
+  Raises:
+    ValueError: if `num_tokens < 1`, or `momentum` is outside `[0, 1)`.
+
+  Example:
+    >>> momentum_attention_weights(2, 0.5).tolist()
+    [[1.0, 0.0], [1.5, 1.0]]
+  """
+  _validate.check_count('num_tokens', num_tokens)
+  _validate.check_momentum(momentum)
+  position = jnp.arange(num_tokens)
+  age = position[:, None] - position[None] + 1
+  factor = jnp.asarray(momentum, float)
+  power = jnp.maximum(age, 0).astype(factor.dtype)
+  return jnp.where(age > 0, (1 - factor**power) / (1 - factor), 0)
+
+
+def softmax_recurrence(
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+) -> Float[Array, ' d_v']:
+  r"""Softmax attention as running SGD on :math:`\tfrac12|o - v_i|^2`.
+
+  The step size of token `i` is its own normalised weight among the tokens so
+  far. Every query runs its own: no state of finite size serves all.
+
+  Args:
+    query: the query. Shape `[d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+
+  Returns:
+    The answer. Shape `[d_v]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  References:
+    Milakov & Gimelshein, arXiv:1805.02867 (running softmax).
+  """
+  _validate.check_tokens(keys, values, query=query)
+  scores = keys @ query / query.shape[0] ** 0.5
+
+  def step(carry, token):
+    output, largest, total = carry
+    score, value = token
+    top = jnp.maximum(largest, score)
+    weight = jnp.exp(score - top)
+    total = total * jnp.exp(largest - top) + weight
+    output = output - weight / total * jax.grad(_half_square)(output, value)
+    return (output, top, total), None
+
+  lowest = jnp.asarray(jnp.finfo(scores.dtype).min, scores.dtype)
+  start = jnp.zeros_like(values[0]), lowest, jnp.zeros_like(lowest)
+  return jax.lax.scan(step, start, (scores, values))[0][0]
+
+
+def _half_square(output, value) -> Float[Array, '']:
+  return jnp.sum((output - value) ** 2) / 2

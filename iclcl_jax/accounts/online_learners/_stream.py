@@ -1,0 +1,156 @@
+"""Streams of tokens, and the definition of a learner."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, losses
+from iclcl_jax.types import Array, FeatureMap, Float
+
+
+class Stream(NamedTuple):
+  """A stream of tokens after the feature map.
+
+  Attributes:
+    queries: features of the queries. Shape `[N, R]`.
+    keys: features of the keys. Shape `[N, R]`.
+    values: values. Shape `[N, d_v]`.
+  """
+
+  queries: Float[Array, 'N R']
+  keys: Float[Array, 'N R']
+  values: Float[Array, 'N d_v']
+
+
+def stream(
+  phi: FeatureMap,
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+) -> Stream:
+  """Applies a feature map to queries and keys.
+
+  Args:
+    phi: feature map; `features.IdentityFeatures()` for none.
+    queries: queries. Shape `[N, d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+
+  Returns:
+    The `Stream`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or `phi` is no feature map.
+  """
+  _validate.check_feature_map(phi)
+  _validate.check_tokens(keys, values, queries=queries)
+  _validate.check_same('N', 'queries', queries.shape[0], 'keys', keys.shape[0])
+  return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
+
+
+def descend(
+  tokens: Stream,
+  *,
+  loss: losses.Loss = losses.contrastive,
+  rates: float | Float[Array, ' N'] = 1.0,
+  decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  momentum: float | Array = 0.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Learns by one gradient step for each token: the definition.
+
+  .. math:: \tilde W = W_{t-1} \odot g_t, \quad
+     M_t = \mu M_{t-1} - \beta_t \nabla_W\, L(\tilde W\phi(k_t), v_t),
+     \quad W_t = \tilde W + M_t
+
+  Args:
+    tokens: the stream.
+    loss: inner loss `loss(predictions [1, d_v], values [1, d_v]) -> []`.
+    rates: step sizes `beta`, one or one for each token.
+    decays: factors `g` of the state, one, one for each token, or one for each
+      token and feature.
+    momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
+    initial: the state before the first token. Shape `[d_v, R]`; None for 0.
+
+  Returns:
+    The answers. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if shapes disagree, `loss` is no function, or `momentum` is
+      outside `[0, 1)`.
+
+  Example:
+    >>> x = jnp.eye(2)
+    >>> descend(Stream(x, x, x)).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+
+  References:
+    Sun et al., arXiv:2407.04620, section 2 (layers as inner learners).
+  """
+  losses.check_loss(loss)
+  _validate.check_momentum(momentum)
+  start = initial_state(tokens, initial)
+  rates, decays = broadcast_gates(tokens, rates, decays)
+
+  def step(carry, token):
+    weights, speed = carry
+    query, key, value, rate, decay = token
+    weights = weights * decay[None]
+
+    def inner(weights):
+      return loss((weights @ key)[None], value[None])
+
+    speed = momentum * speed - rate * jax.grad(inner)(weights)
+    weights = weights + speed
+    return (weights, speed), weights @ query
+
+  carry = start, jnp.zeros_like(start)
+  return jax.lax.scan(step, carry, (*tokens, rates, decays))[1]
+
+
+def broadcast_gates(tokens: Stream, rates, decays):
+  """Step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
+  size, width = tokens.keys.shape
+  dtype = tokens.keys.dtype
+  rates, decays = jnp.asarray(rates, dtype), jnp.asarray(decays, dtype)
+  for name, array, shapes in (
+    ('rates', rates, [(), (size,)]),
+    ('decays', decays, [(), (size,), (size, width)]),
+  ):
+    if array.shape not in shapes:
+      expected = ' or '.join(str(list(shape)) for shape in shapes)
+      raise ValueError(
+        f'{name} has shape {list(array.shape)}; expected {expected}: one, or '
+        'one for each token.'
+      )
+  if decays.ndim < 2:
+    decays = jnp.broadcast_to(decays, (size,))[:, None]
+  return jnp.broadcast_to(rates, (size,)), decays
+
+
+def initial_state(tokens: Stream, initial) -> Float[Array, 'd_v R']:
+  check_stream(tokens)
+  shape = tokens.values.shape[1], tokens.keys.shape[1]
+  if initial is None:
+    return jnp.zeros(shape, tokens.values.dtype)
+  _validate.check_array('initial', initial, 'd_v R')
+  if initial.shape != shape:
+    raise ValueError(
+      f'initial has shape {list(initial.shape)}; expected {list(shape)}, '
+      '[d_v, R] of the stream.'
+    )
+  _validate.check_dtypes(initial=initial, values=tokens.values)
+  return initial
+
+
+def check_stream(tokens) -> None:
+  if not isinstance(tokens, Stream):
+    raise ValueError(
+      f'tokens is a {type(tokens).__name__}; expected a Stream. Make it with '
+      'online_learners.stream(phi, queries, keys, values).'
+    )
+  _validate.check_tokens(tokens.keys, tokens.values, queries=tokens.queries)
+  _validate.check_same(
+    'N', 'queries', tokens.queries.shape[0], 'keys', tokens.keys.shape[0]
+  )
