@@ -286,7 +286,7 @@ def _forget_start(phi, state, keys, values, **options):
 
 
 def _halve_rate(*args, **options):
-  return _one_step(*args, learning_rate=0.5, **options)
+  return _one_step(*args, **options | {'learning_rate': 0.5})
 
 
 def _shift_values(phi, state, keys, values, **options):
@@ -294,7 +294,7 @@ def _shift_values(phi, state, keys, values, **options):
 
 
 def _ascend(*args, **options):
-  return _one_step_autodiff(*args, learning_rate=0.999, **options)
+  return _one_step_autodiff(*args, **options | {'learning_rate': 0.999})
 
 
 @pytest.mark.parametrize(
