@@ -17,7 +17,7 @@ demo: env
 	$(BIN)/python -m experiments.equivalence --workdir=$(OUT)/demo $(DEMO_FLAGS)
 
 test: env
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: env
 	$(BIN)/ruff format --check .
