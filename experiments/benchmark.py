@@ -2,16 +2,16 @@ r"""Speed beside peers, each row measured side by side in one run.
 
   python -m experiments.benchmark --workdir=out/benchmark
 
-About three minutes on two CPU cores, most of them one call of the peer's
-causal path. Calls that are compared take turns; their medians are compared,
-and a matrix product runs between them, so that the fraction of its rate is one
-of the same minutes. Peers need `pip install iclcl_jax[bench]`; without them
+About five minutes on two CPU cores. Calls that are compared take turns; their
+medians are compared, and a matrix product runs between them, so that the
+fraction of its rate is one of the same minutes. Peers need `pip install iclcl_jax[bench]`; without them
 their rows say so.
 
 Expect, in float32 with 8 heads, 8192 tokens, 64 dimensions, 256 features: the
-streamed attention above half of the matrix product's rate, the causal one two
-orders of magnitude faster than the peer's, times in proportion to the length,
-regularised and augmented attention at most 1.3 times as slow as plain. Negative
+streamed attention above half of the matrix product's rate, the causal one fifty
+times as fast as the peer's, times in proportion to the length, augmented and
+printed regularised attention as fast as plain, the strict regularised form as
+fast where it is causal and 1.2 to 1.5 times as slow where it is not. Negative
 samples read every score: their rows are compared with plain attention whose
 scores are written out in the same blocks of queries, one head.
 
