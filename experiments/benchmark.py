@@ -4,8 +4,8 @@ r"""Speed beside peers, each row measured side by side in one run.
 
 About five minutes on two CPU cores. Calls that are compared take turns; their
 medians are compared, and a matrix product runs between them, so that the
-fraction of its rate is one of the same minutes. Peers need `pip install iclcl_jax[bench]`; without them
-their rows say so.
+fraction of its rate is one of the same minutes. Peers need
+`pip install iclcl_jax[bench]`; without them their rows say so.
 
 Expect, in float32 with 8 heads, 8192 tokens, 64 dimensions, 256 features: the
 streamed attention above half of the matrix product's rate, the causal one fifty
