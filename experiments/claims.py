@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import harness
+
 KEYS = (
   'id',
   'source',
@@ -65,3 +67,16 @@ def check(claims: Sequence[Mapping[str, Any]]) -> None:
         f'claim {claim["id"]!r} occurs twice; expected distinct ids.'
       )
     seen.add(claim['id'])
+
+
+def claims_text(summary: Mapping[str, Any]) -> str:
+  """A table of the claims of a summary, and its conclusion."""
+  rows = [
+    {
+      'claim': row['claim'],
+      'value': f'{row["value"]:.3g}',
+      'verdict': row['verdict'],
+    }
+    for row in summary['claims']
+  ]
+  return f'{harness.table(rows)}\n\n{summary["conclusion"]}'

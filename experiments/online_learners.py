@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import equivalence_figures, harness
-from experiments.claims import judge
+from experiments.claims import claims_text, judge
 from iclcl_jax import _validate, features, losses
 from iclcl_jax.accounts import online_learners as learners
 
@@ -158,7 +158,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   with equivalence_figures.style():
     harness.save_figure(path, 'learners', _figure(config, result))
   summary = dict(harness.write_summary(path, summary))
-  print(_text(summary))
+  print(claims_text(summary))
   return summary
 
 
@@ -411,18 +411,6 @@ def _figure(config: Config, result) -> Any:
   axes[1].set_xlabel('scale of the inputs (dotted: where tuned)')
   axes[1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
   return figure
-
-
-def _text(summary: Mapping[str, Any]) -> str:
-  rows = [
-    {
-      'claim': row['claim'],
-      'value': f'{row["value"]:.3g}',
-      'verdict': row['verdict'],
-    }
-    for row in summary['claims']
-  ]
-  return f'{harness.table(rows)}\n\n{summary["conclusion"]}'
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import equivalence_figures, harness
-from experiments.claims import judge
+from experiments.claims import claims_text, judge
 from iclcl_jax import _validate
 from iclcl_jax.accounts import training_data_attention as account
 
@@ -106,7 +106,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
     harness.save_figure(path, 'attended', _attended(data, result))
     harness.save_figure(path, 'votes', _votes(result))
   summary = dict(harness.write_summary(path, summary))
-  print(_text(summary))
+  print(claims_text(summary))
   return summary
 
 
@@ -326,18 +326,6 @@ def _votes(result) -> Any:
   axis.set_xticks(range(1, len(shares) + 1))
   axis.set(ylim=(0, 1.04), xlabel='layer', ylabel='votes that agree')
   return figure
-
-
-def _text(summary: Mapping[str, Any]) -> str:
-  rows = [
-    {
-      'claim': row['claim'],
-      'value': f'{row["value"]:.3g}',
-      'verdict': row['verdict'],
-    }
-    for row in summary['claims']
-  ]
-  return f'{harness.table(rows)}\n\n{summary["conclusion"]}'
 
 
 if __name__ == '__main__':
