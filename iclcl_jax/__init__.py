@@ -19,9 +19,11 @@ from iclcl_jax import (
   losses,
   modified,
   precision,
+  pretrained,
   projections,
   storage,
   tasks,
+  transformer,
   types,
 )
 
@@ -39,8 +41,10 @@ __all__ = [
   'losses',
   'modified',
   'precision',
+  'pretrained',
   'projections',
   'storage',
   'tasks',
+  'transformer',
   'types',
 ]

@@ -33,9 +33,11 @@ FLOORS = {
   'dual': 5,
   'bounds': 6,
   'modified': 6,
+  'transformer': 6,
   'equivalence': 7,
   'layers': 8,
   'accounts': 8,
+  'pretrained': 8,
 }
 # The exact-kernel twin returns the same `Reading` as the moments.
 SAME_FLOOR = {('coefficients', 'moments')}

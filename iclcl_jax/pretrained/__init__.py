@@ -1,0 +1,1 @@
+"""Real models as pure functions over a parameter pytree."""
