@@ -12,29 +12,31 @@ References:
   arXiv:2212.07677.
 """
 
-from iclcl_jax.accounts.linear_regression_gd._layers import (
-  Folded,
-  SelfAttention,
-  attend,
-  attend_query,
+from iclcl_jax.accounts.linear_regression_gd._construction import (
   construct,
   construct_plus_plus,
-  context_only,
-  fold,
-  interpolate,
+)
+from iclcl_jax.accounts.linear_regression_gd._layers import (
+  attend,
+  attend_query,
   linear_weights,
-  make_tokens,
-  normalise,
   predict,
   repeat,
   softmax_weights,
-  unfold,
 )
 from iclcl_jax.accounts.linear_regression_gd._metrics import (
   model_cosine,
   model_difference,
   predictions_difference,
   sensitivity,
+)
+from iclcl_jax.accounts.linear_regression_gd._products import (
+  Folded,
+  SelfAttention,
+  fold,
+  interpolate,
+  normalise,
+  unfold,
 )
 from iclcl_jax.accounts.linear_regression_gd._theory import (
   LinearTasks,
@@ -46,6 +48,10 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   normal_moments,
   optimal_learning_rate,
   uniform_moments,
+)
+from iclcl_jax.accounts.linear_regression_gd._tokens import (
+  context_only,
+  make_tokens,
 )
 
 __all__ = [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.accounts.linear_regression_gd._layers import check_problem
+from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
 from iclcl_jax.types import Array, Float
 
 
