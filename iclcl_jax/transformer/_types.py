@@ -96,12 +96,28 @@ class Normalization(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+  """Where the normalisation of a sublayer `f` stands.
+
+  The sublayer maps `x` to `after(normalise, x + f(before(normalise, x)))`.
+  Both fields are functions `(normalise, x) -> x`: `normalised` or `as_it_is`.
+
+  Attributes:
+    before: what `f` reads.
+    after: what becomes of the sum.
+  """
+
+  before: Callable[[Callable[[Array], Array], Array], Array]
+  after: Callable[[Callable[[Array], Array], Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
   """What the shapes of a block's parameters do not say.
 
   Attributes:
     placement: `pre_norm` (of a sublayer's input) or `post_norm` (of the sum of
-      its input and output).
+      its input and output), or another `Placement`.
     normalization: `RMSNorm(epsilon)` or `LayerNorm(epsilon)`.
     activation: of the feed-forward network, such as `jax.nn.silu`.
     rotation: of queries and keys by position, `Rotary(base)` or `unrotated`:
@@ -110,7 +126,7 @@ class Architecture:
       `(query_position [], key_position []) -> bool []`.
   """
 
-  placement: Callable
+  placement: Placement
   normalization: Normalization
   activation: Callable[[Array], Array]
   rotation: Callable[[Array, Array], Array]

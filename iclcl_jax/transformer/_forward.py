@@ -1,0 +1,363 @@
+"""The ordinary forward pass of Transformer blocks, with softmax attention.
+
+One sequence at a time; `jax.vmap` makes batches. A block is three steps, which
+a cache of keys and values needs one by one: `heads`, `attend`, `complete`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.transformer import _checks
+from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
+from iclcl_jax.types import Array, Float, Mask
+
+
+class Heads(NamedTuple):
+  """What the heads of one block see.
+
+  Attributes:
+    queries: rotated queries. Shape `[H, N, d_k]`.
+    keys: rotated keys. Shape `[G, N, d_k]`.
+    values: the values. Shape `[G, N, d_k]`.
+  """
+
+  queries: Float[Array, 'H N d_k']
+  keys: Float[Array, 'G N d_k']
+  values: Float[Array, 'G N d_k']
+
+
+def heads(
+  architecture: Architecture,
+  block: Block,
+  x: Float[Array, 'N d_model'],
+  *,
+  positions: Array | None = None,
+) -> Heads:
+  """Returns queries, keys and values: normalised, projected, rotated.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    x: the residual stream. Shape `[N, d_model]`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+
+  Returns:
+    The `Heads`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> heads(architecture, block, jnp.ones((3, 4))).queries.shape
+    (2, 3, 2)
+
+  References:
+    Vaswani et al., arXiv:1706.03762, section 3.2.2; Ainslie et al.,
+    arXiv:2305.13245 (grouped queries).
+  """
+  _checks.check_block(architecture, block, x, positions, None)
+  positions = default_positions(x, positions)
+  tokens = normalise_before(architecture, block.attention_norm, x)
+  rotate = jax.vmap(  # Heads outside, so that angles are computed once.
+    jax.vmap(architecture.rotation), in_axes=(0, None)
+  )
+  return Heads(
+    queries=rotate(_split_heads(block.query, tokens), positions),
+    keys=rotate(_split_heads(block.key, tokens), positions),
+    values=_split_heads(block.value, tokens),
+  )
+
+
+def attend(
+  architecture: Architecture,
+  queries: Float[Array, 'H M d_k'],
+  keys: Float[Array, 'G N d_k'],
+  values: Float[Array, 'G N d_k'],
+  query_positions: Array,
+  key_positions: Array,
+  *,
+  mask: Mask | None = None,
+) -> Float[Array, 'H M d_k']:
+  r"""Softmax attention of all heads, with the scale :math:`1/\sqrt{d_k}`.
+
+  Keys and values are not repeated for the query heads that share them. A query
+  that sees no key gets zeros.
+
+  Args:
+    architecture: says which position sees which.
+    queries: rotated queries. Shape `[H, M, d_k]`.
+    keys: rotated keys, such as those of a cache. Shape `[G, N, d_k]`.
+    values: their values. Shape `[G, N, d_k]`.
+    query_positions: integers. Shape `[M]`.
+    key_positions: integers. Shape `[N]`.
+    mask: valid keys. Shape `[N]`; None for all.
+
+  Returns:
+    The outputs of the heads. Shape `[H, M, d_k]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, _ = transformer.example()
+    >>> x, t = jnp.ones((1, 3, 2)), jnp.arange(3)
+    >>> attend(architecture, x, x, x, t, t)[0, 0].tolist()
+    [1.0, 1.0]
+
+  References:
+    Vaswani et al., arXiv:1706.03762, eq. 1.
+  """
+  _check_heads(queries, keys, values, query_positions, key_positions, mask)
+  seen = visibility(architecture, query_positions, key_positions, mask)
+  if mask is not None:  # A masked NaN would return in the gradient.
+    keys = jnp.where(mask[None, :, None], keys, 0)
+    values = jnp.where(mask[None, :, None], values, 0)
+  num_heads, num_queries, width = queries.shape
+  num_groups, num_keys, _ = keys.shape
+  rows = (queries / width**0.5).reshape(num_groups, -1, width)
+  scores = jnp.einsum('grd,gnd->grn', rows, keys)
+  scores = scores.reshape(num_heads, num_queries, num_keys)
+  neutral = jnp.finfo(scores.dtype).min
+  weights = jax.nn.softmax(jnp.where(seen[None], scores, neutral))
+  weights = jnp.where(jnp.any(seen, axis=1)[None, :, None], weights, 0)
+  weights = weights.reshape(num_groups, -1, num_keys)
+  return jnp.einsum('grn,gnd->grd', weights, values).reshape(queries.shape)
+
+
+def complete(
+  architecture: Architecture,
+  block: Block,
+  x: Float[Array, 'N d_model'],
+  outputs: Float[Array, 'H N d_k'],
+) -> Float[Array, 'N d_model']:
+  """Everything behind the heads: output projection and feed-forward network.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    x: the residual stream before the block. Shape `[N, d_model]`.
+    outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
+
+  Returns:
+    The residual stream behind the block. Shape `[N, d_model]`.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> complete(
+    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2))).shape
+    (3, 4)
+  """
+  stream = x + merge_heads(block.output, outputs)
+  stream = normalise_after(architecture, block.attention_norm, stream)
+  tokens = normalise_before(architecture, block.ffn_norm, stream)
+  stream = stream + feed_forward(architecture, block, tokens)
+  return normalise_after(architecture, block.ffn_norm, stream)
+
+
+def apply_block(
+  architecture: Architecture,
+  block: Block,
+  x: Float[Array, 'N d_model'],
+  *,
+  positions: Array | None = None,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_model']:
+  """Applies one Transformer block.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    x: the residual stream. Shape `[N, d_model]`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+
+  Returns:
+    The residual stream behind the block. Shape `[N, d_model]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> apply_block(architecture, block, jnp.ones((3, 4))).shape
+    (3, 4)
+
+  References:
+    Vaswani et al., arXiv:1706.03762, section 3; Xiong et al.,
+    arXiv:2002.04745 (both placements of the normalisation).
+  """
+  _checks.check_block(architecture, block, x, positions, mask)
+  positions = default_positions(x, positions)
+  seen = heads(architecture, block, x, positions=positions)
+  outputs = attend(architecture, *seen, positions, positions, mask=mask)
+  return complete(architecture, block, x, outputs)
+
+
+def apply_blocks(
+  architecture: Architecture,
+  blocks: Block,
+  x: Float[Array, 'N d_model'],
+  *,
+  positions: Array | None = None,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_model']:
+  """Applies a stack of blocks by `jax.lax.scan`: one compiled block.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    blocks: the parameters, each with a leading axis `L`.
+    x: the residual stream. Shape `[N, d_model]`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+
+  Returns:
+    The residual stream behind the last block. Shape `[N, d_model]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> import jax
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> blocks = jax.tree.map(lambda p: jnp.stack([p, p]), block)
+    >>> apply_blocks(architecture, blocks, jnp.ones((3, 4))).shape
+    (3, 4)
+  """
+  _checks.check_blocks(architecture, blocks, x, positions, mask)
+
+  def step(stream, block):
+    stream = apply_block(
+      architecture, block, stream, positions=positions, mask=mask
+    )
+    return stream, None
+
+  return jax.lax.scan(step, x, blocks)[0]
+
+
+def feed_forward(
+  architecture: Architecture, block: Block, tokens: Float[Array, 'N d_model']
+) -> Float[Array, 'N d_model']:
+  """The feed-forward network, gated if the block has a gate.
+
+  Args:
+    architecture: holds the activation.
+    block: the parameters.
+    tokens: what the network reads. Shape `[N, d_model]`.
+
+  Returns:
+    Its output, without the residual stream. Shape `[N, d_model]`.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> feed_forward(architecture, block, jnp.ones((3, 4))).shape
+    (3, 4)
+
+  References:
+    Shazeer, arXiv:2002.05202, eq. 6 (gated).
+  """
+  hidden = apply_linear(block.up, tokens)
+  if block.gate is None:
+    hidden = architecture.activation(hidden)
+  else:
+    gate = architecture.activation(apply_linear(block.gate, tokens))
+    hidden = gate * hidden
+  return apply_linear(block.down, hidden)
+
+
+def apply_linear(linear: Linear, rows: Array) -> Array:
+  """Returns `rows @ weight + bias`."""
+  return add_bias(linear, rows @ linear.weight)
+
+
+def add_bias(linear: Linear, rows: Array) -> Array:
+  """Adds the bias, if there is one, to every row."""
+  return rows if linear.bias is None else rows + linear.bias[None]
+
+
+def merge_heads(
+  output: Linear, outputs: Float[Array, 'H N d_k']
+) -> Float[Array, 'N d_model']:
+  """The output projection: the sum of `h W_O^h` over heads, and its bias."""
+  rows = jnp.swapaxes(outputs, 0, 1).reshape(outputs.shape[1], -1)
+  weight = output.weight.reshape(rows.shape[1], -1)
+  return add_bias(output, rows @ weight)
+
+
+def normalise_before(
+  architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
+) -> Float[Array, 'N d_model']:
+  """What a sublayer reads, row by row."""
+
+  def normalise(row):
+    return architecture.normalization(parameters, row)
+
+  return jax.vmap(lambda row: architecture.placement.before(normalise, row))(x)
+
+
+def normalise_after(
+  architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
+) -> Float[Array, 'N d_model']:
+  """What becomes of the sum of a sublayer's input and output, row by row."""
+
+  def normalise(row):
+    return architecture.normalization(parameters, row)
+
+  return jax.vmap(lambda row: architecture.placement.after(normalise, row))(x)
+
+
+def default_positions(x: Array, positions: Array | None) -> Array:
+  """The positions `0, 1, ...` unless others are given."""
+  return jnp.arange(x.shape[0]) if positions is None else positions
+
+
+def visibility(
+  architecture: Architecture,
+  query_positions: Array,
+  key_positions: Array,
+  mask: Mask | None,
+) -> Array:
+  """Which query sees which key. Shape `[M, N]`."""
+  row = jax.vmap(architecture.visible, in_axes=(None, 0))
+  seen = jax.vmap(row, in_axes=(0, None))(query_positions, key_positions)
+  return seen if mask is None else seen & mask[None]
+
+
+def _split_heads(linear: Linear, tokens: Array) -> Array:
+  """Projects: `[N, d_model]` and `[d_model, H, d_k]` to `[H, N, d_k]`."""
+  num_heads, width = linear.weight.shape[1:]
+  rows = tokens @ linear.weight.reshape(tokens.shape[1], -1)
+  result = jnp.swapaxes(rows.reshape(-1, num_heads, width), 0, 1)
+  return result if linear.bias is None else result + linear.bias[:, None]
+
+
+def _check_heads(queries, keys, values, query_positions, key_positions, mask):
+  _validate.check_array('queries', queries, 'H M d_k')
+  _validate.check_array('keys', keys, 'G N d_k')
+  _validate.check_array('values', values, 'G N d_k')
+  if keys.shape != values.shape or keys.shape[2] != queries.shape[2]:
+    raise ValueError(
+      f'queries, keys and values have shapes {list(queries.shape)}, '
+      f'{list(keys.shape)} and {list(values.shape)}; expected [H, M, d_k] and '
+      'twice [G, N, d_k].'
+    )
+  if keys.shape[0] == 0 or queries.shape[0] % keys.shape[0]:
+    raise ValueError(
+      f'queries have {queries.shape[0]} heads and keys {keys.shape[0]}; '
+      'expected a multiple, so that each key-value head serves as many query '
+      'heads.'
+    )
+  _validate.check_dtypes(queries=queries, keys=keys, values=values)
+  _checks.check_positions('query_positions', query_positions, queries.shape[1])
+  _checks.check_positions('key_positions', key_positions, keys.shape[1])
+  if mask is not None:
+    _validate.check_mask(mask, keys.shape[1])
