@@ -1,5 +1,6 @@
 """What a reader of files hands to an architecture."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,3 +17,25 @@ class Checkpoint(NamedTuple):
 
   config: Mapping[str, Any]
   tensors: Mapping[str, np.ndarray]
+
+
+def import_reader(name: str) -> Any:
+  """Imports a package that only the readers of files need.
+
+  Args:
+    name: the package, or a module of it.
+
+  Returns:
+    The module.
+
+  Raises:
+    ValueError: if it is not installed; the message says how to install it.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(
+      f'reading this file needs the package {name.partition(".")[0]!r}, which '
+      f"can't be imported ({error}). Install it: pip install "
+      "'iclcl_jax[lm]'."
+    ) from error

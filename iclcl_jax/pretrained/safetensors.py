@@ -1,0 +1,149 @@
+"""Reader of directories in the layout of Hugging Face.
+
+`config.json` and either `model.safetensors`, or several such files under
+`model.safetensors.index.json`, which says what lies where.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from iclcl_jax.pretrained._checkpoint import Checkpoint, import_reader
+
+_CONFIG = 'config.json'
+_WHOLE = 'model.safetensors'
+_INDEX = 'model.safetensors.index.json'
+
+
+def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
+  """Reads a model from a directory in the layout of Hugging Face.
+
+  Args:
+    directory: what `save_pretrained` writes: `config.json`, and
+      `model.safetensors` or its shards with their index.
+
+  Returns:
+    The config, and the tensors as stored: float32, float16 or bfloat16.
+
+  Raises:
+    ValueError: if the directory, the config, the weights or a shard are
+      missing, a file is truncated or corrupt, index and shards disagree, the
+      model is quantised, or `safetensors` is not installed.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise ValueError(
+      f'directory is {str(directory)!r}, which is no directory; expected one '
+      f'with {_CONFIG} and {_WHOLE}. Check the spelling, or name the folder '
+      'that holds them.'
+    )
+  config = read_json(directory / _CONFIG)
+  if 'quantization_config' in config:
+    raise ValueError(
+      f'{directory / _CONFIG} describes quantised weights '
+      '(quantization_config); expected float32, float16 or bfloat16. Use the '
+      'original model, or a GGUF file of it.'
+    )
+  if (directory / _WHOLE).is_file():
+    return Checkpoint(config, dict(_tensors(directory / _WHOLE)))
+  if (directory / _INDEX).is_file():
+    return Checkpoint(config, _sharded(directory))
+  found = sorted(path.name for path in directory.iterdir())
+  raise ValueError(
+    f'{directory} has neither {_WHOLE} nor {_INDEX} (it has '
+    f'{", ".join(found)}); expected one of them. Write the model with '
+    'save_pretrained(..., safe_serialization=True).'
+  )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON file that holds one object.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The object.
+
+  Raises:
+    ValueError: if the file is missing, no JSON, or holds no object.
+  """
+  try:
+    content = json.loads(path.read_bytes())
+  except OSError as error:
+    raise ValueError(
+      f"{path} can't be read ({type(error).__name__}: {error.strerror}); "
+      'expected it beside the weights. Copy it from the source of the model.'
+    ) from error
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is no JSON: it is truncated or corrupt ({error}). Copy it again.'
+    ) from error
+  if not isinstance(content, dict):
+    raise ValueError(
+      f'{path} holds a {type(content).__name__}; expected a JSON object. Copy '
+      'it again.'
+    )
+  return content
+
+
+def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
+  """Tensors of all shards, as the index lists them."""
+  index = directory / _INDEX
+  weight_map = read_json(index).get('weight_map')
+  if not isinstance(weight_map, dict) or not all(
+    isinstance(name, str) and pathlib.PurePath(name).name == name
+    for name in weight_map.values()
+  ):
+    raise ValueError(
+      f"{index} has no 'weight_map' from tensors to names of files in its "
+      'directory; expected what save_pretrained writes. Copy it again.'
+    )
+  shards = sorted(set(weight_map.values()))
+  missing = [name for name in shards if not (directory / name).is_file()]
+  if missing:
+    raise ValueError(
+      f'{directory} lacks {len(missing)} of {len(shards)} shards: '
+      f'{", ".join(missing)}; {index.name} lists them. Copy them beside it.'
+    )
+  tensors: dict[str, np.ndarray] = {}
+  for shard in shards:
+    for name, array in _tensors(directory / shard):
+      if weight_map.get(name) != shard:
+        raise ValueError(
+          f'{directory / shard} holds a tensor {name!r}, which {index.name} '
+          f'lists {_place(weight_map.get(name))}. Index and shards are of '
+          'different models: copy all of them again.'
+        )
+      tensors[name] = array
+  lost = sorted(set(weight_map) - set(tensors))
+  if lost:
+    raise ValueError(
+      f'{directory / weight_map[lost[0]]} lacks the tensor {lost[0]!r} that '
+      f'{index.name} lists ({len(lost)} in all). Copy the shards again.'
+    )
+  return tensors
+
+
+def _place(shard: str | None) -> str:
+  return 'nowhere' if shard is None else f'in {shard}'
+
+
+def _tensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+  """Names and arrays of one file, one after the other."""
+  safetensors = import_reader('safetensors')
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      for name in file.keys():  # noqa: SIM118 (no mapping)
+        yield name, file.get_tensor(name)
+  except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    raise ValueError(
+      f'{path} is truncated, corrupt, or of an unknown dtype '
+      f'({type(error).__name__}: {error}). Its size is '
+      f'{path.stat().st_size} bytes; compare it with the source, and copy it '
+      'again.'
+    ) from error

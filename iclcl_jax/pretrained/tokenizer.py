@@ -1,0 +1,314 @@
+"""Text to token ids and back, for the models of this package."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iclcl_jax.pretrained import gguf as gguf_files
+from iclcl_jax.pretrained._checkpoint import import_reader
+
+_FILE = 'tokenizer.json'
+# Kinds of tokens in a GGUF file.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+class Tokenizer:
+  """Splits text into the tokens of a model.
+
+  A thin wrapper of a `tokenizers.Tokenizer`, which the attribute `backend`
+  holds. Build it with :func:`read_tokenizer` or :func:`read_gguf_tokenizer`.
+
+  Attributes:
+    backend: the wrapped tokenizer.
+    special_tokens: ids of the tokens that stand for no text, by name.
+    vocab_size: one more than the largest id.
+  """
+
+  def __init__(self, backend: Any):
+    """Wraps a `tokenizers.Tokenizer`."""
+    self.backend = backend
+    self.special_tokens: Mapping[str, int] = {
+      token.content: index
+      for index, token in backend.get_added_tokens_decoder().items()
+      if token.special
+    }
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Token ids of `text`, with what the model expects around it.
+
+    Args:
+      text: any text. Names of special tokens in it become these tokens.
+
+    Returns:
+      The ids, int32. Shape `[N]`; empty for an empty text if the model wants
+      no special tokens around it.
+    """
+    return _ids(self._encoding(text).ids)
+
+  def spans(self, text: str) -> np.ndarray:
+    """Which characters of `text` each of its tokens covers.
+
+    Args:
+      text: any text.
+
+    Returns:
+      Begin and end (exclusive) in characters for the tokens of
+      `encode(text)`, int32. Shape `[N, 2]`; tokens that were added around the
+      text cover nothing, bytes of one character all cover that character.
+    """
+    return _ids(self._encoding(text).offsets).reshape(-1, 2)
+
+  def single_id(self, text: str) -> int:
+    """Id of a text that is one token, such as a label.
+
+    Args:
+      text: the text; a label within a line usually begins with a space.
+
+    Returns:
+      The id.
+
+    Raises:
+      ValueError: if the text is more than one token, or empty.
+    """
+    encoding = self.backend.encode(text, add_special_tokens=False)
+    if len(encoding.ids) != 1:
+      raise ValueError(
+        f'{text!r} is {len(encoding.ids)} tokens '
+        f'({[self.token(index) for index in encoding.ids]}); expected one. '
+        'Choose a word that is one token, often with a space before it, as '
+        "' Positive'."
+      )
+    return int(encoding.ids[0])
+
+  def token(self, index: int) -> str:
+    """Text of one token; part of a character is shown as a `�`."""
+    return self.decode([index])
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of token ids, special tokens included.
+
+    Args:
+      ids: token ids, as of `encode`.
+
+    Returns:
+      The text.
+
+    Raises:
+      ValueError: if an id is outside of the vocabulary.
+    """
+    numbers = [int(index) for index in np.asarray(list(ids), np.int64)]
+    outside = [i for i in numbers if not 0 <= i < self.vocab_size]
+    if outside:
+      raise ValueError(
+        f'ids hold {outside[0]}; expected ids from 0 to {self.vocab_size - 1}. '
+        'Use the tokenizer that belongs to the model.'
+      )
+    return self.backend.decode(numbers, skip_special_tokens=False)
+
+  def _encoding(self, text: str) -> Any:
+    if not isinstance(text, str):
+      raise ValueError(
+        f'text is a {type(text).__name__}; expected a string. Encode several '
+        'texts one by one.'
+      )
+    return self.backend.encode(text)
+
+
+def _ids(numbers: Sequence[Any]) -> np.ndarray:
+  return np.asarray(numbers, np.int32)
+
+
+def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
+  """Reads the tokenizer of a directory in the layout of Hugging Face.
+
+  Padding and truncation that the file may ask for are switched off: a token
+  must not vanish unseen.
+
+  Args:
+    directory: it holds `tokenizer.json`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: if the file is missing or corrupt, or `tokenizers` is not
+      installed.
+  """
+  path = pathlib.Path(directory) / _FILE
+  if not path.is_file():
+    raise ValueError(
+      f'{path} is missing; expected the tokenizer there. Older formats are '
+      'converted by transformers: AutoTokenizer.from_pretrained(...)'
+      '.save_pretrained(DIRECTORY).'
+    )
+  tokenizers = import_reader('tokenizers')
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # The package raises plain exceptions.
+    raise ValueError(
+      f'{path} is no readable tokenizer: it is truncated, corrupt, or of a '
+      f'newer format ({error}). Copy it again, or upgrade tokenizers.'
+    ) from error
+  backend.no_padding()
+  backend.no_truncation()
+  return Tokenizer(backend)
+
+
+def read_gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+  """Reads the byte-level BPE tokenizer that a GGUF file carries.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: if the file can't be read, carries another kind of tokenizer
+      or none, or a package is not installed.
+
+  References:
+    Sennrich et al., arXiv:1508.07909 (byte-pair encoding).
+  """
+  return tokenizer_of(gguf_files.open_gguf(path))
+
+
+def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
+  """Builds the tokenizer of an open GGUF file.
+
+  Args:
+    file: of `gguf.open_gguf`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: as :func:`read_gguf_tokenizer`, for what the file holds.
+  """
+  tokenizers = import_reader('tokenizers')
+  tokens = _entries(file, 'tokenizer.ggml.tokens')
+  merges = [
+    tuple(m.split(' ')) for m in _entries(file, 'tokenizer.ggml.merges')
+  ]
+  vocabulary = {token: index for index, token in enumerate(tokens)}
+  splitter = _pre_tokenizer(file, tokenizers)
+  try:
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=merges)
+  except Exception as error:  # The package raises plain exceptions.
+    raise ValueError(
+      f'{file.path}: vocabulary and merges of the tokenizer disagree '
+      f'({error}). Convert the model again.'
+    ) from error
+  backend = tokenizers.Tokenizer(model)
+  backend.pre_tokenizer = splitter
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  _add_special(file, backend, tokenizers, tokens)
+  _add_ends(file, backend, tokenizers, tokens)
+  result = Tokenizer(backend)
+  if len(vocabulary) != len(tokens) or result.vocab_size != len(tokens):
+    raise ValueError(
+      f'{file.path}: the vocabulary lists {len(tokens)} tokens of which '
+      f'{len(vocabulary)} differ; expected each once. Convert the model again.'
+    )
+  return result
+
+
+def _entries(file: gguf_files.GGUFFile, name: str) -> list[str]:
+  """A list of strings in the metadata."""
+  entries = file.metadata.get(name)
+  if not isinstance(entries, list) or not entries:
+    raise ValueError(
+      f'{file.path} lacks the metadata {name!r}; expected the vocabulary and '
+      'the merges of a byte-level BPE tokenizer. Use the Hugging Face '
+      'directory of the model, with its tokenizer.json.'
+    )
+  return entries
+
+
+def _split_digits(tokenizers: Any) -> Any:
+  """Each digit apart, then words as in GPT-2."""
+  return tokenizers.pre_tokenizers.Sequence(
+    [
+      tokenizers.pre_tokenizers.Digits(individual_digits=True),
+      _split_words(tokenizers),
+    ]
+  )
+
+
+def _split_words(tokenizers: Any) -> Any:
+  """Words with the space before them, as in GPT-2."""
+  return tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=True
+  )
+
+
+_PRE_TOKENIZERS: dict[str, Callable[[Any], Any]] = {
+  'gpt-2': _split_words,
+  'smollm': _split_digits,
+}
+
+
+def _pre_tokenizer(file: gguf_files.GGUFFile, tokenizers: Any) -> Any:
+  """What cuts the text before byte pairs are merged."""
+  kind = file.metadata.get('tokenizer.ggml.model')
+  if kind != 'gpt2':
+    raise ValueError(
+      f"{file.path} has a tokenizer of kind {kind!r}; expected 'gpt2', a "
+      'byte-level BPE. Use the Hugging Face directory of the model, with its '
+      'tokenizer.json.'
+    )
+  name = file.metadata.get('tokenizer.ggml.pre')
+  if name not in _PRE_TOKENIZERS:
+    raise ValueError(
+      f'{file.path} cuts text by the rules {name!r}; known are '
+      f'{", ".join(_PRE_TOKENIZERS)}. Use the Hugging Face directory of the '
+      'model, with its tokenizer.json.'
+    )
+  return _PRE_TOKENIZERS[name](tokenizers)
+
+
+def _add_special(
+  file: gguf_files.GGUFFile, backend: Any, tokenizers: Any, tokens: list[str]
+) -> None:
+  """Declares the tokens that byte pairs must not be merged into."""
+  kinds = file.metadata.get('tokenizer.ggml.token_type', [])
+  for declare, number in (
+    (backend.add_special_tokens, _CONTROL),
+    (backend.add_tokens, _USER_DEFINED),
+  ):
+    declare(
+      [
+        tokenizers.AddedToken(
+          token, special=number == _CONTROL, normalized=False
+        )
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind == number
+      ]
+    )
+
+
+def _add_ends(
+  file: gguf_files.GGUFFile, backend: Any, tokenizers: Any, tokens: list[str]
+) -> None:
+  """Puts the tokens around a text that the model was trained with."""
+  template, special = ['$A'], []
+  for name, place in (('bos', 0), ('eos', 2)):
+    if not file.metadata.get(f'tokenizer.ggml.add_{name}_token', False):
+      continue
+    index = file.metadata.get(f'tokenizer.ggml.{name}_token_id', -1)
+    if not 0 <= index < len(tokens):
+      raise ValueError(
+        f'{file.path} puts a token {name!r} around texts, but its id is '
+        f'{index} of {len(tokens)}. Convert the model again.'
+      )
+    template.insert(place, tokens[index])
+    special.append((tokens[index], index))
+  if special:
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single=template, special_tokens=special
+    )
