@@ -1,0 +1,218 @@
+"""Greedy decoding with cached keys and values."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Int
+
+from iclcl_jax import _validate, transformer
+from iclcl_jax.pretrained import _model
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.types import Array, Bool, Float
+
+
+class KeyValueCache(NamedTuple):
+  """What the heads need of the tokens so far; `S` slots, filled from the left.
+
+  Attributes:
+    keys: rotated keys. Shape `[L, G, S, d_k]`.
+    values: the values. Shape `[L, G, S, d_k]`.
+    positions: position of the token in each slot. Shape `[S]`.
+    mask: slots that hold a token which is no padding. Shape `[S]`.
+    length: number of slots in use. Shape `[]`.
+  """
+
+  keys: Float[Array, 'L G S d_k']
+  values: Float[Array, 'L G S d_k']
+  positions: Int[Array, ' S']
+  mask: Bool[Array, ' S']
+  length: Int[Array, '']
+
+
+def prefill(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  cache_length: int,
+  mask: Bool[Array, ' N'] | None = None,
+) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
+  """Reads a prompt at once.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    cache_length: number of slots, at least that of the tokens.
+    mask: tokens that are no padding, which may be on either side. Shape `[N]`.
+
+  Returns:
+    The logits after the last valid token, and the cache.
+
+  Raises:
+    ValueError: if the prompt is empty or has an id outside the vocabulary, the
+      cache is shorter than the prompt or longer than the context, or the model
+      is an encoder.
+  """
+  _model.check_head(model)
+  _model.check_prompt(model, tokens, mask)
+  num_tokens = tokens.shape[0]
+  _validate.check_count('cache_length', cache_length, minimum=num_tokens)
+  _model.check_length(model, cache_length)
+  cache = _empty_cache(model, cache_length)
+  valid = jnp.ones(num_tokens, bool) if mask is None else mask
+  positions = _model.positions_of(tokens, mask)
+  states, cache = _extend(model, cache, tokens, positions, valid)
+  last = states[_model.last_valid(tokens, mask)]
+  return _model.unembed(model, last[None])[0], cache
+
+
+def decode_step(
+  model: LanguageModel, cache: KeyValueCache, token: Int[Array, '']
+) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
+  """Reads one more token.
+
+  Args:
+    model: the model that filled the cache.
+    cache: what came before; one slot must be free.
+    token: the id. Shape `[]`.
+
+  Returns:
+    The logits after the token, and the longer cache.
+
+  Raises:
+    ValueError: if the cache is full; looked at outside of `jit` and `vmap`.
+  """
+  num_slots = cache.mask.shape[0]
+  if _validate.is_concrete(cache.length) and int(cache.length) >= num_slots:
+    raise ValueError(
+      f'cache has {num_slots} slots, all in use; expected a free one. Call '
+      'prefill with a larger cache_length.'
+    )
+  token = jnp.asarray(token)[None]
+  position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
+  states, cache = _extend(model, cache, token, position, jnp.ones(1, bool))
+  return _model.unembed(model, states)[0], cache
+
+
+def generate(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  num_tokens: int,
+  mask: Bool[Array, ' N'] | None = None,
+) -> Int[Array, ' T']:
+  """Continues a prompt by the likeliest token, again and again.
+
+  One prompt; `jax.vmap` over tokens and masks makes batches of prompts that
+  were padded to one length on either side. The cost of a token does not grow
+  with those before it, except for their attention.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    num_tokens: how many to append.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The new ids; the caller cuts them at an end-of-text token. Shape `[T]`.
+
+  Raises:
+    ValueError: if the prompt is empty or has an id outside the vocabulary, the
+      continued prompt does not fit into the context, or the model is an
+      encoder.
+  """
+  _validate.check_count('num_tokens', num_tokens)
+  if hasattr(tokens, 'shape') and tokens.shape:
+    _model.check_length(model, tokens.shape[0] and tokens.shape[0] + num_tokens)
+  scores, cache = prefill(
+    model, tokens, cache_length=tokens.shape[0] + num_tokens, mask=mask
+  )
+
+  def step(carry, _):
+    scores, cache = carry
+    token = jnp.argmax(scores).astype(tokens.dtype)
+    return decode_step(model, cache, token), token
+
+  # The last token is not read again.
+  (scores, _), generated = jax.lax.scan(
+    step, (scores, cache), length=num_tokens - 1
+  )
+  last = jnp.argmax(scores).astype(tokens.dtype)
+  return jnp.concatenate([generated, last[None]])
+
+
+def _empty_cache(model: LanguageModel, num_slots: int) -> KeyValueCache:
+  """A cache without tokens."""
+  num_layers, _, num_groups, width = model.blocks.key.weight.shape
+  zeros = jnp.zeros(
+    (num_layers, num_groups, num_slots, width), model.embedding.dtype
+  )
+  return KeyValueCache(
+    keys=zeros,
+    values=zeros,
+    positions=jnp.arange(num_slots),
+    mask=jnp.zeros(num_slots, bool),
+    length=jnp.asarray(0),
+  )
+
+
+def _extend(
+  model: LanguageModel,
+  cache: KeyValueCache,
+  tokens: Int[Array, ' N'],
+  positions: Int[Array, ' N'],
+  mask: Bool[Array, ' N'],
+) -> tuple[Float[Array, 'N d_model'], KeyValueCache]:
+  """Reads tokens into the next slots; returns their hidden states too."""
+  start = cache.length
+  cache = cache._replace(
+    positions=_write(cache.positions, positions, start),
+    mask=_write(cache.mask, mask, start),
+    length=start + tokens.shape[0],
+  )
+  architecture = model.architecture
+
+  def layer(carry, inputs):
+    stream, keys, values = carry
+    block, index = inputs
+    new = transformer.heads(architecture, block, stream, positions=positions)
+    keys = _write_layer(keys, new.keys, index, start)
+    values = _write_layer(values, new.values, index, start)
+    outputs = transformer.attend(
+      architecture,
+      new.queries,
+      keys[index],
+      values[index],
+      positions,
+      cache.positions,
+      mask=cache.mask,
+    )
+    stream = transformer.complete(architecture, block, stream, outputs)
+    return (stream, keys, values), None
+
+  stream = _model.embed_at(model, tokens, positions)
+  layers = model.blocks, jnp.arange(model.num_layers)
+  (stream, keys, values), _ = jax.lax.scan(
+    layer, (stream, cache.keys, cache.values), layers
+  )
+  cache = cache._replace(keys=keys, values=values)
+  return _model.normalise(model, model.final_norm, stream), cache
+
+
+def _write(slots: Array, new: Array, start: Int[Array, '']) -> Array:
+  """Fills slots of one row from `start` on."""
+  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (start,))
+
+
+def _write_layer(
+  slots: Float[Array, 'L G S d_k'],
+  new: Float[Array, 'G N d_k'],
+  index: Int[Array, ''],
+  start: Int[Array, ''],
+) -> Float[Array, 'L G S d_k']:
+  """Fills slots of one layer from `start` on, in place under `jit`."""
+  zero = jnp.zeros_like(start)
+  index = index.astype(start.dtype)
+  return jax.lax.dynamic_update_slice(
+    slots, new[None], (index, zero, start, zero)
+  )

@@ -1,0 +1,337 @@
+"""A language model as a pytree of parameters, and its forward pass."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from iclcl_jax import _pytree, _validate, transformer
+from iclcl_jax.transformer import Architecture, Block, Linear, Norm
+from iclcl_jax.types import Array, Bool, Float
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LanguageModel:
+  """A Transformer with its embeddings; `from_checkpoint` makes them.
+
+  Attributes:
+    embedding: of the words. Shape `[vocab, d_model]`.
+    position_embedding: of learned positions, or None. Shape
+      `[context, d_model]`.
+    token_type_embedding: of the segments of an encoder's input, or None. Shape
+      `[types, d_model]`.
+    embedding_norm: normalisation of the embedded tokens, or None.
+    blocks: a `transformer.Block` with a leading axis `L` in all its arrays.
+    final_norm: normalisation of the last block's output, or None.
+    head: map to the vocabulary, or None. Weight `[d_model, vocab]`.
+    architecture: what the shapes do not say.
+    context_length: largest number of tokens.
+    tied: whether the transposed embedding serves as the head. A model with
+      neither is an encoder.
+  """
+
+  embedding: Float[Array, 'vocab d_model']
+  position_embedding: Float[Array, 'context d_model'] | None
+  token_type_embedding: Float[Array, 'types d_model'] | None
+  embedding_norm: Norm | None
+  blocks: Block
+  final_norm: Norm | None
+  head: Linear | None
+  architecture: Architecture = dataclasses.field(metadata={'static': True})
+  context_length: int = dataclasses.field(metadata={'static': True})
+  tied: bool = dataclasses.field(metadata={'static': True})
+
+  @property
+  def num_layers(self) -> int:
+    """Number of blocks."""
+    return self.blocks.query.weight.shape[0]
+
+  @property
+  def vocabulary_size(self) -> int:
+    """Number of token ids."""
+    return self.embedding.shape[0]
+
+
+def embed(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+  token_types: Int[Array, ' N'] | None = None,
+) -> Float[Array, 'N d_model']:
+  """Embeds the tokens of a prompt: the input of the first block.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
+    token_types: segment of each token, for an encoder; zeros by default.
+
+  Returns:
+    The embedded tokens. Shape `[N, d_model]`.
+
+  Raises:
+    ValueError: if the prompt is empty, longer than the context, or has an id
+      outside the vocabulary; ids are looked at outside of `jit` and `vmap`.
+  """
+  check_prompt(model, tokens, mask)
+  return embed_at(
+    model, tokens, positions_of(tokens, mask), token_types=token_types
+  )
+
+
+def embed_at(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  positions: Int[Array, ' N'],
+  *,
+  token_types: Int[Array, ' N'] | None = None,
+) -> Float[Array, 'N d_model']:
+  """Embeds tokens at given positions, unchecked."""
+  x = model.embedding[tokens]
+  if model.position_embedding is not None:
+    x = x + model.position_embedding[positions]
+  if model.token_type_embedding is not None:
+    if token_types is None:
+      token_types = jnp.zeros_like(tokens)
+    x = x + model.token_type_embedding[token_types]
+  elif token_types is not None:
+    raise ValueError(
+      'token_types were given to a model without embeddings of token types; '
+      'expected None. Leave the argument out.'
+    )
+  return normalise(model, model.embedding_norm, x)
+
+
+def normalise(
+  model: LanguageModel, norm: Norm | None, x: Float[Array, 'N d_model']
+) -> Float[Array, 'N d_model']:
+  """Normalises tokens; without parameters they stay as they are."""
+  if norm is None:
+    return x
+  apply = model.architecture.normalization
+  return jax.vmap(lambda token: apply(norm, token))(x)
+
+
+def positions_of(
+  tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None = None
+) -> Int[Array, ' N']:
+  """Positions of the tokens: how many valid ones stand before each.
+
+  Args:
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The positions, whichever side the padding is on. Shape `[N]`.
+
+  Example:
+    >>> tokens = jnp.array([0, 0, 7, 8])
+    >>> print(positions_of(tokens, tokens > 0))
+    [0 0 0 1]
+  """
+  if mask is None:
+    return jnp.arange(tokens.shape[0])
+  return jnp.maximum(jnp.cumsum(mask) - 1, 0)
+
+
+def hidden_states(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+  token_types: Int[Array, ' N'] | None = None,
+) -> Float[Array, 'N d_model']:
+  """Runs the blocks over a prompt: what an encoder answers.
+
+  One sequence; `jax.vmap` makes batches, with a mask for each. Only one block
+  is compiled.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding, which may be on either side; positions
+      count these alone. Shape `[N]`.
+    token_types: segment of each token, for an encoder; zeros by default.
+
+  Returns:
+    The last block's output after the final normalisation. Rows of padding mean
+    nothing. Shape `[N, d_model]`.
+
+  Raises:
+    ValueError: as `embed`.
+  """
+  x = embed(model, tokens, mask=mask, token_types=token_types)
+  x = transformer.apply_blocks(
+    model.architecture,
+    model.blocks,
+    x,
+    positions=positions_of(tokens, mask),
+    mask=mask,
+  )
+  return normalise(model, model.final_norm, x)
+
+
+def unembed(
+  model: LanguageModel, states: Float[Array, 'N d_model']
+) -> Float[Array, 'N vocab']:
+  """Maps hidden states to logits over the vocabulary.
+
+  Args:
+    model: the model.
+    states: rows of `hidden_states`. Shape `[N, d_model]`.
+
+  Returns:
+    The logits. Shape `[N, vocab]`.
+
+  Raises:
+    ValueError: if the model is an encoder.
+  """
+  check_head(model)
+  if model.head is None:
+    return jnp.einsum('nd,wd->nw', states, model.embedding)
+  result = states @ model.head.weight
+  return result if model.head.bias is None else result + model.head.bias[None]
+
+
+def logits(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+) -> Float[Array, 'N vocab']:
+  """Scores the token after each token of a prompt.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The logits. Rows of padding mean nothing. Shape `[N, vocab]`.
+
+  Raises:
+    ValueError: as `embed`, and if the model is an encoder.
+  """
+  check_head(model)
+  return unembed(model, hidden_states(model, tokens, mask=mask))
+
+
+def next_token_logits(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+) -> Float[Array, ' vocab']:
+  """Scores the token after a prompt, without the head at other positions.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The logits after the last valid token. Shape `[vocab]`.
+
+  Raises:
+    ValueError: as `logits`.
+  """
+  check_head(model)
+  states = hidden_states(model, tokens, mask=mask)
+  return unembed(model, states[last_valid(tokens, mask)][None])[0]
+
+
+def next_token_log_probs(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+) -> Float[Array, ' vocab']:
+  """Log-probabilities of the token after a prompt.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The log-probabilities; their exponentials sum to one. Shape `[vocab]`.
+
+  Raises:
+    ValueError: as `logits`.
+  """
+  return jax.nn.log_softmax(next_token_logits(model, tokens, mask=mask))
+
+
+def last_valid(
+  tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None
+) -> Int[Array, '']:
+  """Index of the last token that is no padding."""
+  if mask is None:
+    return jnp.asarray(tokens.shape[0] - 1)
+  return tokens.shape[0] - 1 - jnp.argmax(mask[::-1])
+
+
+def check_head(model: LanguageModel) -> None:
+  """Checks that the model predicts tokens."""
+  if model.head is None and not model.tied:
+    raise ValueError(
+      'model is an encoder without a head over the vocabulary, so it has no '
+      'logits. Use pretrained.hidden_states, or load a causal language model.'
+    )
+
+
+def check_prompt(
+  model: LanguageModel, tokens: Int[Array, ' N'], mask: object = None
+) -> None:
+  """Checks a prompt; its ids and its mask only where they are concrete."""
+  dtype = getattr(tokens, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+    raise ValueError(
+      f'tokens is a {type(tokens).__name__} of dtype {dtype}; expected an '
+      'array of integers [N]. Wrap the ids in jnp.asarray(ids, jnp.int32).'
+    )
+  if tokens.ndim != 1:
+    raise ValueError(
+      f'tokens has shape {list(tokens.shape)}; expected [N]. Use jax.vmap for '
+      'a batch of prompts.'
+    )
+  check_length(model, tokens.shape[0])
+  if mask is not None:
+    _validate.check_mask(mask, tokens.shape[0])
+    if _validate.is_concrete(mask) and not np.any(mask):
+      raise ValueError(
+        'mask excludes every token, so the prompt is empty; expected at least '
+        'one valid token.'
+      )
+  if _validate.is_concrete(tokens):
+    _check_ids(np.asarray(tokens), model.vocabulary_size)
+
+
+def check_length(model: LanguageModel, length: int) -> None:
+  """Checks that so many tokens fit into the context."""
+  if length == 0:
+    raise ValueError(
+      'tokens is empty (N = 0); expected at least one token. For an empty '
+      "text, pass the id of the tokeniser's beginning-of-text token."
+    )
+  if length > model.context_length:
+    raise ValueError(
+      f'{length} tokens are asked of a model whose context is '
+      f'{model.context_length}; expected no more. Shorten the prompt or ask '
+      'for fewer new tokens.'
+    )
+
+
+def _check_ids(tokens: np.ndarray, vocabulary_size: int) -> None:
+  """Checks that all ids are in the vocabulary."""
+  outside = tokens[(tokens < 0) | (tokens >= vocabulary_size)]
+  if outside.size:
+    raise ValueError(
+      f'tokens holds the id {outside[0]}, but the vocabulary has '
+      f'{vocabulary_size} tokens; expected ids from 0 to '
+      f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
+    )
