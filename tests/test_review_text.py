@@ -1,4 +1,4 @@
-"""Review text: balanced, different, in an order that does not depend on luck."""
+"""Review text: balanced, different, in a reproducible order."""
 
 import bz2
 import collections
@@ -19,7 +19,11 @@ REVIEWS = [
   ('rotten', 'Dull and far too long.', 'a'),
   ('rotten', '"Dull, dull, utterly dull."', 'b'),
   ('rotten', 'Bad. Very very bad.', 'c'),
-  ('plot', 'Two friends rob a bank. They flee to Peru at night.', 'a'),
+  (
+    'plot',
+    'Two friends rob a bank. They flee to Peru tonight. Mr. X has a car.',
+    'a',
+  ),
   ('plot', 'A dog finds its way home.', 'b'),
 ]
 
@@ -80,7 +84,7 @@ def test_sentences_of_both_kinds_have_the_same_lengths(corpus):
   assert lengths[::2] == lengths[1::2]
   texts = {sentence.text for sentence in drawn}
   assert len(texts) == 4
-  assert not any('. ' in text for text in texts)
+  assert not any('. ' in text or 'car' in text for text in texts)
 
 
 @pytest.mark.parametrize('count', [0, 7])
