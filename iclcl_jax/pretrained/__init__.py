@@ -1,5 +1,6 @@
 """Real models as pure functions over a parameter pytree."""
 
+from iclcl_jax.pretrained import smollm2
 from iclcl_jax.pretrained._architectures import from_checkpoint
 from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._decoding import (
@@ -8,6 +9,7 @@ from iclcl_jax.pretrained._decoding import (
   generate,
   prefill,
 )
+from iclcl_jax.pretrained._load import Pretrained, load
 from iclcl_jax.pretrained._model import (
   LanguageModel,
   embed,
@@ -18,20 +20,35 @@ from iclcl_jax.pretrained._model import (
   positions_of,
   unembed,
 )
+from iclcl_jax.pretrained.gguf import read_gguf
+from iclcl_jax.pretrained.safetensors import read_safetensors
+from iclcl_jax.pretrained.tokenizer import (
+  Tokenizer,
+  read_gguf_tokenizer,
+  read_tokenizer,
+)
 
 __all__ = [
   'Checkpoint',
   'KeyValueCache',
   'LanguageModel',
+  'Pretrained',
+  'Tokenizer',
   'decode_step',
   'embed',
   'from_checkpoint',
   'generate',
   'hidden_states',
+  'load',
   'logits',
   'next_token_log_probs',
   'next_token_logits',
   'positions_of',
   'prefill',
+  'read_gguf',
+  'read_gguf_tokenizer',
+  'read_safetensors',
+  'read_tokenizer',
+  'smollm2',
   'unembed',
 ]

