@@ -1,5 +1,21 @@
-"""Transformer blocks, and blocks as chains of dual models."""
+r"""Transformer blocks, and blocks as chains of dual models.
 
+`apply_block` is the ordinary forward pass, `apply_block_dual` the same block
+as dual models: each key-value head trains one on its keys and values by one
+gradient step (`predict_heads`), and what stands behind the heads is an affine
+map that is exact at the token (`linearise`), whose matrix belongs into the
+labels and whose shift is the bias of the dual model. Neither path calls the
+other's attention.
+
+What depends on the query: that affine map. Mean and deviation of a
+normalisation and the gate of the feed-forward network are known only after the
+forward pass at the token, so the labels of the whole block re-describe it
+exactly, but could not be written down before the query arrives. The dual
+models of the heads could: keys and values know nothing of the query.
+"""
+
+from iclcl_jax.transformer._chain import apply_block_dual, apply_blocks_dual
+from iclcl_jax.transformer._dual_heads import predict_heads
 from iclcl_jax.transformer._example import example
 from iclcl_jax.transformer._forward import (
   Heads,
@@ -9,6 +25,13 @@ from iclcl_jax.transformer._forward import (
   complete,
   feed_forward,
   heads,
+)
+from iclcl_jax.transformer._linearisation import (
+  Linearisation,
+  bias_of,
+  fold_labels,
+  linearise,
+  map_label,
 )
 from iclcl_jax.transformer._parts import (
   LayerNorm,
@@ -37,23 +60,31 @@ __all__ = [
   'Heads',
   'LayerNorm',
   'Linear',
+  'Linearisation',
   'Norm',
   'Normalization',
   'Placement',
   'RMSNorm',
   'Rotary',
   'apply_block',
+  'apply_block_dual',
   'apply_blocks',
+  'apply_blocks_dual',
   'as_it_is',
   'attend',
+  'bias_of',
   'bidirectional',
   'causal',
   'complete',
   'example',
   'feed_forward',
+  'fold_labels',
   'heads',
+  'linearise',
+  'map_label',
   'normalised',
   'post_norm',
   'pre_norm',
+  'predict_heads',
   'unrotated',
 ]

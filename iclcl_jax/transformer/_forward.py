@@ -113,7 +113,7 @@ def attend(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  _check_heads(queries, keys, values, query_positions, key_positions, mask)
+  check_heads(queries, keys, values, query_positions, key_positions, mask)
   seen = visibility(architecture, query_positions, key_positions, mask)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
@@ -340,7 +340,7 @@ def _split_heads(linear: Linear, tokens: Array) -> Array:
   return result if linear.bias is None else result + linear.bias[:, None]
 
 
-def _check_heads(queries, keys, values, query_positions, key_positions, mask):
+def check_heads(queries, keys, values, query_positions, key_positions, mask):
   _validate.check_array('queries', queries, 'H M d_k')
   _validate.check_array('keys', keys, 'G N d_k')
   _validate.check_array('values', values, 'G N d_k')

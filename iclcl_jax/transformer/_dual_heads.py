@@ -1,0 +1,281 @@
+"""Heads as dual models: one training set for each key-value head.
+
+The training set of a key-value head are its keys and values; its query heads
+ask the same dual model and differ in their test inputs alone. How often it is
+trained depends on who sees what:
+
+=========================  ==================================================
+all see the same           one state answers every query
+a token sees those before  one online pass: token `t` is learnt, then asked
+anything else              a state for each query
+=========================  ==================================================
+
+Nothing here calls softmax attention.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import (
+  _validate,
+  coefficients,
+  dual,
+  kernels,
+  losses,
+  moments,
+)
+from iclcl_jax.transformer import _forward, _parts
+from iclcl_jax.transformer._types import Architecture
+from iclcl_jax.types import (
+  Array,
+  Bool,
+  FeatureMap,
+  Float,
+  Kernel,
+  KernelDualState,
+  Mask,
+)
+
+# Queries whose states are held at a time.
+_CHUNK_SIZE = 64
+
+
+def predict_heads(
+  architecture: Architecture,
+  heads: _forward.Heads,
+  *,
+  positions: Array | None = None,
+  mask: Mask | None = None,
+  phi: FeatureMap | Kernel | None = None,
+) -> Float[Array, 'H N d_k']:
+  r"""Answers every query of every head by a dual model after one step.
+
+  .. math:: f_h(q) = \sum_i c_i\, k(k_i, q) \Big/ \sum_i k(k_i, q)
+
+  with coefficients :math:`c_i = v_i` from one gradient step on the contrastive
+  loss of the tokens that the query sees. With `transformer.causal` and no
+  positions of the caller's own this is one online pass over the tokens, with
+  `transformer.bidirectional` one state for all queries, otherwise a state for
+  each query.
+
+  Args:
+    architecture: says which position sees which.
+    heads: queries, keys and values, see `transformer.heads`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    mask: valid tokens. Shape `[N]`; None for all.
+    phi: feature map or kernel; None for the softmax kernel.
+
+  Returns:
+    The predictions, which are the heads' attention outputs. Shape
+    `[H, N, d_k]`; zero for a query that sees no token.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> heads = transformer.heads(architecture, block, jnp.ones((3, 4)))
+    >>> predict_heads(architecture, heads).shape
+    (2, 3, 2)
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head; Katharopoulos et
+    al., arXiv:2006.16236, eq. 9 (online).
+  """
+  phi = kernels.ExponentialKernel() if phi is None else phi
+  queries, keys, values, seen = prepare(architecture, heads, positions, mask)
+  answer_fn = answer_per_query
+  if architecture.visible is _parts.bidirectional:
+    answer_fn = answer_from_one_state
+  elif architecture.visible is _parts.causal and positions is None:
+    answer_fn = answer_online
+
+  def answer(queries, keys, values):
+    return answer_fn(phi, queries, keys, values, seen)
+
+  return jax.vmap(answer)(queries, keys, values).reshape(heads.queries.shape)
+
+
+def prepare(
+  architecture: Architecture,
+  heads: _forward.Heads,
+  positions: Array | None,
+  mask: Mask | None,
+) -> tuple[Array, Array, Array, Bool[Array, 'N N']]:
+  """Checks heads and groups queries by the key-value head that they ask.
+
+  Returns queries `[G, H / G, N, d_k]`, keys and values `[G, N, d_k]` with zeros
+  in masked rows, and who sees whom `[N, N]`.
+  """
+  queries, keys, values = heads
+  positions = _forward.default_positions(keys[0], positions)
+  _forward.check_heads(queries, keys, values, positions, positions, mask)
+  seen = _forward.visibility(architecture, positions, positions, mask)
+  if mask is not None:  # A masked NaN would return in the gradient.
+    keys = jnp.where(mask[None, :, None], keys, 0)
+    values = jnp.where(mask[None, :, None], values, 0)
+  queries = queries.reshape(keys.shape[0], -1, *queries.shape[1:])
+  return queries, keys, values, seen
+
+
+def answer_from_one_state(
+  phi: FeatureMap | Kernel,
+  queries: Float[Array, 'r N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  seen: Bool[Array, 'N N'],
+) -> Float[Array, 'r N d_v']:
+  """Trains once and answers all: every query sees the tokens of the first."""
+  mask = seen[0]
+  state = dual.zero_shot(phi, keys[:0], values[:0])
+  state = dual.one_step(phi, state, keys, values, mask=mask)
+  has_seen = jnp.any(mask)
+
+  def answer(query):
+    return _read(phi, state, query, has_seen)
+
+  return jax.vmap(jax.vmap(answer))(queries)
+
+
+def answer_online(
+  phi: FeatureMap | Kernel,
+  queries: Float[Array, 'r N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  seen: Bool[Array, 'N N'],
+) -> Float[Array, 'r N d_v']:
+  """Learns token after token and answers the queries of each.
+
+  The state of a kernel grows by rows, and the carry of a scan cannot: here the
+  rows of tokens to come have mass and coefficients 0.
+  """
+  mask = jnp.diagonal(seen)
+  is_feature_map = _validate.is_feature_map(phi)
+  state = dual.zero_shot(phi, keys[:0], values[:0])
+  if not is_feature_map:
+    zeros = jnp.zeros(keys.shape[0], values.dtype)
+    state = KernelDualState(keys, jnp.zeros_like(values), zeros)
+
+  def step(carry, token):
+    state, has_seen = carry
+    index, key, value, is_valid, queries = token
+    has_seen = has_seen | is_valid
+    if is_feature_map:
+      state = dual.one_step(
+        phi, state, key[None], value[None], mask=is_valid[None]
+      )
+    else:
+      state = state._replace(
+        coefficients=state.coefficients.at[index].set(value),
+        mass=state.mass.at[index].set(is_valid.astype(values.dtype)),
+      )
+    answer = jax.vmap(lambda query: _read(phi, state, query, has_seen))
+    return (state, has_seen), answer(queries)
+
+  tokens = (
+    jnp.arange(keys.shape[0]),
+    keys,
+    values,
+    mask,
+    jnp.swapaxes(queries, 0, 1),
+  )
+  _, answers = jax.lax.scan(step, (state, jnp.zeros((), bool)), tokens)
+  return jnp.swapaxes(answers, 0, 1)
+
+
+def answer_per_query(
+  phi: FeatureMap | Kernel,
+  queries: Float[Array, 'r N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  seen: Bool[Array, 'N N'],
+) -> Float[Array, 'r N d_v']:
+  """Trains a state for each position, on the tokens that it sees."""
+
+  def answer(row):
+    queries, mask = row
+    if _validate.is_feature_map(phi):
+      state = dual.zero_shot(phi, keys[:0], values[:0])
+      state = dual.one_step(phi, state, keys, values, mask=mask)
+    else:  # Rows that are not seen have mass 0: no copy of the coefficients.
+      state = KernelDualState(keys, values, mask.astype(values.dtype))
+    read = jax.vmap(lambda query: _read(phi, state, query, jnp.any(mask)))
+    return read(queries)
+
+  return _over_positions(answer, queries, seen)
+
+
+def answer_by_gradients(
+  phi: FeatureMap | Kernel,
+  queries: Float[Array, 'r N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  seen: Bool[Array, 'N N'],
+) -> Float[Array, 'r N d_v']:
+  """As `answer_per_query`, with weights from `jax.grad` of the loss.
+
+  The token itself gives the zero-shot weights, all others that it sees are
+  demonstrations: one gradient for each position and key-value head.
+  """
+
+  def answer(row):
+    queries, mask, index = row
+    own = jnp.arange(keys.shape[0]) == index
+    state = gradient_state(phi, keys, values, mask & own, mask & ~own)
+    read = jax.vmap(lambda query: _read(phi, state, query, jnp.any(mask)))
+    return read(queries)
+
+  positions = jnp.arange(keys.shape[0])
+  return _over_positions(answer, queries, seen, positions)
+
+
+def gradient_state(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  own: Mask,
+  demonstrations: Mask,
+) -> dual.State:
+  """The state after one step along `jax.grad` of the contrastive loss.
+
+  The same as `dual.zero_shot`, then `dual.one_step_autodiff`. For a kernel it
+  is written out: the one zero-shot row is evaluated at the demonstrations, in
+  time linear in their number.
+  """
+  if _validate.is_feature_map(phi):
+    start = dual.zero_shot(phi, keys, values, mask=own)
+    return dual.one_step_autodiff(phi, start, keys, values, mask=demonstrations)
+  row = jnp.argmax(own)[None]
+  start = dual.zero_shot(phi, keys[row], values[row], mask=own[row])
+
+  def predict(key):
+    reading = coefficients.read(phi, start, key)
+    largest = jnp.finfo(reading.log_scale.dtype).max
+    scale = jnp.minimum(jnp.exp(reading.log_scale), largest)
+    return reading.numerator * scale
+
+  def objective(predictions):
+    rows = demonstrations[:, None]
+    return losses.contrastive(
+      jnp.where(rows, predictions, 0), jnp.where(rows, values, 0)
+    )
+
+  gradient = jax.grad(objective)(jax.vmap(predict)(keys))
+  initial = jnp.where(own[:, None], values, 0)
+  mass = (own | demonstrations).astype(values.dtype)
+  return KernelDualState(keys, initial - gradient, mass)
+
+
+def _over_positions(answer, queries, *rows):
+  """Answers position after position, in chunks. Shape `[r, N, d_v]`."""
+  rows = (jnp.swapaxes(queries, 0, 1), *rows)
+  return jnp.swapaxes(moments.map_chunks(answer, rows, _CHUNK_SIZE), 0, 1)
+
+
+def _read(phi, state, query, has_seen) -> Array:
+  """`dual.predict`, with zeros for a state that has seen no token."""
+  form = moments if _validate.is_feature_map(phi) else coefficients
+  reading = form.read(phi, state, query)
+  denominator = jnp.where(has_seen, reading.denominator, 1)
+  return jnp.where(has_seen, reading.numerator, 0) / denominator

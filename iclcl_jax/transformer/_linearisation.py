@@ -1,0 +1,250 @@
+r"""What stands behind the heads, as an affine map that is exact at one token.
+
+The output of a block at token `j` is not linear in what its heads predict: the
+feed-forward network and the normalisations stand between. At the token itself,
+however, every one of them is an affine map with known numbers,
+
+===================  =======================================================
+normalisation        `P(x)`, and its bias: mean and deviation are those of `x`
+activation           the diagonal gate `G = g(z) / z`, the slope at `z = 0`
+gated network        the gate `G = g(z)` on the other branch
+===================  =======================================================
+
+and so is their composition: `y = u J + bias` for the sum `u` that the heads
+contribute. `J` moves into the labels of the dual models, `v_i W_O^h J`.
+
+What depends on the query: `P`, `G`, hence `J` and the bias, are known only
+after the forward pass at that token. The labels that hold them re-describe the
+block at that token exactly; they are no training set that could be written
+down before the query arrives. Keys, values and the states trained on them
+depend on no query. `J` is no derivative either: it holds `g(z) / z`, not
+`g'(z)`, and treats the deviation of a normalisation as a number.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax.transformer import _forward
+from iclcl_jax.transformer._types import Architecture, Block, Norm
+from iclcl_jax.types import Array, Float
+
+
+class Linearisation(NamedTuple):
+  """Where a block is read, token by token: what fixes its affine map.
+
+  For one token the leading axis `N` is missing.
+
+  Attributes:
+    attention_sum: residual stream plus heads. Shape `[N, d_model]`.
+    ffn_input: the residual stream before the network. Shape `[N, d_model]`.
+    gate: the diagonal `G`. Shape `[N, d_ff]`.
+    ffn_sum: residual stream plus network. Shape `[N, d_model]`.
+  """
+
+  attention_sum: Float[Array, 'N d_model']
+  ffn_input: Float[Array, 'N d_model']
+  gate: Float[Array, 'N d_ff']
+  ffn_sum: Float[Array, 'N d_model']
+
+
+def linearise(
+  architecture: Architecture,
+  block: Block,
+  x: Float[Array, 'N d_model'],
+  outputs: Float[Array, 'H N d_k'],
+) -> Linearisation:
+  """Runs a block behind its heads and keeps what fixes its affine map.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    x: the residual stream before the block. Shape `[N, d_model]`.
+    outputs: of the heads. Shape `[H, N, d_k]`.
+
+  Returns:
+    The `Linearisation` of every token.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> point = linearise(
+    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
+    >>> point.gate.shape
+    (3, 3)
+
+  References:
+    Ren & Liu, arXiv:2310.13220, one Transformer layer (ReLU); other
+    activations and normalisations derived here.
+  """
+  attention_sum = x + _forward.merge_heads(block.output, outputs)
+  stream = _forward.normalise_after(
+    architecture, block.attention_norm, attention_sum
+  )
+  tokens = _forward.normalise_before(architecture, block.ffn_norm, stream)
+  return Linearisation(
+    attention_sum=attention_sum,
+    ffn_input=stream,
+    gate=_gate(architecture, block, tokens),
+    ffn_sum=stream + _forward.feed_forward(architecture, block, tokens),
+  )
+
+
+def map_label(
+  architecture: Architecture,
+  block: Block,
+  point: Linearisation,
+  row: Float[Array, ' d_model'],
+) -> Float[Array, ' d_model']:
+  r"""Returns `row J`, the linear part of a block at one token.
+
+  .. math:: J = P_1\,(I + P\, U_1\, G\, U_2)\, P_2
+
+  where a normalisation that stands elsewhere is the identity: pre-norm has
+  :math:`P_1 = P_2 = I`, post-norm :math:`P = I`.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    point: of the token, a `Linearisation` without the axis `N`.
+    row: a label, behind the output projection. Shape `[d_model]`.
+
+  Returns:
+    The mapped label. Shape `[d_model]`.
+
+  Example:
+    >>> import jax
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> points = linearise(
+    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
+    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
+    >>> map_label(architecture, block, point, jnp.zeros(4)).tolist()
+    [0.0, 0.0, 0.0, 0.0]
+
+  References:
+    Derived here.
+  """
+  linear = block._replace(
+    attention_norm=block.attention_norm._replace(bias=None),
+    ffn_norm=block.ffn_norm._replace(bias=None),
+    up=block.up._replace(bias=None),
+    down=block.down._replace(bias=None),
+  )
+  at_zero = jnp.zeros_like(point.gate)
+  return _apply(architecture, linear, point, at_zero, row)
+
+
+def bias_of(
+  architecture: Architecture,
+  block: Block,
+  point: Linearisation,
+  x: Float[Array, ' d_model'],
+) -> Float[Array, ' d_model']:
+  """Returns what a block adds at one token whatever its heads predict.
+
+  The residual stream through `J`, and the biases on their ways.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    point: of the token, a `Linearisation` without the axis `N`.
+    x: the token before the block. Shape `[d_model]`.
+
+  Returns:
+    The bias of the dual model. Shape `[d_model]`.
+
+  Example:
+    >>> import jax
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> points = linearise(
+    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
+    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
+    >>> bias_of(architecture, block, point, jnp.zeros(4)).tolist()
+    [0.0, 0.0, 0.0, 0.0]
+
+  References:
+    Derived here.
+  """
+  at_zero = jnp.zeros_like(point.gate)
+  if block.gate is None:
+    at_zero = architecture.activation(at_zero)
+  row = x if block.output.bias is None else x + block.output.bias
+  return _apply(architecture, block, point, at_zero, row)
+
+
+def fold_labels(
+  architecture: Architecture,
+  block: Block,
+  point: Linearisation,
+  values: Float[Array, 'G N d_k'],
+) -> Float[Array, 'H N d_model']:
+  """Returns the labels `v_i W_O^h J` of every head, for one query token.
+
+  With these labels the dual models of the heads, `dual.zero_shot` and
+  `dual.one_step` on the keys that the token sees, predict vectors whose sum,
+  plus `bias_of`, is the output of the whole block at that token.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    block: the parameters.
+    point: of the query token, a `Linearisation` without the axis `N`.
+    values: of the key-value heads, see `transformer.heads`. Shape
+      `[G, N, d_k]`.
+
+  Returns:
+    The labels. Shape `[H, N, d_model]`.
+
+  Example:
+    >>> import jax
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> points = linearise(
+    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
+    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
+    >>> fold_labels(architecture, block, point, jnp.ones((1, 3, 2))).shape
+    (2, 3, 4)
+
+  References:
+    Derived here.
+  """
+  num_heads = block.output.weight.shape[0]
+  values = jnp.repeat(values, num_heads // values.shape[0], axis=0)
+  labels = jnp.einsum('hnd,hdm->hnm', values, block.output.weight)
+
+  def fold(label):
+    return map_label(architecture, block, point, label)
+
+  return jax.vmap(jax.vmap(fold))(labels)
+
+
+def _apply(architecture, block, point, at_zero, row) -> Array:
+  """The affine map of a block at a point; `at_zero` is the activation's."""
+
+  def at(parameters: Norm, x):
+    def normalise(y):
+      y = architecture.normalization.linear_part(parameters, x, y)
+      return y if parameters.bias is None else y + parameters.bias
+
+    return normalise
+
+  placement = architecture.placement
+  row = placement.after(at(block.attention_norm, point.attention_sum), row)
+  tokens = placement.before(at(block.ffn_norm, point.ffn_input), row)
+  hidden = _forward.apply_linear(block.up, tokens[None])[0]
+  hidden = hidden * point.gate + at_zero
+  row = row + _forward.apply_linear(block.down, hidden[None])[0]
+  return placement.after(at(block.ffn_norm, point.ffn_sum), row)
+
+
+def _gate(architecture, block, tokens) -> Float[Array, 'N d_ff']:
+  """The diagonal `G`: `(g(z) - g(0)) / z`, or `g(z)` on the other branch."""
+  if block.gate is not None:
+    return architecture.activation(_forward.apply_linear(block.gate, tokens))
+  z = _forward.apply_linear(block.up, tokens)
+  origin = jnp.zeros((), z.dtype)
+  slope = jax.grad(architecture.activation)(origin)
+  rise = architecture.activation(z) - architecture.activation(origin)
+  return jnp.where(z == 0, slope, rise / jnp.where(z == 0, 1, z))
