@@ -3,7 +3,8 @@
 Three independent paths compute one number: attention adds up scored values,
 the closed-form dual model applies its weights, and the autodiff dual model
 gets its weights from `jax.grad` of the loss. `verify` compares them, for the
-contrastive loss of plain attention or for any other.
+contrastive loss of plain attention or for any other; `verify_model` compares
+them for every head of a stack of Transformer blocks.
 """
 
 import dataclasses
@@ -24,10 +25,30 @@ from iclcl_jax import (
   moments,
   precision,
 )
+from iclcl_jax._model_certificate import (
+  ModelCertificate,
+  ModelResiduals,
+  certificate_of,
+  model_residuals,
+  verify_model,
+)
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 if TYPE_CHECKING:
   import optax
+
+__all__ = [
+  'AttentionFn',
+  'Certificate',
+  'ModelCertificate',
+  'ModelResiduals',
+  'Residuals',
+  'certificate_of',
+  'model_residuals',
+  'residuals',
+  'verify',
+  'verify_model',
+]
 
 AttentionFn: TypeAlias = Callable[..., Array]
 

@@ -38,6 +38,7 @@ from iclcl_jax.types import (
 
 # Queries whose states are held at a time.
 _CHUNK_SIZE = 64
+SOFTMAX_KERNEL = kernels.ExponentialKernel()
 
 
 def predict_heads(
@@ -83,18 +84,22 @@ def predict_heads(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head; Katharopoulos et
     al., arXiv:2006.16236, eq. 9 (online).
   """
-  phi = kernels.ExponentialKernel() if phi is None else phi
+  phi = SOFTMAX_KERNEL if phi is None else phi
   queries, keys, values, seen = prepare(architecture, heads, positions, mask)
-  answer_fn = answer_per_query
-  if architecture.visible is _parts.bidirectional:
-    answer_fn = answer_from_one_state
-  elif architecture.visible is _parts.causal and positions is None:
-    answer_fn = answer_online
+  answer_fn = answer_fn_of(architecture, positions)
 
   def answer(queries, keys, values):
     return answer_fn(phi, queries, keys, values, seen)
 
   return jax.vmap(answer)(queries, keys, values).reshape(heads.queries.shape)
+
+
+def answer_fn_of(architecture: Architecture, positions: Array | None):
+  """The cheapest way to train that serves who sees what."""
+  if architecture.visible is _parts.bidirectional:
+    return answer_from_one_state
+  in_order = architecture.visible is _parts.causal and positions is None
+  return answer_online if in_order else answer_per_query
 
 
 def prepare(

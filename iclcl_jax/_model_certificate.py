@@ -1,0 +1,362 @@
+"""Certificates of whole models: every head at every position of every layer.
+
+Three paths for each head and position: softmax attention, the closed-form dual
+model, and the dual model whose weights come from `jax.grad` of the contrastive
+loss of the tokens that the position sees. Then the whole stack once more, as a
+chain of dual models. Public as part of :mod:`iclcl_jax.equivalence`.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, precision, transformer
+from iclcl_jax.transformer import _checks, _dual_heads, _forward
+from iclcl_jax.types import Array, Float, Mask
+
+
+class ModelResiduals(NamedTuple):
+  """Both sides of the identity for a whole model.
+
+  Attributes:
+    closed_form: backward-stable residual of attention against the closed-form
+      dual model, see `Residuals`. Shape `[L, H, N]`; 0 at masked positions.
+    autodiff: the same against the dual model with weights from `jax.grad`.
+      Shape `[L, H, N]`.
+    chain_error: largest relative error of a token's hidden state behind each
+      layer of the chain of dual models. Shape `[L]`.
+    forward: hidden states of the forward pass. Shape `[N, d_model]`.
+    chain: hidden states of the chain. Shape `[N, d_model]`.
+  """
+
+  closed_form: Float[Array, 'L H N']
+  autodiff: Float[Array, 'L H N']
+  chain_error: Float[Array, ' L']
+  forward: Float[Array, 'N d_model']
+  chain: Float[Array, 'N d_model']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCertificate:
+  """The result of `verify_model`.
+
+  Attributes:
+    num_layers: layers `L`.
+    num_heads: heads of all layers together.
+    num_positions: tokens `N`, masked ones not counted.
+    residuals: what was measured, array by array.
+    max_residual_closed_form: over all layers, heads and positions.
+    max_residual_autodiff: the same with weights from `jax.grad`.
+    max_chain_error: largest relative error of a hidden state of the chain.
+    tolerance: the residual that rounding explains in this dtype.
+    chain_tolerance: `num_layers` times that: each layer reads the rounding
+      errors of the layers before.
+    dtype: dtype of the inputs.
+    precision: arithmetic under which the check ran.
+    verdict: 'holds', or what prevents it.
+  """
+
+  num_layers: int
+  num_heads: int
+  num_positions: int
+  residuals: ModelResiduals
+  max_residual_closed_form: float
+  max_residual_autodiff: float
+  max_chain_error: float
+  tolerance: float
+  chain_tolerance: float
+  dtype: str
+  precision: str
+  verdict: str
+
+  @property
+  def holds(self) -> bool:
+    """Whether the identity holds to rounding, in full precision."""
+    return self.verdict == 'holds'
+
+  @property
+  def max_residual(self) -> float:
+    """The larger one of the two largest residuals; NaN if one is."""
+    pair = self.max_residual_closed_form, self.max_residual_autodiff
+    return math.nan if any(map(math.isnan, pair)) else max(pair)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain Python numbers, strings and lists; no hidden states."""
+    result = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != 'residuals'
+    }
+    result |= {
+      'residual_closed_form': self.residuals.closed_form.tolist(),
+      'residual_autodiff': self.residuals.autodiff.tolist(),
+      'chain_error': self.residuals.chain_error.tolist(),
+    }
+    return result | {'max_residual': self.max_residual, 'holds': self.holds}
+
+  def __str__(self) -> str:
+    tolerance = f'(tolerance {self.tolerance:.0e})'
+    rows = {
+      'layers, heads, positions': (
+        f'{self.num_layers}, {self.num_heads}, {self.num_positions}'
+      ),
+      'arithmetic': f'{self.dtype}, {self.precision}',
+      'residual of closed form': (
+        f'{self.max_residual_closed_form:.1e} {tolerance}'
+      ),
+      'residual of jax.grad': f'{self.max_residual_autodiff:.1e} {tolerance}',
+      'relative error of chain': (
+        f'{self.max_chain_error:.1e} (tolerance {self.chain_tolerance:.0e})'
+      ),
+      'verdict': self.verdict,
+    }
+    return '\n'.join(
+      ['every head = one gradient step']
+      + [f'  {name:<30} {value}' for name, value in rows.items()]
+    )
+
+
+def model_residuals(
+  architecture: transformer.Architecture,
+  blocks: transformer.Block,
+  x: Float[Array, 'N d_model'],
+  *,
+  positions: Array | None = None,
+  mask: Mask | None = None,
+) -> ModelResiduals:
+  """Computes attention and both dual models of all heads; can be jitted.
+
+  Layer after layer by `jax.lax.scan`, one key-value head after the other by
+  `jax.lax.map`. Heads are compared on the hidden states of the forward pass;
+  the chain of dual models runs beside it on its own.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    blocks: the parameters, each with a leading axis `L`.
+    x: embedded tokens. Shape `[N, d_model]`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    mask: valid tokens. Shape `[N]`; None for all.
+
+  Returns:
+    The `ModelResiduals`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> architecture, block = transformer.example()
+    >>> blocks = jax.tree.map(lambda p: p[None], block)
+    >>> model_residuals(
+    ...     architecture, blocks, jnp.ones((3, 4))).autodiff.shape
+    (1, 2, 3)
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
+  """
+  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  valid = jnp.ones(x.shape[0], bool) if mask is None else mask
+
+  def step(streams, block):
+    forward, chain = streams
+    heads = transformer.heads(architecture, block, forward, positions=positions)
+    output, measured = _check_heads(architecture, heads, positions, mask)
+    forward = transformer.complete(architecture, block, forward, output)
+    chain = transformer.apply_block_dual(
+      architecture, block, chain, positions=positions, mask=mask
+    )
+    error = jnp.max(jnp.where(valid, _relative(chain, forward), 0))
+    measured = jnp.where(valid[None, None], measured, 0)
+    return (forward, chain), (measured[0], measured[1], error)
+
+  streams, measured = jax.lax.scan(step, (x, x), blocks)
+  return ModelResiduals(
+    closed_form=measured[0],
+    autodiff=measured[1],
+    chain_error=measured[2],
+    forward=streams[0],
+    chain=streams[1],
+  )
+
+
+def verify_model(
+  architecture: transformer.Architecture,
+  blocks: transformer.Block,
+  x: Float[Array, 'N d_model'],
+  *,
+  positions: Array | None = None,
+  mask: Mask | None = None,
+  arithmetic: precision.Arithmetic = precision.HIGHEST,
+) -> ModelCertificate:
+  """Checks that every head of a model is one gradient step, at every position.
+
+  And that the whole stack, executed as a chain of dual models, gives the hidden
+  states of the forward pass. Runs eagerly; in reduced precision a small
+  residual is 'precision-limited'.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    blocks: the parameters, each with a leading axis `L`.
+    x: embedded tokens. Shape `[N, d_model]`.
+    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    mask: valid tokens. Shape `[N]`; None for all.
+    arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` or
+      `precision.PLATFORM_DEFAULT`.
+
+  Returns:
+    The `ModelCertificate`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, no token is valid, a parameter or
+      valid token is not finite, or if called inside `jit`.
+
+  Example:
+    >>> architecture, block = transformer.example()
+    >>> blocks = jax.tree.map(lambda p: p[None], block)
+    >>> verify_model(architecture, blocks, jnp.eye(3, 4)).verdict
+    'holds'
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
+  """
+  if not isinstance(arithmetic, precision.Arithmetic):
+    raise ValueError(
+      f'arithmetic is a {type(arithmetic).__name__}; expected a '
+      'precision.Arithmetic, such as precision.HIGHEST.'
+    )
+  if not _validate.is_concrete(blocks, x, positions, mask):
+    raise ValueError(
+      'verify_model was called inside a transformation; expected concrete '
+      'arrays. Use equivalence.model_residuals inside jit or vmap.'
+    )
+  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  _check_finite(blocks, x, mask)
+
+  def compute(blocks, x):
+    return model_residuals(
+      architecture, blocks, x, positions=positions, mask=mask
+    )
+
+  result = arithmetic.transform(compute)(blocks, x)
+  return certificate_of(result, mask=mask, arithmetic=arithmetic)
+
+
+def certificate_of(
+  result: ModelResiduals,
+  *,
+  mask: Mask | None = None,
+  arithmetic: precision.Arithmetic = precision.HIGHEST,
+) -> ModelCertificate:
+  """Turns what `model_residuals` measured into a certificate.
+
+  Args:
+    result: the residuals, concrete arrays.
+    mask: valid tokens. Shape `[N]`; None for all.
+    arithmetic: what `model_residuals` ran under.
+
+  Returns:
+    The `ModelCertificate`.
+
+  Example:
+    >>> architecture, block = transformer.example()
+    >>> blocks = jax.tree.map(lambda p: p[None], block)
+    >>> result = model_residuals(architecture, blocks, jnp.eye(3, 4))
+    >>> certificate_of(result).num_heads
+    2
+  """
+  num_layers, num_heads, size = result.closed_form.shape
+  dtype = result.forward.dtype
+  tolerance = precision.tolerance(dtype)
+  certificate = ModelCertificate(
+    num_layers=num_layers,
+    num_heads=num_layers * num_heads,
+    num_positions=size if mask is None else int(jnp.sum(mask)),
+    residuals=result,
+    max_residual_closed_form=float(jnp.max(result.closed_form)),
+    max_residual_autodiff=float(jnp.max(result.autodiff)),
+    max_chain_error=float(jnp.max(result.chain_error)),
+    tolerance=tolerance,
+    chain_tolerance=num_layers * tolerance,
+    dtype=jnp.dtype(dtype).name,
+    precision=arithmetic.name,
+    verdict='',
+  )
+  return dataclasses.replace(
+    certificate, verdict=_verdict(certificate, arithmetic)
+  )
+
+
+def _check_heads(architecture, heads, positions, mask):
+  """Returns attention `[H, N, d_k]` and both residuals `[2, H, N]`."""
+  where = _forward.default_positions(heads.keys[0], positions)
+  groups = _dual_heads.prepare(architecture, heads, positions, mask)
+  queries, keys, values, seen = groups
+  answer_fn = _dual_heads.answer_fn_of(architecture, positions)
+  phi = _dual_heads.SOFTMAX_KERNEL
+
+  def attend(queries, keys, values):
+    return transformer.attend(
+      architecture, queries, keys[None], values[None], where, where, mask=mask
+    )
+
+  def check(group):
+    queries, keys, values = group
+    output = attend(queries, keys, values)
+    terms = attend(queries, keys, jnp.abs(values)) + jnp.abs(output)
+    scale = jnp.max(terms, axis=-1)
+    models = jnp.stack(
+      [
+        fn(phi, queries, keys, values, seen)
+        for fn in (answer_fn, _dual_heads.answer_by_gradients)
+      ]
+    )
+    distance = jnp.max(jnp.abs(models - output[None]), axis=-1)
+    return output, distance / jnp.where(scale > 0, scale, 1)[None]
+
+  outputs, measured = jax.lax.map(check, (queries, keys, values))
+  size = heads.queries.shape[1]
+  measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
+  return outputs.reshape(heads.queries.shape), measured
+
+
+def _relative(chain, forward) -> Float[Array, ' N']:
+  """Relative error of every token, in the largest coordinate."""
+  scale = jnp.max(jnp.abs(forward), axis=1)
+  error = jnp.max(jnp.abs(chain - forward), axis=1)
+  return error / jnp.where(scale > 0, scale, 1)
+
+
+def _check_finite(blocks, x, mask) -> None:
+  if mask is not None:
+    if not bool(jnp.any(mask)):
+      raise ValueError('mask is all False; expected at least one valid token.')
+    x = x[mask]
+  if not bool(jnp.all(jnp.isfinite(x))):
+    raise ValueError(
+      'x holds a valid token that is not finite; expected finite numbers. '
+      'Mask it, or look at the embedding.'
+    )
+  for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):
+    if not bool(jnp.all(jnp.isfinite(leaf))):
+      raise ValueError(
+        f'blocks{jax.tree_util.keystr(path)} is not finite; expected finite '
+        'parameters. Look at the checkpoint or its dtype.'
+      )
+
+
+def _verdict(certificate, arithmetic) -> str:
+  reduced = arithmetic.reduced_tolerance or 0.0
+  tolerance = max(certificate.tolerance, reduced)
+  chain_tolerance = max(
+    certificate.chain_tolerance, certificate.num_layers * reduced
+  )
+  residual, error = certificate.max_residual, certificate.max_chain_error
+  if not (math.isfinite(residual) and math.isfinite(error)):
+    return 'not finite'
+  if residual > tolerance:
+    return 'fails'
+  if error > chain_tolerance:
+    return 'chain departs'
+  return 'precision-limited' if reduced else 'holds'
