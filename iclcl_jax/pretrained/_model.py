@@ -1,6 +1,7 @@
 """A language model as a pytree of parameters, and its forward pass."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -285,7 +286,7 @@ def check_head(model: LanguageModel) -> None:
 
 
 def check_prompt(
-  model: LanguageModel, tokens: Int[Array, ' N'], mask: object = None
+  model: LanguageModel, tokens: Int[Array, ' N'], mask: Any = None
 ) -> None:
   """Checks a prompt; its ids and its mask only where they are concrete."""
   dtype = getattr(tokens, 'dtype', None)
