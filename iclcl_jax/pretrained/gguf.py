@@ -121,7 +121,7 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
   Raises:
     ValueError: as :func:`read_gguf`, for what the file holds.
   """
-  parts = file.metadata.get('split.count', 1)
+  parts = _entry(file, 'split.count', int, 1)
   if parts > 1:
     raise ValueError(
       f'{file.path} is one of {parts} parts of a split model; expected a whole '

@@ -75,7 +75,7 @@ class Tokenizer:
     Raises:
       ValueError: if the text is more than one token, or empty.
     """
-    encoding = self.backend.encode(text, add_special_tokens=False)
+    encoding = self._encoding(text, add_special_tokens=False)
     if len(encoding.ids) != 1:
       raise ValueError(
         f'{text!r} is {len(encoding.ids)} tokens '
@@ -110,13 +110,13 @@ class Tokenizer:
       )
     return self.backend.decode(numbers, skip_special_tokens=False)
 
-  def _encoding(self, text: str) -> Any:
+  def _encoding(self, text: str, *, add_special_tokens: bool = True) -> Any:
     if not isinstance(text, str):
       raise ValueError(
         f'text is a {type(text).__name__}; expected a string. Encode several '
         'texts one by one.'
       )
-    return self.backend.encode(text)
+    return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _ids(numbers: Sequence[Any]) -> np.ndarray:
@@ -222,7 +222,9 @@ def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
 def _entries(file: gguf_files.GGUFFile, name: str) -> list[str]:
   """A list of strings in the metadata."""
   entries = file.metadata.get(name)
-  if not isinstance(entries, list) or not entries:
+  if not isinstance(entries, list) or not all(
+    isinstance(entry, str) for entry in entries
+  ):
     raise ValueError(
       f'{file.path} lacks the metadata {name!r}; expected the vocabulary and '
       'the merges of a byte-level BPE tokenizer. Use the Hugging Face '
@@ -277,7 +279,13 @@ def _add_special(
   file: gguf_files.GGUFFile, backend: Any, tokenizers: Any, tokens: list[str]
 ) -> None:
   """Declares the tokens that byte pairs must not be merged into."""
-  kinds = file.metadata.get('tokenizer.ggml.token_type', [])
+  kinds = file.metadata.get('tokenizer.ggml.token_type')
+  if not isinstance(kinds, list) or len(kinds) != len(tokens):
+    found = len(kinds) if isinstance(kinds, list) else 0
+    raise ValueError(
+      f"{file.path} has 'tokenizer.ggml.token_type', the kinds of {found} of "
+      f'{len(tokens)} tokens; expected all. Convert the model again.'
+    )
   for declare, number in (
     (backend.add_special_tokens, _CONTROL),
     (backend.add_tokens, _USER_DEFINED),
@@ -287,7 +295,7 @@ def _add_special(
         tokenizers.AddedToken(
           token, special=number == _CONTROL, normalized=False
         )
-        for token, kind in zip(tokens, kinds, strict=False)
+        for token, kind in zip(tokens, kinds, strict=True)
         if kind == number
       ]
     )
@@ -301,8 +309,8 @@ def _add_ends(
   for name, place in (('bos', 0), ('eos', 2)):
     if not file.metadata.get(f'tokenizer.ggml.add_{name}_token', False):
       continue
-    index = file.metadata.get(f'tokenizer.ggml.{name}_token_id', -1)
-    if not 0 <= index < len(tokens):
+    index = file.metadata.get(f'tokenizer.ggml.{name}_token_id')
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
       raise ValueError(
         f'{file.path} puts a token {name!r} around texts, but its id is '
         f'{index} of {len(tokens)}. Convert the model again.'

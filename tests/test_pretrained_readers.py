@@ -1,0 +1,493 @@
+"""Readers of model files: each layout, and each way in which one is wrong."""
+
+import gc
+import importlib
+import json
+import pathlib
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from iclcl_jax import pretrained
+from iclcl_jax.pretrained.gguf import open_gguf
+from tests import pretrained_files as files
+
+Q = gguf.GGMLQuantizationType
+GATE = 'model.layers.0.mlp.gate_proj.weight'
+QUERY = 'model.layers.1.self_attn.q_proj.weight'
+
+
+@pytest.fixture(scope='module')
+def arrays():
+  return files.tensors()
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, arrays):
+  """A good GGUF file, which no test changes."""
+  path = tmp_path_factory.mktemp('gguf') / 'model.gguf'
+  return files.write_gguf(path, arrays)
+
+
+def assert_same(found, expected):
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    assert found[name].dtype == array.dtype, name
+    np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+# GGUF
+
+
+def test_gguf_gives_tensors_and_config_of_hugging_face(whole, arrays):
+  checkpoint = pretrained.read_gguf(whole)
+  assert_same(checkpoint.tensors, arrays)
+  config = dict(checkpoint.config)
+  assert config.pop('rope_parameters') == {
+    'rope_type': 'default',
+    'rope_theta': 20000.0,
+  }
+  assert config == files.CONFIG
+
+
+def test_gguf_without_output_ties_the_embeddings(tmp_path):
+  tied = files.tensors(tied=True)
+  checkpoint = pretrained.read_gguf(
+    files.write_gguf(tmp_path / 'tied.gguf', tied)
+  )
+  assert_same(checkpoint.tensors, tied)
+  assert checkpoint.config['tie_word_embeddings'] is True
+
+
+def test_gguf_defaults_are_those_of_the_format(tmp_path, arrays):
+  absent = {
+    'llama.rope.freq_base': None,
+    'llama.rope.dimension_count': None,
+    'llama.attention.head_count_kv': None,
+  }
+  everything = {n: a for n, a in arrays.items() if '.k_proj.' not in n}
+  path = files.write_gguf(
+    tmp_path / 'model.gguf', everything, files.METADATA | absent
+  )
+  config = pretrained.read_gguf(path).config
+  assert config['rope_theta'] == 10000.0
+  assert config['num_key_value_heads'] == files.NUM_HEADS
+  assert config['head_dim'] == files.HEAD_DIM
+
+
+def test_gguf_bias_of_queries_is_permuted_like_its_rows(tmp_path, arrays):
+  bias = np.arange(files.D_MODEL, dtype=np.float32)
+  name = QUERY.replace('weight', 'bias')
+  path = files.write_gguf(tmp_path / 'b.gguf', arrays | {name: bias})
+  checkpoint = pretrained.read_gguf(path)
+  np.testing.assert_array_equal(checkpoint.tensors[name], bias)
+  assert checkpoint.config['attention_bias'] is True
+  assert checkpoint.config['mlp_bias'] is False
+
+
+def nibbles(data):
+  return np.concatenate([data & 15, data >> 4], axis=-1).astype(np.float32)
+
+
+def q8_0(data):
+  """Blocks of a scale and 32 signed bytes."""
+  blocks = data.reshape(data.shape[0], -1, 34)
+  scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+  codes = blocks[..., 2:].copy().view(np.int8).astype(np.float32)
+  return (scale * codes).reshape(data.shape[0], -1)
+
+
+def q4_1(data):
+  """Blocks of a scale, an offset, and 16 bytes of two codes each."""
+  blocks = data.reshape(data.shape[0], -1, 20)
+  scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+  offset = blocks[..., 2:4].copy().view(np.float16).astype(np.float32)
+  codes = nibbles(blocks[..., 4:])
+  return (scale * codes + offset).reshape(data.shape[0], -1)
+
+
+def f16(data):
+  return data.view(np.float16).astype(np.float32)
+
+
+def bf16(data):
+  bits = data.view(np.uint16).astype(np.uint32) << 16
+  return bits.view(np.float32)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'oracle', 'step'),
+  [
+    (Q.F16, f16, 2e-3),
+    (Q.BF16, bf16, 2e-2),
+    (Q.Q8_0, q8_0, 2e-2),
+    (Q.Q4_1, q4_1, 0.3),
+  ],
+)
+def test_gguf_dequantises(tmp_path, arrays, kind, oracle, step):
+  types = dict.fromkeys([GATE, QUERY], kind)
+  path = files.write_gguf(tmp_path / 'q.gguf', arrays, types=types)
+  tensors = pretrained.read_gguf(path).tensors
+  data = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+  expected = oracle(np.array(data[files.gguf_name(GATE)]))
+  assert tensors[GATE].dtype == np.float32
+  np.testing.assert_array_equal(tensors[GATE], expected)
+  np.testing.assert_allclose(tensors[GATE], arrays[GATE], atol=step)
+  np.testing.assert_allclose(tensors[QUERY], arrays[QUERY], atol=step)
+  assert np.any(tensors[GATE] != arrays[GATE])
+
+
+def test_gguf_model_answers_as_the_directory_it_was_made_of(
+  tmp_path, whole, arrays
+):
+  directory = files.write_directory(tmp_path / 'hf', arrays)
+  text = 'the answer is 12, ok?'
+  answers = []
+  for path in (whole, directory):
+    model, tokenizer = pretrained.load(path, dtype=jnp.float64)
+    tokens = jnp.asarray(tokenizer.encode(text))
+    answers.append(jax.jit(pretrained.logits)(model, tokens))
+  np.testing.assert_array_equal(*answers)
+  assert answers[0].dtype == jnp.float64
+
+
+@pytest.mark.parametrize('part', [0.0005, 0.01, 0.3, 0.45, 0.6, 0.99, 0.99999])
+def test_truncated_gguf_is_an_error(tmp_path, whole, part):
+  content = whole.read_bytes()
+  size = int(len(content) * part)
+  broken = tmp_path / 'broken.gguf'
+  broken.write_bytes(content[:size])
+  with pytest.raises(ValueError, match=rf'broken.gguf.*{size} bytes.*again'):
+    pretrained.load(broken)
+
+
+@pytest.mark.parametrize(
+  ('offset', 'content'),
+  [
+    (4, b'\x63\x00\x00\x00'),  # Another version.
+    (8, b'\xff' * 8),  # Countless tensors.
+    (16, b'\xff' * 8),  # Countless metadata.
+    (24, b'\xff' * 8),  # An endless name.
+    (40, b'\xff' * 8),  # A name that is no text.
+  ],
+)
+def test_corrupt_gguf_is_an_error(tmp_path, whole, offset, content):
+  broken = tmp_path / 'broken.gguf'
+  good = whole.read_bytes()
+  broken.write_bytes(good[:offset] + content + good[offset + len(content) :])
+  with pytest.raises(ValueError, match=r'broken.gguf.*copy or install'):
+    pretrained.read_gguf(broken)
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'GG', b'version https://git-lfs.github.com/spec/v1']
+)
+def test_what_is_no_gguf_is_an_error(tmp_path, content):
+  path = tmp_path / 'model.gguf'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r'model.gguf is no GGUF file.*whole'):
+    pretrained.load(path)
+
+
+def test_absent_gguf_is_an_error(tmp_path):
+  for read in (pretrained.load, pretrained.read_gguf):
+    with pytest.raises(ValueError, match=r'absent.gguf.*Check the spelling'):
+      read(tmp_path / 'absent.gguf')
+  with pytest.raises(ValueError, match='a directory; expected a GGUF file'):
+    pretrained.read_gguf(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'llama.block_count': None}, r"lacks the metadata 'llama.block_count'"),
+    ({'llama.context_length': None}, r"lacks.*'llama.context_length'"),
+    ({'llama.embedding_length': None}, r"lacks.*'llama.embedding_length'"),
+    ({'llama.feed_forward_length': None}, r"lacks.*forward_length'"),
+    ({'llama.attention.head_count': None}, r"lacks.*head_count'"),
+    (
+      {'llama.attention.layer_norm_rms_epsilon': None},
+      r"lacks.*layer_norm_rms_epsilon'",
+    ),
+    ({'llama.block_count': 0}, r"block_count' is 0; expected a positive int"),
+    ({'llama.block_count': 'two'}, r"block_count' is 'two'; expected"),
+    (
+      {'llama.attention.head_count': [4, 2]},
+      r'head_count.*\[4, 2\].*same for all blocks',
+    ),
+    ({'llama.rope.dimension_count': 4}, r'rotates 4 of the 8 coordinates'),
+    ({'llama.rope.scaling.type': 'linear'}, r"model.gguf: .*'linear'"),
+    ({'llama.attention.head_count': 3}, r'has 32 rows; expected a multiple'),
+    ({'split.count': 3}, r'one of 3 parts.*--merge'),
+    ({'split.count': 'many'}, r"split.count' is 'many'"),
+    ({'llama.block_count': 3}, r'model.gguf: tensor .*layers.2.* is missing'),
+    ({'llama.feed_forward_length': 48}, r'model.gguf: tensor .* has shape'),
+  ],
+)
+def test_wrong_gguf_metadata_is_an_error(tmp_path, arrays, changes, message):
+  metadata = files.METADATA | {'llama.rope.dimension_count': None} | changes
+  path = files.write_gguf(tmp_path / 'model.gguf', arrays, metadata)
+  with pytest.raises(ValueError, match=message):
+    pretrained.load(path)
+
+
+def test_other_gguf_architecture_is_an_error(tmp_path, arrays):
+  path = files.write_gguf(tmp_path / 'model.gguf', arrays, architecture='mamba')
+  with pytest.raises(ValueError, match=r"architecture 'mamba'; expected 'lla"):
+    pretrained.load(path)
+
+
+@pytest.mark.parametrize(
+  'name', ['rope_freqs.weight', 'blk.0.ffn_gate_exps.weight', 'blk.0.attn_q.a']
+)
+def test_unknown_gguf_tensor_is_an_error(tmp_path, arrays, name):
+  extra = arrays | {name: np.ones(8, np.float32)}
+  path = files.write_gguf(tmp_path / 'model.gguf', extra)
+  with pytest.raises(ValueError, match=rf'model.gguf has a tensor {name!r}'):
+    pretrained.load(path)
+
+
+def test_missing_gguf_tensor_is_an_error(tmp_path, arrays):
+  for name, message in (
+    ('model.embed_tokens.weight', r"lacks the tensor 'token_embd.weight'"),
+    (QUERY, r'model.gguf: tensor .*q_proj.weight.* is missing'),
+  ):
+    part = {k: v for k, v in arrays.items() if k != name}
+    path = files.write_gguf(tmp_path / 'model.gguf', part)
+    with pytest.raises(ValueError, match=message):
+      pretrained.load(path)
+
+
+def test_unreadable_quantisation_is_an_error(tmp_path, arrays):
+  strange = arrays | {GATE: np.ones((4, 4), np.int8)}
+  path = files.write_gguf(tmp_path / 'model.gguf', strange)
+  with pytest.raises(ValueError, match=r'stored as I8.*Choose another'):
+    pretrained.load(path)
+
+
+def mapped(path):
+  """Whether this process has the file in its memory (known on Linux)."""
+  maps = pathlib.Path('/proc/self/maps')
+  return maps.exists() and str(path) in maps.read_text()
+
+
+def test_gguf_is_let_go_after_loading(whole):
+  file = open_gguf(whole)
+  assert mapped(whole) == pathlib.Path('/proc/self/maps').exists()
+  del file
+  checkpoint = pretrained.read_gguf(whole)
+  gc.collect()
+  assert not mapped(whole)
+  assert all(array.flags.writeable for array in checkpoint.tensors.values())
+
+
+# Directories
+
+
+@pytest.mark.parametrize('dtype', files.DTYPES)
+@pytest.mark.parametrize('num_shards', [1, 3])
+def test_directory_is_read_as_stored(tmp_path, arrays, dtype, num_shards):
+  arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+  directory = files.write_directory(
+    tmp_path / 'hf', arrays, num_shards=num_shards
+  )
+  checkpoint = pretrained.read_safetensors(directory)
+  assert_same(checkpoint.tensors, arrays)
+  assert checkpoint.config == files.CONFIG
+
+
+def test_loaded_dtype_is_that_of_the_file_or_the_wanted_one(tmp_path, arrays):
+  half = {name: array.astype(np.float16) for name, array in arrays.items()}
+  directory = files.write_directory(tmp_path / 'hf', half)
+  assert pretrained.load(directory).model.embedding.dtype == jnp.float16
+  model = pretrained.load(directory, dtype=jnp.float32).model
+  assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {
+    jnp.dtype('float32')
+  }
+
+
+@pytest.fixture
+def sharded(tmp_path, arrays):
+  return files.write_directory(tmp_path / 'hf', arrays, num_shards=2)
+
+
+def shards(directory):
+  return sorted(directory.glob('model-*.safetensors'))
+
+
+def weight_map(directory):
+  path = directory / 'model.safetensors.index.json'
+  return json.loads(path.read_text())['weight_map']
+
+
+def test_missing_shard_is_an_error(sharded):
+  shards(sharded)[1].unlink()
+  with pytest.raises(
+    ValueError, match=r'lacks 1 of 2 shards: model-00002-of-00002.safetensors'
+  ):
+    pretrained.load(sharded)
+
+
+@pytest.mark.parametrize('size', [0, 7, 100, 5000])
+def test_truncated_shard_is_an_error(sharded, size):
+  shard = shards(sharded)[0]
+  shard.write_bytes(shard.read_bytes()[:size])
+  with pytest.raises(ValueError, match=rf'{shard.name}.*{size} bytes.*again'):
+    pretrained.load(sharded)
+
+
+def test_tensor_that_the_index_does_not_list_is_an_error(sharded):
+  listed = weight_map(sharded)
+  del listed[GATE]
+  files.write_index(sharded, listed)
+  with pytest.raises(ValueError, match=rf'{GATE}.*lists nowhere'):
+    pretrained.load(sharded)
+
+
+def test_tensor_in_another_shard_than_listed_is_an_error(sharded):
+  listed = weight_map(sharded)
+  first, second = shards(sharded)
+  other = second.name if listed[GATE] == first.name else first.name
+  files.write_index(sharded, listed | {GATE: other})
+  with pytest.raises(ValueError, match=rf'{GATE}.*lists in {other}'):
+    pretrained.load(sharded)
+
+
+def test_tensor_that_no_shard_holds_is_an_error(sharded):
+  listed = weight_map(sharded) | {'model.extra': shards(sharded)[0].name}
+  files.write_index(sharded, listed)
+  with pytest.raises(ValueError, match=r"lacks the tensor 'model.extra'"):
+    pretrained.load(sharded)
+
+
+@pytest.mark.parametrize('listed', [None, ['a'], {'a': 1}, {'a': '../x'}])
+def test_index_that_is_no_map_is_an_error(sharded, listed):
+  files.write_index(sharded, listed)
+  with pytest.raises(ValueError, match=r"index.json has no 'weight_map'"):
+    pretrained.load(sharded)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, r"config.json can't be read"),
+    (b'{"model_type": "lla', 'config.json is no JSON'),
+    (b'\xff\xfe', 'config.json is no JSON'),
+    (b'[1]', 'config.json holds a list'),
+    (b'{}', r'hf: .*model_type.*is None'),
+    (b'{"model_type": "mamba"}', r"hf: .*'mamba'; expected one of llama"),
+    (b'{"quantization_config": {}}', 'quantised weights'),
+  ],
+)
+def test_wrong_config_is_an_error(sharded, content, message):
+  config = sharded / 'config.json'
+  config.unlink()
+  if content is not None:
+    config.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    pretrained.load(sharded)
+
+
+def test_directory_without_weights_is_an_error(sharded):
+  for path in sharded.glob('model*'):
+    path.unlink()
+  (sharded / 'pytorch_model.bin').write_bytes(b'')
+  with pytest.raises(ValueError, match=r'pytorch_model.bin.*save_pretrained'):
+    pretrained.load(sharded)
+
+
+def test_absent_directory_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='is no directory; expected one'):
+    pretrained.read_safetensors(tmp_path / 'absent')
+
+
+def test_wrong_shape_names_file_and_tensor(tmp_path, arrays):
+  wrong = arrays | {GATE: arrays[GATE][:-1]}
+  directory = files.write_directory(tmp_path / 'hf', wrong)
+  with pytest.raises(ValueError, match=r'hf: .*gate_proj.*\[63, 32\].*\[64'):
+    pretrained.load(directory)
+
+
+# Model and tokenizer together
+
+
+def smaller(name, rows):
+  return {name: files.tensors()[name][:rows]}
+
+
+def test_tokenizer_of_another_model_is_an_error(tmp_path, arrays):
+  rows = len(files.TOKENS) - 1
+  fewer = arrays | smaller('model.embed_tokens.weight', rows)
+  fewer |= smaller('lm_head.weight', rows)
+  config = files.CONFIG | {'vocab_size': rows}
+  message = rf'has {rows + 1} ids, the model {rows}; .*belongs to the model'
+  with pytest.raises(ValueError, match=message):
+    pretrained.load(files.write_directory(tmp_path / 'hf', fewer, config))
+  with pytest.raises(ValueError, match=message):
+    pretrained.load(files.write_gguf(tmp_path / 'model.gguf', fewer))
+
+
+def test_embeddings_may_be_padded_in_a_directory_alone(tmp_path, arrays):
+  padding = np.zeros((3, files.D_MODEL), np.float32)
+  more = arrays | {
+    name: np.concatenate([arrays[name], padding])
+    for name in ('model.embed_tokens.weight', 'lm_head.weight')
+  }
+  rows = len(files.TOKENS) + 3
+  config = files.CONFIG | {'vocab_size': rows}
+  directory = files.write_directory(tmp_path / 'hf', more, config)
+  assert pretrained.load(directory).model.vocabulary_size == rows
+  with pytest.raises(ValueError, match=rf'ids, the model {rows}'):
+    pretrained.load(files.write_gguf(tmp_path / 'model.gguf', more))
+
+
+def fail_to_load(path):
+  with pytest.raises(ValueError, match='is missing'):
+    pretrained.load(path)
+
+
+@pytest.mark.parametrize('layout', ['gguf', 'directory'])
+def test_a_failed_load_leaves_nothing_behind(tmp_path, arrays, layout):
+  part = {name: a for name, a in arrays.items() if 'layers.1.mlp' not in name}
+  path = tmp_path / 'model'
+  if layout == 'gguf':
+    files.write_gguf(path, part)
+  else:
+    files.write_directory(path, part, num_shards=2)
+  before = len(jax.live_arrays()), sorted(tmp_path.rglob('*'))
+  fail_to_load(path)
+  gc.collect()
+  assert (len(jax.live_arrays()), sorted(tmp_path.rglob('*'))) == before
+  assert not mapped(path)
+
+
+@pytest.mark.parametrize('name', ['gguf', 'safetensors', 'tokenizers'])
+def test_absent_package_names_the_fix(
+  monkeypatch, tmp_path, whole, arrays, name
+):
+  def absent(wanted, package=None):
+    if wanted == name:
+      raise ImportError(f'No module named {name!r}')
+    return original(wanted, package)
+
+  original = importlib.import_module
+  directory = tmp_path / 'hf'
+  save = {'safetensors': files.write_directory}.get(name)
+  path = save(directory, arrays) if save else whole
+  monkeypatch.setattr(importlib, 'import_module', absent)
+  with pytest.raises(ValueError, match=rf"{name}.*pip install 'iclcl_jax\[lm"):
+    pretrained.load(path)
+
+
+def test_non_contiguous_arrays_are_not_how_files_are_written(tmp_path, arrays):
+  """The writer of these tests copies: the package would save wrong data."""
+  directory = files.write_directory(tmp_path / 'hf', {'a': arrays[GATE].T})
+  tensors = pretrained.read_safetensors(directory).tensors
+  np.testing.assert_array_equal(tensors['a'], arrays[GATE].T)
+  save_file({'a': arrays[GATE]}, directory / 'model.safetensors')
+  tensors = pretrained.read_safetensors(directory).tensors
+  np.testing.assert_array_equal(tensors['a'], arrays[GATE])
