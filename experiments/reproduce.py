@@ -5,14 +5,19 @@
 runs every experiment into a folder of its own (`out/equivalence`, ...), then
 writes `out/report/index.html`, self-contained, and `out/report/claims.json`: a
 list of `{id, source, claim, statistic, value, interval, verdict, command}`. A
-finished experiment is not run again; a killed one resumes. `--fast` takes tiny
-settings to see that all works: its verdicts mean nothing, and it needs a
+finished experiment is not run again; a killed one resumes. Each runs in a
+process of its own, as many at a time as there are cores, up to four, and
+prints its table and its progress to `log.txt` in its folder. `--fast` takes
+tiny settings to see that all works: its verdicts mean nothing, and it needs a
 workdir of its own.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import importlib
 import json
+import multiprocessing
 import os
 import pathlib
 import time
@@ -22,6 +27,9 @@ from typing import Any
 from experiments import claims as judging
 from experiments import harness, reproduce_diagrams, reproduce_page
 from experiments.reproduce_jobs import JOBS, Job
+
+FINISHED = 'finished.json'
+MAX_WORKERS = 4  # Some experiments need a gigabyte.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,17 +50,13 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   Raises:
     ValueError: if the workdir cannot be used, or an experiment cannot run.
   """
-  import tqdm
-
   if not os.fspath(workdir):
     raise ValueError('workdir is empty; expected the path of a folder.')
   root = pathlib.Path(workdir)
   report = harness.open_workdir(config, root / 'report')
-  start, sections = time.perf_counter(), []
-  bar = tqdm.tqdm(JOBS, desc='experiments', unit='experiment')
-  for job in bar:
-    bar.set_postfix_str(job.name)
-    sections.append(_section(config, job, root / job.name))
+  start = time.perf_counter()
+  _run_unfinished(config, root)
+  sections = [_section(config, job, root / job.name) for job in JOBS]
   all_claims = [claim for part in sections for claim in part.summary['claims']]
   judging.check(all_claims)
   diagrams = reproduce_diagrams.save(report)
@@ -73,20 +77,67 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   return harness.write_summary(report, summary)
 
 
+def _run_unfinished(config: Config, root: pathlib.Path) -> None:
+  """Runs in processes of their own what no earlier call has finished."""
+  import tqdm
+
+  for job in JOBS:  # Refuses results of other settings before any work.
+    harness.open_workdir(_settings(config, job), root / job.name)
+  jobs = [job for job in JOBS if not (root / job.name / FINISHED).exists()]
+  with (
+    _pool(config) as pool,
+    tqdm.tqdm(total=len(jobs), unit='experiment') as bar,
+  ):
+    running = [
+      pool.submit(_run_job, job, _settings(config, job), root / job.name)
+      for job in jobs
+    ]
+    for future in concurrent.futures.as_completed(running):
+      if future.exception():
+        pool.shutdown(cancel_futures=True)
+      bar.set_postfix_str(future.result())
+      bar.update()
+
+
+def _pool(config: Config) -> concurrent.futures.Executor:
+  return concurrent.futures.ProcessPoolExecutor(
+    min(os.cpu_count() or 1, MAX_WORKERS),
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_compile_fast if config.fast else None,
+  )
+
+
+def _compile_fast() -> None:
+  """Compiles without optimisation: what is tiny takes longer to compile."""
+  flags = ('--xla_backend_optimization_level=0', os.environ.get('XLA_FLAGS'))
+  os.environ['XLA_FLAGS'] = ' '.join(filter(None, flags))
+
+
+def _settings(config: Config, job: Job) -> Any:
+  module = importlib.import_module(f'experiments.{job.module}')
+  return module.Config(**(job.fast if config.fast else job.options))
+
+
+def _run_job(job: Job, settings: Any, folder: pathlib.Path) -> str:
+  """Runs one experiment; what it prints goes to a file."""
+  module = importlib.import_module(f'experiments.{job.module}')
+  start = time.perf_counter()
+  with (
+    open(folder / 'log.txt', 'w', encoding='utf-8') as log,
+    contextlib.redirect_stdout(log),
+    contextlib.redirect_stderr(log),
+  ):
+    module.run(settings, folder)
+  seconds = {'seconds': time.perf_counter() - start}
+  harness.write_text(folder / FINISHED, harness.to_json(seconds))
+  return job.name
+
+
 def _section(
   config: Config, job: Job, folder: pathlib.Path
 ) -> reproduce_page.Section:
-  """Runs one experiment, or reads what a finished run left."""
+  """Reads what a finished run left."""
   options = job.fast if config.fast else job.options
-  module = importlib.import_module(f'experiments.{job.module}')
-  settings = module.Config(**options)
-  harness.open_workdir(settings, folder)  # Refuses results of other settings.
-  finished = folder / 'finished.json'
-  if not finished.exists():
-    start = time.perf_counter()
-    module.run(settings, folder)
-    seconds = {'seconds': time.perf_counter() - start}
-    harness.write_text(finished, harness.to_json(seconds))
   flags = [f'--{name}={_flag(value)}' for name, value in options.items()]
   command = ['python', '-m', f'experiments.{job.module}', '--workdir=DIR']
   return reproduce_page.Section(
@@ -95,7 +146,7 @@ def _section(
     command=' '.join(command + flags),
     folder=folder,
     summary=_distinct(job, _read(folder / 'summary.json')),
-    seconds=_read(finished)['seconds'],
+    seconds=_read(folder / FINISHED)['seconds'],
   )
 
 

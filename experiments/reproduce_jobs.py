@@ -30,7 +30,7 @@ JOBS = (
     {},
     {
       'num_seeds': 5,
-      'num_demonstrations': (3, 5),
+      'num_demonstrations': (3,),
       'num_epochs': 2,
       'tokens_per_epoch': 24,
       'num_features': 16,
@@ -50,7 +50,7 @@ JOBS = (
       'num_features': (48, 96, 192),
       'heatmap_features': (48, 192),
       'reference_features': 96,
-      'standard_deviations': (0.25, 1.0),
+      'standard_deviations': (1.0,),
       'second_num_demonstrations': 7,
       'num_epochs': 1,
     },

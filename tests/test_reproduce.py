@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import importlib
 import json
+from concurrent import futures
 
 import pytest
 
@@ -174,6 +175,9 @@ def test_finished_experiments_are_not_run_again(tmp_path, monkeypatch):
   job = reproduce.Job('equivalence', 'equivalence', 'Title', {}, {'size': 2})
   monkeypatch.setattr(reproduce, 'JOBS', (job,))
   monkeypatch.setattr(importlib, 'import_module', lambda name: _Experiment)
+  monkeypatch.setattr(
+    reproduce, '_pool', lambda config: futures.ThreadPoolExecutor(1)
+  )
   for _ in range(2):
     summary = reproduce.run(reproduce.Config(), tmp_path)
     assert summary['claims'] == {
