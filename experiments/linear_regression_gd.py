@@ -42,13 +42,20 @@ import numpy as np
 from experiments import (
   equivalence_figures,
   harness,
-  linear_regression_gd_claims,
+  linear_regression_gd_data,
+  linear_regression_gd_deep,
   linear_regression_gd_figures,
   linear_regression_gd_measure,
+  linear_regression_gd_models,
   linear_regression_gd_steps,
+  linear_regression_gd_summary,
   linear_regression_gd_training,
+  linear_regression_gd_variants,
 )
 from iclcl_jax import _validate
+from iclcl_jax.accounts import linear_regression_gd as account
+
+PARTS = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,28 @@ class Config:
   num_test_tasks: int = harness.option(10_000, 'tasks of every evaluation')
   num_tuning_tasks: int = harness.option(20_000, 'tasks for step sizes of GD')
   num_yardstick_tasks: int = harness.option(200_000, 'tasks for losses of GD')
-  num_steps_of_gd: tuple[int, ...] = harness.option((2, 5), 'GD, GD++: steps')
+  num_steps_of_gd: tuple[int, ...] = harness.option(
+    (2, 5), 'steps of GD and GD++, layers of stacks; the first also untied'
+  )
+  deep_steps: int = harness.option(2000, 'training steps, stacks of layers')
+  deep_batch_size: int = harness.option(256, 'of their training')
+  deep_learning_rate: float = harness.option(1e-2, 'of theirs, at most')
+  parts: tuple[str, ...] = harness.option(
+    PARTS, 'what to run beside one linear layer: any of ' + ', '.join(PARTS)
+  )
+  sine_steps: int = harness.option(2000, 'training steps, sine waves')
+  sine_batch_size: int = harness.option(128, 'of their training')
+  sine_width: int = harness.option(20, 'of the network')
+  sine_shared_key: bool = harness.option(
+    False, 'draw the phase from the random number of the amplitude'
+  )
+  alternating_steps: int = harness.option(
+    2000, 'training steps, separate tokens'
+  )
+  alternating_batch_size: int = harness.option(256, 'of their training')
+  alternating_size: int = harness.option(
+    5, 'width of inputs and number of demonstrations, separate tokens'
+  )
 
   def __post_init__(self):
     _validate.check_count('seed', self.seed, minimum=0)
@@ -78,6 +106,11 @@ class Config:
       'batch_size',
       'record_every',
       'num_tuning_tasks',
+      'deep_batch_size',
+      'sine_batch_size',
+      'sine_width',
+      'alternating_batch_size',
+      'alternating_size',
     ):
       _validate.check_count(name, getattr(self, name))
     for name in ('num_test_tasks', 'num_yardstick_tasks'):
@@ -90,12 +123,40 @@ class Config:
           f'{name} is {number}; expected a multiple of record_every, '
           f'{self.record_every}.'
         )
+    for name in ('deep_steps', 'sine_steps', 'alternating_steps'):
+      number = getattr(self, name)
+      _validate.check_count(name, number)
+      if number % linear_regression_gd_training.NUM_RECORDS:
+        raise ValueError(
+          f'{name} is {number}; expected a multiple of '
+          f'{linear_regression_gd_training.NUM_RECORDS}, the records kept.'
+        )
+    for name in self.parts:
+      if name not in PARTS:
+        raise ValueError(
+          f'parts names {name!r}; expected any of {", ".join(PARTS)}.'
+        )
+    if 'stacks' in self.parts and 'steps' not in self.parts:
+      raise ValueError(
+        'parts has stacks without steps; add steps: stacks are compared with '
+        'the descent that it tunes.'
+      )
+    if not self.num_steps_of_gd:
+      raise ValueError(
+        'num_steps_of_gd is empty; expected a number of steps, at least 2.'
+      )
     for number in self.num_steps_of_gd:
       _validate.check_count('num_steps_of_gd', number, minimum=2)
-    for name in ('half_range', 'learning_rate', 'clip'):
+    for name in ('half_range', 'learning_rate', 'deep_learning_rate', 'clip'):
       _validate.check_scalar(name, getattr(self, name), minimum=0)
       if getattr(self, name) == 0:
         raise ValueError(f'{name} is 0; expected a positive number.')
+
+  @property
+  def alternating(self) -> 'Config':
+    """These settings with the sizes of separate tokens."""
+    size = self.alternating_size
+    return dataclasses.replace(self, d_x=size, num_demonstrations=size)
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -113,9 +174,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """
   start = time.perf_counter()
   path = harness.open_workdir(config, workdir)
-  result = jax.device_get(_measure(config))
-  result['steps_of_gd'] = linear_regression_gd_steps.measure(config)
-  summary = linear_regression_gd_claims.summarise(config, result)
+  result = measure(config)
+  summary = linear_regression_gd_summary.summarise(config, result)
   summary['seconds'] = time.perf_counter() - start
   harness.write_metrics(path, _metrics(result))
   with equivalence_figures.style():
@@ -126,26 +186,62 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   return summary
 
 
-def _measure(config: Config) -> dict[str, Any]:
-  """Trains, and compares with one step of gradient descent."""
+def measure(config: Config) -> dict[str, Any]:
+  """Everything that is drawn and judged, by part."""
+  tasks = linear_regression_gd_measure.test_tasks(config)
+  variants = linear_regression_gd_variants
+  result: dict[str, Any] = {}
+  jobs = {
+    'layer': lambda: _one_layer(config, tasks),
+    'steps': lambda: linear_regression_gd_steps.measure(config),
+    'stacks': lambda: linear_regression_gd_deep.measure_all(
+      config, tasks, result['steps']
+    ),
+    'sine': lambda: variants.sine(config),
+    'alternating': lambda: variants.alternating(config),
+  }
+  seconds = {}
+  for name, job in jobs.items():
+    if name == 'layer' or name in config.parts:
+      start = time.perf_counter(), time.process_time()
+      result[name] = job()
+      ends = time.perf_counter(), time.process_time()
+      seconds[name] = [b - a for a, b in zip(start, ends, strict=True)]
+  layer = result.pop('layer')
+  return {**result, **layer, 'seconds_wall_and_cpu': seconds}
+
+
+def _one_layer(config: Config, tasks) -> dict[str, Any]:
+  """Trains single layers, and compares with one step of gradient descent."""
   training = linear_regression_gd_training
   measure = linear_regression_gd_measure
+  softmax = linear_regression_gd_models.Stack(account.softmax_weights, 1, 1, 1)
   jobs = {
-    'linear': (training.LINEAR, config.num_steps),
-    'softmax_1': (training.SOFTMAX_1, config.softmax_steps),
-    'softmax_2': (training.SOFTMAX_2, config.softmax_steps),
+    'linear': (measure.LINEAR, config.num_steps),
+    'softmax_1': (softmax, config.softmax_steps),
+    'softmax_2': (softmax._replace(num_heads=2), config.softmax_steps),
   }
-  tasks = measure.test_tasks(config)
+  if 'softmax' not in config.parts:
+    jobs = {'linear': jobs['linear']}
+  source = linear_regression_gd_data.linear_source(config)
   descent = harness.compile_quickly(
     lambda tasks: measure.gradient_descent(config, tasks)
   )(tasks)
   curves, last = {}, {}
-  for label, (name, (architecture, num_steps)) in enumerate(jobs.items()):
+  for label, (name, (stack, num_steps)) in enumerate(jobs.items()):
+    model = linear_regression_gd_models.stack_model(stack, config.d_x + 1)
+    recipe = training.Recipe(
+      num_steps,
+      config.record_every,
+      config.batch_size,
+      config.learning_rate,
+      config.clip,
+    )
     records, steps, seconds = training.train(
-      config, architecture, num_steps, label
+      config, model, source, recipe, label
     )
     align = harness.compile_quickly(
-      lambda r, a=architecture: measure.alignment(r, a, tasks, descent)
+      lambda r, model=model: measure.alignment(r, model, tasks, descent)
     )
     few = _few(len(steps))
     some = jax.tree.map(lambda w, few=few: w[:, few], records)
@@ -159,12 +255,9 @@ def _measure(config: Config) -> dict[str, Any]:
       'products': measure.learnt_products(config, trained),
     }
   )
-  return {
-    'residual': measure.construction_residual(config),
-    'descent': descent,
-    'curves': curves,
-    **compare(trained),
-  }
+  found = {'descent': descent, 'curves': curves, **compare(trained)}
+  residuals = measure.construction_residuals(config)
+  return {'residuals': residuals, **jax.device_get(found)}
 
 
 def _few(count: int) -> np.ndarray:
@@ -182,13 +275,31 @@ def _metrics(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for key in ('loss', 'preds_diff', 'model_diff', 'model_cos'):
           row[key] = float(curve[key][seed, column])
         rows.append(row)
-  return rows + list(result['steps_of_gd'])
+  for stack in result.get('stacks', ()):
+    name = f'{stack["kind"]}_{stack["num_layers"]}'
+    rows += _losses(name, stack['step'], stack['loss'])
+  if 'sine' in result:
+    for name in ('attention', 'descent'):
+      losses = result['sine'][f'loss_{name}']
+      rows += _losses(f'sine_{name}', result['sine']['step'], losses)
+  if 'alternating' in result:
+    tokens = result['alternating']
+    rows += _losses('alternating', tokens['step'], tokens['loss'])
+  return rows + list(result.get('steps', ()))
+
+
+def _losses(name: str, steps, losses) -> list[dict[str, Any]]:
+  return [
+    {'layer': name, 'seed': seed, 'step': int(step), 'loss': float(loss)}
+    for seed, curve in enumerate(losses)
+    for step, loss in zip(steps, curve, strict=True)
+  ]
 
 
 def _text(summary: Mapping[str, Any]) -> str:
   claims = [
     {
-      'claim': row['id'],
+      'claim': row['id'].removeprefix('linear-regression-gd-'),
       # Not a number is null in the summary: a run that did not converge.
       'value': 'nan' if row['value'] is None else f'{row["value"]:.4g}',
       'verdict': row['verdict'],
@@ -197,13 +308,17 @@ def _text(summary: Mapping[str, Any]) -> str:
   ]
   steps = [
     {
-      key: f'{row[key]:.4f}' if isinstance(row[key], float) else row[key]
-      for key in ('method', 'num_steps', 'learning_rate', 'contraction', 'loss')
+      'method': row['method'],
+      'steps': row['num_steps'],
+      'step sizes': ' '.join(f'{x:.3g}' for x in row['learning_rates']),
+      'contractions': ' '.join(f'{x:.3g}' for x in row['contractions']),
+      'loss': f'{row["loss"]:.5f}',
+      'sampled': f'{row["sampled_loss"]:.4f}',
+      'yardstick': row['yardstick'] or '-',
     }
-    | {'yardstick': row['yardstick'] or '-'}
     for row in summary['steps_of_gd']
   ]
-  tables = harness.table(claims), harness.table(steps)
+  tables = [harness.table(rows) for rows in (claims, steps) if rows]
   return '\n\n'.join([*tables, summary['conclusion']])
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
+from experiments import linear_regression_gd_variant_figures as variants
 from experiments.equivalence_figures import BLACK, BLUE, GREEN, GREY, ORANGE
-from experiments.linear_regression_gd_claims import YARDSTICKS
 from experiments.linear_regression_gd_measure import FRACTIONS, SCALES
-from experiments.linear_regression_gd_steps import linear_tasks
+from experiments.linear_regression_gd_step_claims import YARDSTICKS
+from experiments.linear_regression_gd_steps import UNTIED, linear_tasks
 from iclcl_jax.accounts import linear_regression_gd as account
 
 LAYERS = {
@@ -24,7 +25,14 @@ def draw(config, result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   yield 'training', _training(config, result)
   yield 'generalisation', _generalisation(result)
   yield 'products', _products(config, result)
-  yield 'steps', _steps(config, result)
+  if 'steps' in result:
+    yield 'steps', _steps(config, result)
+  if 'stacks' in result:
+    yield 'stacks', variants.stacks(result['stacks'])
+  if 'sine' in result:
+    yield 'sine', variants.sine(result['sine'])
+  if 'alternating' in result:
+    yield 'alternating', variants.alternating(result['alternating'])
 
 
 def _training(config, result) -> Any:
@@ -32,6 +40,8 @@ def _training(config, result) -> Any:
 
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
   for name, (label, color, marker) in LAYERS.items():
+    if name not in result['curves']:
+      continue
     curve = result['curves'][name]
     for axis, key in ((left, 'loss'), (right, 'model_cos')):
       axis.plot(curve['step'], curve[key].T, color=color, lw=0.6, alpha=0.6)
@@ -120,9 +130,14 @@ def _steps(config, result) -> Any:
   import matplotlib.pyplot as plt
 
   figure, axis = plt.subplots(figsize=(6.5, 4))
-  rows = result['steps_of_gd']
+  rows = result['steps']
   first = [row for row in rows if row['num_steps'] == 1]
-  for name, color, marker in (('GD', BLUE, 'o'), ('GD++', ORANGE, 's')):
+  series = (
+    ('GD', BLUE, 'o', '-'),
+    ('GD++', ORANGE, 's', '--'),
+    (UNTIED, GREEN, '^', ':'),
+  )
+  for name, color, marker, line in series:
     own = [row for row in rows if row['method'] == name]
     own = own if name == 'GD' else first + own
     axis.errorbar(
@@ -130,7 +145,7 @@ def _steps(config, result) -> Any:
       [row['loss'] for row in own],
       [1.96 * row['standard_error'] for row in own],
       color=color, marker=marker, mfc='white', label=name, capsize=3,
-      linestyle='-' if name == 'GD' else '--',
+      linestyle=line,
     )  # fmt: skip
   settings = config.d_x, config.num_demonstrations, config.half_range
   if settings == (10, 10, 0.5):

@@ -1,5 +1,6 @@
 """Compares trained layers with gradient descent."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,17 +9,19 @@ import numpy as np
 
 from experiments import harness
 from experiments import linear_regression_gd_data as data
+from experiments import linear_regression_gd_models as models
 from experiments import linear_regression_gd_training as training
 from experiments.linear_regression_gd_steps import linear_tasks
 from iclcl_jax.accounts import linear_regression_gd as account
 
 SCALES = np.linspace(0.5, 2.0, 13)
+LINEAR = models.Stack(account.linear_weights, 1, 1, 1)
 FRACTIONS = np.linspace(0.0, 1.0, 11)
 RESIDUAL_SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 
 
-def construction_residual(config) -> float:
-  """Largest relative error of the constructed layers, W_0 not 0, float64."""
+def construction_residuals(config) -> dict[str, float]:
+  """Largest relative errors of what is constructed, float64."""
   size, d_x, d_y = RESIDUAL_SIZES
 
   def errors(key):
@@ -28,30 +31,79 @@ def construction_residual(config) -> float:
       jax.random.normal(k, shape, jnp.float64)
       for k, shape in zip(keys, shapes, strict=True)
     )
-    found = []
-    for num_steps in (1, 4):
-      tokens = account.make_tokens(inputs, labels, query, initial=initial)
-      layer = account.construct(0.5, size, initial=initial)
-      layers = account.repeat(layer, num_steps)
-      rates = jnp.full(num_steps, 0.5)
-      weights = account.descend(inputs, labels, rates, initial=initial)
-      pair = account.predict(layers, tokens, d_y=d_y), weights @ query
-      found.append(_relative(*pair))
-      tokens = account.make_tokens(inputs, labels, query)
-      layer = account.construct_plus_plus(
-        0.5, 0.02, size, d_x=d_x, d_y=d_y, dtype=jnp.float64
-      )
-      layers = account.repeat(layer, num_steps)
-      factors = rates, 0.02 * jnp.ones(num_steps)
-      answer = account.descend_plus_plus(inputs, labels, query, *factors)
-      pair = account.predict(layers, tokens, d_y=d_y), answer
-      found.append(_relative(*pair))
-    return jnp.max(jnp.stack(found))
+    problem = inputs, labels, query
+    layers = [
+      error
+      for num_steps in (1, 4)
+      for error in _layer_errors(problem, initial, num_steps)
+    ]
+    return {
+      'layers': jnp.max(jnp.stack(layers)),
+      'copy': _copy_error(problem),
+      'kernel': _kernel_error(problem),
+    }
 
   with harness.float64_on_host(), jax.default_matmul_precision('highest'):
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     worst = harness.compile_quickly(lambda k: jax.lax.map(errors, k))(keys)
-    return float(jnp.max(worst))
+    return {name: float(jnp.max(x)) for name, x in worst.items()}
+
+
+def _layer_errors(problem, initial, num_steps: int):
+  """Layers against GD from `W_0`, and against GD++."""
+  (inputs, labels, query), (d_y, d_x) = problem, initial.shape
+  size, rates = len(inputs), jnp.full(num_steps, 0.5)
+  tokens = account.make_tokens(inputs, labels, query, initial=initial)
+  layers = account.repeat(
+    account.construct(0.5, size, initial=initial), num_steps
+  )
+  weights = account.descend(inputs, labels, rates, initial=initial)
+  yield _relative(account.predict(layers, tokens, d_y=d_y), weights @ query)
+  layer = account.construct_plus_plus(
+    0.5, 0.02, size, d_x=d_x, d_y=d_y, dtype=jnp.float64
+  )
+  layers = account.repeat(layer, num_steps)
+  factors = rates, 0.02 * jnp.ones(num_steps)
+  tokens = account.make_tokens(inputs, labels, query)
+  answer = account.descend_plus_plus(inputs, labels, query, *factors)
+  yield _relative(account.predict(layers, tokens, d_y=d_y), answer)
+
+
+def _copy_error(problem):
+  """A copy layer and two layers on separate tokens against two steps."""
+  inputs, labels, query = problem
+  (size, d_x), d_y = inputs.shape, labels.shape[1]
+  length = 2 * size + 1
+  rows = account.make_alternating_tokens(*problem, jnp.eye(length))
+  copy = account.construct_copy(size, d_x=d_x, d_y=d_y, dtype=jnp.float64)
+  rows = account.attend(
+    copy, rows, weights_fn=account.softmax_weights,
+    visible=jnp.ones((length, length), bool),
+  )  # fmt: skip
+  layer = account.construct(0.5, size, initial=jnp.zeros((d_y, d_x)))
+  layers = account.repeat(account.widen(layer, length), 2)
+  weights = account.descend(inputs, labels, jnp.full(2, 0.5))
+  return _relative(account.predict(layers, rows, d_y=d_y), weights @ query)
+
+
+def _kernel_error(problem):
+  """The layer on features against a step of kernel regression."""
+  inputs, labels, query = problem
+  d_y = labels.shape[1]
+
+  def feature_map(x):
+    return jnp.concatenate([jnp.sin(x), jnp.tanh(x), x**2])
+
+  def kernel(a, b):
+    return feature_map(a) @ feature_map(b)
+
+  moved = jax.vmap(feature_map)(inputs)
+  rows = account.make_tokens(moved, labels, feature_map(query))
+  start = jnp.zeros((d_y, moved.shape[1]))
+  layer = account.construct(0.5, len(inputs), initial=start)
+  answer = account.predict(account.repeat(layer, 1), rows, d_y=d_y)
+  step = account.kernel_step(kernel, inputs, labels, query, 0.5)
+  return _relative(answer, step)
 
 
 def _relative(a, b):
@@ -64,22 +116,27 @@ def test_tasks(config) -> data.Tasks:
   return data.draw(key, config.num_test_tasks, config)
 
 
+def linear_model(config) -> models.Model:
+  """One layer of linear self-attention."""
+  return models.stack_model(LINEAR, config.d_x + 1)
+
+
 def gradient_descent(config, tasks: data.Tasks) -> dict[str, Any]:
   """One step of GD with the best step size for these very tasks."""
-  size = config.num_demonstrations
+  size, linear = config.num_demonstrations, linear_model(config)
   unit = _stack(account.construct(1.0, size, d_x=config.d_x, dtype=jnp.float32))
-  directions = training.predictions(unit, training.LINEAR, tasks.tokens)
+  directions = training.predictions(linear, unit, tasks.tokens)
   rate = account.fit_learning_rate(directions, tasks.targets)
   layer = _stack(
     account.construct(rate, size, d_x=config.d_x, dtype=jnp.float32)
   )
-  answers, slopes = _behaviour(layer, training.LINEAR, tasks)
+  answers, slopes = behaviour(linear, layer, tasks)
   context = tasks.tokens[:, :-1]
   centred = context.at[..., :-1].add(
     -jnp.mean(context[..., :-1], axis=1, keepdims=True)
   )
   moved = jnp.concatenate([centred, tasks.tokens[:, -1:]], axis=1)
-  directions = training.predictions(unit, training.LINEAR, moved)
+  directions = training.predictions(linear, unit, moved)
   centred_rate = account.fit_learning_rate(directions, tasks.targets)
   return {
     'layer': layer,
@@ -95,11 +152,11 @@ def gradient_descent(config, tasks: data.Tasks) -> dict[str, Any]:
   }
 
 
-def alignment(records, architecture, tasks: data.Tasks, descent):
+def alignment(records, model: models.Model, tasks: data.Tasks, descent):
   """Loss and metrics of all records of all seeds, arrays `[S, T]`."""
 
   def one(layers):
-    answers, slopes = _behaviour(layers, architecture, tasks)
+    answers, slopes = behaviour(model, layers, tasks)
     return {
       'loss': training.mean_loss(answers, tasks.targets),
       'preds_diff': account.predictions_difference(answers, descent['answers']),
@@ -112,10 +169,11 @@ def alignment(records, architecture, tasks: data.Tasks, descent):
 
 def out_of_distribution(config, trained, tasks: data.Tasks, descent):
   """Losses at other input scales: trained `[S, A]`, GD and theory `[A]`."""
+  linear = linear_model(config)
 
   def one_scale(layers, scale):
     tokens, targets = scale * tasks.tokens, scale * tasks.targets
-    answers = training.predictions(layers, training.LINEAR, tokens)
+    answers = training.predictions(linear, layers, tokens)
     return training.mean_loss(answers, targets)
 
   def scales(layers):
@@ -136,13 +194,14 @@ def out_of_distribution(config, trained, tasks: data.Tasks, descent):
 def interpolation(config, trained, tasks: data.Tasks, descent):
   """Losses between the trained layer and the constructed one, `[S, F]`."""
   end = _products(descent['layer'], config.d_x)
+  linear = linear_model(config)
 
   def one(layers):
     start = _products(layers, config.d_x)
 
     def between(fraction):
       layer = _stack(account.interpolate(start, end, fraction))
-      answers = training.predictions(layer, training.LINEAR, tasks.tokens)
+      answers = training.predictions(linear, layer, tasks.tokens)
       return training.mean_loss(answers, tasks.targets)
 
     return jax.lax.map(between, jnp.asarray(FRACTIONS, jnp.float32))
@@ -171,18 +230,16 @@ def learnt_products(config, trained) -> dict[str, Any]:
   return jax.lax.map(one, trained)
 
 
-def _behaviour(layers, architecture, tasks: data.Tasks):
+def behaviour(model: models.Model, params, tasks: data.Tasks):
   """Predictions `[B, 1]` and their slopes in the query `[B, d_x]`."""
-  layers = training.unroll(layers, architecture)
   d_x = tasks.tokens.shape[2] - 1
 
-  def answer(rows):
-    return account.predict(layers, rows, weights_fn=architecture.weights_fn)
-
   def slope(rows):
+    answer = functools.partial(model.answer, params)
     return account.sensitivity(answer, rows, d_x=d_x)[0]
 
-  return jax.vmap(answer)(tasks.tokens), jax.vmap(slope)(tasks.tokens)
+  answers = training.predictions(model, params, tasks.tokens)
+  return answers, jax.vmap(slope)(tasks.tokens)
 
 
 def _products(layers, d_x: int) -> account.Folded:

@@ -5,13 +5,23 @@ context, for the query and for every demonstration at once, so `K` layers do
 `K` steps. `attend` and `predict` are the layer, `construct` and
 `construct_plus_plus` its weights, `descend` and `descend_plus_plus` the
 descent; `expected_loss` says how far one step gets, and the metrics say how
-alike a trained layer is.
+alike a trained layer is. `construct_copy` joins inputs and labels that come as
+separate tokens.
 
 References:
   von Oswald et al., Transformers learn in-context by gradient descent,
   arXiv:2212.07677.
 """
 
+from iclcl_jax.accounts.linear_regression_gd._alternating import (
+  construct_copy,
+  make_alternating_tokens,
+  widen,
+)
+from iclcl_jax.accounts.linear_regression_gd._closed_forms import (
+  expected_loss_given_inputs,
+  kernel_step,
+)
 from iclcl_jax.accounts.linear_regression_gd._construction import (
   construct,
   construct_plus_plus,
@@ -62,15 +72,19 @@ __all__ = [
   'attend',
   'attend_query',
   'construct',
+  'construct_copy',
   'construct_plus_plus',
   'context_only',
   'descend',
   'descend_plus_plus',
   'expected_loss',
+  'expected_loss_given_inputs',
   'fit_learning_rate',
   'fold',
   'interpolate',
+  'kernel_step',
   'linear_weights',
+  'make_alternating_tokens',
   'make_tokens',
   'model_cosine',
   'model_difference',
@@ -84,4 +98,5 @@ __all__ = [
   'softmax_weights',
   'unfold',
   'uniform_moments',
+  'widen',
 ]
