@@ -160,7 +160,7 @@ def model_residuals(
   valid = jnp.ones(x.shape[0], bool) if mask is None else mask
 
   def step(streams, block):
-    forward, chain = streams
+    forward, chain = (_forward.clear(stream, mask) for stream in streams)
     heads = transformer.heads(architecture, block, forward, positions=positions)
     output, measured = _check_heads(architecture, heads, positions, mask)
     forward = transformer.complete(architecture, block, forward, output)

@@ -36,7 +36,8 @@ def apply_block_dual(
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
     positions: integers. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+    mask: valid tokens, which others may see; the rest is read as zeros. Shape
+      `[N]`; None for all.
     phi: feature map or kernel; None for the softmax kernel, the block as it
       is.
 
@@ -58,6 +59,7 @@ def apply_block_dual(
     normalisations and gates derived here.
   """
   _checks.check_block(architecture, block, x, positions, mask)
+  x = _forward.clear(x, mask)
   heads = _forward.heads(architecture, block, x, positions=positions)
   outputs = _dual_heads.predict_heads(
     architecture, heads, positions=positions, mask=mask, phi=phi
@@ -91,7 +93,8 @@ def apply_blocks_dual(
     blocks: the parameters, each with a leading axis `L`.
     x: the residual stream. Shape `[N, d_model]`.
     positions: integers. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+    mask: valid tokens, which others may see; the rest is read as zeros. Shape
+      `[N]`; None for all.
     phi: feature map or kernel; None for the softmax kernel.
 
   Returns:

@@ -176,7 +176,8 @@ def apply_block(
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
     positions: integers. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+    mask: valid tokens, which others may see; the rest is read as zeros. Shape
+      `[N]`; None for all.
 
   Returns:
     The residual stream behind the block. Shape `[N, d_model]`.
@@ -195,6 +196,7 @@ def apply_block(
     arXiv:2002.04745 (both placements of the normalisation).
   """
   _checks.check_block(architecture, block, x, positions, mask)
+  x = clear(x, mask)
   positions = default_positions(x, positions)
   seen = heads(architecture, block, x, positions=positions)
   outputs = attend(architecture, *seen, positions, positions, mask=mask)
@@ -216,7 +218,8 @@ def apply_blocks(
     blocks: the parameters, each with a leading axis `L`.
     x: the residual stream. Shape `[N, d_model]`.
     positions: integers. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+    mask: valid tokens, which others may see; the rest is read as zeros. Shape
+      `[N]`; None for all.
 
   Returns:
     The residual stream behind the last block. Shape `[N, d_model]`.
@@ -313,6 +316,11 @@ def normalise_after(
     return architecture.normalization(parameters, row)
 
   return jax.vmap(lambda row: architecture.placement.after(normalise, row))(x)
+
+
+def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:
+  """Zeros in masked rows: a NaN there would return in the gradient."""
+  return x if mask is None else jnp.where(mask[:, None], x, 0)
 
 
 def default_positions(x: Array, positions: Array | None) -> Array:

@@ -1,0 +1,320 @@
+"""The forward pass of blocks: oracles, caches, batches and dtypes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclcl_jax import transformer
+from tests import transformer_blocks as made
+from tests.tolerances import IDENTITY
+
+NAMES = list(made.FAMILIES)
+MASKS = {
+  'all': None,
+  'right': np.arange(made.SIZE) < 5,
+  'left': np.arange(made.SIZE) >= 2,
+  'none': np.zeros(made.SIZE, bool),
+}
+
+
+@functools.cache
+def compiled(name):
+  architecture = made.FAMILIES[name].architecture
+  return jax.jit(functools.partial(transformer.apply_block, architecture))
+
+
+@pytest.mark.parametrize('padding', MASKS)
+@pytest.mark.parametrize('name', NAMES)
+def test_block_equals_the_oracle(name, padding):
+  mask, x = MASKS[padding], made.make_tokens()
+  x = x if mask is None else x.at[~mask].set(0.0)  # As the block reads them.
+  given = None if mask is None else jnp.asarray(mask)
+  result = compiled(name)(made.make_block(name), x, mask=given)
+  expected = made.FAMILIES[name].oracle(
+    made.parameters(name, 0), np.asarray(x), mask
+  )
+  assert made.relative_error(result, expected) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_one_token_equals_the_oracle(name):
+  x = made.make_tokens(size=1)
+  result = compiled(name)(made.make_block(name), x)
+  expected = made.FAMILIES[name].oracle(
+    made.parameters(name, 0), np.asarray(x), None
+  )
+  assert made.relative_error(result, expected) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_stack_equals_blocks_one_by_one(name):
+  architecture = made.FAMILIES[name].architecture
+  x = expected = made.make_tokens()
+  for seed in range(3):
+    expected = compiled(name)(made.make_block(name, seed), expected)
+  result = transformer.apply_blocks(architecture, made.make_blocks(name, 3), x)
+  assert made.relative_error(result, expected) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize(
+  ('name', 'dtype', 'tolerance'),
+  [
+    ('llama', 'float32', 1e-5),
+    ('llama', 'bfloat16', 8e-2),
+    ('gpt2', 'float16', 1e-2),
+    ('bert', 'bfloat16', 8e-2),
+  ],
+)
+def test_dtype_is_kept_and_rounds_as_it_should(name, dtype, tolerance):
+  x = made.make_tokens()
+  result = compiled(name)(made.make_block(name, dtype=dtype), x.astype(dtype))
+  assert result.dtype == dtype
+  expected = compiled(name)(made.make_block(name), x)
+  assert made.relative_error(result, expected) < tolerance
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
+def test_norms_of_large_tokens_do_not_overflow(dtype):
+  x = jnp.asarray(made.make_tokens()[0] * 2000, dtype)
+  ones = transformer.Norm(jnp.ones(made.D_MODEL, dtype))
+  for norm in (transformer.RMSNorm(1e-5), transformer.LayerNorm(1e-5)):
+    result = norm(ones, x)
+    assert result.dtype == dtype
+    assert 0.9 < float(jnp.max(jnp.abs(result))) < 4
+
+
+def test_large_scores_pick_one_token():
+  architecture = made.FAMILIES['gpt2'].architecture
+  keys = jnp.eye(3)[None] * 1e4
+  positions = jnp.arange(3)
+  result = transformer.attend(
+    architecture, keys, keys, jnp.eye(3)[None], positions, positions
+  )
+  np.testing.assert_array_equal(result[0], np.eye(3))
+
+
+def test_a_query_that_sees_nothing_gets_zeros():
+  x = jnp.ones((2, 3, 4))
+  mask, positions = jnp.array([False, True, True]), jnp.arange(3)
+  architecture = made.FAMILIES['llama'].architecture
+  result = transformer.attend(
+    architecture, x, x, x, positions, positions, mask=mask
+  )
+  assert np.all(result[:, 0] == 0)
+  assert np.all(result[:, 1:] == 1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_left_padding_changes_nothing_but_the_padding(name):
+  x, block = made.make_tokens(), made.make_block(name)
+  padding = jnp.full((2, made.D_MODEL), jnp.nan)
+  result = compiled(name)(
+    block,
+    jnp.concatenate([padding, x]),
+    positions=jnp.array([0, 0, *range(made.SIZE)]),
+    mask=jnp.arange(made.SIZE + 2) >= 2,
+  )
+  expected = compiled(name)(block, x)
+  assert made.relative_error(result[2:], expected) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_attention_of_a_cache_is_the_last_row(name):
+  """One query at its position, keys and values of all, the last one padded."""
+  architecture = made.FAMILIES[name].architecture
+  x, block = made.make_tokens(), made.make_block(name)
+  seen = jax.jit(functools.partial(transformer.heads, architecture))(block, x)
+  positions = jnp.arange(made.SIZE)
+  whole = transformer.attend(architecture, *seen, positions, positions)
+
+  def pad(rows):
+    return jnp.pad(rows, [(0, 0), (0, 3), (0, 0)], constant_values=jnp.nan)
+
+  last = transformer.attend(
+    architecture,
+    seen.queries[:, -1:],
+    pad(seen.keys),
+    pad(seen.values),
+    positions[-1:],
+    jnp.arange(made.SIZE + 3),
+    mask=jnp.arange(made.SIZE + 3) < made.SIZE,
+  )
+  assert made.relative_error(last, whole[:, -1:]) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize('name', ['llama', 'gpt2'])
+def test_future_tokens_are_invisible(name):
+  x, block = made.make_tokens(), made.make_block(name)
+  changed = x.at[-1].add(1.0)
+  before, after = compiled(name)(block, x), compiled(name)(block, changed)
+  np.testing.assert_array_equal(before[:-1], after[:-1])
+  assert np.all(before[-1] != after[-1])
+
+
+def test_bidirectional_tokens_see_the_last_one():
+  x, block = made.make_tokens(), made.make_block('bert')
+  before = compiled('bert')(block, x)
+  after = compiled('bert')(block, x.at[-1].add(1.0))
+  assert np.all(np.any(np.asarray(before != after), axis=1))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_batches_are_vmap(name):
+  block = made.make_block(name)
+  batch = jnp.stack([made.make_tokens(seed) for seed in range(2)])
+  mask = jnp.stack([jnp.arange(made.SIZE) < 5, jnp.ones(made.SIZE, bool)])
+  apply = compiled(name)
+  result = jax.vmap(lambda x, mask: apply(block, x, mask=mask))(batch, mask)
+  for row, x, valid in zip(result, batch, mask, strict=True):
+    expected = apply(block, x, mask=valid)
+    assert made.relative_error(row, expected) < IDENTITY['float64']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_gradients_are_finite_and_those_of_differences(name):
+  block, x = made.make_block(name), made.make_tokens()
+  mask = jnp.arange(made.SIZE) < 5
+  x = x.at[5:].set(jnp.nan)  # Padding reaches no gradient of a valid token.
+
+  def total(block, x):
+    return jnp.sum(compiled(name)(block, x, mask=mask)[:5])
+
+  slopes, slope = jax.jit(jax.grad(total, argnums=(0, 1)))(block, x)
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
+  step = 1e-6
+  ends = [total(block, x.at[2, 3].add(sign * step)) for sign in (1, -1)]
+  np.testing.assert_allclose(
+    slope[2, 3], (ends[0] - ends[1]) / (2 * step), rtol=1e-6
+  )
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+  rotate = transformer.Rotary(100.0)
+  q, k = np.random.default_rng(0).normal(size=(2, 8))
+
+  def score(i, j):
+    return rotate(jnp.asarray(q), jnp.array(i)) @ rotate(
+      jnp.asarray(k), jnp.array(j)
+    )
+
+  np.testing.assert_allclose(score(5, 2), score(1003, 1000), rtol=1e-10)
+  assert abs(score(5, 2) - score(5, 3)) > 1e-3
+
+
+def test_a_placement_of_ones_own():
+  """Normalised before and behind every sublayer."""
+  both = transformer.Placement(
+    before=transformer.normalised, after=transformer.normalised
+  )
+  family = made.FAMILIES['gpt2']
+  architecture = dataclasses.replace(family.architecture, placement=both)
+  run = jax.jit(functools.partial(transformer.apply_block, architecture))
+  x = run(made.make_block('gpt2'), made.make_tokens())
+  p = made.parameters('gpt2', 0)
+  plain = (np.asarray(x) - p['shift_2']) / p['norm_2']
+  np.testing.assert_allclose(plain.mean(axis=1), 0, atol=1e-12)
+  np.testing.assert_allclose(plain.var(axis=1), 1, rtol=1e-3)
+
+
+BAD_BLOCKS = {
+  'block.key.weight has shape': lambda b: b._replace(
+    key=b.key._replace(weight=b.key.weight[1:])
+  ),
+  'block.query has 4 heads and block.key has 3': lambda b: b._replace(
+    key=b.key._replace(weight=jnp.ones((made.D_MODEL, 3, made.D_K))),
+    value=b.value._replace(weight=jnp.ones((made.D_MODEL, 3, made.D_K))),
+  ),
+  'block.value.weight has shape': lambda b: b._replace(
+    value=b.value._replace(weight=b.value.weight[:, :1])
+  ),
+  'block.down is a NoneType': lambda b: b._replace(down=None),
+  'block.up.weight has dtype float32': lambda b: b._replace(
+    up=b.up._replace(weight=b.up.weight.astype(jnp.float32))
+  ),
+  'block.ffn_norm.scale has shape': lambda b: b._replace(
+    ffn_norm=transformer.Norm(jnp.ones(3))
+  ),
+}
+
+
+@pytest.mark.parametrize('message', BAD_BLOCKS)
+def test_wrong_blocks_are_named(message):
+  block = BAD_BLOCKS[message](made.make_block('llama'))
+  architecture = made.FAMILIES['llama'].architecture
+  with pytest.raises(ValueError, match=message):
+    transformer.apply_block(architecture, block, made.make_tokens())
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'x': jnp.ones((2, 3, 4))}, 'x has shape'),
+    ({'x': jnp.ones((0, made.D_MODEL))}, 'x is empty'),
+    ({'x': jnp.ones((7, 5))}, 'block.attention_norm.scale has shape'),
+    ({'positions': jnp.arange(3)}, 'positions has shape'),
+    ({'positions': jnp.ones(7)}, 'positions is of dtype'),
+    ({'positions': [0]}, 'positions is list'),
+    ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
+    ({'mask': jnp.ones(7)}, 'mask has dtype'),
+    ({'architecture': 'llama'}, 'architecture is a str'),
+    ({'block': None}, 'block is a NoneType'),
+  ],
+)
+def test_wrong_sequences_are_named(change, message):
+  arguments = {
+    'architecture': made.FAMILIES['llama'].architecture,
+    'block': made.make_block('llama'),
+    'x': made.make_tokens(),
+  } | change
+  with pytest.raises(ValueError, match=message):
+    transformer.apply_block(**arguments)
+
+
+def test_wrong_stacks_are_named():
+  architecture = made.FAMILIES['llama'].architecture
+  x, blocks = made.make_tokens(), made.make_blocks('llama', 2)
+  with pytest.raises(ValueError, match='expected \\[L, d_model\\]'):
+    transformer.apply_blocks(architecture, made.make_block('llama'), x)
+  ragged = blocks._replace(up=transformer.Linear(blocks.up.weight[:1]))
+  with pytest.raises(ValueError, match='disagree in L: 2 and 1'):
+    transformer.apply_blocks(architecture, ragged, x)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'queries': jnp.ones((3, 7, 6))}, 'expected a multiple'),
+    ({'values': jnp.ones((2, 6, 6))}, 'expected \\[H, M, d_k\\]'),
+    ({'key_positions': jnp.arange(3)}, 'key_positions has shape'),
+    ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
+  ],
+)
+def test_wrong_heads_are_named(change, message):
+  arguments = {
+    'architecture': made.FAMILIES['llama'].architecture,
+    'queries': jnp.ones((4, 7, 6)),
+    'keys': jnp.ones((2, 7, 6)),
+    'values': jnp.ones((2, 7, 6)),
+    'query_positions': jnp.arange(7),
+    'key_positions': jnp.arange(7),
+  } | change
+  with pytest.raises(ValueError, match=message):
+    transformer.attend(**arguments)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: transformer.RMSNorm(-1.0), 'epsilon is -1.0'),
+    (lambda: transformer.LayerNorm(float('nan')), 'epsilon is nan'),
+    (lambda: transformer.Rotary(0.5), 'base is 0.5'),
+    (lambda: transformer.Rotary()(jnp.ones(3), jnp.array(0)), 'even width'),
+  ],
+)
+def test_wrong_parts_are_named(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
