@@ -6,11 +6,14 @@ rows of the query and key projections permuted for rotations of neighbours.
 
 import json
 
-import gguf
 import ml_dtypes
 import numpy as np
-import tokenizers
-from safetensors.numpy import save_file
+import pytest
+
+REASON = "the readers need packages of the extra 'iclcl_jax[lm]'"
+gguf = pytest.importorskip('gguf', reason=REASON)
+tokenizers = pytest.importorskip('tokenizers', reason=REASON)
+save_file = pytest.importorskip('safetensors.numpy', reason=REASON).save_file
 
 NUM_HEADS, NUM_GROUPS, HEAD_DIM = 4, 2, 8
 D_MODEL, D_FF, NUM_LAYERS = 32, 64, 2

@@ -5,18 +5,16 @@ import importlib
 import json
 import pathlib
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained.gguf import open_gguf
 from tests import pretrained_files as files
 
-Q = gguf.GGMLQuantizationType
+Q = files.gguf.GGMLQuantizationType
 GATE = 'model.layers.0.mlp.gate_proj.weight'
 QUERY = 'model.layers.1.self_attn.q_proj.weight'
 
@@ -132,7 +130,7 @@ def test_gguf_dequantises(tmp_path, arrays, kind, oracle, step):
   types = dict.fromkeys([GATE, QUERY], kind)
   path = files.write_gguf(tmp_path / 'q.gguf', arrays, types=types)
   tensors = pretrained.read_gguf(path).tensors
-  data = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+  data = {t.name: t.data for t in files.gguf.GGUFReader(path).tensors}
   expected = oracle(np.array(data[files.gguf_name(GATE)]))
   assert tensors[GATE].dtype == np.float32
   np.testing.assert_array_equal(tensors[GATE], expected)
@@ -488,6 +486,6 @@ def test_non_contiguous_arrays_are_not_how_files_are_written(tmp_path, arrays):
   directory = files.write_directory(tmp_path / 'hf', {'a': arrays[GATE].T})
   tensors = pretrained.read_safetensors(directory).tensors
   np.testing.assert_array_equal(tensors['a'], arrays[GATE].T)
-  save_file({'a': arrays[GATE]}, directory / 'model.safetensors')
+  files.save_file({'a': arrays[GATE]}, directory / 'model.safetensors')
   tensors = pretrained.read_safetensors(directory).tensors
   np.testing.assert_array_equal(tensors['a'], arrays[GATE])

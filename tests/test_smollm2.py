@@ -55,6 +55,8 @@ def path():
 
 @pytest.fixture(scope='module')
 def loaded(path):
+  for package in ('gguf', 'tokenizers'):
+    pytest.importorskip(package, reason=f"needs 'iclcl_jax[lm]': {package}")
   return pretrained.load(path)
 
 

@@ -5,7 +5,6 @@ import json
 import hypothesis
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import strategies as st
 
 from iclcl_jax import pretrained
@@ -181,12 +180,12 @@ def test_absent_or_corrupt_file_is_an_error(tmp_path):
 
 def test_a_word_piece_tokenizer_puts_its_tokens_around(tmp_path):
   vocabulary = {'[CLS]': 0, '[SEP]': 1, 'good': 2, 'film': 3, '[UNK]': 4}
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]')
+  backend = files.tokenizers.Tokenizer(
+    files.tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]')
   )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  backend.pre_tokenizer = files.tokenizers.pre_tokenizers.Whitespace()
   backend.add_special_tokens(['[CLS]', '[SEP]'])
-  backend.post_processor = tokenizers.processors.TemplateProcessing(
+  backend.post_processor = files.tokenizers.processors.TemplateProcessing(
     single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 0), ('[SEP]', 1)]
   )
   backend.save(str(tmp_path / 'tokenizer.json'))
