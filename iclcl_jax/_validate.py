@@ -205,6 +205,36 @@ def check_optimizer(optimizer: Any) -> None:
     )
 
 
+def check_function(
+  name: str, function: Any, num_arguments: int, example: str
+) -> None:
+  """Raises unless `function` takes as many arguments; `example` names them."""
+  if not callable(function):
+    raise ValueError(
+      f'{name} is a {type(function).__name__}; expected a function {example}.'
+    )
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # Written in C: unknown.
+    return
+  try:
+    signature.bind(*range(num_arguments))
+  except TypeError as error:
+    takes = ', '.join(signature.parameters)
+    raise ValueError(
+      f'{name} takes ({takes}); expected a function {example}.'
+    ) from error
+
+
+def check_result(name: str, result: Any, shape: tuple[int, ...]) -> None:
+  """Raises unless a caller's function has returned an array of that shape."""
+  if getattr(result, 'shape', None) != shape:
+    raise ValueError(
+      f'{name} returned {_describe(result)}; expected an array of shape '
+      f'{list(shape)}.'
+    )
+
+
 def check_feature_map(phi: Any) -> None:
   """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi):

@@ -215,10 +215,8 @@ def residuals(
     closed_form = implied(phi, query, keys, values, mask=mask)
   if attention_fn is None:
     output = implied(phi, query, keys, values, mask=mask)
-  elif mask is None:
-    output = attention_fn(phi, query, keys, values)
   else:
-    output = attention_fn(phi, query, keys, values, mask=mask)
+    output = _attend(attention_fn, phi, query, keys, values, mask)
   auto = dual.one_step_autodiff(
     phi,
     start,
@@ -391,6 +389,20 @@ def _bind_normaliser(loss, phi, query, keys, mask) -> losses.Loss:
   if losses.is_sum_over_demonstrations(loss):
     return losses.sum_over_demonstrations(bound)
   return bound
+
+
+def _attend(attention_fn, phi, query, keys, values, mask):
+  """The caller's attention, with the mask as a keyword if there is one."""
+  _validate.check_function(
+    'attention_fn',
+    attention_fn,
+    4,
+    '(phi, query, keys, values) -> output, with a keyword mask if one is given',
+  )
+  keywords = {} if mask is None else {'mask': mask}
+  output = attention_fn(phi, query, keys, values, **keywords)
+  _validate.check_result('attention_fn', output, values.shape[1:])
+  return output
 
 
 def _plain_attention(phi, query, keys, values, *, mask) -> Float[Array, ' d_v']:

@@ -150,19 +150,23 @@ class SelfAttention(nn.Module):
     self, tokens: Float[Array, 'N d_model']
   ) -> Float[Array, 'N d_v']:
     _validate.check_array('tokens', tokens, 'N d_model')
-    if not callable(self.attention_fn):
-      raise ValueError(
-        f'attention_fn is a {type(self.attention_fn).__name__}; expected a '
-        'function (queries, keys, values) -> outputs, such as '
-        'functools.partial(attention.stream_kernel_attention, phi).'
-      )
+    _validate.check_function(
+      'attention_fn',
+      self.attention_fn,
+      3,
+      '(queries, keys, values) -> outputs, such as '
+      'functools.partial(attention.stream_kernel_attention, phi)',
+    )
     _validate.check_count('key_dim', self.key_dim)
     _validate.check_count('value_dim', self.value_dim)
 
     queries = _matrix(self, 'query', tokens, tokens.shape[1], self.key_dim)
     keys = self._rows('key', tokens, self.key_view, self.key_dim)
     values = self._rows('value', tokens, self.value_view, self.value_dim)
-    return self.attention_fn(tokens @ queries, keys, values)
+    outputs = self.attention_fn(tokens @ queries, keys, values)
+    if getattr(outputs, 'shape', ())[:1] != tokens.shape[:1]:
+      _validate.check_result('attention_fn', outputs, values.shape)
+    return outputs
 
   def _rows(self, name, tokens, view, width):
     """Keys or values: those of the view, or the projection."""

@@ -19,6 +19,7 @@ from iclcl_jax import (
   kernels,
   layers,
   losses,
+  modified,
   precision,
   tasks,
 )
@@ -504,6 +505,16 @@ def test_bad_tasks_are_named():
   ('options', 'tokens', 'message'),
   [
     ({'attention_fn': 'softmax'}, jnp.ones((3, 2)), r'attention_fn is a str; '),
+    (
+      {'attention_fn': modified.attention_from_loss(losses.contrastive)},
+      jnp.ones((3, 2)),
+      r'attention_fn takes \(phi, query, keys, values, .*expected a function',
+    ),
+    (
+      {'attention_fn': lambda queries, keys, values: values[0]},
+      jnp.ones((3, 2)),
+      r'attention_fn returned float\d+ \[2\]; expected .* \[3, 2\]',
+    ),
     ({}, jnp.ones(3), r'tokens has shape \[3\]; expected \[N, d_model\]'),
     ({'key_dim': 0}, jnp.ones((3, 2)), r'key_dim is 0; expected an integer'),
     ({'value_dim': 0}, jnp.ones((3, 2)), r'value_dim is 0; expected an int'),
@@ -517,6 +528,53 @@ def test_bad_layers_are_named(options, tokens, message):
   layer = layers.MultiHeadAttention(**({'attention_fn': fn} | sizes | options))
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(layer.init, jax.random.key(0), tokens)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (
+      {'augment_keys': None},
+      r'augment_keys is a NoneType; expected a function',
+    ),
+    ({'augment_values': lambda a, b: a}, r'augment_values takes \(a, b\); '),
+    ({'augment_keys': jnp.sum}, r'augment_keys returned \w+ \[3\]; .*\[3, 2\]'),
+    ({'augment_values': jnp.sum}, r'augment_values returned \w+ \[3\]; '),
+  ],
+)
+def test_bad_views_are_named(options, message):
+  x = jnp.ones((3, 2))
+  with pytest.raises(ValueError, match=message):
+    modified.augmented_attention(PHI, x[0], x, x, **options)
+
+
+@pytest.mark.parametrize(
+  ('attention_fn', 'message'),
+  [
+    ('softmax', r'attention_fn is a str; expected a function \(phi, query'),
+    (lambda query, keys: keys, r'attention_fn takes \(query, keys\); '),
+    (lambda *arrays: arrays[3], r'returned \w+ \[3, 2\]; expected .* \[2\]'),
+    (lambda *arrays: None, r'attention_fn returned a NoneType; expected'),
+  ],
+)
+def test_an_attention_that_cannot_be_certified_is_named(attention_fn, message):
+  x = jnp.ones((3, 2))
+  with pytest.raises(ValueError, match=message):
+    equivalence.verify(PHI, x[0], x, x, attention_fn=attention_fn)
+
+
+def test_a_selection_of_another_shape_is_named():
+  x = jnp.ones((3, 2))
+  with pytest.raises(ValueError, match=r'select returned bool \[\]; expected'):
+    modified.negative_attention(
+      PHI,
+      x[0],
+      x,
+      x,
+      num_negatives=1,
+      strength=0.5,
+      select=lambda weights, candidates, count: candidates[0],
+    )
 
 
 def test_unknown_dtypes_have_no_tolerance():

@@ -35,11 +35,29 @@ def augmented_attention(
     The attention output. Shape that `augment_values` gives.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if ranks, sizes or dtypes disagree, or a view is no function of
+      a row.
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.2.
   """
   _validate.check_tokens(keys, values, mask, query=query)
-  keys, values = jax.vmap(augment_keys)(keys), jax.vmap(augment_values)(values)
+  keys, values = views(keys, values, augment_keys, augment_values)
   return attention.kernel_attention(phi, query, keys, values, mask=mask)
+
+
+def views(
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  augment_keys: Callable[[Array], Array],
+  augment_values: Callable[[Array], Array],
+) -> tuple[Float[Array, 'N d_k'], Float[Array, 'N _']]:
+  """Both sides, row by row; raises if a result is not a row."""
+  _validate.check_function('augment_keys', augment_keys, 1, 'of one key')
+  _validate.check_function('augment_values', augment_values, 1, 'of one value')
+  new_keys = jax.vmap(augment_keys)(keys)
+  _validate.check_result('augment_keys', new_keys, keys.shape)
+  new_values = jax.vmap(augment_values)(values)
+  if getattr(new_values, 'ndim', None) != 2:
+    _validate.check_result('augment_values', new_values, values.shape)
+  return new_keys, new_values

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention, coefficients, moments
-from iclcl_jax.modified import _rows
+from iclcl_jax.modified import _augmented, _rows
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 
@@ -316,7 +315,7 @@ def _augment(queries, keys, values, augment_keys, augment_values, mask):
   """Both views; a masked row is zero before and after `g`."""
   _validate.check_tokens(keys, values, mask, queries=queries)
   keys, values = (_rows.visible_rows(x, mask) for x in (keys, values))
-  return jax.vmap(augment_keys)(keys), jax.vmap(augment_values)(values)
+  return _augmented.views(keys, values, augment_keys, augment_values)
 
 
 def _reader(phi, keys, values, chunk_size, mask):

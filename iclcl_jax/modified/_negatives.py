@@ -162,7 +162,9 @@ def check_negatives(num_negatives, strength, select, renormalise) -> None:
 def choose(select, weights, candidates, visible, count, *, masked: bool):
   """At most `count` negatives, and never all visible tokens."""
   if not masked:
-    return select(weights, candidates, count)
+    chosen = select(weights, candidates, count)
+    _validate.check_result('select', chosen, candidates.shape)
+    return chosen
   # The number of visible tokens is not known while tracing: one at a time.
   limit = jnp.sum(visible) - 1
   chosen = jnp.zeros_like(candidates)
