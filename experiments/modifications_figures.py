@@ -89,8 +89,9 @@ def _captions(config: Any, memorisation: str) -> dict[str, str]:
     'prompts (dashed line: no better than that), on held-out prompts, on '
     f'prompts with N = {config.longer_num_demonstrations}, on inputs '
     f'{config.input_scale:g} times as large, and on prompts of other matrices '
-    f'B; geometric mean over runs with its 95 % interval. {setting} '
-    f'{memorisation}',
+    'B; geometric mean over runs with its 95 % interval. Plain and published '
+    'layers alone: strict forms and controls are in the figure of ratios. '
+    f'{setting} {memorisation}',
   }
 
 
