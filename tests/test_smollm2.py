@@ -65,14 +65,14 @@ def log_probs(loaded):
   """Log-probabilities of the tokens after each token of a text."""
 
   @jax.jit
-  def compute(tokens):
-    return jax.nn.log_softmax(pretrained.logits(loaded.model, tokens))
+  def compute(model, tokens):
+    return jax.nn.log_softmax(pretrained.logits(model, tokens))
 
   def of_text(text):
     tokens = loaded.tokenizer.encode(text)
     padded = np.zeros(32, np.int32)
     padded[: len(tokens)] = tokens  # One length, compiled once.
-    return tokens, np.asarray(compute(padded))[: len(tokens)]
+    return tokens, np.asarray(compute(loaded.model, padded))[: len(tokens)]
 
   return of_text
 
