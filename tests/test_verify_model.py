@@ -174,7 +174,7 @@ def test_a_parameter_that_is_not_finite_is_named():
   spoilt = blocks.up.weight.at[1, 0, 0].set(jnp.inf)
   blocks = blocks._replace(up=blocks.up._replace(weight=spoilt))
   architecture = made.FAMILIES['llama'].architecture
-  with pytest.raises(ValueError, match='blocks.up.weight is not finite'):
+  with pytest.raises(ValueError, match=r'blocks\.up\.weight is not finite'):
     equivalence.verify_model(architecture, blocks, made.make_tokens())
 
 
@@ -186,5 +186,5 @@ def test_verify_model_says_what_to_use_inside_jit():
   def inside(x):
     return equivalence.verify_model(architecture, blocks, x).max_residual
 
-  with pytest.raises(ValueError, match='equivalence.model_residuals'):
+  with pytest.raises(ValueError, match=r'equivalence\.model_residuals'):
     inside(made.make_tokens())
