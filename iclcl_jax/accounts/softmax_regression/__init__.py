@@ -1,0 +1,77 @@
+r"""Softmax regression: what a weight shift and a data shift do to its target.
+
+A document :math:`A` (one word a row) and a target :math:`b` in the simplex pose
+
+.. math:: \min_x L = \tfrac12 |c|^2, \quad c = f - b, \quad
+   f(A, x) = \mathrm{softmax}(A x).
+
+A gradient step on `x` (a weight shift) and a step on `A` (a data shift, as an
+attention layer rewrites its document) are compared as changes of the target.
+All derivatives need no more than :math:`f`: with
+:math:`J v = f \circ v - f \langle f, v\rangle` they are
+
+.. math:: \nabla_x L = A^\top J c, \quad \nabla_A L = (J c)\, x^\top, \quad
+   \nabla_b L = -c, \quad \nabla_x^2 L = A^\top B A
+
+with `B` the Hessian in the logits. The calculus, the identities and Lipschitz
+constants of `J` hold for any target; `gradient_bound`, `safe_learning_rate` and
+`convexity_penalty` need one in the simplex, which `problem` checks.
+"""
+
+from iclcl_jax.accounts.softmax_regression._attention import (
+  attend,
+  descend_logits,
+)
+from iclcl_jax.accounts.softmax_regression._calculus import (
+  LARGEST_CURVATURE,
+  LARGEST_LOGIT_GRADIENT,
+  SMALLEST_CURVATURE,
+  Gradients,
+  apply_jacobian,
+  apply_logit_hessian,
+  gradients,
+  hessian,
+  logit_hessian,
+  loss,
+  predict,
+)
+from iclcl_jax.accounts.softmax_regression._newton import (
+  NewtonTrace,
+  newton,
+)
+from iclcl_jax.accounts.softmax_regression._problem import (
+  Problem,
+  centre,
+  problem,
+)
+from iclcl_jax.accounts.softmax_regression._shifts import (
+  data_shift,
+  shifted_target,
+  smallest_data_shift,
+  weight_shift,
+)
+
+__all__ = [
+  'LARGEST_CURVATURE',
+  'LARGEST_LOGIT_GRADIENT',
+  'SMALLEST_CURVATURE',
+  'Gradients',
+  'NewtonTrace',
+  'Problem',
+  'apply_jacobian',
+  'apply_logit_hessian',
+  'attend',
+  'centre',
+  'data_shift',
+  'descend_logits',
+  'gradients',
+  'hessian',
+  'logit_hessian',
+  'loss',
+  'newton',
+  'predict',
+  'problem',
+  'shifted_target',
+  'smallest_data_shift',
+  'weight_shift',
+]

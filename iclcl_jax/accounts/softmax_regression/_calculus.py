@@ -1,0 +1,185 @@
+"""Loss, gradients and Hessians in closed form."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax.accounts.softmax_regression._problem import (
+  Problem,
+  check_document,
+  check_problem,
+)
+from iclcl_jax.types import Array, Float
+
+# Extremes over the simplex of |J c| and of the eigenvalues of B: those of two
+# words with a one-hot target. Numerical for more words, not proved.
+LARGEST_LOGIT_GRADIENT = 8 * math.sqrt(2) / 27
+
+
+def _two_word_curvature(p: float) -> float:
+  return 4 * p * (1 - p) ** 2 * (3 * p - 1)
+
+
+SMALLEST_CURVATURE = _two_word_curvature((9 - math.sqrt(33)) / 24)
+LARGEST_CURVATURE = _two_word_curvature((9 + math.sqrt(33)) / 24)
+
+
+class Gradients(NamedTuple):
+  """Gradients of the loss.
+
+  Attributes:
+    weights: with respect to `x`. Shape `[d]`.
+    document: with respect to `A`. Shape `[n, d]`.
+    target: with respect to `b`. Shape `[n]`.
+  """
+
+  weights: Float[Array, ' d']
+  document: Float[Array, 'n d']
+  target: Float[Array, ' n']
+
+
+def predict(
+  document: Float[Array, 'n d'], weights: Float[Array, ' d']
+) -> Float[Array, ' n']:
+  """Returns `f = softmax(A x)`; no exponential of a logit is ever formed alone.
+
+  Args:
+    document: words `A`. Shape `[n, d]`.
+    weights: `x`. Shape `[d]`.
+
+  Returns:
+    The prediction. Shape `[n]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+  """
+  check_document(document, weights)
+  return jax.nn.softmax(document @ weights)
+
+
+def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
+  """Returns `L = |f - b|^2 / 2`.
+
+  Args:
+    posed: the problem.
+    weights: `x`. Shape `[d]`.
+
+  Returns:
+    The loss. Shape `[]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+  """
+  check_problem(posed, weights)
+  error = predict(posed.document, weights) - posed.target
+  return jnp.sum(error**2) / 2
+
+
+def apply_jacobian(
+  prediction: Float[Array, ' n'], vector: Float[Array, ' n']
+) -> Float[Array, ' n']:
+  """Returns `J v = f o v - f <f, v>` in `O(n)`: the Jacobian of the softmax.
+
+  Args:
+    prediction: `f`. Shape `[n]`.
+    vector: `v`. Shape `[n]`.
+
+  Returns:
+    The product. Shape `[n]`.
+  """
+  return prediction * (vector - prediction @ vector)
+
+
+def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
+  """Returns all three gradients of the loss, in closed form.
+
+  Args:
+    posed: the problem.
+    weights: `x`. Shape `[d]`.
+
+  Returns:
+    The `Gradients`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  References:
+    Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
+  """
+  check_problem(posed, weights)
+  prediction = predict(posed.document, weights)
+  error = prediction - posed.target
+  signal = apply_jacobian(prediction, error)
+  return Gradients(
+    posed.document.T @ signal, signal[:, None] * weights[None], -error
+  )
+
+
+def apply_logit_hessian(
+  prediction: Float[Array, ' n'],
+  target: Float[Array, ' n'],
+  vector: Float[Array, ' n'],
+) -> Float[Array, ' n']:
+  r"""Returns `B v` in `O(n)`, for the Hessian `B` of the loss in the logits.
+
+  .. math:: B = J J + \mathrm{diag}(J c) - f (J c)^\top - (J c) f^\top
+
+  Args:
+    prediction: `f`. Shape `[n]`.
+    target: `b`. Shape `[n]`.
+    vector: `v`. Shape `[n]`.
+
+  Returns:
+    The product. Shape `[n]`.
+  """
+  signal = apply_jacobian(prediction, prediction - target)
+  twice = apply_jacobian(prediction, apply_jacobian(prediction, vector))
+  rank_two = prediction * (signal @ vector) + signal * (prediction @ vector)
+  return twice + signal * vector - rank_two
+
+
+def logit_hessian(
+  prediction: Float[Array, ' n'], target: Float[Array, ' n']
+) -> Float[Array, 'n n']:
+  """Returns `B` as a matrix.
+
+  Its eigenvalues lie between `SMALLEST_CURVATURE` (negative: the loss is not
+  convex) and `LARGEST_CURVATURE`, for a target in the simplex.
+
+  Args:
+    prediction: `f`. Shape `[n]`.
+    target: `b`. Shape `[n]`.
+
+  Returns:
+    The Hessian in the logits. Shape `[n, n]`.
+
+  References:
+    Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
+  """
+  identity = jnp.eye(prediction.shape[0], dtype=prediction.dtype)
+  product = jax.vmap(apply_logit_hessian, in_axes=(None, None, 0))
+  return product(prediction, target, identity)
+
+
+def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
+  """Returns `A^T B A`, the Hessian of the loss in the weights.
+
+  That in the document, read row by row, is the Kronecker product of `B` with
+  the outer product of the weights.
+
+  Args:
+    posed: the problem.
+    weights: `x`. Shape `[d]`.
+
+  Returns:
+    The Hessian. Shape `[d, d]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+  """
+  check_problem(posed, weights)
+  prediction = predict(posed.document, weights)
+  curvature = logit_hessian(prediction, posed.target)
+  return posed.document.T @ curvature @ posed.document

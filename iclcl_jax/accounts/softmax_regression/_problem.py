@@ -1,0 +1,106 @@
+"""The problem, and checks of it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Float
+
+
+class Problem(NamedTuple):
+  """A softmax regression. `problem` makes one and checks it.
+
+  Attributes:
+    document: words, one a row. Shape `[n, d]`.
+    target: what their softmax should be. Shape `[n]`.
+  """
+
+  document: Float[Array, 'n d']
+  target: Float[Array, ' n']
+
+
+def problem(
+  document: Float[Array, 'n d'], target: Float[Array, ' n']
+) -> Problem:
+  """Poses a softmax regression with a target in the simplex.
+
+  For a target outside of it, call `Problem` itself: derivatives and identities
+  hold there, the bounds that need the simplex do not.
+
+  Args:
+    document: words, one a row. Shape `[n, d]`.
+    target: nonnegative entries that sum to one. Shape `[n]`.
+
+  Returns:
+    The `Problem`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, an entry is not finite, or the
+      target is outside the simplex.
+
+  Example:
+    >>> posed = problem(jnp.eye(2), jnp.array([0.25, 0.75]))
+    >>> posed.target.tolist()
+    [0.25, 0.75]
+
+  References:
+    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
+  """
+  posed = Problem(document, target)
+  check_problem(posed)
+  if not _validate.is_concrete(document, target):
+    return posed
+  for name, array in posed._asdict().items():
+    if not bool(jnp.all(jnp.isfinite(array))):
+      raise ValueError(
+        f'{name} has entries that are not finite; expected finite numbers. '
+        'Remove or replace those rows.'
+      )
+  lowest, total = float(jnp.min(target)), float(jnp.sum(target))
+  slack = 10 * target.shape[0] * float(jnp.finfo(target.dtype).eps)
+  if lowest < -slack or abs(total - 1) > slack:
+    raise ValueError(
+      f'target has sum {total:g} and smallest entry {lowest:g}; expected '
+      'nonnegative entries that sum to one. Apply jax.nn.softmax, or construct '
+      'Problem(document, target) itself: the bounds do not hold there.'
+    )
+  return posed
+
+
+def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
+  """Removes the mean word, to which softmax regression is blind.
+
+  Args:
+    document: `A`. Shape `[n, d]`.
+
+  Returns:
+    `P A`. Shape `[n, d]`.
+  """
+  return document - jnp.mean(document, axis=0, keepdims=True)
+
+
+def check_document(document, weights) -> None:
+  _validate.check_array('document', document, 'n d')
+  _validate.check_array('weights', weights, 'd')
+  _validate.check_same(
+    'd', 'weights', weights.shape[0], 'document', document.shape[1]
+  )
+  _validate.check_dtypes(document=document, weights=weights)
+
+
+def check_problem(posed: Problem, weights=None) -> None:
+  document, target = posed
+  _validate.check_array('document', document, 'n d')
+  _validate.check_array('target', target, 'n')
+  _validate.check_same(
+    'n', 'target', target.shape[0], 'document', document.shape[0]
+  )
+  _validate.check_dtypes(document=document, target=target)
+  if 0 in document.shape:
+    raise ValueError(
+      f'document has shape {list(document.shape)}; expected at least one word '
+      'of width at least 1.'
+    )
+  if weights is not None:
+    check_document(document, weights)

@@ -1,0 +1,125 @@
+"""Shifts of weights and of the document, as shifts of the target."""
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.accounts.softmax_regression._calculus import (
+  gradients,
+)
+from iclcl_jax.accounts.softmax_regression._problem import (
+  Problem,
+  centre,
+  check_document,
+)
+from iclcl_jax.types import Array, Float
+
+
+def weight_shift(
+  posed: Problem,
+  weights: Float[Array, ' d'],
+  *,
+  learning_rate: float | Array,
+) -> Float[Array, ' d']:
+  """Takes one gradient step on the weights.
+
+  Args:
+    posed: the problem.
+    weights: `x`. Shape `[d]`.
+    learning_rate: the step size.
+
+  Returns:
+    The new weights. Shape `[d]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
+  """
+  _validate.check_scalar('learning_rate', learning_rate)
+  return weights - learning_rate * gradients(posed, weights).weights
+
+
+def data_shift(
+  posed: Problem,
+  weights: Float[Array, ' d'],
+  *,
+  learning_rate: float | Array,
+) -> Float[Array, 'n d']:
+  """Takes one gradient step on the document; none at weights 0.
+
+  Args:
+    posed: the problem.
+    weights: `x`. Shape `[d]`.
+    learning_rate: the step size.
+
+  Returns:
+    The new document. Shape `[n, d]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
+  """
+  _validate.check_scalar('learning_rate', learning_rate)
+  return posed.document - learning_rate * gradients(posed, weights).document
+
+
+def shifted_target(
+  target: Float[Array, ' n'],
+  before: Float[Array, ' n'],
+  after: Float[Array, ' n'],
+) -> Float[Array, ' n']:
+  r"""Returns the target that has the same error at the OLD prediction.
+
+  .. math:: f_1 - b = f_0 - \tilde b, \qquad \tilde b = b - (f_1 - f_0)
+
+  It keeps the sum of the target but may leave the simplex.
+
+  Args:
+    target: `b`. Shape `[n]`.
+    before: prediction before the shift, of weights or of data. Shape `[n]`.
+    after: prediction after it. Shape `[n]`.
+
+  Returns:
+    The target. Shape `[n]`.
+
+  Example:
+    >>> before, after = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
+    >>> shifted_target(jnp.array([1.0, 0.0]), before, after).tolist()
+    [0.75, 0.25]
+
+  References:
+    Li et al., arXiv:2304.13276, main theorem (both parts rest on it).
+  """
+  return target - (after - before)
+
+
+def smallest_data_shift(
+  document: Float[Array, 'n d'],
+  weights: Float[Array, ' d'],
+  new_weights: Float[Array, ' d'],
+) -> Float[Array, 'n d']:
+  r"""Returns the nearest document that does to OLD weights what a shift did.
+
+  .. math:: A' = A + P A\,(x_1 - x_0)\, x_0^\top / |x_0|^2
+     \quad\Rightarrow\quad f(A', x_0) = f(A, x_1)
+
+  `P` removes the mean over words, which no softmax sees: of all documents with
+  that property this one is nearest in Frobenius norm.
+
+  Args:
+    document: `A`. Shape `[n, d]`.
+    weights: the old weights `x_0`, not 0. Shape `[d]`.
+    new_weights: the new ones `x_1`. Shape `[d]`.
+
+  Returns:
+    The document `A'`. Shape `[n, d]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or the old weights are 0.
+  """
+  check_document(document, weights)
+  check_document(document, new_weights)
+  if _validate.is_concrete(weights) and not bool(jnp.any(weights)):
+    raise ValueError(
+      'weights are all 0; expected others: at 0 every document predicts the '
+      'same, and no data shift moves it.'
+    )
+  move = centre(document) @ (new_weights - weights)
+  return document + move[:, None] * (weights / (weights @ weights))[None]
