@@ -21,7 +21,7 @@ def summarise(config, result: Mapping[str, Any]) -> dict[str, Any]:
   """The summary, but for the time of the whole run."""
   numbers = _numbers(config, result)
   steps = [
-    step_claims.with_yardstick(config, row) for row in result['steps_of_gd']
+    step_claims.with_yardstick(config, row) for row in result.get('steps', ())
   ]
   claims = [
     *linear_regression_gd_claims.of_layer(result, numbers),
@@ -213,6 +213,6 @@ def _conclusion(numbers, steps, result) -> str:
     f'{row["mean"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}] from one step '
     f'with the best step size, and {good} of {len(cos)} seeds learn its model '
     f'to a Model cos of {ALIGNED} or more (smallest {np.min(cos):.4f}); theory '
-    f'expects a loss of {numbers["loss_closed_form"]:.4f}. '
-    f'{" ".join(more)}'
+    f'expects a loss of {numbers["loss_closed_form"]:.4f}.'
+    f'{"".join(f" {sentence}" for sentence in more if sentence)}'
   )

@@ -10,8 +10,8 @@ import pytest
 
 from experiments import claims
 from experiments import linear_regression_gd as experiment
-from experiments import linear_regression_gd_claims as account_claims
 from experiments import linear_regression_gd_data as data
+from experiments import linear_regression_gd_step_claims as step_claims
 from experiments import linear_regression_gd_steps as steps
 from tests import tolerances
 
@@ -27,6 +27,7 @@ TINY = experiment.Config(
   num_tuning_tasks=500,
   num_yardstick_tasks=600,
   num_steps_of_gd=(2,),
+  parts=('softmax', 'steps'),
 )
 
 
@@ -74,30 +75,51 @@ def test_metrics_start_at_the_zero_predictor(tiny):
 def test_tuning_finds_the_minimum(tiny):
   summary, _ = tiny
   rows = summary['steps_of_gd']
-  assert [row['method'] for row in rows] == ['GD', 'GD', 'GD++']
+  assert [row['method'] for row in rows] == ['GD', 'GD', 'GD++', steps.UNTIED]
   assert max(row['tuning_gradient'] for row in rows) < 1e-2
   losses = [row['loss'] for row in rows]
-  assert losses[2] < losses[1] < losses[0]
-  assert rows[2]['minus_gd'] == pytest.approx(losses[2] - losses[1])
+  assert losses == sorted(losses, reverse=True)
+  assert rows[2]['minus_gd_loss'] == pytest.approx(losses[2] - losses[1])
   # Not the settings of the yardsticks.
   assert all(row['yardstick'] is None for row in rows)
+
+
+def test_both_losses_of_descent_agree_with_the_closed_form(tiny):
+  """Sampled tasks, and tasks integrated out, share no arithmetic."""
+  summary, _ = tiny
+  for row in summary['steps_of_gd']:
+    gap = abs(row['loss'] - row['sampled_loss'])
+    error = np.hypot(row['standard_error'], row['sampled_standard_error'])
+    assert gap < tolerances.SIGMAS * error
+    assert row['standard_error'] < row['sampled_standard_error']
+  first = summary['steps_of_gd'][0]
+  gap = abs(first['loss'] - summary['loss_closed_form'])
+  assert gap < tolerances.SIGMAS * first['standard_error']
 
 
 def test_yardsticks_are_held_against_losses():
   row = {
     'method': 'GD++',
     'num_steps': 5,
-    'loss': 0.0520 * 1.03,
+    'loss': 0.0520 * 1.01,
     'standard_error': 1e-4,
+    'sampled_loss': 0.0520 * 1.03,
+    'sampled_standard_error': 1e-4,
   }
-  judged = account_claims._with_yardstick(experiment.Config(), row)
+  config = experiment.Config(num_yardstick_tasks=60_000)
+  judged = step_claims.with_yardstick(config, row)
   assert judged['yardstick'] == 0.0520
-  assert judged['deviation'] == pytest.approx(1.5)
-  wide = account_claims._with_yardstick(
-    experiment.Config(num_yardstick_tasks=60_000),
-    {**row, 'standard_error': 0.00052},  # Times 2 with that of the yardstick.
-  )
-  assert wide['deviation'] == pytest.approx(0.5)
+  assert judged['deviation'] == pytest.approx(0.5)
+  assert judged['sampled_deviation'] == pytest.approx(1.5)
+  noisy = {**row, 'sampled_standard_error': 0.00052}
+  judged = step_claims.with_yardstick(config, noisy)
+  assert judged['sampled_deviation'] == pytest.approx(1.0)
+  # Times 2 with the standard error of the yardstick.
+  assert judged['sampled_deviation_wide'] == pytest.approx(0.5)
+  claims_ = step_claims.of_steps([judged | {
+    'minus_gd_loss': -1.0, 'minus_gd_standard_error': 0.1,
+  }])  # fmt: skip
+  assert [row['verdict'] for row in claims_] == ['reproduced'] * 3
 
 
 def test_figures_are_those_of_the_summary(tiny):
@@ -111,10 +133,12 @@ def drawn():
   """Batches of the training generator, one after the other."""
   config = dataclasses.replace(TINY, d_x=5, batch_size=512)
 
-  def batch(lanes, _):
-    return data.draw_lanes(lanes, config)
+  source = data.linear_source(config)
 
-  lanes = data.init_lanes(jax.random.key(0), config)
+  def batch(lanes, _):
+    return data.draw_lanes(lanes, source)
+
+  lanes = data.init_lanes(jax.random.key(0), config.batch_size, source)
   _, tasks = jax.jit(lambda x: jax.lax.scan(batch, x, length=40))(lanes)
   return config, jax.tree.map(np.asarray, tasks)
 
@@ -144,8 +168,8 @@ def test_training_data_have_the_loss_of_the_closed_form(drawn):
   flat = data.Tasks(*(x.reshape(-1, *x.shape[2:]) for x in tasks))
   expected = steps.linear_tasks(config)
   rate = steps.account.optimal_learning_rate(expected)
-  factors = jnp.full(1, rate, jnp.float32), jnp.zeros(1, jnp.float32)
-  losses = jax.jit(steps.losses)(jax.tree.map(jnp.asarray, flat), *factors)
+  factors = jnp.asarray([[rate], [0.0]], jnp.float32)
+  losses = jax.jit(steps.losses)(jax.tree.map(jnp.asarray, flat), factors)
   bound = tolerances.SIGMAS * float(np.std(losses)) / losses.size**0.5
   target = steps.account.expected_loss(expected, rate)
   assert bound < 0.1 * target
@@ -161,6 +185,11 @@ def test_training_data_have_the_loss_of_the_closed_form(drawn):
     ('clip', np.nan, 'clip is nan'),
     ('num_steps_of_gd', (1,), 'num_steps_of_gd is 1; expected an integer >= 2'),
     ('num_test_tasks', 1, 'num_test_tasks is 1'),
+    ('num_steps_of_gd', (), 'num_steps_of_gd is empty'),
+    ('deep_steps', 11, 'deep_steps is 11; expected a multiple of 10'),
+    ('sine_width', 0, 'sine_width is 0'),
+    ('parts', ('sines',), "parts names 'sines'; expected any of softmax"),
+    ('parts', ('stacks',), 'parts has stacks without steps'),
   ],
 )
 def test_bad_settings_are_named(field, value, message):

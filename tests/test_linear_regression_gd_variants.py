@@ -1,0 +1,161 @@
+"""Separate tokens, kernels, and losses given the inputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclcl_jax.accounts import linear_regression_gd as account
+from tests import tolerances
+
+N, D_X, D_Y, STEPS = 4, 3, 2, 3
+RATE = 0.7
+LENGTH = 2 * N + 1
+
+
+def problem():
+  rng = np.random.default_rng(0)
+  shapes = (N, D_X), (N, D_Y), (D_X,)
+  return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+@functools.cache
+def copied(sharpness=1e3):
+  """Rows on separate tokens, before and after the copy layer."""
+  rows = account.make_alternating_tokens(*problem(), jnp.eye(LENGTH))
+  layer = account.construct_copy(N, d_x=D_X, d_y=D_Y, sharpness=sharpness)
+  attend = functools.partial(account.attend, weights_fn=account.softmax_weights)
+  visible = jnp.ones((LENGTH, LENGTH), bool)
+  return rows, jax.jit(attend)(layer, rows, visible=visible)
+
+
+def test_separate_tokens_alternate():
+  inputs, labels, query = problem()
+  rows, _ = copied()
+  content = rows[:, LENGTH:]
+  np.testing.assert_array_equal(rows[:, :LENGTH], np.eye(LENGTH))
+  np.testing.assert_array_equal(content[0:-1:2, :D_X], inputs)
+  np.testing.assert_array_equal(content[1::2, D_X:], labels)
+  np.testing.assert_array_equal(content[-1, :D_X], query)
+  assert not content[0::2, D_X:].any()
+  assert not content[1::2, :D_X].any()
+
+
+def test_the_copy_layer_writes_labels_next_to_inputs_and_nothing_else():
+  _, labels, _ = problem()
+  before, after = copied()
+  np.testing.assert_array_equal(after[0:-1:2, LENGTH + D_X :], labels)
+  change = np.array(after - before)
+  change[0:-1:2, LENGTH + D_X :] = 0
+  assert np.max(np.abs(change)) < 1e-100
+
+
+@pytest.mark.parametrize(('sharpness', 'exact'), [(1e3, True), (3.0, False)])
+@pytest.mark.parametrize('num_layers', [1, STEPS])
+def test_copied_tokens_descend(sharpness, exact, num_layers):
+  inputs, labels, query = problem()
+  layer = account.construct(RATE, N, initial=jnp.zeros((D_Y, D_X)))
+  layers = account.repeat(account.widen(layer, LENGTH), num_layers)
+  rows = copied(sharpness)[1]
+  prediction = jax.jit(functools.partial(account.predict, d_y=D_Y))(
+    layers, rows
+  )
+  weights = account.descend(inputs, labels, jnp.full(num_layers, RATE))
+  error = np.max(np.abs(prediction - weights @ query))
+  assert (error < tolerances.IDENTITY['float64']) == exact
+  assert exact or error > 1e-2
+
+
+def test_a_layer_on_features_is_a_kernel_step_and_a_step_on_the_last_layer():
+  inputs, labels, query = problem()
+
+  def feature_map(x):
+    return jnp.concatenate([jnp.sin(x), x**2])
+
+  def kernel(a, b):
+    return feature_map(a) @ feature_map(b)
+
+  moved = jax.vmap(feature_map)(inputs)
+  rows = account.make_tokens(moved, labels, feature_map(query))
+  start = jnp.zeros((D_Y, moved.shape[1]))
+  layer = account.construct(RATE, N, initial=start)
+  answer = account.predict(account.repeat(layer, 1), rows, d_y=D_Y)
+  step = account.kernel_step(kernel, inputs, labels, query, RATE)
+  weights = account.descend(moved, labels, jnp.full(1, RATE))
+  np.testing.assert_allclose(step, answer, atol=1e-12)
+  np.testing.assert_allclose(step, weights @ feature_map(query), atol=1e-12)
+
+
+@pytest.mark.parametrize('contraction', [0.0, 0.05])
+def test_loss_given_inputs_is_that_of_all_tasks_and_queries(contraction):
+  """The answer is bilinear in task and query: bases give all of it."""
+  inputs = problem()[0]
+  rates = jnp.asarray([0.7, 0.4, 0.9])
+  contractions = contraction * jnp.asarray([1.0, 2.0, 0.5])
+
+  def answer(task, query):
+    labels = (inputs @ task)[:, None]
+    return account.descend_plus_plus(
+      inputs, labels, query, rates, contractions
+    )[0]
+
+  basis = jnp.eye(D_X)
+  learnt = jax.vmap(lambda w: jax.vmap(lambda q: answer(w, q))(basis))(basis)
+  expected = 0.5 * 1.5 * 0.3 * jnp.sum((basis - learnt) ** 2)
+  loss = account.expected_loss_given_inputs(
+    jnp.linalg.eigvalsh(inputs.T @ inputs), rates, contractions, N,
+    second_moment=0.3, task_variance=1.5,
+  )  # fmt: skip
+  np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
+def test_losses_given_inputs_average_to_the_closed_form():
+  rng = np.random.default_rng(1)
+  inputs = rng.uniform(-0.5, 0.5, (20_000, 10, 10))
+  values = jnp.asarray(np.linalg.eigvalsh(np.swapaxes(inputs, 1, 2) @ inputs))
+  moments = account.uniform_moments(0.5)
+  tasks = account.LinearTasks(d_x=10, num_demonstrations=10, moments=moments)
+  rate = jnp.full(1, account.optimal_learning_rate(tasks))
+
+  def loss(row):
+    return account.expected_loss_given_inputs(
+      row, rate, 0 * rate, 10, second_moment=moments.second
+    )
+
+  losses = np.asarray(jax.jit(jax.vmap(loss))(values))
+  bound = tolerances.SIGMAS * losses.std() / losses.size**0.5
+  expected = account.expected_loss(tasks, float(rate[0]))
+  assert bound < 0.004 * expected
+  assert abs(losses.mean() - expected) < bound
+
+
+def test_bad_input_is_named():
+  inputs, labels, query = problem()
+  layer = account.construct(RATE, N, d_x=D_X)
+  ones, twos = jnp.ones(1), jnp.ones(2)
+  losses = functools.partial(
+    account.expected_loss_given_inputs, second_moment=1.0
+  )
+  cases = [
+    ('positions has 3 rows; expected 9', account.make_alternating_tokens,
+     inputs, labels, query, jnp.eye(3)),
+    ('positions has shape', account.make_alternating_tokens, inputs, labels,
+     query, jnp.ones(LENGTH)),
+    ('num_demonstrations is 0', functools.partial(
+      account.construct_copy, d_x=2), 0),
+    ('sharpness is nan', functools.partial(
+      account.construct_copy, d_x=2, sharpness=np.nan), 2),
+    ('width is -1', account.widen, layer, -1),
+    ('inputs and labels disagree in N', account.kernel_step, jnp.dot, inputs,
+     labels[1:], query, 1.0),
+    ('learning_rate is inf', account.kernel_step, jnp.dot, inputs, labels,
+     query, np.inf),
+    ('disagree in K', losses, ones, ones, twos, 3),
+    ('eigenvalues has shape', losses, ones[None], ones, ones, 3),
+    ('num_demonstrations is 0', losses, ones, ones, ones, 0),
+  ]  # fmt: skip
+  for message, fn, *arguments in cases:
+    with pytest.raises(ValueError, match=message):
+      fn(*arguments)
