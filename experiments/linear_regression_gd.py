@@ -77,8 +77,8 @@ class Config:
   num_steps_of_gd: tuple[int, ...] = harness.option(
     (2, 5), 'steps of GD and GD++, layers of stacks; the first also untied'
   )
-  deep_steps: int = harness.option(1000, 'training steps, stacks of layers')
-  deep_batch_size: int = harness.option(128, 'of their training')
+  deep_steps: int = harness.option(2000, 'training steps, stacks of layers')
+  deep_batch_size: int = harness.option(256, 'of their training')
   deep_learning_rate: float = harness.option(1e-2, 'of theirs, at most')
   parts: tuple[str, ...] = harness.option(
     PARTS, 'what to run beside one linear layer: any of ' + ', '.join(PARTS)
