@@ -30,10 +30,10 @@ import jax
 import numpy as np
 
 from experiments import (
-  accounts_report,
   accounts_figures,
   accounts_identities,
   accounts_measure,
+  accounts_report,
   accounts_training,
   equivalence_figures,
   harness,
@@ -54,6 +54,9 @@ class Config:
   num_seeds: int = harness.option(10, 'independent runs, at least 5')
   d_x: int = harness.option(5, 'width of the inputs, from U(-1, 1)')
   noise: float = harness.option(0.1, 'standard deviation of noise on labels')
+  learners: tuple[str, ...] = harness.option(
+    tuple(MEMORIES), 'which learners; claims about others are left out'
+  )
   num_demonstrations: int = harness.option(10, 'at which is trained')
   lengths: tuple[int, ...] = harness.option(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64), 'numbers of demonstrations'
@@ -85,6 +88,7 @@ class Config:
       _validate.check_count('lengths', length)
     for scale in self.scales:
       _validate.check_scalar('scales', scale, minimum=1e-3)
+    self._check_learners()
     for name, needed in (
       ('lengths', self.num_demonstrations),
       ('scales', 1.0),
@@ -95,6 +99,14 @@ class Config:
           f'{name} is {values}; expected ascending values, {needed} among '
           'them: there the layers are trained.'
         )
+
+  def _check_learners(self):
+    unknown = [name for name in self.learners if name not in MEMORIES]
+    if unknown or not self.learners:
+      raise ValueError(
+        f'learners is {self.learners}; expected some of '
+        f'{", ".join(map(repr, MEMORIES))}.'
+      )
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -132,8 +144,11 @@ def _measure(config: Config) -> tuple[Any, dict[str, Any]]:
     futures = {
       name: pool.submit(accounts_measure.measure, config, name, prompts)
       for name in reversed(MEMORIES)  # The slow ones first.
+      if name in config.learners
     }
-    result = {name: futures[name].result() for name in MEMORIES}
+    result = {
+      name: futures[name].result() for name in MEMORIES if name in futures
+    }
     return statements.result(), result
 
 

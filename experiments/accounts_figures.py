@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.accounts_claims import LAYERS, TRAINED, TUNED
+from experiments.accounts_claims import TRAINED, TUNED, layers
 
 BLACK, BLUE, SKY, ORANGE = '#000000', '#0072B2', '#56B4E9', '#D55E00'
 YELLOW, GREEN, PINK, GREY = '#E69F00', '#009E73', '#CC79A7', '#8C8C8C'
@@ -29,12 +29,12 @@ LOOKS = {
   'gated decay': Look(SKY, '--', 'v'),
   'linear attention': Look(BLUE, '-', 's'),
   'two-head softmax': Look(BLACK, '-.', 'h'),
-  'GD, 2 steps': Look(BLUE, '--', 'd'),
+  'GD (2 steps)': Look(BLUE, '--', 'd'),
   'delta rule': Look(ORANGE, '-', '^'),
   'gated delta rule': Look(YELLOW, '--', '<'),
-  'delta rule, momentum': Look(ORANGE, ':', '+'),
-  'GD++, 2 steps': Look(BLUE, ':', 'D'),
-  'SGD, 4 epochs': Look(PINK, '--', '*'),
+  'delta rule (momentum)': Look(ORANGE, ':', '+'),
+  'GD++ (2 steps)': Look(BLUE, ':', 'D'),
+  'SGD (4 epochs)': Look(PINK, '--', '*'),
   'least squares (mesa)': Look(GREEN, '-', 'P'),
 }
 SHOWN = (
@@ -61,18 +61,20 @@ def draw(config: Any, result: Mapping[str, Any]) -> Any:
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(2, 2, figsize=(17, 12.5))
-  learners, layers, scale, length = axes.ravel()
-  _curves(learners, config.lengths, result, 'loss', tuple(LOOKS), False)
-  _ratios(layers, config, result)
-  _curves(scale, config.scales, result, 'scaled', SHOWN, True)
-  _curves(length, config.lengths, result, 'loss', SHOWN, True)
+  learners, alike, scale, length = axes.ravel()
+  shown = [name for name in SHOWN if name in result]
+  _curves(learners, config.lengths, result, 'loss', [TUNED])
+  _ratios(alike, result)
+  both = {name: result[name] for name in shown}
+  _curves(scale, config.scales, both, 'scaled', [TUNED, TRAINED])
+  _curves(length, config.lengths, both, 'loss', [TUNED, TRAINED])
   for axis in (learners, length):
     _lengths(axis, config)
   scale.set_xticks(config.scales, [f'{a:g}' for a in config.scales])
   scale.axvline(1, color=GREY, linestyle=':', linewidth=1.5)
   scale.set_xlabel('scale of the inputs at test time')
   learners.set_title('(a) predicted inner learners, tuned')
-  layers.set_title('(b) trained layers against them')
+  alike.set_title('(b) trained layers against them')
   scale.set_title('(c) input scale: tuned (lines), trained (markers)')
   length.set_title('(d) length: tuned (lines), trained (markers)')
   handles, labels = learners.get_legend_handles_labels()
@@ -90,17 +92,17 @@ def _lengths(axis, config) -> None:
   axis.set_xlabel('number of demonstrations N (log scale)')
 
 
-def _curves(axis, places, result, key, names, with_trained) -> None:
+def _curves(axis, places, result, key, kinds) -> None:
   """Means over seeds with their intervals, against the places."""
-  for name in names:
-    look, values = LOOKS[name], result[name][key]
+  for name, arrays in result.items():
+    look, values = LOOKS[name], arrays[key]
     mean, low, high = _estimate(values[TUNED])
     axis.plot(
       places,
       mean,
       linestyle=look.line,
       color=look.colour,
-      marker=None if with_trained else look.marker,
+      marker=None if TRAINED in kinds else look.marker,
       markersize=8,
       linewidth=2,
       label=name,
@@ -108,7 +110,7 @@ def _curves(axis, places, result, key, names, with_trained) -> None:
     axis.fill_between(
       places, low, high, color=look.colour, alpha=0.2, linewidth=0
     )
-    if with_trained:
+    if TRAINED in kinds:
       mean, low, high = _estimate(values[TRAINED])
       axis.errorbar(
         places,
@@ -137,12 +139,11 @@ def _estimate(samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return mean, low, high
 
 
-def _ratios(axis, config, result) -> None:
+def _ratios(axis, result) -> None:
   """Loss of each trained layer over that of its tuned inner learner."""
-  at = config.lengths.index(config.num_demonstrations)
-  for place, name in enumerate(reversed(LAYERS)):
-    look, loss = LOOKS[name], result[name]['loss'][:, :, at]
-    ratios = loss[TRAINED] / loss[TUNED]
+  names = layers(result)[::-1]
+  for place, name in enumerate(names):
+    look, ratios = LOOKS[name], result[name]['ratio']
     spread = np.linspace(-0.2, 0.2, len(ratios))
     axis.plot(
       ratios, place + spread, 'o', color=look.colour, markersize=4, alpha=0.6
@@ -169,5 +170,5 @@ def _ratios(axis, config, result) -> None:
     )
   axis.text(1.02, 1.01, 'Model cos', transform=axis.transAxes)
   axis.axvline(1, color=BLACK, linewidth=0.8)
-  axis.set_yticks(range(len(LAYERS)), list(reversed(LAYERS)))
+  axis.set_yticks(range(len(names)), names)
   axis.set_xlabel('loss of trained layer / loss of tuned inner learner')

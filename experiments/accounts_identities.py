@@ -97,7 +97,7 @@ def _dual(phi, problem: Problem) -> Array:
 
 
 def _random_features(problem: Problem) -> features.PositiveFeatures:
-  projection = projections.orthogonal(
+  projection = projections.gaussian(
     jax.random.key(0),
     NUM_FEATURES,
     problem.query.shape[0],

@@ -28,8 +28,9 @@ def measure(config: Any, name: str, prompts: Mapping[str, Any]) -> Any:
     NumPy arrays with leading axes `[K, S]`, tuned and, of layers, trained:
     `gates`, `loss` by length `[L]`, `scaled` by input scale `[A]`. Of layers
     also, with a leading axis `[S]`, the trained against the tuned one or its
-    mirror image, whichever predicts more alike: `cosine`, `difference`
-    relative to the mean prediction, and whether it is `mirrored`.
+    mirror image, whichever predicts more alike: the `ratio` of their losses,
+    `cosine`, `difference` relative to the mean prediction, and whether it is
+    `mirrored`.
   """
   memory = MEMORIES[name]
 
@@ -66,9 +67,9 @@ def _evaluate(config, memory: Memory, layers, testing, scaled):
   here = jnp.asarray([config.num_demonstrations])
 
   def loss(layer, prompts, lengths):
-    guess = jax.vmap(
-      lambda t: training.answers(memory, layer, t, lengths)
-    )(prompts.tokens)
+    guess = jax.vmap(lambda t: training.answers(memory, layer, t, lengths))(
+      prompts.tokens
+    )
     zero = jnp.mean(prompts.target**2)
     return jnp.mean((guess - prompts.target) ** 2, axis=0) / zero
 
@@ -80,12 +81,12 @@ def _evaluate(config, memory: Memory, layers, testing, scaled):
   result = {'loss': curve, 'scaled': at_scale}
   if memory.is_layer:
     # Prompts of the length of training, scale 1.
-    rows = scaled.tokens[config.scales.index(1.0)]
-    result |= _alike(config, memory, layers, rows)
+    here = jax.tree.map(lambda x: x[config.scales.index(1.0)], scaled)
+    result |= _alike(config, memory, layers, here)
   return result
 
 
-def _alike(config, memory: Memory, layers, rows):
+def _alike(config, memory: Memory, layers, prompts):
   """Compares the trained layer with the tuned one and its mirror image."""
   here = jnp.asarray([config.num_demonstrations])
 
@@ -102,14 +103,18 @@ def _alike(config, memory: Memory, layers, rows):
     lambda *w: jnp.stack(w), tuned, training.mirrored(tuned), trained
   )
   guess, slopes = jax.lax.map(
-    lambda layer: jax.vmap(lambda t: behaviour(layer, t))(rows), three
+    lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens),
+    three,
   )
   gaps = jnp.stack(
     [account.predictions_difference(guess[2], guess[i]) for i in range(2)]
   )
-  nearer = jnp.argmin(gaps)
+  # A layer that is its own mirror image is not mirrored, whatever rounding.
+  nearer = (gaps[1] < 0.99 * gaps[0]).astype(int)
+  losses = jnp.mean((guess - prompts.target[None]) ** 2, axis=(1, 2))
   return {
     'mirrored': nearer,
+    'ratio': losses[2] / losses[nearer],
     'difference': gaps[nearer] / jnp.mean(jnp.abs(guess[nearer])),
     'cosine': account.model_cosine(slopes[2], slopes[nearer]),
   }

@@ -160,7 +160,7 @@ def softmax_regression(tokens, gates, lengths) -> Float[Array, 'L 1']:
   answer is the query's logit, up to the step size.
   """
   target = _prefix_weights(tokens.values[:, 0], lengths)
-  seen = _seen(tokens, lengths[:, None]).astype(target.dtype)
+  seen = jax.vmap(lambda n: _seen(tokens, n))(lengths).astype(target.dtype)
   count = lengths[:, None].astype(target.dtype)
   scores = tokens.keys @ tokens.queries[-1]
   return gates[0] * ((target - seen / count) @ scores)[:, None]
@@ -193,7 +193,10 @@ MEMORIES = {
     (_SHARPNESS, _fraction('decay of past values', -1.0)),
   ),
   'softmax regression': Memory(
-    'Li et al., arXiv:2304.13276', softmax_regression, (rate(0.0),), is_layer=False
+    'Li et al., arXiv:2304.13276',
+    softmax_regression,
+    (rate(0.0),),
+    is_layer=False,
   ),
   'gated decay': Memory(
     'Yang et al., arXiv:2312.06635',
@@ -204,23 +207,29 @@ MEMORIES = {
   'two-head softmax': Memory(
     _OSWALD, scaled_softmax, (_SHARPNESS, Gate('size', jnp.exp, 0.0)), (1, -1)
   ),
-  'GD, 2 steps': Memory(_OSWALD, gd, (rate(0.0),), is_layer=False),
-  'delta rule': Memory('Schlag et al., arXiv:2102.11174', delta_rule, (rate(),)),
+  'GD (2 steps)': Memory(_OSWALD, gd, (rate(0.0),), is_layer=False),
+  'delta rule': Memory(
+    'Schlag et al., arXiv:2102.11174', delta_rule, (rate(),)
+  ),
   'gated delta rule': Memory(
     'Yang et al., arXiv:2412.06464',
     gated_delta_rule,
     (rate(), _fraction('decay', 2.0)),
   ),
-  'delta rule, momentum': Memory(
+  'delta rule (momentum)': Memory(
     'Behrouz et al., arXiv:2501.00663',
     heavy_ball,
     (rate(-2.0), _fraction('momentum', -1.0)),
   ),
-  'GD++, 2 steps': Memory(
-    _OSWALD, gd_plus_plus, (rate(0.0), Gate('contraction', jnp.exp, -1.0)),
+  'GD++ (2 steps)': Memory(
+    _OSWALD,
+    gd_plus_plus,
+    (rate(0.0), Gate('contraction', jnp.exp, -1.0)),
     is_layer=False,
   ),
-  'SGD, 4 epochs': Memory('Irie et al., arXiv:2202.05798', sgd, (rate(),), is_layer=False),
+  'SGD (4 epochs)': Memory(
+    'Irie et al., arXiv:2202.05798', sgd, (rate(),), is_layer=False
+  ),
   'least squares (mesa)': Memory(
     'von Oswald et al., arXiv:2309.05858',
     least_squares,

@@ -48,10 +48,9 @@ def _learner(config, name, row, at) -> dict[str, Any]:
   }
   if name not in judging.LAYERS:
     return line
-  loss = row['loss'][:, :, at]
   return line | {
-    'loss_trained': harness.mean_interval(loss[TRAINED]),
-    'trained_over_tuned': judging.ratio(loss[TRAINED], loss[TUNED]),
+    'loss_trained': harness.mean_interval(row['loss'][TRAINED, :, at]),
+    'trained_over_tuned': judging.ratio(row['ratio'], 1.0),
     'model_cos': harness.mean_interval(row['cosine']),
     'preds_diff_relative': harness.mean_interval(row['difference']),
     'num_mirrored': int(row['mirrored'].sum()),
@@ -127,7 +126,8 @@ def caption(config: Any) -> str:
     'and (d) more demonstrations than in training: lines are tuned, markers '
     f'trained. {config.num_seeds} seeds, each with {config.num_test_prompts} '
     'test prompts of its own; shades and bars are 95 % intervals of the mean. '
-    'Losses above the frame of (c) and (d) are left out.'
+    'Losses outside the frames are left out, and coinciding curves cover each '
+    'other.'
   )
 
 
@@ -144,7 +144,7 @@ def _conclusion(config, summary) -> str:
   def named(prefix, verdict):
     names = [
       name
-      for name in judging.LAYERS
+      for name in judging.layers(lines)
       if verdicts[judging.identifier(f'{prefix}-{name}')] == verdict
     ]
     return ', '.join(names) or 'none'

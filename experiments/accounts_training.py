@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import harness
@@ -59,11 +60,11 @@ def mirrored(layer: Layer) -> Layer:
 def random(key, memory: Memory, d_x: int) -> Layer:
   """Random projections."""
   like = predicted(memory, d_x)
-  drawn = (
+  queries, keys, values = (
     INIT_SCALE * jax.random.normal(k, w.shape, w.dtype)
     for k, w in zip(jax.random.split(key, 3), like[:3], strict=True)
   )
-  return Layer(*drawn, like.gates)
+  return Layer(queries, keys, values, like.gates)
 
 
 def answers(
@@ -117,7 +118,10 @@ def seed_keys(config: Any, purpose: int) -> Array:
 
 def draw_all(config: Any) -> dict[str, tasks.RegressionPrompt]:
   """Training batches `[S, P, B, ...]`, prompts to test on `[S, T, ...]`."""
-  size, scales = config.num_demonstrations, jnp.asarray(config.scales)
+  size, scales = (
+    config.num_demonstrations,
+    jnp.asarray(config.scales, jnp.float32),
+  )
   batches = min(config.num_batches, config.num_steps)
   count = batches * config.batch_size
 
@@ -128,21 +132,25 @@ def draw_all(config: Any) -> dict[str, tasks.RegressionPrompt]:
     )
 
   def testing(key):
-    return draw(key, config.num_test_prompts, max(config.lengths), config)
-
-  def scaled(key):
+    count, longest = config.num_test_prompts, max(config.lengths)
     return jax.lax.map(
-      lambda a: draw(key, config.num_test_prompts, size, config, a), scales
+      # The same prompts at all scales.
+      lambda a: draw(jax.random.clone(key), count, longest, config, a),
+      scales,
     )
 
   @harness.compile_quickly
   def everything(keys, keys_test):
+    tested = jax.lax.map(testing, keys_test)
+    # Of other scales only prompts as long as in training are asked for.
+    short = jnp.delete(tested.tokens, np.s_[size:-1], axis=3)
     return {
       'training': jax.lax.map(training, keys),
-      'testing': jax.lax.map(testing, keys_test),
-      'scaled': jax.lax.map(scaled, keys_test),
+      'testing': jax.tree.map(lambda x: x[:, one], tested),
+      'scaled': tested._replace(tokens=short),
     }
 
+  one = config.scales.index(1.0)
   return everything(seed_keys(config, 0), seed_keys(config, 1))
 
 
@@ -161,9 +169,11 @@ def fit(
     Layers with leading axes `[K, S]`: predicted ones, whose gates are tuned,
     then, if the memory is that of a layer, trained ones.
   """
-  schedule = optax.cosine_decay_schedule(
-    config.learning_rate, config.num_steps
-  )
+
+  def schedule(count):
+    part = count.astype(jnp.float32) / config.num_steps
+    return config.learning_rate * (1 + jnp.cos(jnp.pi * part)) / 2
+
   optimizer = optax.chain(
     optax.clip_by_global_norm(CLIP), optax.adam(schedule, b2=0.99)
   )
