@@ -180,8 +180,8 @@ def _captions(config) -> list[dict[str, str]]:
       f'{config.alternating_size} demonstrations in '
       f'{config.alternating_size} dimensions. Left: loss of a softmax layer '
       'followed by a linear one, mean and 95 % interval over '
-      f'{seeds}. Right: mean attention of each input in the first layer of the '
-      'best seed; squares mark its own label.',
+      f'{seeds}. Right: mean attention of the first layer of the best seed; '
+      'squares mark the other token of a pair.',
     },
   ]
 

@@ -92,14 +92,14 @@ def alternating(row: Mapping[str, Any]) -> Any:
   best = int(np.argmin(row['loss'][:, -1]))
   weights = row['copied'][best]
   image = right.imshow(weights, cmap='Greys', vmin=0, vmax=1, aspect='auto')
-  size = len(weights)
+  rows = np.arange(len(weights))
   right.plot(
-    2 * np.arange(size) + 1, np.arange(size), 's', ms=20, mfc='none',
-    color=GREEN, mew=1.5,
+    rows + 1 - 2 * (rows % 2), rows, 's', ms=14, mfc='none', color=GREEN,
+    mew=1.5,
   )  # fmt: skip
-  labels = [f'${c}_{{{i + 1}}}$' for i in range(size) for c in 'xy']
-  right.set_xticks(range(2 * size + 1), [*labels, '$x_q$'])
-  right.set_yticks(range(size), [f'$x_{{{i + 1}}}$' for i in range(size)])
+  labels = [f'${c}_{{{i + 1}}}$' for i in range(len(rows) // 2) for c in 'xy']
+  right.set_xticks(range(len(rows) + 1), [*labels, '$x_q$'])
+  right.set_yticks(rows, labels)
   right.set(xlabel='token that is read', ylabel='token that reads')
   right.spines[:].set_visible(True)
   figure.colorbar(image, ax=right, label='attention')

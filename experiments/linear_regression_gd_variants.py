@@ -89,8 +89,8 @@ def alternating(config) -> dict[str, Any]:
     config: settings.
 
   Returns:
-    Losses by seed and record, that of one step, the share of attention that
-    the first layer gives to each input's own label, and the closed form.
+    Losses by seed and record, that of one step, the mean attention of the
+    first layer, and the closed form.
   """
   small = config.alternating
   model = models.alternating_model(
@@ -127,7 +127,7 @@ def alternating(config) -> dict[str, Any]:
 
 
 def _copied(params, small, tasks: data.Tasks):
-  """Mean attention of the rows of inputs to their labels. `[N, 2 N + 1]`."""
+  """Mean attention of all rows but the query's. `[2 N, 2 N + 1]`."""
   codes = jnp.asarray(models.positions(2 * small.num_demonstrations + 1))
   layer = jax.tree.map(lambda w: w[0], params[0])
   visible = account.context_only(len(codes))
@@ -136,6 +136,6 @@ def _copied(params, small, tasks: data.Tasks):
     rows = models.alternating_rows(rows, codes)
     scores = rows @ account.fold(layer).query_key[0] @ rows.T
     found = account.softmax_weights(scores, visible, rows.shape[1])
-    return found[0:-1:2]
+    return found[:-1]
 
   return jnp.mean(jax.vmap(weights)(tasks.tokens[:500]), axis=0)
