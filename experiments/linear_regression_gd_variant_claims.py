@@ -159,7 +159,7 @@ def text(result: Mapping[str, Any]) -> str:
       'On separate tokens a softmax layer and a linear one end at '
       f'{np.mean(tokens["loss"][:, -1]):.4f}, one step at '
       f'{tokens["loss_gd"]:.4f}; one token of a pair '
-      f'gives {np.mean(_own(tokens)):.2f} of its attention in the first layer to '
-      'the other.'
+      f'gives {np.mean(_own(tokens)):.2f} of its attention in the '
+      'first layer to the other.'
     )
   return ' '.join(found)
