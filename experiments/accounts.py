@@ -8,7 +8,13 @@ demonstrations. Then both meet more demonstrations and other input scales::
 
   python -m experiments.accounts --workdir=out/accounts
 
-NUMBERS
+It takes 105 s of CPU time, a third of it compilation, spread over two cores.
+Expect identities that hold to 3e-16 and, after 10 demonstrations of width 5,
+losses over that of predicting 0 of .51 (softmax, momentum attention), .40
+(softmax regression), .32 (linear attention, gated decay, two-head softmax), .18
+(two steps of GD), .15 (delta rules), .081 (GD++), .018 (four epochs of SGD) and
+.0067 (least squares). Trained linear attention, decay, delta rules and least
+squares are within 1 % of their tuned inner steps; softmax layers vary by seed.
 
 Softmax regression takes targets in the simplex, so it reads the labels as
 logits: its target is their softmax, and its answer the query's logit, up to a

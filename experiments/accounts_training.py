@@ -194,7 +194,8 @@ def fit(
       layer, state = carry
       batch = jax.tree.map(lambda x: x[index % count], batches)
       slope = jax.grad(loss)(layer, free, batch)
-      updates, state = optimizer.update(slope, state)
+      with jax.numpy_dtype_promotion('standard'):  # Optax needs it.
+        updates, state = optimizer.update(slope, state)
       return (optax.apply_updates(layer, updates), state), None
 
     carry = layer, optimizer.init(layer)

@@ -37,8 +37,7 @@ SIZE, WIDTH = 6, 3
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('tiny')
-  with jax.numpy_dtype_promotion('standard'):  # Optax needs it.
-    return experiment.run(TINY, workdir), workdir
+  return experiment.run(TINY, workdir), workdir
 
 
 def test_summary_is_what_was_written(tiny):
