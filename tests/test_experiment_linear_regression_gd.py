@@ -91,8 +91,9 @@ def test_both_losses_of_descent_agree_with_the_closed_form(tiny):
     gap = abs(row['loss'] - row['sampled_loss'])
     error = np.hypot(row['standard_error'], row['sampled_standard_error'])
     assert gap < tolerances.SIGMAS * error
-    assert row['standard_error'] < row['sampled_standard_error']
   first = summary['steps_of_gd'][0]
+  # With more steps, rare inputs weigh more than what is integrated out.
+  assert first['standard_error'] < first['sampled_standard_error']
   gap = abs(first['loss'] - summary['loss_closed_form'])
   assert gap < tolerances.SIGMAS * first['standard_error']
 
