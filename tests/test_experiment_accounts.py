@@ -28,7 +28,7 @@ TINY = experiment.Config(
   scales=(1.0, 2.0),
   batch_size=64,
   num_batches=20,
-  num_steps=300,
+  num_steps=1000,
   num_test_prompts=200,
 )
 SIZE, WIDTH = 6, 3
