@@ -1,6 +1,6 @@
 """Real models as pure functions over a parameter pytree."""
 
-from iclcl_jax.pretrained import smollm2
+from iclcl_jax.pretrained import attribution, smollm2
 from iclcl_jax.pretrained._architectures import from_checkpoint
 from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._decoding import (
@@ -34,6 +34,7 @@ __all__ = [
   'LanguageModel',
   'Pretrained',
   'Tokenizer',
+  'attribution',
   'decode_step',
   'embed',
   'from_checkpoint',
