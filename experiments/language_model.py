@@ -1,0 +1,204 @@
+r"""A real language model, read as gradient descent.
+
+Loads SmolLM2-135M (or another causal model), reads a few-shot prompt, and
+checks that every attention head of every layer, at every position, is one
+gradient step on its exact-softmax dual model; runs the whole network once more
+as a chain of dual models and compares the next tokens::
+
+  python -m experiments.language_model --workdir=out/language_model
+
+References:
+  Ren & Liu, arXiv:2310.13220, Theorem 3.1 and sections on multiple heads,
+  Transformer layers and several layers.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import harness
+from experiments import language_model_attribution as attributing
+from experiments import language_model_features as random_features
+from experiments import language_model_figures as figures
+from experiments import language_model_measure as measure
+from experiments import language_model_page as page
+from experiments import language_model_prompt as prompts
+from experiments import language_model_report as report
+from iclcl_jax import _validate, pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings of the experiment.
+
+  Raises:
+    ValueError: if a value is out of range; the message names the flag.
+  """
+
+  prompt: str = harness.option('', 'text that the model reads')
+  prompt_file: str = harness.option('', 'file that holds the text')
+  model_path: str = harness.option(
+    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
+  )
+  labels: str = harness.option(
+    '', 'two words to compare, A,B; empty for those of the demonstrations'
+  )
+  separator: str = harness.option('\n\n', 'what stands between blocks')
+  num_demonstrations: int = harness.option(
+    0, 'keep only the first so many; 0 for all'
+  )
+  top_tokens: int = harness.option(10, 'likeliest next tokens to write')
+  greedy_tokens: int = harness.option(8, 'tokens to continue the prompt by')
+  num_features: tuple[int, ...] = harness.option(
+    (16, 64, 256), 'random directions R to try on the heads; 0 for none'
+  )
+  feature_heads: int = harness.option(3, 'heads of a layer that are tried')
+  feature_draws: int = harness.option(2, 'draws of the random directions')
+  seed: int = harness.option(0, 'of the random directions')
+  optional: bool = harness.option(
+    False, 'without the packaged weights say so and end well'
+  )
+
+  def __post_init__(self):
+    _validate.check_count('top_tokens', self.top_tokens)
+    for name in ('num_demonstrations', 'greedy_tokens', 'seed'):
+      _validate.check_count(name, getattr(self, name), minimum=0)
+    for name in ('feature_heads', 'feature_draws'):
+      _validate.check_count(name, getattr(self, name))
+    if not self.num_features or len(set(self.num_features)) < len(
+      self.num_features
+    ):
+      raise ValueError(
+        f'num_features is {self.num_features}; expected different counts, such '
+        'as 16,64,256, or 0 for none.'
+      )
+    if self.num_features != (0,):
+      for count in self.num_features:
+        _validate.check_count('num_features', count)
+    if not self.separator:
+      raise ValueError(
+        'separator is empty; expected what stands between blocks. Leave the '
+        'flag out for a blank line.'
+      )
+
+
+def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
+  """Runs the experiment.
+
+  Args:
+    config: settings.
+    workdir: folder of all results.
+
+  Returns:
+    The summary, as written to `summary.json`; `{'skipped': ...}` if the run is
+    optional and the packaged weights are not installed.
+
+  Raises:
+    ValueError: if a file is missing or truncated, the prompt is empty or too
+      long, a label is not one token, or the workdir cannot be used.
+  """
+  start = time.perf_counter()
+  text = prompts.read(config.prompt, config.prompt_file)
+  prompt = prompts.parse(
+    text,
+    separator=config.separator,
+    num_demonstrations=config.num_demonstrations,
+  )
+  if config.optional and not config.model_path:
+    try:
+      pretrained.smollm2.weights_path()
+    except ValueError as error:
+      print(f'The language model is left out: {error}')
+      return {'skipped': str(error)}
+  folder = harness.open_workdir(config, workdir)
+  results = _measure(config, prompt)
+  summary = report.summarise(config, results)
+  harness.write_metrics(folder, report.metrics(results))
+  with stopwatch(results.seconds, 'figures'):
+    figures.draw_figures(results, folder)
+  harness.write_text(folder / 'report.html', page.html(results, summary))
+  summary['seconds'] = results.seconds
+  summary['seconds']['total'] = time.perf_counter() - start
+  summary['peak_memory_bytes'] = measure.peak_memory_bytes()
+  summary = dict(harness.write_summary(folder, summary))
+  print(report.text(summary))
+  return summary
+
+
+def _measure(config: Config, prompt: prompts.Prompt) -> report.Results:
+  """Everything that needs the model."""
+  seconds: dict[str, float] = {}
+  with stopwatch(seconds, 'load'):
+    model, tokenizer = _load(config)
+  spans = tokenizer.spans(prompt.text)
+  tokens = jnp.asarray(tokenizer.encode(prompt.text))
+  _check_length(config, model, tokens)
+  with stopwatch(seconds, 'forward'):
+    forward = measure.run_forward(model, tokens, config.greedy_tokens)
+  pair = prompts.labels(prompt, config.labels, tokenizer, forward.log_probs)
+  continued = jnp.concatenate([tokens, forward.continuation[:-1]])
+  num_answers = max(config.greedy_tokens, 1)
+  certified = {}
+  with stopwatch(seconds, 'certificate_float32'):
+    certified['float32'] = measure.certify(model, continued, num_answers)
+  with (
+    stopwatch(seconds, 'certificate_float64'),
+    harness.float64_on_host(),
+  ):
+    certified['float64'] = measure.certify(
+      measure.widened(model), continued, num_answers
+    )
+  segments = prompts.segments(prompt, spans)
+  with stopwatch(seconds, 'attribution'):
+    found = attributing.attribute(model, tokens, segments, pair)
+  with stopwatch(seconds, 'random_features'):
+    study = None
+    if config.num_features != (0,):
+      study = random_features.study(config, model, tokens)
+  return report.Results(
+    prompt=prompt,
+    tokens=np.asarray(tokens),
+    token_texts=[prompt.text[begin:end] for begin, end in spans],
+    segments=segments,
+    label_ids=pair,
+    token_text=tokenizer.token,
+    forward=forward,
+    certified=certified,
+    attribution=found,
+    study=study,
+    seconds=seconds,
+  )
+
+
+def _load(config: Config) -> pretrained.Pretrained:
+  if config.model_path:
+    return pretrained.load(config.model_path, dtype=jnp.float32)
+  return pretrained.smollm2.load(dtype=jnp.float32)
+
+
+def _check_length(config, model, tokens) -> None:
+  length = len(tokens) + max(config.greedy_tokens - 1, 0)
+  if length > model.context_length:
+    raise ValueError(
+      f'prompt has {len(tokens)} tokens and greedy_tokens is '
+      f'{config.greedy_tokens}; expected at most {model.context_length} '
+      'together, the context of the model. Shorten one of them.'
+    )
+
+
+@contextlib.contextmanager
+def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
+  """Notes how long the block takes."""
+  start = time.perf_counter()
+  yield
+  seconds[stage] = time.perf_counter() - start
+
+
+if __name__ == '__main__':
+  harness.run_binary(Config, run)

@@ -1,0 +1,203 @@
+"""Few-shot prompts: their blocks, demonstrations and labels, found in the text.
+
+A prompt is blocks with blank lines between them; the last one is the query. A
+block is a demonstration if its last word but one is the query's last word, such
+as `Sentiment:`; its last word is then its label. All other blocks instruct.
+"""
+
+import itertools
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DEFAULT = pathlib.Path(__file__).with_name('language_model_prompt.txt')
+OTHER = -1  # Segment of tokens that belong to no demonstration.
+
+
+class Prompt(NamedTuple):
+  """A prompt, taken apart.
+
+  Attributes:
+    text: what the model reads.
+    spans: begin and end of each demonstration, in characters; the blank line
+      behind it is a part of it. Shape `[S, 2]`.
+    demonstration_labels: last word of each.
+    query_begin: where the query begins, in characters.
+  """
+
+  text: str
+  spans: np.ndarray
+  demonstration_labels: list[str]
+  query_begin: int
+
+
+def read(prompt: str, prompt_file: str) -> str:
+  """Returns the text of a prompt.
+
+  Args:
+    prompt: the text itself, or empty.
+    prompt_file: path of a file that holds it, or empty. One line break at its
+      end is dropped, as editors add it.
+
+  Returns:
+    The text; that of this package if both are empty.
+
+  Raises:
+    ValueError: if both are given, the file cannot be read, or the text is
+      empty.
+  """
+  if prompt and prompt_file:
+    raise ValueError(
+      'prompt and prompt_file are both given; expected one of them.'
+    )
+  text = prompt or _read_file(pathlib.Path(prompt_file or DEFAULT))
+  if not text.strip():
+    raise ValueError(
+      'prompt is empty; expected some text. Without --prompt and --prompt_file '
+      'a prompt of this package is read.'
+    )
+  return text
+
+
+def _read_file(path: pathlib.Path) -> str:
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ValueError(
+      f'prompt_file is {str(path)!r}, which cannot be read ({reason}); '
+      'expected a text file in UTF-8.'
+    ) from error
+  return text.removesuffix('\n')
+
+
+def parse(
+  text: str, *, separator: str = '\n\n', num_demonstrations: int = 0
+) -> Prompt:
+  r"""Finds the demonstrations of a prompt.
+
+  Args:
+    text: the prompt.
+    separator: what stands between blocks.
+    num_demonstrations: keeps only the first so many; 0 for all.
+
+  Returns:
+    The `Prompt`.
+
+  Raises:
+    ValueError: if the prompt has fewer demonstrations than are to be kept.
+
+  Example:
+    >>> prompt = parse('Sun: day\n\nMoon: night\n\nStar:')
+    >>> prompt.demonstration_labels, prompt.query_begin
+    ([], 23)
+    >>> parse('A is: b\n\nC is: d\n\nE is:').demonstration_labels
+    ['b', 'd']
+  """
+  blocks = _blocks(text, separator)
+  cue = text[blocks[-1][0] :].split()[-1:]
+  found = []
+  for begin, end in blocks[:-1]:
+    words = text[begin:end].split()
+    if words[-2:-1] == cue and cue:
+      found.append((begin, end, words[-1]))
+  if num_demonstrations > len(found):
+    raise ValueError(
+      f'num_demonstrations is {num_demonstrations}, but the prompt has '
+      f'{len(found)}; expected no more. A demonstration is a block whose last '
+      "word but one is the query's last word, and blocks are separated by "
+      f'{separator!r} (--separator).'
+    )
+  kept = found[:num_demonstrations] if num_demonstrations else found
+  return _without(text, found[len(kept) :], kept, blocks[-1][0])
+
+
+def _without(text: str, left_out: Sequence[Any], kept, query_begin) -> Prompt:
+  """Cuts demonstrations out of a prompt."""
+  begins = np.array([row[:2] for row in kept], np.int64).reshape(-1, 2)
+  shifted, cut = begins.copy(), 0
+  for begin, end, _ in reversed(left_out):
+    text = text[:begin] + text[end:]
+    shifted -= np.where(begins > begin, end - begin, 0)
+    cut += end - begin if begin < query_begin else 0
+  labels = [row[2] for row in kept]
+  return Prompt(text, shifted, labels, query_begin - cut)
+
+
+def _blocks(text: str, separator: str) -> list[tuple[int, int]]:
+  """Begins and ends of blocks, each with the separator behind it."""
+  ends = [
+    match.end() for match in re.finditer(f'(?:{re.escape(separator)})+', text)
+  ]
+  edges = [0, *ends, len(text)]
+  pairs = itertools.pairwise(edges)
+  return [(a, b) for a, b in pairs if text[a:b].strip()]
+
+
+def segments(prompt: Prompt, token_spans: np.ndarray) -> np.ndarray:
+  """Which demonstration each token belongs to.
+
+  Args:
+    prompt: the prompt.
+    token_spans: characters of each token. Shape `[N, 2]`.
+
+  Returns:
+    Number of the demonstration, or `OTHER`; a token belongs where it begins,
+    and tokens that were added around the text belong to none. Shape `[N]`.
+  """
+  result = np.full(len(token_spans), OTHER, np.int32)
+  begins, ends = token_spans.T
+  for index, (first, last) in enumerate(prompt.spans):
+    result[(begins >= first) & (begins < last) & (ends > begins)] = index
+  return result
+
+
+def labels(
+  prompt: Prompt,
+  chosen: str,
+  tokenizer: Any,
+  log_probs: np.ndarray,
+) -> tuple[int, int]:
+  """Chooses the two tokens whose logits are compared.
+
+  Those of `chosen`, else the two different labels of the demonstrations, else
+  the two likeliest next tokens.
+
+  Args:
+    prompt: the prompt.
+    chosen: two words with a comma between them, or empty.
+    tokenizer: of the model.
+    log_probs: of the next token. Shape `[vocab]`.
+
+  Returns:
+    Their ids, the likelier one first.
+
+  Raises:
+    ValueError: if a label is not one token, or `chosen` are not two.
+  """
+  words = [word.strip() for word in chosen.split(',')] if chosen else []
+  if chosen and (len(set(words)) != 2 or not all(words)):
+    raise ValueError(
+      f'labels is {chosen!r}; expected two different words with a comma '
+      'between them, such as Positive,Negative.'
+    )
+  words = words or list(dict.fromkeys(prompt.demonstration_labels))
+  if len(words) != 2:
+    first, second = np.argsort(-log_probs, kind='stable')[:2]
+    return int(first), int(second)
+  space = '' if prompt.text[-1:].isspace() else ' '
+  pair = [_label_id(tokenizer, space + word) for word in words]
+  first, second = sorted(pair, key=lambda index: -log_probs[index])
+  return first, second
+
+
+def _label_id(tokenizer: Any, word: str) -> int:
+  try:
+    return tokenizer.single_id(word)
+  except ValueError as error:
+    raise ValueError(
+      f'labels: {error} Or compare other words by --labels=A,B.'
+    ) from error
