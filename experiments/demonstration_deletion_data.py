@@ -1,0 +1,146 @@
+"""Few-shot prompts of real reviews, whole and with a demonstration deleted."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import review_text
+from iclcl_jax.pretrained import Tokenizer, attribution
+
+TEMPLATE = 'Review: {}\nSentiment:'
+LABELS = ' Positive', ' Negative'
+END = '\n\n'
+MIN_WORDS, MAX_WORDS = 4, 14
+# Reviews that are looked at for each one that is short enough in tokens.
+SPARE = 1.5
+ROUNDING = 8  # Lengths are padded to a multiple of this.
+
+
+class Prompts(NamedTuple):
+  """Prompts, padded on the right; `P` prompts, `S` demonstrations each.
+
+  Attributes:
+    tokens: ids. Shape `[P, N]`.
+    mask: tokens that are no padding. Shape `[P, N]`.
+    segment_ids: demonstration of each token, -1 for the rest. Shape `[P, N]`.
+    shortened: ids without each demonstration. Shape `[P, S, M]`.
+    shortened_mask: tokens of these that are no padding. Shape `[P, S, M]`.
+    positive: labels of the demonstrations. Shape `[P, S]`.
+    query_positive: what the critic of the query thought. Shape `[P]`.
+    lengths: tokens of each demonstration. Shape `[P, S]`.
+  """
+
+  tokens: np.ndarray
+  mask: np.ndarray
+  segment_ids: np.ndarray
+  shortened: np.ndarray
+  shortened_mask: np.ndarray
+  positive: np.ndarray
+  query_positive: np.ndarray
+  lengths: np.ndarray
+
+
+def make(config: Any, tokenizer: Tokenizer) -> Prompts:
+  """Builds the prompts: as many positive demonstrations as negative ones.
+
+  With an odd number, one kind is one more, alternating between prompts. Orders
+  are random, no review occurs twice.
+
+  Args:
+    config: settings of the experiment.
+    tokenizer: of the model.
+
+  Returns:
+    The `Prompts`.
+
+  Raises:
+    ValueError: if there are not as many short reviews.
+  """
+  rng = np.random.default_rng(config.seed)
+  size = config.num_demonstrations
+  stock = _short_reviews(config, tokenizer)
+  parts = []
+  for number in range(config.num_prompts):
+    kinds = (np.arange(size) + number) % 2 == 0
+    kinds = rng.permutation(kinds)
+    query_kind = bool(number // 2 % 2)
+    demonstrations = [stock[bool(kind)].pop() for kind in kinds]
+    parts.append((kinds, demonstrations, query_kind, stock[query_kind].pop()))
+  return _pad([_encode(tokenizer, *part) for part in parts], parts)
+
+
+def _short_reviews(
+  config: Any, tokenizer: Tokenizer
+) -> dict[bool, list[review_text.Review]]:
+  """Reviews of both kinds that are short enough as demonstrations."""
+  needed = config.num_prompts * (config.num_demonstrations + 1)
+  found = review_text.reviews(
+    2 * round(SPARE * needed / 2) + 20,
+    seed=config.seed,
+    min_words=MIN_WORDS,
+    max_words=MAX_WORDS,
+  )
+  stock: dict[bool, list[review_text.Review]] = {True: [], False: []}
+  for review in reversed(found):
+    text = _demonstration(review.text, review.positive)
+    if len(tokenizer.encode(text)) <= config.max_tokens:
+      stock[review.positive].append(review)
+  fewest = min(map(len, stock.values()))
+  if fewest < needed // 2 + config.num_prompts:
+    raise ValueError(
+      f'only {fewest} reviews of a kind have at most {config.max_tokens} '
+      f'tokens as demonstrations; expected {needed // 2 + config.num_prompts}. '
+      'Raise max_tokens, or ask for fewer prompts.'
+    )
+  return stock
+
+
+def _demonstration(text: str, positive: bool) -> str:
+  return TEMPLATE.format(text) + LABELS[not positive] + END
+
+
+def _encode(tokenizer, kinds, demonstrations, query_kind, query):
+  """Ids of one prompt and the demonstration that each belongs to."""
+  del query_kind
+  text, spans = '', []
+  for kind, review in zip(kinds, demonstrations, strict=True):
+    begin = len(text)
+    text += _demonstration(review.text, bool(kind))
+    spans.append((begin, len(text)))
+  text += TEMPLATE.format(query.text)
+  tokens = tokenizer.encode(text)
+  spans = attribution.token_spans(tokenizer, text, spans)
+  return tokens, attribution.mark_spans(spans, len(tokens))
+
+
+def _pad(encoded, parts) -> Prompts:
+  """Stacks prompts of different lengths."""
+  size = len(parts[0][0])
+  shortened = [
+    [tokens[ids != number] for number in range(size)] for tokens, ids in encoded
+  ]
+  long = _round(max(len(tokens) for tokens, _ in encoded))
+  short = _round(max(len(row) for rows in shortened for row in rows))
+
+  def pad(row, length, fill):
+    return np.concatenate([row, np.full(length - len(row), fill, row.dtype)])
+
+  def mask(row, length):
+    return np.arange(length) < len(row)
+
+  return Prompts(
+    tokens=np.stack([pad(tokens, long, 0) for tokens, _ in encoded]),
+    mask=np.stack([mask(tokens, long) for tokens, _ in encoded]),
+    segment_ids=np.stack([pad(ids, long, -1) for _, ids in encoded]),
+    shortened=np.array([[pad(x, short, 0) for x in xs] for xs in shortened]),
+    shortened_mask=np.array([[mask(x, short) for x in xs] for xs in shortened]),
+    positive=np.stack([part[0] for part in parts]),
+    query_positive=np.array([part[2] for part in parts]),
+    lengths=np.stack(
+      [np.bincount(ids[ids >= 0], minlength=size) for _, ids in encoded]
+    ),
+  )
+
+
+def _round(length: int) -> int:
+  return -(-length // ROUNDING) * ROUNDING
