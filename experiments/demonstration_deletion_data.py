@@ -7,6 +7,9 @@ import numpy as np
 from experiments import review_text
 from iclcl_jax.pretrained import Tokenizer, attribution
 
+# The first token of a prompt draws much attention whatever it is: it must not
+# belong to a demonstration.
+INSTRUCTION = 'Film reviews and their sentiment.\n\n'
 TEMPLATE = 'Review: {}\nSentiment:'
 LABELS = ' Positive', ' Negative'
 END = '\n\n'
@@ -102,7 +105,7 @@ def _demonstration(text: str, positive: bool) -> str:
 def _encode(tokenizer, kinds, demonstrations, query_kind, query):
   """Ids of one prompt and the demonstration that each belongs to."""
   del query_kind
-  text, spans = '', []
+  text, spans = INSTRUCTION, []
   for kind, review in zip(kinds, demonstrations, strict=True):
     begin = len(text)
     text += _demonstration(review.text, bool(kind))
