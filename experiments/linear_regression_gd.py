@@ -195,7 +195,7 @@ def measure(config: Config) -> dict[str, Any]:
     'layer': lambda: _one_layer(config, tasks),
     'steps': lambda: linear_regression_gd_steps.measure(config),
     'stacks': lambda: linear_regression_gd_deep.measure_all(
-      config, tasks, result['steps']
+      config, tasks, result['steps'], result['layer']['trained']
     ),
     'sine': lambda: variants.sine(config),
     'alternating': lambda: variants.alternating(config),
@@ -256,6 +256,7 @@ def _one_layer(config: Config, tasks) -> dict[str, Any]:
     }
   )
   found = {'descent': descent, 'curves': curves, **compare(trained)}
+  found['trained'] = trained
   residuals = measure.construction_residuals(config)
   return {'residuals': residuals, **jax.device_get(found)}
 

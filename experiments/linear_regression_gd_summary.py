@@ -164,8 +164,9 @@ def _captions(config) -> list[dict[str, str]]:
       'file': 'figures/stacks.png',
       'caption': 'Linear self-attention of several layers, looped (all layers '
       f'share their weights) or untied: loss on {tasks} against training '
-      f'steps, mean and 95 % interval over {seeds}. Lines: tuned gradient '
-      'descent and GD++ of as many steps on the same tasks.',
+      f'steps, mean and 95 % interval over {seeds}. Every layer starts as the '
+      'trained single layer. Lines: tuned gradient descent and GD++ of as many '
+      'steps on the same tasks.',
     },
     {
       'file': 'figures/sine.png',

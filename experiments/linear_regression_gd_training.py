@@ -76,7 +76,12 @@ class Trained(NamedTuple):
 
 
 def train(
-  config, model: Model, source: data.Source, recipe: Recipe, label: int
+  config,
+  model: Model,
+  source: data.Source,
+  recipe: Recipe,
+  label: int,
+  initial: Any = None,
 ) -> Trained:
   """Trains all seeds, and keeps the weights every `record_every` steps.
 
@@ -86,26 +91,30 @@ def train(
     source: its tasks.
     recipe: how.
     label: sets the random numbers of this training apart.
+    initial: weights of every seed, leading axis `S`; None to draw them.
 
   Returns:
     The records.
   """
   seeds = jnp.arange(config.num_seeds)
 
-  def one_seed(seed):
+  def one_seed(args):
+    seed, initial = args
     root = jax.random.fold_in(jax.random.key(config.seed), seed)
-    return _train_one(jax.random.fold_in(root, label), model, source, recipe)
+    keys = jax.random.split(jax.random.fold_in(root, label))
+    params = model.init(keys[0]) if initial is None else initial
+    return _train_one(keys[1], params, model, source, recipe)
 
-  run: Any = harness.compile_quickly(lambda seeds: jax.lax.map(one_seed, seeds))
-  run = run.lower(seeds).compile()
+  run: Any = harness.compile_quickly(lambda *args: jax.lax.map(one_seed, args))
+  run = run.lower(seeds, initial).compile()
   start = time.perf_counter()
-  records = jax.block_until_ready(run(seeds))
+  records = jax.block_until_ready(run(seeds, initial))
   seconds = time.perf_counter() - start
   steps = np.arange(0, recipe.num_steps + 1, recipe.record_every)
   return Trained(records, steps, seconds)
 
 
-def _train_one(key, model: Model, source: data.Source, recipe: Recipe):
+def _train_one(key, params, model: Model, source: data.Source, recipe: Recipe):
   optimizer = optax.chain(
     optax.clip_by_global_norm(recipe.clip),
     optax.adam(recipe.learning_rate, b1=0.9, b2=0.98),
@@ -126,9 +135,7 @@ def _train_one(key, model: Model, source: data.Source, recipe: Recipe):
     carry, _ = jax.lax.scan(step, carry, length=recipe.record_every)
     return carry, carry[0]
 
-  keys = jax.random.split(key)
-  params = model.init(keys[0])
-  lanes = data.init_lanes(keys[1], recipe.batch_size, source)
+  lanes = data.init_lanes(key, recipe.batch_size, source)
   carry = params, optimizer.init(params), lanes
   length = recipe.num_steps // recipe.record_every
   _, records = jax.lax.scan(block, carry, length=length)

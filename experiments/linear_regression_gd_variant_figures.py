@@ -34,13 +34,14 @@ def stacks(rows: Sequence[Mapping[str, Any]]) -> Any:
     names = (('GD', 'loss_gd', BLACK), (row['peer'], 'loss_peer', ORANGE))
     for name, key, color in names:
       axis.annotate(
-        name, (0.02, row[key]), xycoords=('axes fraction', 'data'),
+        name, (0.98, row[key]), xycoords=('axes fraction', 'data'),
         xytext=(0, 3), textcoords='offset points', color=color, fontsize=12,
+        ha='right',
       )  # fmt: skip
     title = f'{row["num_layers"]} {row["kind"]} layers'
     axis.set(title=title, xlabel='training steps', ylim=(0, None))
   axes[0, 0].set_ylabel('loss (half squared error)')
-  axes[0, -1].legend()
+  axes[0, -1].legend(loc='lower left')
   return figure
 
 
@@ -66,7 +67,7 @@ def sine(row: Mapping[str, Any]) -> Any:
   left.axhline(row['loss_zero'], color=GREY, ls='-.', label='predicting 0')
   left.set(yscale='log', xlabel='training steps')
   left.set_ylabel('loss (half squared error)')
-  left.legend()
+  left.legend(loc='lower left')
   right.plot(
     *row['context'].T, 'o', color=BLACK, ms=7, label='demonstrations', zorder=3
   )

@@ -61,8 +61,12 @@ def tiny():
     jax.numpy_rank_promotion('allow'),
   ):
     tasks = measure.test_tasks(TINY)
+    single = models.Stack(account.linear_weights, 1, 1, 1, init_scale=3.0)
+    layers = jax.vmap(lambda k: models.init_stack(k, single, TINY.d_x + 1))(
+      jax.random.split(jax.random.key(0), TINY.num_seeds)
+    )
     return {
-      'stacks': deep.measure_all(TINY, tasks, rows),
+      'stacks': deep.measure_all(TINY, tasks, rows, layers),
       'sine': variants.sine(TINY),
       'alternating': variants.alternating(TINY),
       'residuals': measure.construction_residuals(TINY),
