@@ -59,26 +59,29 @@ def make(config: Any, tokenizer: Tokenizer) -> Prompts:
   Raises:
     ValueError: if there are not as many short reviews.
   """
+  kinds = _kinds(config)
+  stock = _short_reviews(config, tokenizer, kinds)
+  reviews = [[stock[bool(kind)].pop() for kind in row] for row in kinds]
+  encoded = [_encode(tokenizer, row) for row in reviews]
+  return _pad(encoded, kinds)
+
+
+def _kinds(config: Any) -> np.ndarray:
+  """Which reviews are positive: demonstrations, then the query. `[P, S + 1]`."""
   rng = np.random.default_rng(config.seed)
-  size = config.num_demonstrations
-  stock = _short_reviews(config, tokenizer)
-  parts = []
-  for number in range(config.num_prompts):
-    kinds = (np.arange(size) + number) % 2 == 0
-    kinds = rng.permutation(kinds)
-    query_kind = bool(number // 2 % 2)
-    demonstrations = [stock[bool(kind)].pop() for kind in kinds]
-    parts.append((kinds, demonstrations, query_kind, stock[query_kind].pop()))
-  return _pad([_encode(tokenizer, *part) for part in parts], parts)
+  number = np.arange(config.num_prompts)[:, None]
+  places = np.arange(config.num_demonstrations)[None]
+  demonstrations = rng.permuted((places + number) % 2 == 0, axis=1)
+  return np.concatenate([demonstrations, number // 2 % 2 == 0], axis=1)
 
 
 def _short_reviews(
-  config: Any, tokenizer: Tokenizer
+  config: Any, tokenizer: Tokenizer, kinds: np.ndarray
 ) -> dict[bool, list[review_text.Review]]:
   """Reviews of both kinds that are short enough as demonstrations."""
-  needed = config.num_prompts * (config.num_demonstrations + 1)
+  needed = max(np.sum(kinds), np.sum(~kinds))
   found = review_text.reviews(
-    2 * round(SPARE * needed / 2) + 20,
+    2 * round(SPARE * needed) + 20,
     seed=config.seed,
     min_words=MIN_WORDS,
     max_words=MAX_WORDS,
@@ -89,11 +92,11 @@ def _short_reviews(
     if len(tokenizer.encode(text)) <= config.max_tokens:
       stock[review.positive].append(review)
   fewest = min(map(len, stock.values()))
-  if fewest < needed // 2 + config.num_prompts:
+  if fewest < needed:
     raise ValueError(
       f'only {fewest} reviews of a kind have at most {config.max_tokens} '
-      f'tokens as demonstrations; expected {needed // 2 + config.num_prompts}. '
-      'Raise max_tokens, or ask for fewer prompts.'
+      f'tokens as demonstrations, max_tokens; expected {needed}. Raise '
+      'max_tokens, or ask for fewer prompts.'
     )
   return stock
 
@@ -102,13 +105,15 @@ def _demonstration(text: str, positive: bool) -> str:
   return TEMPLATE.format(text) + LABELS[not positive] + END
 
 
-def _encode(tokenizer, kinds, demonstrations, query_kind, query):
+def _encode(
+  tokenizer: Tokenizer, reviews: list[review_text.Review]
+) -> tuple[np.ndarray, np.ndarray]:
   """Ids of one prompt and the demonstration that each belongs to."""
-  del query_kind
   text, spans = INSTRUCTION, []
-  for kind, review in zip(kinds, demonstrations, strict=True):
+  *demonstrations, query = reviews
+  for review in demonstrations:
     begin = len(text)
-    text += _demonstration(review.text, bool(kind))
+    text += _demonstration(review.text, review.positive)
     spans.append((begin, len(text)))
   text += TEMPLATE.format(query.text)
   tokens = tokenizer.encode(text)
@@ -116,9 +121,11 @@ def _encode(tokenizer, kinds, demonstrations, query_kind, query):
   return tokens, attribution.mark_spans(spans, len(tokens))
 
 
-def _pad(encoded, parts) -> Prompts:
+def _pad(
+  encoded: list[tuple[np.ndarray, np.ndarray]], kinds: np.ndarray
+) -> Prompts:
   """Stacks prompts of different lengths."""
-  size = len(parts[0][0])
+  size = kinds.shape[1] - 1
   shortened = [
     [tokens[ids != number] for number in range(size)] for tokens, ids in encoded
   ]
@@ -137,8 +144,8 @@ def _pad(encoded, parts) -> Prompts:
     segment_ids=np.stack([pad(ids, long, -1) for _, ids in encoded]),
     shortened=np.array([[pad(x, short, 0) for x in xs] for xs in shortened]),
     shortened_mask=np.array([[mask(x, short) for x in xs] for xs in shortened]),
-    positive=np.stack([part[0] for part in parts]),
-    query_positive=np.array([part[2] for part in parts]),
+    positive=kinds[:, :-1],
+    query_positive=kinds[:, -1],
     lengths=np.stack(
       [np.bincount(ids[ids >= 0], minlength=size) for _, ids in encoded]
     ),
