@@ -17,7 +17,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,7 @@ from experiments import language_model_page as page
 from experiments import language_model_prompt as prompts
 from experiments import language_model_report as report
 from iclcl_jax import _validate, pretrained
+from iclcl_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
       long, a label is not one token, or the workdir cannot be used.
   """
   start = time.perf_counter()
-  text = prompts.read(config.prompt, config.prompt_file)
   prompt = prompts.parse(
-    text,
+    prompts.read(config.prompt, config.prompt_file),
     separator=config.separator,
     num_demonstrations=config.num_demonstrations,
   )
@@ -116,50 +116,77 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
     except ValueError as error:
       print(f'The language model is left out: {error}')
       return {'skipped': str(error)}
+  seconds: dict[str, float] = {}
+  with stopwatch(seconds, 'load'):
+    loaded = _load(config, prompt)
   folder = harness.open_workdir(config, workdir)
-  results = _measure(config, prompt)
+  results = _measure(config, prompt, loaded, seconds)
   summary = report.summarise(config, results)
   harness.write_metrics(folder, report.metrics(results))
-  with stopwatch(results.seconds, 'figures'):
+  with stopwatch(seconds, 'figures'):
     figures.draw_figures(results, folder)
   harness.write_text(folder / 'report.html', page.html(results, summary))
-  summary['seconds'] = results.seconds
-  summary['seconds']['total'] = time.perf_counter() - start
+  seconds['total'] = time.perf_counter() - start
+  summary['seconds'] = seconds
   summary['peak_memory_bytes'] = measure.peak_memory_bytes()
   summary = dict(harness.write_summary(folder, summary))
   print(report.text(summary))
   return summary
 
 
-def _measure(config: Config, prompt: prompts.Prompt) -> report.Results:
-  """Everything that needs the model."""
-  seconds: dict[str, float] = {}
-  with stopwatch(seconds, 'load'):
-    model, tokenizer = _load(config)
-  spans = tokenizer.spans(prompt.text)
+class Loaded(NamedTuple):
+  """A model, and a prompt in its tokens.
+
+  Attributes:
+    model: its parameters.
+    tokenizer: its words.
+    tokens: ids of the prompt. Shape `[N]`.
+    labels: ids of the two labels, or None.
+  """
+
+  model: pretrained.LanguageModel
+  tokenizer: pretrained.Tokenizer
+  tokens: Array
+  labels: tuple[int, int] | None
+
+
+def _load(config: Config, prompt: prompts.Prompt) -> Loaded:
+  """Loads the model and checks the prompt, before anything is written."""
+  if config.model_path:
+    path = config.model_path
+    model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  else:
+    model, tokenizer = pretrained.smollm2.load(dtype=jnp.float32)
   tokens = jnp.asarray(tokenizer.encode(prompt.text))
-  _check_length(config, model, tokens)
+  length = len(tokens) + max(config.greedy_tokens - 1, 0)
+  if length > model.context_length:
+    raise ValueError(
+      f'prompt has {len(tokens)} tokens and greedy_tokens is '
+      f'{config.greedy_tokens}; expected at most {model.context_length} '
+      'together, the context of the model. Shorten one of them.'
+    )
+  labels = prompts.labels(prompt, config.labels, tokenizer)
+  return Loaded(model, tokenizer, tokens, labels)
+
+
+def _measure(
+  config: Config,
+  prompt: prompts.Prompt,
+  loaded: Loaded,
+  seconds: dict[str, float],
+) -> report.Results:
+  """Everything that needs the model."""
+  model, tokenizer, tokens, labels = loaded
   with stopwatch(seconds, 'forward'):
     forward = measure.run_forward(model, tokens, config.greedy_tokens)
-  pair = prompts.labels(prompt, config.labels, tokenizer, forward.log_probs)
-  continued = jnp.concatenate([tokens, forward.continuation[:-1]])
-  num_answers = max(config.greedy_tokens, 1)
-  certified = {}
-  with stopwatch(seconds, 'certificate_float32'):
-    certified['float32'] = measure.certify(model, continued, num_answers)
-  with (
-    stopwatch(seconds, 'certificate_float64'),
-    harness.float64_on_host(),
-  ):
-    certified['float64'] = measure.certify(
-      measure.widened(model), continued, num_answers
-    )
+  spans = tokenizer.spans(prompt.text)
   segments = prompts.segments(prompt, spans)
+  pair = prompts.likelier_first(labels, forward.log_probs)
   with stopwatch(seconds, 'attribution'):
     found = attributing.attribute(model, tokens, segments, pair)
-  with stopwatch(seconds, 'random_features'):
-    study = None
-    if config.num_features != (0,):
+  study = None
+  if config.num_features != (0,):
+    with stopwatch(seconds, 'random_features'):
       study = random_features.study(config, model, tokens)
   return report.Results(
     prompt=prompt,
@@ -169,27 +196,26 @@ def _measure(config: Config, prompt: prompts.Prompt) -> report.Results:
     label_ids=pair,
     token_text=tokenizer.token,
     forward=forward,
-    certified=certified,
+    certified=_certify(config, model, tokens, forward, seconds),
     attribution=found,
     study=study,
     seconds=seconds,
   )
 
 
-def _load(config: Config) -> pretrained.Pretrained:
-  if config.model_path:
-    return pretrained.load(config.model_path, dtype=jnp.float32)
-  return pretrained.smollm2.load(dtype=jnp.float32)
-
-
-def _check_length(config, model, tokens) -> None:
-  length = len(tokens) + max(config.greedy_tokens - 1, 0)
-  if length > model.context_length:
-    raise ValueError(
-      f'prompt has {len(tokens)} tokens and greedy_tokens is '
-      f'{config.greedy_tokens}; expected at most {model.context_length} '
-      'together, the context of the model. Shorten one of them.'
-    )
+def _certify(
+  config, model, tokens, forward, seconds
+) -> dict[str, measure.Certified]:
+  """Certificates of the prompt and its continuation, in both precisions."""
+  continued = jnp.concatenate([tokens, forward.continuation[:-1]])
+  num_answers = max(config.greedy_tokens, 1)
+  result = {}
+  with stopwatch(seconds, 'certificate_float32'):
+    result['float32'] = measure.certify(model, continued, num_answers)
+  with stopwatch(seconds, 'certificate_float64'), harness.float64_on_host():
+    wide = measure.widened(model)
+    result['float64'] = measure.certify(wide, continued, num_answers)
+  return result
 
 
 @contextlib.contextmanager

@@ -165,9 +165,9 @@ def _attribution_sentence(found: Mapping[str, Any]) -> str:
   if ranks['contribution'] is None:
     return text
   return (
-    f'{text} What happens when a demonstration is deleted is another matter: '
-    "on this prompt Spearman's rank correlation with the deletion effect is "
-    f'{ranks["contribution"]:.2f} for the contribution and '
+    f'{text} What a forward pass without a demonstration says is a question '
+    "of its own: on this prompt Spearman's rank correlation with the deletion "
+    f'effect is {ranks["contribution"]:.2f} for the contribution and '
     f'{ranks["removal_effect"]:.2f} for the removal effect.'
   )
 
@@ -176,8 +176,11 @@ def _features_sentence(found: Mapping[str, Any]) -> str:
   count = list(found['median_error'])[-1]
   error = found['median_error'][count][MAP]
   needed = float(found['log10_directions_needed']['positive'][1])
+  mean = found['median_error_of_plain_mean']
+  verb = 'imitate' if error <= 0.1 else 'do not imitate'
   return (
-    f'Random features do not replace the softmax of these heads if the error '
-    f'stays near {error:.2f}, as it does with {count} directions: for 10 % the '
-    f'feature budget asks for 10^{needed:.0f} in the median head.'
+    f'Positive random features {verb} these heads: with {count} directions '
+    f'the median relative error of an output is {error:.2f}, beside '
+    f'{mean:.2f} for the plain mean of all values, and for 10 % the feature '
+    f'budget asks for 10^{needed:.0f} directions in the median head.'
   )

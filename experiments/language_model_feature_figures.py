@@ -9,10 +9,11 @@ from experiments.equivalence_figures import BLACK, BLUE, GREEN, GREY, ORANGE
 from experiments.language_model_features import MAPS, TARGET, Study
 from iclcl_jax import budget
 
+# Colour, marker and its size: positive and hyperbolic features often coincide.
 LOOKS = {
-  'positive': (BLUE, 'o'),
-  'hyperbolic': (GREEN, 's'),
-  'trigonometric': (ORANGE, '^'),
+  'positive': (BLUE, 'o', 12),
+  'hyperbolic': (GREEN, 's', 5),
+  'trigonometric': (ORANGE, '^', 8),
 }
 LINES = {'gaussian': '--', 'orthogonal': '-'}
 
@@ -37,7 +38,7 @@ def overview(study: Study) -> Any:
 
 
 def _errors(axis, study: Study) -> None:
-  for name, (color, marker) in LOOKS.items():
+  for name, (color, marker, size) in LOOKS.items():
     for projection, line in LINES.items():
       # Median over heads, positions and draws; a band from head to head.
       rows = [study.errors[r][f'{name}, {projection}'] for r in study.counts]
@@ -48,8 +49,9 @@ def _errors(axis, study: Study) -> None:
         line,
         color=color,
         marker=marker,
-        markersize=8,
-        markerfacecolor=color if projection == 'orthogonal' else 'white',
+        markersize=size,
+        markerfacecolor='none' if name == 'positive' else color,
+        markeredgewidth=1.8,
         label=f'{name}, {projection}',
       )
       if projection == 'orthogonal':
@@ -73,7 +75,7 @@ def _errors(axis, study: Study) -> None:
   axis.plot([], [], ':', color=BLACK, linewidth=2, label='plain mean of values')
   axis.set_xscale('log', base=2)
   axis.set_yscale('log')
-  axis.set_ylim(TARGET / 3, None)
+  axis.set_ylim(TARGET / 10, None)
   axis.set_xticks(study.counts, [str(r) for r in study.counts])
   axis.set_xlabel('random directions R')
   axis.set_ylabel('relative error of the output')
@@ -84,14 +86,15 @@ def _errors(axis, study: Study) -> None:
 def _needed(axis, study: Study) -> None:
   num_layers = study.mean_errors.shape[0]
   steps = np.arange(num_layers)
-  for name, (color, marker) in LOOKS.items():
+  for name, (color, marker, size) in LOOKS.items():
     values = study.log_needed[name].reshape(num_layers, -1)
     axis.plot(
       steps,
       np.median(values, axis=1),
       marker=marker,
       color=color,
-      markersize=5,
+      markersize=size * 0.7,
+      markerfacecolor='none' if name == 'positive' else color,
       label=name,
     )
     low, high = values.min(axis=1), values.max(axis=1)
@@ -114,7 +117,7 @@ def _needed(axis, study: Study) -> None:
 
 def _check(axis, study: Study) -> None:
   found = study.shrunk
-  for name, (color, marker) in LOOKS.items():
+  for name, (color, marker, size) in LOOKS.items():
     axis.plot(
       found.factors,
       found.predicted[name],
@@ -129,17 +132,18 @@ def _check(axis, study: Study) -> None:
       color=color,
       markerfacecolor='white',
       markeredgewidth=1.8,
-      markersize=8,
-      label='measured',
+      markersize=max(size, 8),
+      label=f'{name}, measured',
     )
   limit = budget.LARGEST_VALID_ERROR
   axis.axhspan(limit, 1e9, color=GREY, alpha=0.15, linewidth=0)
   axis.annotate(
     'prediction not valid',
-    (0.02, limit),
+    (0.98, limit),
     xycoords=('axes fraction', 'data'),
     xytext=(0, 5),
     textcoords='offset points',
+    ha='right',
     fontsize=11,
     color='#404040',
   )
@@ -148,11 +152,12 @@ def _check(axis, study: Study) -> None:
     min(rows[name].min() for name in MAPS)
     for rows in (found.measured, found.predicted)
   )
-  axis.set_ylim(max(smallest / 2, 1e-6), 100)
+  axis.set_ylim(bottom=max(smallest / 2, 1e-6))
   axis.set_xlabel('queries and keys multiplied by (1: the model)')
   axis.set_ylabel('relative error of the output, r.m.s.')
   axis.set_title(f'the prediction checked, R = {found.num_directions}')
-  axis.legend(fontsize=9.5, loc='lower right')
+  axis.set_ylim(top=3e3)
+  axis.legend(fontsize=9.5, loc='upper right')
 
 
 def layers(study: Study) -> Any:

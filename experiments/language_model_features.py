@@ -5,6 +5,7 @@ at one position, with the tokens that this position sees.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,8 @@ PROJECTIONS: dict[str, Any] = {
   'gaussian': projections.gaussian,
   'orthogonal': projections.orthogonal,
 }
-SHRINK_FACTORS = 0.1, 0.2, 0.3, 0.5, 0.7, 1.0
+GAUSSIAN = {'gaussian': projections.gaussian}
+SHRINK_FACTORS = 0.1, 0.2, 0.3, 0.6, 1.0
 TARGET = 0.1  # Relative error of an output that is asked for.
 
 
@@ -102,7 +104,7 @@ def _evenly(first: int, last: int, count: int) -> np.ndarray:
 
 def measure(
   inputs: HeadInputs,
-  projection: str,
+  projection_fns: Mapping[str, Any],
   num_directions: int,
   num_draws: int,
   seed: int,
@@ -111,46 +113,59 @@ def measure(
 
   Args:
     inputs: of the heads.
-    projection: name of one of `PROJECTIONS`.
+    projection_fns: such as `PROJECTIONS`, by name.
     num_directions: rows `R` of the projections.
-    num_draws: of the projection.
+    num_draws: of each projection.
     seed: of the draws.
 
   Returns:
-    Errors by map. Shapes `[D, L, H, M]`.
+    Errors by `'map, projection'`. Shapes `[D, L, H, M]`.
   """
   key = jax.random.fold_in(jax.random.key(seed), num_directions)
+  draw = functools.partial(
+    _draw, tuple(projection_fns.values()), num_directions
+  )
   keys = jax.random.split(key, num_draws)
+  dim = inputs.keys.shape[-1]
+  directions = harness.compile_quickly(
+    lambda keys: jax.lax.map(lambda k: draw(dim, k), keys)
+  )(keys)
   heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs[:3])
-  call = _compiled(projection, num_directions)
-  found = jax.device_get(call(keys, inputs.positions, heads))
+  found = jax.device_get(_all_errors(directions, inputs.positions, heads))
   shape = num_draws, *inputs.queries.shape[:3]
-  return {name: array.reshape(shape) for name, array in found.items()}
+  return {
+    f'{name}, {projection}': array[:, index].reshape(shape)
+    for name, array in found.items()
+    for index, projection in enumerate(projection_fns)
+  }
 
 
-@functools.cache
-def _compiled(projection: str, num_directions: int):
-  """Errors of all draws and heads, compiled once for each shape."""
+def _draw(projection_fns, num_directions, dim, key) -> Array:
+  """One draw of each projection. Shape `[P, R, d_k]`."""
+  keys = jax.random.split(key, len(projection_fns))
+  rows = [
+    fn(key, num_directions, dim, dtype=jnp.float32)
+    for fn, key in zip(projection_fns, keys, strict=True)
+  ]
+  return jnp.stack(rows)
 
-  def errors(directions, positions, heads):
-    queries, keys, values = heads
+
+@harness.compile_quickly
+def _all_errors(directions, positions, heads) -> dict[str, Array]:
+  """Errors by map. Shapes `[D, P, L H, M]`."""
+
+  def of_head(directions, head):
+    queries, keys, values = head
     mask = jnp.arange(keys.shape[0])[None] <= positions[:, None]
     return {
       name: _errors(make(directions), mask, queries, keys, values)
       for name, make in MAPS.items()
     }
 
-  def compute(draws, positions, heads):
-    def of_draw(key):
-      directions = PROJECTIONS[projection](
-        key, num_directions, heads[0].shape[-1], dtype=heads[0].dtype
-      )
-      one = functools.partial(errors, directions, positions)
-      return jax.lax.map(one, heads)
+  def of_projection(directions):
+    return jax.lax.map(functools.partial(of_head, directions), heads)
 
-    return jax.lax.map(of_draw, draws)
-
-  return harness.compile_quickly(compute)
+  return jax.lax.map(lambda rows: jax.lax.map(of_projection, rows), directions)
 
 
 def _errors(phi, mask, queries, keys, values) -> Array:
@@ -270,13 +285,9 @@ def study(config: Any, model: pretrained.LanguageModel, tokens: Array) -> Study:
   inputs = collect(model, tokens, num_heads=config.feature_heads, num_queries=1)
   counts = tuple(sorted(config.num_features))
   errors = {
-    count: {
-      f'{name}, {projection}': array
-      for projection in PROJECTIONS
-      for name, array in measure(
-        inputs, projection, count, config.feature_draws, config.seed
-      ).items()
-    }
+    count: measure(
+      inputs, PROJECTIONS, count, config.feature_draws, config.seed
+    )
     for count in counts
   }
   predicted = predict(inputs, counts[-1])
@@ -296,7 +307,7 @@ def shrink(
   """Compares measured with predicted errors as queries and keys shrink.
 
   Args:
-    inputs: of the heads; one head of each layer is used.
+    inputs: of the heads; one head of every third layer is used.
     num_directions: rows `R` of a Gaussian projection.
     num_draws: of the projection.
     seed: of the draws.
@@ -305,9 +316,9 @@ def shrink(
     The `Shrunk`.
   """
   one = inputs._replace(
-    queries=inputs.queries[:, :1],
-    keys=inputs.keys[:, :1],
-    values=inputs.values[:, :1],
+    queries=inputs.queries[::3, :1],
+    keys=inputs.keys[::3, :1],
+    values=inputs.values[::3, :1],
   )
   found: dict[str, dict[str, list[Any]]] = {'measured': {}, 'predicted': {}}
   for factor in SHRINK_FACTORS:
@@ -315,10 +326,10 @@ def shrink(
       queries=one.queries * np.float32(factor),
       keys=one.keys * np.float32(factor),
     )
-    measured = measure(small, 'gaussian', num_directions, num_draws, seed)
+    measured = measure(small, GAUSSIAN, num_directions, num_draws, seed)
     predicted = predict(small, num_directions)
     for name in MAPS:
-      rows = measured[name], predicted[name]
+      rows = measured[f'{name}, gaussian'], predicted[name]
       for kind, array in zip(found, rows, strict=True):
         found[kind].setdefault(name, []).append(np.sqrt(np.mean(array**2)))
   arrays = {

