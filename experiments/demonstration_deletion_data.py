@@ -67,7 +67,7 @@ def make(config: Any, tokenizer: Tokenizer) -> Prompts:
 
 
 def _kinds(config: Any) -> np.ndarray:
-  """Which reviews are positive: demonstrations, then the query. `[P, S + 1]`."""
+  """Which reviews are positive, the query last. Shape `[P, S + 1]`."""
   rng = np.random.default_rng(config.seed)
   number = np.arange(config.num_prompts)[:, None]
   places = np.arange(config.num_demonstrations)[None]

@@ -84,12 +84,13 @@ def one_prompt(
     in_axes=(0, None, None),
   )
   removed = again(prompt.shortened, *labels, mask=prompt.shortened_mask)
+  numbers = jnp.arange(size, dtype=prompt.segment_ids.dtype)
   tokens = jnp.broadcast_to(prompt.tokens, (size, *prompt.tokens.shape))
   hidden = again(
     tokens,
     *labels,
     mask=jnp.broadcast_to(prompt.mask, tokens.shape),
-    hidden=jnp.arange(size)[:, None] == prompt.segment_ids[None],
+    hidden=numbers[:, None] == prompt.segment_ids[None],
   )
   return {
     'difference': parts.logit_difference,
