@@ -24,7 +24,12 @@ GD++ untied  .20625  .10396     -
 They are within 1.1 % of an independent computation on 20,000 tasks. On 200,000
 sampled tasks, whose standard errors are ten times larger, the losses come out
 1 to 2.1 % above it, and two of six miss it by more than 2 % and three standard
-errors.
+errors. Trained, five seeds: one layer .2051 (the best step on the same tasks
+.2047, Model cos .9992), two looped layers .1104 (GD++ .1092), five looped
+layers .067 (GD .107, GD++ .051), two untied layers .092 (GD++ untied .103);
+softmax with two heads .017 above gradient descent; on sine waves .0031, one
+step on the last layer of a network .0021; on separate tokens .1020, one step
+.1021.
 
 References:
   von Oswald et al., arXiv:2212.07677.
