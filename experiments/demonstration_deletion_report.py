@@ -107,6 +107,7 @@ def summarise(
   agreement = spearman(results['hidden'], results['removed'])
   label = results['difference'] > 0
   right = np.mean(label == prompts.query_positive)
+  sign = np.where(prompts.positive, 1.0, -1.0)
   summary = {
     'num_prompts': config.num_prompts,
     'num_demonstrations': config.num_demonstrations,
@@ -114,6 +115,9 @@ def summarise(
     'mean_rank_correlation': means,
     'hidden_against_removed_spearman': harness.mean_interval(agreement),
     'pearson_pooled': _pearson(results),
+    'effect_towards_own_label': harness.mean_interval(
+      np.mean(sign * results['removed'], axis=1)
+    ),
     'mean_absolute_effect_of_removal': float(
       np.mean(np.abs(results['removed']))
     ),
@@ -235,12 +239,16 @@ def _claims(summary, found) -> list[dict[str, Any]]:
           0,
         )
       )
-      paired = methods[method]['spearman'] - methods[rival]['spearman']
+      turned = np.sign(means[rival]['spearman']['mean'])
+      paired = methods[method]['spearman'] - (
+        turned * methods[rival]['spearman']
+      )
       claims.append(
         _mean_claim(
           f'{short}-{question}-better',
           f'{method} ranks {what[question]} better than {rival} does',
-          f'Spearman correlation less that of {rival}, paired by prompt',
+          f'Spearman correlation less that of {rival}, paired by prompt; '
+          f'{rival} is taken in the direction that suits it',
           harness.mean_interval(paired),
           0,
         )
@@ -296,7 +304,8 @@ def _conclusion(summary) -> str:
     return f'{row["mean"]:+.2f} [{row["low"]:+.2f}, {row["high"]:+.2f}]'
 
   signed = summary['mean_rank_correlation']['signed']
-  best = max(signed, key=lambda name: signed[name]['spearman']['mean'])
+  best = max(signed, key=lambda name: abs(signed[name]['spearman']['mean']))
+  own = summary['effect_towards_own_label']
   agreement = summary['hidden_against_removed_spearman']
   return (
     f'In {summary["num_prompts"]} prompts, the Spearman correlation with the '
@@ -304,8 +313,11 @@ def _conclusion(summary) -> str:
     f'{mean("signed", ATTRIBUTION)} for direct logit attribution and '
     f'{mean("signed", REMOVAL)} for the closed-form removal, '
     f'{mean("signed", LABEL)} for its label alone and '
-    f'{mean("signed", "random")} for a random order; the best method is '
-    f'{best}. For the size of the effect it is {mean("size", ATTRIBUTION)} and '
+    f'{mean("signed", "random")} for a random order; the largest in size is '
+    f'that of {best}. A demonstration moves the logit difference by '
+    f'{own["mean"]:+.2f} [{own["low"]:+.2f}, {own["high"]:+.2f}] towards its '
+    'own label (negative: away from it). For the size of the effect it is '
+    f'{mean("size", ATTRIBUTION)} and '
     f'{mean("size", REMOVAL)}, {mean("size", "recency")} for recency and '
     f'{mean("size", "length")} for length. Hiding a demonstration agrees with '
     f'deleting it to {agreement["mean"]:.2f}. The model answers '

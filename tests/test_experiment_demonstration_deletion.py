@@ -201,6 +201,23 @@ def test_verdicts_follow_the_numbers(slope, verdict):
   assert abs(means['random']['spearman']['mean']) < 0.3
 
 
+def test_a_baseline_that_points_the_wrong_way_is_turned():
+  """Effects away from the label: the label, reversed, beats noise."""
+  rng = np.random.default_rng(2)
+  positive = rng.permuted(np.arange(4)[None] % 2 == np.zeros((60, 1)), axis=1)
+  many = data.Prompts(
+    *[np.zeros(0)] * 5, positive, np.zeros(60, bool), np.ones((60, 4), int)
+  )
+  results = made_up(many, 0, 1.0)
+  results['removed'] -= 3 * np.where(positive, 1.0, -1.0)
+  config = experiment.Config(num_prompts=60)
+  summary, _ = report.summarise(config, many, results)
+  assert -3.5 < summary['effect_towards_own_label']['mean'] < -2.5
+  verdicts = {row['id']: row['verdict'] for row in summary['claims']}
+  assert verdicts['deletion-attribution-signed-better'] == 'not reproduced'
+  assert 'that of label' in summary['conclusion']
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [
