@@ -2,7 +2,7 @@ r"""Speed beside peers, each row measured side by side in one run.
 
   python -m experiments.benchmark --workdir=out/benchmark
 
-About five minutes on two CPU cores. Calls that are compared take turns; their
+About seven minutes on two CPU cores. Calls that are compared take turns; their
 medians are compared, and a matrix product runs between them, so that the
 fraction of its rate is one of the same minutes. Peers need
 `pip install iclcl_jax[bench]`; without them their rows say so.
@@ -14,6 +14,8 @@ printed regularised attention as fast as plain, the strict regularised form as
 fast where it is causal and 1.2 to 1.5 times as slow where it is not. Negative
 samples read every score: their rows are compared with plain attention whose
 scores are written out in the same blocks of queries, one head.
+
+SmolLM2's forward pass is compared with `transformers` on the same weights.
 
 Heads run one after the other (`jax.lax.map`). On CPU that is faster than
 `jax.vmap` over them, whose products of batches of matrices are slower; the
@@ -31,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import (
+  benchmark_language_model,
   benchmark_modified,
   benchmark_peers,
   benchmark_tools,
@@ -56,6 +59,9 @@ class Config:
   num_steps: int = harness.option(256, 'training steps of a call')
   num_seeds: int = harness.option(16, 'seeds trained together')
   matmul_size: int = harness.option(2048, 'rows and columns of the product')
+  prompt_length: int = harness.option(
+    512, 'tokens that the language model reads; 0 leaves it out'
+  )
   repetitions: int = harness.option(9, 'calls whose median counts')
   seed: int = harness.option(0, 'root of all random numbers')
 
@@ -75,7 +81,10 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """
   path = harness.open_workdir(config, workdir)
   goals, timings = [], []
-  for part in (_attention, _modified, _growth, _dual_state, _training):
+  parts = [_attention, _modified, _growth, _dual_state, _training]
+  if config.prompt_length:
+    parts.append(_language_model)
+  for part in parts:
     new_goals, new_timings = part(config)
     goals += [goal.row() for goal in new_goals]
     timings += new_timings
@@ -272,6 +281,18 @@ def _training(config: Config) -> tuple[list[Goal], list[dict[str, Any]]]:
     Goal(f'{together}: time / time of one seed', cost, times, False),
   ]
   group = f'{config.num_steps} training steps'
+  return goals, _timings(config, group, seconds, {})
+
+
+def _language_model(config: Config) -> tuple[list[Goal], list[dict[str, Any]]]:
+  """SmolLM2's forward pass, its peer, and what its certificate costs."""
+  goals, seconds = benchmark_language_model.rows(
+    config.prompt_length, -(-config.repetitions // 2), config.seed
+  )
+  if not seconds:
+    return goals, []
+  seconds |= measure({'matmul': _matmul(config)}, config.repetitions)
+  group = f'language model, {config.prompt_length} tokens'
   return goals, _timings(config, group, seconds, {})
 
 

@@ -30,6 +30,7 @@ TINY = benchmark.Config(
   num_steps=4,
   num_seeds=2,
   matmul_size=32,
+  prompt_length=0,
   repetitions=2,
 )
 

@@ -1,0 +1,131 @@
+"""Rows of the benchmark: a real language model, and what its certificate costs.
+
+SmolLM2-135M in float32, the forward pass of one prompt up to the next token's
+logits, beside `transformers` with eager attention on the same weights; and the
+certificate of all heads at all positions, closed form and `jax.grad`, together
+with the chain of dual models, as a multiple of that forward pass.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmark_tools import Goal, compile_call, measure
+from iclcl_jax import equivalence, pretrained
+
+PEER = 'transformers, eager'
+FORWARD, CERTIFICATE = 'forward pass', 'certificate and chain'
+COST = 10  # Forward passes that a certificate may cost.
+
+
+def rows(
+  num_tokens: int, repetitions: int, seed: int
+) -> tuple[list[Goal], dict[str, float]]:
+  """Measures SmolLM2, where its weights and the peer are installed.
+
+  Args:
+    num_tokens: of the prompt.
+    repetitions: calls whose median counts.
+    seed: of the token ids.
+
+  Returns:
+    The goals, and the seconds of each call; a goal without its peer has no
+    value, and without the weights there is no call.
+  """
+  try:
+    path = pretrained.smollm2.weights_path()
+    calls = calls_of(path, num_tokens, seed)
+  except ValueError as error:  # Weights or readers are missing.
+    print(f'The language model is left out: {error}')
+    return goals(num_tokens, {}), {}
+  seconds = measure(calls, repetitions)
+  return goals(num_tokens, seconds), seconds
+
+
+def calls_of(
+  path: str | os.PathLike[str], num_tokens: int, seed: int
+) -> dict[str, Callable[[], Any] | None]:
+  """Compiles the forward pass, the certificate, and the peer's pass.
+
+  Args:
+    path: GGUF file of a llama.
+    num_tokens: of the prompt.
+    seed: of the token ids.
+
+  Returns:
+    Calls without arguments; None where the peer is not installed.
+
+  Raises:
+    ValueError: as `pretrained.load`.
+  """
+  model = pretrained.load(path).model
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, model.vocabulary_size, num_tokens, np.int32)
+
+  def certify(model, tokens):
+    x = pretrained.embed(model, tokens)
+    return equivalence.model_residuals(model.architecture, model.blocks, x)
+
+  with jax.default_matmul_precision('highest'):
+    return {
+      FORWARD: compile_call(pretrained.next_token_logits, model, tokens).call,
+      CERTIFICATE: compile_call(certify, model, tokens).call,
+      PEER: peer(path, tokens),
+    }
+
+
+def goals(num_tokens: int, seconds: Mapping[str, float]) -> list[Goal]:
+  """Ratios of times; without a value where a time is missing.
+
+  Example:
+    >>> [goal.value for goal in goals(8, {FORWARD: 2.0, CERTIFICATE: 6.0})]
+    [None, 3.0]
+  """
+
+  def ratio(first: str, second: str) -> float | None:
+    pair = seconds.get(first), seconds.get(second)
+    return pair[0] / pair[1] if pair[0] and pair[1] else None
+
+  name = f'SmolLM2, {num_tokens} tokens'
+  return [
+    Goal(f'{name}: speed / speed of {PEER}', ratio(PEER, FORWARD), 1),
+    Goal(
+      f'{name}: time of {CERTIFICATE} / of the {FORWARD}',
+      ratio(CERTIFICATE, FORWARD),
+      COST,
+      False,
+    ),
+  ]
+
+
+def peer(
+  path: str | os.PathLike[str], tokens: np.ndarray
+) -> Callable[[], np.ndarray] | None:
+  """The same pass by `transformers`, with the weights of the same file."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      import torch
+      import transformers
+  except ImportError:
+    return None
+  checkpoint = pretrained.read_gguf(path)
+  config = {k: v for k, v in checkpoint.config.items() if k != 'model_type'}
+  config |= {'attn_implementation': 'eager'}
+  model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+  model = model.to(torch.float32).eval()
+  state = {k: torch.tensor(v) for k, v in checkpoint.tensors.items()}
+  model.load_state_dict(state, strict=False)
+  model.tie_weights()
+  ids = torch.tensor(tokens[None].astype(np.int64))
+
+  def call() -> np.ndarray:
+    with torch.inference_mode():
+      answer = model(ids, use_cache=False, logits_to_keep=1)
+    return answer.logits[0, -1].numpy()
+
+  return call
