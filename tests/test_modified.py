@@ -401,13 +401,20 @@ def test_loss_with_normaliser_sees_that_of_the_query():
 def test_stream_and_causal_answer_as_the_single_door_does(dtype):
   phi, _, keys, values = _problem(8, (11, 3, 2, 16), dtype)
   attend = modified.attention_from_loss(losses.squared, learning_rate=0.3)
-  many = attend.stream(phi, keys, keys, values, chunk_size=4)
-  one = jax.vmap(lambda q: attend(phi, q, keys, values))(keys)
-  _close(many, one, dtype)
-  causal = attend.causal(phi, keys, keys, values, chunk_size=4)
-  for t in range(11):
-    one = attend(phi, keys[t], keys[: t + 1], values[: t + 1])
-    _close(causal[t], one, dtype)
+
+  @jax.jit
+  def run(keys, values):
+    return (
+      attend.stream(phi, keys, keys, values, chunk_size=4),
+      jax.vmap(lambda q: attend(phi, q, keys, values))(keys),
+      attend.causal(phi, keys, keys, values, chunk_size=4),
+      [attend(phi, keys[t], keys[: t + 1], values[: t + 1]) for t in range(11)],
+    )
+
+  many, one_by_one, causal, prefixes = run(keys, values)
+  _close(many, one_by_one, dtype)
+  for row, prefix in zip(causal, prefixes, strict=True):
+    _close(row, prefix, dtype)
 
 
 @pytest.mark.parametrize('name', ['positive', 'softmax'])
@@ -467,12 +474,16 @@ def test_padding_changes_no_negatives(rule):
     strength=0.5,
     renormalise=rule,
   )
-  seen = jnp.arange(6) < 3
-  _close(
-    attend(keys, values, mask=seen), attend(keys[:3], values[:3]), jnp.float64
-  )
-  alone = jnp.arange(6) == 2
-  gradient = jax.grad(lambda k: jnp.sum(attend(k, values, mask=alone)))(keys)
+  seen, alone = jnp.arange(6) < 3, jnp.arange(6) == 2
+
+  @jax.jit
+  def run(keys, values):
+    slope = jax.grad(lambda keys: jnp.sum(attend(keys, values, mask=alone)))
+    padded = attend(keys, values, mask=seen)
+    return padded, attend(keys[:3], values[:3]), slope(keys)
+
+  padded, short, gradient = run(keys, values)
+  _close(padded, short, jnp.float64)
   assert jnp.all(jnp.isfinite(gradient))
 
 
@@ -561,12 +572,18 @@ def test_masked_rows_leave_no_trace():
       *a, num_negatives=2, strength=0.3, **k
     ),
   ):
-    short = fn(phi, query, keys[:5], values[:5])
-    masked = fn(phi, query, hidden_keys, hidden_values, mask=mask)
+
+    @jax.jit
+    def run(hidden_keys, hidden_values, fn=fn):
+      def hidden(keys):
+        return fn(phi, query, keys, hidden_values, mask=mask)
+
+      gradient = jax.grad(lambda keys: jnp.sum(hidden(keys)))(hidden_keys)
+      short = fn(phi, query, keys[:5], values[:5])
+      return short, hidden(hidden_keys), gradient
+
+    short, masked, gradient = run(hidden_keys, hidden_values)
     np.testing.assert_allclose(masked, short, atol=1e-13)
-    gradient = jax.grad(
-      lambda k, fn=fn: jnp.sum(fn(phi, query, k, hidden_values, mask=mask))
-    )(hidden_keys)
     assert jnp.all(jnp.isfinite(gradient))
 
 
@@ -585,9 +602,15 @@ def test_everything_composes_with_jit_vmap_and_grad(name):
       phi, q, keys, values, num_negatives=2, strength=0.3
     ),
   ):
-    np.testing.assert_allclose(jax.jit(fn)(query), fn(query), atol=1e-13)
-    assert jax.vmap(fn)(keys).shape == (6, 2)
-    gradient = jax.grad(lambda q, fn=fn: jnp.sum(fn(q) ** 2))(query)
+    slope = jax.grad(lambda q, fn=fn: jnp.sum(fn(q) ** 2))
+
+    @jax.jit
+    def run(query, keys, fn=fn, slope=slope):
+      return fn(query), jax.vmap(fn)(keys), slope(query)
+
+    output, rows, gradient = run(query, keys)
+    np.testing.assert_allclose(output, fn(query), atol=1e-13)
+    assert rows.shape == (6, 2)
     assert jnp.all(jnp.isfinite(gradient))
     assert jnp.any(gradient != 0)
 
@@ -603,6 +626,7 @@ def test_a_layer_of_an_invented_loss_trains():
   attend = modified.attention_from_loss(huber)
   phi = features.EluPlusOneFeatures()
 
+  @jax.jit
   def objective(weights):
     hidden = tokens @ weights
     output = attend.causal(phi, hidden, hidden, hidden)
