@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments import claims as judging
 from experiments import harness
 from experiments.learning_processes_measure import INGREDIENTS
 
 COMMAND = 'python -m experiments.learning_processes'
 COMPARISON = 'Ren & Liu, arXiv:2310.13220v2, section 3 and Fig. 2'
-SIMSIAM = 'Chen & He, arXiv:2011.10566, Fig. 2'
+SIMSIAM = 'Chen & He, arXiv:2011.10566, Fig. 2, in this small setting'
 KERNELS = 'Esser et al., arXiv:2309.02028'
 EXACT = 1e-12
 CLOSE = 10.0  # Degrees within which attention counts as a prediction.
@@ -142,7 +143,9 @@ def _process_claims(data, result) -> list[dict[str, Any]]:
     rows.append(
       _judge(
         f'{name}_keeps_its_spread',
-        SIMSIAM if name == 'SimSiam' else 'Grill et al., arXiv:2006.07733',
+        SIMSIAM
+        if name == 'SimSiam'
+        else 'Grill et al., arXiv:2006.07733, in this small setting',
         f'{data}: {name} does not collapse',
         f'spread of outputs, end / start; at least {KEPT:g}',
         kept[name],
@@ -234,12 +237,7 @@ def _judge(
       f'learning_rate is too large: {statistic} is not finite ({text}). Lower '
       'it.'
     )
-  if at_least <= low and high <= at_most:
-    verdict = 'reproduced'
-  elif high < at_least or low > at_most:
-    verdict = 'not reproduced'
-  else:
-    verdict = 'undecided'
+  verdict = judging.judge(low, high, at_least=at_least, at_most=at_most)
   return _row(
     name, source, text, statistic, estimate['mean'], [low, high], verdict
   )

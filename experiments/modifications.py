@@ -4,11 +4,11 @@ Trains the papers' layer and its published modifications - regularised,
 augmented, with negative samples - on in-context linear regression, each beside
 controls, ten paired runs: all layers of a run share B, prompts, random features
 and initial projections. Every layer trains at a fixed learning rate and at one
-chosen for it, from the same three, by the training loss of the other runs::
+chosen for it, from the same four, by the training loss of the other runs::
 
   python -m experiments.modifications --workdir=out/modifications
 
-It takes four to five minutes of CPU time, spread over two cores, and resumes if
+It takes five to six minutes of CPU time, spread over two cores, and resumes if
 it is killed; `--rate_factors=1` leaves out the tuning and takes a third.
 Expect, as geometric means of ratios to the plain layer with 95 % intervals
 (early: mean training loss of epochs 1-20; final: held-out loss), at the fixed
@@ -128,7 +128,8 @@ class Config:
     0.0, 'the fixed rate; 0 for that of the input distribution'
   )
   rate_factors: tuple[float, ...] = harness.option(
-    (1.0, 10.0, 30.0), 'rates to choose from, as multiples of the fixed one'
+    (1.0, 10.0, 30.0, 50.0),
+    'rates to choose from, as multiples of the fixed one',
   )
   num_features: int = harness.option(1200, 'positive random features R')
   num_test_prompts: int = harness.option(128, 'prompts of a test and seed')

@@ -213,11 +213,11 @@ def _largest_rate(summary: Mapping[str, Any]) -> str:
   chosen: Counter[str] = Counter()
   for row in summary['layers']:
     chosen.update(row['tuned_learning_rates'])
-  largest = max(chosen, key=float)
+  largest = f'{max(summary["learning_rates"]):g}'
   return (
     f'The largest rate of the grid, {largest}, was chosen in '
-    f'{chosen[largest]} of {chosen.total()} runs of all layers, so that a '
-    'larger one may suit some better.'
+    f'{chosen[largest]} of {chosen.total()} runs of all layers; there a larger '
+    'one may be better still.'
   )
 
 

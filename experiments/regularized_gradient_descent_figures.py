@@ -98,6 +98,7 @@ def epochs(
   axes[0].set_ylim(bottom=0)
   axes[1].set_yscale('symlog', linthresh=1)
   axes[1].set_ylim(bottom=0)
+  axes[1].set_ylabel('linear below 1, logarithmic above')
   axes[0].set_ylabel('relative deviation from the strict layer')
   figure.legend(
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=5

@@ -33,14 +33,18 @@ td.verdict { white-space: nowrap; font-weight: 600; }
 summary { cursor: pointer; font-weight: 600; margin: .8rem 0; }
 """
 READING = (
-  'Each claim of the two versions of the paper is turned into a statistic with '
-  'a range fixed before the run. "Reproduced" means that the whole 95 % '
+  'Each claim of the two versions of the paper and of the neighbouring ones is '
+  'turned into a statistic with a range fixed before the run; what they do not '
+  'claim and is judged here all the same says so in its source, such as '
+  '"control" or "derived here". "Reproduced" means that the whole 95 % '
   'interval over independent runs or draws lies in the range, "not reproduced" '
-  'that it lies outside, "undecided" that it straddles the edge. A claim that '
-  'fails stays in its table. A claim that one layer is better or poorer than '
-  'another fails, too, if they are comparable; its statistic says so. Where a '
-  'layer is trained on one fixed task matrix, its loss measures how well it '
-  'memorises that matrix, not learning in context; the captions say so.'
+  'that it lies outside, "undecided" that it straddles the edge. Where a claim '
+  'compares layers, its statistic names the rule: that one layer is better or '
+  'poorer than another fails, too, if they are comparable, and that they are '
+  'comparable fails if the interval lies on one side of 1 and leaves the '
+  'margin. A claim that fails stays in its table. Where a layer is trained on '
+  'one fixed task matrix, its loss measures how well it memorises that matrix, '
+  'not learning in context; the captions say so.'
 )
 
 
@@ -114,9 +118,10 @@ def page(
 
 
 def _conclusions(sections: Sequence[Section]) -> str:
+  """First sentences; the paragraphs stand with their experiments."""
   paragraphs = [
     f'<p><b>{html.escape(part.title)}.</b> '
-    f'{html.escape(part.summary["conclusion"])}</p>'
+    f'{html.escape(part.summary["conclusion"].split(". ")[0].rstrip("."))}.</p>'
     for part in sections
   ]
   return '\n'.join(['<h2 id="conclusions">What to conclude</h2>', *paragraphs])

@@ -261,7 +261,6 @@ def test_another_config_in_the_same_folder_is_refused(tiny):
     ({'num_seeds': 4}, 'num_seeds is 4; expected an integer >= 5'),
     ({'num_traces': 4}, 'num_traces is 4; expected an integer >= 5'),
     ({'num_samples': 1}, 'num_samples is 1; expected an integer >= 2'),
-    ({'num_sign_samples': 9}, 'num_sign_samples is 9; expected at most'),
     ({'num_demonstrations': (4, 8)}, 'num_demonstrations is 4,8; expected'),
     ({'num_demonstrations': (8, 4, 2)}, 'num_demonstrations is 8,4,2'),
     ({'num_demonstrations': (1, 2, 9999)}, 'num_demonstrations reaches 9999'),
