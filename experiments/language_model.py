@@ -6,6 +6,31 @@ gradient step on its exact-softmax dual model; runs the whole network once more
 as a chain of dual models and compares the next tokens::
 
   python -m experiments.language_model --workdir=out/language_model
+  python -m experiments.language_model --workdir=out/mine --prompt_file=mine.txt
+
+A prompt is blocks with blank lines between them, the last one the query. Blocks
+that end like it, with one more word, are demonstrations, and that word is their
+label. Without a prompt, one of this package is read: ten reviews with their
+sentiment. `report.html` in the workdir shows what the answer was read from.
+
+It takes about 65 s of CPU time, spread over two cores, and 2.0 GiB of memory;
+the short run of `make demo`
+(`--num_demonstrations=4 --greedy_tokens=4 --num_features=0`) takes 30 s of CPU
+time. `seconds` in `summary.json` says where time went. Expect, over 270 heads
+and 256 positions::
+
+  largest residual                2.1e-06 in float32, 2.0e-15 in float64
+  total variation, next token     2.2e-07 between the model and the chain
+  next token                      ' Positive' .877, ' Negative' .042
+  logit difference                3.04, 1.67 of it read from demonstrations
+  rank correlation with deletion  .01 (contribution), .24 (removal)
+  error with 256 directions       1.03 in the median head; .94 for a plain mean
+  directions for 10 %, predicted  10^37 in the median head
+
+The identity is exact for real heads, and random features are useless there:
+their queries and keys are far too large. What a demonstration contributes to
+the answer does not say what deleting it does: it is `deletion_effect` in
+`summary.json`, a forward pass each.
 
 References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1 and sections on multiple heads,

@@ -15,6 +15,7 @@ LOOKS = {
   'hyperbolic': (GREEN, 's', 5),
   'trigonometric': (ORANGE, '^', 8),
 }
+PREDICTED_LINES = {'positive': '-', 'hyperbolic': '--', 'trigonometric': ':'}
 LINES = {'gaussian': '--', 'orthogonal': '-'}
 
 
@@ -75,7 +76,7 @@ def _errors(axis, study: Study) -> None:
   axis.plot([], [], ':', color=BLACK, linewidth=2, label='plain mean of values')
   axis.set_xscale('log', base=2)
   axis.set_yscale('log')
-  axis.set_ylim(TARGET / 10, None)
+  axis.set_ylim(TARGET / 30, None)
   axis.set_xticks(study.counts, [str(r) for r in study.counts])
   axis.set_xlabel('random directions R')
   axis.set_ylabel('relative error of the output')
@@ -121,7 +122,7 @@ def _check(axis, study: Study) -> None:
     axis.plot(
       found.factors,
       found.predicted[name],
-      '-',
+      PREDICTED_LINES[name],
       color=color,
       label=f'{name}, predicted',
     )

@@ -261,10 +261,11 @@ def _features(found: Mapping[str, Any] | None) -> str:
     for name in needed
   )
   mean = found['median_error_of_plain_mean']
+  verb = 'do' if min(rows.values()) <= 0.1 else 'do not'
   return (
     '<h2>Could random features stand in for the softmax?</h2><p>The learners '
     'above use the exact softmax kernel. Random features approximate it. With '
-    f'the queries and keys of this model they do not: beside an error of '
+    f'the queries and keys of this model they {verb}: beside an error of '
     f'{mean:.2f} of a plain mean of all values, {count} random directions err '
     'by</p><table><tr><th>features</th><th class="number">relative error, '
     'median head</th><th class="number">directions for 10 %, predicted</th>'

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import claims, harness
 from experiments import benchmark_language_model as benchmark
+from experiments import claims, harness
 from experiments import language_model as experiment
 from experiments import language_model_attribution as attributing
 from experiments import language_model_claims as judging
