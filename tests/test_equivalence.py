@@ -443,7 +443,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize('name', ['positive', 'exponential'])
 @pytest.mark.parametrize('objective', OBJECTIVES)
-def test_other_objectives_have_certificates_too(objective, name):
+def test_other_objectives_have_certificates_too(compiled, objective, name):
   dtype = jnp.float32 if objective == 'squared' else jnp.float64
   options, attention_fn = OBJECTIVES[objective]
   phi = make_phi(name, 1, 0, 8, 4, dtype)
