@@ -160,6 +160,15 @@ def test_online_pass_knows_nothing_of_the_future():
   assert np.all(before[:, -1] != after[:, -1])
 
 
+@jax.jit
+def states_of_one_step(keys, values, own, demonstrations):
+  start = dual.zero_shot(KERNEL, keys, values, mask=own)
+  return (
+    _dual_heads.gradient_state(KERNEL, keys, values, own, demonstrations),
+    dual.one_step_autodiff(KERNEL, start, keys, values, mask=demonstrations),
+  )
+
+
 @pytest.mark.parametrize('index', [0, 4])
 @pytest.mark.parametrize('masked_self', [False, True])
 def test_gradient_state_is_that_of_one_step_autodiff(index, masked_self):
@@ -168,11 +177,7 @@ def test_gradient_state_is_that_of_one_step_autodiff(index, masked_self):
   own = (jnp.arange(made.SIZE) == index) & (not masked_self)
   demonstrations = jnp.arange(made.SIZE) < index + (index == 0) * 3
   demonstrations = demonstrations & (jnp.arange(made.SIZE) != index)
-  state = _dual_heads.gradient_state(KERNEL, keys, values, own, demonstrations)
-  start = dual.zero_shot(KERNEL, keys, values, mask=own)
-  general = dual.one_step_autodiff(
-    KERNEL, start, keys, values, mask=demonstrations
-  )
+  state, general = states_of_one_step(keys, values, own, demonstrations)
   size = made.SIZE
   rows = general.coefficients[:size] + general.coefficients[size:]
   np.testing.assert_allclose(state.coefficients, rows, rtol=1e-12)
@@ -183,11 +188,17 @@ def test_gradient_state_is_that_of_one_step_autodiff(index, masked_self):
 def test_gradients_are_those_of_the_contrastive_loss(monkeypatch):
   """A loss that learns twice as fast gives other weights."""
   arguments = one_head()
-  plain = _dual_heads.answer_by_gradients(KERNEL, *arguments)
+
+  def answer():
+    """Traced anew: a compilation from before would know the old loss."""
+    fresh = functools.partial(_dual_heads.answer_by_gradients, KERNEL)
+    return jax.jit(lambda *arguments: fresh(*arguments))(*arguments)
+
+  plain = answer()
   monkeypatch.setattr(
     _dual_heads.losses, 'contrastive', lambda p, v: -2 * jnp.sum(p * v)
   )
-  doubled = _dual_heads.answer_by_gradients(KERNEL, *arguments)
+  doubled = answer()
   assert made.relative_error(doubled[:, 1:], plain[:, 1:]) > 0.1
   # The first token sees no demonstration: its model is the zero-shot one.
   np.testing.assert_array_equal(doubled[:, 0], plain[:, 0])
@@ -218,17 +229,20 @@ def test_random_features_have_their_own_chain(name):
   architecture, heads = made.FAMILIES[name].architecture, make_heads(name)
   rows = np.random.default_rng(0).normal(size=(9, made.D_K))
   phi = features.PositiveFeatures(jnp.asarray(rows))
-  result = jax.jit(
-    lambda heads: transformer.predict_heads(architecture, heads, phi=phi)
-  )(heads)
   share = made.HEADS // made.FAMILIES[name].num_groups
-  for h in range(made.HEADS):
-    arrays = heads.queries[h], heads.keys[h // share], heads.values[h // share]
-    if architecture.visible is transformer.causal:
-      expected = attention.causal_kernel_attention(phi, *arrays)
-    else:
-      expected = attention.stream_kernel_attention(phi, *arrays)
-    assert made.relative_error(result[h], expected) < IDENTITY['float64']
+  if architecture.visible is transformer.causal:
+    attend = functools.partial(attention.causal_kernel_attention, phi)
+  else:
+    attend = functools.partial(attention.stream_kernel_attention, phi)
+
+  @jax.jit
+  def run(heads):
+    each = (jnp.repeat(x, share, axis=0) for x in (heads.keys, heads.values))
+    result = transformer.predict_heads(architecture, heads, phi=phi)
+    return result, jax.vmap(attend)(heads.queries, *each)
+
+  for result, expected in zip(*run(heads), strict=True):
+    assert made.relative_error(result, expected) < IDENTITY['float64']
 
 
 @functools.cache
