@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import harness
 from iclcl_jax import bounds, dual, features, kernels
 from tests import oracles
 from tests.tolerances import IDENTITY
@@ -83,7 +82,7 @@ def compiled(name, ball, chunk_size=2):
   phi, options = BOTH[name], {'radius': 0.7, 'ball': BALLS[ball]}
   embed = functools.partial(bounds.mean_embedding, phi, chunk_size=4)
 
-  @harness.compile_quickly
+  @jax.jit
   def measure(keys, values, many_keys, many_values):
     bound = bounds.rademacher_bound(
       phi, keys, values, chunk_size=chunk_size, **options
@@ -119,7 +118,7 @@ def test_diagonal_and_trace_match_plain_loops(name):
   keys, _ = draw(5)
   diagonal = np.array([oracle_kernel(name, x, x) for x in keys])
 
-  @harness.compile_quickly
+  @jax.jit
   def measure(keys):
     phi, size = BOTH[name], 2
     diagonal = bounds.log_diagonal(phi, keys, chunk_size=size)
@@ -221,7 +220,7 @@ def test_one_demonstration_alone():
 def test_theorem_has_its_constants():
   keys, values = draw(7, seed=7)
   phi = MAPS['positive']
-  bound = harness.compile_quickly(
+  bound = jax.jit(
     functools.partial(
       bounds.generalization_bound, phi, radius=0.3, loss_bound=2.0, delta=0.1
     )
@@ -274,7 +273,7 @@ def test_published_form_grows_with_its_dimension_factor():
 def gaps(name):
   """Compiled: gap of a state, supremum, and losses."""
 
-  @harness.compile_quickly
+  @jax.jit
   def measure(keys, values, many_keys, many_values, direction):
     phi = BOTH[name]
     state = dual.zero_shot(phi, many_keys, direction)
@@ -319,7 +318,7 @@ def test_losses_match_plain_loops():
   for name in ('positive', 'exponential'):
     state = dual.zero_shot(BOTH[name], *draw(3, seed=15))
     rows, labels = draw(3, seed=15)
-    measure = harness.compile_quickly(_losses(BOTH[name]))
+    measure = jax.jit(_losses(BOTH[name]))
     found = measure(state, keys, values)
     expected = -np.mean(
       [
@@ -354,7 +353,7 @@ def test_a_mask_removes_demonstrations(name):
   broken = [np.where(mask[:, None], x, np.nan) for x in (keys, values)]
   phi, key = BOTH[name], jax.random.key(5)
 
-  @harness.compile_quickly
+  @jax.jit
   def measure(keys, values, mask):
     bound = bounds.generalization_bound(
       phi, keys, values, radius=1.0, loss_bound=1.0, delta=0.1, mask=mask
@@ -468,7 +467,7 @@ def test_jit_vmap_and_grad(name):
   step[1, 2] = 1e-6
   batch = np.stack([keys, keys + step, keys - step])
   program = jax.vmap(jax.value_and_grad(total), (0, None))
-  batched, gradients = harness.compile_quickly(program)(batch, values)
+  batched, gradients = jax.jit(program)(batch, values)
   for x, found in zip(batch, batched, strict=True):
     bound, draws, gap = compiled(name, 'frobenius')(
       x, values, many_keys, many_values
@@ -499,7 +498,7 @@ def test_dtype_follows_the_inputs(dtype):
     ]
     return bound, draws
 
-  bound, draws = harness.compile_quickly(measure)(keys, values)
+  bound, draws = jax.jit(measure)(keys, values)
   assert {x.dtype for x in jax.tree.leaves((bound, draws))} == {dtype}
   exact = bounds.generalization_bound(
     KERNELS['exponential'],
@@ -516,7 +515,7 @@ def test_dtype_follows_the_inputs(dtype):
 def test_a_vanishing_kernel_has_complexity_zero():
   keys, values = np.zeros((3, DIM)), draw(3)[1]
 
-  @harness.compile_quickly
+  @jax.jit
   def measure(keys, values):
     return [
       bounds.rademacher_draws(
