@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 from flax.nnx import bridge
 
-from experiments.harness import compile_quickly
 from iclcl_jax import (
   attention,
   features,
@@ -252,7 +251,7 @@ def train(layer, params, x, num_steps=30):
 
 
 def init(layer, x):
-  return compile_quickly(layer.init)(jax.random.key(0), x)['params']
+  return jax.jit(layer.init)(jax.random.key(0), x)['params']
 
 
 def check_training(losses, slopes):
@@ -267,7 +266,7 @@ def test_a_modification_is_the_function_of_its_parameters_and_trains(name):
   attention_fn, x = MODIFICATIONS[name], tokens()
   layer, one = multi(attention_fn), single(attention_fn)
 
-  @compile_quickly
+  @jax.jit
   def everything(params, x):
     by_hand = jax.vmap(lambda p: head_by_hand(attention_fn, p, x))
     heads = by_hand(params['heads'])
@@ -296,7 +295,7 @@ def test_a_view_takes_the_place_of_the_projection(name):
   params = init(layer, x)
   assert set(params) == {'query', 'key_view', 'value'}
 
-  @compile_quickly
+  @jax.jit
   def both(params, x):
     keys = BY_HAND[name](params['key_view'], x)
     by_hand = attention_fn(x @ params['query'], keys, x @ params['value'])
@@ -325,7 +324,7 @@ def test_heads_have_views_of_their_own_and_train():
   }
   linear = params['heads']['key_view']['linear']
   assert np.any(linear[0] != linear[1])
-  training = compile_quickly(functools.partial(train, layer))(params, x)
+  training = jax.jit(functools.partial(train, layer))(params, x)
   check_training(*training)
 
 
