@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import compile_quickly
 from iclcl_jax import attention, features, kernels, modified
 from tests import oracles, tolerances
 
@@ -148,7 +147,7 @@ ALL_CASES = pytest.mark.parametrize('case', sorted(CASES))
 WEIGHTS = np.random.default_rng(5).standard_normal((N, D_V))
 
 
-@functools.partial(compile_quickly, static_argnames=('fn', 'chunk_size'))
+@functools.partial(jax.jit, static_argnames=('fn', 'chunk_size'))
 def answer(fn, phi, queries, keys, values, mask=None, *, chunk_size=CHUNK):
   return fn(phi, queries, keys, values, mask=mask, chunk_size=chunk_size)
 
@@ -164,7 +163,7 @@ def with_slopes(fn, arrays):
   return output, slopes
 
 
-@functools.partial(compile_quickly, static_argnames='fn')
+@functools.partial(jax.jit, static_argnames='fn')
 def masked_answer(fn, phi, arrays, mask):
   """Outputs and gradients; one compilation serves every mask and norm."""
   # Streams in one chunk compile in half the time.
@@ -174,7 +173,7 @@ def masked_answer(fn, phi, arrays, mask):
   )
 
 
-@functools.partial(compile_quickly, static_argnames='twin')
+@functools.partial(jax.jit, static_argnames='twin')
 def one_by_one(twin, phi, arrays, mask):
   def rows(queries, keys, values):
     return jax.vmap(lambda query, j: twin(phi, query, keys, values, j, mask))(
@@ -266,7 +265,7 @@ def test_token_negatives_are_plain_attention_with_their_labels(name):
   phi = MAPS[name]
   fn, _, _ = CASES['token negatives']
 
-  @compile_quickly
+  @jax.jit
   def by_labels(queries, keys, values):
     labels = modified.token_negative_labels(
       phi, queries, keys, values, **PUSHED
@@ -326,7 +325,7 @@ def test_augmented_equals_the_one_query_function(name):
   queries, keys, values = draw()
   found = answer(fn, MAPS[name], queries[:4], keys, values, MASK)
 
-  @compile_quickly
+  @jax.jit
   def by_vmap(queries):
     return jax.vmap(
       lambda query: one(MAPS[name], query, keys, values, mask=MASK)
@@ -471,7 +470,7 @@ def test_chunks_do_not_matter_to_gradients():
   arrays, phi, fn = draw(), positive(), EVERY['regularised']
   _, expected = masked_answer(fn, phi, arrays, EVERYBODY)
   chunked = functools.partial(fn, phi, chunk_size=CHUNK)
-  by_chunks = compile_quickly(lambda arrays: with_slopes(chunked, arrays)[1])
+  by_chunks = jax.jit(lambda arrays: with_slopes(chunked, arrays)[1])
   for found, slope in zip(by_chunks(arrays), expected, strict=True):
     np.testing.assert_allclose(found, slope, rtol=1e-9, atol=1e-12)
 
@@ -514,7 +513,7 @@ def test_causal_gradients_are_those_of_the_dense_form(case):
     )
 
   _, slopes = masked_answer(fn, phi, draw(), EVERYBODY)
-  by_hand = compile_quickly(lambda arrays: with_slopes(dense, arrays)[1])
+  by_hand = jax.jit(lambda arrays: with_slopes(dense, arrays)[1])
   for found, expected in zip(slopes, by_hand(draw()), strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -524,7 +523,7 @@ def test_vmap_over_heads_is_the_loop(case):
   heads = [draw(seed) for seed in range(2)]
   stacked = tuple(np.stack(x) for x in zip(*heads, strict=True))
   fn = functools.partial(EVERY[case], positive(), chunk_size=CHUNK)
-  found = compile_quickly(jax.vmap(fn))(*stacked)
+  found = jax.jit(jax.vmap(fn))(*stacked)
   for head, output in zip(heads, found, strict=True):
     compare(output, answer(EVERY[case], positive(), *head), 'positive')
 
@@ -536,9 +535,9 @@ def test_selection_in_two_levels_is_sorting(size):
   weights = generator.integers(0, 4, (20, size)).astype(float)
   candidates = generator.random((20, size)) < 0.7
   count = min(5, size)
-  found = compile_quickly(
-    jax.vmap(lambda w, c: modified.lowest_scores(w, c, count))
-  )(weights, candidates)
+  found = jax.jit(jax.vmap(lambda w, c: modified.lowest_scores(w, c, count)))(
+    weights, candidates
+  )
   for row, allowed, chosen in zip(weights, candidates, found, strict=True):
     order = sorted(np.flatnonzero(allowed), key=lambda i: (row[i], i))
     np.testing.assert_array_equal(np.flatnonzero(chosen), sorted(order[:count]))
