@@ -31,6 +31,11 @@ one_step_autodiff = jax.jit(
 )
 stream_step = jax.jit(dual.stream_step, static_argnames='chunk_size')
 predict = jax.jit(dual.predict)
+find_normaliser = jax.jit(dual.normaliser)
+train = jax.jit(
+  dual.train,
+  static_argnames=('loss', 'penalty', 'optimizer', 'num_epochs', 'batch_size'),
+)
 merge = jax.jit(dual.merge)
 
 
@@ -85,14 +90,14 @@ def test_one_step_is_the_gradient_of_the_papers_loss():
   """`W - eta grad L`, with `W [d_v, R]` explicit and D in the loss."""
   phi, (query, keys, values), eta = make_phi(), make_tokens(), 0.7
   start = zero_shot(phi, keys[4:], values[4:])
-  normaliser = dual.normaliser(phi, keys, query)
+  normaliser = find_normaliser(phi, keys, query)
 
   def loss(weights):
     scores = jax.vmap(lambda v, k: v @ weights @ phi(k))(values[:4], keys[:4])
     return -jnp.sum(scores) / (eta * normaliser)
 
   initial = unscaled(start)[0] / normaliser
-  trained = initial - eta * jax.grad(loss)(initial)
+  trained = initial - eta * jax.jit(jax.grad(loss))(initial)
   by_hand = initial + values[:4].T @ jax.vmap(phi)(keys[:4]) / normaliser
   close(trained, by_hand)
   output = attention.kernel_attention(phi, query, keys, values)
@@ -148,7 +153,7 @@ def test_query_free_form_equals_fixed_normaliser(name, dtype):
     phi, zero_shot(phi, keys[4:], values[4:]), keys[:4], values[:4]
   )
   for point in (query, -2 * query):
-    normaliser = dual.normaliser(phi, keys, point)
+    normaliser = find_normaliser(phi, keys, point)
     fixed = predict(phi, state, point, normaliser=normaliser)
     close(fixed, predict(phi, state, point), dtype)
     negative = predict(phi, state, point, normaliser=-normaliser)
@@ -174,13 +179,14 @@ def test_schedules_end_where_one_step_ends(name, batch_size, num_epochs):
   phi, (query, keys, values) = PHIS[name](), make_tokens()
   start = zero_shot(phi, keys[:1], values[:1])
   goal = predict(phi, one_step(phi, start, keys, values), query)
+  optimizer = optax.sgd(1 / num_epochs)  # One, for one compilation.
   for order in (np.arange(N), np.random.default_rng(1).permutation(N)):
-    state = dual.train(
+    state = train(
       phi,
       start,
       keys[order],
       values[order],
-      optimizer=optax.sgd(1 / num_epochs),
+      optimizer=optimizer,
       num_epochs=num_epochs,
       batch_size=batch_size,
     )
@@ -192,7 +198,7 @@ def test_distance_to_attention_along_the_way(name):
   """After demonstrations `0..t` exactly the later terms are missing."""
   phi, (query, keys, values) = PHIS[name](), make_tokens()
   start = zero_shot(phi, keys[5:], values[5:])
-  normaliser = dual.normaliser(phi, keys, query)
+  normaliser = find_normaliser(phi, keys, query)
 
   def observe(state):
     return predict(phi, state, query, normaliser=normaliser)
@@ -236,13 +242,14 @@ def test_step_minimises_the_proximal_objective():
   ):
     initial = unscaled(start)[0]
 
+    @jax.jit
     def objective(weights, initial=initial):
       fit = losses.contrastive(rows @ weights.T, values)
       return fit + jnp.sum((weights - initial) ** 2) / (2 * eta)
 
     state = one_step(phi, start, keys, values, learning_rate=eta)
     trained = unscaled(state)[0]
-    close(jax.grad(objective)(trained), np.zeros((D_V, R)))
+    close(jax.jit(jax.grad(objective))(trained), np.zeros((D_V, R)))
     for seed in range(5):
       move = 1e-2 * jax.random.normal(jax.random.key(seed), (D_V, R), F64)
       assert objective(trained + move) > objective(trained)
@@ -278,6 +285,7 @@ def test_loss_never_rises_in_one_step(name):
     start = zero_shot(phi, keys[:2], values[:2])
     trained = one_step(phi, start, keys, values)
 
+    @jax.jit
     def loss(state, keys=keys, values=values):
       fixed = functools.partial(predict, phi, state, normaliser=1.0)
       return losses.contrastive(jax.vmap(fixed)(keys), values)
