@@ -87,7 +87,6 @@ def summarise(config: Any, results: Results) -> dict[str, Any]:
     'prompt': results.prompt.text,
     'prompt_token_ids': results.tokens,
     'certificate_seconds': results.certified['float32'].seconds,
-    'certificate_seconds_float64': results.certified['float64'].seconds,
     'forward_seconds': results.forward.seconds,
   }
   summary['claims'] = judging.claims(summary)
