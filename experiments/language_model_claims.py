@@ -133,14 +133,15 @@ def conclusion(summary: Mapping[str, Any]) -> str:
   """One paragraph, from the numbers."""
   verb = 'is' if summary['holds'] else 'is NOT'
   same = 'the same' if summary['chain_continues_the_same'] else 'other'
+  count = len(summary['greedy_tokens'])
+  continues = f' and continues it by {same} {count} tokens' if count else ''
   parts = [
     f'Every one of the {summary["num_heads"]} heads {verb} one gradient step '
     f'of its dual model at all {summary["num_positions"]} positions, to '
     f'{summary["max_residual_float32"]:.1e} in float32 and '
     f'{summary["max_residual_float64"]:.1e} in float64. The chain of dual '
     'models gives next-token probabilities within a total variation of '
-    f'{summary["next_token_total_variation"]:.1e} and continues the prompt by '
-    f'{same} tokens.',
+    f'{summary["next_token_total_variation"]:.1e}{continues}.',
     _attribution_sentence(summary['attribution']),
   ]
   if summary['random_features'] is not None:
