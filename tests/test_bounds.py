@@ -412,6 +412,121 @@ def test_a_radius_that_underflows_is_given_by_its_logarithm():
     bounds.rademacher_bound(phi, keys, values, radius=0.0)
 
 
+@functools.cache
+def logarithms(name, ball, dtype):
+  """Compiled: logarithms of all that may not be negative, in `dtype`."""
+  phi = BOTH[name]
+  options = {'radius': 1e-60, 'ball': BALLS[ball]}
+  if name == 'positive':
+    phi = features.PositiveFeatures(jnp.asarray(PROJECTION, dtype))
+
+  @jax.jit
+  def measure(keys, values):
+    bound = bounds.generalization_bound(
+      phi, keys, values, loss_bound=1e60, delta=1e-60, **options
+    )
+    sample, rest = (
+      bounds.mean_embedding(phi, keys[part], values[part])
+      for part in (slice(2), slice(2, None))
+    )
+    draws = bounds.rademacher_draws(
+      jax.random.key(0), phi, keys, values, num_draws=2, **options
+    )
+    gap = bounds.gap_supremum(phi, rest, sample, **options)
+    published = bounds.published_bound(
+      phi, keys, radius=1e60, value_bound=1, dimension_factor=1, delta=1e-60
+    )
+    return jax.tree.leaves((bound, draws, gap, published))
+
+  return measure
+
+
+EXTREMES = [
+  ('positive', 'frobenius', 'float32', (1e-34, 1e-25, 1e25, 1e37)),
+  ('positive', 'frobenius', 'float16', (1e-3, 1e4)),
+  ('exponential', 'spectral', 'float16', (1e-3, 1e4)),
+  ('exponential', 'spectral', 'float32', (1e-34, 1e-25, 1e25, 1e37)),
+  ('identity', 'spectral', 'bfloat16', (1e-34, 1e25)),
+]
+
+
+@pytest.mark.parametrize(('name', 'ball', 'dtype', 'scales'), EXTREMES)
+def test_logarithms_follow_labels_that_cannot_be_squared(
+  name, ball, dtype, scales
+):
+  """All numbers are formed in log space, from hyper-parameters to signs."""
+  keys, values = draw(SIZE, seed=21)
+  exact = logarithms(name, ball, 'float64')(keys, values)
+  # Rounding is that of a logarithm near 150, and of the inputs.
+  tolerance = 600 * float(jnp.finfo(dtype).eps)
+  for scale in scales:
+    cast = [jnp.asarray(x, dtype) for x in (keys, values * scale)]
+    found = logarithms(name, ball, dtype)(*cast)
+    assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+    shifts = np.log(scale) * np.array([1, 0, 1, 1, 0, 0])
+    for a, b, shift in zip(found, exact, shifts, strict=True):
+      np.testing.assert_allclose(
+        np.asarray(a, float), b + shift, atol=tolerance, rtol=0
+      )
+
+
+@pytest.mark.parametrize('name', ['identity', 'linear'])
+def test_features_that_cannot_be_squared(name):
+  keys, values = (jnp.asarray(x, jnp.float32) for x in draw(SIZE, seed=22))
+  scale = {'identity': 1e30, 'linear': 1e17}[name]
+  measure = logarithms(name, 'frobenius', 'float32')
+  shifts = np.log(scale) * np.array([1, 0, 1, 1, 1, 0])
+  for a, b, shift in zip(
+    measure(keys * scale, values), measure(keys, values), shifts, strict=True
+  ):
+    np.testing.assert_allclose(a, np.asarray(b) + shift, rtol=1e-5)
+
+
+def test_terms_of_opposite_scales_are_both_counted():
+  """A tiny label of a long key may outweigh a large one of a short key."""
+  keys = jnp.array([[30.0, 0], [0, 1]], jnp.float32)
+  values = jnp.array([[1e-37], [1e37]], jnp.float32)
+  lengths = np.array([900, 1]) / math.sqrt(2) / 2
+  expected = lengths + np.log([1e-37, 1e37])
+  for scale in (1.0, 1e-37):  # The first outweighs the second, or not.
+    logs = np.array([expected[0], expected[1] + math.log(scale)])
+    labels = values * jnp.array([[1.0], [scale]], jnp.float32)
+    draws = bounds.rademacher_draws(
+      jax.random.key(0),
+      KERNELS['exponential'],
+      keys,
+      labels,
+      radius=2.0,
+      num_draws=1,
+    )
+    np.testing.assert_allclose(draws.log_value, [logs.max()], rtol=1e-6)
+
+
+def test_many_demonstrations_are_counted_in_half_precision():
+  size = 70_000  # More than float16 can hold.
+  keys = jnp.zeros((size, 1), jnp.float16)
+  values = jnp.ones((size, 1), jnp.float16)
+  phi = KERNELS['exponential']
+  bound = bounds.rademacher_bound(phi, keys, values, radius=1.0)
+  np.testing.assert_allclose(
+    bound.log_value, -math.log(size) / 2, rtol=IDENTITY['bfloat16']
+  )
+  state = dual.zero_shot(phi, keys[:1], values[:1])
+  loss = bounds.representation_loss(phi, state, keys, values)
+  assert float(loss) == -1
+
+
+def test_weights_of_zero_have_no_loss_at_any_scale():
+  keys, values = draw(3, seed=23)
+  phi = MAPS['positive']
+  state = dual.zero_shot(phi, keys, 0 * values)
+  population = bounds.mean_embedding(phi, keys, values)
+  state, population = (
+    x._replace(log_scale=x.log_scale + 500) for x in (state, population)
+  )
+  assert float(bounds.expected_loss(phi, state, population)) == 0
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_chunks_do_not_change_the_result(name):
   expected = measure(name, 'frobenius', seed=19)[1]
@@ -544,6 +659,7 @@ GOOD = {'radius': 1.0, 'loss_bound': 1.0, 'delta': 0.1}
     ({'delta': 0.0}, r'delta is 0; expected a probability in \(0, 1\)'),
     ({'delta': 1.0}, r'delta is 1; expected a probability in \(0, 1\)'),
     ({'chunk_size': 0}, 'chunk_size is 0; expected an integer >= 1'),
+    ({'ball': 'frobenius'}, r'ball is a str; expected bounds\.FROBENIUS'),
     ({'mask': np.ones(2, bool)}, r'mask has shape \[2\]; expected \[3\]'),
   ],
 )
@@ -579,6 +695,12 @@ def test_more_bad_input_is_named():
   with pytest.raises(ValueError, match='key is a int'):
     bounds.rademacher_draws(0, phi, KEYS, VALUES, radius=1.0, num_draws=1)
   state = bounds.mean_embedding(phi, KEYS, VALUES)
+  with pytest.raises(ValueError, match='ball is a float; expected'):
+    bounds.gap_supremum(phi, state, state, radius=1.0, ball=2.0)
+  with pytest.raises(ValueError, match='ball is a NoneType; expected'):
+    bounds.rademacher_draws(
+      jax.random.key(0), phi, KEYS, VALUES, radius=1, num_draws=1, ball=None
+    )
   with pytest.raises(ValueError, match='population is a DualState; expected a'):
     bounds.gap_supremum(kernel, state, state, radius=1.0)
   other = bounds.mean_embedding(kernel, KEYS, VALUES)

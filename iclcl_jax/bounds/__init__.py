@@ -18,9 +18,12 @@ here, `SPECTRAL` that of the operator norm, which costs a factor
 :math:`\sqrt{\min(d_v, N)}`. The loss is linear in `W`, so suprema over a ball
 are norms and need no search.
 
-Kernels of long keys overflow. Positive results are `LogValue` (their logarithm
-is always finite), and `radius` and `loss_bound` may be given as such.
-Demonstrations are read in chunks: no `[N, R]` or `[N, N]` array is held.
+Kernels of long keys overflow, and squares of labels do. Results that cannot be
+negative are `LogValue`, formed in log space and in float32 at least: the
+logarithm is finite unless the number is zero (for a kernel without
+`log_kernel`, where its plain values are finite), and `radius` and `loss_bound`
+may be given as such. States and losses are plain numbers. Demonstrations are
+read in chunks: no `[N, R]` or `[N, N]` array is held.
 """
 
 from iclcl_jax.bounds._common import (

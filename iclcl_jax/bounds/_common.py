@@ -1,5 +1,6 @@
 """Positive numbers by their logarithm, balls of weights, and checks."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ CHUNK_SIZE = 512
 
 
 class LogValue(NamedTuple):
-  """A positive number, by its logarithm.
+  """A positive number (or zero, a result alone), by its logarithm.
 
   Attributes:
     log_value: the logarithm. Shape `[]`, or `[P]` for several numbers.
@@ -70,7 +71,10 @@ SPECTRAL = Ball(
 
 
 def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
-  """Returns the logarithm of a positive argument, in `dtype`."""
+  """Returns the logarithm of a positive argument, in `dtype`.
+
+  A concrete number is read by Python, where it does not under- or overflow.
+  """
   if isinstance(number, LogValue):
     _validate.check_scalar(f'{name}.log_value', number.log_value)
     return jnp.asarray(number.log_value, dtype)
@@ -80,7 +84,24 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
       f'{name} is {float(number):g}; expected a positive number. Pass '
       'bounds.LogValue(logarithm) if it under- or overflows.'
     )
-  return jnp.log(jnp.asarray(number, dtype))
+  if _validate.is_concrete(number):
+    return jnp.asarray(math.log(float(number)), dtype)
+  # In the wider of both dtypes.
+  number = jnp.asarray(number)
+  if not jnp.issubdtype(number.dtype, jnp.floating) or (
+    jnp.finfo(number.dtype).bits < jnp.finfo(dtype).bits
+  ):
+    number = number.astype(dtype)
+  return jnp.log(number).astype(dtype)
+
+
+def check_ball(ball: Ball) -> None:
+  """Raises unless `ball` is a `Ball`."""
+  if not isinstance(ball, Ball):
+    raise ValueError(
+      f'ball is a {type(ball).__name__}; expected bounds.FROBENIUS, '
+      'bounds.SPECTRAL or a bounds.Ball of your own.'
+    )
 
 
 def check_delta(delta: float | Array) -> float | Array:
@@ -102,9 +123,25 @@ def visible(
   return rows if mask is None else jnp.where(mask[:, None], rows, 0)
 
 
+def wide(dtype):
+  """The dtype to compute in: half precision cannot count, nor decompose."""
+  dtype = jax.dtypes.canonicalize_dtype(dtype)
+  return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
+  """Log of the Euclidean norm of each row; no square under- or overflows."""
+  top = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1))
+  empty = top == 0
+  top = jnp.where(empty, 1, top)
+  squares = jnp.sum((rows / top[:, None]) ** 2, axis=1)
+  logs = jnp.log(top) + jnp.log(jnp.where(empty, 1, squares)) / 2
+  return jnp.where(empty, -jnp.inf, logs)
+
+
 def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
-  """The number of visible rows, in their dtype."""
-  dtype = jax.dtypes.canonicalize_dtype(rows.dtype)
+  """The number of visible rows, in their dtype or float32."""
+  dtype = wide(rows.dtype)
   if mask is not None and _validate.is_concrete(mask) and not mask.any():
     raise ValueError(
       'mask leaves no demonstration; expected at least one visible row.'

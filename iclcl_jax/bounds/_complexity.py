@@ -10,11 +10,14 @@ from iclcl_jax.bounds._common import (
   Ball,
   LogValue,
   Positive,
+  check_ball,
   count,
+  log_norm,
   log_positive,
   visible,
+  wide,
 )
-from iclcl_jax.bounds._norms import log_diagonal, log_norms
+from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
 
@@ -49,7 +52,8 @@ def rademacher_bound(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
-      `radius` is not positive and finite, or `chunk_size < 1`.
+      `radius` is not positive and finite, `ball` is no `Ball`, or
+      `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -63,19 +67,24 @@ def rademacher_bound(
     (2002), Lemma 22.
   """
   _validate.check_tokens(keys, values, mask)
-  diagonal = log_diagonal(phi, keys, mask=mask, chunk_size=chunk_size)
-  squares = jnp.sum(visible(values, mask) ** 2, axis=1)
+  _validate.check_count('chunk_size', chunk_size)
+  check_ball(ball)
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
+  dtype = wide(values.dtype)
+  diagonal = wide_log_diagonal(phi, keys, mask, chunk_size)
+  lengths = log_norm(visible(values, mask).astype(dtype))
   size = count(values, mask)
   rank = jnp.minimum(values.shape[1], size)
   if _validate.is_feature_map(phi):
     row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
     rank = jnp.minimum(rank, jax.eval_shape(phi, row).shape[0])
-  return LogValue(
-    log_positive('radius', radius, values.dtype)
-    + jax.nn.logsumexp(diagonal, b=squares) / 2
+  bound = (
+    log_positive('radius', radius, dtype)
+    + jax.nn.logsumexp(diagonal + 2 * lengths) / 2
     + jnp.log(ball.growth(rank))
     - jnp.log(size)
   )
+  return LogValue(bound.astype(values.dtype))
 
 
 def rademacher_draws(
@@ -131,7 +140,8 @@ def rademacher_draws(
   _validate.check_tokens(keys, values, mask)
   _validate.check_count('num_draws', num_draws)
   _validate.check_count('chunk_size', chunk_size)
-
+  check_ball(ball)
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   data, impl = jax.random.key_data(key), jax.random.key_impl(key)
 
   def signed(rows, labels):
@@ -146,4 +156,5 @@ def rademacher_draws(
 
   logs = log_norms(phi, keys, values, signed, num_draws, ball, mask, chunk_size)
   size = jnp.log(count(values, mask))
-  return LogValue(logs + (log_positive('radius', radius, values.dtype) - size))
+  logs = logs + (log_positive('radius', radius, logs.dtype) - size)
+  return LogValue(logs.astype(values.dtype))

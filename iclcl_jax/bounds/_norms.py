@@ -1,13 +1,19 @@
 """Diagonal of the kernel matrix, and norms of sums over demonstrations."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
-from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, visible
+from iclcl_jax.bounds._common import (
+  CHUNK_SIZE,
+  Ball,
+  log_norm,
+  visible,
+  wide,
+)
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
 
@@ -40,24 +46,54 @@ def log_diagonal(
   """
   _validate.check_tokens(keys, keys, mask)
   _validate.check_count('chunk_size', chunk_size)
+  keys = jnp.asarray(keys)
+  logs = wide_log_diagonal(phi, keys, mask, chunk_size)
+  return logs.astype(keys.dtype)
+
+
+def wide_log_diagonal(
+  phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None, chunk_size: int
+) -> Float[Array, ' N']:
+  """`log_diagonal` of checked keys, in float32 at least."""
+  dtype = wide(keys.dtype)
   is_map = _validate.is_feature_map(phi)
 
   def one(key):
     if not is_map:
-      if hasattr(phi, 'log_kernel'):
-        return coefficients.evaluate(phi.log_kernel, key, key)
-      return jnp.log(coefficients.evaluate(phi, key, key))
-    row_scale, features = moments.scaled(cast(FeatureMap, phi), key)
+      return _log_kernel(phi, key, key).astype(dtype)
+    row_scale, features = _WideFeatures(phi, key.dtype).scaled(key)
     top = moments.largest(row_scale)
-    return 2 * top + jnp.log(
-      jnp.sum((jnp.exp(row_scale - top) * features) ** 2)
+    return (
+      top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
     )
 
-  visible = jnp.asarray(keys)
-  if mask is not None:
-    visible = jnp.where(mask[:, None], visible, 0)
-  logs = moments.map_chunks(one, visible, chunk_size)
+  logs = moments.map_chunks(one, visible(keys, mask), chunk_size)
   return logs if mask is None else jnp.where(mask, logs, -jnp.inf)
+
+
+def _log_kernel(kernel, x, y) -> Float[Array, '']:
+  """`log k(x, y)`, of a kernel that is positive there."""
+  if hasattr(kernel, 'log_kernel'):
+    return coefficients.evaluate(kernel.log_kernel, x, y)
+  return jnp.log(coefficients.evaluate(kernel, x, y))
+
+
+class _WideFeatures:
+  """A feature map in float32 at least, its largest feature of order one."""
+
+  def __init__(self, phi: Any, dtype):
+    self._phi, self._dtype = phi, dtype
+
+  def __call__(self, x):
+    log_scale, features = self.scaled(x)
+    return jnp.exp(log_scale) * features
+
+  def scaled(self, x):
+    log_scale, features = moments.scaled(self._phi, x.astype(self._dtype))
+    features = features.astype(wide(features.dtype))
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(features)))
+    top = jnp.where(top == 0, 1, top)
+    return log_scale.astype(features.dtype) + jnp.log(top), features / top
 
 
 def log_trace(
@@ -86,9 +122,11 @@ def log_trace(
     >>> round(float(log_trace(kernels.LinearKernel(), jnp.eye(3))), 5)
     1.09861
   """
-  return jax.nn.logsumexp(
-    log_diagonal(phi, keys, mask=mask, chunk_size=chunk_size)
-  )
+  _validate.check_tokens(keys, keys, mask)
+  _validate.check_count('chunk_size', chunk_size)
+  keys = jnp.asarray(keys)
+  logs = wide_log_diagonal(phi, keys, mask, chunk_size)
+  return jax.nn.logsumexp(logs).astype(keys.dtype)
 
 
 def log_norms(
@@ -115,79 +153,127 @@ def log_norms(
     chunk_size: demonstrations that are read at a time.
 
   Returns:
-    The logarithms. Shape `[P]`.
+    The logarithms, in float32 at least. Shape `[P]`.
   """
-  chunks = _chunks(keys, values, mask, chunk_size)
-
-  def labels(rows, rows_values):
-    return labels_fn(rows, rows_values).reshape(rows.shape[0], -1)
-
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
+  dtype = wide(values.dtype)
   width = num_sums * values.shape[1]
   if not _validate.is_feature_map(phi):
-    return _kernel_norms(phi, chunks, labels, width, num_sums, ball)
+    chunks = _chunks(keys, values.astype(dtype), mask, chunk_size)
+    return _kernel_norms(phi, chunks, labels_fn, num_sums, ball)
+  log_top, values = _split_scale(visible(values, mask).astype(dtype))
+  # Keys are cast, too: a state has one dtype. The map casts them back.
+  chunks = _chunks(keys.astype(dtype), values, mask, chunk_size)
+  wide_phi = _WideFeatures(phi, keys.dtype)
 
   @jax.checkpoint
   def step(state, chunk):
     rows, chunk_keys, chunk_values, chunk_mask = chunk
-    chunk_labels = labels(rows, chunk_values)
-    return moments.absorb(
-      phi, state, chunk_keys, chunk_labels, chunk_mask
-    ), None
+    labels = labels_fn(rows, chunk_values).reshape(rows.shape[0], -1)
+    return moments.absorb(wide_phi, state, chunk_keys, labels, chunk_mask), None
 
-  empty = moments.empty(phi, keys, jnp.zeros((0, width), chunks[2].dtype))
+  empty = moments.empty(wide_phi, chunks[1][0], jnp.zeros((0, width), dtype))
   state, _ = jax.lax.scan(step, empty, chunks)
-  return state_norms(state, num_sums, ball)
+  return log_top + state_norms(state, num_sums, ball)
+
+
+def _split_scale(array: Array) -> tuple[Float[Array, ''], Array]:
+  """The log of the largest entry, and the array divided by that entry."""
+  top = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))
+  top = jnp.where(top == 0, 1, top)
+  return jnp.log(top), array / top
 
 
 def state_norms(
   state: DualState, num_sums: int, ball: Ball
 ) -> Float[Array, ' P']:
   """Log of the norms of the weights, split by rows into `P` matrices."""
-  top = moments.largest(state.log_scale)
-  matrix = state.weights * jnp.exp(state.log_scale - top)[None]
+  dtype = wide(state.weights.dtype)
+  log_scale = state.log_scale.astype(dtype)
+  top = moments.largest(log_scale)
+  matrix = state.weights.astype(dtype) * jnp.exp(log_scale - top)[None]
+
+  def log_dual_norm(matrix):
+    log_top, matrix = _split_scale(matrix)
+    return log_top + jnp.log(ball.dual_norm(matrix))
+
   matrices = matrix.reshape(num_sums, -1, matrix.shape[1])
-  return top + jnp.log(jax.lax.map(ball.dual_norm, matrices))
+  return top + jax.lax.map(log_dual_norm, matrices)
 
 
-def _kernel_norms(kernel, chunks, labels, width, num_sums, ball):
-  """`log_norms` from the Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`."""
-  top = moments.largest(
-    jax.lax.map(
-      lambda c: moments.largest(log_diagonal(kernel, c[1], mask=c[3])), chunks
-    )
-  )
-  # Every kernel value vanishes, or no demonstration is visible.
-  top = jnp.where(top > moments.zero_log_scale(top.dtype), top, 0)
+def _kernel_norms(kernel, chunks, labels_fn, num_sums, ball):
+  """`log_norms` from the Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
 
-  def scores(key, chunk_keys, chunk_mask):
-    weights, scale = coefficients.scores(kernel, key, chunk_keys, chunk_mask)
-    return weights * jnp.exp(scale - top)
+  Kernel values are divided by the roots of both diagonal entries, and values
+  are multiplied by them: every number is then at most of order one.
+  """
+  dtype = chunks[2].dtype
+  norms, sizes = jax.lax.map(lambda c: _row_scales(kernel, c), chunks)
+  top = moments.largest(norms + jnp.log(sizes))
+  # Every term vanishes, or no demonstration is visible.
+  top = jnp.where(top > moments.zero_log_scale(dtype), top, 0)
 
-  def split(array):
-    return array.reshape(array.shape[0], num_sums, -1)
+  def labels(chunk, norm, size):
+    rows, _, values, _ = chunk
+    scale = jnp.exp(norm + jnp.log(size) - top)
+    scaled = values / size[:, None] * scale[:, None]
+    return labels_fn(rows, scaled).reshape(rows.shape[0], num_sums, -1)
 
   @jax.checkpoint
-  def step(gram, chunk):
-    rows, chunk_keys, chunk_values, _ = chunk
+  def step(gram, one):
+    chunk, norm, _ = one
 
     @jax.checkpoint
     def inner(total, other):
-      other_rows, other_keys, other_values, other_mask = other
-      block = jax.vmap(scores, (0, None, None))(
-        chunk_keys, other_keys, other_mask
-      )
-      return total + block @ labels(other_rows, other_values), None
+      block = _cosines(kernel, chunk, norm, *other[:2])
+      return total + jnp.einsum('ij,jpd->ipd', block, labels(*other)), None
 
-    start = jnp.zeros((rows.shape[0], width), gram.dtype)
-    total, _ = jax.lax.scan(inner, start, chunks)
-    own = labels(rows, chunk_values)
-    return gram + jnp.einsum('cpi,cpj->pij', split(own), split(total)), None
+    own = labels(*one)
+    total, _ = jax.lax.scan(inner, jnp.zeros_like(own), everything)
+    return gram + jnp.einsum('cpi,cpj->pij', own, total), None
 
-  size = width // num_sums
+  everything = chunks, norms, sizes
+  width = chunks[2].shape[-1]
   gram, _ = jax.lax.scan(
-    step, jnp.zeros((num_sums, size, size), chunks[2].dtype), chunks
+    step, jnp.zeros((num_sums, width, width), dtype), everything
   )
-  return top / 2 + jnp.log(jax.lax.map(ball.gram_dual_norm, gram))
+  return top + jax.lax.map(lambda g: _log_gram_norm(ball, g), gram)
+
+
+def _log_gram_norm(ball: Ball, gram: Float[Array, 'd d']) -> Float[Array, '']:
+  log_top, gram = _split_scale(gram)
+  return log_top / 2 + jnp.log(ball.gram_dual_norm(gram))
+
+
+def _row_scales(kernel, chunk):
+  """Log of the length of each key's feature, and the size of each value."""
+  _, keys, values, mask = chunk
+  norms = wide_log_diagonal(kernel, keys, mask, keys.shape[0]) / 2
+  sizes = jnp.max(jnp.abs(values), axis=1)
+  return jax.lax.stop_gradient((norms, jnp.where(sizes == 0, 1, sizes)))
+
+
+def _cosines(kernel, chunk, norm, other, other_norm):
+  """Cosines of features `[c, c]`; zero where a feature vanishes."""
+  _, keys, values, mask = chunk
+  _, other_keys, _, other_mask = other
+
+  def cosine(row, other_row):
+    (key, length, seen), (other_key, other_length, also) = row, other_row
+    seen = seen & also
+    exponent = jnp.where(seen, length + other_length, 0)
+    if hasattr(kernel, 'log_kernel'):
+      log = coefficients.evaluate(kernel.log_kernel, key, other_key)
+      log = jnp.where(seen, log.astype(values.dtype), 0)
+      return jnp.where(seen, jnp.exp(log - exponent), 0)
+    value = coefficients.evaluate(kernel, key, other_key)
+    value = value.astype(values.dtype) * jnp.exp(-exponent)
+    return jnp.where(seen, value, 0)
+
+  lowest = moments.zero_log_scale(norm.dtype)
+  rows = keys, norm, mask & (norm > lowest)
+  other_rows = other_keys, other_norm, other_mask & (other_norm > lowest)
+  return jax.vmap(jax.vmap(cosine, (None, 0)), (0, None))(rows, other_rows)
 
 
 def _chunks(keys, values, mask, chunk_size: int):

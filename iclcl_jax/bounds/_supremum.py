@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, dual, moments
@@ -11,9 +12,11 @@ from iclcl_jax.bounds._common import (
   Ball,
   LogValue,
   Positive,
+  check_ball,
   count,
   log_positive,
   visible,
+  wide,
 )
 from iclcl_jax.bounds._norms import log_norms, state_norms
 from iclcl_jax.types import (
@@ -63,7 +66,10 @@ def mean_embedding(
   """
   _validate.check_tokens(keys, values, mask)
   _validate.check_count('chunk_size', chunk_size)
-  labels = visible(values, mask) / count(values, mask)
+  values, size = jnp.asarray(values), count(values, mask)
+  labels = (visible(values, mask).astype(size.dtype) / size).astype(
+    values.dtype
+  )
   return _absorb(phi, jnp.asarray(keys), labels, mask, chunk_size)
 
 
@@ -101,8 +107,8 @@ def gap_supremum(
     The supremum.
 
   Raises:
-    ValueError: if `phi` and the states do not belong together, or `radius` is
-      not positive and finite.
+    ValueError: if `phi` and the states do not belong together, `radius` is not
+      positive and finite, or `ball` is no `Ball`.
 
   Example:
     >>> from iclcl_jax import features
@@ -117,6 +123,7 @@ def gap_supremum(
   """
   _check_state(phi, 'population', population)
   _check_state(phi, 'sample', sample)
+  check_ball(ball)
   both, dtype = _difference(population, sample), sample.mass.dtype
   if isinstance(both, DualState):
     log_norm = state_norms(both, 1, ball)[0]
@@ -131,7 +138,8 @@ def gap_supremum(
       both.mass > 0,
       chunk_size,
     )[0]
-  return LogValue(log_norm + log_positive('radius', radius, dtype))
+  log_norm = log_norm + log_positive('radius', radius, log_norm.dtype)
+  return LogValue(log_norm.astype(dtype))
 
 
 def representation_loss(
@@ -171,14 +179,23 @@ def representation_loss(
   """
   _validate.check_tokens(keys, values, mask)
   _validate.check_count('chunk_size', chunk_size)
+  values = jnp.asarray(values)
+  total = _inner_product(phi, state, keys, values, mask, chunk_size)
+  return (-total / count(values, mask)).astype(values.dtype)
+
+
+def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
+  """`<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
   one = jnp.ones((), values.dtype)
 
   def predict(key):
     return dual.predict(phi, state, key, normaliser=one)
 
   predictions = moments.map_chunks(predict, visible(keys, mask), chunk_size)
-  total = jnp.sum(visible(values, mask) * predictions)
-  return -total / count(values, mask)
+  dtype = wide(values.dtype)
+  return jnp.sum(
+    visible(values, mask).astype(dtype) * predictions.astype(dtype)
+  )
 
 
 def expected_loss(
@@ -207,11 +224,22 @@ def expected_loss(
   _check_state(phi, 'state', state)
   _check_state(phi, 'population', population)
   if isinstance(state, DualState) and isinstance(population, DualState):
-    scale = jnp.exp(state.log_scale + population.log_scale)[None]
-    return -jnp.sum(state.weights * population.weights * scale)
+    return -_inner_product_of_weights(state, population)
   labels = population.coefficients  # type: ignore[union-attr]
   keys = population.keys  # type: ignore[union-attr]
-  return representation_loss(phi, state, keys, labels) * labels.shape[0]
+  total = _inner_product(phi, state, keys, labels, None, CHUNK_SIZE)
+  return -total.astype(labels.dtype)
+
+
+def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
+  dtype = a.weights.dtype
+  a, b = jax.tree.map(lambda x: x.astype(wide(x.dtype)), (a, b))
+  exponent = a.log_scale + b.log_scale
+  top = moments.largest(exponent)
+  scaled = a.weights * b.weights * jnp.exp(exponent - top)[None]
+  # In two steps, each finite: weights of zero stay zero at any scale.
+  root = jnp.minimum(jnp.exp(top / 2), jnp.finfo(top.dtype).max)
+  return (jnp.sum(scaled) * root * root).astype(dtype)
 
 
 def _difference(a: dual.State, b: dual.State) -> dual.State:

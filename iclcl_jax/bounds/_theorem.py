@@ -93,6 +93,7 @@ def generalization_bound(
     Mohri, Rostamizadeh & Talwalkar, Foundations of Machine Learning, Theorem
     3.3.
   """
+  values = jnp.asarray(values)
   complexity = rademacher_bound(
     phi,
     keys,
@@ -102,11 +103,12 @@ def generalization_bound(
     mask=mask,
     chunk_size=chunk_size,
   )
-  rate = _log_rate(2 / check_delta(delta), count(values, mask))
-  log_bound = log_positive('loss_bound', loss_bound, values.dtype)
+  rate = _log_rate(2, delta, count(values, mask))
+  log_bound = log_positive('loss_bound', loss_bound, rate.dtype)
+  confidence = log_bound + math.log(6) + rate
   return GeneralizationBound(
     LogValue(complexity.log_value + math.log(2)),
-    LogValue(log_bound + math.log(6) + rate),
+    LogValue(confidence.astype(values.dtype)),
   )
 
 
@@ -152,7 +154,7 @@ def one_sided_bound(
   log_bound = log_positive('loss_bound', loss_bound, size.dtype)
   return GeneralizationBound(
     LogValue(log_radius + (log_moment - jnp.log(size)) / 2),
-    LogValue(log_bound + math.log(2) + _log_rate(1 / check_delta(delta), size)),
+    LogValue(log_bound + math.log(2) + _log_rate(1, delta, size)),
   )
 
 
@@ -202,19 +204,20 @@ def published_bound(
     Ren & Liu, arXiv:2310.13220v2, Theorem 3.2.
   """
   trace = log_trace(phi, keys, mask=mask, chunk_size=chunk_size)
-  size = count(keys, mask)
+  keys, size = jnp.asarray(keys), count(keys, mask)
   factors = (
-    log_positive('radius', radius, keys.dtype)
-    + log_positive('value_bound', value_bound, keys.dtype)
-    + log_positive('dimension_factor', dimension_factor, keys.dtype)
+    log_positive('radius', radius, size.dtype)
+    + log_positive('value_bound', value_bound, size.dtype)
+    + log_positive('dimension_factor', dimension_factor, size.dtype)
   )
-  rate = _log_rate(1 / check_delta(delta), size) + math.log(2) / 2
+  complexity = factors + trace.astype(size.dtype) / 2 - jnp.log(size)
+  rate = _log_rate(1, delta, size) + math.log(2) / 2
   return GeneralizationBound(
-    LogValue(factors + trace / 2 - jnp.log(size)), LogValue(rate)
+    LogValue(complexity.astype(keys.dtype)), LogValue(rate.astype(keys.dtype))
   )
 
 
-def _log_rate(odds, size: Float[Array, '']) -> Float[Array, '']:
-  """Returns `log sqrt(log(odds) / (2 N))`."""
-  log_odds = jnp.log(jnp.asarray(odds, size.dtype))
-  return (jnp.log(log_odds) - jnp.log(2 * size)) / 2
+def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
+  """Returns `log sqrt(log(sides / delta) / (2 N))`."""
+  log_delta = log_positive('delta', check_delta(delta), size.dtype)
+  return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2
