@@ -134,7 +134,8 @@ def conclusion(summary: Mapping[str, Any]) -> str:
   verb = 'is' if summary['holds'] else 'is NOT'
   same = 'the same' if summary['chain_continues_the_same'] else 'other'
   count = len(summary['greedy_tokens'])
-  continues = f' and continues it by {same} {count} tokens' if count else ''
+  continues = f' and continues the prompt by {same} {count} tokens'
+  continues = continues if count else ''
   parts = [
     f'Every one of the {summary["num_heads"]} heads {verb} one gradient step '
     f'of its dual model at all {summary["num_positions"]} positions, to '
