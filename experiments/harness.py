@@ -308,6 +308,24 @@ def compile_quickly(
   )
 
 
+def compile_unoptimised() -> None:
+  """Lets this process compile without optimising, for tests and tiny runs.
+
+  To be called before JAX computes anything. XLA aborts on a flag that it does
+  not know, so newer versions are left alone; flags of the environment win.
+  """
+  if jax.__version_info__ >= (0, 11):
+    return
+  flags = (
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    '--xla_cpu_enable_concurrency_optimized_scheduler=false',
+    os.environ.get('XLA_FLAGS', ''),
+  )
+  os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
+
+
 @functools.cache
 def _quick_options() -> dict[str, Any]:
   """Options of the CPU compiler, if this version knows them."""
@@ -316,6 +334,8 @@ def _quick_options() -> dict[str, Any]:
     'xla_cpu_use_fusion_emitters': False,
     'xla_cpu_parallel_codegen_split_count': 2,
   }
+  taken = os.environ.get('XLA_FLAGS', '')
+  options = {k: v for k, v in options.items() if k not in taken}
   try:
     jax.jit(lambda x: x + 1, compiler_options=options)(1)
   except jax.errors.JaxRuntimeError:  # No such option, or another platform.

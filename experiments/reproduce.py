@@ -103,14 +103,8 @@ def _pool(config: Config) -> concurrent.futures.Executor:
   return concurrent.futures.ProcessPoolExecutor(
     min(os.cpu_count() or 1, MAX_WORKERS),
     mp_context=multiprocessing.get_context('spawn'),
-    initializer=_compile_fast if config.fast else None,
+    initializer=harness.compile_unoptimised if config.fast else None,
   )
-
-
-def _compile_fast() -> None:
-  """Compiles without optimisation: what is tiny takes longer to compile."""
-  flags = ('--xla_backend_optimization_level=0', os.environ.get('XLA_FLAGS'))
-  os.environ['XLA_FLAGS'] = ' '.join(filter(None, flags))
 
 
 def _settings(config: Config, job: Job) -> Any:

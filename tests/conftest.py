@@ -1,24 +1,12 @@
 """Strict JAX for every test: silent broadcasting is the bug of this field."""
 
-import os
-
 import jax
 import pytest
 
-# Tests check numbers, not speed, and their time is compiling: these flags halve
-# it. XLA aborts on a flag that it does not know, hence the bound; flags of the
-# environment come last and win.
-if jax.__version_info__ < (0, 11):
-  QUICK_COMPILATION = (
-    '--xla_backend_optimization_level=0',
-    '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1',
-    '--xla_cpu_enable_concurrency_optimized_scheduler=false',
-  )
-  os.environ['XLA_FLAGS'] = ' '.join(
-    (*QUICK_COMPILATION, os.environ.get('XLA_FLAGS', ''))
-  ).strip()
+from experiments import harness
 
+# Tests check numbers, not speed, and their time is compiling: this halves it.
+harness.compile_unoptimised()
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_enable_x64', True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
