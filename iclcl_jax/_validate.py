@@ -116,12 +116,26 @@ def check_dtypes(**arrays: Any) -> None:
     )
 
 
+def check_float_dtype(name: str, dtype: Any) -> None:
+  """Checks that `dtype` is a floating-point dtype."""
+  try:
+    is_floating = jnp.issubdtype(dtype, jnp.floating)
+  except TypeError:
+    is_floating = False
+  if not is_floating:
+    raise ValueError(
+      f'{name} is {dtype!r}; expected a floating-point dtype, such as '
+      'jnp.float32.'
+    )
+
+
 def check_mask(mask: Any, size: int, *, name: str = 'mask') -> None:
   """Checks a mask of valid keys: booleans of shape `[N]`."""
   if not hasattr(mask, 'dtype') or mask.dtype != jnp.bool_:
-    found = getattr(mask, 'dtype', type(mask).__name__)
+    has_dtype = hasattr(mask, 'dtype') and hasattr(mask, 'shape')
+    found = f'has dtype {mask.dtype}' if has_dtype else f'is a {_type(mask)}'
     raise ValueError(
-      f'{name} has dtype {found}; expected booleans, True for a valid key. '
+      f'{name} {found}; expected booleans, True for a valid key. '
       'Compare first, for example jnp.arange(N) < length.'
     )
   if mask.shape != (size,):
@@ -235,6 +249,29 @@ def check_result(name: str, result: Any, shape: tuple[int, ...]) -> None:
     )
 
 
+def check_real_scalar(
+  name: str, function: Callable[..., Any], *arrays: Any
+) -> None:
+  """Raises unless `function(*arrays)` is a real scalar, to be differentiated.
+
+  Args:
+    name: name of the function, for the message.
+    function: a caller's function.
+    *arrays: its arguments, of which shapes and dtypes are read.
+
+  Raises:
+    ValueError: if it returns anything else.
+  """
+  result = jax.eval_shape(function, *arrays)
+  dtype = getattr(result, 'dtype', jnp.bool_)
+  is_real = jnp.issubdtype(dtype, jnp.floating)
+  if getattr(result, 'shape', None) != () or not is_real:
+    raise ValueError(
+      f'{name} returns {_describe(result)}; expected a scalar array [] of a '
+      'floating-point dtype. Sum over what remains, for example with jnp.sum.'
+    )
+
+
 def check_feature_map(phi: Any) -> None:
   """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi):
@@ -318,6 +355,11 @@ def _describe(tree: Any) -> str:
   return f'a {type(tree).__name__}'
 
 
+def _type(value: Any) -> str:
+  """What a person calls the type of a value."""
+  return 'function' if callable(value) else type(value).__name__
+
+
 def _num_positional(function: Callable[..., Any]) -> int:
   """Number of positional arguments without default; -1 if unknown."""
   try:
@@ -338,9 +380,11 @@ def check_key(name: str, key: Any) -> None:
   """Checks that `key` is one typed random key."""
   dtype = getattr(key, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    found = f'is a {type(key).__name__}'
+    if dtype is not None:
+      found = f'is an array of {dtype} {list(key.shape)}'
     raise ValueError(
-      f'{name} is a {type(key).__name__}; expected a typed random key, such '
-      'as jax.random.key(0).'
+      f'{name} {found}; expected a typed random key, such as jax.random.key(0).'
     )
   if key.shape:
     raise ValueError(

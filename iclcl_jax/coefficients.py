@@ -130,7 +130,9 @@ def penalty_gradient(
   spans = eigenvalues > smallest
   root = jnp.sqrt(jnp.where(spans, eigenvalues, 1))
   basis = jnp.where(spans, root, 0)[None] * vectors
-  slope = jax.grad(penalty)(state.coefficients.T @ basis)
+  weights = state.coefficients.T @ basis
+  _validate.check_real_scalar('penalty', penalty, weights)
+  slope = jax.grad(penalty)(weights)
   return (jnp.where(spans, 1 / root, 0)[None] * vectors) @ slope.T
 
 

@@ -28,7 +28,8 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
   A row whose prediction is constant then contributes no gradient, which is how
   masked rows and incomplete batches are left out. It is a promise: a mean, or a
   loss in which rows see each other, would let masked and future rows in. Where
-  it is relied on, two rows are tried.
+  it is relied on, four rows are tried, each alone too; that finds a mean and
+  weights of positions, but proves nothing of longer sequences.
 
   Args:
     loss: `loss(predictions, values) -> []`.
@@ -287,57 +288,72 @@ def ridge(strength: float | Array) -> Callable[[Float[Array, 'd_v R']], Array]:
   return penalty
 
 
+# Predictions and values of four rows, on which declarations are tried.
+_TRIED = (
+  ((0.25, -0.5), (0.75, 0.125), (-0.375, 1.25), (1.5, -0.875)),
+  ((1.0, -0.75), (0.5, 1.5), (-1.25, 0.625), (0.375, -0.25)),
+)
+
+
 def check_sum(loss: Loss) -> None:
   """Raises a `ValueError` if a declared sum is found to be none.
 
-  Tries two rows: the slope of the first must not depend on the second. Losses
-  that hold traced or fixed-size arrays cannot be tried.
+  Tries four rows: the slope of each must be what it is alone, whatever the
+  order. Losses that hold traced or fixed-size arrays cannot be tried.
   """
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)
   with jax.ensure_compile_time_eval():
-    predictions = jnp.array([[0.25, -0.5], [0.75, 0.125]])
-    values = jnp.array([[1.0, -0.75], [0.5, 1.5]])
+    predictions, values = jnp.array(_TRIED)
+    slope = jax.grad(loss)
+    order = jnp.array([2, 0, 3, 1])
     try:
-      both = jax.grad(loss)(predictions, values)[0]
-      alone = jax.grad(loss)(predictions[:1], values[:1])[0]
+      alone = jnp.concatenate(
+        [slope(predictions[i : i + 1], values[i : i + 1]) for i in range(4)]
+      )
+      together = slope(predictions, values)
+      permuted = slope(predictions[order], values[order])
     except (TypeError, ValueError):
       return
-    if _validate.is_concrete(both, alone) and not jnp.allclose(both, alone):
+    if not _validate.is_concrete(alone, together, permuted):
+      return
+    same = jnp.allclose(together, alone) & jnp.allclose(permuted, alone[order])
+    if not same:
       raise ValueError(
         'loss is declared a sum over demonstrations, but the slope of one row '
-        'depends on another; expected sum_i l(predictions[i], values[i]). Use '
-        'jnp.sum instead of jnp.mean, or remove the declaration.'
+        'depends on another or on its position; expected '
+        'sum_i l(predictions[i], values[i]). Use jnp.sum instead of jnp.mean, '
+        'or remove the declaration.'
       )
 
 
 def check_loss(loss: Loss) -> None:
-  """Raises a `ValueError` unless `loss` is a function."""
-  if not callable(loss):
-    raise ValueError(
-      f'loss is a {type(loss).__name__}; expected a function loss('
-      'predictions [N, d_v], values [N, d_v]) -> [], such as '
-      'losses.contrastive.'
-    )
+  """Raises a `ValueError` unless `loss` is a function of two arrays."""
+  if declares_normaliser(loss):
+    loss = functools.partial(loss, normaliser=1.0)
+  _validate.check_function(
+    'loss',
+    loss,
+    2,
+    'loss(predictions [N, d_v], values [N, d_v]) -> [], such as '
+    'losses.contrastive',
+  )
 
 
 def check_penalty(penalty: Callable[[Array], Array] | None) -> None:
   """Raises a `ValueError` unless `penalty` is a function or None."""
-  if penalty is not None and not callable(penalty):
-    raise ValueError(
-      f'penalty is a {type(penalty).__name__}; expected a function '
-      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1).'
+  if penalty is not None:
+    _validate.check_function(
+      'penalty',
+      penalty,
+      1,
+      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1)',
     )
 
 
 def check_value(loss: Loss, values: Array) -> None:
-  """Raises a `ValueError` unless `loss(values, values)` is a scalar."""
-  result = jax.eval_shape(loss, values, values)
-  if getattr(result, 'shape', None) != ():
-    raise ValueError(
-      f'loss returns {result}; expected a scalar array []. Sum over the '
-      'demonstrations, for example with jnp.sum.'
-    )
+  """Raises a `ValueError` unless `loss(values, values)` is a real scalar."""
+  _validate.check_real_scalar('loss', loss, values, values)
 
 
 def declares_normaliser(loss: Loss) -> bool:

@@ -188,6 +188,7 @@ def penalty_gradient(
   # A feature that no token has reached has weight 0 and scale 0. Elsewhere an
   # underflowing scale gives NaN rather than a penalty that is left out.
   divisor = jnp.where((scale > 0) | (state.weights != 0), scale, 1)
+  _validate.check_real_scalar('penalty', penalty, state.weights)
   return jax.grad(penalty)(state.weights * scale) / divisor
 
 

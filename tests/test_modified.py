@@ -318,7 +318,7 @@ def test_regularised_forms_at_the_edges():
   )
   _close(strict(strength=0.25), 0.75 * values[0], jnp.float64)
   for options, message in (
-    ({'num_query_tokens': 2}, 'num_query_tokens is 2'),
+    ({'num_query_tokens': 2}, r'num_query_tokens is 2 of 1 tokens; expec'),
     ({'learning_rate': np.nan}, 'learning_rate is nan'),
     ({'learning_rate': -1.0}, r'learning_rate is -1\.0'),
   ):
@@ -350,6 +350,21 @@ def test_printed_form_is_exact_for_un_learning_the_own_pair():
     phi, query, keys, values, strength=0.3
   )
   _close(trained, printed, jnp.float64)
+
+
+def test_regularised_training_differentiates_where_all_is_forgotten():
+  """With one epoch of two visits the decay r enters as (1 + r)(1 + r^2)."""
+
+  def total(strength):
+    return jnp.sum(
+      modified.regularised_training_weights(
+        2, 2, learning_rate=1.0, strength=strength
+      ).demonstrations
+    )
+
+  assert float(total(1.0)) == 1
+  assert float(jax.grad(total)(1.0)) == -1
+  assert float(jax.grad(jax.grad(total))(1.0)) == 2
 
 
 @pytest.mark.parametrize('strength', [0.0, 0.5, -0.5])
@@ -463,6 +478,24 @@ def test_false_declarations_are_found_out():
       attend(phi, query, keys, values, mask=jnp.arange(5) < 3)
 
 
+@pytest.mark.parametrize(
+  'loss',
+  [
+    lambda p, v: -jnp.sum(p * v) + jnp.sum(p[2:] * v[:-2]),
+    lambda p, v: (
+      -jnp.sum(0.5 ** jnp.arange(float(len(p))) * jnp.sum(p * v, axis=1))
+    ),
+    lambda p, v: -jnp.sum(p * v) * (2 if len(p) >= 4 else 1),
+    lambda p, v: -jnp.sum(p * v) + jnp.sum(p[:1] * p[-1:]) / 2,
+  ],
+)
+def test_sums_of_more_than_pairs_and_of_positions_are_found_out(loss):
+  phi, _, keys, values = _problem(5, (5, 3, 2, 16), jnp.float64)
+  attend = modified.attention_from_loss(losses.sum_over_demonstrations(loss))
+  with pytest.raises(ValueError, match='row depends on another or on its pos'):
+    attend.causal(phi, keys, keys, values)
+
+
 @pytest.mark.parametrize('rule', RULES)
 def test_padding_changes_no_negatives(rule):
   phi, query, keys, values = _problem(6, (6, 3, 2, 16), jnp.float64)
@@ -490,8 +523,8 @@ def test_padding_changes_no_negatives(rule):
 def test_what_is_no_loss_or_no_constant_optimizer_is_named():
   arrays = _problem(0, (3, 4, 2, 8), jnp.float64)
   for loss, message in (
-    (lambda predictions, values: predictions * values, 'loss returns Shape'),
-    (lambda predictions, values: None, 'loss returns None'),
+    (lambda predictions, values: predictions * values, r'returns \w+ \[3, 2\]'),
+    (lambda predictions, values: None, 'loss returns a NoneType'),
   ):
     attend = modified.attention_from_loss(loss)
     with pytest.raises(ValueError, match=message):

@@ -299,7 +299,7 @@ def test_every_rule_and_selection_passes_through(rule, select):
 
 
 def test_candidates_are_the_callers():
-  settings = PUSHED | {'candidates': lambda j, i: (i < 3) & (i != j)}
+  settings = PUSHED | {'candidates_fn': lambda j, i: (i < 3) & (i != j)}
   fn = functools.partial(modified.stream_negative_attention, **settings)
   queries, keys, values = draw()
   found = answer(fn, MAPS['softmax'], queries, keys, values)

@@ -297,7 +297,7 @@ WRONG = {
         lambda predictions, values: jnp.sum(predictions * values, axis=1)
       )
     },
-    r'loss returns .*\(5,\).*; expected a scalar',
+    r'loss returns float32 \[5\]; expected a scalar array \[\]',
   ),
   'loss_masked': (
     dual.one_step_autodiff,
@@ -575,6 +575,139 @@ def test_a_selection_of_another_shape_is_named():
       strength=0.5,
       select=lambda weights, candidates, count: candidates[0],
     )
+
+
+def one(predictions):
+  return jnp.sum(predictions)
+
+
+def three(predictions, values, other):
+  return jnp.sum(predictions * values * other)
+
+
+def last_keyword(predictions, *, normaliser):
+  return jnp.sum(predictions) * normaliser
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'loss': one}, r'loss takes \(predictions\); expected a function loss\('),
+    ({'loss': three}, r'loss takes \(predictions, values, other\); expected'),
+    ({'loss': last_keyword}, r'loss takes \(predictions, normaliser\); exp'),
+    ({'penalty': three}, r'penalty takes \(predictions, .*losses\.ridge'),
+    ({'optimizer': optax.polyak_sgd()}, r'optimizer cannot be called.*value'),
+    (
+      {'optimizer': optax.sgd(optax.linear_schedule(0.0, 1.0, 10))},
+      r'optimizer does not move in its first step .*schedule',
+    ),
+    (
+      {'optimizer': optax.MultiSteps(optax.sgd(1.0), 2)},
+      r'optimizer does not move in its first step .*accumulated',
+    ),
+  ],
+)
+def test_what_makes_no_attention_is_named(options, message):
+  # Optax itself is not strict.
+  with (
+    jax.numpy_dtype_promotion('standard'),
+    pytest.raises(ValueError, match=message),
+  ):
+    modified.attention_from_loss(**({'loss': losses.contrastive} | options))
+
+
+@pytest.mark.parametrize(
+  ('loss', 'found'),
+  [
+    (lambda p, v: jnp.sum(p > v), r'int\d+ \[\]'),
+    (lambda p, v: jnp.all(p > v), r'bool \[\]'),
+    (lambda p, v: jax.lax.complex(jnp.sum(p), jnp.sum(v)), r'complex\d+ \[\]'),
+    (lambda p, v: jnp.sum(p * v, axis=0), r'float32 \[3\]'),
+    (lambda p, v: None, r'a NoneType'),
+  ],
+)
+def test_a_loss_that_has_no_gradient_is_named(loss, found):
+  arguments = good()
+  with pytest.raises(ValueError, match=f'loss returns {found}; expected a sc'):
+    modified.attention_from_loss(loss)(
+      PHI, arguments['query'], arguments['keys'], arguments['values']
+    )
+  with pytest.raises(ValueError, match=f'loss returns {found}; expected a sc'):
+    dual.one_step_autodiff(
+      PHI, arguments['state'], arguments['keys'], arguments['values'], loss=loss
+    )
+
+
+@pytest.mark.parametrize('phi', [PHI, KERNEL])
+@pytest.mark.parametrize('count', [0, 1])
+def test_a_penalty_that_is_a_vector_is_named(phi, count):
+  x, v = good()['keys'], good()['values']
+  options = {'penalty': lambda weights: jnp.sum(weights**2, axis=1)}
+  attend = modified.attention_from_loss(losses.contrastive, **options)
+  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
+    attend(phi, x[0], x, v, num_query_tokens=count)
+  state = dual.zero_shot(phi, x[:1], v[:1])
+  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
+    dual.one_step_autodiff(phi, state, x, v, **options)
+
+
+NEGATIVES = {'num_negatives': 1, 'strength': 0.5}
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (
+      {'select': modified.random_choice},
+      r'select takes \(key\); expected .* modified\.random_choice\(key\)',
+    ),
+    ({'select': 'lowest'}, r'select is a str; expected a function \(weights'),
+    ({'renormalise': lambda w: w}, r'renormalise takes \(w\); expected a f'),
+    (
+      {'select': lambda weights, candidates, count: weights},
+      r'select returned float32 \[5\]; expected booleans',
+    ),
+  ],
+)
+def test_bad_choices_of_negatives_are_named(options, message):
+  x, v = good()['keys'], good()['values']
+  for fn, query in (
+    (modified.negative_attention, x[0]),
+    (modified.stream_negative_attention, x),
+  ):
+    with pytest.raises(ValueError, match=message):
+      fn(PHI, query, x, v, **(NEGATIVES | options))
+
+
+def test_candidates_are_a_mask_or_a_function_of_positions():
+  x, v = good()['keys'], good()['values']
+  for candidates, message in (
+    (jnp.not_equal, r'candidates is a function; .*argument candidates_fn of '),
+    ('a', r'candidates is a str; expected booleans'),
+    (jnp.ones(N), r'candidates has dtype float\d+; expected bool'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      modified.negative_attention(
+        PHI, x[0], x, v, candidates=candidates, **NEGATIVES
+      )
+  for candidates_fn, message in (
+    (jnp.ones(N, bool), r'candidates_fn is a \w+; .*candidates of negative_at'),
+    ('a', r'candidates_fn is a str; expected a function \(position'),
+    (lambda i: i, r'candidates_fn takes \(i\); expected'),
+    (lambda i, j: i < 3, r'candidates_fn returned bool \[\]; expected'),
+    (lambda i, j: i + j, r'candidates_fn returned int\d+ \[5\]; expected bo'),
+  ):
+    for fn in (
+      modified.stream_negative_attention,
+      modified.stream_token_negative_attention,
+    ):
+      with pytest.raises(ValueError, match=message):
+        fn(PHI, x, x, v, candidates_fn=candidates_fn, **NEGATIVES)
+
+
+def test_old_keys_are_named():
+  with pytest.raises(ValueError, match=r'key is an array of uint32 \[2\]; exp'):
+    modified.random_choice(jax.random.PRNGKey(0))
 
 
 def test_unknown_dtypes_have_no_tolerance():

@@ -33,15 +33,18 @@ def attention_from_loss(
     penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
       those of an orthonormal basis of the span of the keys.
     optimizer: an optax transformation that is linear in gradient and weights;
-      None for `optax.sgd(1.0)`.
+      None for `optax.sgd(1.0)`. Its first step is taken. The sign belongs to
+      it: `optax.identity()` and `optax.scale(1.0)` ASCEND the loss, which gives
+      minus the attention.
     learning_rate: factor of the update.
 
   Returns:
     A `LossAttention`.
 
   Raises:
-    ValueError: if `loss` is no function, `learning_rate` is negative or not
-      finite, or the optimizer's step is not proportional to the gradient.
+    ValueError: if `loss` or `penalty` is no function of its arguments,
+      `learning_rate` is negative or not finite, or the optimizer's first step
+      is zero or not proportional to the gradient.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -70,7 +73,14 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
   _validate.check_optimizer(optimizer)
 
   def update(gradient, weights):
-    return optimizer.update(gradient, optimizer.init(weights), weights)[0]
+    state = optimizer.init(weights)
+    try:
+      return optimizer.update(gradient, state, weights)[0]
+    except TypeError as error:  # For example an argument `value`.
+      raise ValueError(
+        f'optimizer cannot be called as update(gradient, state, weights): '
+        f'{error}. Expected one that needs no more, such as optax.sgd(0.1).'
+      ) from error
 
   with jax.ensure_compile_time_eval():
     gradient = jnp.array([[1.0, -2.0], [0.5, 3.0]])
@@ -92,4 +102,10 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
           '(adaptive or clipping), so one step is not attention; expected a '
           'linear one, such as optax.sgd(0.1).'
         )
+  if step_size == 0:
+    raise ValueError(
+      'optimizer does not move in its first step (a schedule that starts at 0, '
+      'or steps that are accumulated); expected a step, such as that of '
+      'optax.sgd(0.1).'
+    )
   return step_size, decay

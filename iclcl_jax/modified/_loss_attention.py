@@ -247,6 +247,7 @@ class LossAttention:
     with jax.ensure_compile_time_eval():
       dtype = jax.dtypes.canonicalize_dtype(values.dtype)
       zero = jnp.zeros((values.shape[1], keys.shape[1]), dtype)
+      _validate.check_real_scalar('penalty', self.penalty, zero)
       slope = jax.grad(self.penalty)(zero)
       finite = jnp.all(jnp.isfinite(slope))
     if _validate.is_concrete(finite) and not finite:

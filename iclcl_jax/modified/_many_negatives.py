@@ -11,11 +11,12 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 
-from iclcl_jax import moments
+from iclcl_jax import _validate, moments
 from iclcl_jax.modified import _rows
 from iclcl_jax.modified._negatives import (
   Renormalisation,
   Selection,
+  check_choice,
   check_negatives,
   lowest_scores,
   raise_others,
@@ -36,7 +37,7 @@ def stream_negative_attention(
   strength: float | Array,
   select: Selection = lowest_scores,
   renormalise: Renormalisation = raise_others,
-  candidates: Candidates = operator.ne,
+  candidates_fn: Candidates = operator.ne,
   chunk_size: int = 128,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
@@ -49,12 +50,13 @@ def stream_negative_attention(
     queries: the query of every token. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most all visible tokens but one.
+    num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
+      but one visible token always stays out.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
       ranks the tokens alike for every query.
     renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
-    candidates: `(position [], positions [N]) -> [N]`, which tokens may be
+    candidates_fn: `(position [], positions [N]) -> [N]`, which tokens may be
       negatives of the token at `position`; by default all others.
     chunk_size: queries whose scores are held at a time.
     mask: valid tokens. Shape `[N]`; None for all.
@@ -64,7 +66,8 @@ def stream_negative_attention(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no token,
-      `num_negatives < 0`, `strength` is not finite, or `chunk_size < 1`.
+      `num_negatives < 0`, `strength` is not finite, `chunk_size < 1`, or a
+      function does not take its arguments.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -81,6 +84,7 @@ def stream_negative_attention(
     queries, keys, values, chunk_size, mask
   )
   check_negatives(num_negatives, strength, select, renormalise)
+  _check_candidates_fn(candidates_fn)
   choose = _chooser(keys.shape[0], num_negatives, mask)
   weigh = _rows.weights_fn(phi, keys, mask)
   values = _rows.visible_rows(values, mask)
@@ -90,7 +94,7 @@ def stream_negative_attention(
   def answer(row):
     query, position = row
     weights = weigh(query)
-    chosen = choose(select, candidates, visible, weights, position)
+    chosen = choose(select, candidates_fn, visible, weights, position)
     total = jnp.where(jnp.any(chosen), strength, 0)
     change = renormalise(weights, chosen, visible, total)
     return (change.gains * weights - change.mixing) @ values
@@ -108,7 +112,7 @@ def stream_token_negative_attention(
   num_negatives: int,
   strength: float | Array,
   select: Selection = lowest_scores,
-  candidates: Candidates = operator.ne,
+  candidates_fn: Candidates = operator.ne,
   chunk_size: int = 128,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
@@ -124,10 +128,11 @@ def stream_token_negative_attention(
     queries: the query of every token. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most all visible tokens but one.
+    num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
+      but one visible token always stays out.
     strength: the total `beta` that the negatives lose.
     select: as in `stream_negative_attention`.
-    candidates: as in `stream_negative_attention`.
+    candidates_fn: as in `stream_negative_attention`.
     chunk_size: queries whose scores are held at a time.
     mask: valid tokens. Shape `[N]`; None for all.
 
@@ -151,6 +156,7 @@ def stream_token_negative_attention(
     queries, keys, values, chunk_size, mask
   )
   check_negatives(num_negatives, strength, select, raise_others)
+  _check_candidates_fn(candidates_fn)
   choose = _chooser(keys.shape[0], num_negatives, mask)
   score = _rows.score_fn(phi, keys, mask)
   values = _rows.visible_rows(values, mask)
@@ -160,7 +166,7 @@ def stream_token_negative_attention(
   def label(row):
     query, position = row
     # Scores rank the tokens as weights do.
-    chosen = choose(select, candidates, visible, score(query), position)
+    chosen = choose(select, candidates_fn, visible, score(query), position)
     count = jnp.maximum(jnp.sum(chosen), 1).astype(values.dtype)
     share = jnp.where(chosen, strength / count, 0)
     return values[position] - share @ values
@@ -172,13 +178,25 @@ def stream_token_negative_attention(
   )
 
 
+def _check_candidates_fn(candidates_fn) -> None:
+  _validate.check_function(
+    'candidates_fn',
+    candidates_fn,
+    2,
+    '(position [], positions [N]) -> [N], such as jnp.not_equal. One mask for '
+    'one query is the argument candidates of negative_attention',
+  )
+
+
 def _chooser(size, num_negatives, mask):
   """Returns the choice of one token's negatives."""
   positions = jnp.arange(size)
   count = min(num_negatives, size - 1)
 
-  def choose_for(select, candidates, visible, weights, position):
-    allowed = visible & candidates(position, positions)
+  def choose_for(select, candidates_fn, visible, weights, position):
+    candidates = candidates_fn(position, positions)
+    check_choice('candidates_fn', candidates, size)
+    allowed = visible & candidates
     return choose_negatives(
       select, weights, allowed, visible, count, masked=mask is not None
     )

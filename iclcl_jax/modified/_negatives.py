@@ -142,15 +142,20 @@ def check_negatives(num_negatives, strength, select, renormalise) -> None:
   """Checks what all doors of negative samples share."""
   _validate.check_count('num_negatives', num_negatives, minimum=0)
   _validate.check_scalar('strength', strength)
-  for name, fn, example in (
-    ('select', select, 'lowest_scores'),
-    ('renormalise', renormalise, 'raise_others'),
-  ):
-    if not callable(fn):
-      raise ValueError(
-        f'{name} is a {type(fn).__name__}; expected a function, such as '
-        f'modified.{example}.'
-      )
+  _validate.check_function(
+    'select',
+    select,
+    3,
+    '(weights [N], candidates [N], count) -> [N], such as '
+    'modified.lowest_scores or modified.random_choice(key)',
+  )
+  _validate.check_function(
+    'renormalise',
+    renormalise,
+    4,
+    '(weights [N], negatives [N], visible [N], strength) -> Negatives, such as '
+    'modified.raise_others',
+  )
   is_all = renormalise is divide_all and _validate.is_concrete(strength)
   if is_all and strength == 1:
     raise ValueError(
@@ -159,17 +164,28 @@ def check_negatives(num_negatives, strength, select, renormalise) -> None:
     )
 
 
+def check_choice(name: str, chosen, size: int) -> None:
+  """Raises unless a caller's choice of tokens is a boolean for each."""
+  _validate.check_result(name, chosen, (size,))
+  if chosen.dtype != jnp.bool_:
+    raise ValueError(
+      f'{name} returned {chosen.dtype} {list(chosen.shape)}; expected '
+      'booleans, True for a token that is chosen.'
+    )
+
+
 def choose(select, weights, candidates, visible, count, *, masked: bool):
   """At most `count` negatives, and never all visible tokens."""
   if not masked:
     chosen = select(weights, candidates, count)
-    _validate.check_result('select', chosen, candidates.shape)
+    check_choice('select', chosen, candidates.shape[0])
     return chosen
   # The number of visible tokens is not known while tracing: one at a time.
   limit = jnp.sum(visible) - 1
   chosen = jnp.zeros_like(candidates)
   for index in range(count):
     one = select(weights, candidates & ~chosen, 1)
+    check_choice('select', one, candidates.shape[0])
     chosen = chosen | (one & (index < limit))
   return chosen
 
@@ -188,6 +204,12 @@ def negatives_of(
 ) -> Negatives:
   """Chooses the negatives of one query; see `negative_attention`."""
   check_negatives(num_negatives, strength, select, renormalise)
+  if callable(candidates):
+    raise ValueError(
+      'candidates is a function; expected a mask [N] of the tokens that may be '
+      'negatives of this query. Functions of the position are the argument '
+      'candidates_fn of stream_negative_attention.'
+    )
   if candidates is not None:
     _validate.check_mask(candidates, keys.shape[0], name='candidates')
   weights = attention_weights(phi, query, keys, keys, mask)
@@ -227,19 +249,22 @@ def negative_attention(
     query: the test input. Shape `[d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most all visible tokens but one.
+    num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
+      but one visible token always stays out.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
     renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
     candidates: tokens that may be negatives, for example all but the query's
-      own. Shape `[N]`; None for all.
+      own. Shape `[N]`; None for all. (`stream_negative_attention` takes a
+      function, `candidates_fn`, since each query has a mask of its own.)
     mask: valid tokens. Shape `[N]`; None for all.
 
   Returns:
     The attention output. Shape `[d_v]`.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `num_negatives < 0`.
+    ValueError: if ranks, sizes or dtypes disagree, `num_negatives < 0`, or
+      `select` or `renormalise` is no function of its arguments.
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
@@ -282,7 +307,8 @@ def token_negative_labels(
     queries: the query of every token. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`; at most `N - 1` are used.
+    num_negatives: how many, `k`. Fewer others are no error: all are
+      taken.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
 
@@ -298,14 +324,14 @@ def token_negative_labels(
   _validate.check_tokens(keys, values, queries=queries)
   size = keys.shape[0]
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
-  _validate.check_count('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('strength', strength)
+  check_negatives(num_negatives, strength, select, raise_others)
 
   def label(row):
     query, value, index = row
     weights = attention_weights(phi, query, keys, values, None)
     others = jnp.arange(size) != index
     chosen = select(weights, others, min(num_negatives, size - 1))
+    check_choice('select', chosen, size)
     return value - values.T @ _share(strength, chosen, values.dtype)
 
   return jax.lax.map(label, (queries, values, jnp.arange(size)))

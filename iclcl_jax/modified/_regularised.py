@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention
@@ -49,7 +50,12 @@ def regularised_attention(
   """
   weights = attention_weights(phi, query, keys, values, mask)
   # A lone query token is a prompt too: its weights are forgotten in part.
-  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0] + 1)
+  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
+  if num_query_tokens > keys.shape[0]:
+    raise ValueError(
+      f'num_query_tokens is {num_query_tokens} of {keys.shape[0]} tokens; '
+      'expected no more than there are.'
+    )
   _validate.check_scalar('strength', strength)
   _validate.check_scalar('learning_rate', learning_rate, minimum=0)
   is_query_side = jnp.arange(keys.shape[0]) >= keys.shape[0] - num_query_tokens
@@ -153,6 +159,12 @@ def regularised_training_weights(
   decay = 1 - rate * strength
   epoch = decay**num_demonstrations
   # A finite sum instead of the quotient: exact at decay = 1.
-  epochs = jnp.sum(epoch ** jnp.arange(num_epochs, dtype=rate.dtype))
-  age = jnp.arange(num_demonstrations - 1, -1, -1, dtype=rate.dtype)
-  return TrainingWeights(epoch**num_epochs, rate * decay**age * epochs)
+  epochs = jnp.sum(_powers(epoch, num_epochs))
+  ages = _powers(decay, num_demonstrations)[::-1]
+  return TrainingWeights(epoch**num_epochs, rate * ages * epochs)
+
+
+def _powers(base: Float[Array, ''], count: int) -> Float[Array, ' _']:
+  """`base ** [0, ..., count - 1]` by products, with all derivatives at 0."""
+  steps = jnp.full(count, base).at[0].set(1)
+  return jax.lax.associative_scan(jnp.multiply, steps)
