@@ -52,7 +52,7 @@ def test_the_copy_layer_writes_labels_next_to_inputs_and_nothing_else():
   assert np.max(np.abs(change)) < 1e-100
 
 
-@pytest.mark.parametrize(('sharpness', 'exact'), [(1e3, True), (3.0, False)])
+@pytest.mark.parametrize(('sharpness', 'exact'), [(1e3, True), (12.0, False)])
 @pytest.mark.parametrize('num_layers', [1, STEPS])
 def test_copied_tokens_descend(sharpness, exact, num_layers):
   inputs, labels, query = problem()
@@ -159,3 +159,101 @@ def test_bad_input_is_named():
   for message, fn, *arguments in cases:
     with pytest.raises(ValueError, match=message):
       fn(*arguments)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float16])
+@pytest.mark.parametrize('size', [1e-25, 1e-7, 1.0, 1e20, 1e30])
+def test_cosine_does_not_depend_on_the_size(size, dtype):
+  size = min(max(size, 1e-4), 3e4) if dtype == jnp.float16 else size
+  rows = jnp.asarray(np.full((2, 3), size), dtype)
+  cosine = jax.jit(account.model_cosine)
+  assert cosine(rows, rows).dtype == dtype
+  np.testing.assert_allclose(cosine(rows, rows), 1, atol=1e-3)
+  np.testing.assert_allclose(cosine(rows, -rows), -1, atol=1e-3)
+
+
+def test_cosine_with_nothing_is_undefined_and_has_no_slope():
+  zeros, ones = jnp.zeros((2, 3)), jnp.ones((2, 3))
+  value, slope = jax.value_and_grad(account.model_cosine)(zeros, ones)
+  assert jnp.isnan(value)
+  np.testing.assert_array_equal(slope, zeros)
+
+
+def test_slope_of_the_cosine_is_that_of_its_formula():
+  rng = np.random.default_rng(0)
+  a, b = jnp.asarray(rng.normal(size=(2, 1, 3)))
+
+  def formula(a):
+    return a @ b[0] / jnp.sqrt((a @ a) * (b[0] @ b[0]))
+
+  np.testing.assert_allclose(
+    jax.grad(account.model_cosine)(a, b)[0], jax.grad(formula)(a[0]), rtol=1e-12
+  )
+
+
+@pytest.mark.parametrize('size', [1e-25, 1.0, 1e25])
+def test_rate_is_fitted_to_directions_of_any_size(size):
+  directions = jnp.full((3, 1), size, jnp.float32)
+  rate = account.fit_learning_rate(directions, 2 * directions)
+  np.testing.assert_allclose(rate, 2, rtol=1e-6)
+
+
+def layers_of(copies=1):
+  return account.repeat(account.construct(1.0, 2, d_x=3), copies)
+
+
+@pytest.mark.parametrize(
+  ('message', 'call'),
+  [
+    ('inputs has shape \\[0, 3\\]', lambda: account.descend(
+      jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(1))),
+    ('inputs has shape \\[0, 3\\]', lambda: account.descend_plus_plus(
+      jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3), jnp.ones(1),
+      jnp.ones(1))),
+    ('inputs has shape \\[0, 3\\]', lambda: account.kernel_step(
+      jnp.dot, jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3), 1.0)),
+    ('inputs has shape \\[0, 3\\]', lambda: account.make_tokens(
+      jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3))),
+    ('kernel is a str', lambda: account.kernel_step(
+      'rbf', jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3), 1.0)),
+    ('predict_fn is a str', lambda: account.sensitivity(
+      'f', jnp.ones((2, 3)), d_x=2)),
+    ('weights_fn is a str', lambda: account.predict(
+      layers_of(), jnp.ones((3, 4)), weights_fn='softmax')),
+    ('weights_fn returned', lambda: account.attend(
+      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)),
+      weights_fn=lambda scores, visible, d_k: scores[:1])),
+    ('d_y is 9', lambda: account.predict(
+      layers_of(), jnp.ones((3, 4)), d_y=9)),
+    ('dtypes disagree', lambda: account.predict(
+      layers_of(2), jnp.ones((3, 4), jnp.bfloat16))),
+    ('layers.queries has shape', lambda: account.predict(
+      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)))),
+    ('visible has shape .* and dtype float', lambda: account.attend(
+      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)),
+      visible=jnp.ones((3, 3)))),
+    ('layer.queries has shape', lambda: account.fold(layers_of())),
+    ('layer.queries has shape', lambda: account.widen(layers_of(), 1)),
+    ('start is a SelfAttention', lambda: account.interpolate(
+      *[account.construct(1.0, 2, d_x=3)] * 2, 0.5)),
+    ('mean diagonal of 0', lambda: account.normalise(account.Folded(
+      *[jnp.zeros((1, 3, 3))] * 2), d_x=2)),
+    ('dtype is', lambda: account.construct(1.0, 2, d_x=3, dtype=int)),
+    ('sharpness is 1.0', lambda: account.construct_copy(
+      5, d_x=3, sharpness=1.0)),
+    ('sharpness is 1000000.0', lambda: account.construct_copy(
+      5, d_x=3, sharpness=1e6, dtype=jnp.float16)),
+    ('second_moment is -1', lambda: account.expected_loss_given_inputs(
+      jnp.ones(2), jnp.ones(1), jnp.ones(1), 2, second_moment=-1.0)),
+    ('eigenvalues has -1', lambda: account.expected_loss_given_inputs(
+      -jnp.ones(2), jnp.ones(1), jnp.ones(1), 2, second_moment=1.0)),
+    ('moments is a float', lambda: account.LinearTasks(
+      d_x=2, num_demonstrations=2, moments=0.5)),
+    ('no step size is best', lambda: account.optimal_learning_rate(
+      account.LinearTasks(
+        d_x=2, num_demonstrations=2, moments=account.uniform_moments(0.0)))),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_named(message, call):
+  with pytest.raises(ValueError, match=message):
+    call()

@@ -329,3 +329,101 @@ def test_bad_input_is_named():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+SIMILARITIES = {
+  'update': metrics.update_similarity,
+  'normalised': metrics.normalised_update_similarity,
+  'partial': metrics.partial_update_similarity,
+  'map update': lambda *x: metrics.map_update_similarity(*(y[None] for y in x)),
+}
+
+
+@pytest.mark.parametrize('name', SIMILARITIES)
+@pytest.mark.parametrize(
+  ('dtype', 'size', 'rtol'),
+  [
+    (jnp.float16, 1e3, 2e-2),
+    (jnp.float32, 1e25, 1e-5),
+    (jnp.float32, 1e-25, 1e-5),
+  ],
+)
+def test_similarities_do_not_depend_on_the_size(name, dtype, size, rtol):
+  activations = draw(*[(WIDTH,)] * 3)
+  similarity = jax.jit(SIMILARITIES[name])
+  found = similarity(*(jnp.asarray(size * x, dtype) for x in activations))
+  assert found.dtype == dtype
+  np.testing.assert_allclose(found, similarity(*activations), rtol=rtol)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.float32, jnp.float64])
+def test_parallel_updates_have_no_partial_similarity(dtype):
+  partial = jax.jit(jax.vmap(metrics.partial_update_similarity))
+  rows = draw((50, WIDTH), dtype=dtype)[0]
+  assert jnp.all(jnp.isnan(partial(2 * rows, 3 * rows, rows)))
+  small, baseline = jnp.zeros_like(rows), jnp.zeros_like(rows).at[:, 0].set(1)
+  small = small.at[:, 1].set(100 * jnp.finfo(dtype).eps)
+  update = baseline + small
+  np.testing.assert_allclose(partial(update, update, baseline), 1, rtol=1e-3)
+
+
+def test_nulls_of_half_precision_are_finite():
+  activations = draw((4, 512), (4, 512), (4, 512), dtype=jnp.float16)
+  found = metrics.random_null(
+    jax.random.key(0),
+    metrics.update_similarity,
+    *(100 * x for x in activations),
+    num_draws=2,
+  )
+  assert jnp.all(jnp.isfinite(found))
+
+
+def test_ranks_of_many_tokens_do_not_overflow():
+  order = jnp.arange(400).astype(jnp.float16)
+  assert metrics.kendall(order, order) == 1
+  assert metrics.kendall(order, order).dtype == jnp.float16
+
+
+def test_a_full_state_decodes_to_nan_under_jit():
+  state = account.start_decoding(2, D_K, D_V, dtype=jnp.float64)
+  step = jax.jit(functools.partial(account.decode, decay=0.5))
+  finite = []
+  for _ in range(3):
+    state, output = step(state, *draw((D_K,), (D_K,), (D_V,)))
+    finite.append(bool(jnp.all(jnp.isfinite(output))))
+  assert finite == [True, True, False]
+
+
+@pytest.mark.parametrize(
+  ('message', 'call'),
+  [
+    (
+      'similarity is a str',
+      lambda: metrics.random_null(
+        jax.random.key(0), 'cos', *[jnp.ones((2, 3))] * 3, num_draws=2
+      ),
+    ),
+    (
+      'query and state disagree in d_k',
+      lambda: account.decode(
+        account.start_decoding(2, 3, 1),
+        *(jnp.ones(n, jnp.float32) for n in (2, 3, 1)),
+        decay=0.5,
+      ),
+    ),
+    (
+      'head is a tuple',
+      lambda: account.finetuned_update(
+        jnp.ones((2, 3)), (jnp.ones((3, 2)),) * 2, (jnp.ones((3, 2)),) * 2
+      ),
+    ),
+    ('dtype is', lambda: account.start_decoding(2, 3, 1, dtype=int)),
+    (
+      'a and b disagree in d',
+      lambda: metrics.cosine(jnp.ones(2), jnp.ones(3)),
+    ),
+  ],
+)
+def test_what_cannot_be_compared_is_named(message, call):
+  with pytest.raises(ValueError, match=message):
+    call()

@@ -1,5 +1,7 @@
 """Layers as online learners: definition, recurrence and parallel form agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,3 +281,44 @@ def test_bad_input_is_named():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+@pytest.mark.parametrize('factor', [0.0, 1e-30, 1e-8, -0.5])
+@pytest.mark.parametrize(
+  'pair',
+  [
+    (learners.linear_recurrence, learners.linear_parallel),
+    (learners.delta_recurrence, learners.delta_parallel),
+  ],
+)
+def test_chunks_have_values_and_slopes_of_the_recurrence(pair, factor):
+  tokens, gates = draw(jnp.float32)
+  decays = gates['decays'].at[jnp.asarray([1, 7])].set(factor)
+
+  def of(form):
+    def total(decays):
+      outputs = form(tokens, decays=decays, initial=gates['initial'])
+      return jnp.sum(outputs), outputs
+
+    return jax.jit(jax.grad(total, has_aux=True))(decays)
+
+  (slope, outputs), (slope_chunked, chunked) = map(of, pair)
+  assert jnp.abs(slope[1]) > 1e-2
+  np.testing.assert_allclose(chunked, outputs, atol=1e-5)
+  np.testing.assert_allclose(slope_chunked, slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_least_squares_of_half_precision(dtype):
+  tokens, _ = draw(dtype)
+  exact, _ = draw()
+  found = jax.jit(functools.partial(learners.least_squares, ridge=0.1))(tokens)
+  assert found.dtype == dtype
+  reference = learners.least_squares(exact, ridge=0.1)
+  np.testing.assert_allclose(found.astype(jnp.float64), reference, atol=0.1)
+
+
+@pytest.mark.parametrize('name', ['decays', 'rates'])
+def test_gates_that_are_no_numbers_are_named(name):
+  with pytest.raises(ValueError, match=f"{name} is 'a'"):
+    learners.delta_recurrence(draw()[0], **{name: 'a'})

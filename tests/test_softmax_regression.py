@@ -346,3 +346,86 @@ def test_bad_input_is_named():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def test_the_distance_of_a_step_uphill_is_that_of_a_step_downhill():
+  posed, weights, _ = draw()
+  up = bounds.one_step_distance(posed, weights, learning_rate=-0.5)
+  down = bounds.one_step_distance(posed, weights, learning_rate=0.5)
+  assert up[0] == down[0] > 0
+  assert up[1] == -down[1]
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_solved_in_float32(dtype):
+  posed, weights, _ = draw(dtype=dtype)
+  posed = posed._replace(document=account.centre(posed.document))
+  constant = bounds.lipschitz_in_weights(posed.document)
+  penalty = bounds.convexity_penalty(posed.document, 0.1)
+  trace = account.newton(
+    posed, 0 * weights, jnp.full_like(posed.target, penalty), num_steps=2
+  )
+  assert constant.dtype == penalty.dtype == trace.weights.dtype == dtype
+  assert trace.losses[-1] < trace.losses[0]
+
+
+def two(*shape):
+  return jnp.ones(shape or 2)
+
+
+@pytest.mark.parametrize(
+  ('message', 'call'),
+  [
+    (
+      'before has shape',
+      lambda: account.shifted_target(two(), two(2, 1), two()),
+    ),
+    (
+      'target and prediction disagree in n',
+      lambda: account.apply_logit_hessian(two(), two(1), two()),
+    ),
+    (
+      'target and prediction disagree in n',
+      lambda: account.logit_hessian(two(), two(1)),
+    ),
+    (
+      'vector and prediction disagree in n',
+      lambda: account.apply_jacobian(two(), two(3)),
+    ),
+    (
+      'target and logits disagree in n',
+      lambda: account.descend_logits(
+        account.Problem(two(2, 3), two()),
+        two(3),
+        num_steps=1,
+        learning_rate=1.0,
+      ),
+    ),
+    (
+      'queries and document disagree in d',
+      lambda: account.attend(
+        account.Problem(two(2, 3), two()), two(2, 2), learning_rate=1.0
+      ),
+    ),
+    (
+      'document has rank 1',
+      lambda: account.newton(
+        account.Problem(two(3, 2), two(3)), two(), two(3), num_steps=1
+      ),
+    ),
+    (
+      'singular Newton system',
+      lambda: account.newton(
+        account.Problem(jnp.eye(2), two() / 2), 0 * two(), 0 * two(),
+        num_steps=1,
+      ),
+    ),
+    (
+      'document has rank 1',
+      lambda: bounds.convexity_penalty(two(3, 2), 0.1),
+    ),
+  ],
+)  # fmt: skip
+def test_what_has_no_answer_is_named(message, call):
+  with pytest.raises(ValueError, match=message):
+    call()

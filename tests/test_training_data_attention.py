@@ -192,3 +192,39 @@ def test_bad_input_is_named():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+@pytest.mark.parametrize(
+  ('message', 'change'),
+  [
+    (
+      'labels ranges from 0 to 3',
+      {'labels': lambda x: x.at[0].set(3).at[1].set(0)},
+    ),
+    ('labels ranges from -1', {'labels': lambda x: x.at[0].set(-1)}),
+    (
+      'batches ranges from',
+      {'batches': lambda x: x.at[0, 0].set(NUM_EXAMPLES)},
+    ),
+    ('batches has shape \\[0, 4\\]', {'batches': lambda x: x[:0]}),
+    ('batches has shape \\[30, 0\\]', {'batches': lambda x: x[:, :0]}),
+    ('dtypes disagree', {'inputs': lambda x: x.astype(jnp.float32)}),
+    ('params has no layer', {'params': lambda x: x[:0]}),
+    ('disagree in width', {'params': lambda x: (x[0], x[2])}),
+  ],
+)
+def test_what_cannot_be_trained_on_is_named(message, change):
+  names = 'params', 'inputs', 'labels', 'batches'
+  arguments = dict(zip(names, problem(), strict=True))
+  for name, fn in change.items():
+    arguments[name] = fn(arguments[name])
+  with pytest.raises(ValueError, match=message):
+    account.train(**arguments, learning_rate=0.1)
+
+
+def test_a_list_of_layers_is_trained_too():
+  params, *data = problem()
+  train = jax.jit(functools.partial(account.train, **OPTIMIZERS['sgd']))
+  found, _ = train(list(params), *data)
+  for ours, theirs in zip(found, trained('sgd')[0], strict=True):
+    np.testing.assert_array_equal(ours, theirs)

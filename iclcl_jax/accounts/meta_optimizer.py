@@ -142,17 +142,25 @@ def finetuned_update(
     The update. Shape `[d_v, d_k]`.
 
   Raises:
-    ValueError: if shapes disagree.
+    ValueError: if shapes or dtypes disagree, or one is no `Head`.
 
   References:
     Dai et al., arXiv:2212.10559
   """
   _validate.check_array('tokens', tokens, 'M d')
+  for name, projections in (('head', head), ('changes', changes)):
+    if not isinstance(projections, Head):
+      raise ValueError(
+        f'{name} is a {type(projections).__name__}; expected a Head(keys, '
+        'values) of projections.'
+      )
   for name, matrix, change in zip(head._fields, head, changes, strict=True):
     _validate.check_array(f'head.{name}', matrix, 'd d_out')
     _validate.check_same(
       'd', f'head.{name}', matrix.shape[0], 'tokens', tokens.shape[1]
     )
+    _validate.check_array(f'changes.{name}', change, 'd d_out')
+    _validate.check_dtypes(tokens=tokens, head=matrix, changes=change)
     if change.shape != matrix.shape:
       raise ValueError(
         f'changes.{name} has shape {list(change.shape)}; expected that of '
@@ -337,8 +345,10 @@ def start_decoding(
     The state.
 
   Raises:
-    ValueError: if a size is not positive.
+    ValueError: if a size is not positive, or `dtype` is no floating-point
+      dtype.
   """
+  _validate.check_float_dtype('dtype', dtype)
   for name, size in (
     ('capacity', capacity),
     ('key_dim', key_dim),
@@ -373,16 +383,15 @@ def decode(
     decay: `eta`, in `[0, 1)`.
 
   Returns:
-    The new state and the output. Shape `[d_v]`.
+    The new state and the output. Shape `[d_v]`. Under `jit`, where the size
+    cannot be looked at, outputs beyond the capacity are NaN.
 
   Raises:
     ValueError: if shapes disagree, `decay` is outside `[0, 1)`, or the state is
       full.
   """
   check_decay(decay)
-  _validate.check_array('query', query, 'd_k')
-  _validate.check_array('key', key, 'd_k')
-  _validate.check_array('value', value, 'd_v')
+  _check_token(state, query, key, value)
   capacity = state.keys.shape[0]
   if _validate.is_concrete(state.size) and int(state.size) >= capacity:
     raise ValueError(
@@ -393,11 +402,23 @@ def decode(
   values = state.values.at[state.size].set(value)
   seen = jnp.arange(capacity) <= state.size
   output = attention.softmax_attention(query, keys, values, mask=seen)
+  output = jnp.where(state.size < capacity, output, jnp.nan)
   average = jnp.asarray(decay, value.dtype) * (state.average + value)
   return (
     MomentumState(average, keys, values, state.size + 1),
     output + state.average,
   )
+
+
+def _check_token(state, query, key, value) -> None:
+  for name, vector, past, axis in (
+    ('query', query, state.keys, 'd_k'),
+    ('key', key, state.keys, 'd_k'),
+    ('value', value, state.values, 'd_v'),
+  ):
+    _validate.check_array(name, vector, axis)
+    _validate.check_same(axis, name, vector.shape[0], 'state', past.shape[1])
+    _validate.check_dtypes(**{name: vector, 'state': past})
 
 
 def check_decay(decay: float | Array) -> None:

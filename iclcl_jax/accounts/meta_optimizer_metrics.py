@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
 
 # `(in_context, finetuned, zero_shot) -> []`, for one query.
@@ -120,7 +121,8 @@ def update_similarity(
     Deutch et al., arXiv:2311.07772
   """
   _check_alike('d', in_context, finetuned, zero_shot)
-  return cosine(in_context - zero_shot, finetuned - zero_shot)
+  updates = _updates(in_context, finetuned, zero_shot)
+  return cosine(*updates).astype(zero_shot.dtype)
 
 
 def normalised_update_similarity(
@@ -148,8 +150,8 @@ def normalised_update_similarity(
     Dai et al., arXiv:2212.10559
   """
   _check_alike('d', in_context, finetuned, zero_shot)
-  outputs = in_context, finetuned, zero_shot
-  return update_similarity(*(_normalise(x) for x in outputs))
+  outputs = (_numerics.unit(x) for x in (in_context, finetuned, zero_shot))
+  return update_similarity(*outputs).astype(in_context.dtype)
 
 
 def partial_update_similarity(
@@ -165,15 +167,25 @@ def partial_update_similarity(
     zero_shot: likewise, not 0.
 
   Returns:
-    The cosine, NaN if an update has no such part. Shape `[]`.
+    The cosine, NaN if an update has no such part, or none that is larger than
+    the rounding of the activations. Shape `[]`.
 
   Raises:
     ValueError: if shapes or dtypes disagree.
   """
   _check_alike('d', in_context, finetuned, zero_shot)
-  axis = _normalise(zero_shot)
-  updates = in_context - zero_shot, finetuned - zero_shot
-  return cosine(*(update - axis * (axis @ update) for update in updates))
+  rounding = 4 * float(jnp.finfo(zero_shot.dtype).eps)
+  outputs = jnp.stack([in_context, finetuned, zero_shot])
+  outputs = _numerics.scaled(outputs)[1]
+  axis = _numerics.unit(outputs[2])
+
+  def across(output):
+    update = output - outputs[2]
+    rest = update - axis * (axis @ update)
+    noise = rounding * (jnp.linalg.norm(output) + jnp.linalg.norm(outputs[2]))
+    return jnp.where(_numerics.norm(rest) > noise, rest, 0)
+
+  return cosine(across(outputs[0]), across(outputs[1])).astype(zero_shot.dtype)
 
 
 def map_similarity(
@@ -220,7 +232,8 @@ def map_update_similarity(
     Deutch et al., arXiv:2311.07772
   """
   _check_alike('H N', in_context, finetuned, zero_shot)
-  return map_similarity(in_context - zero_shot, finetuned - zero_shot)
+  updates = _updates(in_context, finetuned, zero_shot)
+  return map_similarity(*updates).astype(zero_shot.dtype)
 
 
 def kendall(
@@ -248,8 +261,12 @@ def kendall(
   size = in_context.shape[0]
   if size < 2:
     raise ValueError('in_context has 1 entry; expected at least two to order.')
-  signs = [jnp.sign(x[:, None] - x[None]) for x in (in_context, finetuned)]
-  return jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
+  signs = [
+    jnp.sign(_numerics.widen(x)[:, None] - _numerics.widen(x)[None])
+    for x in (in_context, finetuned)
+  ]
+  rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
+  return rank.astype(in_context.dtype)
 
 
 def random_null(
@@ -281,15 +298,16 @@ def random_null(
   Raises:
     ValueError: if shapes or dtypes disagree, or `num_draws < 1`.
   """
-  _check_null(key, num_draws, in_context, finetuned, zero_shot)
-  sizes = jnp.linalg.norm(finetuned - zero_shot, axis=-1, keepdims=True)
+  _check_null(key, similarity, num_draws, in_context, finetuned, zero_shot)
+  base = _numerics.widen(zero_shot)
+  norms = jnp.vectorize(_numerics.norm, signature='(d)->()')
+  sizes = norms(_numerics.widen(finetuned) - base)[..., None]
 
   def one_draw(key):
-    noise = jax.random.normal(key, finetuned.shape, finetuned.dtype)
-    noise = sizes * noise / jnp.linalg.norm(noise, axis=-1, keepdims=True)
-    return jnp.mean(
-      jax.vmap(similarity)(in_context, zero_shot + noise, zero_shot)
-    )
+    noise = jax.random.normal(key, base.shape, base.dtype)
+    noise = sizes * (noise / norms(noise)[..., None])
+    moved = (base + noise).astype(finetuned.dtype)
+    return _mean_of(similarity, in_context, moved, zero_shot)
 
   return jax.lax.map(one_draw, jax.random.split(key, num_draws))
 
@@ -323,7 +341,7 @@ def permuted_null(
     ValueError: if shapes or dtypes disagree, there is one query, or
       `num_draws < 1`.
   """
-  _check_null(key, num_draws, in_context, finetuned, zero_shot)
+  _check_null(key, similarity, num_draws, in_context, finetuned, zero_shot)
   count = in_context.shape[0]
   if count < 2:
     raise ValueError(
@@ -338,7 +356,7 @@ def permuted_null(
     # A cycle along a random order: nobody keeps their own.
     partner = jnp.zeros_like(order).at[order].set(jnp.roll(order, shift))
     moved = zero_shot + updates[partner]
-    return jnp.mean(jax.vmap(similarity)(in_context, moved, zero_shot))
+    return _mean_of(similarity, in_context, moved, zero_shot)
 
   return jax.lax.map(one_draw, jax.random.split(key, num_draws))
 
@@ -390,13 +408,29 @@ def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
     b: another.
 
   Returns:
-    The cosine. Shape `[]`.
+    The cosine, whatever the size of the vectors. Shape `[]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
   """
-  return _ratio(a @ b, jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  _validate.check_array('a', a, 'd')
+  _validate.check_array('b', b, 'd')
+  _validate.check_same('d', 'a', a.shape[0], 'b', b.shape[0])
+  _validate.check_dtypes(a=a, b=b)
+  return _numerics.cosine(a, b)
 
 
-def _normalise(x):
-  return x / jnp.linalg.norm(x)
+def _updates(in_context, finetuned, zero_shot):
+  """Both updates, widened before the difference can overflow."""
+  base = _numerics.widen(zero_shot)
+  return tuple(_numerics.widen(x) - base for x in (in_context, finetuned))
+
+
+def _mean_of(similarity, *activations):
+  scores = jax.vmap(similarity)(*activations)
+  queries = activations[0].shape[:1]
+  _validate.check_result('similarity, of all queries,', scores, queries)
+  return jnp.mean(scores)
 
 
 def _ratio(part, whole):
@@ -420,8 +454,13 @@ def _check_alike(shape: str, first, *others) -> None:
       )
 
 
-def _check_null(key, num_draws, in_context, finetuned, zero_shot) -> None:
+def _check_null(
+  key, similarity, num_draws, in_context, finetuned, zero_shot
+) -> None:
   _validate.check_key('key', key)
   _validate.check_count('num_draws', num_draws)
+  _validate.check_function(
+    'similarity', similarity, 3, '(in_context, finetuned, zero_shot) -> []'
+  )
   axes = ' '.join(['Q', *(f'axis{i}' for i in range(1, in_context.ndim))])
   _check_alike(axes, in_context, finetuned, zero_shot)

@@ -13,7 +13,12 @@ import math
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts import softmax_regression as account
+from iclcl_jax.accounts.softmax_regression._problem import (
+  check_full_rank,
+  check_problem,
+)
 from iclcl_jax.types import Array, Float
 
 
@@ -86,7 +91,8 @@ def lipschitz_in_weights(document: Float[Array, 'n d']) -> Float[Array, '']:
     ValueError: if the document is no matrix.
   """
   _validate.check_array('document', document, 'n d')
-  return jnp.linalg.norm(account.centre(document), 2) / 2
+  singular = _singular_values(account.centre(document))
+  return jnp.max(singular).astype(document.dtype) / 2
 
 
 def lipschitz_in_document(weights: Float[Array, ' d']) -> Float[Array, '']:
@@ -128,7 +134,9 @@ def safe_learning_rate(document: Float[Array, 'n d']) -> Float[Array, '']:
 
   Returns:
     `2 / (LARGEST_CURVATURE |P A|^2)`, for targets in the simplex. Useful steps
-    near the uniform prediction are 100 to 10,000 times larger. Shape `[]`.
+    near the uniform prediction are 100 to 10,000 times larger. Infinite if
+    all words are equal: the loss is constant, so no step increases it. Shape
+    `[]`.
 
   Raises:
     ValueError: if the document is no matrix.
@@ -150,22 +158,20 @@ def convexity_penalty(
     `w` with `w^2 = 0.2405 + strength / sigma_min(A)^2`. Shape `[]`.
 
   Raises:
-    ValueError: if the document is no matrix or has fewer words than its width,
-      or the strength is negative.
+    ValueError: if the document is no matrix of full column rank (where no
+      penalty of the logits makes the loss convex in every direction; under
+      `jit` the result is then infinite or huge), or the strength is negative.
 
   References:
     Deng, Li & Song, arXiv:2304.10411 (same form, larger constant).
   """
   _validate.check_array('document', document, 'n d')
   _validate.check_scalar('strength', strength, minimum=0)
-  if document.shape[0] < document.shape[1]:
-    raise ValueError(
-      f'document has {document.shape[0]} words of width {document.shape[1]}; '
-      'expected at least as many words as the width: no penalty of the logits '
-      'makes the loss convex in every direction.'
-    )
-  smallest = jnp.linalg.svd(document, compute_uv=False)[-1]
-  return jnp.sqrt(strength / smallest**2 - account.SMALLEST_CURVATURE)
+  check_full_rank(document)
+  smallest = _singular_values(document)[-1]
+  strength = jnp.asarray(strength, smallest.dtype)
+  squared = strength / smallest**2 - account.SMALLEST_CURVATURE
+  return jnp.sqrt(squared).astype(document.dtype)
 
 
 def one_step_distance(
@@ -179,7 +185,7 @@ def one_step_distance(
   With `lo` and `hi` the extreme eigenvalues of `P A A^T P` off the constant
   vector, the data step of size :math:`\eta (hi + lo) / (2 |x|^2)` obeys
 
-  .. math:: |f_{weight} - f_{data}| \le \tfrac{\eta}{4} (hi - lo)\, |J c|.
+  .. math:: |f_{weight} - f_{data}| \le \tfrac{|\eta|}{4} (hi - lo)\, |J c|.
 
   Args:
     posed: the problem, with at least two words.
@@ -194,6 +200,7 @@ def one_step_distance(
       are 0, or the rate is not finite.
   """
   _validate.check_scalar('learning_rate', learning_rate)
+  check_problem(posed, weights)
   prediction = account.predict(posed.document, weights)
   signal = account.apply_jacobian(prediction, prediction - posed.target)
   num_words, width = posed.document.shape
@@ -203,13 +210,18 @@ def one_step_distance(
     raise ValueError(
       'weights are all 0; expected others: at 0 a data step moves nothing.'
     )
-  singular = jnp.linalg.svd(account.centre(posed.document), compute_uv=False)
+  singular = _singular_values(account.centre(posed.document))
+  singular = singular.astype(weights.dtype)
   high = singular[0] ** 2
   # The constant vector takes one of the n eigenvalues.
   few = width < num_words - 1
   low = jnp.zeros_like(high) if few else singular[num_words - 2] ** 2
-  bound = learning_rate / 4 * (high - low) * jnp.linalg.norm(signal)
+  bound = abs(learning_rate) / 4 * (high - low) * jnp.linalg.norm(signal)
   return bound, learning_rate * (high + low) / 2 / (weights @ weights)
+
+
+def _singular_values(matrix) -> Float[Array, ' k']:
+  return jnp.linalg.svd(_numerics.widen(matrix), compute_uv=False)
 
 
 def _check(num_words: int, radius) -> None:

@@ -14,6 +14,7 @@ The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
 no such form: it rescales entry by entry, which destroys the outer products.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,8 +67,10 @@ def init_network(
     Matrices `[d_out, d_in + 1]`, entries of variance `2 / d_in`, biases 0.
 
   Raises:
-    ValueError: if there are fewer than two widths, or one is not positive.
+    ValueError: if there are fewer than two widths, one is not positive, or
+      `dtype` is no floating-point dtype.
   """
+  _validate.check_float_dtype('dtype', dtype)
   _validate.check_key('key', key)
   if len(widths) < 2:
     raise ValueError(
@@ -103,8 +106,9 @@ def layer_inputs(
     The input of every layer, a 1 appended, and the output of the last.
 
   Raises:
-    ValueError: if the example does not fit the first layer.
+    ValueError: if there is no layer, or the example does not fit the first.
   """
+  _check_params(params)
   _validate.check_array('inputs', inputs, 'd')
   _validate.check_same(
     'd', 'inputs', inputs.shape[0], 'params', params[0].shape[1] - 1
@@ -148,17 +152,27 @@ def train(
     The trained network, and the `History` of each layer.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, or a hyper-parameter is out of
-      range.
+    ValueError: if shapes or dtypes disagree, or a hyper-parameter, a label or a
+      row of the batches is out of range.
 
   References:
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3.
   """
   _check_optimizer(learning_rate, momentum, weight_decay)
+  params = tuple(params)
+  _check_params(params)
   _validate.check_array('inputs', inputs, 'n d')
   _check_integers('labels', labels, 1)
   _check_integers('batches', batches, 2)
   _validate.check_same('n', 'inputs', len(inputs), 'labels', len(labels))
+  _validate.check_dtypes(inputs=inputs, params=params[0])
+  if 0 in batches.shape:
+    raise ValueError(
+      f'batches has shape {list(batches.shape)}; expected at least one step of '
+      'at least one example.'
+    )
+  _check_range('labels', labels, len(params[-1]), 'classes')
+  _check_range('batches', batches, len(inputs), 'examples')
   size = batches.shape[1]
 
   def example_loss(params, nudges, x, label):
@@ -362,4 +376,33 @@ def _check_integers(name: str, array, rank: int) -> None:
     raise ValueError(
       f'{name} is {found} of shape {list(getattr(array, "shape", []))}; '
       f'expected integers of rank {rank}.'
+    )
+
+
+def _check_params(params) -> None:
+  if not params:
+    raise ValueError('params has no layer; expected at least one matrix.')
+  for depth, matrix in enumerate(params):
+    _validate.check_array(f'params[{depth}]', matrix, 'd_out d_in')
+    _validate.check_dtypes(
+      **{'params[0]': params[0], f'params[{depth}]': matrix}
+    )
+  for depth, (matrix, after) in enumerate(itertools.pairwise(params)):
+    _validate.check_same(
+      'width',
+      f'params[{depth}]',
+      matrix.shape[0],
+      f'params[{depth + 1}] without its bias',
+      after.shape[1] - 1,
+    )
+
+
+def _check_range(name: str, array, size: int, kind: str) -> None:
+  if not array.size or not _validate.is_concrete(array):
+    return
+  low, high = int(jnp.min(array)), int(jnp.max(array))
+  if low < 0 or high >= size:
+    raise ValueError(
+      f'{name} ranges from {low} to {high}; expected 0 to {size - 1}, for '
+      f'{size} {kind}.'
     )

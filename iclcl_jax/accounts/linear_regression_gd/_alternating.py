@@ -1,9 +1,14 @@
 """Inputs and labels as separate tokens, and the layer that joins them."""
 
+import math
+
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.accounts.linear_regression_gd._products import SelfAttention
+from iclcl_jax.accounts.linear_regression_gd._products import (
+  SelfAttention,
+  check_layer,
+)
 from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
 from iclcl_jax.types import Array, Float
 
@@ -84,7 +89,9 @@ def construct_copy(
     The layer, with one head, for tokens of `make_alternating_tokens`.
 
   Raises:
-    ValueError: if a count is below 1 or `sharpness` is not finite.
+    ValueError: if a count is below 1, `dtype` is no floating-point dtype, or
+      `sharpness` overflows it or leaves the successor less than half of the
+      attention, which copies nothing.
 
   References:
     von Oswald et al., arXiv:2212.07677, section 5 (copying).
@@ -92,8 +99,9 @@ def construct_copy(
   _validate.check_count('num_demonstrations', num_demonstrations)
   _validate.check_count('d_x', d_x)
   _validate.check_count('d_y', d_y)
-  _validate.check_scalar('sharpness', sharpness)
+  _validate.check_float_dtype('dtype', dtype)
   length = 2 * num_demonstrations + 1
+  _check_sharpness(sharpness, length, dtype)
   width = length + d_x + d_y
   place = jnp.eye(width, length, dtype=dtype)
   successor = jnp.roll(place, 1, axis=1)
@@ -114,10 +122,18 @@ def widen(layer: SelfAttention, width: int) -> SelfAttention:
     The layer for tokens of width `width + D`.
 
   Raises:
-    ValueError: if `width` is negative.
+    ValueError: if `width` is negative, or `layer` is not one layer.
   """
+  check_layer(layer)
   _validate.check_count('width', width, minimum=0)
   front = (0, 0), (width, 0), (0, 0)
   queries, keys, values = (jnp.pad(w, front) for w in layer[:3])
   outputs = jnp.pad(layer.outputs, ((0, 0), (0, 0), (width, 0)))
   return SelfAttention(queries, keys, values, outputs)
+
+
+def _check_sharpness(sharpness, length: int, dtype) -> None:
+  """Its score `s` gives the successor a share `e^s / (e^s + length - 1)`."""
+  least = math.log(length - 1) * length**0.5
+  largest = float(jnp.finfo(dtype).max)
+  _validate.check_scalar('sharpness', sharpness, minimum=least, maximum=largest)

@@ -43,7 +43,8 @@ def expected_loss_given_inputs(
     The expected loss. Shape `[]`.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if ranks, sizes or dtypes disagree, or an eigenvalue or variance
+      is negative beyond rounding.
 
   Example:
     >>> expected_loss_given_inputs(
@@ -65,6 +66,14 @@ def expected_loss_given_inputs(
     'K', 'learning_rates', len(learning_rates), 'contractions',
     len(contractions),
   )  # fmt: skip
+  _validate.check_dtypes(
+    eigenvalues=eigenvalues,
+    learning_rates=learning_rates,
+    contractions=contractions,
+  )
+  _check_not_negative(eigenvalues)
+  _validate.check_scalar('second_moment', second_moment, minimum=0)
+  _validate.check_scalar('task_variance', task_variance, minimum=0)
 
   def step(carry, factors):
     # Shares of input and label rows, which still stand, and what is learnt.
@@ -108,7 +117,8 @@ def kernel_step(
     The prediction. Shape `[d_y]`.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if ranks, sizes or dtypes disagree, or `kernel` is no function
+      of two vectors.
 
   Example:
     >>> kernel_step(
@@ -121,5 +131,19 @@ def kernel_step(
   """
   check_problem(inputs, labels, query, None)
   _validate.check_scalar('learning_rate', learning_rate)
+  _validate.check_function('kernel', kernel, 2, "(x, x') -> []")
   scores = jax.vmap(lambda x: kernel(x, query))(inputs)
+  _validate.check_result('kernel, of all inputs,', scores, inputs.shape[:1])
   return learning_rate / len(inputs) * scores @ labels
+
+
+def _check_not_negative(eigenvalues) -> None:
+  """Eigenvalues of a product `X^T X`, as a solver returns them."""
+  if not eigenvalues.size or not _validate.is_concrete(eigenvalues):
+    return
+  lowest = float(jnp.min(eigenvalues))
+  slack = 100 * float(jnp.finfo(eigenvalues.dtype).eps)
+  if lowest < -slack * float(jnp.max(jnp.abs(eigenvalues))):
+    raise ValueError(
+      f'eigenvalues has {lowest:g}; expected those of X^T X, not negative.'
+    )

@@ -22,7 +22,9 @@ def construct(
      W_v = \begin{pmatrix}0&W_0^\top\\0&-I\end{pmatrix},\quad
      W_p = \frac{\eta}{N} I
 
-  `K` copies of it do `K` steps, from any `W_0`.
+  `K` copies of it do `K` steps, from any `W_0`, which both the layer and the
+  query's token hold: call `make_tokens` with the SAME `initial`. With another
+  the layers descend from neither.
 
   Args:
     learning_rate: the step size `eta`.
@@ -37,14 +39,16 @@ def construct(
     The layer, with one head.
 
   Raises:
-    ValueError: if `num_demonstrations < 1`, `learning_rate` is not finite, or
-      not exactly one of `d_x` and `initial` is given.
+    ValueError: if `num_demonstrations < 1`, `learning_rate` is not finite,
+      `dtype` is no floating-point dtype, or not exactly one of `d_x` and
+      `initial` is given.
 
   References:
     von Oswald et al., arXiv:2212.07677, proposition 1.
   """
   _validate.check_scalar('learning_rate', learning_rate)
   _validate.check_count('num_demonstrations', num_demonstrations)
+  _validate.check_float_dtype('dtype', dtype)
   initial = _initial(d_x, initial, dtype)
   d_y, d_x = initial.shape
   zeros = jnp.zeros_like
@@ -88,7 +92,8 @@ def construct_plus_plus(
     The layer, with one head, for `W_0 = 0`.
 
   Raises:
-    ValueError: if a count is below 1 or a scalar is not finite.
+    ValueError: if a count is below 1, a scalar is not finite, or `dtype` is no
+      floating-point dtype.
 
   References:
     von Oswald et al., arXiv:2212.07677, section 4.3 and appendix A.10.
@@ -98,6 +103,7 @@ def construct_plus_plus(
   _validate.check_count('num_demonstrations', num_demonstrations)
   _validate.check_count('d_x', d_x)
   _validate.check_count('d_y', d_y)
+  _validate.check_float_dtype('dtype', dtype)
   signs = jnp.concatenate([jnp.ones(d_x, dtype), -jnp.ones(d_y, dtype)])
   size = jnp.asarray(learning_rate, signs.dtype) / num_demonstrations
   gamma = jnp.asarray(contraction, signs.dtype)

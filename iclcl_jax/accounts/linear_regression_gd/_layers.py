@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax.accounts.linear_regression_gd._products import (
   SelfAttention,
+  check_layer,
   fold,
 )
 from iclcl_jax.accounts.linear_regression_gd._tokens import context_only
@@ -54,24 +55,23 @@ def attend(
     The new rows. Shape `[M, D]`.
 
   Raises:
-    ValueError: if shapes or dtypes disagree.
+    ValueError: if shapes or dtypes disagree, or `weights_fn` is no function
+      that returns one weight for each score.
 
   References:
     von Oswald et al., arXiv:2212.07677, eq. 1 and appendix A.
   """
-  _check_layer(layer, tokens)
+  _check_layer(layer, tokens, weights_fn)
   if visible is None:
     visible = context_only(tokens.shape[0])
-  elif visible.shape != (tokens.shape[0],) * 2:
-    raise ValueError(
-      f'visible has shape {list(visible.shape)}; expected '
-      f'{[tokens.shape[0]] * 2}, a row and a column for each token.'
-    )
+  _check_visible(visible, tokens.shape[0])
   width = layer.keys.shape[2]
 
   def head(query_key, value_output):
     scores = tokens @ query_key @ tokens.T
-    return weights_fn(scores, visible, width) @ tokens @ value_output
+    weights = weights_fn(scores, visible, width)
+    _validate.check_result('weights_fn', weights, scores.shape)
+    return weights @ tokens @ value_output
 
   return tokens + jnp.sum(jax.vmap(head)(*fold(layer)), axis=0)
 
@@ -93,14 +93,15 @@ def attend_query(
     The query's new row. Shape `[D]`.
 
   Raises:
-    ValueError: if shapes or dtypes disagree.
+    ValueError: as `attend`.
   """
-  _check_layer(layer, tokens)
+  _check_layer(layer, tokens, weights_fn)
   context, row = tokens[:-1], tokens[-1]
   folded = fold(layer)
   scores = jnp.einsum('d,hde->he', row, folded.query_key) @ context.T
   visible = jnp.ones((1, context.shape[0]), bool)
   weights = weights_fn(scores, visible, layer.keys.shape[2])
+  _validate.check_result('weights_fn', weights, scores.shape)
   read = weights @ context
   return row + jnp.einsum('hd,hde->e', read, folded.value_output)
 
@@ -124,7 +125,8 @@ def predict(
     The prediction. Shape `[d_y]`.
 
   Raises:
-    ValueError: if shapes or dtypes disagree.
+    ValueError: as `attend`, or if `layers` is no stack, or `d_y` is not less
+      than the width of the tokens.
 
   Example:
     >>> rows = jnp.asarray([[1.0, 2.0], [3.0, 0.0]])  # (x_1, y_1), (x_q, 0)
@@ -138,6 +140,13 @@ def predict(
     von Oswald et al., arXiv:2212.07677, proposition 1.
   """
   _validate.check_count('d_y', d_y)
+  _check_stack(layers)
+  _check_layer(jax.tree.map(lambda w: w[0], layers), tokens, weights_fn)
+  if d_y >= tokens.shape[1]:
+    raise ValueError(
+      f'd_y is {d_y}; expected less than the width of the tokens, '
+      f'{tokens.shape[1]}.'
+    )
   before = jax.tree.map(lambda w: w[:-1], layers)
   last = jax.tree.map(lambda w: w[-1], layers)
 
@@ -167,16 +176,38 @@ def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
   )
 
 
-def _check_layer(layer: SelfAttention, tokens) -> None:
+def _check_stack(layers) -> None:
+  for name, weights in zip(SelfAttention._fields, layers, strict=True):
+    _validate.check_array(f'layers.{name}', weights, 'L H D width')
+    if not len(weights):
+      raise ValueError('layers has no layer; expected at least one.')
+
+
+def _check_layer(layer: SelfAttention, tokens, weights_fn) -> None:
   _validate.check_array('tokens', tokens, 'M D')
   if tokens.shape[0] < 2:
     raise ValueError(
       f'tokens has {tokens.shape[0]} rows; expected at least 2: a '
       'demonstration and the query.'
     )
-  for name, weights in zip(SelfAttention._fields, layer, strict=True):
-    _validate.check_array(f'layer.{name}', weights, 'H D width')
+  check_layer(layer)
+  for name, weights in layer._asdict().items():
     axis = 2 if name == 'outputs' else 1
     _validate.check_same(
       'D', f'layer.{name}', weights.shape[axis], 'tokens', tokens.shape[1]
+    )
+  _validate.check_dtypes(tokens=tokens, layer=layer.queries)
+  _validate.check_function(
+    'weights_fn', weights_fn, 3, '(scores, visible, d_k) -> weights'
+  )
+
+
+def _check_visible(visible, size: int) -> None:
+  is_boolean = getattr(visible, 'dtype', None) == jnp.bool_
+  if not is_boolean or visible.shape != (size, size):
+    found = getattr(visible, 'dtype', type(visible).__name__)
+    raise ValueError(
+      f'visible has shape {list(getattr(visible, "shape", []))} and dtype '
+      f'{found}; expected booleans {[size, size]}, a row and a column for each '
+      'token.'
     )

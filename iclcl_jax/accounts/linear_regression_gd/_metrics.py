@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Float
-
-_TINY = 1e-8  # As published; it matters only for gradients near 0.
 
 
 def sensitivity(
@@ -30,13 +29,15 @@ def sensitivity(
     The derivative. Shape `[d_y, d_x]`.
 
   Raises:
-    ValueError: if `tokens` has another rank, or `d_x` is not within it.
+    ValueError: if `tokens` has another rank, `d_x` is not within it, or
+      `predict_fn` is no function of it.
 
   References:
     von Oswald et al., arXiv:2212.07677, section 3.1.
   """
   _validate.check_array('tokens', tokens, 'M D')
   _validate.check_count('d_x', d_x)
+  _validate.check_function('predict_fn', predict_fn, 1, '(tokens) -> [d_y]')
   if d_x >= tokens.shape[1]:
     raise ValueError(
       f'd_x is {d_x}; expected less than the width of the tokens, '
@@ -107,7 +108,8 @@ def model_cosine(
     others: of the other. Shape `[B, d_x]`.
 
   Returns:
-    The mean. Shape `[]`.
+    The mean, whatever the size of the sensitivities; NaN if one is 0, which has
+    no angle. Shape `[]`.
 
   Raises:
     ValueError: if shapes disagree.
@@ -117,12 +119,10 @@ def model_cosine(
     '-1.000'
 
   References:
-    von Oswald et al., arXiv:2212.07677, section 3.1.
+    von Oswald et al., arXiv:2212.07677, section 3.1; they add 1e-8 to norms.
   """
   _check_pair('sensitivities', sensitivities, others, 'B d_x')
-  inner = jnp.sum(sensitivities * others, axis=1)
-  norms = [jnp.linalg.norm(x, axis=1) + _TINY for x in (sensitivities, others)]
-  return jnp.mean(inner / (norms[0] * norms[1]))
+  return jnp.mean(jax.vmap(_numerics.cosine)(sensitivities, others))
 
 
 def _check_pair(name: str, array, others, shape: str) -> None:
@@ -133,3 +133,4 @@ def _check_pair(name: str, array, others, shape: str) -> None:
       f'{name} and others have shapes {list(array.shape)} and '
       f'{list(others.shape)}; expected equal ones, a row for each task.'
     )
+  _validate.check_dtypes(**{name: array, 'others': others})

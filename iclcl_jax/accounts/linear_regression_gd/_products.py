@@ -45,7 +45,11 @@ def fold(layer: SelfAttention) -> Folded:
 
   Returns:
     `(W_q W_k^T, W_v W_p)` of each head.
+
+  Raises:
+    ValueError: if `layer` is not one layer.
   """
+  check_layer(layer)
   return Folded(
     jnp.einsum('hdk,hek->hde', layer.queries, layer.keys),
     jnp.einsum('hdv,hve->hde', layer.values, layer.outputs),
@@ -62,7 +66,11 @@ def unfold(folded: Folded) -> SelfAttention:
 
   Returns:
     The layer: `W_k` and `W_p` are identities.
+
+  Raises:
+    ValueError: if `folded` holds no products of one layer.
   """
+  _check_folded('folded', folded)
   identity = jnp.broadcast_to(
     jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),
     folded.query_key.shape,
@@ -83,11 +91,13 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
     The rescaled products.
 
   Raises:
-    ValueError: if `d_x` is not within the tokens.
+    ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
+      head is 0 (its result is not finite under `jit`).
 
   References:
     von Oswald et al., arXiv:2212.07677, section 3.1 (interpolation).
   """
+  _check_folded('folded', folded)
   _validate.check_count('d_x', d_x)
   width = folded.query_key.shape[1]
   if d_x >= width:
@@ -96,6 +106,11 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
     )
   diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]
   scale = jnp.mean(diagonal, axis=1)[:, None, None]
+  if _validate.is_concrete(scale) and not bool(jnp.all(scale)):
+    raise ValueError(
+      'folded.query_key has a mean diagonal of 0; expected a number that can '
+      'be made 1. Train the layer first, or compare it as it is.'
+    )
   return Folded(folded.query_key / scale, folded.value_output * scale)
 
 
@@ -116,6 +131,8 @@ def interpolate(
     ValueError: if shapes disagree, or `fraction` is not finite.
   """
   _validate.check_scalar('fraction', fraction)
+  _check_folded('start', start)
+  _check_folded('end', end)
   for name, a, b in zip(Folded._fields, start, end, strict=True):
     if a.shape != b.shape:
       raise ValueError(
@@ -125,3 +142,24 @@ def interpolate(
   return unfold(
     jax.tree.map(lambda a, b: (1 - fraction) * a + fraction * b, start, end)
   )
+
+
+def check_layer(layer) -> None:
+  """Checks that `layer` is one layer, not a stack of them."""
+  _check_type('layer', layer, SelfAttention)
+  for name, weights in layer._asdict().items():
+    _validate.check_array(f'layer.{name}', weights, 'H D width')
+  _validate.check_dtypes(**layer._asdict())
+
+
+def _check_folded(name: str, folded) -> None:
+  _check_type(name, folded, Folded)
+  for field, product in folded._asdict().items():
+    _validate.check_array(f'{name}.{field}', product, 'H D D')
+
+
+def _check_type(name: str, value, kind) -> None:
+  if not isinstance(value, kind):
+    raise ValueError(
+      f'{name} is a {type(value).__name__}; expected a {kind.__name__}.'
+    )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
 from iclcl_jax.types import Array, Float
 
@@ -87,6 +88,17 @@ class LinearTasks:
       )
     for name in ('task_variance', 'noise_variance'):
       _validate.check_scalar(name, getattr(self, name), minimum=0)
+    _check_moments(self.moments)
+
+
+def _check_moments(moments) -> None:
+  if not isinstance(moments, Moments):
+    raise ValueError(
+      f'moments is a {type(moments).__name__}; expected Moments, such as '
+      'normal_moments(1.0).'
+    )
+  for name, moment in moments._asdict().items():
+    _validate.check_scalar(f'moments.{name}', moment, minimum=0)
 
 
 def expected_loss(
@@ -136,8 +148,16 @@ def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
 
   Returns:
     The step size `eta`.
+
+  Raises:
+    ValueError: if inputs or tasks are always 0: then no step helps.
   """
   gain, spread = _gain_and_spread(tasks)
+  if _validate.is_concrete(gain) and not float(gain):
+    raise ValueError(
+      f'tasks has {tasks.moments} and task_variance {tasks.task_variance}; '
+      'expected positive ones: no step size is best where no step helps.'
+    )
   return gain / spread
 
 
@@ -169,7 +189,8 @@ def fit_learning_rate(
     The step size. Shape `[]`.
 
   Raises:
-    ValueError: if shapes disagree, or all directions are 0.
+    ValueError: if shapes or dtypes disagree, or all directions are 0 (NaN
+      under `jit`).
 
   Example:
     >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
@@ -177,17 +198,21 @@ def fit_learning_rate(
   """
   _validate.check_array('directions', directions, 'B d_y')
   _validate.check_array('targets', targets, 'B d_y')
+  _validate.check_dtypes(directions=directions, targets=targets)
   if directions.shape != targets.shape:
     raise ValueError(
       f'directions and targets have shapes {list(directions.shape)} and '
       f'{list(targets.shape)}; expected equal ones.'
     )
-  square = jnp.sum(directions**2)
-  if _validate.is_concrete(square) and float(square) == 0:
+  if _validate.is_concrete(directions) and not bool(jnp.any(directions)):
     raise ValueError(
       'directions is 0 everywhere; expected a task that a step can learn from.'
     )
-  return jnp.sum(directions * targets) / square
+  # Each is scaled, or the square of one overflows or vanishes.
+  size, scaled = _numerics.scaled(directions)
+  target_size, scaled_targets = _numerics.scaled(targets)
+  rate = jnp.sum(scaled * scaled_targets) / jnp.sum(scaled**2)
+  return (rate * (target_size / size)).astype(directions.dtype)
 
 
 def descend(
@@ -217,7 +242,7 @@ def descend(
     von Oswald et al., arXiv:2212.07677, eq. 4 and 5.
   """
   _validate.check_array('learning_rates', learning_rates, 'K')
-  initial = check_problem(inputs, labels, inputs[0], initial)
+  initial = check_problem(inputs, labels, None, initial)
 
   def loss(weights):
     return jnp.sum((inputs @ weights.T - labels) ** 2) / (2 * len(inputs))

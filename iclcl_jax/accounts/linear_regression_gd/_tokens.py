@@ -20,13 +20,14 @@ def make_tokens(
     labels: their labels. Shape `[N, d_y]`.
     query: test input. Shape `[d_x]`.
     initial: weights `W_0` before the first step, None for 0: the query row is
-      `(x_q, -W_0 x_q)`. Shape `[d_y, d_x]`.
+      `(x_q, -W_0 x_q)`. Give `construct` the same. Shape `[d_y, d_x]`.
 
   Returns:
     The tokens. Shape `[N + 1, d_x + d_y]`.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if ranks, sizes or dtypes disagree, or there is no
+      demonstration.
 
   Example:
     >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape
@@ -63,10 +64,17 @@ def context_only(num_tokens: int) -> Bool[Array, 'M M']:
 
 
 def check_problem(inputs, labels, query, initial) -> Float[Array, 'd_y d_x']:
-  """Checks a regression problem, and fills in `W_0 = 0`."""
+  """Checks a regression problem, `query` or not, and fills in `W_0 = 0`."""
   _validate.check_array('inputs', inputs, 'N d_x')
   _validate.check_array('labels', labels, 'N d_y')
   _validate.check_same('N', 'inputs', len(inputs), 'labels', len(labels))
+  for name, array in (('inputs', inputs), ('labels', labels)):
+    if 0 in array.shape:
+      raise ValueError(
+        f'{name} has shape {list(array.shape)}; expected at least one '
+        'demonstration, of width at least 1.'
+      )
+  query = inputs[0] if query is None else query
   _validate.check_array('query', query, 'd_x')
   _validate.check_same(
     'd_x', 'query', query.shape[0], 'inputs', inputs.shape[1]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
   check_stream,
@@ -19,6 +20,11 @@ def least_squares(
 
   .. math:: W_t = \arg\min_W \tfrac12\sum_{i\le t} |W\phi(k_i) - v_i|^2
      + \tfrac\lambda2 |W|_F^2
+
+  Half precisions are solved in float32. The relative error is about the machine
+  epsilon times the largest eigenvalue of the Gram matrix over `ridge`: in
+  float32 a ridge below 1e-5 of that eigenvalue costs most digits, and below
+  1e-7 the answer may be NaN. Raise the ridge, or use float64.
 
   Args:
     tokens: the stream.
@@ -36,6 +42,8 @@ def least_squares(
   """
   check_stream(tokens)
   _check_ridge(ridge)
+  dtype = tokens.keys.dtype
+  tokens = jax.tree.map(_numerics.widen, tokens)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
 
   def step(sums, token):
@@ -46,8 +54,9 @@ def least_squares(
     solved = jax.scipy.linalg.solve(gram, query, assume_a='pos')
     return (gram, cross), cross @ solved
 
+  ridge = jnp.asarray(ridge, identity.dtype)
   sums = ridge * identity, initial_state(tokens, None)
-  return jax.lax.scan(step, sums, tokens)[1]
+  return jax.lax.scan(step, sums, tokens)[1].astype(dtype)
 
 
 def recursive_least_squares(

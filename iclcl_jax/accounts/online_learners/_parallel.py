@@ -26,7 +26,7 @@ def linear_parallel(
 
   Args:
     tokens: the stream.
-    decays: factors of the state, one or one for each token, not negative.
+    decays: factors of the state, one or one for each token.
     initial: as in `descend`.
     chunk_size: tokens that are answered together.
 
@@ -71,7 +71,7 @@ def delta_parallel(
   Args:
     tokens: the stream.
     rates: as in `descend`.
-    decays: factors of the state, one or one for each token, not negative.
+    decays: factors of the state, one or one for each token.
     initial: as in `descend`.
     chunk_size: tokens that are answered together.
 
@@ -129,13 +129,11 @@ def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
 def _decay_products(decays):
   """Products of the decays after `j` up to `i`, and up to `i` from the start.
 
-  Sums of logarithms, but differences of them only below the diagonal, so that
-  strong decays underflow to 0 and nothing overflows.
+  They are multiplied, not exponentials of differences of logarithms: factors of
+  any sign, zeros among them, have the products and slopes of the recurrence.
   """
-  tiny = jnp.finfo(decays.dtype).tiny
-  logs = jnp.cumsum(jnp.log(jnp.maximum(decays, tiny)))
-  difference = logs[:, None] - logs[None]
-  visible = jnp.tril(jnp.ones_like(difference, dtype=bool))
-  return jnp.where(
-    visible, jnp.exp(jnp.where(visible, difference, 0)), 0
-  ), jnp.exp(logs)
+  row = jnp.arange(decays.shape[0])
+  below = row[:, None] > row[None]
+  factors = jnp.cumprod(jnp.where(below, decays[:, None], 1), axis=0)
+  visible = row[:, None] >= row[None]
+  return jnp.where(visible, factors, 0), jnp.cumprod(decays)

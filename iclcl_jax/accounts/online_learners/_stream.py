@@ -113,7 +113,8 @@ def broadcast_gates(tokens: Stream, rates, decays):
   """Step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
   size, width = tokens.keys.shape
   dtype = tokens.keys.dtype
-  rates, decays = jnp.asarray(rates, dtype), jnp.asarray(decays, dtype)
+  rates = _as_gate('rates', rates, dtype)
+  decays = _as_gate('decays', decays, dtype)
   for name, array, shapes in (
     ('rates', rates, [(), (size,)]),
     ('decays', decays, [(), (size,), (size, width)]),
@@ -127,6 +128,15 @@ def broadcast_gates(tokens: Stream, rates, decays):
   if decays.ndim < 2:
     decays = jnp.broadcast_to(decays, (size,))[:, None]
   return jnp.broadcast_to(rates, (size,)), decays
+
+
+def _as_gate(name: str, value, dtype) -> Array:
+  try:
+    return jnp.asarray(value, dtype)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{name} is {value!r}; expected a number or an array of numbers.'
+    ) from error
 
 
 def initial_state(tokens: Stream, initial) -> Float[Array, 'd_v R']:

@@ -9,6 +9,7 @@ from iclcl_jax.accounts.softmax_regression._calculus import (
 from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
   check_problem,
+  check_vectors,
 )
 from iclcl_jax.types import Array, Float
 
@@ -45,7 +46,10 @@ def attend(
   """
   check_problem(posed)
   _validate.check_scalar('learning_rate', learning_rate)
-  num_words = posed.target.shape[0]
+  _validate.check_array('queries', queries, 'M d')
+  num_words, width = posed.document.shape
+  _validate.check_same('d', 'queries', queries.shape[1], 'document', width)
+  _validate.check_dtypes(queries=queries, document=posed.document)
   values = (learning_rate / num_words) * (posed.target - 1 / num_words)
 
   def one_query(query):
@@ -83,6 +87,7 @@ def descend_logits(
       range.
   """
   check_problem(posed)
+  check_vectors('logits', logits, {'target': posed.target})
   _validate.check_count('num_steps', num_steps)
   _validate.check_scalar('learning_rate', learning_rate)
 

@@ -10,6 +10,7 @@ from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
   check_document,
   check_problem,
+  check_vectors,
 )
 from iclcl_jax.types import Array, Float
 
@@ -88,7 +89,11 @@ def apply_jacobian(
 
   Returns:
     The product. Shape `[n]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
   """
+  check_vectors('prediction', prediction, {'vector': vector})
   return prediction * (vector - prediction @ vector)
 
 
@@ -133,7 +138,11 @@ def apply_logit_hessian(
 
   Returns:
     The product. Shape `[n]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
   """
+  check_vectors('prediction', prediction, {'target': target, 'vector': vector})
   signal = apply_jacobian(prediction, prediction - target)
   twice = apply_jacobian(prediction, apply_jacobian(prediction, vector))
   rank_two = prediction * (signal @ vector) + signal * (prediction @ vector)
@@ -155,9 +164,13 @@ def logit_hessian(
   Returns:
     The Hessian in the logits. Shape `[n, n]`.
 
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
   References:
     Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
   """
+  check_vectors('prediction', prediction, {'target': target})
   identity = jnp.eye(prediction.shape[0], dtype=prediction.dtype)
   product = jax.vmap(apply_logit_hessian, in_axes=(None, None, 0))
   return product(prediction, target, identity)

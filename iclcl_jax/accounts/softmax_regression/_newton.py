@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts.softmax_regression._calculus import (
   gradients,
   logit_hessian,
@@ -13,6 +14,7 @@ from iclcl_jax.accounts.softmax_regression._calculus import (
 )
 from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
+  check_full_rank,
   check_problem,
 )
 from iclcl_jax.types import Array, Float
@@ -45,7 +47,7 @@ def newton(
   The systems solved are :math:`A^\top (B + \mathrm{diag}(w)^2 + \delta I) A`.
   Penalties of at least `convexity_penalty` or a damping above
   `-SMALLEST_CURVATURE` keep them positive definite; without both the method
-  may go uphill.
+  may go uphill. Half precisions are solved in float32.
 
   Args:
     posed: the problem, with at least as many words as the width.
@@ -59,24 +61,25 @@ def newton(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, a setting is out of range,
-      or there are fewer words than weights, where every system is singular.
+      or a system is singular: always where the document has no full column
+      rank. Under `jit`, which cannot look, the iterates are then NaN or
+      meaningless.
 
   References:
     Li, Song & Zhou, arXiv:2303.15725; Deng, Li & Song, arXiv:2304.10411.
   """
   check_problem(posed, weights)
   _validate.check_array('penalties', penalties, 'n')
-  num_words, width = posed.document.shape
+  num_words = len(posed.document)
   _validate.check_same('n', 'penalties', len(penalties), 'document', num_words)
   _validate.check_count('num_steps', num_steps)
   _validate.check_scalar('damping', damping, minimum=0)
-  if num_words < width:
-    raise ValueError(
-      f'document has {num_words} words of width {width}; expected at least as '
-      'many words as the width, or every Newton system is singular. Project '
-      'the document to fewer columns.'
-    )
-  document = posed.document
+  check_full_rank(posed.document)
+  dtype = posed.document.dtype
+  posed, weights, penalties = jax.tree.map(
+    _numerics.widen, (posed, weights, penalties)
+  )
+  document, damping = posed.document, jnp.asarray(damping, weights.dtype)
 
   def evaluate(x):
     prediction, logits = predict(document, x), document @ x
@@ -95,6 +98,21 @@ def newton(
 
   last, rows = jax.lax.scan(step, weights, length=num_steps)
   end = evaluate(last)[2]
-  return NewtonTrace(
-    *(jnp.concatenate([x, y[None]]) for x, y in zip(rows, end, strict=True))
+  trace = NewtonTrace(
+    *(
+      jnp.concatenate([x, y[None]]).astype(dtype)
+      for x, y in zip(rows, end, strict=True)
+    )
   )
+  _check_finite(trace)
+  return trace
+
+
+def _check_finite(trace: NewtonTrace) -> None:
+  if _validate.is_concrete(trace) and not bool(
+    jnp.all(jnp.isfinite(trace.weights))
+  ):
+    raise ValueError(
+      'posed has a singular Newton system on the way; expected positive '
+      'definite ones. Raise damping, or penalties to convexity_penalty.'
+    )

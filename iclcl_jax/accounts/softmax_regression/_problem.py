@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Float
 
 
@@ -76,7 +77,11 @@ def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
 
   Returns:
     `P A`. Shape `[n, d]`.
+
+  Raises:
+    ValueError: if the document is no matrix.
   """
+  _validate.check_array('document', document, 'n d')
   return document - jnp.mean(document, axis=0, keepdims=True)
 
 
@@ -104,3 +109,33 @@ def check_problem(posed: Problem, weights=None) -> None:
     )
   if weights is not None:
     check_document(document, weights)
+
+
+def check_vectors(first: str, array, others) -> None:
+  """Checks a vector over words, and others of the same size and dtype."""
+  _validate.check_array(first, array, 'n')
+  for name, other in others.items():
+    _validate.check_array(name, other, 'n')
+    _validate.check_same('n', name, other.shape[0], first, array.shape[0])
+    _validate.check_dtypes(**{first: array, name: other})
+
+
+def check_full_rank(document) -> None:
+  """Checks a document with at least as many independent words as its width."""
+  num_words, width = document.shape
+  if num_words < width:
+    raise ValueError(
+      f'document has {num_words} words of width {width}; expected at least as '
+      'many words as the width: fewer leave a direction without curvature. '
+      'Project the document to fewer columns.'
+    )
+  if not _validate.is_concrete(document):
+    return
+  singular = jnp.linalg.svd(_numerics.widen(document), compute_uv=False)
+  slack = num_words * float(jnp.finfo(document.dtype).eps)
+  rank = int(jnp.sum(singular > slack * singular[0]))
+  if rank < width:
+    raise ValueError(
+      f'document has rank {rank}; expected full column rank, {width}: it is '
+      'singular, and a direction has no curvature. Project it to fewer columns.'
+    )

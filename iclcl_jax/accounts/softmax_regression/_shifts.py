@@ -10,6 +10,7 @@ from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
   centre,
   check_document,
+  check_vectors,
 )
 from iclcl_jax.types import Array, Float
 
@@ -79,6 +80,9 @@ def shifted_target(
   Returns:
     The target. Shape `[n]`.
 
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
   Example:
     >>> before, after = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
     >>> shifted_target(jnp.array([1.0, 0.0]), before, after).tolist()
@@ -87,6 +91,7 @@ def shifted_target(
   References:
     Li et al., arXiv:2304.13276, main theorem (both parts rest on it).
   """
+  check_vectors('target', target, {'before': before, 'after': after})
   return target - (after - before)
 
 

@@ -1,0 +1,41 @@
+"""Norms and cosines of vectors of any size and dtype."""
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax.types import Array, Float
+
+
+def widen(x: Array) -> Array:
+  """At least float32, in which sums and factorisations are done."""
+  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def scaled(x: Float[Array, '*d']) -> tuple[Float[Array, ''], Array]:
+  """The largest entry, 1 for none, and the widened rest of size 1 at most.
+
+  No gradient runs through the scale: what is scaled back does not depend on it.
+  """
+  x = widen(x)
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+  scale = jnp.where(largest == 0, 1, largest)
+  return scale, x / scale
+
+
+def norm(x: Float[Array, '*d']) -> Float[Array, '']:
+  """The 2-norm, widened, whose squares neither overflow nor vanish."""
+  scale, rest = scaled(x)
+  return scale * jnp.sqrt(jnp.sum(rest**2))
+
+
+def unit(x: Float[Array, ' d']) -> Float[Array, ' d']:
+  """The vector of norm 1 along `x`, widened; NaN, with gradient 0, for 0."""
+  rest = scaled(x)[1]
+  square = jnp.sum(rest**2)
+  length = jnp.sqrt(jnp.where(square == 0, 1, square))
+  return jnp.where(square == 0, jnp.nan, rest / length)
+
+
+def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
+  """Cosine of two vectors in their dtype; NaN, with gradient 0, if one is 0."""
+  return jnp.sum(unit(a) * unit(b)).astype(a.dtype)
