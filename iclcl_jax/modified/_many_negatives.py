@@ -74,7 +74,7 @@ def stream_negative_attention(
     >>> x = jnp.zeros((3, 4))
     >>> values = jnp.array([[0.0], [3.0], [6.0]])
     >>> stream_negative_attention(kernels.ExponentialKernel(), x, x, values,
-    ...     num_negatives=2, strength=1.0).tolist()
+    ...     num_negatives=2, strength=1.0).round(4).tolist()
     [[-1.5], [3.0], [7.5]]
 
   References:
