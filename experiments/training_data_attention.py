@@ -198,10 +198,31 @@ def _measure(config: Config, data, seeds) -> dict[str, Any]:
   return jax.lax.map(one_seed, seeds)
 
 
+def share_interval(shares: Any, num_images: int) -> dict[str, float]:
+  """Mean share of all seeds with Wilson's 95 % interval, within `[0, 1]`.
+
+  All seeds are asked about the same images, so the images are counted once.
+
+  Args:
+    shares: share of the images, one for each seed.
+    num_images: how many images a share is of.
+
+  Returns:
+    `{'mean': ..., 'low': ..., 'high': ...}`.
+  """
+  mean, squared = float(np.mean(shares)), 1.959964**2 / num_images
+  middle = (mean + squared / 2) / (1 + squared)
+  half = (squared * (mean * (1 - mean) + squared / 4)) ** 0.5 / (1 + squared)
+  low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+  return {'mean': mean, 'low': min(low, mean), 'high': max(high, mean)}
+
+
 def _summarise(config: Config, data, result) -> dict[str, Any]:
   residual = float(np.max(result['residual']))
-  accuracy = harness.mean_interval(result['accuracy'])
-  votes = [harness.mean_interval(x) for x in result['vote_agrees'].T]
+  accuracy = share_interval(result['accuracy'], config.num_test)
+  votes = [
+    share_interval(x, config.num_recalled) for x in result['vote_agrees'].T
+  ]
   claims = [
     {
       'id': 'training-data-identity',
@@ -219,7 +240,8 @@ def _summarise(config: Config, data, result) -> dict[str, Any]:
       'id': 'training-data-accuracy',
       'source': 'control',
       'claim': 'the network is worth explaining',
-      'statistic': f'test accuracy, mean over seeds; at least {GOOD_ACCURACY}',
+      'statistic': f'test accuracy, mean over seeds, Wilson interval for '
+      f'{config.num_test} images; at least {GOOD_ACCURACY}',
       'value': accuracy['mean'],
       'interval': [accuracy['low'], accuracy['high']],
       'verdict': judge(
@@ -235,7 +257,8 @@ def _summarise(config: Config, data, result) -> dict[str, Any]:
         f'images of the predicted class, layer {depth}',
         'statistic': f'fraction of test images where the {NUM_VOTES} largest '
         'absolute scores, summed by class, favour the predicted one, mean over '
-        'seeds; at least 0.5 (chance: 0.1)',
+        f'seeds, Wilson interval for {config.num_recalled} images; at least '
+        '0.5 (chance: 0.1)',
         'value': vote['mean'],
         'interval': [vote['low'], vote['high']],
         'verdict': judge(vote['low'], vote['high'], at_least=0.5),

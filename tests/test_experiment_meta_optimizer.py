@@ -31,6 +31,12 @@ def test_summary_has_the_numbers_that_decide(tiny):
   assert verdicts['meta-optimizer-recovery'] == 'not reproduced'
 
 
+def test_what_no_paper_claims_is_a_control(tiny):
+  rows = [row for row in tiny[0]['claims'] if row['claim'].startswith('null')]
+  assert len(rows) == 13
+  assert {row['source'] for row in rows} == {'control'}
+
+
 def test_metrics_find_what_was_put_in(tiny):
   found = tiny[0]['nulls']['SimAOU']
   means = {case: row['observed']['mean'] for case, row in found.items()}

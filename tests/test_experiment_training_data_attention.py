@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments import claims
 from experiments import training_data_attention as experiment
@@ -35,6 +36,18 @@ def test_summary_has_the_numbers_that_decide(tiny):
   assert verdicts['training-data-identity'] == 'reproduced'
   # Too few steps for a network worth explaining, and the summary says so.
   assert verdicts['training-data-accuracy'] == 'not reproduced'
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+def test_intervals_of_shares_stay_within_them(share):
+  found = experiment.share_interval([share] * 5, 10)
+  wilson = scipy.stats.binomtest(round(10 * share), 10).proportion_ci(
+    method='wilson'
+  )
+  assert found['mean'] == pytest.approx(share)
+  assert found['low'] == pytest.approx(wilson.low, abs=1e-6)
+  assert found['high'] == pytest.approx(wilson.high, abs=1e-6)
+  assert 0 <= found['low'] <= found['high'] <= 1
 
 
 def test_figures_are_those_of_the_summary(tiny):

@@ -216,7 +216,7 @@ def one_step_distance(
   # The constant vector takes one of the n eigenvalues.
   few = width < num_words - 1
   low = jnp.zeros_like(high) if few else singular[num_words - 2] ** 2
-  bound = abs(learning_rate) / 4 * (high - low) * jnp.linalg.norm(signal)
+  bound = jnp.abs(learning_rate) / 4 * (high - low) * jnp.linalg.norm(signal)
   return bound, learning_rate * (high + low) / 2 / (weights @ weights)
 
 
