@@ -9,7 +9,7 @@ chosen for it, from the same four, by the training loss of the other runs::
   python -m experiments.modifications --workdir=out/modifications
 
 It takes five to six minutes of CPU time, spread over two cores, and resumes if
-it is killed; `--rate_factors=1` leaves out the tuning and takes a third.
+it is killed; `--rate_factors=1` leaves out the tuning and takes a quarter.
 Expect, as geometric means of ratios to the plain layer with 95 % intervals
 (early: mean training loss of epochs 1-20; final: held-out loss), at the fixed
 rate, then the final ratio at tuned rates:
