@@ -8,13 +8,17 @@ demonstrations. Then both meet more demonstrations and other input scales::
 
   python -m experiments.accounts --workdir=out/accounts
 
-It takes 105 s of CPU time, a third of it compilation, spread over two cores.
-Expect identities that hold to 3e-16 and, after 10 demonstrations of width 5,
-losses over that of predicting 0 of .51 (softmax, momentum attention), .40
-(softmax regression), .32 (linear attention, gated decay, two-head softmax), .18
-(two steps of GD), .15 (delta rules), .081 (GD++), .018 (four epochs of SGD) and
-.0067 (least squares). Trained linear attention, decay, delta rules and least
-squares are within 1 % of their tuned inner steps; softmax layers vary by seed.
+It takes 85 s of CPU time, a third of it compilation, spread over two cores.
+Expect identities that hold to 1e-15 and, after 10 demonstrations of width 5,
+losses over that of predicting 0 of .51 (softmax, momentum attention), .41
+(softmax regression), .33 (linear attention, gated decay, two-head softmax), .19
+(two steps of GD), .16 (delta rules), .082 (GD++), .020 (four epochs of SGD) and
+.0065 (least squares). Trained layers end within 1 % of their tuned inner steps
+in the geometric mean over ten seeds, except two-head softmax: 1.05 [.96, 1.16],
+two seeds of ten more than 5 % away.
+
+Learning rate and steps were chosen with `--seed=0`; the default seed is another
+one.
 
 Softmax regression takes targets in the simplex, so it reads the labels as
 logits: its target is their softmax, and its answer the query's logit, up to a
@@ -29,7 +33,7 @@ import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,12 +60,15 @@ class Config:
     ValueError: if a value is out of range; the message names the flag.
   """
 
-  seed: int = harness.option(0, 'root of all random numbers')
+  seed: int = harness.option(1, 'root of all random numbers')
   num_seeds: int = harness.option(10, 'independent runs, at least 5')
   d_x: int = harness.option(5, 'width of the inputs, from U(-1, 1)')
   noise: float = harness.option(0.1, 'standard deviation of noise on labels')
   learners: tuple[str, ...] = harness.option(
     tuple(MEMORIES), 'which learners; claims about others are left out'
+  )
+  accounts: tuple[str, ...] = harness.option(
+    accounts_identities.ACCOUNTS, 'whose identities are checked'
   )
   num_demonstrations: int = harness.option(10, 'at which is trained')
   lengths: tuple[int, ...] = harness.option(
@@ -94,7 +101,8 @@ class Config:
       _validate.check_count('lengths', length)
     for scale in self.scales:
       _validate.check_scalar('scales', scale, minimum=1e-3)
-    self._check_learners()
+    _check_names('learners', self.learners, MEMORIES)
+    _check_names('accounts', self.accounts, accounts_identities.ACCOUNTS)
     for name, needed in (
       ('lengths', self.num_demonstrations),
       ('scales', 1.0),
@@ -106,13 +114,12 @@ class Config:
           'them: there the layers are trained.'
         )
 
-  def _check_learners(self):
-    unknown = [name for name in self.learners if name not in MEMORIES]
-    if unknown or not self.learners:
-      raise ValueError(
-        f'learners is {self.learners}; expected some of '
-        f'{", ".join(map(repr, MEMORIES))}.'
-      )
+
+def _check_names(name: str, chosen: Sequence[str], known: Iterable[str]):
+  if not chosen or not set(chosen) <= set(known):
+    raise ValueError(
+      f'{name} is {chosen}; expected some of {", ".join(map(repr, known))}.'
+    )
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -146,7 +153,7 @@ def _measure(config: Config) -> tuple[Any, dict[str, Any]]:
   """Two programs at a time: most of each is compiling, on one core."""
   prompts = jax.block_until_ready(accounts_training.draw_all(config))
   with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-    statements = pool.submit(accounts_identities.measure, config)
+    statements = pool.submit(accounts_identities.measure, config, prompts)
     futures = {
       name: pool.submit(accounts_measure.measure, config, name, prompts)
       for name in reversed(MEMORIES)  # The slow ones first.

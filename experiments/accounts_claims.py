@@ -62,6 +62,27 @@ def ratio(above, below) -> dict[str, float]:
   return {key: float(np.exp(value)) for key, value in logs.items()}
 
 
+def within(values, at_least: float = -np.inf, at_most: float = np.inf) -> int:
+  """How many seeds lie in a range."""
+  values = np.asarray(values)
+  return int(np.sum((at_least <= values) & (values <= at_most)))
+
+
+def _seeds(values, **allowed) -> str:
+  """The seeds one by one, beside a mean that one of them can move."""
+  return (
+    f'; median {np.median(values):.3g}, {within(values, **allowed)} of '
+    f'{len(values)} seeds in that range'
+  )
+
+
+def _compare(name, source, words, statistic, above, below=1.0, **allowed):
+  """A claim about a ratio, with its geometric mean and its seeds."""
+  ratios = np.asarray(above) / below
+  statistic = f'{statistic}; geometric mean{_seeds(ratios, **allowed)}'
+  return _claim(name, source, words, statistic, ratio(ratios, 1.0), **allowed)
+
+
 def claims(config: Any, tables: Mapping[str, Any], result) -> list[Any]:
   """All claims.
 
@@ -126,7 +147,7 @@ def _identities(tables):
 
 def _trained_is_tuned(config, result):
   for name in layers(result):
-    yield _claim(
+    yield _compare(
       f'trained-{name}',
       MEMORIES[name].account,
       f'{name}: a trained layer learns as well as its predicted inner step, '
@@ -134,7 +155,7 @@ def _trained_is_tuned(config, result):
       f'loss of trained over that of tuned (or its mirror image) at '
       f'{config.num_demonstrations} '
       f'demonstrations, within {CLOSE["at_least"]} to {CLOSE["at_most"]}',
-      ratio(result[name]['ratio'], 1.0),
+      result[name]['ratio'],
       **CLOSE,
     )
     yield _claim(
@@ -142,8 +163,9 @@ def _trained_is_tuned(config, result):
       MEMORIES[name].account,
       f'{name}: a trained layer depends on the query as its predicted inner '
       'step does',
-      'cosine of the derivatives of both answers in the query (Model cos), '
-      f'mean over seeds, at least {ALIGNED}',
+      'cosine of the derivatives of both answers in the query (Model cos), at '
+      f'least {ALIGNED}; mean'
+      f'{_seeds(result[name]["cosine"], at_least=ALIGNED)}',
       harness.mean_interval(result[name]['cosine']),
       at_least=ALIGNED,
     )
@@ -153,15 +175,13 @@ def _orders(result, at):
   for better, worse, source, words in ORDERS:
     if not {better, worse} <= result.keys():
       continue
-    yield _claim(
+    yield _compare(
       f'{better}-beats-{worse}',
       source,
       words,
       'ratio of losses of trained layers at the training length, below 1',
-      ratio(
-        result[better]['loss'][TRAINED, :, at],
-        result[worse]['loss'][TRAINED, :, at],
-      ),
+      result[better]['loss'][TRAINED, :, at],
+      result[worse]['loss'][TRAINED, :, at],
       at_most=1.0,
     )
 
@@ -170,21 +190,23 @@ def _of_tuned(result, at):
   tuned = {name: row['loss'][TUNED, :, at] for name, row in result.items()}
   if {'softmax', 'linear attention'} <= result.keys():
     trained = result['softmax']['loss'][TRAINED, :, at]
-    yield _claim(
+    yield _compare(
       'one-head-is-not-gd',
       OSWALD,
       'one softmax head falls short of one step of gradient descent',
       'ratio of losses of the trained head and the tuned step, above 1',
-      ratio(trained, tuned['linear attention']),
+      trained,
+      tuned['linear attention'],
       at_least=1.0,
     )
   if {'GD (2 steps)', 'GD++ (2 steps)'} <= result.keys():
-    yield _claim(
+    yield _compare(
       'gd-plus-plus-beats-gd',
       f'{OSWALD}, section 4',
       'two steps of GD++ learn better than two of gradient descent',
       'ratio of losses, tuned, below 1',
-      ratio(tuned['GD++ (2 steps)'], tuned['GD (2 steps)']),
+      tuned['GD++ (2 steps)'],
+      tuned['GD (2 steps)'],
       at_most=1.0,
     )
   if 'least squares (mesa)' in result and len(result) > 1:
@@ -213,36 +235,37 @@ def _elsewhere(config, result, at):
   largest, longest = config.scales[-1], config.lengths[-1]
   if 'linear attention' in result:
     scaled = result['linear attention']['scaled'][..., -1]
-    yield _claim(
+    yield _compare(
       'linear-scale',
       f'{OSWALD}, Fig. 2 (out of distribution)',
       'trained linear self-attention follows one step of gradient descent to '
       'other input scales',
       f'loss of trained over that of tuned with inputs times {largest:g}, '
       f'within {CLOSE["at_least"]} to {CLOSE["at_most"]}',
-      ratio(scaled[TRAINED], scaled[TUNED]),
+      scaled[TRAINED],
+      scaled[TUNED],
       **CLOSE,
     )
   if 'delta rule' in result:
-    yield _claim(
+    yield _compare(
       'delta-scale',
       'stability of the delta rule, step size times |k|^2 <= 2 (Yang et al., '
       'arXiv:2406.06484)',
       'a trained delta rule does not carry over to larger inputs',
-      f'its loss over that of predicting 0, inputs times {largest:g}, '
-      'geometric mean; above 1',
-      ratio(result['delta rule']['scaled'][TRAINED, :, -1], 1.0),
+      f'its loss over that of predicting 0, inputs times {largest:g}, above 1',
+      result['delta rule']['scaled'][TRAINED, :, -1],
       at_least=1.0,
     )
   for name in layers(result):
     loss = result[name]['loss'][TRAINED]
-    yield _claim(
+    yield _compare(
       f'length-{name}',
       'length generalisation, a question of this comparison',
       f'{name}: a trained layer gains from more demonstrations than in '
       'training',
       f'loss at {longest} over that at {config.num_demonstrations} '
       'demonstrations, below 1',
-      ratio(loss[:, -1], loss[:, at]),
+      loss[:, -1],
+      loss[:, at],
       at_most=1.0,
     )

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import harness
-from experiments.accounts_claims import TRAINED, TUNED, layers
+from experiments.accounts_claims import (
+  CLOSE,
+  TRAINED,
+  TUNED,
+  layers,
+  within,
+)
 
 BLACK, BLUE, SKY, ORANGE = '#000000', '#0072B2', '#56B4E9', '#D55E00'
 YELLOW, GREEN, PINK, GREY = '#E69F00', '#009E73', '#CC79A7', '#8C8C8C'
@@ -46,6 +52,7 @@ SHOWN = (
   'least squares (mesa)',
 )
 FRAME = 3e-4, 8.0
+TICKS = -30, -10, -5, -1, 0, 1, 5, 10, 30, 100  # Excess losses, in percent.
 
 
 def draw(config: Any, result: Mapping[str, Any]) -> Any:
@@ -60,7 +67,7 @@ def draw(config: Any, result: Mapping[str, Any]) -> Any:
   """
   import matplotlib.pyplot as plt
 
-  figure, axes = plt.subplots(2, 2, figsize=(17, 12.5))
+  figure, axes = plt.subplots(2, 2, figsize=(14, 11))
   learners, alike, scale, length = axes.ravel()
   shown = [name for name in SHOWN if name in result]
   _curves(learners, config.lengths, result, 'loss', [TUNED])
@@ -74,11 +81,11 @@ def draw(config: Any, result: Mapping[str, Any]) -> Any:
   scale.axvline(1, color=GREY, linestyle=':', linewidth=1.5)
   scale.set_xlabel('scale of the inputs at test time')
   learners.set_title('(a) predicted inner learners, tuned')
-  alike.set_title('(b) trained layers against them')
+  alike.set_title('(b) trained layers against them', pad=26)
   scale.set_title('(c) input scale: tuned (lines), trained (markers)')
   length.set_title('(d) length: tuned (lines), trained (markers)')
   handles, labels = learners.get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside lower center', ncols=5)
+  figure.legend(handles, labels, loc='outside lower center', ncols=4)
   return figure
 
 
@@ -140,35 +147,62 @@ def _estimate(samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ratios(axis, result) -> None:
-  """Loss of each trained layer over that of its tuned inner learner."""
+  """Excess loss of each trained layer over its tuned inner learner."""
   names = layers(result)[::-1]
   for place, name in enumerate(names):
     look, ratios = LOOKS[name], result[name]['ratio']
-    spread = np.linspace(-0.2, 0.2, len(ratios))
-    axis.plot(
-      ratios, place + spread, 'o', color=look.colour, markersize=4, alpha=0.6
-    )
-    mean, low, high = (x[0] for x in _estimate(ratios[:, None]))
+    mean, low, high = (100 * (x[0] - 1) for x in _estimate(ratios[:, None]))
     axis.errorbar(
       mean,
-      place,
+      place + 0.2,
       xerr=[[mean - low], [high - mean]],
       marker=look.marker,
-      markersize=11,
+      markersize=10,
       markerfacecolor='white',
       markeredgewidth=2,
       color=look.colour,
       capsize=5,
     )
-    cosine = np.mean(result[name]['cosine'])
-    axis.text(
-      1.02,
-      place,
-      f'{cosine:.3f}',
-      transform=axis.get_yaxis_transform(),
-      va='center',
+    axis.plot(
+      100 * (ratios - 1),
+      np.full(len(ratios), place - 0.2),
+      'o',
+      color=look.colour,
+      markersize=5,
+      alpha=0.6,
     )
-  axis.text(1.02, 1.01, 'Model cos', transform=axis.transAxes)
-  axis.axvline(1, color=BLACK, linewidth=0.8)
+    apart = len(ratios) - within(ratios, **CLOSE)
+    for column, entry in (
+      (1.1, f'{apart} of {len(ratios)}'),
+      (1.28, f'{np.mean(result[name]["cosine"]):.3f}'),
+    ):
+      _beside(axis, column, place, entry)
+  _beside(axis, 1.1, len(names) - 0.3, 'seeds\noutside')
+  _beside(axis, 1.28, len(names) - 0.3, 'mean\ncosine')
+  _percent(axis)
   axis.set_yticks(range(len(names)), names)
-  axis.set_xlabel('loss of trained layer / loss of tuned inner learner')
+  axis.set_ylim(-0.6, len(names) - 0.4)
+
+
+def _beside(axis, column, place, entry) -> None:
+  """Writes into a column right of the axis."""
+  axis.text(
+    column,
+    place,
+    entry,
+    transform=axis.get_yaxis_transform(),
+    ha='center',
+    va='center',
+  )
+
+
+def _percent(axis) -> None:
+  axis.set_xscale('symlog', linthresh=1, linscale=0.6)
+  axis.set_xticks(TICKS, [f'{tick:g}' for tick in TICKS])
+  axis.set_xticks([], minor=True)
+  axis.set_xlim(TICKS[0], TICKS[-1])
+  axis.axvspan(-1, 1, color=GREY, alpha=0.2, linewidth=0)
+  axis.axvline(0, color=BLACK, linewidth=0.8)
+  for edge in CLOSE.values():
+    axis.axvline(100 * (edge - 1), color=GREY, linestyle='--', linewidth=1)
+  axis.set_xlabel('excess loss of the trained layer (%)')

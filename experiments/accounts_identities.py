@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import accounts_memories as memories
-from experiments import accounts_training as training
 from experiments import harness
-from iclcl_jax import attention, dual, features, kernels, losses, projections
+from iclcl_jax import attention, dual, features, kernels, losses
 from iclcl_jax.accounts import linear_regression_gd as oswald
 from iclcl_jax.accounts import meta_optimizer as dai
 from iclcl_jax.accounts import online_learners as learners
@@ -23,6 +23,7 @@ from iclcl_jax.types import Array
 
 RATE, CONTRACTION, DECAY, MOMENTUM, RIDGE = 0.4, 0.05, 0.9, 0.5, 0.1
 NUM_FEATURES = 256
+NUM_PROMPTS = 8
 SMALL = 0.1  # Size of logits where a softmax is nearly linear.
 
 
@@ -97,13 +98,10 @@ def _dual(phi, problem: Problem) -> Array:
 
 
 def _random_features(problem: Problem) -> features.PositiveFeatures:
-  projection = projections.gaussian(
-    jax.random.key(0),
-    NUM_FEATURES,
-    problem.query.shape[0],
-    dtype=problem.query.dtype,
-  )
-  return features.PositiveFeatures(projection)
+  """The same directions every time, as a constant: no program draws them."""
+  shape = NUM_FEATURES, problem.query.shape[0]
+  directions = np.random.default_rng(0).normal(size=shape)
+  return features.PositiveFeatures(jnp.asarray(directions, jnp.float64))
 
 
 def _random_feature_attention(problem: Problem) -> Array:
@@ -297,6 +295,9 @@ IDENTITIES = (
   ),
 )
 
+# Names of accounts, in order.
+ACCOUNTS = tuple(dict.fromkeys(row.account for row in IDENTITIES))
+
 
 def _two_heads(problem: Problem) -> Array:
   scores = SMALL * problem.inputs @ problem.query
@@ -342,38 +343,45 @@ APPROXIMATIONS = (
 )
 
 
-def measure(config: Any) -> Mapping[str, list[dict[str, Any]]]:
+def measure(
+  config: Any, prompts: Mapping[str, Any]
+) -> Mapping[str, list[dict[str, Any]]]:
   """Differences of both sides over the largest answer, in float64.
 
   Args:
     config: settings.
+    prompts: what `accounts_training.draw_all` returns.
 
   Returns:
     Rows for the identities, with the largest difference over prompts, and for
     the approximations, with the root mean square.
   """
   with harness.float64_on_host(), jax.default_matmul_precision('highest'):
+    identities, approximations = (
+      [row for row in rows if row.account in config.accounts]
+      for rows in (IDENTITIES, APPROXIMATIONS)
+    )
 
     @harness.compile_quickly
     def both(problems):
       def sides(problem):
         return [
           (statement.left(problem), statement.right(problem))
-          for statement in (*IDENTITIES, *APPROXIMATIONS)
+          for statement in (*identities, *approximations)
         ]
 
       return jax.lax.map(sides, problems)
 
-    pairs = jax.device_get(both(_problems(config)))
-  count = len(IDENTITIES)
+    pairs = jax.device_get(both(_problems(config, prompts)))
+  count = len(identities)
   return {
     'identities': [
       _row(statement, abs(a - b).max() / abs(b).max())
-      for statement, (a, b) in zip(IDENTITIES, pairs[:count], strict=True)
+      for statement, (a, b) in zip(identities, pairs[:count], strict=True)
     ],
     'approximations': [
       _row(statement, ((a - b) ** 2).mean() ** 0.5 / (b**2).mean() ** 0.5)
-      for statement, (a, b) in zip(APPROXIMATIONS, pairs[count:], strict=True)
+      for statement, (a, b) in zip(approximations, pairs[count:], strict=True)
     ],
   }
 
@@ -386,13 +394,13 @@ def _row(statement: Statement, difference) -> dict[str, Any]:
   }
 
 
-def _problems(config: Any) -> Problem:
-  """A few prompts in float64. Leading axis of prompts."""
-  draw = harness.compile_quickly(
-    lambda key: training.draw(key, 8, config.num_demonstrations, config)
+def _problems(config: Any, prompts: Mapping[str, Any]) -> Problem:
+  """A few of the test prompts, in float64. Leading axis of prompts."""
+  tokens = np.asarray(prompts['testing'].tokens[0, :NUM_PROMPTS], np.float64)
+  width, size = config.d_x, config.num_demonstrations
+  parts = (
+    tokens[:, :size, :width],
+    tokens[:, :size, width:],
+    tokens[:, -1, :width],
   )
-  tokens = draw(jax.random.key(config.seed)).tokens.astype(jnp.float64)
-  width = config.d_x
-  return Problem(
-    tokens[:, :-1, :width], tokens[:, :-1, width:], tokens[:, -1, :width]
-  )
+  return Problem(*(jnp.asarray(part, jnp.float64) for part in parts))

@@ -35,8 +35,8 @@ def measure(config: Any, name: str, prompts: Mapping[str, Any]) -> Any:
   memory = MEMORIES[name]
 
   @harness.compile_quickly
-  def everything(prompts, keys):
-    layers = training.fit(memory, prompts['training'], keys, config)
+  def everything(prompts):
+    layers = training.fit(memory, prompts['training'], prompts['keys'], config)
     by_seed = jax.tree.map(lambda w: jnp.swapaxes(w, 0, 1), layers)
     measured = jax.lax.map(
       lambda a: _evaluate(config, memory, *a),
@@ -44,7 +44,9 @@ def measure(config: Any, name: str, prompts: Mapping[str, Any]) -> Any:
     )
     return measured | {'gates': by_seed.gates}
 
-  result = jax.device_get(everything(prompts, training.seed_keys(config, 2)))
+  # Every learner starts from the same random projections.
+  keys = jax.random.clone(prompts['keys'])
+  result = jax.device_get(everything({**prompts, 'keys': keys}))
   result['gates'] = np.stack(
     [
       gate.transform(jnp.asarray(result['gates'][..., index]))

@@ -61,8 +61,10 @@ def rate(start: float = -1.0) -> Gate:
 
 def linear_attention(tokens, gates, lengths) -> Float[Array, 'L 1']:
   """One step of gradient descent on the mean squared loss, from 0."""
-  count = lengths[:, None].astype(tokens.keys.dtype)
-  return gates[0] / count * learners.linear_recurrence(tokens)[lengths - 1]
+  scores = tokens.keys @ tokens.queries[-1]
+  seen = _seen_by_all(tokens, lengths)
+  count = lengths[:, None].astype(scores.dtype)
+  return gates[0] / count * ((seen * scores[None]) @ tokens.values)
 
 
 def softmax(tokens, gates, lengths) -> Float[Array, 'L 1']:
@@ -84,8 +86,12 @@ def momentum_attention(tokens, gates, lengths) -> Float[Array, 'L 1']:
 
 
 def gated_decay(tokens, gates, lengths) -> Float[Array, 'L 1']:
-  outputs = learners.linear_recurrence(tokens, decays=gates[1])
-  return gates[0] * outputs[lengths - 1]
+  """Linear attention; every later token shrinks what is there."""
+  scores = tokens.keys @ tokens.queries[-1]
+  later = lengths[:, None] - 1 - jnp.arange(scores.shape[0])[None]
+  shrunk = gates[1] ** jnp.maximum(later, 0).astype(scores.dtype)
+  weights = _seen_by_all(tokens, lengths) * shrunk * scores[None]
+  return gates[0] * (weights @ tokens.values)
 
 
 def heavy_ball(tokens, gates, lengths) -> Float[Array, 'L 1']:
@@ -160,7 +166,7 @@ def softmax_regression(tokens, gates, lengths) -> Float[Array, 'L 1']:
   answer is the query's logit, up to the step size.
   """
   target = _prefix_weights(tokens.values[:, 0], lengths)
-  seen = jax.vmap(lambda n: _seen(tokens, n))(lengths).astype(target.dtype)
+  seen = _seen_by_all(tokens, lengths)
   count = lengths[:, None].astype(target.dtype)
   scores = tokens.keys @ tokens.queries[-1]
   return gates[0] * ((target - seen / count) @ scores)[:, None]
@@ -168,6 +174,12 @@ def softmax_regression(tokens, gates, lengths) -> Float[Array, 'L 1']:
 
 def _seen(tokens, length) -> Array:
   return jnp.arange(tokens.keys.shape[0]) < length
+
+
+def _seen_by_all(tokens, lengths) -> Float[Array, 'L N']:
+  """One where a prefix holds the token."""
+  seen = jnp.arange(tokens.keys.shape[0])[None] < lengths[:, None]
+  return seen.astype(tokens.keys.dtype)
 
 
 def _prefix_weights(scores, lengths) -> Float[Array, 'L N']:

@@ -116,8 +116,14 @@ def seed_keys(config: Any, purpose: int) -> Array:
   return jax.random.split(root, config.num_seeds)
 
 
-def draw_all(config: Any) -> dict[str, tasks.RegressionPrompt]:
-  """Training batches `[S, P, B, ...]`, prompts to test on `[S, T, ...]`."""
+def draw_all(config: Any) -> dict[str, Any]:
+  """Draws what all learners share.
+
+  Returns:
+    `training` batches `[S, P, B, ...]`; prompts `testing` `[S, T, ...]`, and
+    shorter ones of all scales, `scaled` `[S, A, T, ...]`; `keys` of the random
+    projections `[S]`.
+  """
   size, scales = (
     config.num_demonstrations,
     jnp.asarray(config.scales, jnp.float32),
@@ -140,7 +146,8 @@ def draw_all(config: Any) -> dict[str, tasks.RegressionPrompt]:
     )
 
   @harness.compile_quickly
-  def everything(keys, keys_test):
+  def everything():
+    keys, keys_test, keys_fit = (seed_keys(config, use) for use in range(3))
     tested = jax.lax.map(testing, keys_test)
     # Of other scales only prompts as long as in training are asked for.
     short = jnp.delete(tested.tokens, np.s_[size:-1], axis=3)
@@ -148,10 +155,11 @@ def draw_all(config: Any) -> dict[str, tasks.RegressionPrompt]:
       'training': jax.lax.map(training, keys),
       'testing': jax.tree.map(lambda x: x[:, one], tested),
       'scaled': tested._replace(tokens=short),
+      'keys': keys_fit,
     }
 
   one = config.scales.index(1.0)
-  return everything(seed_keys(config, 0), seed_keys(config, 1))
+  return everything()
 
 
 def fit(

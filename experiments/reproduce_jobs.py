@@ -203,7 +203,8 @@ JOBS = (
     {
       'num_seeds': 5,
       'd_x': 2,
-      'learners': ('linear attention', 'delta rule'),
+      'learners': ('linear attention',),
+      'accounts': ('von Oswald et al.',),
       'num_demonstrations': 3,
       'lengths': (1, 3, 5),
       'scales': (1.0, 2.0),

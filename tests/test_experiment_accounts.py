@@ -73,8 +73,11 @@ def test_trained_linear_layer_finds_the_step_of_the_closed_form(tiny):
   )
   rate = oswald.optimal_learning_rate(tasks)
   assert line['tuned']['step size'] == pytest.approx(rate, rel=0.1)
-  # A seed of so short a training may lag behind; none gets ahead.
-  assert 0.7 < line['trained_over_tuned']['low'] < 1.05
+  # In two dimensions some seeds stay where only one of them is learnt, at twice
+  # the loss. None is better than the step, and the others are as good.
+  ratios = np.sort(line['ratios'])
+  assert ratios[0] > 0.97
+  assert np.sum(ratios < 1.03) >= 2
   assert line['model_cos']['high'] > 0.98
   # The loss of a step that is best at 4 demonstrations, at all lengths.
   found = summary['loss_by_length']['linear attention']['tuned']
