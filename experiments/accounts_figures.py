@@ -52,7 +52,7 @@ SHOWN = (
   'least squares (mesa)',
 )
 FRAME = 3e-4, 8.0
-TICKS = -30, -10, -5, -1, 0, 1, 5, 10, 30, 100  # Excess losses, in percent.
+TICKS = -20, -5, -1, 0, 1, 5, 20, 100  # Excess losses, in percent.
 
 
 def draw(config: Any, result: Mapping[str, Any]) -> Any:
@@ -81,7 +81,7 @@ def draw(config: Any, result: Mapping[str, Any]) -> Any:
   scale.axvline(1, color=GREY, linestyle=':', linewidth=1.5)
   scale.set_xlabel('scale of the inputs at test time')
   learners.set_title('(a) predicted inner learners, tuned')
-  alike.set_title('(b) trained layers against them', pad=26)
+  alike.set_title('(b) trained layers against them', pad=34)
   scale.set_title('(c) input scale: tuned (lines), trained (markers)')
   length.set_title('(d) length: tuned (lines), trained (markers)')
   handles, labels = learners.get_legend_handles_labels()
@@ -177,8 +177,8 @@ def _ratios(axis, result) -> None:
       (1.28, f'{np.mean(result[name]["cosine"]):.3f}'),
     ):
       _beside(axis, column, place, entry)
-  _beside(axis, 1.1, len(names) - 0.3, 'seeds\noutside')
-  _beside(axis, 1.28, len(names) - 0.3, 'mean\ncosine')
+  _beside(axis, 1.1, len(names) + 0.1, 'seeds\noutside')
+  _beside(axis, 1.28, len(names) + 0.1, 'mean\ncosine')
   _percent(axis)
   axis.set_yticks(range(len(names)), names)
   axis.set_ylim(-0.6, len(names) - 0.4)
@@ -200,7 +200,8 @@ def _percent(axis) -> None:
   axis.set_xscale('symlog', linthresh=1, linscale=0.6)
   axis.set_xticks(TICKS, [f'{tick:g}' for tick in TICKS])
   axis.set_xticks([], minor=True)
-  axis.set_xlim(TICKS[0], TICKS[-1])
+  low, high = axis.get_xlim()  # No seed is left out.
+  axis.set_xlim(min(low, TICKS[0]), max(high, TICKS[-1]))
   axis.axvspan(-1, 1, color=GREY, alpha=0.2, linewidth=0)
   axis.axvline(0, color=BLACK, linewidth=0.8)
   for edge in CLOSE.values():
