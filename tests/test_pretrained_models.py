@@ -405,3 +405,26 @@ def test_unfit_decoding_is_named():
     pretrained.generate(model, TOKENS[:0], num_tokens=10)
   with pytest.raises(ValueError, match='cache_length is 6'):
     pretrained.prefill(model, TOKENS, cache_length=6)
+
+
+def test_a_pair_and_an_unknown_id_are_named():
+  model = model_of('llama')
+  pair = pretrained.Pretrained(model, None)
+  with pytest.raises(ValueError, match='Unpack what load returns'):
+    pretrained.logits(pair, jnp.arange(3))
+  _, cache = pretrained.prefill(model, jnp.arange(3), cache_length=5)
+  with pytest.raises(ValueError, match='holds the id 1000000'):
+    pretrained.decode_step(model, cache, 10**6)
+
+
+@pytest.mark.parametrize('path', [None, 3])
+def test_a_path_that_is_none_is_named(path):
+  with pytest.raises(ValueError, match='path is a '):
+    pretrained.load(path)
+  with pytest.raises(ValueError, match='banana'):
+    pretrained.load('.', dtype='banana')
+
+
+def test_a_span_of_fractions_is_named():
+  with pytest.raises(ValueError, match=r'expected two integers'):
+    pretrained.attribution.mark_spans([(0.5, 2)], 4)

@@ -1,5 +1,6 @@
 """Segments of a prompt, and checks of what attribution is asked for."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -212,7 +213,7 @@ def check_labels(
 def _pair(name: str, span: Any) -> tuple[int, int]:
   """Begin and end of a span as plain integers."""
   try:
-    begin, end = (int(edge) for edge in span)
+    begin, end = (operator.index(edge) for edge in span)
   except (TypeError, ValueError) as error:
     raise ValueError(
       f'{name} is {span!r}; expected two integers, begin and end (exclusive).'

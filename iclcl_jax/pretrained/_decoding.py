@@ -80,7 +80,8 @@ def decode_step(
     The logits after the token, and the longer cache.
 
   Raises:
-    ValueError: if the cache is full; looked at outside of `jit` and `vmap`.
+    ValueError: if the cache is full or the id is outside the vocabulary; looked
+      at outside of `jit` and `vmap`.
   """
   num_slots = cache.mask.shape[0]
   if _validate.is_concrete(cache.length) and int(cache.length) >= num_slots:
@@ -89,6 +90,7 @@ def decode_step(
       'prefill with a larger cache_length.'
     )
   token = jnp.asarray(token)[None]
+  _model.check_prompt(model, token)
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
   states, cache = _extend(model, cache, token, position, jnp.ones(1, bool))
   return _model.unembed(model, states)[0], cache

@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+from iclcl_jax import _validate
 from iclcl_jax.pretrained import gguf, safetensors, tokenizer
 from iclcl_jax.pretrained._architectures import from_checkpoint
 from iclcl_jax.pretrained._checkpoint import Checkpoint
@@ -48,6 +49,13 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       answer = pretrained.generate(model, tokens, num_tokens=1)
       tokenizer.decode(answer)  # ' Paris'
   """
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(
+      f'path is a {type(path).__name__}; expected the path of a GGUF file or '
+      'of a directory in the layout of Hugging Face.'
+    )
+  if dtype is not None:
+    _validate.check_float_dtype('dtype', dtype)
   path = pathlib.Path(path)
   if not path.exists():
     raise ValueError(

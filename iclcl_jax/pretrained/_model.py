@@ -276,8 +276,18 @@ def last_valid(
   return tokens.shape[0] - 1 - jnp.argmax(mask[::-1])
 
 
+def check_model(model: Any) -> None:
+  """Checks that a model is one, and not the pair that `load` returns."""
+  if not isinstance(model, LanguageModel):
+    raise ValueError(
+      f'model is a {type(model).__name__}; expected a LanguageModel. Unpack '
+      'what load returns: model, tokenizer = pretrained.load(path).'
+    )
+
+
 def check_head(model: LanguageModel) -> None:
   """Checks that the model predicts tokens."""
+  check_model(model)
   if model.head is None and not model.tied:
     raise ValueError(
       'model is an encoder without a head over the vocabulary, so it has no '
@@ -289,6 +299,7 @@ def check_prompt(
   model: LanguageModel, tokens: Int[Array, ' N'], mask: Any = None
 ) -> None:
   """Checks a prompt; its ids and its mask only where they are concrete."""
+  check_model(model)
   dtype = getattr(tokens, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
     raise ValueError(

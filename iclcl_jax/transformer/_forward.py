@@ -337,6 +337,11 @@ def visibility(
   """Which query sees which key. Shape `[M, N]`."""
   row = jax.vmap(architecture.visible, in_axes=(None, 0))
   seen = jax.vmap(row, in_axes=(0, None))(query_positions, key_positions)
+  if seen.dtype != jnp.bool_:
+    raise ValueError(
+      f'architecture.visible returned {seen.dtype}; expected a boolean [], '
+      'such as query_position >= key_position.'
+    )
   return seen if mask is None else seen & mask[None]
 
 
