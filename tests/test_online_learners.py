@@ -283,7 +283,7 @@ def test_bad_input_is_named():
       call()
 
 
-@pytest.mark.parametrize('factor', [0.0, 1e-30, 1e-8, -0.5])
+@pytest.mark.parametrize('factor', [0.0, 1e-8, -0.5])
 @pytest.mark.parametrize(
   'pair',
   [
