@@ -17,6 +17,8 @@ from iclcl_jax import _validate, precision, transformer
 from iclcl_jax.transformer import _checks, _dual_heads, _forward
 from iclcl_jax.types import Array, Float, Mask
 
+_LARGEST_CHAIN_ERROR = 0.1
+
 
 class ModelResiduals(NamedTuple):
   """Both sides of the identity for a whole model.
@@ -52,11 +54,12 @@ class ModelCertificate:
     max_residual_autodiff: the same with weights from `jax.grad`.
     max_chain_error: largest relative error of a hidden state of the chain.
     tolerance: the residual that rounding explains in this dtype.
-    chain_tolerance: `num_layers` times that: each layer reads the rounding
-      errors of the layers before.
+    chain_tolerance: `num_layers` times that, at most 0.1: each layer reads the
+      rounding errors of the layers before.
     dtype: dtype of the inputs.
     precision: arithmetic under which the check ran.
-    verdict: 'holds', or what prevents it.
+    verdict: 'holds', or what prevents it; 'precision-limited' is the best that
+      16-bit parameters or reduced arithmetic can get.
   """
 
   num_layers: int
@@ -193,8 +196,8 @@ def verify_model(
   """Checks that every head of a model is one gradient step, at every position.
 
   And that the whole stack, executed as a chain of dual models, gives the hidden
-  states of the forward pass. Runs eagerly; in reduced precision a small
-  residual is 'precision-limited'.
+  states of the forward pass. Runs eagerly; in reduced precision, or in a 16-bit
+  dtype, a small residual is 'precision-limited'.
 
   Args:
     architecture: what the shapes of the parameters do not say.
@@ -278,7 +281,7 @@ def certificate_of(
     max_residual_autodiff=float(jnp.max(result.autodiff)),
     max_chain_error=float(jnp.max(result.chain_error)),
     tolerance=tolerance,
-    chain_tolerance=num_layers * tolerance,
+    chain_tolerance=_chain_tolerance(num_layers, tolerance),
     dtype=jnp.dtype(dtype).name,
     precision=arithmetic.name,
     verdict='',
@@ -350,7 +353,8 @@ def _verdict(certificate, arithmetic) -> str:
   reduced = arithmetic.reduced_tolerance or 0.0
   tolerance = max(certificate.tolerance, reduced)
   chain_tolerance = max(
-    certificate.chain_tolerance, certificate.num_layers * reduced
+    certificate.chain_tolerance,
+    _chain_tolerance(certificate.num_layers, reduced),
   )
   residual, error = certificate.max_residual, certificate.max_chain_error
   if not (math.isfinite(residual) and math.isfinite(error)):
@@ -359,4 +363,10 @@ def _verdict(certificate, arithmetic) -> str:
     return 'fails'
   if error > chain_tolerance:
     return 'chain departs'
-  return 'precision-limited' if reduced else 'holds'
+  is_half = jnp.finfo(certificate.dtype).bits < 32
+  return 'precision-limited' if reduced or is_half else 'holds'
+
+
+def _chain_tolerance(num_layers: int, tolerance: float) -> float:
+  """Rounding of so many layers; a larger error is no identity any more."""
+  return min(num_layers * tolerance, _LARGEST_CHAIN_ERROR)

@@ -188,3 +188,19 @@ def test_verify_model_says_what_to_use_inside_jit():
 
   with pytest.raises(ValueError, match=r'equivalence\.model_residuals'):
     inside(made.make_tokens())
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_16_bit_parameters_limit_the_verdict(dtype):
+  certificate = certify('llama', dtype)
+  assert certificate.verdict == 'precision-limited', str(certificate)
+  deep = equivalence.ModelResiduals(
+    closed_form=jnp.zeros((30, 1, 2)),
+    autodiff=jnp.zeros((30, 1, 2)),
+    chain_error=jnp.full(30, 0.3),
+    forward=jnp.ones((2, 4), dtype),
+    chain=jnp.ones((2, 4), dtype),
+  )
+  certificate = equivalence.certificate_of(deep)
+  assert certificate.chain_tolerance <= 0.1
+  assert certificate.verdict == 'chain departs'
