@@ -47,11 +47,9 @@ class RMSNorm:
     y: Float[Array, ' d_model'],
   ) -> Float[Array, ' d_model']:
     r"""Returns `y P(x)` with :math:`P = \mathrm{diag}(\gamma)/\mathrm{rms}`."""
-    size = _size_of(x)
-    wide = _widen(x) / size
-    epsilon = self.epsilon / size / size
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide) + epsilon)
-    return (_widen(y) / size * inverse).astype(y.dtype) * parameters.scale
+    wide = _widen(x)
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide) + self.epsilon)
+    return (_widen(y) * inverse).astype(y.dtype) * parameters.scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +91,10 @@ class LayerNorm:
 
     .. math:: P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)
     """
-    size = _size_of(x)
-    wide = _widen(x) / size
+    wide = _widen(x)
     centred = wide - jnp.mean(wide)
-    epsilon = self.epsilon / size / size
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred) + epsilon)
-    wide = _widen(y) / size
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred) + self.epsilon)
+    wide = _widen(y)
     result = (wide - jnp.mean(wide)) * inverse
     return result.astype(y.dtype) * parameters.scale
 
@@ -245,17 +241,6 @@ def _widen(x: Array) -> Array:
   """Sums of squares and angles need more than half precision."""
   is_half = jnp.finfo(x.dtype).bits < 32
   return x.astype(jnp.float32) if is_half else x
-
-
-def _size_of(x: Array) -> Array:
-  """What to divide `x` by, so that no square overflows: 1 unless it is huge.
-
-  The normalisations do not depend on it, so it needs no gradient.
-  """
-  wide = jax.lax.stop_gradient(_widen(x))
-  largest = jnp.max(jnp.abs(wide))
-  huge = float(jnp.finfo(wide.dtype).max) ** 0.25
-  return jnp.where(largest > huge, largest, jnp.ones_like(largest))
 
 
 def _shift(parameters: Norm, x: Array) -> Array:

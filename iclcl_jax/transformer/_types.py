@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from iclcl_jax import _validate
 from iclcl_jax.types import Array, Bool, Float
 
 
@@ -131,3 +132,18 @@ class Architecture:
   activation: Callable[[Array], Array]
   rotation: Callable[[Array, Array], Array]
   visible: Callable[[Array, Array], Bool[Array, '']]
+
+  def __post_init__(self):
+    if not isinstance(self.placement, Placement):
+      raise ValueError(
+        f'placement is a {type(self.placement).__name__}; expected a '
+        'transformer.Placement, such as transformer.pre_norm.'
+      )
+    for name, num_arguments, example in (
+      ('normalization', 2, 'such as transformer.RMSNorm(1e-5)'),
+      ('activation', 1, 'of an array, such as jax.nn.silu'),
+      ('rotation', 2, 'of a vector and its position, such as Rotary(1e4)'),
+      ('visible', 2, 'of two positions, such as transformer.causal'),
+    ):
+      function = getattr(self, name)
+      _validate.check_function(name, function, num_arguments, example)
