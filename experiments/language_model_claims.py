@@ -110,7 +110,9 @@ def captions(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     'attribution': 'What the heads read at the last position: each bar and '
     'disc is a part of the logit of '
     f'{first!r} less that of {second!r}, with gates and normalisations '
-    'frozen. Bars are sums over all heads, of the tokens of one demonstration; '
+    'frozen. Bars are sums over all heads, of the tokens of one demonstration '
+    '(the first also holds the token where idle heads rest, unless other text '
+    'comes before it); '
     'the diamond is what deleting it from the prompt really takes away.',
   }
   if summary['random_features'] is not None:

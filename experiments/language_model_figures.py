@@ -69,7 +69,7 @@ def attribution(results: Any) -> Any:
   count = max(len(results.prompt.demonstration_labels), 1)
   height = max(5.6, 1.8 + 0.42 * min(count + 2, MAX_BARS))
   figure, (left, right) = plt.subplots(
-    1, 2, figsize=(12.5, height), width_ratios=(1.15, 1)
+    1, 2, figsize=(14, height), width_ratios=(1, 1.25)
   )
   _bars(left, results)
   _discs(figure, right, results)
@@ -149,18 +149,20 @@ def _discs(figure, axis, results) -> None:
   for is_positive, color, fill in ((True, BLUE, BLUE), (False, ORANGE, 'none')):
     chosen = (values >= 0) == is_positive
     axis.scatter(
-      y[chosen],
       x[chosen],
+      y[chosen],
       s=170 * np.abs(values[chosen]) / largest,
       facecolor=fill,
       edgecolor=color,
       linewidth=1.5,
       label='towards the answer' if is_positive else 'against it',
     )
-  axis.set_ylim(-1, num_layers)
-  axis.set_xticks(range(num_heads))
-  axis.set_xlabel('head')
-  axis.set_ylabel('layer')
+  axis.set_xlim(-1, num_layers)
+  axis.set_ylim(num_heads, -1)
+  axis.set_xticks(range(0, num_layers, max(1, num_layers // 10)))
+  axis.set_yticks(range(0, num_heads, max(1, num_heads // 10)))
+  axis.set_xlabel('layer')
+  axis.set_ylabel('head')
   axis.set_title(f'by head (largest disc: {largest:.2f} logits)')
   axis.legend(
     loc='upper center',

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments import language_model_report as report
+
 TEMPLATE = pathlib.Path(__file__).with_name('language_model_page.html')
-NUM_NUMBERED = 12  # Tokens that carry their number.
+NUM_NUMBERED = 8  # Tokens that carry their number.
 CELL = 14  # Of the map of heads, in its own units.
+MARGIN = 2 * CELL
+MAX_SCALE = 1.7  # Pixels for each unit, at most.
 
 
 def html(results: Any, summary: Mapping[str, Any]) -> str:
@@ -29,16 +33,17 @@ def html(results: Any, summary: Mapping[str, Any]) -> str:
   found = summary['attribution']
   first, second = (f'“{_escape(label)}”' for label in found['labels'])
   return string.Template(TEMPLATE.read_text(encoding='utf-8')).substitute(
-    title='What taught a language model its answer',
+    title='What a language model’s answer was read from',
     first=first,
     answer=_answer(summary, first, second),
-    certificate=_certificate(summary),
+    certificate=_certificate(summary) + _residuals(results),
     tokens=_tokens(results),
     total=_total(found, first, second),
     demonstrations=_demonstrations(found, first),
     largest=f'{np.abs(results.attribution.of_heads).max():.2f}',
     heads=_heads(results.attribution.of_heads),
     features=_features(summary['random_features']),
+    figures=_figures(summary['figures']),
     command='Made by <code>python -m experiments.language_model</code>; all '
     'numbers are in <code>summary.json</code>.',
   )
@@ -52,7 +57,12 @@ def _answer(summary: Mapping[str, Any], first: str, second: str) -> str:
     f'tokens. It expects {first} as the next word with probability '
     f'<b>{chances[0]:.2f}</b> and {second} with <b>{chances[1]:.2f}</b>. This '
     'page shows where in the prompt that came from.</p>'
+    f'{_paragraph(summary["attribution"]["labels_note"])}'
   )
+
+
+def _paragraph(text: str) -> str:
+  return f'<p>{_escape(text)}</p>' if text else ''
 
 
 def _certificate(summary: Mapping[str, Any]) -> str:
@@ -69,8 +79,9 @@ def _certificate(summary: Mapping[str, Any]) -> str:
     '<table><tr><th>arithmetic</th><th class="number">largest difference</th>'
     '<th class="number">rounding allows</th><th>verdict</th></tr>'
     f'{"".join(rows)}</table><p>That is {summary["num_heads"]} heads at '
-    f'{summary["num_positions"]} positions each. Run once more as a chain of '
-    'such learners, with no softmax in it, the whole network gives the same '
+    f'{summary["num_positions"]} positions each: the '
+    f'{report.positions_note(summary)}. Run once more as a chain of such '
+    'learners, with no softmax in it, the whole network gives the same '
     'probabilities of the next word up to a total variation of '
     f'{distance:.0e}.</p>'
   )
@@ -93,10 +104,11 @@ def _tokens(results: Any) -> str:
       )
     spans = [
       _token(
-        results.token_texts[i],
+        _visible(results.token_texts[i], results.tokens[i]),
         found.of_tokens[i],
         float(found.of_tokens[i] / largest),
         i in shown,
+        is_first=i == 0,
       )
       for i in rows
     ]
@@ -109,13 +121,31 @@ def _tokens(results: Any) -> str:
 
 
 def _numbered(values: np.ndarray) -> set[int]:
-  return set(np.argsort(-np.abs(values))[:NUM_NUMBERED].tolist())
+  """The strongest, without those that would print as zero."""
+  order = np.argsort(-np.abs(values))[:NUM_NUMBERED].tolist()
+  return {i for i in order if round(abs(values[i]), 2) > 0}
 
 
-def _token(text: str, value: float, share: float, is_numbered: bool) -> str:
+def _visible(text: str, index: int) -> str:
+  """The id of a token that has no characters of its own."""
+  return text if text and '\ufffd' not in text else f'⟨{index}⟩'
+
+
+def _token(
+  text: str,
+  value: float,
+  share: float,
+  is_numbered: bool,
+  *,
+  is_first: bool = False,
+) -> str:
   """One token: tint and line grow with its part, its kind with the sign."""
+  lead, end = (' ' if text[0].isspace() else ''), ''
   if not text.strip():
-    return '<br>' if '\n' in text else ' '
+    end = '<br>' if '\n' in text else ' '
+    if not (is_numbered or is_first):
+      return end
+    lead, text = ' ', '↵' if '\n' in text else '␣'
   size = abs(share)
   rgb = '0,114,178' if value >= 0 else '213,94,0'
   style = (
@@ -124,10 +154,10 @@ def _token(text: str, value: float, share: float, is_numbered: bool) -> str:
   )
   kind = 't' if value >= 0 else 't against'
   number = f'<sup>{value:+.2f}</sup>' if is_numbered else ''
-  lead = ' ' if text[0].isspace() else ''
+  mark = '<small>first token:</small> ' if is_first else ''
   return (
-    f'{lead}<span class="{kind}" style="{style}" title="{value:+.3f}">'
-    f'{_escape(text.strip())}</span>{number}'
+    f'{mark}{lead}<span class="{kind}" style="{style}" title="{value:+.3f}">'
+    f'{_escape(text.strip())}</span>{number}{end}'
   )
 
 
@@ -137,13 +167,17 @@ def _pixels(size: float) -> int:
 
 
 def _total(found: Mapping[str, Any], first: str, second: str) -> str:
-  taught = sum(row['contribution'] for row in found['demonstrations'])
+  rows, taught = found['demonstrations'], ''
+  if rows:
+    read = sum(row['contribution'] for row in rows)
+    taught = f'{read:+.2f} from the demonstrations, '
   other = found['embedding'] + found['biases']
   return (
     f'The logit of {first} is {found["logit_difference"]:.2f} above that of '
-    f'{second}: {taught:+.2f} from the demonstrations, {found["rest"]:+.2f} '
-    f'from the rest of the prompt, {other:+.2f} from the last token’s own '
-    'embedding and the biases. The parts add up to the whole to '
+    f'{second}: {taught}{found["rest"]:+.2f} from the '
+    f'{"rest of the " if rows else ""}prompt, {other:+.2f} from the last '
+    'token’s own embedding and the biases. Of this '
+    f'{report.first_token_note(found)}. The parts add up to the whole to '
     f'{found["identity_error"]:.0e} of their size.'
   )
 
@@ -164,29 +198,38 @@ def _demonstrations(found: Mapping[str, Any], first: str) -> str:
     for row in rows
   )
   return (
-    '<h2>Which demonstrations taught it</h2><p>The same numbers, summed over '
-    'the tokens of each demonstration. Bars to the right, filled, speak for '
-    f'{first}; bars to the left, hatched, against it. <b>Deleted</b> is what '
+    '<h2>What was read from each demonstration</h2><p>The same numbers, '
+    'summed over the tokens of each demonstration. Bars to the right, filled, '
+    f'speak for {first}; bars to the left, hatched, against it. <b>Deleted</b> '
+    'is what '
     'the difference really loses when the demonstration is cut out of the '
-    f'prompt.{_agreement(found)}</p><table><tr><th>demonstration</th><th></th>'
+    'prompt.</p><table><tr><th>demonstration</th><th></th>'
     '<th class="number">read from it</th><th class="number wide">forgotten by '
     'the heads</th><th class="number">deleted</th><th class="number wide">'
-    f'share of the loss drop</th></tr>{body}</table><p class="soft wide">'
+    f'share of the loss drop</th></tr>{body}</table>{_agreement(found)}'
+    '<p class="soft wide">'
     'Forgotten by the heads: the demonstration is removed from the training '
     'set of each head at the last position, all else stays, to first order. '
     'Share of the loss drop: of what one gradient step takes from the loss of '
-    'a head’s learner, the part due to this demonstration, mean over heads.'
-    '</p>'
+    'a head’s learner, the part due to this demonstration, mean over heads. '
+    'These are shares among the demonstrations, which add up to 100 %; the '
+    'rest of the prompt is the zero-shot part and has none.</p>'
   )
 
 
 def _agreement(found: Mapping[str, Any]) -> str:
   rank = found['rank_correlation_with_deletion']['contribution']
-  if rank is None:
-    return ''
+  here = ''
+  if rank is not None:
+    here = (
+      f' On this prompt their rank correlation is {rank:.2f} (1 would be the '
+      'same order).'
+    )
+  note = report.first_token_note(found)
   return (
-    ' The two need not agree: here their rank correlation is '
-    f'{rank:.2f} (1 would be the same order).'
+    '<p>In general “read from it” and “deleted” disagree; <code>python -m '
+    'experiments.demonstration_deletion</code> measures how much, over many '
+    f'prompts.{here} Also, {note}.</p>'
   )
 
 
@@ -203,25 +246,51 @@ def _bar(share: float) -> str:
 
 def _heads(of_heads: np.ndarray) -> str:
   """Layers along the width, heads along the height, a disc for each."""
-  num_layers, num_heads = of_heads.shape
   largest = max(np.abs(of_heads).max(), 1e-30)
-  margin = 2 * CELL
   discs = []
   for (layer, head), value in np.ndenumerate(of_heads):
     radius = CELL * 0.48 * (abs(value) / largest) ** 0.5
     fill = '#0072b2' if value >= 0 else '#fff'
     edge = '#0072b2' if value >= 0 else '#b34700'
-    x, y = margin + CELL * (layer + 0.5), CELL * (head + 0.5)
+    x, y = MARGIN + CELL * (layer + 0.5), CELL * (head + 0.5)
     discs.append(
       f'<circle cx="{x:g}" cy="{y:g}" r="{radius:.2f}" fill="{fill}" '
       f'stroke="{edge}"><title>layer {layer}, head {head}: {value:+.3f}'
       '</title></circle>'
     )
-  width, height = margin + CELL * num_layers, CELL * num_heads
+  return _map(discs, of_heads.shape, 'contribution of each head')
+
+
+def _residuals(results: Any) -> str:
+  """A map of the largest residual of each head, drawn like that above."""
+  certificate = results.certified['float32'].certificate
+  found = certificate.residuals
+  values = np.maximum(found.closed_form, found.autodiff).max(axis=2)
+  largest = max(values.max(), 1e-300)
+  squares = [
+    f'<rect x="{MARGIN + CELL * layer}" y="{CELL * head}" width="{CELL}" '
+    f'height="{CELL}" fill="#1b1b1b" fill-opacity="{value / largest:.2f}">'
+    f'<title>layer {layer}, head {head}: {value:.1e}</title></rect>'
+    for (layer, head), value in np.ndenumerate(values)
+  ]
+  layer, head = np.unravel_index(np.argmax(values), values.shape)
   return (
-    f'<svg viewBox="0 0 {width + 2} {height + margin}" role="img" aria-label='
-    '"contribution of each head" font-size="8" fill="#333">'
-    f'{_axis(num_layers, num_heads, margin)}{"".join(discs)}</svg>'
+    '<p>Head by head, in float32: a column for each layer, a row for each '
+    'head; white is no difference, black the largest one, '
+    f'{largest:.1e} in head {head} of layer {layer}.</p>'
+    + _map(squares, values.shape, 'largest difference of each head')
+  )
+
+
+def _map(marks: Sequence[str], shape: tuple[int, int], name: str) -> str:
+  """Marks of all heads with axes; cells of small models stay small."""
+  num_layers, num_heads = shape
+  width = MARGIN + max(CELL * num_layers, 2 * CELL) + 2
+  height = CELL * num_heads + MARGIN
+  return (
+    f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}" '
+    f'style="max-width:{MAX_SCALE * width:.0f}px" font-size="8" fill="#333">'
+    f'{_axis(num_layers, num_heads, MARGIN)}{"".join(marks)}</svg>'
   )
 
 
@@ -271,6 +340,15 @@ def _features(found: Mapping[str, Any] | None) -> str:
     'median head</th><th class="number">directions for 10 %, predicted</th>'
     f'</tr>{body}</table>'
   )
+
+
+def _figures(rows: Sequence[Mapping[str, str]]) -> str:
+  """Names of the files beside the page."""
+  items = ''.join(
+    f'<li><code>{_escape(row["file"])}</code>: {_escape(row["caption"])}</li>'
+    for row in rows
+  )
+  return f'<ul class="soft">{items}</ul>'
 
 
 def _escape(text: str) -> str:

@@ -53,8 +53,21 @@ class Results:
   @property
   def labels(self) -> tuple[str, str]:
     """Texts of the two tokens that are compared, without spaces."""
-    first, second = (self.token_text(i).strip() for i in self.label_ids)
+    first, second = (printable(self.token_text, i) for i in self.label_ids)
     return first, second
+
+
+def printable(token_text: Callable[[int], str], index: int) -> str:
+  r"""Text of a token without spaces, or its id where that shows nothing.
+
+  Example:
+    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 0)
+    'a'
+    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 2)
+    'token 2'
+  """
+  text = token_text(index).strip()
+  return text if text and '\ufffd' not in text else f'token {index}'
 
 
 def summarise(config: Any, results: Results) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def summarise(config: Any, results: Results) -> dict[str, Any]:
     summary[f'verdict_{dtype}'] = certificate.verdict
   summary |= _next_tokens(config, results)
   summary |= {'attribution': attribution_of(results)}
+  summary['attribution']['labels_note'] = _labels_note(config, results)
   summary |= {'random_features': features_of(results.study)}
   summary |= {
     'prompt': results.prompt.text,
@@ -127,6 +141,36 @@ def _next_tokens(config: Any, results: Results) -> dict[str, Any]:
   }
 
 
+def _labels_note(config: Any, results: Results) -> str:
+  """Why these two tokens are compared; empty if they are the labels."""
+  names = sorted(set(results.prompt.demonstration_labels))
+  if config.labels or len(names) == 2:
+    return ''
+  reason = f'The demonstrations have {len(names)} labels'
+  if len(names) < 2:
+    reason = 'The prompt has no demonstrations'
+  if len(names) == 1:
+    reason = f'All demonstrations have the label {names[0]!r}'
+  return (
+    f'{reason}, so there are not two to compare: the two likeliest next tokens '
+    'stand in for them (--labels=A,B chooses others).'
+  )
+
+
+def positions_note(summary: Mapping[str, Any]) -> str:
+  """What the positions of the certificate are.
+
+  Example:
+    >>> positions_note({'num_tokens': 249, 'num_positions': 256})
+    '249 tokens of the prompt and 7 generated after it'
+    >>> positions_note({'num_tokens': 2, 'num_positions': 2})
+    '2 tokens of the prompt'
+  """
+  more = summary['num_positions'] - summary['num_tokens']
+  text = f'{summary["num_tokens"]} tokens of the prompt'
+  return f'{text} and {more} generated after it' if more else text
+
+
 def attribution_of(results: Results) -> dict[str, Any]:
   """The difference of the two logits, as plain numbers."""
   found, log_probs = results.attribution, results.forward.log_probs
@@ -150,6 +194,10 @@ def attribution_of(results: Results) -> dict[str, Any]:
     'logit_difference': found.logit_difference,
     'identity_error': found.identity_error,
     'demonstrations': rows,
+    'first_token': {
+      'contribution': float(found.of_tokens[0]),
+      'demonstration': int(results.segments[0]) + 1 or None,
+    },
     'rest': found.rest,
     'embedding': found.embedding,
     'biases': found.biases,
@@ -162,8 +210,8 @@ def attribution_of(results: Results) -> dict[str, Any]:
 
 
 def _rank_correlation(predicted: np.ndarray, found: Attribution) -> Any:
-  """Spearman's, or None for fewer than five demonstrations."""
-  if len(predicted) < 5:
+  """Spearman's, or None for fewer than four demonstrations."""
+  if len(predicted) < 4:
     return None
   first, second = (
     np.argsort(np.argsort(x)).astype(float) for x in (predicted, found.deletion)
@@ -242,12 +290,12 @@ def text(summary: Mapping[str, Any]) -> str:
   """What the command prints."""
   found = summary['attribution']
   top = ', '.join(
-    f'{row["text"]!r} {math.exp(row["log_probability"]):.3f}'
+    f'{_shown(row)} {math.exp(row["log_probability"]):.3f}'
     for row in summary['top_tokens'][:5]
   )
   lines = [
     f'{summary["num_heads"]} heads in {summary["num_layers"]} layers, '
-    f'{summary["num_positions"]} positions',
+    f'{summary["num_positions"]} positions ({positions_note(summary)})',
     f'  largest residual    {summary["max_residual_float32"]:.1e} in float32, '
     f'{summary["max_residual_float64"]:.1e} in float64',
     '  next token          total variation '
@@ -263,7 +311,27 @@ def text(summary: Mapping[str, Any]) -> str:
     f'logit of {found["labels"][0]!r} less that of {found["labels"][1]!r}: '
     f'{found["logit_difference"]:.2f}',
   ]
+  if found['labels_note']:
+    lines.append(found['labels_note'])
   if found['demonstrations']:
-    lines += [harness.table(found['demonstrations']), '']
+    lines += [harness.table(found['demonstrations'])]
+    lines += [first_token_note(found), '']
   lines += [claim_tools.claims_text(summary)]
   return '\n'.join(lines)
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+  text = row['text']
+  return repr(text) if '\ufffd' not in text else f'token {row["id"]}'
+
+
+def first_token_note(found: Mapping[str, Any]) -> str:
+  """What was read from the first token, and whose number holds it."""
+  first = found['first_token']
+  holder = 'the rest of the prompt'
+  if first['demonstration']:
+    holder = f'demonstration {first["demonstration"]}'
+  return (
+    f'{first["contribution"]:+.2f} was read from the first token, where heads '
+    f'rest that find nothing to read; it counts for {holder}'
+  )

@@ -175,7 +175,8 @@ def test_page_stands_alone_and_speaks_without_colour(tiny):
 
 def test_page_escapes_the_prompt():
   assert '&lt;b&gt;' in page._token(' <b>', 1.0, 1.0, False)
-  assert page._token('\n', 1.0, 1.0, True) == '<br>'
+  assert page._token('\n', 1.0, 1.0, False) == '<br>'
+  assert '↵' in page._token('\n', 1.0, 1.0, True)
   assert 'against' in page._token(' x', -1.0, -1.0, True)
 
 
