@@ -336,8 +336,12 @@ def test_unsupported_config_is_named(name, change, message):
 def test_unfit_dtype_is_named():
   with pytest.raises(ValueError, match='dtype is int32; expected a floating'):
     pretrained.from_checkpoint(checkpoint_of('gpt2'), dtype=jnp.int32)
-  with jax.enable_x64(False), pytest.raises(ValueError, match='enable_x64'):
-    pretrained.from_checkpoint(checkpoint_of('gpt2'), dtype=np.float64)
+  jax.config.update('jax_enable_x64', False)
+  try:
+    with pytest.raises(ValueError, match='enable_x64'):
+      pretrained.from_checkpoint(checkpoint_of('gpt2'), dtype=np.float64)
+  finally:
+    jax.config.update('jax_enable_x64', True)
 
 
 def test_base_of_rotation_is_read_from_either_place():

@@ -174,7 +174,7 @@ def partial_update_similarity(
     ValueError: if shapes or dtypes disagree.
   """
   _check_alike('d', in_context, finetuned, zero_shot)
-  rounding = 4 * float(jnp.finfo(zero_shot.dtype).eps)
+  rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
   outputs = jnp.stack([in_context, finetuned, zero_shot])
   outputs = _numerics.scaled(outputs)[1]
   axis = _numerics.unit(outputs[2])
