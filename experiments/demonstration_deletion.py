@@ -50,7 +50,9 @@ class Config:
   num_demonstrations: int = harness.option(4, 'of a prompt, 3 to 16')
   max_tokens: int = harness.option(26, 'of a demonstration')
   block_size: int = harness.option(10, 'prompts between checkpoints')
-  model: str = harness.option('', 'GGUF file or directory; packaged if empty')
+  model_path: str = harness.option(
+    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
+  )
 
   def __post_init__(self):
     _validate.check_count('seed', self.seed, minimum=0)
@@ -83,7 +85,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """
   start = time.perf_counter()
   path = harness.open_workdir(config, workdir)
-  weights = pathlib.Path(config.model or pretrained.smollm2.weights_path())
+  weights = pathlib.Path(config.model_path or pretrained.smollm2.weights_path())
   model, tokenizer = pretrained.load(weights)
   positive, negative = (tokenizer.single_id(label) for label in data.LABELS)
   prompts = data.make(config, tokenizer)

@@ -16,6 +16,7 @@ import pytest
 from experiments import harness
 from iclcl_jax import dual, kernels, losses, pretrained, transformer
 from iclcl_jax.pretrained import Checkpoint, attribution
+from iclcl_jax.pretrained.attribution import _gradients, _readings
 from tests import oracles_pretrained as oracles
 from tests import tolerances
 
@@ -86,8 +87,8 @@ def demonstration_gradients(model, tokens, segments, mask):
   )
 
 
-read_segments = harness.compile_quickly(attribution._read_segments)
-gradients = harness.compile_quickly(attribution._gradients)
+read_segments = harness.compile_quickly(_readings._read_segments)
+gradients = harness.compile_quickly(_gradients._gradients)
 difference = harness.compile_quickly(attribution.logit_difference)
 trace = harness.compile_quickly(trace_layers)
 

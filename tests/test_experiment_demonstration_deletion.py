@@ -47,7 +47,9 @@ def write_model(path, added):
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   path = tmp_path_factory.mktemp('model') / 'small'
-  return dataclasses.replace(TINY, model=write_model(path, list(data.LABELS)))
+  return dataclasses.replace(
+    TINY, model_path=write_model(path, list(data.LABELS))
+  )
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +60,7 @@ def tiny(config, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def loaded(config):
-  return pretrained.load(config.model)
+  return pretrained.load(config.model_path)
 
 
 @pytest.fixture(scope='module')
@@ -243,11 +245,11 @@ def test_too_few_short_reviews_are_named(config, loaded):
 def test_a_label_of_several_tokens_is_named(tmp_path):
   path = write_model(tmp_path / 'small', [' Positive'])
   with pytest.raises(ValueError, match="' Negative' is 9 tokens"):
-    experiment.run(dataclasses.replace(TINY, model=path), tmp_path / 'out')
+    experiment.run(dataclasses.replace(TINY, model_path=path), tmp_path / 'out')
 
 
 def test_a_missing_model_is_named(tmp_path):
   with pytest.raises(ValueError, match='nothing is there'):
     experiment.run(
-      dataclasses.replace(TINY, model='/no/such'), tmp_path / 'out'
+      dataclasses.replace(TINY, model_path='/no/such'), tmp_path / 'out'
     )

@@ -218,7 +218,10 @@ def test_absent_gguf_is_an_error(tmp_path):
       r'head_count.*\[4, 2\].*same for all blocks',
     ),
     ({'llama.rope.dimension_count': 4}, r'rotates 4 of the 8 coordinates'),
-    ({'llama.rope.scaling.type': 'linear'}, r"model.gguf: .*'linear'"),
+    (
+      {'llama.rope.scaling.type': 'linear'},
+      r"model.gguf: .*scaling.type' is 'linear'",
+    ),
     ({'llama.attention.head_count': 3}, r'has 32 rows; expected a multiple'),
     ({'split.count': 3}, r'one of 3 parts.*--merge'),
     ({'split.count': 'many'}, r"split.count' is 'many'"),
@@ -372,7 +375,7 @@ def test_index_that_is_no_map_is_an_error(sharded, listed):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (None, r"config.json can't be read"),
+    (None, 'a directory without config.json'),
     (b'{"model_type": "lla', 'config.json is no JSON'),
     (b'\xff\xfe', 'config.json is no JSON'),
     (b'[1]', 'config.json holds a list'),
@@ -489,3 +492,8 @@ def test_non_contiguous_arrays_are_not_how_files_are_written(tmp_path, arrays):
   files.save_file({'a': arrays[GATE]}, directory / 'model.safetensors')
   tensors = pretrained.read_safetensors(directory).tensors
   np.testing.assert_array_equal(tensors['a'], arrays[GATE])
+
+
+def test_a_directory_of_another_kind_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r'a directory without config\.json'):
+    pretrained.load(tmp_path)

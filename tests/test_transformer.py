@@ -87,6 +87,40 @@ def test_norms_of_large_tokens_do_not_overflow(dtype):
     assert 0.9 < float(jnp.max(jnp.abs(result))) < 4
 
 
+@pytest.mark.parametrize('size', [1e19, 1e30, 9e37])
+def test_squares_of_huge_tokens_do_not_overflow(size):
+  x = made.make_tokens()[0].astype('float32')
+  x = x / jnp.max(jnp.abs(x))
+  ones = transformer.Norm(jnp.ones(made.D_MODEL, 'float32'))
+  for norm in (transformer.RMSNorm(0.0), transformer.LayerNorm(0.0)):
+
+    @jax.jit
+    def normalise(x, norm=norm):
+      return jax.vmap(lambda row: norm(ones, row))(x[None])[0]
+
+    expected = normalise(x)
+    result = normalise(x * size)
+    assert made.relative_error(result, expected) < IDENTITY['float32']
+    slope = jax.grad(lambda x: normalise(x)[0])(x * size)
+    assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize(
+  ('part', 'function', 'message'),
+  [
+    ('rotation', lambda x, p: x[:1], 'rotation returned'),
+    ('rotation', lambda x, p: (x, p), 'rotation returned'),
+    ('activation', jnp.sum, 'activation returned'),
+    ('normalization', lambda p, x: x[1:], 'normalization returned'),
+  ],
+)
+def test_parts_that_change_the_shape_are_named(part, function, message):
+  architecture, block = transformer.example()
+  architecture = dataclasses.replace(architecture, **{part: function})
+  with pytest.raises(ValueError, match=message):
+    transformer.apply_block(architecture, block, jnp.ones((3, 4)))
+
+
 def test_large_scores_pick_one_token():
   architecture = made.FAMILIES['gpt2'].architecture
   keys = jnp.eye(3)[None] * 1e4

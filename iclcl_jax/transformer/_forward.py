@@ -63,9 +63,14 @@ def heads(
   _checks.check_block(architecture, block, x, positions, None)
   positions = default_positions(x, positions)
   tokens = normalise_before(architecture, block.attention_norm, x)
-  rotate = jax.vmap(  # Heads outside, so that angles are computed once.
-    jax.vmap(architecture.rotation), in_axes=(0, None)
-  )
+
+  def rotate_one(x, position):
+    rotated = architecture.rotation(x, position)
+    _validate.check_result('architecture.rotation', rotated, x.shape)
+    return rotated
+
+  # Heads outside, so that angles are computed once.
+  rotate = jax.vmap(jax.vmap(rotate_one), in_axes=(0, None))
   return Heads(
     queries=rotate(_split_heads(block.query, tokens), positions),
     keys=rotate(_split_heads(block.key, tokens), positions),
@@ -270,11 +275,18 @@ def feed_forward(
   """
   hidden = apply_linear(block.up, tokens)
   if block.gate is None:
-    hidden = architecture.activation(hidden)
+    hidden = activate(architecture, hidden)
   else:
-    gate = architecture.activation(apply_linear(block.gate, tokens))
+    gate = activate(architecture, apply_linear(block.gate, tokens))
     hidden = gate * hidden
   return apply_linear(block.down, hidden)
+
+
+def activate(architecture: Architecture, hidden: Array) -> Array:
+  """Applies the activation, which must keep the shape."""
+  result = architecture.activation(hidden)
+  _validate.check_result('architecture.activation', result, hidden.shape)
+  return result
 
 
 def apply_linear(linear: Linear, rows: Array) -> Array:
@@ -300,10 +312,7 @@ def normalise_before(
   architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
   """What a sublayer reads, row by row."""
-
-  def normalise(row):
-    return architecture.normalization(parameters, row)
-
+  normalise = _normalise_fn(architecture, parameters)
   return jax.vmap(lambda row: architecture.placement.before(normalise, row))(x)
 
 
@@ -311,11 +320,17 @@ def normalise_after(
   architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
   """What becomes of the sum of a sublayer's input and output, row by row."""
-
-  def normalise(row):
-    return architecture.normalization(parameters, row)
-
+  normalise = _normalise_fn(architecture, parameters)
   return jax.vmap(lambda row: architecture.placement.after(normalise, row))(x)
+
+
+def _normalise_fn(architecture: Architecture, parameters: Norm):
+  def normalise(row):
+    result = architecture.normalization(parameters, row)
+    _validate.check_result('architecture.normalization', result, row.shape)
+    return result
+
+  return normalise
 
 
 def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:

@@ -242,9 +242,10 @@ def _apply(architecture, block, point, at_zero, row) -> Array:
 def _gate(architecture, block, tokens) -> Float[Array, 'N d_ff']:
   """The diagonal `G`: `(g(z) - g(0)) / z`, or `g(z)` on the other branch."""
   if block.gate is not None:
-    return architecture.activation(_forward.apply_linear(block.gate, tokens))
+    gate = _forward.apply_linear(block.gate, tokens)
+    return _forward.activate(architecture, gate)
   z = _forward.apply_linear(block.up, tokens)
   origin = jnp.zeros((), z.dtype)
   slope = jax.grad(architecture.activation)(origin)
-  rise = architecture.activation(z) - architecture.activation(origin)
+  rise = _forward.activate(architecture, z) - architecture.activation(origin)
   return jnp.where(z == 0, slope, rise / jnp.where(z == 0, 1, z))

@@ -48,8 +48,12 @@ class RMSNorm:
   ) -> Float[Array, ' d_model']:
     r"""Returns `y P(x)` with :math:`P = \mathrm{diag}(\gamma)/\mathrm{rms}`."""
     wide = _widen(x)
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide) + self.epsilon)
-    return (_widen(y) * inverse).astype(y.dtype) * parameters.scale
+    shrink = _shrink(wide)
+    wide = wide * shrink
+    epsilon = self.epsilon * shrink * shrink
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide) + epsilon)
+    result = _widen(y) * shrink * inverse
+    return result.astype(y.dtype) * parameters.scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +96,11 @@ class LayerNorm:
     .. math:: P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)
     """
     wide = _widen(x)
-    centred = wide - jnp.mean(wide)
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred) + self.epsilon)
-    wide = _widen(y)
-    result = (wide - jnp.mean(wide)) * inverse
+    shrink = _shrink(wide)
+    centred = _centre(wide * shrink)
+    epsilon = self.epsilon * shrink * shrink
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred) + epsilon)
+    result = _centre(_widen(y) * shrink) * inverse
     return result.astype(y.dtype) * parameters.scale
 
 
@@ -241,6 +246,17 @@ def _widen(x: Array) -> Array:
   """Sums of squares and angles need more than half precision."""
   is_half = jnp.finfo(x.dtype).bits < 32
   return x.astype(jnp.float32) if is_half else x
+
+
+def _shrink(x: Array) -> Array:
+  """A power of two, so without rounding, that keeps squares from overflow."""
+  _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
+  exponent = jnp.clip(exponent, 0, -jnp.finfo(x.dtype).minexp)
+  return jax.lax.stop_gradient(jnp.ldexp(jnp.ones((), x.dtype), -exponent))
+
+
+def _centre(x: Array) -> Array:
+  return x - jnp.mean(x)
 
 
 def _shift(parameters: Norm, x: Array) -> Array:

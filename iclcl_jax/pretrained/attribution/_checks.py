@@ -1,7 +1,5 @@
-"""Segments of a prompt, and checks of what attribution is asked for."""
+"""Checks of what attribution is asked for."""
 
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,90 +7,6 @@ import numpy as np
 
 from iclcl_jax import _validate, transformer
 from iclcl_jax.pretrained import _model
-from iclcl_jax.pretrained.tokenizer import Tokenizer
-
-Spans = Sequence[tuple[int, int]]
-
-
-def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
-  """Says of each token to which demonstration it belongs.
-
-  Args:
-    spans: begin and end (exclusive) of each demonstration, in tokens.
-    num_tokens: length of the prompt.
-
-  Returns:
-    The number of the demonstration, -1 for tokens of none, int32. Shape `[N]`.
-
-  Raises:
-    ValueError: if there is no span, or one is empty, reaches outside of the
-      prompt, or overlaps with another.
-
-  Example:
-    >>> mark_spans([(1, 3), (3, 4)], 6).tolist()
-    [-1, 0, 0, 1, -1, -1]
-  """
-  if len(spans) == 0:
-    raise ValueError('spans is empty; expected at least one demonstration.')
-  result = np.full(num_tokens, -1, np.int32)
-  for number, span in enumerate(spans):
-    begin, end = _pair(f'spans[{number}]', span)
-    if not 0 <= begin < end <= num_tokens:
-      raise ValueError(
-        f'spans[{number}] is {(begin, end)}; expected 0 <= begin < end <= '
-        f'{num_tokens}, the number of tokens. The end is exclusive.'
-      )
-    taken = result[begin:end]
-    if np.any(taken >= 0):
-      raise ValueError(
-        f'spans[{number}] is {(begin, end)} and overlaps with '
-        f'spans[{np.max(taken)}]; expected disjoint spans. Give each token to '
-        'one demonstration.'
-      )
-    result[begin:end] = number
-  return result
-
-
-def token_spans(
-  tokenizer: Tokenizer, text: str, character_spans: Spans
-) -> list[tuple[int, int]]:
-  """Turns spans of characters into spans of tokens.
-
-  A token belongs to the span in which it begins.
-
-  Args:
-    tokenizer: of the model.
-    text: the prompt.
-    character_spans: begin and end (exclusive) in characters of each span.
-
-  Returns:
-    Begin and end (exclusive) in tokens of `tokenizer.encode(text)`.
-
-  Raises:
-    ValueError: if a span reaches outside of the text, or no token begins in
-      it.
-  """
-  offsets = tokenizer.spans(text)
-  result = []
-  for number, span in enumerate(character_spans):
-    begin, end = _pair(f'character_spans[{number}]', span)
-    if not 0 <= begin < end <= len(text):
-      raise ValueError(
-        f'character_spans[{number}] is {(begin, end)}; expected 0 <= begin < '
-        f'end <= {len(text)}, the number of characters.'
-      )
-    inside = np.flatnonzero(
-      (begin <= offsets[:, 0])
-      & (offsets[:, 0] < end)
-      & (offsets[:, 0] < offsets[:, 1])  # Added tokens cover nothing.
-    )
-    if inside.size == 0:
-      raise ValueError(
-        f'character_spans[{number}] is {(begin, end)}, and no token begins '
-        'there; expected a longer span.'
-      )
-    result.append((int(inside[0]), int(inside[-1]) + 1))
-  return result
 
 
 def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
@@ -208,14 +122,3 @@ def check_labels(
       f'label and other_label are both {int(label)}, so their logits do not '
       'differ; expected two labels.'
     )
-
-
-def _pair(name: str, span: Any) -> tuple[int, int]:
-  """Begin and end of a span as plain integers."""
-  try:
-    begin, end = (operator.index(edge) for edge in span)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f'{name} is {span!r}; expected two integers, begin and end (exclusive).'
-    ) from error
-  return begin, end

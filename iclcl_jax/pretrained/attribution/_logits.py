@@ -1,0 +1,254 @@
+"""The difference of two logits as a sum over heads and segments."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Int
+
+from iclcl_jax import transformer
+from iclcl_jax.pretrained import _model
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained.attribution import _checks
+from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
+from iclcl_jax.types import Array, Bool, Float
+
+
+class LogitAttribution(NamedTuple):
+  """The difference of two logits as a sum.
+
+  `contributions`, `rest`, `embedding`, `biases` and `final_bias` sum to
+  `logit_difference`, up to rounding.
+
+  Attributes:
+    logit_difference: logit of the label less that of the other label.
+    contributions: of each demonstration through each head. Shape `[L, H, S]`.
+    rest: of all other tokens through each head. Shape `[L, H]`.
+    embedding: of the embedded token itself.
+    biases: of each block, through the blocks above. Shape `[L]`.
+    final_bias: of final normalisation and head.
+    removal_effects: what the difference would lose if the head alone had not
+      seen the demonstration, to first order: gates, normalisations and all
+      other heads stay as they are. Shape `[L, H, S]`.
+    directions: what turns a vector in the residual stream, added by the heads
+      of a layer, into a part of the difference. Shape `[L, d_model]`.
+  """
+
+  logit_difference: Float[Array, '']
+  contributions: Float[Array, 'L H S']
+  rest: Float[Array, 'L H']
+  embedding: Float[Array, '']
+  biases: Float[Array, ' L']
+  final_bias: Float[Array, '']
+  removal_effects: Float[Array, 'L H S']
+  directions: Float[Array, 'L d_model']
+
+  @property
+  def total(self) -> Float[Array, '']:
+    """The sum of all terms."""
+    return (
+      jnp.sum(self.contributions)
+      + jnp.sum(self.rest)
+      + self.embedding
+      + jnp.sum(self.biases)
+      + self.final_bias
+    )
+
+
+def direct_logit_attribution(
+  model: LanguageModel,
+  readings: HeadReadings,
+  label: int | Int[Array, ''],
+  other_label: int | Int[Array, ''],
+) -> LogitAttribution:
+  r"""Splits the difference of two logits over layers, heads and segments.
+
+  .. math:: \ell_a - \ell_b = \sum_{l,h,s} o^{lh}_s W_O^{lh} g_l
+    + x_0 J_0 g_0 + \textrm{biases}, \qquad g_l = J_{l} g_{l+1}
+
+  with the exact affine maps :math:`J` of the blocks at the position, gates and
+  normalisations frozen, and :math:`g_L` from final normalisation and head.
+
+  Args:
+    model: the model that gave the readings.
+    readings: of one position.
+    label: token id whose logit counts.
+    other_label: token id whose logit is subtracted.
+
+  Returns:
+    The `LogitAttribution`.
+
+  Raises:
+    ValueError: if the model has no head, or a label is not in the vocabulary.
+
+  References:
+    Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
+    direct paths; maps of the blocks derived in `transformer.linearise`.
+  """
+  _checks.check_labels(model, label, other_label)
+  row, bias = _label_direction(model, label, other_label)
+  state = _model.normalise(model, model.final_norm, readings.last[None])[0]
+
+  def final_part(x):
+    norm = model.final_norm
+    if norm is None:
+      return x
+    linear_part = model.architecture.normalization.linear_part
+    return linear_part(norm, readings.last, x)
+
+  norm_bias = state - final_part(readings.last)
+  direction = _transpose(final_part, row)
+  embedded, (terms, effects, biases, directions) = _carry_back(
+    model, readings, direction
+  )
+  return LogitAttribution(
+    logit_difference=state @ row + bias,
+    contributions=terms[:, :, :-1],
+    rest=terms[:, :, -1],
+    embedding=readings.stream[0] @ embedded,
+    biases=biases,
+    final_bias=norm_bias @ row + bias,
+    removal_effects=effects,
+    directions=directions,
+  )
+
+
+def attribute(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  label: int | Int[Array, ''],
+  other_label: int | Int[Array, ''],
+  *,
+  num_segments: int,
+  position: int | Int[Array, ''] | None = None,
+  mask: Bool[Array, ' N'] | None = None,
+) -> LogitAttribution:
+  """`read_heads`, then `direct_logit_attribution`.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    segment_ids: demonstration of each token, from 0; -1 for the rest. Shape
+      `[N]`.
+    label: token id whose logit counts.
+    other_label: token id whose logit is subtracted.
+    num_segments: number of demonstrations `S`.
+    position: index of the token that is read; the last valid one by default.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The `LogitAttribution`.
+
+  Raises:
+    ValueError: as `read_heads` and `direct_logit_attribution`.
+  """
+  _checks.check_prompt(model, tokens, mask)
+  _checks.check_labels(model, label, other_label)
+  readings = read_heads(
+    model,
+    tokens,
+    segment_ids,
+    num_segments=num_segments,
+    position=position,
+    mask=mask,
+  )
+  return direct_logit_attribution(model, readings, label, other_label)
+
+
+def logit_difference(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  label: int | Int[Array, ''],
+  other_label: int | Int[Array, ''],
+  *,
+  position: int | Int[Array, ''] | None = None,
+  mask: Bool[Array, ' N'] | None = None,
+  hidden: Bool[Array, ' N'] | None = None,
+) -> Float[Array, '']:
+  """The difference of two logits by a forward pass: what attribution predicts.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    label: token id whose logit counts.
+    other_label: token id whose logit is subtracted.
+    position: index of the token that is read; the last valid one by default.
+    mask: tokens that are no padding. Shape `[N]`.
+    hidden: tokens that no other may see, such as a demonstration that is
+      deleted; all others keep their positions. Shape `[N]`.
+
+  Returns:
+    The difference. Shape `[]`.
+
+  Raises:
+    ValueError: as `pretrained.logits`; if the token that is read is hidden or
+      padding, or a label is not in the vocabulary.
+  """
+  _checks.check_prompt(model, tokens, mask)
+  _checks.check_labels(model, label, other_label)
+  position = _checks.check_position(tokens, position, mask)
+  visible = _checks.check_hidden(tokens, position, mask, hidden)
+  positions = _model.positions_of(tokens, mask)
+  x = transformer.apply_blocks(
+    model.architecture,
+    model.blocks,
+    _model.embed_at(model, tokens, positions),
+    positions=positions,
+    mask=visible,
+  )
+  state = _model.normalise(model, model.final_norm, x[position][None])[0]
+  row, bias = _label_direction(model, label, other_label)
+  return state @ row + bias
+
+
+def _label_direction(model, label, other_label) -> tuple[Array, Array]:
+  """The difference of two logits as a function of the final state."""
+  if model.head is None:
+    row = model.embedding[label] - model.embedding[other_label]
+    return row, jnp.zeros((), row.dtype)
+  weight, bias = model.head
+  row = weight[:, label] - weight[:, other_label]
+  if bias is None:
+    return row, jnp.zeros((), row.dtype)
+  return row, bias[label] - bias[other_label]
+
+
+def _carry_back(
+  model: LanguageModel, readings: HeadReadings, direction: Array
+) -> tuple[Array, tuple[Array, ...]]:
+  """Carries the direction through the blocks, from the last to the first."""
+  architecture = model.architecture
+
+  def step(above, layer):
+    block, point, outputs, removed = layer
+
+    def frozen(row):
+      return transformer.map_label(architecture, block, point, row)
+
+    below = _transpose(frozen, above)
+    of_heads = jnp.einsum('hdm,m->hd', block.output.weight, below)
+    lost = jnp.sum(outputs, axis=1, keepdims=True) - removed
+    bias = transformer.bias_of(
+      architecture, block, point, jnp.zeros_like(above)
+    )
+    return below, (
+      jnp.einsum('hsd,hd->hs', outputs, of_heads),
+      jnp.einsum('hsd,hd->hs', lost, of_heads),
+      bias @ above,
+      below,
+    )
+
+  layers = (
+    model.blocks,
+    readings.points,
+    readings.outputs,
+    readings.removed_outputs,
+  )
+  return jax.lax.scan(step, direction, layers, reverse=True)
+
+
+def _transpose(linear_fn: Callable[[Array], Array], row: Array) -> Array:
+  """Applies the transpose of a linear map of one token to `row`."""
+  return jax.vjp(linear_fn, jnp.zeros_like(row))[1](row)[0]

@@ -1,0 +1,191 @@
+"""What one position reads, head by head and segment by segment."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Int
+
+from iclcl_jax import transformer
+from iclcl_jax.pretrained import _model
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained.attribution import _checks
+from iclcl_jax.types import Array, Bool, Float
+
+
+class HeadReadings(NamedTuple):
+  """What one position reads, head by head and segment by segment.
+
+  Attributes:
+    outputs: share of each segment in the output of each head, the sum of its
+      values times their attention weights; the last segment is the rest. They
+      sum to the output. Shape `[L, H, S + 1, d_k]`.
+    log_shares: log of the attention weight of each segment; `-inf` if the
+      position sees none of it. Shape `[L, H, S + 1]`.
+    log_normalisers: log of the normaliser `D`. Shape `[L, H]`.
+    removed_outputs: output of the head whose dual state never saw the segment;
+      zeros if nothing else is seen. Shape `[L, H, S, d_k]`.
+    points: where each block is read, for `transformer.map_label`.
+    stream: residual stream of the position before each block. Shape
+      `[L, d_model]`.
+    last: residual stream of the position behind the last block. Shape
+      `[d_model]`.
+  """
+
+  outputs: Float[Array, 'L H T d_k']
+  log_shares: Float[Array, 'L H T']
+  log_normalisers: Float[Array, 'L H']
+  removed_outputs: Float[Array, 'L H S d_k']
+  points: transformer.Linearisation
+  stream: Float[Array, 'L d_model']
+  last: Float[Array, ' d_model']
+
+
+def read_heads(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  *,
+  num_segments: int,
+  position: int | Int[Array, ''] | None = None,
+  mask: Bool[Array, ' N'] | None = None,
+) -> HeadReadings:
+  r"""Reads the heads of all layers at one position, segment by segment.
+
+  A segment `s` is a dual state of its own with mass
+  :math:`D_s = \sum_{i \in s} k(k_i, q)` and prediction :math:`h_s`; the head's
+  output is that of the merged state, :math:`\sum_s (D_s / D)\, h_s`. Without a
+  demonstration the other states are merged, which subtracts nothing.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    segment_ids: demonstration of each token, from 0; -1 for the rest, as
+      `mark_spans` gives them. Shape `[N]`.
+    num_segments: number of demonstrations `S`.
+    position: index of the token that is read; the last valid one by default.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The `HeadReadings`.
+
+  Raises:
+    ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens;
+      if `position` is not a valid token. Values are looked at outside of `jit`
+      and `vmap`.
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
+    demonstrations.
+  """
+  _checks.check_segments(model, tokens, segment_ids, num_segments, mask)
+  position = _checks.check_position(tokens, position, mask)
+
+  def read(block, x, heads, outputs, seen):
+    query = heads.queries[:, position]
+    members = members_of(segment_ids, num_segments, seen)
+    point = transformer.linearise(
+      model.architecture, block, x[position][None], outputs[:, position, None]
+    )
+    point = jax.tree.map(lambda leaf: leaf[0], point)
+    pieces = _read_segments(query, heads.keys, heads.values, members)
+    return pieces, point, x[position]
+
+  last, readings = scan_layers(model, tokens, position, mask, read)
+  (outputs, shares, normalisers, removed), point, stream = readings
+  return HeadReadings(
+    outputs, shares, normalisers, removed, point, stream, last[position]
+  )
+
+
+def to_residual_stream(
+  model: LanguageModel, outputs: Float[Array, 'L H S d_k']
+) -> Float[Array, 'L H S d_model']:
+  """Maps outputs of heads, or parts of them, through the output projections.
+
+  Args:
+    model: the model.
+    outputs: such as `HeadReadings.outputs`. Shape `[L, H, S, d_k]`.
+
+  Returns:
+    What each adds to the residual stream. Shape `[L, H, S, d_model]`.
+  """
+  return jnp.einsum('lhsd,lhdm->lhsm', outputs, model.blocks.output.weight)
+
+
+def scan_layers(
+  model: LanguageModel,
+  tokens: Array,
+  position: Any,
+  mask: Array | None,
+  read: Callable[..., Any],
+) -> tuple[Array, Any]:
+  """The forward pass; what `read` returns is stacked over the layers."""
+  architecture = model.architecture
+  positions = _model.positions_of(tokens, mask)
+  seen = jax.vmap(architecture.visible, in_axes=(None, 0))(
+    positions[position], positions
+  )
+  seen = seen if mask is None else seen & mask
+
+  def step(x, block):
+    x = x if mask is None else jnp.where(mask[:, None], x, 0)
+    heads = transformer.heads(architecture, block, x, positions=positions)
+    outputs = transformer.attend(
+      architecture, *heads, positions, positions, mask=mask
+    )
+    reading = read(block, x, heads, outputs, seen)
+    return transformer.complete(architecture, block, x, outputs), reading
+
+  x = _model.embed_at(model, tokens, positions)
+  return jax.lax.scan(step, x, model.blocks)
+
+
+def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
+  """Tokens of each segment that the position sees; the last is the rest."""
+  names = jnp.arange(num_segments, dtype=segment_ids.dtype)
+  chosen = segment_ids[None] == names[:, None]
+  rest = ~jnp.any(chosen, axis=0)
+  return jnp.concatenate([chosen, rest[None]]) & seen[None]
+
+
+def _read_segments(
+  query: Float[Array, 'H d_k'],
+  keys: Float[Array, 'G N d_k'],
+  values: Float[Array, 'G N d_k'],
+  members: Bool[Array, 'T N'],
+) -> tuple[Array, Array, Array, Array]:
+  """Reads a dual state for each segment, and merges them, all but one too."""
+  (num_heads, width), num_groups = query.shape, keys.shape[0]
+  rows = (query / width**0.5).reshape(num_groups, -1, width)
+  scores = jnp.einsum('grd,gnd->grn', rows, keys)[:, :, None]
+  neutral = jnp.finfo(scores.dtype).min
+  largest = jnp.max(jnp.where(members, scores, neutral), axis=3, keepdims=True)
+  weights = jnp.where(members[None, None], jnp.exp(scores - largest), 0)
+  masses = jnp.sum(weights, axis=3)
+  means = jnp.einsum('grtn,gnd->grtd', weights, values)
+  means = means / jnp.where(masses > 0, masses, 1)[..., None]
+  means = means.reshape(num_heads, -1, width)
+  is_seen = masses > 0
+  logs = jnp.log(jnp.where(is_seen, masses, 1)) + largest[..., 0]
+  logs = jnp.where(is_seen, logs, neutral).reshape(num_heads, -1)
+  normaliser = jax.nn.logsumexp(logs, axis=1)
+  shares = jax.nn.softmax(logs)
+  removed = _without_each(logs, means)
+  log_shares = jnp.where(
+    is_seen.reshape(logs.shape), logs - normaliser[:, None], -jnp.inf
+  )
+  return shares[..., None] * means, log_shares, normaliser, removed
+
+
+def _without_each(
+  logs: Float[Array, 'H T'], means: Float[Array, 'H T d_k']
+) -> Float[Array, 'H S d_k']:
+  """Merges all segments but one, for each segment but the rest."""
+  neutral = jnp.finfo(logs.dtype).min
+  own = jnp.eye(logs.shape[1], dtype=bool)[:-1]
+  others = jnp.where(own[None], neutral, logs[:, None])
+  any_seen = jnp.any(others > neutral, axis=2, keepdims=True)
+  shares = jnp.where(any_seen, jax.nn.softmax(others), 0)
+  return jnp.einsum('hst,htd->hsd', shares, means)
