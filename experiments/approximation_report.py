@@ -62,8 +62,6 @@ def save_figures(
 
   with matplotlib.rc_context(approximation_figures.STYLE):
     for name, figure in _figures(config, data, second, losses, summary):
-      figure.canvas.draw()  # Find the layout once, not in every file.
-      figure.set_layout_engine('none')
       harness.save_figure(path, name, figure)
 
 

@@ -231,6 +231,8 @@ def save_figure(workdir: Workdir, name: str, figure: Any) -> None:
   """Writes `figures/<name>.png` and `.svg`, and closes the figure."""
   import matplotlib.pyplot as plt
 
+  figure.draw_without_rendering()  # Find the layout once, not in every file.
+  figure.set_layout_engine('none')
   for suffix in ('png', 'svg'):
     path = workdir / 'figures' / f'{name}.{suffix}'
     with replacing(path) as temporary:
