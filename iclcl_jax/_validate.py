@@ -218,6 +218,17 @@ def check_optimizer(optimizer: Any) -> None:
       'transformation, such as optax.sgd(0.1).'
     )
 
+  def try_step(weights):
+    return optimizer.update(weights, optimizer.init(weights), weights)
+
+  try:
+    jax.eval_shape(try_step, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+  except TypeError as error:
+    raise ValueError(
+      f'optimizer cannot be called as update(gradient, state, weights): '
+      f'{error}. Expected one that needs no more, such as optax.sgd(0.1).'
+    ) from error
+
 
 def check_function(
   name: str, function: Any, num_arguments: int, example: str

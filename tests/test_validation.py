@@ -314,6 +314,11 @@ WRONG = {
     {'optimizer': 0.1},
     r'optimizer is a float; expected an optax transformation',
   ),
+  'optimizer_of_more': (
+    dual.one_step_autodiff,
+    {'optimizer': optax.polyak_sgd()},
+    r'optimizer cannot be called.*value',
+  ),
   'train_optimizer': (
     dual.train,
     {'optimizer': optax.sgd},

@@ -73,14 +73,7 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
   _validate.check_optimizer(optimizer)
 
   def update(gradient, weights):
-    state = optimizer.init(weights)
-    try:
-      return optimizer.update(gradient, state, weights)[0]
-    except TypeError as error:  # For example an argument `value`.
-      raise ValueError(
-        f'optimizer cannot be called as update(gradient, state, weights): '
-        f'{error}. Expected one that needs no more, such as optax.sgd(0.1).'
-      ) from error
+    return optimizer.update(gradient, optimizer.init(weights), weights)[0]
 
   with jax.ensure_compile_time_eval():
     gradient = jnp.array([[1.0, -2.0], [0.5, 3.0]])
