@@ -170,8 +170,9 @@ def _attribution_sentence(found: Mapping[str, Any]) -> str:
     return text
   return (
     f'{text} What a forward pass without a demonstration says is a question '
-    "of its own: on this prompt Spearman's rank correlation with the deletion "
-    f'effect is {ranks["contribution"]:.2f} for the contribution and '
+    "of its own: on this prompt, which tells little, Spearman's rank "
+    f'correlation with the deletion effect over {len(rows)} demonstrations is '
+    f'{ranks["contribution"]:.2f} for the contribution and '
     f'{ranks["removal_effect"]:.2f} for the removal effect.'
   )
 

@@ -201,9 +201,10 @@ def _demonstrations(found: Mapping[str, Any], first: str) -> str:
     '<h2>What was read from each demonstration</h2><p>The same numbers, '
     'summed over the tokens of each demonstration. Bars to the right, filled, '
     f'speak for {first}; bars to the left, hatched, against it. <b>Deleted</b> '
-    'is what '
-    'the difference really loses when the demonstration is cut out of the '
-    'prompt.</p><table><tr><th>demonstration</th><th></th>'
+    'is what the difference really loses when the demonstration is cut out of '
+    'the prompt. In the columns “read from it”, “forgotten” and “deleted” a '
+    f'positive number speaks for {first}.</p><table><tr><th>demonstration</th>'
+    '<th></th>'
     '<th class="number">read from it</th><th class="number wide">forgotten by '
     'the heads</th><th class="number">deleted</th><th class="number wide">'
     f'share of the loss drop</th></tr>{body}</table>{_agreement(found)}'
@@ -223,7 +224,8 @@ def _agreement(found: Mapping[str, Any]) -> str:
   if rank is not None:
     here = (
       f' On this prompt their rank correlation is {rank:.2f} (1 would be the '
-      'same order).'
+      f'same order), over {len(found["demonstrations"])} demonstrations: '
+      'one prompt tells little.'
     )
   note = report.first_token_note(found)
   return (

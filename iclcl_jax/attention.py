@@ -63,7 +63,7 @@ def softmax_attention(
   exponent = keys @ query / query.shape[0] ** 0.5
   if mask is not None:
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
-  weights = jax.nn.softmax(exponent)
+  weights = jax.nn.softmax(coefficients.relative(exponent))
   if mask is not None:
     weights = jnp.where(mask, weights, 0)
   return values.T @ weights

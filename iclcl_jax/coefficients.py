@@ -193,8 +193,25 @@ def scores(
     neutral = zero_log_scale(exponent.dtype)
     exponent = jnp.where(mask, exponent, neutral)
   log_scale = largest(exponent)
-  weights = jnp.exp(exponent - log_scale)
+  weights = jnp.exp(relative(exponent))
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
+
+
+def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
+  """`exponent - largest(exponent)`: 0 for the largest, below 0 for the others.
+
+  A compiler may compute a small product twice and round it differently. At
+  exponents of 1e9 in float32 that is a difference of 64 and more, and `exp`
+  would overflow, or leave nothing at all.
+  """
+  if exponent.shape[0] == 0:
+    return exponent
+  is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
+  below = exponent - largest(exponent)
+  below = jnp.where(below > 0, 0, below)
+  is_largest &= exponent > zero_log_scale(exponent.dtype)  # Not of -inf.
+  own = exponent - jax.lax.stop_gradient(exponent)
+  return jnp.where(is_largest, own, below)
 
 
 def evaluate(kernel, x, y) -> Float[Array, '']:

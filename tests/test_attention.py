@@ -549,3 +549,22 @@ def test_stream_holds_nothing_quadratic(with_gradient):
   # The walk finds what is quadratic: one chunk of everything.
   whole = functools.partial(attend, chunk_size=num_keys)
   assert largest(wrap(whole)) >= num_keys * num_features
+
+
+@pytest.mark.parametrize('size', [1e5, 1e7, 1e9])
+@pytest.mark.parametrize('shape', [(64, 7, 6), (1, 16, 8)])
+def test_compiled_softmax_of_huge_scores_picks_the_largest(size, shape):
+  num_queries, num_keys, width = shape
+  rng = np.random.default_rng(0)
+  queries = jnp.asarray(size * rng.normal(size=(num_queries, width)), 'float32')
+  keys = jnp.asarray(size * rng.normal(size=(num_keys, width)), 'float32')
+  values = jnp.asarray(rng.normal(size=(num_keys, 3)), 'float32')
+  wide = np.asarray(queries, 'float64') @ np.asarray(keys, 'float64').T
+  expected = np.asarray(values)[np.argmax(wide, axis=1)]
+  phi = kernels.ExponentialKernel()
+  for fn in (
+    attention.softmax_attention,
+    functools.partial(attention.kernel_attention, phi),
+  ):
+    answer = jax.jit(jax.vmap(fn, in_axes=(0, None, None)))
+    np.testing.assert_array_equal(answer(queries, keys, values), expected)

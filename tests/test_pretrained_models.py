@@ -1,5 +1,6 @@
 """Checkpoints to models, forward passes, cached decoding, padding, errors."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iclcl_jax import pretrained
+from iclcl_jax import pretrained, transformer
 from iclcl_jax.pretrained import Checkpoint
 from tests import oracles_pretrained as oracles
 
@@ -432,3 +433,75 @@ def test_a_path_that_is_none_is_named(path):
 def test_a_span_of_fractions_is_named():
   with pytest.raises(ValueError, match=r'expected two integers'):
     pretrained.attribution.mark_spans([(0.5, 2)], 4)
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16'])
+def test_ids_that_do_not_hold_the_vocabulary_are_refused(dtype):
+  model = model_of('llama')
+  tokens = jnp.array([1, 2], dtype)
+  for function in (
+    lambda: pretrained.generate(model, tokens, num_tokens=2),
+    lambda: pretrained.logits(model, tokens),
+  ):
+    with pytest.raises(ValueError, match=f'dtype {dtype}; expected int32'):
+      function()
+
+
+@pytest.mark.parametrize('tokens', [[1, 2], 'abc', np.array(1)])
+def test_a_prompt_that_is_no_row_of_ids_is_named(tokens):
+  with pytest.raises(ValueError, match='tokens'):
+    pretrained.generate(model_of('llama'), tokens, num_tokens=2)
+
+
+def test_a_model_that_sees_ahead_does_not_generate():
+  model = model_of('llama')
+  for visible in (
+    transformer.bidirectional,
+    lambda query, key: jnp.ones((), bool),
+  ):
+    architecture = dataclasses.replace(model.architecture, visible=visible)
+    other = dataclasses.replace(model, architecture=architecture)
+    with pytest.raises(ValueError, match='bidirectional'):
+      pretrained.generate(other, TOKENS, num_tokens=2)
+    with pytest.raises(ValueError, match='bidirectional'):
+      jax.jit(
+        lambda tokens, model=other: pretrained.attribution.logit_difference(
+          model, tokens, 1, 2
+        )
+      )(TOKENS)
+
+
+def test_a_cache_that_is_none_is_named():
+  with pytest.raises(ValueError, match='cache is a NoneType'):
+    pretrained.decode_step(model_of('llama'), None, 1)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'model_type': []}, r'model_type.* is \[\]'),
+    ({'hidden_act': ['silu']}, r'hidden_act.* is \['),
+    ({'rope_scaling': 'linear'}, 'rotary positions'),
+    ({'rope_scaling': [1]}, 'rotary positions'),
+    ({'num_hidden_layers': 10**9}, r'is 1000000000, but there are only'),
+    ({'sliding_window': 8}, r'sliding_window.* is 8'),
+  ],
+)
+def test_odd_settings_are_named(options, message):
+  checkpoint = checkpoint_of('llama')
+  config = {**checkpoint.config, 'rope_parameters': None, **options}
+  with pytest.raises(ValueError, match=message):
+    pretrained.from_checkpoint(checkpoint._replace(config=config))
+
+
+def test_a_path_that_cannot_be_is_named():
+  for path in ('', 'x' * 5000):
+    with pytest.raises(ValueError, match=f"path is '{path[:20]}"):
+      pretrained.load(path)
+
+
+def test_spans_that_are_none_are_named():
+  with pytest.raises(ValueError, match='spans is a NoneType'):
+    pretrained.attribution.mark_spans(None, 10)
+  with pytest.raises(ValueError, match='num_tokens is -3'):
+    pretrained.attribution.mark_spans([(0, 1)], -3)

@@ -87,8 +87,8 @@ def test_norms_of_large_tokens_do_not_overflow(dtype):
     assert 0.9 < float(jnp.max(jnp.abs(result))) < 4
 
 
-@pytest.mark.parametrize('size', [1e19, 1e30, 9e37])
-def test_squares_of_huge_tokens_do_not_overflow(size):
+@pytest.mark.parametrize('size', [1e-30, 1e-19, 1e19, 1e30, 9e37])
+def test_squares_of_huge_and_tiny_tokens_stay_in_range(size):
   x = made.make_tokens()[0].astype('float32')
   x = x / jnp.max(jnp.abs(x))
   ones = transformer.Norm(jnp.ones(made.D_MODEL, 'float32'))
@@ -105,13 +105,65 @@ def test_squares_of_huge_tokens_do_not_overflow(size):
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float64'])
+@pytest.mark.parametrize('epsilon', [0.0, 1e-5])
+def test_a_token_without_spread_is_normalised_to_zero(dtype, epsilon):
+  ones = transformer.Norm(jnp.ones(8, dtype))
+  largest = float(jnp.finfo(dtype).max) / 16
+  for value in (0.0, 2.0, 2.0**60, largest):
+    x = jnp.full(8, value, dtype)
+    norm = transformer.LayerNorm(epsilon)
+    np.testing.assert_array_equal(norm(ones, x), jnp.zeros(8, dtype))
+    slope = jax.grad(lambda x, norm=norm: norm(ones, x)[0])(x)
+    assert np.all(np.isfinite(slope.astype('float32')))
+  zero = transformer.RMSNorm(epsilon)(ones, jnp.zeros(8, dtype))
+  np.testing.assert_array_equal(zero, jnp.zeros(8, dtype))
+
+
+def test_a_norm_takes_one_token():
+  ones = transformer.Norm(jnp.ones(2))
+  for norm in (transformer.RMSNorm(0.0), transformer.LayerNorm(0.0)):
+    with pytest.raises(ValueError, match=r'x has shape \[3, 2\]'):
+      norm(ones, jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize(
+  ('part', 'function', 'message'),
+  [
+    (
+      'normalization',
+      lambda p, x: x * p.scale,
+      'normalization has no method linear_part',
+    ),
+    ('activation', jax.nn.softmax, 'applied to a single number'),
+    ('activation', lambda z: jnp.cumsum(z, -1), 'applied to a single number'),
+  ],
+)
+def test_parts_that_no_dual_model_has_are_refused(part, function, message):
+  architecture, _ = transformer.example()
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(architecture, **{part: function})
+
+
+def test_a_placement_is_made_of_functions():
+  with pytest.raises(ValueError, match='before is a str'):
+    transformer.Placement(before='normalised', after=transformer.as_it_is)
+
+
+class WrongNorm(transformer.RMSNorm):
+  def __call__(self, parameters, x):
+    return x[1:]
+
+
 @pytest.mark.parametrize(
   ('part', 'function', 'message'),
   [
     ('rotation', lambda x, p: x[:1], 'rotation returned'),
     ('rotation', lambda x, p: (x, p), 'rotation returned'),
     ('activation', jnp.sum, 'activation returned'),
-    ('normalization', lambda p, x: x[1:], 'normalization returned'),
+    ('normalization', WrongNorm(1e-5), 'normalization returned'),
+    ('visible', lambda q, k: None, 'visible returned'),
+    ('visible', lambda q, k: jnp.stack([q, k]) > 0, 'visible returned'),
   ],
 )
 def test_parts_that_change_the_shape_are_named(part, function, message):

@@ -31,9 +31,17 @@ def from_checkpoint(
       supported, or a tensor is missing, unexpected, or of another shape.
   """
   family = checkpoint.config.get('model_type')
-  if family not in FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise ValueError(
       f"config['model_type'] is {family!r}; expected one of "
       f'{", ".join(FAMILIES)}. Other architectures are not supported.'
     )
+  for name in ('num_hidden_layers', 'n_layer'):
+    count = checkpoint.config.get(name)
+    if isinstance(count, int) and count > len(checkpoint.tensors):
+      raise ValueError(
+        f'config[{name!r}] is {count}, but there are only '
+        f'{len(checkpoint.tensors)} tensors; expected several for each layer. '
+        'Check that config and tensors belong together.'
+      )
   return FAMILIES[family](checkpoint, dtype)

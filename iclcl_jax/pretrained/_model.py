@@ -295,6 +295,19 @@ def check_head(model: LanguageModel) -> None:
     )
 
 
+def check_causal(model: LanguageModel) -> None:
+  """Checks that the model predicts the next token, and sees none to come."""
+  check_head(model)
+  with jax.ensure_compile_time_eval():
+    first, second = jnp.arange(2)
+    sees_ahead = bool(model.architecture.visible(first, second))
+  if sees_ahead:
+    raise ValueError(
+      'model is bidirectional: no token is the next one; expected a causal '
+      'language model.'
+    )
+
+
 def check_prompt(
   model: LanguageModel, tokens: Int[Array, ' N'], mask: Any = None
 ) -> None:
@@ -305,6 +318,11 @@ def check_prompt(
     raise ValueError(
       f'tokens is a {type(tokens).__name__} of dtype {dtype}; expected an '
       'array of integers [N]. Wrap the ids in jnp.asarray(ids, jnp.int32).'
+    )
+  if jnp.iinfo(dtype).bits < 32:
+    raise ValueError(
+      f'tokens has dtype {dtype}; expected int32, which holds every id. Cast '
+      'them with tokens.astype(jnp.int32).'
     )
   if tokens.ndim != 1:
     raise ValueError(

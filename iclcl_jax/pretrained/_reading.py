@@ -36,7 +36,7 @@ ACTIVATIONS = {
 def activation(config: Mapping[str, Any], name: str, default: str) -> Callable:
   """The activation that the config names."""
   found = config.get(name) or default
-  if found not in ACTIVATIONS:
+  if not isinstance(found, str) or found not in ACTIVATIONS:
     raise ValueError(
       f'config[{name!r}] is {found!r}; expected one of '
       f'{", ".join(ACTIVATIONS)}. Other activations are not supported.'

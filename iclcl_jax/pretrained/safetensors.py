@@ -79,7 +79,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       f"{path} can't be read ({type(error).__name__}: {error.strerror}); "
       'expected it beside the weights. Copy it from the source of the model.'
     ) from error
-  except ValueError as error:
+  except (RecursionError, ValueError) as error:
     raise ValueError(
       f'{path} is no JSON: it is truncated or corrupt ({error}). Copy it again.'
     ) from error

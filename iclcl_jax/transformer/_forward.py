@@ -350,7 +350,13 @@ def visibility(
   mask: Mask | None,
 ) -> Array:
   """Which query sees which key. Shape `[M, N]`."""
-  row = jax.vmap(architecture.visible, in_axes=(None, 0))
+
+  def sees(query_position, key_position):
+    result = architecture.visible(query_position, key_position)
+    _validate.check_result('architecture.visible', result, ())
+    return result
+
+  row = jax.vmap(sees, in_axes=(None, 0))
   seen = jax.vmap(row, in_axes=(0, None))(query_positions, key_positions)
   if seen.dtype != jnp.bool_:
     raise ValueError(

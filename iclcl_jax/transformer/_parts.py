@@ -47,12 +47,11 @@ class RMSNorm:
     y: Float[Array, ' d_model'],
   ) -> Float[Array, ' d_model']:
     r"""Returns `y P(x)` with :math:`P = \mathrm{diag}(\gamma)/\mathrm{rms}`."""
+    _validate.check_array('x', x, 'd_model')
     wide = _widen(x)
-    shrink = _shrink(wide)
-    wide = wide * shrink
-    epsilon = self.epsilon * shrink * shrink
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide) + epsilon)
-    result = _widen(y) * shrink * inverse
+    scale = _common_scale(wide)
+    inverse = _inverse_root(wide * scale, self.epsilon, scale)
+    result = _widen(y) * scale * inverse
     return result.astype(y.dtype) * parameters.scale
 
 
@@ -95,12 +94,11 @@ class LayerNorm:
 
     .. math:: P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)
     """
+    _validate.check_array('x', x, 'd_model')
     wide = _widen(x)
-    shrink = _shrink(wide)
-    centred = _centre(wide * shrink)
-    epsilon = self.epsilon * shrink * shrink
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred) + epsilon)
-    result = _centre(_widen(y) * shrink) * inverse
+    scale = _common_scale(wide)
+    inverse = _inverse_root(_centre(wide * scale), self.epsilon, scale)
+    result = _centre(_widen(y) * scale) * inverse
     return result.astype(y.dtype) * parameters.scale
 
 
@@ -248,11 +246,19 @@ def _widen(x: Array) -> Array:
   return x.astype(jnp.float32) if is_half else x
 
 
-def _shrink(x: Array) -> Array:
-  """A power of two, so without rounding, that keeps squares from overflow."""
+def _common_scale(x: Array) -> Array:
+  """A power of two, so without rounding, that makes squares representable."""
+  smallest = jnp.finfo(x.dtype).minexp
   _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
-  exponent = jnp.clip(exponent, 0, -jnp.finfo(x.dtype).minexp)
+  exponent = jnp.clip(exponent, smallest // 2, -smallest)
   return jax.lax.stop_gradient(jnp.ldexp(jnp.ones((), x.dtype), -exponent))
+
+
+def _inverse_root(x: Array, epsilon: float, scale: Array) -> Array:
+  """One over the root of the mean square of `x`, which is scaled, + epsilon."""
+  square = jnp.mean(x * x) + epsilon * scale * scale
+  is_zero = square == 0  # A scaled epsilon may underflow.
+  return jnp.where(is_zero, 0, jax.lax.rsqrt(jnp.where(is_zero, 1, square)))
 
 
 def _centre(x: Array) -> Array:

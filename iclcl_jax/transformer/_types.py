@@ -18,6 +18,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
+
 from iclcl_jax import _validate
 from iclcl_jax.types import Array, Bool, Float
 
@@ -111,6 +114,12 @@ class Placement:
   before: Callable[[Callable[[Array], Array], Array], Array]
   after: Callable[[Callable[[Array], Array], Array], Array]
 
+  def __post_init__(self):
+    for name in ('before', 'after'):
+      _validate.check_function(
+        name, getattr(self, name), 2, 'such as transformer.normalised'
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -147,3 +156,15 @@ class Architecture:
     ):
       function = getattr(self, name)
       _validate.check_function(name, function, num_arguments, example)
+    if not callable(getattr(self.normalization, 'linear_part', None)):
+      raise ValueError(
+        'normalization has no method linear_part(parameters, x, y); expected '
+        'one, such as that of transformer.RMSNorm(1e-5).'
+      )
+    try:
+      jax.eval_shape(self.activation, jax.ShapeDtypeStruct((), jnp.float32))
+    except Exception as error:  # Whatever a caller's function raises.
+      raise ValueError(
+        f'activation cannot be applied to a single number ({error}); expected '
+        'a function of each coordinate alone, such as jax.nn.silu.'
+      ) from error

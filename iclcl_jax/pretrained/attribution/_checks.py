@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, transformer
+from iclcl_jax import _validate
 from iclcl_jax.pretrained import _model
 
 
@@ -16,12 +16,7 @@ def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
       f'model is a {type(model).__name__}; expected a '
       'pretrained.LanguageModel, as pretrained.load returns.'
     )
-  _model.check_head(model)
-  if model.architecture.visible is transformer.bidirectional:
-    raise ValueError(
-      'model is bidirectional: no token is the next one; expected a causal '
-      'language model.'
-    )
+  _model.check_causal(model)
   _model.check_prompt(model, tokens, mask)
 
 
@@ -60,8 +55,8 @@ def check_position(tokens: Any, position: Any, mask: Any) -> Any:
   """Checks the position that is read; the last valid token by default."""
   if position is None:
     return _model.last_valid(tokens, mask)
-  dtype = getattr(position, 'dtype', jnp.result_type(position))
-  if not jnp.issubdtype(dtype, jnp.integer) or np.shape(position) != ():
+  array = position if hasattr(position, 'dtype') else np.asarray(position)
+  if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != ():
     raise ValueError(
       f'position is {position!r}; expected one integer, the index of a token.'
     )

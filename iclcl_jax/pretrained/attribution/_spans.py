@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from iclcl_jax import _validate
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 Spans = Sequence[tuple[int, int]]
@@ -29,6 +30,12 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
     >>> mark_spans([(1, 3), (3, 4)], 6).tolist()
     [-1, 0, 0, 1, -1, -1]
   """
+  _validate.check_count('num_tokens', num_tokens)
+  if not isinstance(spans, Sequence):
+    raise ValueError(
+      f'spans is a {type(spans).__name__}; expected a list of pairs, begin and '
+      'end (exclusive) of each demonstration.'
+    )
   if len(spans) == 0:
     raise ValueError('spans is empty; expected at least one demonstration.')
   result = np.full(num_tokens, -1, np.int32)
