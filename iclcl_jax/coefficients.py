@@ -17,6 +17,8 @@ from iclcl_jax.types import Array, Float, Kernel, KernelDualState, Mask
 
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
+# Among so many keys an index is found in no time; among more it is slow.
+_MOST_INDEXED = 1024
 
 
 def empty(
@@ -202,12 +204,13 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
 
   A compiler may compute a small product twice and round it differently. At
   exponents of 1e9 in float32 that is a difference of 64 and more, and `exp`
-  would overflow, or leave nothing at all.
+  would overflow, or leave nothing at all. So the largest of up to 1024 is found
+  by its index; with more keys such exponents may give NaN under `jit`.
   """
-  if exponent.shape[0] == 0:
-    return exponent
-  is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
   below = exponent - largest(exponent)
+  if not 0 < exponent.shape[0] <= _MOST_INDEXED:
+    return below
+  is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
   below = jnp.where(below > 0, 0, below)
   is_largest &= exponent > zero_log_scale(exponent.dtype)  # Not of -inf.
   own = exponent - jax.lax.stop_gradient(exponent)
