@@ -84,11 +84,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
       a label is not one token of the model.
   """
   start = time.perf_counter()
-  path = harness.open_workdir(config, workdir)
   weights = pathlib.Path(config.model_path or pretrained.smollm2.weights_path())
   model, tokenizer = pretrained.load(weights)
   positive, negative = (tokenizer.single_id(label) for label in data.LABELS)
   prompts = data.make(config, tokenizer)
+  path = harness.open_workdir(config, workdir)
   with jax.default_matmul_precision('highest'):
     results = measurement.measure(
       model,

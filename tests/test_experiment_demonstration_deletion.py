@@ -246,6 +246,7 @@ def test_a_label_of_several_tokens_is_named(tmp_path):
   path = write_model(tmp_path / 'small', [' Positive'])
   with pytest.raises(ValueError, match="' Negative' is 9 tokens"):
     experiment.run(dataclasses.replace(TINY, model_path=path), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_a_missing_model_is_named(tmp_path):
@@ -253,3 +254,4 @@ def test_a_missing_model_is_named(tmp_path):
     experiment.run(
       dataclasses.replace(TINY, model_path='/no/such'), tmp_path / 'out'
     )
+  assert not (tmp_path / 'out').exists()
