@@ -122,10 +122,10 @@ def check_float_dtype(name: str, dtype: Any) -> None:
     is_floating = jnp.issubdtype(dtype, jnp.floating)
   except TypeError:
     is_floating = False
-  if not is_floating:
+  if not is_floating or jnp.finfo(dtype).bits < 16:
     raise ValueError(
-      f'{name} is {dtype!r}; expected a floating-point dtype, such as '
-      'jnp.float32.'
+      f'{name} is {getattr(dtype, "__name__", dtype)}; expected a '
+      'floating-point dtype of at least 16 bits, such as jnp.float32.'
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iclcl_jax import _validate
 from iclcl_jax.transformer import Linear, Norm
 from iclcl_jax.types import Array
 
@@ -294,12 +295,8 @@ def _common_dtype(named: Mapping[str, np.ndarray], dtype: Any) -> np.dtype:
     found = {np.dtype(array.dtype) for array in named.values()}
     widest = np.float64 if np.dtype(np.float64) in found else np.float32
     return _canonical(found.pop() if len(found) == 1 else np.dtype(widest))
+  _validate.check_float_dtype('dtype', dtype)
   wanted = np.dtype(dtype)
-  if not jnp.issubdtype(wanted, jnp.floating):
-    raise ValueError(
-      f'dtype is {wanted}; expected a floating-point dtype, such as '
-      'jnp.float32.'
-    )
   if _canonical(wanted) != wanted:
     raise ValueError(
       f'dtype is {wanted}, which JAX would read as {_canonical(wanted)}; '
