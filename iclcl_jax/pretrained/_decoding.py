@@ -131,7 +131,6 @@ def generate(
   """
   _validate.check_count('num_tokens', num_tokens)
   _model.check_prompt(model, tokens, mask)
-  _model.check_length(model, tokens.shape[0] + num_tokens)
   scores, cache = prefill(
     model, tokens, cache_length=tokens.shape[0] + num_tokens, mask=mask
   )

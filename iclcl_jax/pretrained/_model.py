@@ -280,8 +280,9 @@ def check_model(model: Any) -> None:
   """Checks that a model is one, and not the pair that `load` returns."""
   if not isinstance(model, LanguageModel):
     raise ValueError(
-      f'model is a {type(model).__name__}; expected a LanguageModel. Unpack '
-      'what load returns: model, tokenizer = pretrained.load(path).'
+      f'model is a {type(model).__name__}; expected a '
+      'pretrained.LanguageModel. Unpack what load returns: model, tokenizer = '
+      'pretrained.load(path).'
     )
 
 

@@ -11,11 +11,6 @@ from iclcl_jax.pretrained import _model
 
 def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
   """Checks the model and its prompt."""
-  if not isinstance(model, _model.LanguageModel):
-    raise ValueError(
-      f'model is a {type(model).__name__}; expected a '
-      'pretrained.LanguageModel, as pretrained.load returns.'
-    )
   _model.check_causal(model)
   _model.check_prompt(model, tokens, mask)
 
