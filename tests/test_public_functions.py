@@ -1,0 +1,273 @@
+"""Every public function has a user besides the tests.
+
+A user is other code of the library, an experiment, a notebook, or an example
+that is executed: in the README, in `docs/`, or in the docstring of something
+else. A function's own docstring is no user.
+"""
+
+import ast
+import builtins
+import doctest
+import functools
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import iclcl_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What still waits for a user. It may only shrink, and is to be empty.
+WITHOUT_USER = frozenset(
+  """
+  accounts.linear_regression_gd.normal_moments
+  accounts.softmax_regression.descend_logits
+  accounts.softmax_regression.newton
+  accounts.softmax_regression.problem
+  accounts.softmax_regression_bounds.convexity_penalty
+  accounts.softmax_regression_bounds.gradient_bound
+  accounts.softmax_regression_bounds.lipschitz_in_document
+  accounts.softmax_regression_bounds.one_step_distance
+  accounts.softmax_regression_bounds.safe_learning_rate
+  bounds.generalization_bound
+  bounds.one_sided_bound
+  budget.feature_budget
+  budget.relative_covariance
+  budget.relative_variance
+  budget.typical_squared_norms
+  coefficients.get_weights
+  coefficients.gradient
+  coefficients.penalty_gradient
+  coefficients.remove
+  coefficients.see
+  coefficients.with_weights
+  dual.merge
+  dual.remove
+  dual.stream_predict
+  dual.train
+  kernels.attention_error_bound
+  kernels.truncation_order
+  losses.negatives
+  losses.paired_negatives
+  modified.augmented_attention
+  modified.causal_regularised_attention_as_printed
+  modified.highest_scores
+  modified.negative_attention
+  modified.random_choice
+  modified.scale_others
+  modified.token_negative_labels
+  modified.unnormalised
+  moments.get_weights
+  moments.gradient
+  moments.penalty_gradient
+  moments.remove
+  moments.scores
+  moments.see
+  moments.with_weights
+  pretrained.attribution.to_residual_stream
+  pretrained.logits
+  pretrained.read_gguf_tokenizer
+  storage.save
+  transformer.apply_blocks_dual
+  transformer.fold_labels
+  """.split()
+)
+
+
+@functools.cache
+def modules():
+  """The modules of the library by dotted name, private ones too."""
+  names = ['iclcl_jax'] + [
+    info.name
+    for info in pkgutil.walk_packages(iclcl_jax.__path__, 'iclcl_jax.')
+  ]
+  return {name: importlib.import_module(name) for name in names}
+
+
+def is_function(member):
+  """Whether it is a function, compiled by `jax.jit` or not."""
+  return (
+    callable(member)
+    and not inspect.isclass(member)
+    and inspect.isfunction(inspect.unwrap(member))
+    and inspect.unwrap(member).__module__.startswith('iclcl_jax')
+  )
+
+
+@functools.cache
+def public_functions():
+  """Identity of every public function, with its shortest public name."""
+  found = {}
+  for name, module in modules().items():
+    if any(part.startswith('_') for part in name.split('.')):
+      continue
+    public = getattr(module, '__all__', None) or [
+      member
+      for member, value in vars(module).items()
+      if not member.startswith('_')
+      and getattr(value, '__module__', None) == name
+    ]
+    for member in public:
+      value = getattr(module, member)
+      if is_function(value):
+        label = f'{name}.{member}'.removeprefix('iclcl_jax.')
+        found.setdefault(inspect.unwrap(value), []).append(label)
+  return {fn: min(labels, key=len) for fn, labels in found.items()}
+
+
+class Uses(ast.NodeVisitor):
+  """Collects the public functions that a piece of code refers to.
+
+  Names that a function binds itself hide those of the module around it.
+  """
+
+  def __init__(self, namespace, tree):
+    self.namespace, self.hidden, self.found = dict(namespace), [], set()
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Import | ast.ImportFrom):
+        self.namespace |= imported(node)
+    self.visit(tree)
+
+  def visit_FunctionDef(self, node):
+    """Looks into a function, whose own name is no use of it."""
+    for decorator in node.decorator_list:
+      self.visit(decorator)
+    bound = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+    for child in ast.walk(node):
+      if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+        bound.add(child.id)
+      elif isinstance(child, ast.FunctionDef) and child is not node:
+        bound.add(child.name)
+    own = {node.name} if not self.hidden else set()
+    self.hidden.append(bound | own)
+    for child in [node.args, *node.body]:
+      self.visit(child)
+    self.hidden.pop()
+
+  def visit_Lambda(self, node):
+    """Looks into a lambda."""
+    self.hidden.append({arg.arg for arg in node.args.args})
+    self.generic_visit(node)
+    self.hidden.pop()
+
+  def visit_Name(self, node):
+    """Notes a name that is read."""
+    if isinstance(node.ctx, ast.Load):
+      self.note(self.value_of(node))
+
+  def visit_Attribute(self, node):
+    """Notes `module.name`, or looks on to the left."""
+    value = self.value_of(node)
+    self.note(value)
+    if value is None:
+      self.generic_visit(node)
+
+  def value_of(self, node):
+    if isinstance(node, ast.Name):
+      if any(node.id in names for names in self.hidden):
+        return None
+      return self.namespace.get(node.id)
+    if isinstance(node, ast.Attribute):
+      owner = self.value_of(node.value)
+      return getattr(owner, node.attr, None) if owner is not None else None
+    return None
+
+  def note(self, value):
+    if is_function(value):
+      self.found.add(inspect.unwrap(value))
+
+
+def imported(node):
+  """What an import binds, of the library alone."""
+  if isinstance(node, ast.Import):
+    return {
+      alias.asname or alias.name.split('.')[0]: modules()[
+        alias.name if alias.asname else 'iclcl_jax'
+      ]
+      for alias in node.names
+      if alias.name in modules()
+    }
+  source = modules().get(node.module or '')
+  if source is None:
+    return {}
+  return {
+    alias.asname or alias.name: getattr(source, alias.name, None)
+    or modules().get(f'{node.module}.{alias.name}')
+    for alias in node.names
+  }
+
+
+def examples_in(text):
+  """The source of the examples in a text, as one program."""
+  examples = doctest.DocTestParser().get_examples(text or '')
+  return ''.join(example.source for example in examples)
+
+
+def docstrings(tree):
+  """Name and docstring of a module and of all that it defines."""
+  kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+  for node in ast.walk(tree):
+    if isinstance(node, kinds):
+      yield getattr(node, 'name', ''), ast.get_docstring(node)
+
+
+def uses_of_library():
+  for module in modules().values():
+    source = pathlib.Path(module.__file__).read_text()
+    tree = ast.parse(source)
+    yield Uses(vars(module), tree).found
+    for name, text in docstrings(tree):
+      own = inspect.unwrap(getattr(module, name, None) or len)
+      yield Uses(vars(module), ast.parse(examples_in(text))).found - {own}
+
+
+def uses_of_others():
+  for path in sorted((ROOT / 'experiments').rglob('*.py')):
+    yield Uses({}, ast.parse(path.read_text())).found
+  for path in sorted((ROOT / 'colabs').glob('*.ipynb')):
+    cells = json.loads(path.read_text())['cells']
+    code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    source = re.sub(r'(?m)^(\s*)[%!].*', r'\1pass', '\n'.join(code))
+    yield Uses({}, ast.parse(source)).found
+  for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
+    yield Uses({}, ast.parse(examples_in(path.read_text()))).found
+
+
+@functools.cache
+def used():
+  return set().union(*uses_of_library(), *uses_of_others())
+
+
+def test_every_public_function_has_a_user():
+  alone = {name for fn, name in public_functions().items() if fn not in used()}
+  new = sorted(alone - WITHOUT_USER)
+  assert not new, f'{len(new)} public functions have no user: {new}'
+
+
+def test_the_list_is_that_of_the_library():
+  names = public_functions().values()
+  assert len(names) > 150
+  assert {'attention.softmax_attention', 'dual.one_step'} <= set(names)
+  assert not any(hasattr(builtins, name) for name in names)
+
+
+@pytest.mark.parametrize(
+  ('source', 'is_use'),
+  [
+    ('from iclcl_jax import attention\nattention.softmax_attention(q)', True),
+    ('import iclcl_jax\niclcl_jax.attention.softmax_attention', True),
+    ('import iclcl_jax.attention as a\nmap(a.softmax_attention, x)', True),
+    ('from iclcl_jax.attention import softmax_attention as s\ns()', True),
+    ('from iclcl_jax.attention import softmax_attention', False),
+    ('from iclcl_jax import attention as a\ndef f(a): a.softmax_attention', 0),
+    ('from iclcl_jax.attention import softmax_attention as s\ns = 1', False),
+    ('attention.softmax_attention', False),
+  ],
+)
+def test_a_use_is_seen(source, is_use):
+  found = Uses({}, ast.parse(source)).found
+  assert (iclcl_jax.attention.softmax_attention in found) == bool(is_use)
