@@ -90,7 +90,7 @@ def one_prompt(
     tokens,
     *labels,
     mask=jnp.broadcast_to(prompt.mask, tokens.shape),
-    hidden=numbers[:, None] == prompt.segment_ids[None],
+    excluded=numbers[:, None] == prompt.segment_ids[None],
   )
   return {
     'difference': parts.logit_difference,

@@ -1,7 +1,7 @@
 """Attribution sums to the logit difference; removal is that of the dual model.
 
-Random models of each family: Llama (untied, tied), GPT-2, and BERT's post-norm
-blocks made causal, with the transposed embedding as head.
+Random models of each family: Llama (untied with every bias, tied), GPT-2, and
+BERT's post-norm blocks made causal, with the transposed embedding as head.
 """
 
 import dataclasses
@@ -98,6 +98,10 @@ def model_of(name, dtype='float64'):
   config, shapes = CONFIGS[name]
   tensors = oracles.random_tensors(shapes(config), seed=9)
   model = pretrained.from_checkpoint(Checkpoint(config, tensors), dtype=dtype)
+  if name == 'llama':
+    bias = np.random.default_rng(4).normal(size=model.vocabulary_size)
+    head = model.head._replace(bias=jnp.asarray(bias, dtype))
+    return dataclasses.replace(model, head=head)
   if name != 'post-norm':
     return model
   architecture = dataclasses.replace(
@@ -173,7 +177,7 @@ def test_attribution_sums_at_every_position(name, position):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_segments_sum_to_outputs_of_heads(name):
-  readings, model = readings_of(name), model_of(name)
+  readings = readings_of(name)
   stream, heads, (outputs, _) = layers_of(name)
   assert_close(readings.stream, stream[:, -1])
   assert_close(np.sum(readings.outputs, axis=2), outputs)
@@ -183,9 +187,6 @@ def test_segments_sum_to_outputs_of_heads(name):
   scores = np.einsum('lhd,lhnd->lhn', heads.queries[:, :, -1], keys)
   mass = np.sum(np.exp(scores / keys.shape[3] ** 0.5), axis=2)
   assert_close(readings.log_normalisers, np.log(mass))
-  added = attribution.to_residual_stream(model, readings.outputs)
-  weight = model.blocks.output.weight[0, 1]
-  assert_close(added[0, 1, 2], readings.outputs[0, 1, 2] @ weight)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -249,7 +250,7 @@ def test_removal_effect_is_exact_for_one_head_of_last_attention(name):
   changed = (
     jnp.sum(readings.outputs, axis=2) - readings.removed_outputs[:, :, 1]
   )
-  rows = attribution.to_residual_stream(model, changed[:, :, None])[:, :, 0]
+  rows = jnp.einsum('lhd,lhdm->lhm', changed, model.blocks.output.weight)
   expected = jnp.einsum('lhm,lm->lh', rows, attribution_of(name).directions)
   np.testing.assert_allclose(
     attribution_of(name).removal_effects[:, :, 1], expected, atol=1e-12
@@ -364,17 +365,17 @@ def test_padding_changes_no_gradient():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_hiding_the_first_tokens_is_deleting_them(name):
+def test_excluding_the_first_tokens_is_deleting_them(name):
   """With relative positions alone; learned positions stay what they were."""
   first = np.arange(len(TOKENS)) < 4
   model, nothing = model_of(name), np.zeros_like(first)
-  whole, hidden, deleted = (
-    float(difference(model, TOKENS, LABEL, OTHER, mask=mask, hidden=hidden))
-    for mask, hidden in ((MASK, nothing), (MASK, first), (~first, nothing))
+  whole, excluded, deleted = (
+    float(difference(model, TOKENS, LABEL, OTHER, mask=mask, excluded=rows))
+    for mask, rows in ((MASK, nothing), (MASK, first), (~first, nothing))
   )
   assert abs(whole - expected_difference(name)) <= 1e-11
-  assert abs(hidden - whole) > 1e-3
-  gap = abs(hidden - deleted)
+  assert abs(excluded - whole) > 1e-3
+  gap = abs(excluded - deleted)
   assert gap <= 1e-11 if 'llama' in name else gap > 1e-3
 
 
@@ -462,10 +463,10 @@ def test_bad_arguments_are_errors(changes, message):
     call(**changes())
 
 
-def test_the_token_that_is_read_cannot_be_hidden():
-  with pytest.raises(ValueError, match='hidden holds position 11'):
+def test_the_token_that_is_read_cannot_be_excluded():
+  with pytest.raises(ValueError, match='excluded holds position 11'):
     attribution.logit_difference(
-      model_of('llama'), TOKENS, LABEL, OTHER, hidden=np.ones(12, bool)
+      model_of('llama'), TOKENS, LABEL, OTHER, excluded=np.ones(12, bool)
     )
 
 

@@ -176,7 +176,7 @@ def test_expected_loss_is_the_mean_over_tasks(options, normal):
   tasks = account.LinearTasks(
     d_x=10,
     num_demonstrations=10,
-    moments=account.normal_moments(1.0)
+    moments=account.Moments(1.0, 3.0)
     if normal
     else account.uniform_moments(0.5),
     **options,
@@ -221,7 +221,7 @@ def test_closed_form_values(d_x, size, half_range, rate, loss):
 
 def test_normal_inputs_have_their_short_forms():
   tasks = account.LinearTasks(
-    d_x=10, num_demonstrations=10, moments=account.normal_moments(1.0)
+    d_x=10, num_demonstrations=10, moments=account.Moments(1.0, 3.0)
   )
   best = account.optimal_learning_rate(tasks)
   assert best == pytest.approx(10 / 21)

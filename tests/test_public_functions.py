@@ -24,15 +24,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What still waits for a user. It may only shrink, and is to be empty.
 WITHOUT_USER = frozenset(
   [
-    'accounts.linear_regression_gd.normal_moments',
-    'accounts.softmax_regression.descend_logits',
-    'accounts.softmax_regression.newton',
     'accounts.softmax_regression.problem',
-    'accounts.softmax_regression_bounds.convexity_penalty',
-    'accounts.softmax_regression_bounds.gradient_bound',
     'accounts.softmax_regression_bounds.lipschitz_in_document',
-    'accounts.softmax_regression_bounds.one_step_distance',
-    'accounts.softmax_regression_bounds.safe_learning_rate',
     'bounds.generalization_bound',
     'bounds.one_sided_bound',
     'budget.feature_budget',
@@ -68,9 +61,7 @@ WITHOUT_USER = frozenset(
     'moments.scores',
     'moments.see',
     'moments.with_weights',
-    'pretrained.attribution.to_residual_stream',
     'pretrained.logits',
-    'pretrained.read_gguf_tokenizer',
     'storage.save',
     'transformer.apply_blocks_dual',
     'transformer.fold_labels',

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import strategies as st
 
 from iclcl_jax import pretrained
+from iclcl_jax.pretrained.gguf import open_gguf
+from iclcl_jax.pretrained.tokenizer import tokenizer_of
 from tests import pretrained_files as files
 
 END, START = 0, 1
@@ -20,9 +22,8 @@ def index(token):
 
 def gguf_tokenizer(path, changes=()):
   metadata = files.METADATA | dict(changes)
-  return pretrained.read_gguf_tokenizer(
-    files.write_gguf(path / 'words.gguf', {}, metadata)
-  )
+  file = files.write_gguf(path / 'words.gguf', {}, metadata)
+  return tokenizer_of(open_gguf(file))
 
 
 @pytest.fixture(scope='module')

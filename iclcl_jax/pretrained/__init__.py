@@ -24,7 +24,6 @@ from iclcl_jax.pretrained.gguf import read_gguf
 from iclcl_jax.pretrained.safetensors import read_safetensors
 from iclcl_jax.pretrained.tokenizer import (
   Tokenizer,
-  read_gguf_tokenizer,
   read_tokenizer,
 )
 
@@ -47,7 +46,6 @@ __all__ = [
   'positions_of',
   'prefill',
   'read_gguf',
-  'read_gguf_tokenizer',
   'read_safetensors',
   'read_tokenizer',
   'smollm2',

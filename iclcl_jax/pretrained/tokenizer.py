@@ -19,7 +19,7 @@ class Tokenizer:
   """Splits text into the tokens of a model.
 
   A thin wrapper of a `tokenizers.Tokenizer`, which the attribute `backend`
-  holds. Build it with :func:`read_tokenizer` or :func:`read_gguf_tokenizer`.
+  holds. Build it with :func:`read_tokenizer` or :func:`tokenizer_of`.
 
   Attributes:
     backend: the wrapped tokenizer.
@@ -160,27 +160,8 @@ def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
   return Tokenizer(backend)
 
 
-def read_gguf_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-  """Reads the byte-level BPE tokenizer that a GGUF file carries.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    ValueError: if the file can't be read, carries another kind of tokenizer
-      or none, or a package is not installed.
-
-  References:
-    Sennrich et al., arXiv:1508.07909 (byte-pair encoding).
-  """
-  return tokenizer_of(gguf_files.open_gguf(path))
-
-
 def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
-  """Builds the tokenizer of an open GGUF file.
+  """Builds the byte-level BPE tokenizer that a GGUF file carries.
 
   Args:
     file: of `gguf.open_gguf`.
@@ -189,7 +170,11 @@ def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
     The tokenizer.
 
   Raises:
-    ValueError: as :func:`read_gguf_tokenizer`, for what the file holds.
+    ValueError: if the file carries another kind of tokenizer or none, or
+      `tokenizers` is not installed.
+
+  References:
+    Sennrich et al., arXiv:1508.07909 (byte-pair encoding).
   """
   tokenizers = import_reader('tokenizers')
   tokens = _entries(file, 'tokenizer.ggml.tokens')

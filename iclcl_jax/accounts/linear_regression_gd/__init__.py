@@ -55,7 +55,6 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   descend_plus_plus,
   expected_loss,
   fit_learning_rate,
-  normal_moments,
   optimal_learning_rate,
   uniform_moments,
 )
@@ -88,7 +87,6 @@ __all__ = [
   'make_tokens',
   'model_cosine',
   'model_difference',
-  'normal_moments',
   'normalise',
   'optimal_learning_rate',
   'predict',

@@ -40,22 +40,6 @@ def uniform_moments(half_range: float | Array) -> Moments:
   return Moments(half_range**2 / 3, half_range**4 / 5)
 
 
-def normal_moments(standard_deviation: float | Array) -> Moments:
-  """Moments of `N(0, s^2)`.
-
-  Args:
-    standard_deviation: the number `s`.
-
-  Returns:
-    The moments.
-
-  Raises:
-    ValueError: if it is negative or not finite.
-  """
-  _validate.check_scalar('standard_deviation', standard_deviation, minimum=0)
-  return Moments(standard_deviation**2, 3 * standard_deviation**4)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearTasks:
   """Random tasks `y = w . x` with independent, symmetric coordinates.
@@ -95,7 +79,7 @@ def _check_moments(moments) -> None:
   if not isinstance(moments, Moments):
     raise ValueError(
       f'moments is a {type(moments).__name__}; expected Moments, such as '
-      'normal_moments(1.0).'
+      'uniform_moments(0.5).'
     )
   for name, moment in moments._asdict().items():
     _validate.check_scalar(f'moments.{name}', moment, minimum=0)

@@ -13,31 +13,20 @@ All derivatives need no more than :math:`f`: with
 .. math:: \nabla_x L = A^\top J c, \quad \nabla_A L = (J c)\, x^\top, \quad
    \nabla_b L = -c, \quad \nabla_x^2 L = A^\top B A
 
-with `B` the Hessian in the logits. The calculus, the identities and Lipschitz
-constants of `J` hold for any target; `gradient_bound`, `safe_learning_rate` and
-`convexity_penalty` need one in the simplex, which `problem` checks.
+with `B` the Hessian in the logits. Derivatives, identities and Lipschitz
+constants hold for any target; the extremes of the eigenvalues of `B` need one
+in the simplex, which `problem` checks.
 """
 
-from iclcl_jax.accounts.softmax_regression._attention import (
-  attend,
-  descend_logits,
-)
+from iclcl_jax.accounts.softmax_regression._attention import attend
 from iclcl_jax.accounts.softmax_regression._calculus import (
-  LARGEST_CURVATURE,
-  LARGEST_LOGIT_GRADIENT,
-  SMALLEST_CURVATURE,
   Gradients,
   apply_jacobian,
-  apply_logit_hessian,
   gradients,
   hessian,
   logit_hessian,
   loss,
   predict,
-)
-from iclcl_jax.accounts.softmax_regression._newton import (
-  NewtonTrace,
-  newton,
 )
 from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
@@ -52,23 +41,16 @@ from iclcl_jax.accounts.softmax_regression._shifts import (
 )
 
 __all__ = [
-  'LARGEST_CURVATURE',
-  'LARGEST_LOGIT_GRADIENT',
-  'SMALLEST_CURVATURE',
   'Gradients',
-  'NewtonTrace',
   'Problem',
   'apply_jacobian',
-  'apply_logit_hessian',
   'attend',
   'centre',
   'data_shift',
-  'descend_logits',
   'gradients',
   'hessian',
   'logit_hessian',
   'loss',
-  'newton',
   'predict',
   'problem',
   'shifted_target',

@@ -1,15 +1,11 @@
-"""Gradient descent as layers of linear attention over words."""
+"""A gradient step as linear attention over words."""
 
 import jax
 
 from iclcl_jax import _validate, attention, features
-from iclcl_jax.accounts.softmax_regression._calculus import (
-  apply_jacobian,
-)
 from iclcl_jax.accounts.softmax_regression._problem import (
   Problem,
   check_problem,
-  check_vectors,
 )
 from iclcl_jax.types import Array, Float
 
@@ -58,43 +54,3 @@ def attend(
     )[0]
 
   return jax.vmap(one_query)(queries)
-
-
-def descend_logits(
-  posed: Problem,
-  logits: Float[Array, ' n'],
-  *,
-  num_steps: int,
-  learning_rate: float | Array,
-) -> Float[Array, ' n']:
-  r"""Gradient descent on the weights, written in the logits alone.
-
-  .. math:: z \leftarrow z - \eta\, A A^\top J(f)\,(f - b)
-
-  Each step is a layer of linear attention whose values are `-J c`.
-
-  Args:
-    posed: the problem.
-    logits: `A x` at the start. Shape `[n]`.
-    num_steps: number of steps (layers).
-    learning_rate: the step size `eta`.
-
-  Returns:
-    Logits after the last step. Shape `[n]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or a setting is out of
-      range.
-  """
-  check_problem(posed)
-  check_vectors('logits', logits, {'target': posed.target})
-  _validate.check_count('num_steps', num_steps)
-  _validate.check_scalar('learning_rate', learning_rate)
-
-  def layer(z, _):
-    prediction = jax.nn.softmax(z)
-    signal = apply_jacobian(prediction, prediction - posed.target)
-    move = posed.document @ (posed.document.T @ signal)
-    return z - learning_rate * move, None
-
-  return jax.lax.scan(layer, logits, length=num_steps)[0]

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Float
 
 
@@ -118,24 +117,3 @@ def check_vectors(first: str, array, others) -> None:
     _validate.check_array(name, other, 'n')
     _validate.check_same('n', name, other.shape[0], first, array.shape[0])
     _validate.check_dtypes(**{first: array, name: other})
-
-
-def check_full_rank(document) -> None:
-  """Checks a document with at least as many independent words as its width."""
-  num_words, width = document.shape
-  if num_words < width:
-    raise ValueError(
-      f'document has {num_words} words of width {width}; expected at least as '
-      'many words as the width: fewer leave a direction without curvature. '
-      'Project the document to fewer columns.'
-    )
-  if not _validate.is_concrete(document):
-    return
-  singular = jnp.linalg.svd(_numerics.widen(document), compute_uv=False)
-  slack = num_words * float(jnp.finfo(document.dtype).eps)
-  rank = int(jnp.sum(singular > slack * singular[0]))
-  if rank < width:
-    raise ValueError(
-      f'document has rank {rank}; expected full column rank, {width}: it is '
-      'singular, and a direction has no curvature. Project it to fewer columns.'
-    )

@@ -11,7 +11,7 @@ cut into segments (the demonstrations, and the rest). Three questions:
 * `removal_effects`, within the same result: what if a demonstration is removed
   from the dual state of a head? The head's new output is exact, in closed form;
   its effect on the logits is a first-order approximation of what a new forward
-  pass gives (`logit_difference` on the shortened prompt, or with `hidden`).
+  pass gives (`logit_difference` on the shortened prompt, or with `excluded`).
 * `demonstration_gradients`: how large is the gradient of each demonstration in
   the head's dual model, and how much of the loss does its step take away?
 
@@ -36,7 +36,6 @@ from iclcl_jax.pretrained.attribution._logits import (
 from iclcl_jax.pretrained.attribution._readings import (
   HeadReadings,
   read_heads,
-  to_residual_stream,
 )
 from iclcl_jax.pretrained.attribution._spans import mark_spans, token_spans
 
@@ -50,6 +49,5 @@ __all__ = [
   'logit_difference',
   'mark_spans',
   'read_heads',
-  'to_residual_stream',
   'token_spans',
 ]

@@ -71,17 +71,20 @@ def check_position(tokens: Any, position: Any, mask: Any) -> Any:
   return jnp.asarray(position)
 
 
-def check_hidden(tokens: Any, position: Any, mask: Any, hidden: Any) -> Any:
-  """Checks what is hidden; returns what may be seen, or None for all."""
-  if hidden is None:
+def check_excluded(
+  tokens: Any, position: Any, mask: Any, excluded: Any
+) -> Any:
+  """Checks the excluded tokens and returns the mask of those that are left."""
+  if excluded is None:
     return mask
-  _validate.check_mask(hidden, tokens.shape[0], name='hidden')
-  if _validate.is_concrete(hidden, position) and bool(hidden[int(position)]):
+  _validate.check_mask(excluded, tokens.shape[0], name='excluded')
+  known = _validate.is_concrete(excluded, position)
+  if known and bool(excluded[int(position)]):
     raise ValueError(
-      f'hidden holds position {int(position)}, the token that is read; '
-      'expected it among the visible ones.'
+      f'excluded holds position {int(position)}, the token that is read; '
+      'expected it among the others.'
     )
-  visible = ~jnp.asarray(hidden)
+  visible = ~jnp.asarray(excluded)
   return visible if mask is None else visible & mask
 
 

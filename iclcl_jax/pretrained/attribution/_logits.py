@@ -165,7 +165,8 @@ def logit_difference(
   *,
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
-  hidden: Bool[Array, ' N'] | None = None,
+  excluded: Bool[Array, ' N'] | None = None,
+  hidden: Bool[Array, ' N'] | None = None,  # Another name, for a while.
 ) -> Float[Array, '']:
   """The difference of two logits by a forward pass: what attribution predicts.
 
@@ -176,20 +177,21 @@ def logit_difference(
     other_label: token id whose logit is subtracted.
     position: index of the token that is read; the last valid one by default.
     mask: tokens that are no padding. Shape `[N]`.
-    hidden: tokens that no other may see, such as a demonstration that is
-      deleted; all others keep their positions. Shape `[N]`.
+    excluded: tokens that no other may attend to, such as a demonstration that
+      is deleted; all others keep their positions. Shape `[N]`.
 
   Returns:
     The difference. Shape `[]`.
 
   Raises:
-    ValueError: as `pretrained.logits`; if the token that is read is hidden or
+    ValueError: as `pretrained.logits`; if the token that is read is excluded or
       padding, or a label is not in the vocabulary.
   """
   _checks.check_prompt(model, tokens, mask)
   _checks.check_labels(model, label, other_label)
   position = _checks.check_position(tokens, position, mask)
-  visible = _checks.check_hidden(tokens, position, mask, hidden)
+  excluded = hidden if excluded is None else excluded
+  visible = _checks.check_excluded(tokens, position, mask, excluded)
   positions = _model.positions_of(tokens, mask)
   x = transformer.apply_blocks(
     model.architecture,
@@ -203,16 +205,13 @@ def logit_difference(
   return state @ row + bias
 
 
-def _label_direction(model, label, other_label) -> tuple[Array, Array]:
+def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   """The difference of two logits as a function of the final state."""
   if model.head is None:
-    row = model.embedding[label] - model.embedding[other_label]
-    return row, jnp.zeros((), row.dtype)
+    return model.embedding[label] - model.embedding[other_label], 0.0
   weight, bias = model.head
   row = weight[:, label] - weight[:, other_label]
-  if bias is None:
-    return row, jnp.zeros((), row.dtype)
-  return row, bias[label] - bias[other_label]
+  return row, 0.0 if bias is None else bias[label] - bias[other_label]
 
 
 def _carry_back(

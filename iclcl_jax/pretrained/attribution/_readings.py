@@ -99,21 +99,6 @@ def read_heads(
   )
 
 
-def to_residual_stream(
-  model: LanguageModel, outputs: Float[Array, 'L H S d_k']
-) -> Float[Array, 'L H S d_model']:
-  """Maps outputs of heads, or parts of them, through the output projections.
-
-  Args:
-    model: the model.
-    outputs: such as `HeadReadings.outputs`. Shape `[L, H, S, d_k]`.
-
-  Returns:
-    What each adds to the residual stream. Shape `[L, H, S, d_model]`.
-  """
-  return jnp.einsum('lhsd,lhdm->lhsm', outputs, model.blocks.output.weight)
-
-
 def scan_layers(
   model: LanguageModel,
   tokens: Array,
