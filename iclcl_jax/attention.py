@@ -2,8 +2,8 @@
 
 `softmax_attention`, `kernel_attention` and `linear_attention` answer one query
 in the order of the formula, score by score. `stream_kernel_attention` and
-`causal_kernel_attention` answer many through the moments of the keys, and hold
-the features of one chunk at a time.
+`causal_kernel_attention` answer many: through the moments of the keys with a
+feature map, score by score with a kernel, one chunk at a time.
 
 A query that sees no key (everything masked) gets zeros.
 
@@ -14,6 +14,7 @@ cores and a product of many small matrices does not.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def kernel_attention(
   _validate.check_tokens(keys, values, mask, query=query)
   weights, _ = scores(phi, query, keys, mask)
   numerator, denominator = _sums(weights, values, mask)
-  return _divide(numerator, denominator, mask)
+  return divide(numerator, denominator, mask)
 
 
 def linear_attention(
@@ -155,7 +156,7 @@ def linear_attention(
 
 
 def stream_kernel_attention(
-  phi: FeatureMap,
+  phi: FeatureMap | Kernel,
   queries: Float[Array, 'M d_k'],
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
@@ -163,18 +164,19 @@ def stream_kernel_attention(
   chunk_size: int = 1024,
   mask: Mask | None = None,
 ) -> Float[Array, 'M d_v']:
-  """Answers many queries in time linear in `N + M`.
+  """Answers many queries, in time linear in `N + M` with a feature map.
 
   The same function as `kernel_attention` for every query. Keys are absorbed
   into one state, queries read it; nothing of size `[N, R]` or `[M, N]` is
-  held, in the backward pass either.
+  held, in the backward pass either. With a kernel the time is that of all
+  `M N` scores, of which `[chunk_size, N]` are held.
 
   Args:
-    phi: feature map of the kernel.
+    phi: feature map of the kernel, or the kernel itself.
     queries: the test inputs. Shape `[M, d_k]`.
     keys: training inputs of the dual model. Shape `[N, d_k]`.
     values: their labels. Shape `[N, d_v]`.
-    chunk_size: rows whose features are held at a time.
+    chunk_size: rows whose features or scores are held at a time.
     mask: valid keys. Shape `[N]`; None for all.
 
   Returns:
@@ -182,7 +184,7 @@ def stream_kernel_attention(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no key, `phi` is
-      no feature map, or `chunk_size < 1`.
+      neither a feature map nor a kernel, or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -194,22 +196,19 @@ def stream_kernel_attention(
   References:
     Choromanski et al., arXiv:2009.14794, eq. 4.
   """
-  _validate.check_feature_map(phi)
   _validate.check_tokens(keys, values, mask, queries=queries)
   _validate.check_count('chunk_size', chunk_size)
-  state = moments.absorb_stream(
-    phi, moments.empty(phi, keys, values), keys, values, chunk_size, mask
-  )
+  read = reader(phi, keys, values, chunk_size, mask)
 
   def answer(query):
-    reading = moments.read(phi, state, query)
-    return _divide(reading.numerator, reading.denominator, mask)
+    reading = read(query)
+    return divide(reading.numerator, reading.denominator, mask)
 
   return moments.map_chunks(answer, queries, chunk_size)
 
 
 def causal_kernel_attention(
-  phi: FeatureMap,
+  phi: FeatureMap | Kernel,
   queries: Float[Array, 'N d_k'],
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
@@ -217,7 +216,10 @@ def causal_kernel_attention(
   chunk_size: int = 64,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
-  """Lets position `t` attend to the keys `0..t`, in time linear in `N`.
+  """Lets position `t` attend to the keys `0..t`.
+
+  With a feature map the time is linear in `N`; with a kernel it is that of all
+  `N^2` scores, of which `[chunk_size, N]` are held.
 
   Across chunks the moments of the past are carried along. Inside a chunk the
   scores are written out, relative to the largest log-features of the past
@@ -226,11 +228,11 @@ def causal_kernel_attention(
   the dtype's exponents, its chunk is answered row by row, which is slower.
 
   Args:
-    phi: feature map of the kernel.
+    phi: feature map of the kernel, or the kernel itself.
     queries: the test inputs. Shape `[N, d_k]`.
     keys: training inputs of the dual model. Shape `[N, d_k]`.
     values: their labels. Shape `[N, d_v]`.
-    chunk_size: rows whose features are held at a time.
+    chunk_size: rows whose features or scores are held at a time.
     mask: valid keys. Shape `[N]`; None for all.
 
   Returns:
@@ -238,7 +240,7 @@ def causal_kernel_attention(
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no key, `phi` is
-      no feature map, or `chunk_size < 1`.
+      neither a feature map nor a kernel, or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -250,18 +252,67 @@ def causal_kernel_attention(
   References:
     Katharopoulos et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
-  _validate.check_feature_map(phi)
   _validate.check_tokens(keys, values, mask, queries=queries)
   size = keys.shape[0]
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
   _validate.check_count('chunk_size', chunk_size)
   sums = causal_sums(phi, queries, keys, values, chunk_size, mask)
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
-  return _divide(sums[:, :-2], sums[:, -2:-1], seen)
+  return divide(sums[:, :-2], sums[:, -2:-1], seen)
+
+
+def weights(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  *,
+  mask: Mask | None = None,
+) -> Float[Array, ' N']:
+  """Returns the attention weights of one query; they sum to 1.
+
+  Args:
+    phi: feature map of the kernel, or the kernel itself.
+    query: the test input. Shape `[d_k]`.
+    keys: training inputs of the dual model. Shape `[N, d_k]`.
+    mask: valid keys. Shape `[N]`; None for all.
+
+  Returns:
+    The weights, all 0 if no key is visible. Shape `[N]`.
+
+  Raises:
+    ValueError: as `kernel_attention`.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> kernel = kernels.ExponentialKernel()
+    >>> weights(kernel, jnp.ones(4), jnp.zeros((2, 4))).tolist()
+    [0.5, 0.5]
+  """
+  _validate.check_tokens(keys, keys, mask, query=query)
+  raw, _ = scores(phi, query, keys, mask)
+  return divide(raw, jnp.sum(raw), mask)
+
+
+def reader(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  chunk_size: int,
+  mask: Mask | None = None,
+) -> Callable[[Float[Array, ' d_k']], moments.Reading]:
+  """Absorbs the keys once; returns `query -> Reading`."""
+  if not _validate.is_feature_map(phi):
+    empty = coefficients.empty(phi, keys, values)
+    state = coefficients.absorb(phi, empty, keys, values, mask)
+    return lambda query: coefficients.read(phi, state, query)
+  state = moments.absorb_stream(
+    phi, moments.empty(phi, keys, values), keys, values, chunk_size, mask
+  )
+  return lambda query: moments.read(phi, state, query)
 
 
 def causal_sums(
-  phi: FeatureMap,
+  phi: FeatureMap | Kernel,
   queries: Float[Array, 'N d_k'],
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
@@ -274,6 +325,8 @@ def causal_sums(
   a scale of its own.
   """
   size = keys.shape[0]
+  if not _validate.is_feature_map(phi):
+    return _causal_scores(phi, queries, keys, values, chunk_size, mask)
   arrays = (queries, keys, values) + (() if mask is None else (mask,))
   padding = -size % chunk_size
   arrays = jax.tree.map(
@@ -310,6 +363,20 @@ def scores(
   """
   form = moments if _validate.is_feature_map(phi) else coefficients
   return form.scores(phi, query, keys, mask)
+
+
+def _causal_scores(kernel, queries, keys, values, chunk_size, mask):
+  """`causal_sums` of a kernel: every score, in blocks of rows."""
+  labels, positions = moments.labels(values, mask), jnp.arange(keys.shape[0])
+
+  def sums(row):
+    query, position = row
+    visible = positions <= position
+    visible = visible if mask is None else visible & mask
+    scores, _ = coefficients.scores(kernel, query, keys, visible)
+    return jnp.concatenate([scores @ labels, scores[position][None]])
+
+  return moments.map_chunks(sums, (queries, positions), chunk_size)
 
 
 def _causal_chunk(phi, state, queries, keys, values, mask=None):
@@ -388,7 +455,7 @@ def _sums(weights, values, mask):
   return values.T @ weights, jnp.sum(weights)
 
 
-def _divide(numerator, denominator, seen):
+def divide(numerator, denominator, seen):
   """Divides; where no key is seen (mask all False) the answer is zero."""
   if seen is None:
     return numerator / denominator

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _pytree, _validate
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array, FeatureMap, Float
 
 
 class _FromScaled:
@@ -96,6 +96,44 @@ class PositiveFeatures(_FromScaled):
     num_features = self.projection.shape[0]
     log_scale = projected - (half_square + math.log(num_features) / 2)
     return log_scale, jnp.ones_like(log_scale)
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureKernel:
+  r"""The kernel of a positive feature map, in log space.
+
+  .. math:: \log k(x, y) = \mathrm{logsumexp}_r
+     \bigl(\log\phi_r(x) + \log\phi_r(y)\bigr)
+
+  A `LogKernel` for every door that takes one. It answers as the map does, with
+  the features never formed: one pass of exponentials for each pair, which is
+  the fast way where one query meets a few keys.
+
+  Args:
+    phi: a feature map without negative features.
+
+  Example:
+    >>> kernel = FeatureKernel(EluPlusOneFeatures())
+    >>> round(float(kernel(jnp.zeros(4), jnp.ones(4))), 5)
+    8.0
+  """
+
+  phi: FeatureMap
+
+  def __call__(
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
+    """Returns `phi(x) . phi(y)`."""
+    return jnp.exp(self.log_kernel(x, y))
+
+  def log_kernel(
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
+    """Returns `log phi(x) . phi(y)`, which neither under- nor overflows."""
+    x_scale, x_features = self.phi.scaled(x)
+    y_scale, y_features = self.phi.scaled(y)
+    return jax.nn.logsumexp(x_scale + y_scale, b=x_features * y_features)
 
 
 @_pytree.register

@@ -167,10 +167,23 @@ def test_exponential_kernel_attention_is_softmax_attention(dtype):
   close(found, softmax_attention(queries[0], keys, values), dtype)
 
 
+@BOTH_WAYS
+def test_weights_are_what_the_values_are_summed_with(dtype, masked):
+  queries, keys, values = make_tokens(dtype)
+  mask = MASK if masked else None
+  phi, _ = make('positive', dtype)
+  found = attention.weights(phi, queries[0], keys, mask=mask)
+  close(jnp.sum(found), 1, dtype)
+  expected = kernel_attention(phi, queries[0], keys, values, mask=mask)
+  close(found @ values, expected, dtype)
+  nobody = attention.weights(phi, queries[0], keys, mask=jnp.zeros(N, bool))
+  np.testing.assert_array_equal(nobody, 0)
+
+
 # Many queries.
 
 
-@pytest.mark.parametrize('name', list(MAPS))
+@pytest.mark.parametrize('name', [*MAPS, *KERNELS])
 @BOTH_WAYS
 def test_stream_equals_direct(name, dtype, masked):
   phi, _ = make(name, dtype)
@@ -204,7 +217,7 @@ def test_no_query_gives_no_row():
 # Causal.
 
 
-@pytest.mark.parametrize('name', list(MAPS))
+@pytest.mark.parametrize('name', [*MAPS, *KERNELS])
 @BOTH_WAYS
 def test_causal_equals_the_quadratic_oracle(name, dtype, masked):
   phi, kernel = make(name, dtype)
@@ -233,7 +246,12 @@ def test_causal_attention_of_one_token_is_its_value():
 
 @pytest.mark.parametrize(
   ('name', 'chunk_size'),
-  [('positive', 4), ('positive', 16), ('trigonometric', 4)],
+  [
+    ('positive', 4),
+    ('positive', 16),
+    ('trigonometric', 4),
+    ('exponential', 4),
+  ],
 )
 def test_no_gradient_from_the_future(name, chunk_size):
   """The Jacobian of past outputs is exactly zero, and not empty."""

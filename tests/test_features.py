@@ -298,6 +298,26 @@ def test_scaled_is_finite_at_any_norm(case):
   np.testing.assert_allclose(log_scale, expected, rtol=3e-6, atol=3e-6)
 
 
+@pytest.mark.parametrize(
+  'phi',
+  [
+    features.PositiveFeatures(jnp.linspace(-2, 2, 35).reshape(7, 5)),
+    features.EluPlusOneFeatures(),
+  ],
+)
+def test_the_kernel_of_a_positive_map_is_its_inner_product(phi):
+  x, y = jnp.linspace(-1, 1, DIM), jnp.linspace(2, -3, DIM)
+  kernel = features.FeatureKernel(phi)
+  assert isinstance(kernel, types.LogKernel)
+  np.testing.assert_allclose(kernel(x, y), phi(x) @ phi(y), rtol=1e-5)
+  assert np.isfinite(kernel.log_kernel(30 * x, 30 * y))
+  slope, expected = (
+    jax.grad(fn)(x)
+    for fn in (lambda x: kernel(x, y), lambda x: phi(x) @ phi(y))
+  )
+  np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_naive_features_fail_where_scaled_ones_do_not():
   # What the test above is about: 0/0 without scales, infinity for waves.
   direction = np.ones(64) / 8
