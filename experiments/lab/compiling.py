@@ -1,0 +1,76 @@
+"""How an experiment computes: in float64, or with less compiling."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.experimental
+
+
+@contextlib.contextmanager
+def float64_on_host() -> Iterator[None]:
+  """Computes in float64 on the CPU: accelerators may have no float64.
+
+  A context, or a decorator: `@lab.float64_on_host()`.
+  """
+  # Older versions have it in jax.experimental alone, newer ones in jax alone.
+  home: Any = jax if hasattr(jax, 'enable_x64') else jax.experimental
+  with home.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
+    yield
+
+
+def compile_quickly(
+  fn: Callable[..., Any], *, static_argnames: str | Sequence[str] = ()
+) -> Callable[..., Any]:
+  """`jax.jit` for what runs once: less compiling, perhaps slower code.
+
+  Args:
+    fn: function to compile.
+    static_argnames: as in `jax.jit`.
+
+  Returns:
+    The compiled function. The same arithmetic, up to rounding.
+  """
+  return jax.jit(
+    fn,
+    static_argnames=static_argnames,
+    compiler_options=_quick_options(),
+  )
+
+
+def compile_unoptimised() -> None:
+  """Lets this process compile without optimising, for tests and tiny runs.
+
+  To be called before JAX computes anything. XLA aborts on a flag that it does
+  not know, so newer versions are left alone; flags of the environment win.
+  """
+  if jax.__version_info__ >= (0, 11):
+    return
+  flags = (
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    '--xla_cpu_enable_concurrency_optimized_scheduler=false',
+    os.environ.get('XLA_FLAGS', ''),
+  )
+  os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
+
+
+@functools.cache
+def _quick_options() -> dict[str, Any]:
+  """Options of the CPU compiler, if this version knows them."""
+  options = {
+    'xla_backend_optimization_level': 1,
+    'xla_cpu_use_fusion_emitters': False,
+    'xla_cpu_parallel_codegen_split_count': 2,
+  }
+  taken = os.environ.get('XLA_FLAGS', '')
+  options = {k: v for k, v in options.items() if k not in taken}
+  try:
+    jax.jit(lambda x: x + 1, compiler_options=options)(1)
+  except jax.errors.JaxRuntimeError:  # No such option, or another platform.
+    return {}
+  return options

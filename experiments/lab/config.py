@@ -1,0 +1,235 @@
+"""Options of an experiment, with their ranges, and the flags made of them.
+
+A config is a frozen dataclass of options::
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Config(lab.Config):
+    num_seeds: int = lab.option(10, 'independent runs', minimum=5)
+    sizes: tuple[int, ...] = lab.option((15, 31), 'lengths', distinct=True)
+
+What a value may be stands in its option; what two values may be together is
+checked in the method `check`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from absl import flags
+
+_NAMES = {int: 'an integer', float: 'a finite number', str: 'a text'}
+
+
+def option(
+  default: Any,
+  text: str,
+  *,
+  minimum: float | None = None,
+  maximum: float | None = None,
+  above: float | None = None,
+  below: float | None = None,
+  choices: Sequence[Any] | None = None,
+  min_items: int = 1,
+  distinct: bool = False,
+  increasing: bool = False,
+) -> Any:
+  """A field of a config: its default, its help text and what it may be.
+
+  Args:
+    default: the value without a flag: bool, int, float, str, or a tuple of one
+      of these.
+    text: the help text of the flag.
+    minimum: least value, of each item of a tuple.
+    maximum: largest value, likewise.
+    above: bound that a value must exceed, likewise.
+    below: bound that a value must stay under, likewise.
+    choices: the values that are allowed, likewise.
+    min_items: how many items a tuple has at least.
+    distinct: whether the items of a tuple must differ.
+    increasing: whether they must increase.
+
+  Returns:
+    A dataclass field.
+  """
+  rule = {
+    'minimum': minimum,
+    'maximum': maximum,
+    'above': above,
+    'below': below,
+    'choices': None if choices is None else tuple(choices),
+    'min_items': min_items,
+    'distinct': distinct,
+    'increasing': increasing,
+  }
+  return dataclasses.field(
+    default=default, metadata={'help': text, 'rule': rule}
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Base of all configs: checks every field against its option.
+
+  Raises:
+    ValueError: if a value is out of range; the message names the flag.
+  """
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _check_field(field, getattr(self, field.name))
+    self.check()
+
+  def check(self) -> None:
+    """Checks what options say together; raises `ValueError`."""
+
+  def require(self, holds: bool, name: str, expected: str) -> None:
+    """Raises unless `holds`, naming an option, its value and what it may be."""
+    if not holds:
+      raise ValueError(
+        f'{name} is {getattr(self, name)!r}; expected {expected}.'
+      )
+
+  @classmethod
+  def tiny(cls) -> Self:
+    """Settings of a run of seconds, for tests and `reproduce --fast`."""
+    return cls()
+
+
+def _check_field(field: dataclasses.Field, value: Any) -> None:
+  rule = field.metadata.get('rule')
+  if rule is None:
+    return
+  if not isinstance(field.default, tuple):
+    _check_item(field.name, value, type(field.default), rule)
+    return
+  kind = type(field.default[0]) if field.default else str
+  for item in value:
+    _check_item(field.name, item, kind, rule)
+  problem = ''
+  if len(value) < rule['min_items']:
+    count = rule['min_items']
+    problem = f'at least {count} {"value" if count == 1 else "values"}'
+  elif rule['increasing'] and list(value) != sorted(set(value)):
+    problem = 'increasing values'
+  elif rule['distinct'] and len(set(value)) < len(value):
+    problem = 'distinct values'
+  if problem:
+    example = ','.join(map(str, field.default))
+    raise ValueError(
+      f'{field.name} is {",".join(map(str, value)) or "empty"}; expected '
+      f'{problem}, such as {example}.'
+    )
+
+
+def _check_item(name: str, value: Any, kind: type, rule: Any) -> None:
+  if rule['choices'] is not None:
+    if value not in rule['choices']:
+      choices = ' or '.join(map(repr, rule['choices']))
+      raise ValueError(f'{name} is {value!r}; expected {choices}.')
+    return
+  if kind in (int, float) and not _fits(value, kind, rule):
+    raise ValueError(f'{name} is {value!r}; expected {_range(kind, rule)}.')
+
+
+def _fits(value: Any, kind: type, rule: Any) -> bool:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  if (kind is int and not isinstance(value, int)) or not math.isfinite(value):
+    return False
+  least, most, above, below = (
+    rule[key] for key in ('minimum', 'maximum', 'above', 'below')
+  )
+  return (
+    (least is None or value >= least)
+    and (most is None or value <= most)
+    and (above is None or value > above)
+    and (below is None or value < below)
+  )
+
+
+def _range(kind: type, rule: Any) -> str:
+  """What a number may be, in words."""
+  signs = {'minimum': '>=', 'above': '>', 'maximum': '<=', 'below': '<'}
+  bounds = [
+    f'{sign} {rule[key]:g}'
+    for key, sign in signs.items()
+    if rule[key] is not None
+  ]
+  return ' '.join([_NAMES[kind], ' and '.join(bounds)]).rstrip()
+
+
+def describe(field: dataclasses.Field) -> str:
+  """The help text of an option, with what it may be and its default."""
+  text, rule = field.metadata.get('help', field.name), field.metadata['rule']
+  default = field.default
+  items = default if isinstance(default, tuple) else (default,)
+  kind = type(items[0]) if items else str
+  parts = []
+  if rule['choices'] is not None:
+    parts.append(' or '.join(map(str, rule['choices'])))
+  elif kind in (int, float) and _range(kind, rule) != _NAMES[kind]:
+    parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
+  if isinstance(default, tuple):
+    parts.append('comma-separated')
+  shown = ','.join(map(str, items)) if items else ''
+  if isinstance(default, str):
+    shown = repr(default)
+  parts.append(f'default {shown.lower() if kind is bool else shown}')
+  return f'{text} ({"; ".join(parts)})'
+
+
+def define_flags(config_type: type[Config]) -> None:
+  """Defines one absl flag for each option."""
+  for field in dataclasses.fields(config_type):
+    default, text = field.default, field.metadata.get('help', field.name)
+    define: Any = {
+      bool: flags.DEFINE_bool,
+      int: flags.DEFINE_integer,
+      float: flags.DEFINE_float,
+      str: flags.DEFINE_string,
+    }.get(type(default))
+    if define is not None:
+      define(field.name, default, text)
+    elif isinstance(default, tuple):
+      item_parser: Any = {
+        int: flags.IntegerParser,
+        float: flags.FloatParser,
+        str: flags.ArgumentParser,
+      }[type(default[0]) if default else str]()
+      flags.DEFINE(
+        _ListParser(item_parser),
+        field.name,
+        default,
+        text,
+        serializer=flags.CsvListSerializer(','),
+      )
+    else:
+      raise TypeError(f'{field.name}: no flag for {type(default).__name__}')
+
+
+def from_flags(config_type: type[Config]) -> Config:
+  """Makes a config of the flags that `define_flags` has defined."""
+  values = flags.FLAGS.flag_values_dict()
+  chosen = {f.name: values[f.name] for f in dataclasses.fields(config_type)}
+  return config_type(
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
+  )
+
+
+class _ListParser(flags.ArgumentParser):
+  """Parses comma-separated values, each by another parser."""
+
+  def __init__(self, item_parser: flags.ArgumentParser):
+    super().__init__()
+    self._item_parser = item_parser
+    self.syntactic_help = 'comma-separated'
+
+  def parse(self, argument: Any) -> list[Any]:
+    if not isinstance(argument, str):
+      return list(argument)
+    items = [item.strip() for item in argument.split(',') if item.strip()]
+    return [self._item_parser.parse(item) for item in items]
+
+  def flag_type(self) -> str:
+    return 'comma-separated list'

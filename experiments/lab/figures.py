@@ -1,0 +1,163 @@
+"""One style for all figures, and the pieces that they share.
+
+Colours are those of Okabe and Ito, told apart with any colour vision; a series
+differs in marker or line style as well, and is named where it is drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.lab.statistics import Estimate
+from experiments.lab.workdir import Workdir, replacing
+
+BLACK, BLUE, GREEN, ORANGE = '#000000', '#0072B2', '#009E73', '#D55E00'
+PINK, SKY, YELLOW, GREY = '#CC79A7', '#56B4E9', '#E69F00', '#8C8C8C'
+COLOURS = BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW, GREY
+MARKERS = 'osD^vPX*'
+LINES = '-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))
+
+
+class Figure(NamedTuple):
+  """A drawing and what it shows.
+
+  Attributes:
+    name: of its files, `figures/<name>.png` and `.svg`.
+    drawing: a figure of matplotlib.
+    caption: full sentences.
+  """
+
+  name: str
+  drawing: Any
+  caption: str
+
+
+def style() -> Any:
+  """Settings under which all figures are drawn, as a context manager."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  return matplotlib.rc_context(
+    {
+      'font.size': 11,
+      'axes.titlesize': 11.5,
+      'axes.titlelocation': 'left',
+      'axes.spines.top': False,
+      'axes.spines.right': False,
+      'figure.constrained_layout.use': True,
+      'figure.constrained_layout.h_pad': 0.1,
+      'legend.frameon': False,
+      'legend.fontsize': 10,
+      'svg.fonttype': 'none',
+      'svg.hashsalt': 'iclcl_jax',
+    }
+  )
+
+
+def save(workdir: Workdir, figure: Figure) -> dict[str, str]:
+  """Writes `.png` and `.svg`, closes the drawing; returns file and caption."""
+  import matplotlib.pyplot as plt
+
+  drawing = figure.drawing
+  drawing.draw_without_rendering()  # Find the layout once, not in every file.
+  drawing.set_layout_engine('none')
+  for suffix in ('png', 'svg'):
+    path = workdir / 'figures' / f'{figure.name}.{suffix}'
+    with replacing(path) as temporary:
+      drawing.savefig(temporary, format=suffix, dpi=160, bbox_inches='tight')
+  plt.close(drawing)
+  return {'file': f'figures/{figure.name}.png', 'caption': figure.caption}
+
+
+def look(index: int) -> dict[str, Any]:
+  """Colour, line and marker of the series of that number."""
+  return {
+    'color': COLOURS[index % len(COLOURS)],
+    'linestyle': LINES[index % len(LINES)],
+    'marker': MARKERS[index % len(MARKERS)],
+  }
+
+
+def band(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
+  """Draws a line of estimates with the band of their intervals.
+
+  Args:
+    axis: where to draw.
+    x: places. Shape `[n]`.
+    estimates: one for each place.
+    **look: of the line, as `axis.plot` takes it.
+  """
+  value, low, high = np.array(estimates).T
+  (line,) = axis.plot(x, value, **look)
+  axis.fill_between(
+    x, low, high, color=line.get_color(), alpha=0.2, linewidth=0
+  )
+
+
+def forest(
+  axis: Any,
+  rows: Mapping[str, Estimate],
+  *,
+  offset: float = 0.0,
+  reference: float | None = None,
+  **look: Any,
+) -> None:
+  """Draws estimates as rows with their intervals, the first on top.
+
+  Args:
+    axis: where to draw.
+    rows: estimates by name; the names become the labels of the axis.
+    offset: moves the rows down, for a second series.
+    reference: where to draw a vertical line, such as 1 for ratios.
+    **look: as `axis.errorbar` takes it.
+  """
+  places = np.arange(len(rows)) + offset
+  value, low, high = np.array(list(rows.values())).T
+  axis.errorbar(
+    value,
+    places,
+    xerr=[value - low, high - value],
+    **{'fmt': 'o', 'capsize': 2, 'color': BLUE} | look,
+  )
+  axis.set_yticks(range(len(rows)), list(rows))
+  axis.set_ylim(len(rows) - 0.5, -0.5)
+  if reference is not None:
+    axis.axvline(reference, color=BLACK, linewidth=0.8)
+
+
+def label_ends(
+  axis: Any, labels: Sequence[tuple[float, str, str]], *, gap: float = 0.062
+) -> None:
+  """Writes names beside the right edge of a log axis, without overlap.
+
+  Args:
+    axis: where to draw; its limits must not change any more.
+    labels: `(y, text, colour)` of each line at its right end.
+    gap: least distance of two names, as a share of the height.
+  """
+  low, high = np.log(axis.get_ylim())
+  ends = sorted((np.log(y) - low) / (high - low) for y, _, _ in labels)
+  order = sorted(labels)
+  places = np.clip(ends, 0.0, 1.0)
+  for _ in range(200):  # Push neighbours apart until all keep the gap.
+    for i in range(len(places) - 1):
+      overlap = max(gap - (places[i + 1] - places[i]), 0)
+      places[i] -= overlap / 2
+      places[i + 1] += overlap / 2
+    places = np.clip(places, 0.0, 1.0)
+  for place, end, (_, text, colour) in zip(places, ends, order, strict=True):
+    frame = {'transform': axis.transAxes, 'color': colour, 'clip_on': False}
+    axis.plot([1.0, 1.05], [min(max(end, 0), 1), place], lw=0.6, **frame)
+    axis.text(1.06, place, text, va='center', fontsize=9, **frame)
+
+
+def plain_ticks(axis: Any) -> None:
+  """Labels 1, 2, 5 of each decade where a log axis spans few decades."""
+  from matplotlib import ticker
+
+  low, high = axis.get_view_interval()
+  if high / low < 200:
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+    axis.set_minor_formatter(ticker.NullFormatter())

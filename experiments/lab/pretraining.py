@@ -1,0 +1,265 @@
+r"""The papers' layer and its training on in-context linear regression.
+
+One self-attention layer with positive random features, without residual,
+output matrix or feed-forward part. It reads N demonstrations `[s_i ; y_i]` and
+a query `[s_q ; 0]`; its prediction is the label part of the query's output
+row. It is trained by SGD, one prompt a step, on the squared error of that
+label.
+
+Everything is a pure function of ONE run (one seed): `jax.vmap` trains several.
+Draw random things with `jax.lax.map` over seeds instead: the result is the
+same, and a hash of many keys at once takes seconds to compile.
+
+The numbers that the papers leave open are chosen here: entries of B from
+N(0, 1), `d_x = 11`, `d_y = 1`, entries of the projections from N(0, 1/12).
+
+References:
+  Ren & Liu, arXiv:2310.13220, section 5.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention, features, projections, tasks
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+INPUT_DIM = 11
+LABEL_DIM = 1
+TOKEN_DIM = INPUT_DIM + LABEL_DIM
+
+TaskFn: TypeAlias = Callable[[PRNGKeyArray], Float[Array, 'd_y d_x']]
+
+
+class LayerParams(NamedTuple):
+  """Projections of the layer: token rows times these.
+
+  Attributes:
+    query: shape `[d_model, d_k]`.
+    key: shape `[d_model, d_k]`.
+    value: shape `[d_model, d_v]`.
+  """
+
+  query: Float[Array, 'd_model d_k']
+  key: Float[Array, 'd_model d_k']
+  value: Float[Array, 'd_model d_v']
+
+
+class Run(NamedTuple):
+  """One independent run: a layer, its features and its task.
+
+  Attributes:
+    params: the trained part.
+    phi: positive random features, drawn once and never again.
+    task_matrix: the matrix B of the single-task setting. Shape `[d_y, d_x]`.
+  """
+
+  params: LayerParams
+  phi: features.PositiveFeatures
+  task_matrix: Float[Array, 'd_y d_x']
+
+
+def init_run(key: PRNGKeyArray, *, num_features: int = 1200) -> Run:
+  """Draws a run in float32.
+
+  Args:
+    key: consumed.
+    num_features: number of features `R`.
+
+  Returns:
+    A `Run`.
+
+  Raises:
+    ValueError: if `num_features < 1`.
+
+  Example:
+    >>> jax.eval_shape(init_run, jax.random.key(0)).phi.projection.shape
+    (1200, 12)
+  """
+  key_params, key_features, key_task = jax.random.split(key, 3)
+  shape = 3, TOKEN_DIM, TOKEN_DIM
+  params = jax.random.normal(key_params, shape, jnp.float32)
+  projection = projections.gaussian(key_features, num_features, TOKEN_DIM)
+  return Run(
+    params=LayerParams(*(params / TOKEN_DIM**0.5)),
+    phi=features.PositiveFeatures(projection),
+    task_matrix=draw_task(key_task),
+  )
+
+
+def draw_task(key: PRNGKeyArray) -> Float[Array, 'd_y d_x']:
+  """Draws a task matrix B with standard normal entries, in float32."""
+  return jax.random.normal(key, (LABEL_DIM, INPUT_DIM), jnp.float32)
+
+
+def draw_prompts(
+  key: PRNGKeyArray,
+  steps: Array,
+  task_fn: TaskFn,
+  num_demonstrations: int,
+  *,
+  input_fn: Callable[..., Array] = tasks.uniform,
+) -> tasks.RegressionPrompt:
+  """Draws the prompt of each step from `jax.random.fold_in(key, step)`.
+
+  A step's prompt does not depend on the other steps, so a resumed run sees the
+  prompts of an uninterrupted one.
+
+  Args:
+    key: root of all steps.
+    steps: step numbers. Shape `[P]`.
+    task_fn: `key -> B`: `lambda key: task_matrix` for one task,
+      `draw_task` for a fresh one in every prompt.
+    num_demonstrations: number of demonstrations `N`.
+    input_fn: distribution of the inputs, see `tasks.linear_regression`.
+
+  Returns:
+    Prompts with a leading axis of `P`.
+
+  Raises:
+    ValueError: as `tasks.linear_regression`.
+
+  Example:
+    >>> def draw(key):
+    ...   return draw_prompts(key, jnp.arange(3), draw_task, 15)
+    >>> prompts = jax.eval_shape(draw, jax.random.key(0))
+    >>> prompts.tokens.shape, prompts.target.shape
+    ((3, 16, 12), (3, 1))
+  """
+
+  def draw(step):
+    key_task, key_inputs = jax.random.split(jax.random.fold_in(key, step))
+    return tasks.linear_regression(
+      key_inputs, num_demonstrations, task_fn(key_task), input_fn=input_fn
+    )
+
+  return jax.lax.map(draw, steps)
+
+
+def project(
+  params: LayerParams, tokens: Float[Array, 'n d_model']
+) -> tuple[Float[Array, ' d_k'], Float[Array, 'n d_k'], Float[Array, 'n d_v']]:
+  """Returns the query of the last token, and keys and values of all tokens.
+
+  Args:
+    params: the layer.
+    tokens: a prompt. Shape `[n, d_model]`.
+
+  Returns:
+    `(query, keys, values)`, arguments of the functions of `iclcl_jax`.
+
+  Raises:
+    ValueError: if `tokens` is no matrix, or not as wide as the layer.
+  """
+  _validate.check_array('tokens', tokens, 'n d_model')
+  _validate.check_same(
+    'd_model', 'tokens', tokens.shape[1], 'params', params.query.shape[0]
+  )
+  return tokens[-1] @ params.query, tokens @ params.key, tokens @ params.value
+
+
+def attend(
+  params: LayerParams,
+  phi: features.PositiveFeatures,
+  tokens: Float[Array, 'n d_model'],
+) -> Float[Array, ' d_v']:
+  """Returns the layer's output at the last token: the definition.
+
+  Args:
+    params: the layer.
+    phi: its feature map.
+    tokens: a prompt. Shape `[n, d_model]`.
+
+  Returns:
+    The output row of the query. Shape `[d_v]`.
+
+  Raises:
+    ValueError: as `project`.
+  """
+  return attention.kernel_attention(phi, *project(params, tokens))
+
+
+def predict(
+  params: LayerParams,
+  phi: features.PositiveFeatures,
+  tokens: Float[Array, 'n d_model'],
+) -> Float[Array, ' d_y']:
+  r"""Returns the predicted label of the query: the fast path of training.
+
+  Equal to the label part of `attend`, with the features never formed:
+
+  .. math:: \log \phi(k)^\top\phi(q) = \mathrm{logsumexp}_r\,
+     \omega_r^\top(y_k + y_q) - \tfrac12|y_k|^2 + \mathrm{const},
+     \quad y = x / d_k^{1/4}
+
+  One product and one pass of exponentials forward, one product backward.
+
+  Args:
+    params: the layer.
+    phi: its feature map.
+    tokens: a prompt. Shape `[n, d_model]`.
+
+  Returns:
+    The prediction. Shape `[d_y]`.
+
+  Raises:
+    ValueError: as `project`.
+  """
+  query, keys, values = project(params, tokens)
+  scale = query.shape[0] ** -0.25
+  keys, query = keys * scale, query * scale
+  exponents = (keys + query[None]) @ phi.projection.T
+  log_scores = jax.nn.logsumexp(exponents, axis=1) - jnp.sum(keys**2, 1) / 2
+  return values[:, -LABEL_DIM:].T @ jax.nn.softmax(log_scores)
+
+
+def squared_error(
+  params: LayerParams,
+  phi: features.PositiveFeatures,
+  prompt: tasks.RegressionPrompt,
+) -> Float[Array, '']:
+  """Returns the mean squared error of the query's label of one prompt."""
+  return jnp.mean((predict(params, phi, prompt.tokens) - prompt.target) ** 2)
+
+
+def train(
+  params: LayerParams,
+  phi: features.PositiveFeatures,
+  prompts: tasks.RegressionPrompt,
+  learning_rate: float | Array,
+) -> tuple[LayerParams, Float[Array, ' P']]:
+  """Takes one SGD step on each prompt, in order.
+
+  Args:
+    params: the layer before training.
+    phi: its feature map, not trained.
+    prompts: prompts with a leading axis of `P`.
+    learning_rate: the step size.
+
+  Returns:
+    The trained layer, and the loss of each prompt before its step. Shape
+    `[P]`.
+
+  Raises:
+    ValueError: as `project`; if `learning_rate` is negative or not finite.
+  """
+  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
+
+  def step(params, prompt):
+    loss, gradient = jax.value_and_grad(squared_error)(params, phi, prompt)
+    params = jax.tree.map(lambda p, g: p - learning_rate * g, params, gradient)
+    return params, loss
+
+  return jax.lax.scan(step, params, prompts)
+
+
+def evaluate(
+  params: LayerParams,
+  phi: features.PositiveFeatures,
+  prompts: tasks.RegressionPrompt,
+) -> Float[Array, '']:
+  """Returns the mean squared error over prompts with a leading axis of `P`."""
+  losses = jax.lax.map(lambda x: squared_error(params, phi, x), prompts)
+  return jnp.mean(losses)

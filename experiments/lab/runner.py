@@ -1,0 +1,284 @@
+"""Parts of an experiment, and the one way to run them."""
+
+import concurrent.futures
+import contextvars
+import dataclasses
+import functools
+import os
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import app, flags, logging
+
+from experiments.lab import claims as judging
+from experiments.lab import config as options
+from experiments.lab import figures as drawing
+from experiments.lab import loops, workdir
+from experiments.lab import tables as tabulating
+from experiments.lab.claims import Claim
+
+
+class Part(NamedTuple):
+  """One question: what is measured, what is claimed, what is drawn.
+
+  All but `measure` are functions of the config and of what it returned.
+
+  Attributes:
+    measure: `(config) -> results`, a NamedTuple declared beside it.
+    claims: `(config, results) -> [Claim, ...]`.
+    figures: `(config, results) -> [Figure, ...]`, called under `lab.style`.
+    summary: `(config, results) -> {key: value}`, what this question adds to
+      `summary.json`.
+    tables: `(config, results) -> {name: rows}`; each becomes
+      `tables/<name>.csv` and `.tex`.
+    metrics: `(config, results) -> rows` of `metrics.jsonl`.
+    pages: `(config, results) -> {file name: text}`, further files.
+  """
+
+  measure: Callable[[Any], Any]
+  claims: Callable[[Any, Any], Sequence[Claim]] = lambda config, results: ()
+  figures: Callable[[Any, Any], Sequence[drawing.Figure]] = (
+    lambda config, results: ()
+  )
+  summary: Callable[[Any, Any], Mapping[str, Any]] = lambda config, results: {}
+  tables: Callable[[Any, Any], Mapping[str, tabulating.Rows]] = (
+    lambda config, results: {}
+  )
+  metrics: Callable[[Any, Any], Sequence[Mapping[str, Any]]] = (
+    lambda config, results: ()
+  )
+  pages: Callable[[Any, Any], Mapping[str, str]] = lambda config, results: {}
+
+
+Conclude = Callable[[Any, Mapping[str, Any], Mapping[str, Claim]], str]
+
+_ONCE: list[dict[Any, Any]] = []
+
+
+def once(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """Lets parts share a measurement: computed once a run, by the first.
+
+  Args:
+    fn: `(config) -> results`, what several parts start from, such as trained
+      layers.
+
+  Returns:
+    The same function, which remembers its results until the run ends.
+  """
+  known: dict[Any, Any] = {}
+  lock = threading.Lock()
+  _ONCE.append(known)
+
+  @functools.wraps(fn)
+  def remembered(config):
+    with lock:
+      if config not in known:
+        known[config] = fn(config)
+      return known[config]
+
+  return remembered
+
+
+def run(
+  parts: Mapping[str, Part],
+  config: Any,
+  folder: str | os.PathLike[str],
+  *,
+  conclude: Conclude,
+  workers: int = 1,
+) -> Mapping[str, Any]:
+  """Runs the parts of an experiment, and writes all that they say.
+
+  Writes `config.json`, `metrics.jsonl`, `summary.json`, `figures/` and
+  `tables/`. A finished run is not run again: its results are read. A killed
+  one resumes its loops (`lab.scan_blocks`).
+
+  Args:
+    parts: the questions, by name.
+    config: settings.
+    folder: the workdir.
+    conclude: `(config, results by part, claims by id) -> conclusion`, one
+      paragraph whose first sentence stands alone.
+    workers: how many parts are measured at a time, in threads.
+
+  Returns:
+    The summary, as written to `summary.json`.
+
+  Raises:
+    ValueError: if the workdir cannot be used, or a part refuses the config;
+      then nothing is left in a workdir that was empty.
+  """
+  path = workdir.open_workdir(config, folder)
+  finished = path / 'summary.json'
+  if finished.exists():
+    found = workdir.read_json(finished)
+    print(report(found))
+    return found
+  start = time.perf_counter()
+  seconds: dict[str, float] = {}
+  try:
+    results = _measure(parts, config, path, workers, seconds)
+  except ValueError:
+    workdir.leave_nothing(path)
+    raise
+  finally:
+    for known in _ONCE:
+      known.clear()
+  answered = [(part, results[name]) for name, part in parts.items()]
+  claims = {c.id: c for part, x in answered for c in part.claims(config, x)}
+  summary: dict[str, Any] = {}
+  for part, result in answered:
+    summary |= part.summary(config, result)
+  command = command_of(config)
+  summary['claims'] = [claim.to_dict(command) for claim in claims.values()]
+  judging.check(summary['claims'])
+  summary['conclusion'] = conclude(config, results, claims)
+  summary |= _write_files(config, answered, summary['claims'], path, seconds)
+  summary['seconds'] = seconds | {'total': time.perf_counter() - start}
+  workdir.write_text(finished, workdir.to_json(summary))
+  found = workdir.read_json(finished)
+  print(report(found))
+  return found
+
+
+def _write_files(config, answered, claims, path, seconds) -> dict[str, Any]:
+  """Writes what the parts draw and tabulate; returns what there is."""
+  begin = time.perf_counter()
+  with drawing.style():
+    drawn = [
+      drawing.save(path, figure)
+      for part, result in answered
+      for figure in part.figures(config, result)
+    ]
+  seconds['figures'] = time.perf_counter() - begin
+  tabulated = {'claims': _flat(claims)} if claims else {}
+  metrics: list[Mapping[str, Any]] = []
+  for part, result in answered:
+    tabulated |= part.tables(config, result)
+    metrics += part.metrics(config, result)
+    for file, text in part.pages(config, result).items():
+      workdir.write_text(path / file, text)
+  for name, rows in tabulated.items():
+    tabulating.write(path, name, rows)
+  workdir.write_metrics(path, metrics)
+  return {'figures': drawn, 'tables': [f'tables/{x}.csv' for x in tabulated]}
+
+
+def _measure(parts, config, path, workers, seconds) -> dict[str, Any]:
+  """Measures all parts; each thread resumes from the checkpoints of the run."""
+
+  def measure(name):
+    begin = time.perf_counter()
+    result = parts[name].measure(config)
+    seconds[name] = time.perf_counter() - begin
+    return result
+
+  with loops.checkpoints_in(path / 'checkpoints'):
+    if workers == 1:
+      return {name: measure(name) for name in parts}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      running = {
+        name: pool.submit(contextvars.copy_context().run, measure, name)
+        for name in parts
+      }
+      return {name: future.result() for name, future in running.items()}
+
+
+def command_of(config: Any) -> str:
+  """The command that runs the experiment of a config."""
+  module = type(config).__module__
+  if module == '__main__':  # An experiment of one file, run as a command.
+    spec = sys.modules['__main__'].__spec__
+    module = module if spec is None else spec.name
+  name = '.'.join(module.split('.')[:2])
+  return f'python -m {name} --workdir=DIR'
+
+
+def _flat(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Records of claims as rows of a table: ends of the interval apart."""
+  rows = []
+  for claim in claims:
+    low, high = claim['interval'] or (None, None)
+    row = {key: claim[key] for key in ('id', 'source', 'claim', 'statistic')}
+    rows.append(
+      row
+      | {'value': claim['value'], 'low': low, 'high': high}
+      | {'verdict': claim['verdict']}
+    )
+  return rows
+
+
+def report(summary: Mapping[str, Any]) -> str:
+  """What a person reads at the end: the conclusion, then the claims."""
+  text = summary['conclusion']
+  if not summary.get('claims'):
+    return text
+  rows = [
+    {
+      'claim': row['claim'],
+      'value': _number(row['value']),
+      '95 % interval': '-'
+      if row['interval'] is None
+      else f'[{", ".join(map(_number, row["interval"]))}]',
+      'verdict': row['verdict'],
+    }
+    for row in summary['claims']
+  ]
+  counts = judging.counts(summary['claims'])
+  total = ', '.join(f'{count} {name}' for name, count in counts.items())
+  return f'{text}\n\n{tabulating.text(rows)}\n\nclaims: {total}'
+
+
+def _number(value: float | None) -> str:
+  """A number; null is what JSON makes of one that is not finite."""
+  return 'not finite' if value is None else f'{value:.3g}'
+
+
+def main(experiment: Any) -> None:
+  """Runs an experiment as a command: one flag for each field of its config.
+
+  Exits with status 1 on bad input, with the message of its `ValueError`, and
+  if the summary says `'holds': False`.
+
+  Args:
+    experiment: a module with a docstring, a `Config` and a
+      `run(config, workdir) -> summary`.
+  """
+  if {'--help', '-help', '-h', '--h'} & set(sys.argv[1:]):
+    print(usage(experiment))
+    return
+  flags.DEFINE_string('workdir', None, 'folder of all results', required=True)
+  options.define_flags(experiment.Config)
+
+  def start(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # The checkpointer is talkative.
+    try:
+      config = options.from_flags(experiment.Config)
+      summary = experiment.run(config, flags.FLAGS.workdir)
+    except ValueError as error:
+      sys.exit(f'error: {error}')
+    if summary.get('holds') is False:
+      sys.exit(1)
+
+  jax.config.config_with_absl()
+  app.run(start)
+
+
+def usage(experiment: Any) -> str:
+  """The text of `--help`: the flags of the experiment, then what it does."""
+  lines = [f'{command_of(experiment.Config())} [flags]', '']
+  lines += ['  --workdir', '      folder of all results (required)']
+  for field in dataclasses.fields(experiment.Config):
+    text = options.describe(field)
+    lines.append(f'  --{field.name}')
+    lines.append(textwrap.indent(textwrap.fill(text, 72), ' ' * 6))
+  lines += ['', experiment.__doc__ or '', '--helpfull lists the flags of JAX.']
+  return '\n'.join(lines)

@@ -1,0 +1,189 @@
+"""One estimate with its interval, and the few ways to get one.
+
+The unit of every interval is an independent run (a seed, a draw, a prompt): a
+row of samples holds one number for each.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+NUM_RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+  """A number and its 95 % interval; without one, both ends are the number.
+
+  Attributes:
+    value: the number.
+    low: lower end.
+    high: upper end.
+  """
+
+  value: float
+  low: float
+  high: float
+
+  @property
+  def interval(self) -> list[float] | None:
+    """Both ends, or None for a number without an interval."""
+    exact = self.low == self.value == self.high
+    return None if exact else [self.low, self.high]
+
+  def to_dict(self) -> dict[str, float]:
+    """As `summary.json` holds it: `mean`, `low` and `high`."""
+    return {'mean': self.value, 'low': self.low, 'high': self.high}
+
+  def __format__(self, spec: str) -> str:
+    """All numbers in one format, such as `{estimate:.2f}`."""
+    spec = spec or '.3g'
+    if self.interval is None:
+      return format(self.value, spec)
+    low, high = format(self.low, spec), format(self.high, spec)
+    return f'{format(self.value, spec)} [{low}, {high}]'
+
+  def __str__(self) -> str:
+    return format(self)
+
+
+def exactly(value: Any) -> Estimate:
+  """A number that has no interval, such as a largest residual."""
+  return Estimate(*[float(value)] * 3)
+
+
+def mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
+  """The mean over independent runs with its 95 % t-interval.
+
+  Args:
+    samples: one number for each run, at least two.
+    num_comparisons: widens the interval (Bonferroni), so that so many hold
+      together with 95 %.
+
+  Returns:
+    The estimate.
+
+  Raises:
+    ValueError: if there are fewer than two runs.
+  """
+  samples = np.asarray(samples, np.float64)
+  if samples.ndim != 1 or samples.size < 2:
+    raise ValueError(
+      f'samples has shape {list(samples.shape)}; expected at least two '
+      'numbers, one for each run.'
+    )
+  centre = float(np.mean(samples))
+  error = float(np.std(samples, ddof=1)) / samples.size**0.5
+  level = 1 - 0.025 / num_comparisons
+  half = float(scipy.special.stdtrit(samples.size - 1, level)) * error
+  return Estimate(centre, centre - half, centre + half)
+
+
+def geometric_mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
+  """The geometric mean over runs, with the t-interval of the mean log.
+
+  Args:
+    samples: one positive number for each run, at least two.
+    num_comparisons: as in `mean`.
+
+  Returns:
+    The estimate; infinite, with ends that are no numbers, if a run diverged.
+
+  Raises:
+    ValueError: as `mean`.
+  """
+  samples = np.asarray(samples, np.float64)
+  if not np.all(np.isfinite(samples)):
+    return Estimate(np.inf, np.nan, np.nan)
+  logs = mean(np.log(samples), num_comparisons=num_comparisons)
+  return Estimate(*(float(np.exp(x)) for x in logs))
+
+
+def paired_ratio(
+  samples: Any, reference: Any, *, num_comparisons: int = 1
+) -> Estimate:
+  """The geometric mean of `samples / reference`, paired by run."""
+  ratios = np.asarray(samples, np.float64) / np.asarray(reference, np.float64)
+  return geometric_mean(ratios, num_comparisons=num_comparisons)
+
+
+def proportion(successes: Any) -> Estimate:
+  """The share of true entries, with the interval of Clopper and Pearson."""
+  successes = np.asarray(successes)
+  count, size = int(np.sum(successes)), successes.size
+  low = float(scipy.special.betaincinv(count, size - count + 1, 0.025))
+  high = float(scipy.special.betaincinv(count + 1, size - count, 0.975))
+  return Estimate(
+    count / size, low if count else 0.0, high if count < size else 1.0
+  )
+
+
+def bootstrap(
+  statistic: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
+) -> Estimate:
+  """A statistic of means over runs, with a percentile interval.
+
+  All calls use the same resamples, so that comparisons are paired.
+
+  Args:
+    statistic: maps means `[B, ...]` to numbers `[B]`.
+    samples: one row for each run. Shape `[D, ...]`.
+
+  Returns:
+    The statistic of the means over all runs, with its interval.
+  """
+  means = np.tensordot(_resamples(samples.shape[0]), samples, axes=1)
+  value = statistic(samples.mean(axis=0)[None])[0]
+  low, high = np.percentile(statistic(means), [2.5, 97.5])
+  return Estimate(float(value), float(low), float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(num_runs: int) -> np.ndarray:
+  """Weights of the runs in every resample."""
+  generator = np.random.default_rng(0)
+  probabilities = np.full(num_runs, 1 / num_runs)
+  counts = generator.multinomial(num_runs, probabilities, NUM_RESAMPLES)
+  return counts / num_runs
+
+
+def log_slope(sizes: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the least-squares slope of log rows `[..., n]` on log sizes."""
+  x = np.log(np.asarray(sizes, float))
+  x = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+  return lambda rows: np.log(rows) @ x
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Pearson's correlation of each row; 0 if one of the two is constant."""
+  a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
+  size = np.sqrt(np.sum(a * a, axis=-1) * np.sum(b * b, axis=-1))
+  return np.sum(a * b, axis=-1) / np.where(size > 0, size, 1)
+
+
+def rank_correlation(a: Any, b: Any) -> np.ndarray:
+  """Spearman's correlation of each row, tied ranks shared; 0 if constant.
+
+  Args:
+    a: rows of numbers. Shape `[..., n]`.
+    b: rows that go with them, broadcast against `a`.
+
+  Returns:
+    The correlations. Shape `[...]`.
+  """
+  a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
+  return correlation(
+    scipy.stats.rankdata(a, axis=-1), scipy.stats.rankdata(b, axis=-1)
+  )
+
+
+def kendall(a: Any, b: Any) -> np.ndarray:
+  """Kendall's tau-b of each row; 0 if one of the two is constant."""
+  a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
+  first, second = np.triu_indices(a.shape[-1], 1)
+  a, b = (np.sign(x[..., first] - x[..., second]) for x in (a, b))
+  size = np.sqrt(np.sum(a * a, axis=-1) * np.sum(b * b, axis=-1))
+  return np.sum(a * b, axis=-1) / np.where(size > 0, size, 1)

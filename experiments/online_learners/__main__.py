@@ -1,0 +1,3 @@
+from experiments import lab, online_learners
+
+lab.main(online_learners)

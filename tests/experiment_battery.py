@@ -1,0 +1,56 @@
+"""What holds of every experiment, checked on its tiny run.
+
+A test file of an experiment makes the run once and passes it here::
+
+  tiny = experiment_battery.tiny_run(experiment)
+
+  def test_tiny_run_is_complete(tiny):
+    experiment_battery.check_complete(experiment, *tiny)
+"""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.lab import claims
+
+
+def tiny_run(experiment):
+  """A fixture: the summary and the folder of a tiny run, made once a file."""
+
+  @pytest.fixture(scope='module')
+  def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tiny')
+    return experiment.run(experiment.Config.tiny(), folder), folder
+
+  return tiny
+
+
+def check_complete(experiment, summary, folder):
+  """Files, claims, figures, tables; asked for again, it answers at once."""
+  assert summary == json.loads((folder / 'summary.json').read_text())
+  assert summary['conclusion'].endswith('.')
+  claims.check(summary['claims'])
+  drawn = {f'figures/{path.name}' for path in folder.glob('figures/*.png')}
+  assert {row['file'] for row in summary['figures']} == drawn
+  assert all(row['caption'].endswith('.') for row in summary['figures'])
+  for file in summary['tables']:
+    rows = (folder / file).read_text().splitlines()
+    assert len(rows) > 1
+    assert (folder / file).with_suffix('.tex').exists()
+  for line in (folder / 'metrics.jsonl').read_text().splitlines():
+    assert isinstance(json.loads(line or '{}'), dict)
+  stamps = {path: path.stat().st_mtime_ns for path in folder.rglob('*.*')}
+  assert experiment.run(experiment.Config.tiny(), folder) == summary
+  again = {path: path.stat().st_mtime_ns for path in folder.rglob('*.*')}
+  again = {k: v for k, v in again.items() if 'probe' not in k.name}
+  assert {k: v for k, v in stamps.items() if k.is_file()} == {
+    k: v for k, v in again.items() if k.is_file()
+  }
+
+
+def check_refused(experiment, changes, message):
+  """A bad setting is an error that names it."""
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(experiment.Config.tiny(), **changes)
