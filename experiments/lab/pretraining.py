@@ -6,9 +6,10 @@ a query `[s_q ; 0]`; its prediction is the label part of the query's output
 row. It is trained by SGD, one prompt a step, on the squared error of that
 label.
 
-Everything is a pure function of ONE run (one seed): `jax.vmap` trains several.
-Draw random things with `jax.lax.map` over seeds instead: the result is the
-same, and a hash of many keys at once takes seconds to compile.
+The layer is a pure function of ONE run (one seed). `init_seeds`, `Prompts` and
+`pretrain` are the same for many: `jax.vmap` trains them together, while random
+things are drawn with `jax.lax.map` over seeds, since a hash of many keys at
+once takes seconds to compile.
 
 The numbers that the papers leave open are chosen here: entries of B from
 N(0, 1), `d_x = 11`, `d_y = 1`, entries of the projections from N(0, 1/12).
@@ -17,18 +18,30 @@ References:
   Ren & Liu, arXiv:2310.13220, section 5.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from experiments.lab.compiling import compile_quickly
+from experiments.lab.loops import scan_blocks
 from iclcl_jax import _validate, attention, features, projections, tasks
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 
 INPUT_DIM = 11
 LABEL_DIM = 1
 TOKEN_DIM = INPUT_DIM + LABEL_DIM
+TOKENS_PER_EPOCH = 1024
+
+# Inputs s of the regression, and the learning rate that suits them.
+INPUTS = {
+  'uniform': (tasks.uniform, 0.003),
+  'normal': (jax.random.normal, 0.001),
+}
 
 TaskFn: TypeAlias = Callable[[PRNGKeyArray], Float[Array, 'd_y d_x']]
 
@@ -263,3 +276,147 @@ def evaluate(
   """Returns the mean squared error over prompts with a leading axis of `P`."""
   losses = jax.lax.map(lambda x: squared_error(params, phi, x), prompts)
   return jnp.mean(losses)
+
+
+class Seeds(NamedTuple):
+  """All runs, with a leading axis of seeds.
+
+  Attributes:
+    runs: layers before training, feature maps and tasks.
+    training: root keys of the training prompts. Shape `[S]`.
+    testing: root keys of the held-out prompts. Shape `[S]`.
+  """
+
+  runs: Run
+  training: PRNGKeyArray
+  testing: PRNGKeyArray
+
+
+@functools.partial(compile_quickly, static_argnames='num_features')
+def init_runs(keys: PRNGKeyArray, *, num_features: int) -> Run:
+  """Draws a run for each of the keys `[S]`, see `init_run`."""
+  return jax.lax.map(
+    functools.partial(init_run, num_features=num_features), keys
+  )
+
+
+def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:
+  """Draws what training starts from: seed i depends on `seed` and i alone.
+
+  Args:
+    seed: root of all random numbers.
+    num_seeds: number of seeds `S`.
+    num_features: number of features `R`.
+
+  Returns:
+    The `Seeds`.
+  """
+
+  def split(number):
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3)
+
+  keys = compile_quickly(lambda x: jax.lax.map(split, x))(jnp.arange(num_seeds))
+  runs = init_runs(keys[:, 0], num_features=num_features)
+  return Seeds(runs, keys[:, 1], keys[:, 2])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+  """A distribution of prompts.
+
+  Attributes:
+    num_demonstrations: demonstrations `N` of a prompt.
+    input_distribution: one of `INPUTS`.
+    multi_task: whether every prompt has a task matrix of its own, instead of
+      that of its seed.
+  """
+
+  num_demonstrations: int
+  input_distribution: str = 'uniform'
+  multi_task: bool = False
+
+  def draw(
+    self, keys: PRNGKeyArray, task_matrices: Array, steps: Array
+  ) -> tasks.RegressionPrompt:
+    """Draws the prompts of some steps for all seeds, see `draw_prompts`.
+
+    Args:
+      keys: root keys. Shape `[S]`.
+      task_matrices: those of the seeds. Shape `[S, d_y, d_x]`.
+      steps: step numbers. Shape `[P]`.
+
+    Returns:
+      Prompts with leading axes `[S, P]`.
+    """
+    input_fn, _ = INPUTS[self.input_distribution]
+
+    def of_seed(arguments):
+      key, matrix = arguments
+      task_fn = draw_task if self.multi_task else lambda key: matrix
+      return draw_prompts(
+        key, steps, task_fn, self.num_demonstrations, input_fn=input_fn
+      )
+
+    return jax.lax.map(of_seed, (keys, task_matrices))
+
+  def held_out(self, seeds: Seeds, num_prompts: int) -> tasks.RegressionPrompt:
+    """Draws held-out prompts of all seeds, NumPy arrays `[S, P, ...]`."""
+    draw = compile_quickly(
+      lambda keys, matrices: self.draw(keys, matrices, jnp.arange(num_prompts))
+    )
+    return jax.device_get(draw(seeds.testing, seeds.runs.task_matrix))
+
+
+def pretrain(
+  seeds: Seeds,
+  prompts: Prompts,
+  *,
+  num_epochs: int,
+  learning_rate: float,
+  tokens_per_epoch: int = TOKENS_PER_EPOCH,
+  block_epochs: int = 25,
+) -> tuple[LayerParams, np.ndarray]:
+  """Trains the layers of all seeds by SGD, one new prompt a step.
+
+  Every prompt is new, so its loss before its step is a held-out loss.
+
+  Args:
+    seeds: what training starts from.
+    prompts: what the layers are trained on.
+    num_epochs: number of epochs `E`.
+    learning_rate: the step size.
+    tokens_per_epoch: an epoch has this many tokens, whatever `N`.
+    block_epochs: epochs between checkpoints.
+
+  Returns:
+    The trained layers, and by epoch and seed the mean loss and that of
+    predicting 0. Shape `[E, 2, S]`.
+
+  Raises:
+    ValueError: if a loss is not finite.
+  """
+  size, runs = prompts.num_demonstrations, seeds.runs
+  num_prompts = tokens_per_epoch // (size + 1)
+  descend = jax.vmap(functools.partial(train, learning_rate=learning_rate))
+
+  def epoch(params, number):
+    steps = number * num_prompts + jnp.arange(num_prompts)
+    drawn = prompts.draw(seeds.training, runs.task_matrix, steps)
+    params, losses = descend(params, runs.phi, drawn)
+    zero = jnp.mean(drawn.target**2, axis=(1, 2))
+    return params, jnp.stack([jnp.mean(losses, axis=1), zero])
+
+  params, losses = scan_blocks(
+    epoch,
+    runs.params,
+    num_epochs,
+    block_size=block_epochs,
+    name=f'demonstrations_{size}',
+    description=f'pretraining, N = {size}, {len(seeds.training)} seeds',
+  )
+  if not np.all(np.isfinite(losses)):
+    raise ValueError(
+      f'learning_rate is {learning_rate:g}, with which training diverged at '
+      f'N = {size}; lower it.'
+    )
+  return params, np.asarray(losses)

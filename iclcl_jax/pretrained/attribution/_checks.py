@@ -71,9 +71,7 @@ def check_position(tokens: Any, position: Any, mask: Any) -> Any:
   return jnp.asarray(position)
 
 
-def check_excluded(
-  tokens: Any, position: Any, mask: Any, excluded: Any
-) -> Any:
+def check_excluded(tokens: Any, position: Any, mask: Any, excluded: Any) -> Any:
   """Checks the excluded tokens and returns the mask of those that are left."""
   if excluded is None:
     return mask
