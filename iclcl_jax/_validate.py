@@ -3,16 +3,57 @@
 Every check raises `ValueError` with the name of the argument, what it was,
 what was expected, and how to mend it. Values are looked at only when they are
 concrete: inside `jit` a check of values is skipped, a check of shapes is not.
+
+Ranks, dtypes and shared axes stand in annotations, which `_door.door` reads.
+What an annotation cannot say is a line in the function, such as
+`_validate.non_negative(learning_rate=learning_rate)`.
 """
 
+import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Kind(NamedTuple):
+  """A kind of numbers, as messages call it.
+
+  Attributes:
+    numbers: the kind, for `jnp.issubdtype`.
+    array: an array of it.
+    dtype: its dtypes.
+    wrap: how a list becomes one.
+    cast: how an array `{}` of another kind becomes one.
+  """
+
+  numbers: Any
+  array: str
+  dtype: str
+  wrap: str
+  cast: str
+
+
+FLOATING = Kind(
+  jnp.floating,
+  array='a floating-point array',
+  dtype='a floating-point dtype',
+  wrap='Wrap it in jnp.asarray(..., float).',
+  cast='Cast it, for example {}.astype(jnp.float32).',
+)
+INTEGER = Kind(
+  jnp.integer,
+  array='an array of integers',
+  dtype='an integer dtype',
+  wrap='Wrap it in jnp.asarray(..., int).',
+  cast='Cast it, for example {}.astype(jnp.int32).',
+)
+_COMPARE = 'Compare first, for example jnp.arange(N) < length.'
+BOOLEAN = Kind(jnp.bool_, 'booleans', 'booleans', _COMPARE, _COMPARE)
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -32,24 +73,34 @@ def check_array(name: str, array: Any, shape: str) -> None:
   Raises:
     ValueError: if `array` is no array, has another rank, or is not floating.
   """
-  axes = shape.split()
-  expected = f'[{", ".join(axes)}]'
-  if not hasattr(array, 'shape') or not hasattr(array, 'dtype'):
+  check_kind(name, array, shape.split(), FLOATING)
+
+
+def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
+  """`check_array` of numbers of any kind."""
+  try:
+    shape, dtype = array.shape, array.dtype
+  except AttributeError:
     raise ValueError(
-      f'{name} is a {type(array).__name__}; expected a floating-point array '
-      f'of shape {expected}. Wrap it in jnp.asarray(..., float).'
-    )
-  if len(array.shape) != len(axes):
+      f'{name} is a {_type(array)}; expected {kind.array} of shape '
+      f'[{", ".join(axes)}]. {kind.wrap}'
+    ) from None
+  if len(shape) != len(axes):
     raise ValueError(
-      f'{name} has shape {list(array.shape)}; expected {expected}. Core '
+      f'{name} has shape {list(shape)}; expected [{", ".join(axes)}]. Core '
       'functions take one sequence and one head: use jax.vmap for further '
       'leading axes, or index the axis away.'
     )
-  if not jnp.issubdtype(array.dtype, jnp.floating):
+  if not _is_of_kind(dtype, kind.numbers):
     raise ValueError(
-      f'{name} has dtype {array.dtype}; expected a floating-point dtype. '
-      f'Cast it, for example {name}.astype(jnp.float32).'
+      f'{name} has dtype {dtype}; expected {kind.dtype}. '
+      f'{kind.cast.format(name)}'
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _is_of_kind(dtype: Any, numbers: Any) -> bool:
+  return jnp.issubdtype(dtype, numbers)
 
 
 def check_same(
@@ -86,8 +137,8 @@ def check_tokens(
       )
   if keys.shape[0] == 0 and not allow_empty:
     raise ValueError(
-      'keys is empty (N = 0); expected at least one demonstration. For a '
-      'model without any, start from dual.zero_shot.'
+      'keys is empty (N = 0); expected at least one demonstration. A model '
+      'that has seen none is dual.empty.'
     )
   if query is not None:
     check_array('query', query, 'd_k')
@@ -104,6 +155,8 @@ def check_tokens(
 
 def check_dtypes(**arrays: Any) -> None:
   """Checks that all arrays have one dtype, as JAX will read them."""
+  if len({array.dtype for array in arrays.values()}) < 2:
+    return
   dtypes = {
     name: np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     for name, array in arrays.items()
@@ -165,6 +218,43 @@ def check_num_query_tokens(num_query_tokens: Any, size: int) -> None:
       f'num_query_tokens is {num_query_tokens} of {size} tokens; expected '
       'fewer, so that a demonstration is left.'
     )
+
+
+def at_least(minimum: int, /, **counts: Any) -> None:
+  """Checks that every argument is a Python integer of at least `minimum`."""
+  for name, value in counts.items():
+    check_count(name, value, minimum=minimum)
+
+
+def finite(**scalars: Any) -> None:
+  """Checks that every argument is a finite scalar."""
+  for name, value in scalars.items():
+    check_scalar(name, value)
+
+
+def non_negative(**scalars: Any) -> None:
+  """Checks that every argument is a finite scalar of at least 0."""
+  for name, value in scalars.items():
+    check_scalar(name, value, minimum=0)
+
+
+def positive(**scalars: Any) -> None:
+  """Checks that every argument is a finite scalar above 0."""
+  for name, value in scalars.items():
+    check_scalar(name, value, minimum=0)
+    if is_concrete(value) and float(value) == 0:
+      raise ValueError(f'{name} is 0; expected a positive number.')
+
+
+def below_one(**scalars: Any) -> None:
+  """Checks that every argument is a scalar in `[0, 1)`, as a momentum is."""
+  for name, value in scalars.items():
+    check_scalar(name, value, minimum=0)
+    if is_concrete(value) and float(value) >= 1:
+      raise ValueError(
+        f'{name} is {float(value):g}; expected a number below 1, or the past '
+        'never fades.'
+      )
 
 
 def check_scalar(
@@ -255,7 +345,7 @@ def check_result(name: str, result: Any, shape: tuple[int, ...]) -> None:
   """Raises unless a caller's function has returned an array of that shape."""
   if getattr(result, 'shape', None) != shape:
     raise ValueError(
-      f'{name} returned {_describe(result)}; expected an array of shape '
+      f'{name} returned {describe(result)}; expected an array of shape '
       f'{list(shape)}.'
     )
 
@@ -278,16 +368,16 @@ def check_real_scalar(
   is_real = jnp.issubdtype(dtype, jnp.floating)
   if getattr(result, 'shape', None) != () or not is_real:
     raise ValueError(
-      f'{name} returns {_describe(result)}; expected a scalar array [] of a '
+      f'{name} returns {describe(result)}; expected a scalar array [] of a '
       'floating-point dtype. Sum over what remains, for example with jnp.sum.'
     )
 
 
-def check_feature_map(phi: Any) -> None:
+def check_feature_map(phi: Any, name: str = 'phi') -> None:
   """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi):
     raise ValueError(
-      f'phi is a {type(phi).__name__}; this function needs a FeatureMap: a '
+      f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '
       'callable with a method scaled(x) -> (log_scale, features), such as '
       'features.PositiveFeatures. For an exact kernel use '
       'attention.kernel_attention or the functions of iclcl_jax.dual.'
@@ -322,45 +412,10 @@ def is_feature_map(phi: Any) -> bool:
   )
 
 
-def check_scaled(phi: Any, result: Any, x: Any) -> None:
-  """Checks what `phi.scaled(x)` returned: `(log_scale, features)`."""
-  arrays = (
-    isinstance(result, tuple)
-    and len(result) == 2
-    and all(hasattr(array, 'shape') for array in result)
-  )
-  shapes: list[Any] = [array.shape for array in result] if arrays else []
-  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-  fits = (
-    arrays
-    and len(shapes[1]) == 1
-    and shapes[0] in ((1,), shapes[1])
-    and all(array.dtype == dtype for array in result)
-  )
-  if not fits:
-    raise ValueError(
-      f'phi.scaled of {type(phi).__name__} returned {_describe(result)} for a '
-      f'vector {_describe(x)}; expected (log_scale, features) of shapes [R] '
-      f'or [1], and [R], both {dtype}. See iclcl_jax.types.FeatureMap.'
-    )
-
-
-def check_kernel_value(kernel: Any, result: Any, x: Any) -> None:
-  """Checks what `kernel(x, y)` returned: a scalar of the dtype of `x`."""
-  name = getattr(kernel, '__name__', type(kernel).__name__)
-  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-  if getattr(result, 'shape', None) != () or result.dtype != dtype:
-    raise ValueError(
-      f'the kernel {name} returned {_describe(result)} for vectors '
-      f'{_describe(x)}; expected a scalar [] of dtype {dtype}. See '
-      'iclcl_jax.types.Kernel.'
-    )
-
-
-def _describe(tree: Any) -> str:
+def describe(tree: Any) -> str:
   """Types, dtypes and shapes of a result."""
   if isinstance(tree, tuple):
-    return f'({", ".join(map(_describe, tree))})'
+    return f'({", ".join(map(describe, tree))})'
   if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
     return f'{tree.dtype} {list(tree.shape)}'
   return f'a {type(tree).__name__}'

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 _stop = jax.lax.stop_gradient
 
 
+@door
 def softmax_attention(
   query: Float[Array, ' d_k'],
   keys: Float[Array, 'N d_k'],
@@ -57,7 +59,6 @@ def softmax_attention(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  _validate.check_tokens(keys, values, mask, query=query)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[:, None], keys, 0)
     values = jnp.where(mask[:, None], values, 0)
@@ -70,6 +71,7 @@ def softmax_attention(
   return values.T @ weights
 
 
+@door
 def kernel_attention(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -107,12 +109,12 @@ def kernel_attention(
   References:
     Ren & Liu, arXiv:2310.13220, eq. 12.
   """
-  _validate.check_tokens(keys, values, mask, query=query)
   weights, _ = scores(phi, query, keys, mask)
   numerator, denominator = _sums(weights, values, mask)
   return divide(numerator, denominator, mask)
 
 
+@door
 def linear_attention(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -149,12 +151,12 @@ def linear_attention(
   References:
     Katharopoulos et al., arXiv:2006.16236, eq. 4, without its denominator.
   """
-  _validate.check_tokens(keys, values, mask, query=query)
   weights, log_scale = scores(phi, query, keys, mask)
   numerator, _ = _sums(weights, values, mask)
   return numerator * jnp.exp(log_scale)
 
 
+@door
 def stream_kernel_attention(
   phi: FeatureMap | Kernel,
   queries: Float[Array, 'M d_k'],
@@ -196,8 +198,7 @@ def stream_kernel_attention(
   References:
     Choromanski et al., arXiv:2009.14794, eq. 4.
   """
-  _validate.check_tokens(keys, values, mask, queries=queries)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   read = reader(phi, keys, values, chunk_size, mask)
 
   def answer(query):
@@ -207,6 +208,7 @@ def stream_kernel_attention(
   return moments.map_chunks(answer, queries, chunk_size)
 
 
+@door
 def causal_kernel_attention(
   phi: FeatureMap | Kernel,
   queries: Float[Array, 'N d_k'],
@@ -252,15 +254,13 @@ def causal_kernel_attention(
   References:
     Katharopoulos et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
-  _validate.check_tokens(keys, values, mask, queries=queries)
-  size = keys.shape[0]
-  _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   sums = causal_sums(phi, queries, keys, values, chunk_size, mask)
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
   return divide(sums[:, :-2], sums[:, -2:-1], seen)
 
 
+@door
 def weights(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -288,7 +288,6 @@ def weights(
     >>> weights(kernel, jnp.ones(4), jnp.zeros((2, 4))).tolist()
     [0.5, 0.5]
   """
-  _validate.check_tokens(keys, keys, mask, query=query)
   raw, _ = scores(phi, query, keys, mask)
   return divide(raw, jnp.sum(raw), mask)
 

@@ -220,5 +220,12 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
 def evaluate(kernel, x, y) -> Float[Array, '']:
   """`kernel(x, y)`; a function of the user's own may return anything."""
   result = kernel(x, y)
-  _validate.check_kernel_value(kernel, result, x)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  if getattr(result, 'shape', None) != () or result.dtype != dtype:
+    name = getattr(kernel, '__name__', type(kernel).__name__)
+    raise ValueError(
+      f'the kernel {name} returned {_validate.describe(result)} for vectors '
+      f'{_validate.describe(x)}; expected a scalar [] of dtype {dtype}. See '
+      'iclcl_jax.types.Kernel.'
+    )
   return result

@@ -53,7 +53,21 @@ def scaled(
 ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
   """`phi.scaled(x)`; a map of the user's own may return anything."""
   result = phi.scaled(x)
-  _validate.check_scaled(phi, result, x)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  fits = (
+    isinstance(result, tuple)
+    and len(result) == 2
+    and all(getattr(array, 'dtype', None) == dtype for array in result)
+    and len(result[1].shape) == 1
+    and result[0].shape in ((1,), result[1].shape)
+  )
+  if not fits:
+    raise ValueError(
+      f'phi.scaled of {type(phi).__name__} returned '
+      f'{_validate.describe(result)} for a vector {_validate.describe(x)}; '
+      'expected (log_scale, features) of shapes [R] or [1], and [R], both '
+      f'{dtype}. See iclcl_jax.types.FeatureMap.'
+    )
   return result
 
 

@@ -16,7 +16,7 @@ and heads.
 
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Mask: TypeAlias = Bool[Array, ' N']
 
@@ -26,6 +26,7 @@ __all__ = [
   'DualState',
   'FeatureMap',
   'Float',
+  'Int',
   'Kernel',
   'KernelDualState',
   'LogKernel',

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(iclcl_jax.__file__).parent
 FLOORS = {
   'types': 0,
   '_validate': 0,
+  '_door': 0,
   '_pytree': 0,
   '_pair_series': 0,
   'precision': 0,
@@ -40,9 +41,11 @@ FLOORS = {
   'accounts': 8,
   'pretrained': 8,
 }
-# The exact-kernel twin returns the same `Reading` as the moments; certificates
-# of whole models are part of equivalence.
+# Doors know the vocabulary. The exact-kernel twin returns the same `Reading` as
+# the moments; certificates of whole models are part of equivalence.
 SAME_FLOOR = {
+  ('_door', 'types'),
+  ('_door', '_validate'),
   ('coefficients', 'moments'),
   ('equivalence', '_model_certificate'),
 }

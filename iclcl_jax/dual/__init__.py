@@ -19,6 +19,7 @@ from iclcl_jax.dual._common import Penalty, State
 from iclcl_jax.dual._editing import Removal, merge, remove
 from iclcl_jax.dual._prediction import normaliser, predict, stream_predict
 from iclcl_jax.dual._steps import (
+  empty,
   one_step,
   one_step_autodiff,
   stream_step,
@@ -31,6 +32,7 @@ __all__ = [
   'Removal',
   'State',
   'Trajectory',
+  'empty',
   'merge',
   'normaliser',
   'one_step',

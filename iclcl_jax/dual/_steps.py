@@ -18,6 +18,34 @@ if TYPE_CHECKING:
   import optax
 
 
+def empty(
+  phi: FeatureMap | Kernel,
+  keys: Float[Array, 'n d_k'],
+  values: Float[Array, 'n d_v'],
+) -> State:
+  r"""Returns the dual model that has seen nothing: :math:`W = 0`.
+
+  Args:
+    phi: feature map or kernel.
+    keys: any keys, of which the width and the dtype are read. Shape `[n, d_k]`.
+    values: any values, of which the width is read. Shape `[n, d_v]`.
+
+  Returns:
+    The state; its mass is 0.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import dual, features
+    >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((5, 2))
+    >>> dual.empty(phi, x, x).weights.tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+  """
+  _validate.check_tokens(keys, values, allow_empty=True)
+  return form_of(phi).empty(phi, keys, values)
+
+
 def zero_shot(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -31,8 +59,8 @@ def zero_shot(
 
   Args:
     phi: feature map or kernel.
-    keys: keys of the query-side tokens, commonly one. Shape `[N, d_k]`; zero
-      rows give `W_0 = 0`.
+    keys: keys of the query-side tokens, commonly one. Shape `[N, d_k]`; none
+      at all give `empty`.
     values: their values. Shape `[N, d_v]`.
     mask: valid tokens. Shape `[N]`; None for all.
 

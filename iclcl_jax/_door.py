@@ -1,0 +1,221 @@
+"""Doors: functions whose arguments are checked by their annotations."""
+
+import functools
+import inspect
+import threading
+import types as python_types
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+from iclcl_jax import _validate
+from iclcl_jax.types import FeatureMap
+
+_FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
+# Kinds of numbers, by a dtype that only annotations of the kind admit.
+_KINDS = {
+  'float32': _validate.FLOATING,
+  'int32': _validate.INTEGER,
+  'bool': _validate.BOOLEAN,
+}
+
+
+class _Array(NamedTuple):
+  """What an annotation says of an array."""
+
+  kind: _validate.Kind
+  axes: tuple[str, ...]
+
+
+class _Argument(NamedTuple):
+  """An argument, or a field of one, whose annotation can be checked.
+
+  Attributes:
+    name: its name, `argument.field` for a field.
+    position: where it is passed; None for a keyword.
+    is_optional: whether None may be passed.
+    expected: an array; a check of anything else; or, for an argument that is a
+      `NamedTuple`, the fields of the types it may have.
+  """
+
+  name: str
+  position: int | None
+  is_optional: bool
+  expected: _Array | Callable[[str, Any], None] | dict[Any, list['_Argument']]
+
+
+class _Thread(threading.local):
+  is_inside = False
+
+
+_thread = _Thread()
+_ABSENT = object()
+
+
+def door(function: _FunctionT) -> _FunctionT:
+  """Checks the arguments of a function by their annotations.
+
+  They are read once, when the function is defined. `Float[Array, 'N d_k']` says
+  the rank, the kind of numbers, and which axes arguments share. Floating-point
+  arrays of one call have one dtype. There is at least one demonstration `N`
+  (`n` may be none), and a width (`d`, `d_k`) is at least 1. The fields of a
+  `NamedTuple` count as arguments (`state.mass`). `PRNGKeyArray` is one typed
+  key, `FeatureMap` follows the protocol, `| None` may be left out. All other
+  annotations, scalars among them, are left to the function.
+
+  A door that is called inside another one checks nothing: what it is given was
+  checked, or is the library's own. So a call is checked once, whatever it
+  calls.
+
+  Args:
+    function: a function or method.
+
+  Returns:
+    The same function behind its checks.
+  """
+  return _make_door(function, on_host=False)
+
+
+def host_door(function: _FunctionT) -> _FunctionT:
+  """A `door` to arithmetic on the host: concrete arrays, of any precision."""
+  return _make_door(function, on_host=True)
+
+
+def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
+  arguments: list[_Argument] = []
+  parameters = inspect.signature(function).parameters.values()
+  for position, parameter in enumerate(parameters):
+    place = None if parameter.kind is parameter.KEYWORD_ONLY else position
+    arguments += _read(parameter.name, place, parameter.annotation)
+
+  @functools.wraps(function)
+  def checked(*args, **kwargs):
+    if _thread.is_inside:
+      return function(*args, **kwargs)
+    _check_call(arguments, args, kwargs, on_host)
+    _thread.is_inside = True
+    try:
+      return function(*args, **kwargs)
+    finally:
+      _thread.is_inside = False
+
+  return cast(_FunctionT, checked)
+
+
+def _read(name: str, position: int | None, annotation: Any) -> list[_Argument]:
+  """The argument, in a list; none if its annotation leaves all open."""
+  origin = typing.get_origin(annotation)
+  is_union = origin in (typing.Union, python_types.UnionType)
+  parts = typing.get_args(annotation) if is_union else (annotation,)
+  is_optional = type(None) in parts
+  parts = tuple(part for part in parts if part is not type(None))
+  expected: Any = None
+  if parts == (FeatureMap,):
+    expected = _check_feature_map
+  elif all(hasattr(part, '_fields') for part in parts):
+    expected = {part: _read_fields(name, part) for part in parts}
+  elif 'prng_key' in getattr(parts[0], 'dtypes', ()):
+    expected = _validate.check_key
+  elif len(parts) == 1:
+    expected = _read_array(annotation=parts[0])
+  if expected is None:
+    return []
+  return [_Argument(name, position, is_optional, expected)]
+
+
+def _check_feature_map(name: str, phi: Any) -> None:
+  _validate.check_feature_map(phi, name)
+
+
+def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
+  fields: list[_Argument] = []
+  for position, field in enumerate(named_tuple._fields):
+    annotation = named_tuple.__annotations__[field]
+    fields += _read(f'{name}.{field}', position, annotation)
+  return [field for field in fields if isinstance(field.expected, _Array)]
+
+
+def _read_array(annotation: Any) -> _Array | None:
+  """Kind and axes; None for several kinds, a scalar, or any rank."""
+  dtypes = getattr(annotation, 'dtypes', ())
+  if not isinstance(dtypes, tuple) or 'complex64' in dtypes:
+    return None
+  kinds = [kind for dtype, kind in _KINDS.items() if dtype in dtypes]
+  axes = tuple(annotation.dim_str.split()) if kinds else ()
+  any_rank = any(axis.startswith(('.', '*')) for axis in axes)
+  return None if any_rank or not axes else _Array(kinds[0], axes)
+
+
+def _check_call(arguments, args, kwargs, on_host: bool) -> None:
+  arrays: list[tuple[str, _Array, Any]] = []
+  for name, position, is_optional, expected in arguments:
+    if position is not None and position < len(args):
+      value = args[position]
+    else:
+      value = kwargs.get(name, _ABSENT)
+    if value is _ABSENT or (value is None and is_optional):
+      continue
+    if isinstance(expected, _Array):
+      arrays.append((name, expected, value))
+    elif isinstance(expected, dict):
+      arrays += _arrays_of(name, expected, value)
+    else:
+      expected(name, value)
+  for name, (kind, axes), array in arrays:
+    if on_host and not _validate.is_concrete(array):
+      raise ValueError(
+        f'{name} is traced; expected concrete numbers, which are read on the '
+        'host. Call it outside jit, vmap and grad.'
+      )
+    _validate.check_kind(name, array, axes, kind)
+  # Masks last: their sizes follow from what they mask.
+  arrays.sort(key=lambda entry: entry[1].kind is _validate.BOOLEAN)
+  _check_axes(arrays)
+  if not on_host:
+    floats = [a for a in arrays if a[1].kind is _validate.FLOATING]
+    _validate.check_dtypes(**{name: array for name, _, array in floats})
+
+
+def _arrays_of(name: str, types: dict, value: Any):
+  """The arrays among the fields of a `NamedTuple`."""
+  if type(value) not in types:
+    known = (f'{t.__name__}({", ".join(t._fields)})' for t in types)
+    raise ValueError(
+      f'{name} is a {type(value).__name__}; expected a {" or a ".join(known)}. '
+      'Pass what the library returned, or fill its fields.'
+    )
+  for field, position, is_optional, expected in types[type(value)]:
+    if value[position] is not None or not is_optional:
+      yield field, expected, value[position]
+
+
+def _check_axes(arrays: list[tuple[str, _Array, Any]]) -> None:
+  """Checks that axes of one name have one size, and what sizes may be 0."""
+  seen: dict[str, tuple[str, int]] = {}
+  for name, (kind, axes), array in arrays:
+    for axis, size in zip(axes, array.shape, strict=True):
+      if axis == '_' or not axis.isidentifier():
+        continue
+      first, known = seen.setdefault(axis, (name, size))
+      if size != known and (first == name or kind is _validate.BOOLEAN):
+        shape = ', '.join(str(known) if a == axis else a for a in axes)
+        raise ValueError(
+          f'{name} has shape {list(array.shape)}; expected [{shape}]: {axis} '
+          f'is {known} in {first}.'
+        )
+      _validate.check_same(axis, first, known, name, size)
+      if size == 0:
+        _check_may_be_empty(name, axis, array.shape)
+
+
+def _check_may_be_empty(name: str, axis: str, shape: tuple[int, ...]) -> None:
+  if axis == 'N':
+    raise ValueError(
+      f'{name} is empty (N = 0); expected at least one demonstration. A model '
+      'that has seen none is dual.empty.'
+    )
+  if axis == 'd' or axis.startswith('d_'):
+    raise ValueError(
+      f'{name} has shape {list(shape)}; expected a width {axis} of at least '
+      '1. Drop no feature columns, or check the axis that was split.'
+    )
