@@ -3,15 +3,22 @@
 import jax
 import pytest
 
-from experiments import harness
+from experiments.lab import compiling
 
 # Tests check numbers, not speed, and their time is compiling: this halves it.
-harness.compile_unoptimised()
+compiling.compile_unoptimised()
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_enable_x64', True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_debug_key_reuse', True)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_compiled_functions():
+  """Files share few compiled functions; those of all of them take gigabytes."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(params=['float32', 'float64'])
