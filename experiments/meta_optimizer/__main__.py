@@ -1,0 +1,3 @@
+from experiments import lab, meta_optimizer
+
+lab.main(meta_optimizer)
