@@ -297,11 +297,11 @@ def test_bad_input_is_named():
     ),
     (
       lambda: account.finetuned_update(tokens[:, 1:], head, head),
-      'head.keys and tokens disagree in d',
+      'tokens and head.keys disagree in d: 6 and 7',
     ),
     (
       lambda: account.finetuned_update(tokens, head, account.Head(*head[::-1])),
-      r'changes.keys has shape \[7, 3\]; expected that of head.keys, \[7, 5\]',
+      'head.keys and changes.keys disagree in d_k: 5 and 3',
     ),
     (
       lambda: account.decode(state, queries[0], keys[0], values[0], decay=0.1),
@@ -310,12 +310,15 @@ def test_bad_input_is_named():
     (lambda: account.start_decoding(0, 1, 1), 'capacity is 0'),
     (
       lambda: metrics.recovery(right, right, values[:2, 0]),
-      'zero_shot is float64',
+      'zero_shot has dtype float64; expected booleans',
     ),
-    (lambda: metrics.recovery(right, right[1:], right), 'disagree in Q'),
+    (
+      lambda: metrics.recovery(right, right[1:], right),
+      r'finetuned has shape \[1\]; expected \[2\]: Q is 2',
+    ),
     (
       lambda: metrics.update_similarity(values[0], values[0], queries[0]),
-      'activations disagree: in_context is float64',
+      'in_context and zero_shot disagree in d: 3 and 5',
     ),
     (lambda: metrics.kendall(jnp.ones(1), jnp.ones(1)), 'at least two'),
     (
@@ -404,7 +407,7 @@ def test_a_full_state_decodes_to_nan_under_jit():
       ),
     ),
     (
-      'query and state disagree in d_k',
+      'state.keys and query disagree in d_k: 3 and 2',
       lambda: account.decode(
         account.start_decoding(2, 3, 1),
         *(jnp.ones(n, jnp.float32) for n in (2, 3, 1)),

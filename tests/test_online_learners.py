@@ -223,6 +223,22 @@ def test_running_sgd_is_softmax_attention(scale):
   )
 
 
+def test_running_sgd_over_prefixes_is_causal_softmax_attention():
+  tokens, _ = draw()
+  queries, keys, values = tokens
+  broken = [x.at[3].set(jnp.nan) for x in (keys, values)]
+  seen = jnp.tril(jnp.ones((N, N), bool)).at[:, 3].set(False).at[0].set(False)
+
+  def answers(form, keys, values):
+    one = lambda q, mask: form(q, keys, values, mask=mask)  # noqa: E731
+    return jax.jit(jax.vmap(one))(queries, seen)
+
+  found = answers(learners.softmax_recurrence, *broken)
+  expected = answers(attention.softmax_attention, keys, values)
+  np.testing.assert_allclose(found, expected, atol=1e-13)
+  assert not jnp.any(found[0])
+
+
 def test_strong_decays_underflow_without_nan():
   tokens, _ = draw(jnp.float32)
   for decays in (0.0, 1e-30):
@@ -259,7 +275,7 @@ def test_bad_input_is_named():
     ),
     (
       lambda: learners.descend(tokens, initial=jnp.ones((2, 2))),
-      r'initial has shape \[2, 2\]; expected \[4, 5\]',
+      'tokens.values and initial disagree in d_v: 4 and 2',
     ),
     (
       lambda: learners.linear_parallel(tokens, decays=gates['vector']),

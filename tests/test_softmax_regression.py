@@ -227,7 +227,7 @@ DOCUMENT, TARGET = POSED
   ('message', 'function', 'arguments'),
   [
     ('target has sum 2', account.problem, (DOCUMENT, 2 * TARGET)),
-    ('disagree in n: 11 and 12', account.problem, (DOCUMENT, TARGET[1:])),
+    ('disagree in n: 12 and 11', account.problem, (DOCUMENT, TARGET[1:])),
     (
       'document has entries that are not finite',
       account.problem,
@@ -239,7 +239,7 @@ DOCUMENT, TARGET = POSED
       (DOCUMENT, TARGET.astype(jnp.float32)),
     ),
     ('document has shape .0, 5.', account.problem, (DOCUMENT[:0], TARGET[:0])),
-    ('disagree in d: 4 and 5', account.loss, (POSED, OLD[1:])),
+    ('disagree in d: 5 and 4', account.loss, (POSED, OLD[1:])),
     (
       'weights are all 0',
       account.smallest_data_shift,
@@ -252,19 +252,23 @@ DOCUMENT, TARGET = POSED
     ),
     ('num_words is 0', bounds.log_published_bound, (0, 1.0)),
     (r'radius is -1\.0', bounds.log_published_bound, (3, -1.0)),
-    ('before has shape', account.shifted_target, (two(), two(2, 1), two())),
     (
-      'target and prediction disagree in n',
+      'before has shape .2, 1.; expected .n.',
+      account.shifted_target,
+      (two(), two(2, 1), two()),
+    ),
+    (
+      'prediction and target disagree in n: 2 and 1',
       account.logit_hessian,
       (two(), two(1)),
     ),
     (
-      'vector and prediction disagree in n',
+      'prediction and vector disagree in n: 2 and 3',
       account.apply_jacobian,
       (two(), two(3)),
     ),
     (
-      'queries and document disagree in d',
+      'posed.document and queries disagree in d: 3 and 2',
       functools.partial(account.attend, learning_rate=1.0),
       (account.Problem(two(2, 3), two()), two(2, 2)),
     ),

@@ -160,11 +160,11 @@ def test_bad_input_is_named():
     ),
     (
       lambda: train(inputs, labels.astype(float), batches, learning_rate=1.0),
-      'labels is float64 of shape',
+      'labels has dtype float64; expected an integer dtype',
     ),
     (
       lambda: train(inputs, labels, batches[0], learning_rate=1.0),
-      'batches is int64 of shape',
+      'batches has shape .4.; expected .T, B.',
     ),
     (
       lambda: train(inputs[:, 1:], labels, batches, learning_rate=1.0),
@@ -172,11 +172,11 @@ def test_bad_input_is_named():
     ),
     (
       lambda: account.recall(params[1], histories[0], left, row),
-      'initial has shape .* but the history is that of a layer',
+      'initial and history.* disagree in d_(in|out)',
     ),
     (
       lambda: account.recall(params[0], histories[1], left, row),
-      'inputs and history disagree in d_in',
+      'initial and history.inputs disagree in d_in',
     ),
     (
       lambda: account.recall(
@@ -186,7 +186,7 @@ def test_bad_input_is_named():
     ),
     (
       lambda: account.attribute(histories[0], left, row, jnp.ones(2)),
-      'direction and history disagree in d_out',
+      'history.signals and direction disagree in d_out',
     ),
     (lambda: account.remains(0, learning_rate=0.1), 'num_steps is 0'),
   ):

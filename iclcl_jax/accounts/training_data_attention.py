@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
 from iclcl_jax import _validate, attention, features
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 
 _INNER_PRODUCT = features.IdentityFeatures()
@@ -42,17 +44,18 @@ class History(NamedTuple):
 
 
 class Remains(NamedTuple):
-  """What the optimizer leaves of the start and of each step.
+  """What training leaves of the initial weights and of each gradient.
 
   Attributes:
     initial: factor `c` of the initial weights. Shape `[]`.
     steps: factor `w_t` of the gradient of each step. Shape `[T]`.
   """
 
-  initial: Float[Array, '']
-  steps: Float[Array, ' T']
+  initial: Array
+  steps: Array
 
 
+@door
 def init_network(
   key: PRNGKeyArray, widths: Sequence[int], *, dtype=jnp.float32
 ) -> Params:
@@ -71,13 +74,12 @@ def init_network(
       `dtype` is no floating-point dtype.
   """
   _validate.check_float_dtype('dtype', dtype)
-  _validate.check_key('key', key)
   if len(widths) < 2:
     raise ValueError(
       f'widths is {tuple(widths)}; expected those of input and output at least.'
     )
   for width in widths:
-    _validate.check_count('widths', width)
+    _validate.at_least(1, widths=width)
   keys = jax.random.split(key, len(widths) - 1)
   params = []
   for layer_key, width, next_width in zip(
@@ -89,6 +91,7 @@ def init_network(
   return tuple(params)
 
 
+@door
 def layer_inputs(
   params: Params,
   inputs: Float[Array, ' d'],
@@ -109,7 +112,6 @@ def layer_inputs(
     ValueError: if there is no layer, or the example does not fit the first.
   """
   _check_params(params)
-  _validate.check_array('inputs', inputs, 'd')
   _validate.check_same(
     'd', 'inputs', inputs.shape[0], 'params', params[0].shape[1] - 1
   )
@@ -124,11 +126,12 @@ def layer_inputs(
   return tuple(seen), output
 
 
+@door
 def train(
   params: Params,
   inputs: Float[Array, 'n d'],
-  labels: Array,
-  batches: Array,
+  labels: Int[Array, ' n'],
+  batches: Int[Array, 'T B'],
   *,
   learning_rate: float | Array,
   momentum: float | Array = 0.0,
@@ -142,8 +145,8 @@ def train(
   Args:
     params: the network before training.
     inputs: training examples. Shape `[n, d]`.
-    labels: their classes, integers. Shape `[n]`.
-    batches: rows of the examples of each step, integers. Shape `[T, B]`.
+    labels: their classes. Shape `[n]`.
+    batches: rows of the examples of each step. Shape `[T, B]`.
     learning_rate: the step size `eta`.
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
     weight_decay: the factor `lambda`, added to the gradient (coupled).
@@ -158,13 +161,10 @@ def train(
   References:
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3.
   """
-  _check_optimizer(learning_rate, momentum, weight_decay)
+  _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+  _validate.below_one(momentum=momentum)
   params = tuple(params)
   _check_params(params)
-  _validate.check_array('inputs', inputs, 'n d')
-  _check_integers('labels', labels, 1)
-  _check_integers('batches', batches, 2)
-  _validate.check_same('n', 'inputs', len(inputs), 'labels', len(labels))
   _validate.check_dtypes(inputs=inputs, params=params[0])
   if 0 in batches.shape:
     raise ValueError(
@@ -211,7 +211,7 @@ def remains(
   momentum: float | Array = 0.0,
   weight_decay: float | Array = 0.0,
 ) -> Remains:
-  r"""What is left of the initial weights and of each gradient after training.
+  r"""Returns what training leaves of initial weights and gradients.
 
   Weights and speed obey a linear recurrence of two numbers. Without decay it
   gives :math:`w_t = -\eta (1 - \mu^{T-t})/(1 - \mu)`, without momentum
@@ -238,8 +238,9 @@ def remains(
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, eq. 4 (plain SGD); momentum
     and decay are derived here.
   """
-  _validate.check_count('num_steps', num_steps)
-  _check_optimizer(learning_rate, momentum, weight_decay)
+  _validate.at_least(1, num_steps=num_steps)
+  _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+  _validate.below_one(momentum=momentum)
   rate, momentum, weight_decay = (
     jnp.asarray(x, float) for x in (learning_rate, momentum, weight_decay)
   )
@@ -256,6 +257,7 @@ def remains(
   return Remains(initial, ages[::-1])
 
 
+@door
 def recall(
   initial: Float[Array, 'd_out d_in'],
   history: History,
@@ -270,7 +272,7 @@ def recall(
   Args:
     initial: weights before training. Shape `[d_out, d_in]`.
     history: what the layer saw.
-    left: of the optimizer, see `remains`.
+    left: what the optimizer leaves, see `remains`.
     inputs: input of the layer, a 1 appended. Shape `[d_in]`.
 
   Returns:
@@ -282,14 +284,7 @@ def recall(
   References:
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, Corollary 3.1.
   """
-  _check_history(history, left, inputs)
-  _validate.check_array('initial', initial, 'd_out d_in')
-  shape = history.signals.shape[2], history.inputs.shape[2]
-  if initial.shape != shape:
-    raise ValueError(
-      f'initial has shape {list(initial.shape)}, but the history is that of a '
-      f'layer of shape {list(shape)}; pass the layer that was recorded.'
-    )
+  weights = _weights(history, left, inputs.dtype)
 
   def attend(total, step):
     keys, signals, weight = step
@@ -297,18 +292,18 @@ def recall(
       _INNER_PRODUCT, inputs, keys, signals
     ), None
 
-  weights = left.steps.astype(inputs.dtype)
   start = left.initial.astype(inputs.dtype) * (initial @ inputs)
   return jax.lax.scan(attend, start, (*history, weights))[0]
 
 
+@door
 def attribute(
   history: History,
   left: Remains,
   inputs: Float[Array, ' d_in'],
   direction: Float[Array, ' d_out'],
 ) -> Float[Array, 'T B']:
-  r"""What each visit of a training example adds to the output, signed.
+  r"""Returns what each visit of a training example adds to the output.
 
   .. math:: w_t \langle x_{tb}, x\rangle \langle d_{tb}, r\rangle
 
@@ -317,7 +312,7 @@ def attribute(
 
   Args:
     history: what the layer saw.
-    left: of the optimizer, see `remains`.
+    left: what the optimizer leaves, see `remains`.
     inputs: input of the layer, a 1 appended. Shape `[d_in]`.
     direction: the direction `r` of the output, such as a unit vector. Shape
       `[d_out]`.
@@ -328,77 +323,37 @@ def attribute(
   Raises:
     ValueError: if the history does not match the layer or the optimizer.
   """
-  _check_history(history, left, inputs)
-  _validate.check_array('direction', direction, 'd_out')
-  _validate.check_same(
-    'd_out', 'direction', len(direction), 'history', history.signals.shape[2]
-  )
+  weights = _weights(history, left, inputs.dtype)
 
   def score(step):
     keys, signals, weight = step
     return weight * (keys @ inputs) * (signals @ direction)
 
-  weights = left.steps.astype(inputs.dtype)
   return jax.lax.map(score, (*history, weights))
 
 
-def _check_history(history: History, left: Remains, inputs) -> None:
-  _validate.check_array('history.inputs', history.inputs, 'T B d_in')
-  _validate.check_array('history.signals', history.signals, 'T B d_out')
-  _validate.check_array('inputs', inputs, 'd_in')
-  for axis, index in (('T', 0), ('B', 1)):
-    _validate.check_same(
-      axis,
-      'history.inputs',
-      history.inputs.shape[index],
-      'history.signals',
-      history.signals.shape[index],
-    )
-  _validate.check_same(
-    'T', 'left', len(left.steps), 'history', len(history.inputs)
-  )
-  _validate.check_same(
-    'd_in', 'inputs', len(inputs), 'history', history.inputs.shape[2]
-  )
-  _validate.check_dtypes(inputs=inputs, history=history.inputs)
+def _weights(history: History, left: Remains, dtype) -> Float[Array, ' T']:
+  """The factors of the steps in the dtype of the history."""
+  num_steps = len(history.inputs)
+  _validate.check_same('T', 'left', len(left.steps), 'history', num_steps)
+  return left.steps.astype(dtype)
 
 
-def _check_optimizer(learning_rate, momentum, weight_decay) -> None:
-  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
-  _validate.check_scalar('weight_decay', weight_decay, minimum=0)
-  _validate.check_momentum(momentum)
-
-
-def _check_integers(name: str, array, rank: int) -> None:
-  is_integer = jnp.issubdtype(getattr(array, 'dtype', float), jnp.integer)
-  if not is_integer or len(array.shape) != rank:
-    found = f'{getattr(array, "dtype", type(array).__name__)}'
-    raise ValueError(
-      f'{name} is {found} of shape {list(getattr(array, "shape", []))}; '
-      f'expected integers of rank {rank}.'
-    )
-
-
-def _check_params(params) -> None:
+def _check_params(params: Params) -> None:
   if not params:
     raise ValueError('params has no layer; expected at least one matrix.')
-  for depth, matrix in enumerate(params):
-    _validate.check_array(f'params[{depth}]', matrix, 'd_out d_in')
-    _validate.check_dtypes(
-      **{'params[0]': params[0], f'params[{depth}]': matrix}
-    )
-  for depth, (matrix, after) in enumerate(itertools.pairwise(params)):
+  named = {f'params[{depth}]': matrix for depth, matrix in enumerate(params)}
+  for name, matrix in named.items():
+    _validate.check_array(name, matrix, 'd_out d_in')
+  _validate.check_dtypes(**named)
+  for (name, matrix), (next_name, after) in itertools.pairwise(named.items()):
     _validate.check_same(
-      'width',
-      f'params[{depth}]',
-      matrix.shape[0],
-      f'params[{depth + 1}] without its bias',
-      after.shape[1] - 1,
+      'width', name, len(matrix), f'{next_name} less bias', after.shape[1] - 1
     )
 
 
-def _check_range(name: str, array, size: int, kind: str) -> None:
-  if not array.size or not _validate.is_concrete(array):
+def _check_range(name: str, array: Array, size: int, kind: str) -> None:
+  if not _validate.is_concrete(array) or not array.size:
     return
   low, high = int(jnp.min(array)), int(jnp.max(array))
   if low < 0 or high >= size:

@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
-  check_stream,
   initial_state,
 )
 from iclcl_jax.types import Array, Float
 
 
+@door
 def least_squares(
   tokens: Stream, *, ridge: float | Array
 ) -> Float[Array, 'N d_v']:
@@ -40,8 +41,7 @@ def least_squares(
   References:
     von Oswald et al., arXiv:2309.05858, section 3.
   """
-  check_stream(tokens)
-  _check_ridge(ridge)
+  _validate.positive(ridge=ridge)
   dtype = tokens.keys.dtype
   tokens = jax.tree.map(_numerics.widen, tokens)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
@@ -59,6 +59,7 @@ def least_squares(
   return jax.lax.scan(step, sums, tokens)[1].astype(dtype)
 
 
+@door
 def recursive_least_squares(
   tokens: Stream, *, ridge: float | Array
 ) -> Float[Array, 'N d_v']:
@@ -82,8 +83,7 @@ def recursive_least_squares(
   References:
     von Oswald et al., arXiv:2309.05858, eq. 9.
   """
-  check_stream(tokens)
-  _check_ridge(ridge)
+  _validate.positive(ridge=ridge)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
 
   def step(carry, token):
@@ -97,12 +97,3 @@ def recursive_least_squares(
 
   carry = initial_state(tokens, None), identity / ridge
   return jax.lax.scan(step, carry, tokens)[1]
-
-
-def _check_ridge(ridge) -> None:
-  _validate.check_scalar('ridge', ridge, minimum=0)
-  if _validate.is_concrete(ridge) and float(ridge) == 0:
-    raise ValueError(
-      'ridge is 0; expected a positive number: a prefix shorter than the '
-      'number of features has no unique least-squares solution.'
-    )

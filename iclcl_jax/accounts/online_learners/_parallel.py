@@ -1,9 +1,10 @@
-"""The same with matrix products inside chunks."""
+"""The recurrences with matrix products inside chunks of tokens."""
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
   broadcast_gates,
@@ -12,6 +13,7 @@ from iclcl_jax.accounts.online_learners._stream import (
 from iclcl_jax.types import Array, Float
 
 
+@door
 def linear_parallel(
   tokens: Stream,
   *,
@@ -52,6 +54,7 @@ def linear_parallel(
   return _by_chunks(chunk, tokens, 1.0, decays, initial, chunk_size)
 
 
+@door
 def delta_parallel(
   tokens: Stream,
   *,
@@ -104,7 +107,7 @@ def delta_parallel(
 
 def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
   """Scans a chunked form; the last chunk is filled with tokens of rate 0."""
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   start = initial_state(tokens, initial)
   rates, decays = broadcast_gates(tokens, rates, decays)
   if decays.shape[1] > 1:

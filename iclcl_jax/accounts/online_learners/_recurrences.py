@@ -1,17 +1,19 @@
-"""The published recurrences, token by token."""
+"""The published recurrences, one step for each token."""
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
   broadcast_gates,
   initial_state,
 )
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array, Float, Mask
 
 
+@door
 def linear_recurrence(
   tokens: Stream,
   *,
@@ -48,6 +50,7 @@ def linear_recurrence(
   return jax.lax.scan(step, start, (*tokens, decays))[1]
 
 
+@door
 def delta_recurrence(
   tokens: Stream,
   *,
@@ -114,8 +117,8 @@ def momentum_attention_weights(
     >>> momentum_attention_weights(2, 0.5).tolist()
     [[1.0, 0.0], [1.5, 1.0]]
   """
-  _validate.check_count('num_tokens', num_tokens)
-  _validate.check_momentum(momentum)
+  _validate.at_least(1, num_tokens=num_tokens)
+  _validate.below_one(momentum=momentum)
   position = jnp.arange(num_tokens)
   age = position[:, None] - position[None] + 1
   factor = jnp.asarray(momentum, float)
@@ -123,10 +126,13 @@ def momentum_attention_weights(
   return jnp.where(age > 0, (1 - factor**power) / (1 - factor), 0)
 
 
+@door
 def softmax_recurrence(
   query: Float[Array, ' d_k'],
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
+  *,
+  mask: Mask | None = None,
 ) -> Float[Array, ' d_v']:
   r"""Softmax attention as running SGD on :math:`\tfrac12|o - v_i|^2`.
 
@@ -137,9 +143,11 @@ def softmax_recurrence(
     query: the query. Shape `[d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
+    mask: tokens that the query sees, such as those of a prefix. Shape `[N]`;
+      None for all.
 
   Returns:
-    The answer. Shape `[d_v]`.
+    The answer, zeros if no token is seen. Shape `[d_v]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
@@ -147,22 +155,28 @@ def softmax_recurrence(
   References:
     Milakov & Gimelshein, arXiv:1805.02867 (running softmax).
   """
-  _validate.check_tokens(keys, values, query=query)
-  scores = keys @ query / query.shape[0] ** 0.5
+  seen = jnp.ones(len(keys), bool) if mask is None else mask
+  # A masked NaN would return in the gradient.
+  keys, values = (jnp.where(seen[:, None], x, 0) for x in (keys, values))
+  lowest = jnp.finfo(keys.dtype).min
+  scores = jnp.where(seen, keys @ query / query.shape[0] ** 0.5, lowest)
 
   def step(carry, token):
     output, largest, total = carry
-    score, value = token
+    score, value, is_seen = token
     top = jnp.maximum(largest, score)
-    weight = jnp.exp(score - top)
+    weight = jnp.where(is_seen, jnp.exp(score - top), 0)
     total = total * jnp.exp(largest - top) + weight
-    output = output - weight / total * jax.grad(_half_square)(output, value)
+    rate = weight / jnp.where(total > 0, total, 1)
+    output = output - rate * jax.grad(_half_square)(output, value)
     return (output, top, total), None
 
-  lowest = jnp.asarray(jnp.finfo(scores.dtype).min, scores.dtype)
-  start = jnp.zeros_like(values[0]), lowest, jnp.zeros_like(lowest)
-  return jax.lax.scan(step, start, (scores, values))[0][0]
+  none = jnp.zeros((), keys.dtype)
+  start = jnp.zeros_like(values[0]), none + lowest, none
+  return jax.lax.scan(step, start, (scores, values, seen))[0][0]
 
 
-def _half_square(output, value) -> Float[Array, '']:
+def _half_square(
+  output: Float[Array, ' d_v'], value: Float[Array, ' d_v']
+) -> Float[Array, '']:
   return jnp.sum((output - value) ** 2) / 2

@@ -1,11 +1,12 @@
 """Streams of tokens, and the definition of a learner."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, FeatureMap, Float
 
 
@@ -23,6 +24,7 @@ class Stream(NamedTuple):
   values: Float[Array, 'N d_v']
 
 
+@door
 def stream(
   phi: FeatureMap,
   queries: Float[Array, 'N d_k'],
@@ -43,12 +45,10 @@ def stream(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or `phi` is no feature map.
   """
-  _validate.check_feature_map(phi)
-  _validate.check_tokens(keys, values, queries=queries)
-  _validate.check_same('N', 'queries', queries.shape[0], 'keys', keys.shape[0])
   return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
 
 
+@door
 def descend(
   tokens: Stream,
   *,
@@ -89,7 +89,7 @@ def descend(
     Sun et al., arXiv:2407.04620, section 2 (layers as inner learners).
   """
   losses.check_loss(loss)
-  _validate.check_momentum(momentum)
+  _validate.below_one(momentum=momentum)
   start = initial_state(tokens, initial)
   rates, decays = broadcast_gates(tokens, rates, decays)
 
@@ -109,58 +109,37 @@ def descend(
   return jax.lax.scan(step, carry, (*tokens, rates, decays))[1]
 
 
-def broadcast_gates(tokens: Stream, rates, decays):
+def broadcast_gates(
+  tokens: Stream, rates: Any, decays: Any
+) -> tuple[Float[Array, ' N'], Array]:
   """Step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
   size, width = tokens.keys.shape
-  dtype = tokens.keys.dtype
-  rates = _as_gate('rates', rates, dtype)
-  decays = _as_gate('decays', decays, dtype)
-  for name, array, shapes in (
-    ('rates', rates, [(), (size,)]),
-    ('decays', decays, [(), (size,), (size, width)]),
-  ):
-    if array.shape not in shapes:
-      expected = ' or '.join(str(list(shape)) for shape in shapes)
-      raise ValueError(
-        f'{name} has shape {list(array.shape)}; expected {expected}: one, or '
-        'one for each token.'
-      )
+  rates = _as_gate('rates', rates, tokens, [(), (size,)])
+  decays = _as_gate('decays', decays, tokens, [(), (size,), (size, width)])
   if decays.ndim < 2:
     decays = jnp.broadcast_to(decays, (size,))[:, None]
   return jnp.broadcast_to(rates, (size,)), decays
 
 
-def _as_gate(name: str, value, dtype) -> Array:
+def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
   try:
-    return jnp.asarray(value, dtype)
+    gate = jnp.asarray(value, tokens.keys.dtype)
   except (TypeError, ValueError) as error:
     raise ValueError(
       f'{name} is {value!r}; expected a number or an array of numbers.'
     ) from error
+  if gate.shape not in shapes:
+    expected = ' or '.join(str(list(shape)) for shape in shapes)
+    raise ValueError(
+      f'{name} has shape {list(gate.shape)}; expected {expected}: one, or one '
+      'for each token.'
+    )
+  return gate
 
 
-def initial_state(tokens: Stream, initial) -> Float[Array, 'd_v R']:
-  check_stream(tokens)
+def initial_state(tokens: Stream, initial: Array | None) -> Array:
+  """The state before the first token: 0 unless one is given."""
+  if initial is not None:
+    return initial
   shape = tokens.values.shape[1], tokens.keys.shape[1]
-  if initial is None:
-    return jnp.zeros(shape, tokens.values.dtype)
-  _validate.check_array('initial', initial, 'd_v R')
-  if initial.shape != shape:
-    raise ValueError(
-      f'initial has shape {list(initial.shape)}; expected {list(shape)}, '
-      '[d_v, R] of the stream.'
-    )
-  _validate.check_dtypes(initial=initial, values=tokens.values)
-  return initial
-
-
-def check_stream(tokens) -> None:
-  if not isinstance(tokens, Stream):
-    raise ValueError(
-      f'tokens is a {type(tokens).__name__}; expected a Stream. Make it with '
-      'online_learners.stream(phi, queries, keys, values).'
-    )
-  _validate.check_tokens(tokens.keys, tokens.values, queries=tokens.queries)
-  _validate.check_same(
-    'N', 'queries', tokens.queries.shape[0], 'keys', tokens.keys.shape[0]
-  )
+  return jnp.zeros(shape, tokens.values.dtype)

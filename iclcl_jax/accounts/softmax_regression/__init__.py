@@ -18,7 +18,6 @@ constants hold for any target; the extremes of the eigenvalues of `B` need one
 in the simplex, which `problem` checks.
 """
 
-from iclcl_jax.accounts.softmax_regression._attention import attend
 from iclcl_jax.accounts.softmax_regression._calculus import (
   Gradients,
   apply_jacobian,
@@ -33,7 +32,8 @@ from iclcl_jax.accounts.softmax_regression._problem import (
   centre,
   problem,
 )
-from iclcl_jax.accounts.softmax_regression._shifts import (
+from iclcl_jax.accounts.softmax_regression._steps import (
+  attend,
   data_shift,
   shifted_target,
   smallest_data_shift,

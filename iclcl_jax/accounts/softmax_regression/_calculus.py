@@ -5,12 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax.accounts.softmax_regression._problem import (
-  Problem,
-  check_document,
-  check_problem,
-  check_vectors,
-)
+from iclcl_jax._door import door
+from iclcl_jax.accounts.softmax_regression._problem import Problem
 from iclcl_jax.types import Array, Float
 
 
@@ -28,6 +24,7 @@ class Gradients(NamedTuple):
   target: Float[Array, ' n']
 
 
+@door
 def predict(
   document: Float[Array, 'n d'], weights: Float[Array, ' d']
 ) -> Float[Array, ' n']:
@@ -43,10 +40,10 @@ def predict(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
   """
-  check_document(document, weights)
   return jax.nn.softmax(document @ weights)
 
 
+@door
 def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
   """Returns `L = |f - b|^2 / 2`.
 
@@ -60,11 +57,11 @@ def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
   """
-  check_problem(posed, weights)
   error = predict(posed.document, weights) - posed.target
   return jnp.sum(error**2) / 2
 
 
+@door
 def apply_jacobian(
   prediction: Float[Array, ' n'], vector: Float[Array, ' n']
 ) -> Float[Array, ' n']:
@@ -80,10 +77,10 @@ def apply_jacobian(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
   """
-  check_vectors('prediction', prediction, {'vector': vector})
   return prediction * (vector - prediction @ vector)
 
 
+@door
 def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
   """Returns all three gradients of the loss, in closed form.
 
@@ -100,7 +97,6 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
   References:
     Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
   """
-  check_problem(posed, weights)
   prediction = predict(posed.document, weights)
   error = prediction - posed.target
   signal = apply_jacobian(prediction, error)
@@ -109,6 +105,7 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
   )
 
 
+@door
 def logit_hessian(
   prediction: Float[Array, ' n'], target: Float[Array, ' n']
 ) -> Float[Array, 'n n']:
@@ -133,13 +130,13 @@ def logit_hessian(
   References:
     Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
   """
-  check_vectors('prediction', prediction, {'target': target})
   jacobian = jnp.diag(prediction) - prediction[:, None] * prediction[None]
   signal = apply_jacobian(prediction, prediction - target)
   cross = prediction[:, None] * signal[None]
   return jacobian @ jacobian + jnp.diag(signal) - cross - cross.T
 
 
+@door
 def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
   """Returns `A^T B A`, the Hessian of the loss in the weights.
 
@@ -156,7 +153,6 @@ def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
   """
-  check_problem(posed, weights)
   prediction = predict(posed.document, weights)
   curvature = logit_hessian(prediction, posed.target)
   return posed.document.T @ curvature @ posed.document

@@ -1,10 +1,11 @@
-"""The problem, and checks of it."""
+"""The problem of a softmax regression."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float
 
 
@@ -20,6 +21,7 @@ class Problem(NamedTuple):
   target: Float[Array, ' n']
 
 
+@door
 def problem(
   document: Float[Array, 'n d'], target: Float[Array, ' n']
 ) -> Problem:
@@ -48,7 +50,10 @@ def problem(
     Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
   """
   posed = Problem(document, target)
-  check_problem(posed)
+  if 0 in document.shape:
+    raise ValueError(
+      f'document has shape {list(document.shape)}; expected at least one word.'
+    )
   if not _validate.is_concrete(document, target):
     return posed
   for name, array in posed._asdict().items():
@@ -68,6 +73,7 @@ def problem(
   return posed
 
 
+@door
 def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
   """Removes the mean word, to which softmax regression is blind.
 
@@ -80,40 +86,4 @@ def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
   Raises:
     ValueError: if the document is no matrix.
   """
-  _validate.check_array('document', document, 'n d')
   return document - jnp.mean(document, axis=0, keepdims=True)
-
-
-def check_document(document, weights) -> None:
-  _validate.check_array('document', document, 'n d')
-  _validate.check_array('weights', weights, 'd')
-  _validate.check_same(
-    'd', 'weights', weights.shape[0], 'document', document.shape[1]
-  )
-  _validate.check_dtypes(document=document, weights=weights)
-
-
-def check_problem(posed: Problem, weights=None) -> None:
-  document, target = posed
-  _validate.check_array('document', document, 'n d')
-  _validate.check_array('target', target, 'n')
-  _validate.check_same(
-    'n', 'target', target.shape[0], 'document', document.shape[0]
-  )
-  _validate.check_dtypes(document=document, target=target)
-  if 0 in document.shape:
-    raise ValueError(
-      f'document has shape {list(document.shape)}; expected at least one word '
-      'of width at least 1.'
-    )
-  if weights is not None:
-    check_document(document, weights)
-
-
-def check_vectors(first: str, array, others) -> None:
-  """Checks a vector over words, and others of the same size and dtype."""
-  _validate.check_array(first, array, 'n')
-  for name, other in others.items():
-    _validate.check_array(name, other, 'n')
-    _validate.check_same('n', name, other.shape[0], first, array.shape[0])
-    _validate.check_dtypes(**{first: array, name: other})

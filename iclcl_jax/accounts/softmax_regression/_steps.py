@@ -1,20 +1,60 @@
-"""Shifts of weights and of the document, as shifts of the target."""
+"""Gradient steps on weights and on the document, as shifts of the target."""
 
+import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
-from iclcl_jax.accounts.softmax_regression._calculus import (
-  gradients,
-)
-from iclcl_jax.accounts.softmax_regression._problem import (
-  Problem,
-  centre,
-  check_document,
-  check_vectors,
-)
+from iclcl_jax import _validate, attention, features
+from iclcl_jax._door import door
+from iclcl_jax.accounts.softmax_regression._calculus import gradients
+from iclcl_jax.accounts.softmax_regression._problem import Problem, centre
 from iclcl_jax.types import Array, Float
 
+_INNER_PRODUCT = features.IdentityFeatures()
 
+
+@door
+def attend(
+  posed: Problem,
+  queries: Float[Array, 'M d'],
+  *,
+  learning_rate: float | Array,
+) -> Float[Array, ' M']:
+  r"""Takes the first gradient step as linear attention over words.
+
+  .. math:: z_i = \frac{\eta}{n} \sum_j \langle q_i, a_j\rangle (b_j - 1/n)
+
+  The weights start at 0. With the document's own words as queries, a softmax of
+  these logits is the prediction after the step; with another document's, what
+  the new weights say about that. The derivative of a logit by its query is the
+  new weights.
+
+  Args:
+    posed: the problem, with a target that sums to one.
+    queries: words that are asked for. Shape `[M, d]`.
+    learning_rate: the step size `eta`.
+
+  Returns:
+    Logits. Shape `[M]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
+
+  References:
+    von Oswald et al., arXiv:2212.07677, Proposition 1 (the linear case).
+  """
+  _validate.finite(learning_rate=learning_rate)
+  num_words = len(posed.target)
+  values = (learning_rate / num_words) * (posed.target - 1 / num_words)
+
+  def one_query(query):
+    return attention.linear_attention(
+      _INNER_PRODUCT, query, posed.document, values[:, None]
+    )[0]
+
+  return jax.vmap(one_query)(queries)
+
+
+@door
 def weight_shift(
   posed: Problem,
   weights: Float[Array, ' d'],
@@ -34,10 +74,11 @@ def weight_shift(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
   """
-  _validate.check_scalar('learning_rate', learning_rate)
+  _validate.finite(learning_rate=learning_rate)
   return weights - learning_rate * gradients(posed, weights).weights
 
 
+@door
 def data_shift(
   posed: Problem,
   weights: Float[Array, ' d'],
@@ -57,10 +98,11 @@ def data_shift(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
   """
-  _validate.check_scalar('learning_rate', learning_rate)
+  _validate.finite(learning_rate=learning_rate)
   return posed.document - learning_rate * gradients(posed, weights).document
 
 
+@door
 def shifted_target(
   target: Float[Array, ' n'],
   before: Float[Array, ' n'],
@@ -91,10 +133,10 @@ def shifted_target(
   References:
     Li et al., arXiv:2304.13276, main theorem (both parts rest on it).
   """
-  check_vectors('target', target, {'before': before, 'after': after})
   return target - (after - before)
 
 
+@door
 def smallest_data_shift(
   document: Float[Array, 'n d'],
   weights: Float[Array, ' d'],
@@ -119,8 +161,6 @@ def smallest_data_shift(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the old weights are 0.
   """
-  check_document(document, weights)
-  check_document(document, new_weights)
   if _validate.is_concrete(weights) and not bool(jnp.any(weights)):
     raise ValueError(
       'weights are all 0; expected others: at 0 every document predicts the '

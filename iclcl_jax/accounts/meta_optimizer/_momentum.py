@@ -1,0 +1,216 @@
+"""Attention with a decayed sum of past values: whole, and token by token."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, attention
+from iclcl_jax._door import door
+from iclcl_jax.types import Array, Float, Mask
+
+
+class MomentumState(NamedTuple):
+  """What decoding carries from token to token, for one head.
+
+  Attributes:
+    average: decayed sum of the past values. Shape `[d_v]`.
+    keys: past keys, zeros beyond. Shape `[capacity, d_k]`.
+    values: past values, zeros beyond. Shape `[capacity, d_v]`.
+    size: tokens seen. Shape `[]`, an integer.
+  """
+
+  average: Float[Array, ' d_v']
+  keys: Float[Array, 'capacity d_k']
+  values: Float[Array, 'capacity d_v']
+  size: Array
+
+
+def momentum_matrix(
+  num_tokens: int, decay: float | Array
+) -> Float[Array, 'N N']:
+  """Returns the weights `eta^(t - i)` of the past values, 0 elsewhere.
+
+  Args:
+    num_tokens: number of tokens `N`.
+    decay: `eta`, in `[0, 1)`.
+
+  Returns:
+    Row `t`, column `i < t`. Shape `[N, N]`.
+
+  Raises:
+    ValueError: if `num_tokens < 1`, or `decay` is outside `[0, 1)`.
+
+  Example:
+    >>> momentum_matrix(3, 0.5)[2].tolist()
+    [0.25, 0.5, 0.0]
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  _validate.at_least(1, num_tokens=num_tokens)
+  _validate.below_one(decay=decay)
+  position = jnp.arange(num_tokens)
+  age = position[:, None] - position[None]
+  factor = jnp.asarray(decay, float)
+  power = jnp.maximum(age, 1).astype(factor.dtype)
+  return jnp.where(age > 0, factor**power, 0)
+
+
+@door
+def momentum_values(
+  values: Float[Array, 'N d_v'],
+  *,
+  decay: float | Array,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
+
+  Equal to `momentum_matrix` times the values, in linear time. The weights sum
+  to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one.
+
+  Args:
+    values: values. Shape `[N, d_v]`.
+    decay: `eta`, in `[0, 1)`.
+    mask: valid tokens; the others add nothing, but time goes on.
+
+  Returns:
+    The sums; zeros for the first token. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if ranks disagree, or `decay` is outside `[0, 1)`.
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  _validate.below_one(decay=decay)
+  if mask is not None:
+    values = jnp.where(mask[:, None], values, 0)
+  factor = jnp.asarray(decay, values.dtype)
+
+  def step(average, value):
+    return factor * (average + value), average
+
+  return jax.lax.scan(step, jnp.zeros_like(values[0]), values)[1]
+
+
+@door
+def momentum_attention(
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  decay: float | Array,
+  mask: Mask | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Causal softmax attention plus a decayed sum of past values; one head.
+
+  .. math:: o_t = \mathrm{softmax}(q_t K_{\le t}^\top / \sqrt{d_k})\, V_{\le t}
+     + \sum_{i < t} \eta^{t - i} v_i
+
+  With `decay=0` it is causal softmax attention, bit for bit. It is not the dual
+  of gradient descent with momentum, which weighs OLD tokens more and depends on
+  the query (`online_learners.momentum_attention_weights`).
+
+  Args:
+    queries: queries. Shape `[N, d_k]`.
+    keys: keys. Shape `[N, d_k]`.
+    values: values. Shape `[N, d_v]`.
+    decay: `eta`, in `[0, 1)`; an array may be learned. For a decay of each
+      head, `jax.vmap` over heads. The publication states no value.
+    mask: valid tokens. Shape `[N]`; None for all.
+
+  Returns:
+    The outputs. Shape `[N, d_v]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, or `decay` is outside
+      `[0, 1)`.
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  past = momentum_values(values, decay=decay, mask=mask)
+  position = jnp.arange(len(keys))
+
+  def one_query(query, index):
+    seen = position <= index
+    seen = seen if mask is None else seen & mask
+    return attention.softmax_attention(query, keys, values, mask=seen)
+
+  return jax.vmap(one_query)(queries, position) + past
+
+
+def start_decoding(
+  capacity: int, key_dim: int, value_dim: int, *, dtype=jnp.float32
+) -> MomentumState:
+  """Returns the state before the first token.
+
+  Args:
+    capacity: largest number of tokens.
+    key_dim: width of keys.
+    value_dim: width of values.
+    dtype: dtype of the stream.
+
+  Returns:
+    The state.
+
+  Raises:
+    ValueError: if a size is not positive, or `dtype` is no floating-point
+      dtype.
+  """
+  _validate.check_float_dtype('dtype', dtype)
+  _validate.at_least(1, capacity=capacity, key_dim=key_dim, value_dim=value_dim)
+  return MomentumState(
+    jnp.zeros(value_dim, dtype),
+    jnp.zeros((capacity, key_dim), dtype),
+    jnp.zeros((capacity, value_dim), dtype),
+    jnp.zeros((), int),
+  )
+
+
+@door
+def decode(
+  state: MomentumState,
+  query: Float[Array, ' d_k'],
+  key: Float[Array, ' d_k'],
+  value: Float[Array, ' d_v'],
+  *,
+  decay: float | Array,
+) -> tuple[MomentumState, Float[Array, ' d_v']]:
+  """Reads one token: `momentum_attention`, step by step.
+
+  Momentum adds one vector for each head to the cache of keys and values.
+
+  Args:
+    state: what was read so far, fewer tokens than its capacity.
+    query: query of the token. Shape `[d_k]`.
+    key: its key. Shape `[d_k]`.
+    value: its value. Shape `[d_v]`.
+    decay: `eta`, in `[0, 1)`.
+
+  Returns:
+    The new state and the output. Shape `[d_v]`. Under `jit`, where the size
+    cannot be looked at, outputs beyond the capacity are NaN.
+
+  Raises:
+    ValueError: if shapes disagree, `decay` is outside `[0, 1)`, or the state is
+      full.
+  """
+  _validate.below_one(decay=decay)
+  capacity = state.keys.shape[0]
+  if _validate.is_concrete(state.size) and int(state.size) >= capacity:
+    raise ValueError(
+      f'state is full: it holds {int(state.size)} tokens of {capacity}. Start '
+      'with a larger capacity.'
+    )
+  keys = state.keys.at[state.size].set(key)
+  values = state.values.at[state.size].set(value)
+  seen = jnp.arange(capacity) <= state.size
+  output = attention.softmax_attention(query, keys, values, mask=seen)
+  output = jnp.where(state.size < capacity, output, jnp.nan)
+  average = jnp.asarray(decay, value.dtype) * (state.average + value)
+  return (
+    MomentumState(average, keys, values, state.size + 1),
+    output + state.average,
+  )

@@ -1,0 +1,204 @@
+"""Similarities of the updates that context and finetuning make."""
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax._door import door
+from iclcl_jax.accounts import _numerics
+from iclcl_jax.types import Array, Float
+
+
+@door
+def update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """SimAOU: cosine of the two updates of an attention output.
+
+  Of unrelated updates it is 0 only if they have no component along the
+  baseline; see `partial_update_similarity`.
+
+  Args:
+    in_context: output of the attention module, in context. Shape `[d]`.
+    finetuned: the same, finetuned and without demonstrations.
+    zero_shot: the same, neither.
+
+  Returns:
+    The cosine, NaN if an update is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Deutch et al., arXiv:2311.07772
+  """
+  updates = _updates(in_context, finetuned, zero_shot)
+  return cosine(*updates).astype(zero_shot.dtype)
+
+
+@door
+def normalised_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  r"""SimAOU as first published: of outputs that are normalised first.
+
+  Biased: independent noise of relative variance `s^2` scores
+  :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
+
+  Args:
+    in_context: as in `update_similarity`. Shape `[d]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Returns:
+    The cosine, NaN if an update is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  outputs = (_numerics.unit(x) for x in (in_context, finetuned, zero_shot))
+  return update_similarity(*outputs).astype(in_context.dtype)
+
+
+@door
+def partial_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """SimAOU of what the updates add across the baseline.
+
+  Args:
+    in_context: as in `update_similarity`. Shape `[d]`.
+    finetuned: likewise.
+    zero_shot: likewise, not 0.
+
+  Returns:
+    The cosine, NaN if an update has no such part, or none that is larger than
+    the rounding of the activations. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+  """
+  rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
+  outputs = jnp.stack([in_context, finetuned, zero_shot])
+  outputs = _numerics.scaled(outputs)[1]
+  axis = _numerics.unit(outputs[2])
+
+  def across(output):
+    update = output - outputs[2]
+    rest = update - axis * (axis @ update)
+    noise = rounding * (jnp.linalg.norm(output) + jnp.linalg.norm(outputs[2]))
+    return jnp.where(_numerics.norm(rest) > noise, rest, 0)
+
+  return cosine(across(outputs[0]), across(outputs[1])).astype(zero_shot.dtype)
+
+
+@door
+def map_similarity(
+  in_context: Float[Array, 'H N'], other: Float[Array, 'H N']
+) -> Float[Array, '']:
+  """SimAM: cosine of attention logits on the query's tokens, mean over heads.
+
+  Args:
+    in_context: logits before the softmax, one row a head. Shape `[H, N]`.
+    other: those of the zero-shot ("before") or finetuned model ("after").
+
+  Returns:
+    The mean cosine. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  return jnp.mean(jax.vmap(cosine)(in_context, other))
+
+
+@door
+def map_update_similarity(
+  in_context: Float[Array, 'H N'],
+  finetuned: Float[Array, 'H N'],
+  zero_shot: Float[Array, 'H N'],
+) -> Float[Array, '']:
+  """SimAM-delta: cosine of the updates of attention logits, mean over heads.
+
+  Args:
+    in_context: as in `map_similarity`. Shape `[H, N]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Returns:
+    The mean cosine, NaN if an update of a head is 0. Shape `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  References:
+    Deutch et al., arXiv:2311.07772
+  """
+  updates = _updates(in_context, finetuned, zero_shot)
+  return map_similarity(*updates).astype(zero_shot.dtype)
+
+
+@door
+def kendall(
+  in_context: Float[Array, ' N'], finetuned: Float[Array, ' N']
+) -> Float[Array, '']:
+  """Kendall's tau-a of two orders of the training tokens.
+
+  Args:
+    in_context: attention logits on the demonstration tokens, summed over heads.
+      Shape `[N]`.
+    finetuned: inner products of the final query with the training tokens'
+      queries at their own step. Shape `[N]`.
+
+  Returns:
+    `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither. Shape
+    `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or there are fewer than two.
+
+  References:
+    Dai et al., arXiv:2212.10559
+  """
+  size = len(in_context)
+  if size < 2:
+    raise ValueError('in_context has 1 entry; expected at least two to order.')
+  signs = [
+    jnp.sign(_numerics.widen(x)[:, None] - _numerics.widen(x)[None])
+    for x in (in_context, finetuned)
+  ]
+  rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
+  return rank.astype(in_context.dtype)
+
+
+@door
+def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
+  """Cosine of two vectors, NaN if one is 0.
+
+  Args:
+    a: a vector. Shape `[d]`.
+    b: another.
+
+  Returns:
+    The cosine, whatever the size of the vectors. Shape `[]`.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree.
+  """
+  return _numerics.cosine(a, b)
+
+
+def _updates(in_context, finetuned, zero_shot):
+  """Both updates, widened before the difference can overflow."""
+  base = _numerics.widen(zero_shot)
+  return tuple(_numerics.widen(x) - base for x in (in_context, finetuned))
