@@ -4,12 +4,16 @@ import dataclasses
 import html.parser
 import importlib
 import json
+import os
 from concurrent import futures
 
+import numpy as np
+import PIL.Image
 import pytest
 
-from experiments import claims as judging
-from experiments import reproduce, reproduce_diagrams, reproduce_page
+from experiments import lab, reproduce
+from experiments.lab import claims as judging
+from experiments.reproduce import conclusions, diagrams, page
 
 CLAIM = {
   'id': 'a',
@@ -20,6 +24,18 @@ CLAIM = {
   'interval': [-1.5, -1.0],
   'verdict': 'reproduced',
   'command': 'python -m experiments.a --workdir=DIR',
+}
+FAILED = CLAIM | {
+  'id': 'b',
+  'verdict': 'not reproduced',
+  'value': None,
+  'interval': None,
+}
+SUMMARY = {
+  'claims': [CLAIM, FAILED],
+  'figures': [{'file': 'figures/x.png', 'caption': 'What <x> shows.'}],
+  'conclusion': 'One holds, one does not.',
+  'seconds': {'total': 1.0},
 }
 
 
@@ -38,65 +54,55 @@ CLAIM = {
   ],
 )
 def test_an_interval_is_judged_as_a_whole(low, high, verdict):
-  assert judging.judge(low, high, at_least=0, at_most=1) == verdict
+  estimate = lab.Estimate(0.5, low, high)
+  assert lab.judge(estimate, at_least=0, at_most=1) == verdict
 
 
-def test_incomplete_claims_are_named():
-  judging.check([CLAIM, CLAIM | {'id': 'b'}])
-  for claims, message in (
+@pytest.mark.parametrize(
+  ('claims', 'message'),
+  [
     ([{'id': 'a'}], "claim 'a' lacks source, claim"),
     ([CLAIM | {'verdict': 'true'}], "claim 'a' has the verdict 'true'"),
     ([CLAIM, CLAIM], "claim 'a' occurs twice"),
-  ):
-    with pytest.raises(ValueError, match=message):
-      judging.check(claims)
+  ],
+)
+def test_incomplete_claims_are_named(claims, message):
+  judging.check([CLAIM, FAILED])
+  with pytest.raises(ValueError, match=message):
+    judging.check(claims)
 
 
 class _Reader(html.parser.HTMLParser):
   """Collects text and addresses."""
 
-  def __init__(self):
+  def __init__(self, text):
     super().__init__()
-    self.words, self.addresses = [], []
+    self.words, self.addresses = '', []
+    self.feed(text)
 
   def handle_data(self, data):
-    self.words.append(data)
+    self.words += f' {" ".join(data.split())}'
 
   def handle_starttag(self, tag, attrs):
     self.addresses += [v for k, v in attrs if k in ('src', 'href')]
 
 
+def _draw(folder):
+  (folder / 'figures').mkdir(exist_ok=True)
+  noise = np.random.default_rng(0).integers(0, 255, (900, 1600, 3), np.uint8)
+  PIL.Image.fromarray(noise).save(folder / 'figures/x.png')
+
+
 @pytest.fixture
 def section(tmp_path):
-  (tmp_path / 'figures').mkdir()
-  (tmp_path / 'figures/x.png').write_bytes(b'image')
-  failed = CLAIM | {
-    'id': 'b',
-    'verdict': 'not reproduced',
-    'value': None,
-    'interval': None,
-  }
-  summary = {
-    'claims': [CLAIM, failed],
-    'figures': [{'file': 'figures/x.png', 'caption': 'What <x> shows.'}],
-    'conclusion': 'One holds, one does not.',
-  }
-  return reproduce_page.Section(
-    name='a',
-    title='Title',
-    command='python -m experiments.a --workdir=DIR',
-    folder=tmp_path,
-    summary=summary,
-    seconds=1.0,
-  )
+  _draw(tmp_path)
+  command = 'python -m experiments.a --workdir=DIR'
+  return page.Section('a', 'Title', command, tmp_path, SUMMARY, seconds=1.0)
 
 
 def test_the_page_tells_all_and_needs_no_other_file(section, tmp_path):
-  figures = section.summary['figures']
-  text = reproduce_page.page([section], figures, tmp_path, fast=False)
-  reader = _Reader()
-  reader.feed(text)
-  words = ' '.join(reader.words)
+  text = page.page([section], SUMMARY['figures'], tmp_path, fast=False)
+  reader = _Reader(text)
   for part in (
     'errors fall & fall',
     'v1 Fig. <1>',
@@ -109,51 +115,70 @@ def test_the_page_tells_all_and_needs_no_other_file(section, tmp_path):
     'What <x> shows.',
     'python -m experiments.a --workdir=DIR',
   ):
-    assert part in words, part
-  assert 'mean nothing' not in words
-  assert len(reader.addresses) == 3
-  assert all(a.startswith(('#', 'data:')) for a in reader.addresses)
-  fast = reproduce_page.page([section], [], tmp_path, fast=True)
+    assert part in reader.words, part
+  assert 'mean nothing' not in reader.words
+  images = [a for a in reader.addresses if a.startswith('data:image/webp')]
+  assert len(images) == 2
+  assert reader.addresses.count('figures/x.png') == 2  # In full size.
+  fast = _Reader(page.page([section], [], tmp_path, fast=True)).words
   assert 'verdicts mean nothing' in fast
+  assert 'What to conclude' not in fast
 
 
 def test_a_missing_figure_is_named(section, tmp_path):
   (tmp_path / 'figures/x.png').unlink()
   with pytest.raises(ValueError, match=r'x\.png.* is missing'):
-    reproduce_page.page([section], [], tmp_path, fast=False)
+    page.page([section], [], tmp_path, fast=False)
+
+
+def test_ten_conclusions_rest_on_claims_or_say_that_they_do_not():
+  lines = conclusions.LINES
+  assert len(lines) == 10
+  assert {line.section for line in lines} <= {
+    job.name for job in reproduce.JOBS
+  }
+  borne_out = [
+    CLAIM | {'id': name, 'verdict': verdict, 'value': 0.125}
+    for name, verdict in {
+      k: v for x in lines for k, v in x.verdicts.items()
+    }.items()
+  ]
+  found = conclusions.lines(borne_out)
+  assert not any(line.dissent for line in found)
+  assert all('0.125' in line.text and '{' not in line.text for line in found)
+  otherwise = [claim | {'verdict': 'undecided'} for claim in borne_out[:1]]
+  first, second = conclusions.lines(otherwise)[:2]
+  assert first.dissent[0].endswith(': undecided')
+  assert all(x.endswith(': not measured') for x in second.dissent)
+  assert 'no number' in second.text
 
 
 def test_schemes_are_drawn(tmp_path):
   (tmp_path / 'figures').mkdir()
-  for row in reproduce_diagrams.save(tmp_path):
+  for row in diagrams.save(tmp_path):
     assert (tmp_path / row['file']).stat().st_size > 10_000
     assert row['caption'].endswith('.')
 
 
-@pytest.mark.parametrize('job', reproduce.JOBS, ids=lambda job: job.name)
-def test_every_job_has_settings_that_its_experiment_accepts(job):
-  module = importlib.import_module(f'experiments.{job.module}')
-  default, fast = module.Config(**job.options), module.Config(**job.fast)
-  assert default != fast
-  assert {field.name for field in dataclasses.fields(fast)} >= set(job.fast)
-
-
-def test_names_of_jobs_are_distinct():
+def test_every_job_has_settings_that_its_experiment_accepts():
   names = [job.name for job in reproduce.JOBS]
-  assert len(set(names)) == len(names)
-  assert 'report' not in names
+  assert len(set(names) - {'report'}) == len(names)
+  for job in reproduce.JOBS:
+    slow, fast = (
+      reproduce._settings(reproduce.Config(fast=fast), job)
+      for fast in (False, True)
+    )
+    assert slow != fast
+    assert fast == dataclasses.replace(fast)
 
 
-def test_a_second_run_of_an_experiment_has_claims_of_its_own():
-  job = reproduce.JOBS[0]._replace(name='other')
-  assert reproduce._distinct(job, {'claims': [CLAIM]})['claims'][0]['id'] == (
-    'other: a'
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Config(lab.Config):
   size: int = 1
+
+  @classmethod
+  def tiny(cls):
+    return cls(size=2)
 
 
 class _Experiment:
@@ -165,14 +190,13 @@ class _Experiment:
   @classmethod
   def run(cls, config, folder):
     cls.runs += 1
-    (folder / 'figures/x.png').write_bytes(b'image')
-    figures = [{'file': 'figures/x.png', 'caption': 'A caption.'}]
-    summary = {'claims': [CLAIM], 'figures': figures, 'conclusion': 'Holds.'}
-    (folder / 'summary.json').write_text(json.dumps(summary))
+    print('what a run says')
+    _draw(folder)
+    (folder / 'summary.json').write_text(json.dumps(SUMMARY))
 
 
 def test_finished_experiments_are_not_run_again(tmp_path, monkeypatch):
-  job = reproduce.Job('equivalence', 'equivalence', 'Title', {}, {'size': 2})
+  job = reproduce.Job('equivalence', 'Title', {'size': 3})
   monkeypatch.setattr(reproduce, 'JOBS', (job,))
   monkeypatch.setattr(importlib, 'import_module', lambda name: _Experiment)
   monkeypatch.setattr(
@@ -180,15 +204,16 @@ def test_finished_experiments_are_not_run_again(tmp_path, monkeypatch):
   )
   for _ in range(2):
     summary = reproduce.run(reproduce.Config(), tmp_path)
-    assert summary['claims'] == {
-      'reproduced': 1,
-      'not reproduced': 0,
-      'undecided': 0,
-    }
+    assert summary['claims'] == judging.counts(SUMMARY['claims'])
   assert _Experiment.runs == 1
-  claims = json.loads((tmp_path / 'report/claims.json').read_text())
-  assert claims == [CLAIM]
-  assert (tmp_path / 'report/index.html').exists()
+  assert 'what a run' in (tmp_path / 'equivalence/log.txt').read_text()
+  report = tmp_path / 'report'
+  assert json.loads((report / 'claims.json').read_text()) == SUMMARY['claims']
+  assert len((report / 'tables/claims.csv').read_text().splitlines()) == 3
+  addresses = _Reader((report / 'index.html').read_text()).addresses
+  files = {a for a in addresses if not a.startswith(('#', 'data:'))}
+  assert '../equivalence/figures/x.png' in files
+  assert all(os.path.exists(report / file) for file in files)
   with pytest.raises(ValueError, match='workdir holds a run with'):
     reproduce.run(reproduce.Config(fast=True), tmp_path)
   (tmp_path / 'equivalence/summary.json').write_text('{')

@@ -129,3 +129,13 @@ def counts(claims: Iterable[Mapping[str, Any]]) -> dict[str, int]:
   """How many claims have each verdict."""
   verdicts = [claim['verdict'] for claim in claims]
   return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def rows(claims: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Records of claims as rows of a table: the ends of the interval apart."""
+  return [
+    {key: claim[key] for key in ('id', 'source', 'claim', 'statistic', 'value')}
+    | dict(zip(('low', 'high'), claim['interval'] or ('', ''), strict=True))
+    | {'verdict': claim['verdict']}
+    for claim in claims
+  ]

@@ -156,7 +156,7 @@ def _write_files(config, answered, claims, path, seconds) -> dict[str, Any]:
       for figure in part.figures(config, result)
     ]
   seconds['figures'] = time.perf_counter() - begin
-  tabulated = {'claims': _flat(claims)} if claims else {}
+  tabulated = {'claims': judging.rows(claims)} if claims else {}
   metrics: list[Mapping[str, Any]] = []
   for part, result in answered:
     tabulated |= part.tables(config, result)
@@ -197,20 +197,6 @@ def command_of(config: Any) -> str:
     module = module if spec is None else spec.name
   name = '.'.join(module.split('.')[:2])
   return f'python -m {name} --workdir=DIR'
-
-
-def _flat(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Records of claims as rows of a table: ends of the interval apart."""
-  rows = []
-  for claim in claims:
-    low, high = claim['interval'] or (None, None)
-    row = {key: claim[key] for key in ('id', 'source', 'claim', 'statistic')}
-    rows.append(
-      row
-      | {'value': claim['value'], 'low': low, 'high': high}
-      | {'verdict': claim['verdict']}
-    )
-  return rows
 
 
 def report(summary: Mapping[str, Any]) -> str:

@@ -1,0 +1,3 @@
+from experiments import lab, reproduce
+
+lab.main(reproduce)
