@@ -659,7 +659,7 @@ GOOD = {'radius': 1.0, 'loss_bound': 1.0, 'delta': 0.1}
     ({'delta': 0.0}, r'delta is 0; expected a probability in \(0, 1\)'),
     ({'delta': 1.0}, r'delta is 1; expected a probability in \(0, 1\)'),
     ({'chunk_size': 0}, 'chunk_size is 0; expected an integer >= 1'),
-    ({'ball': 'frobenius'}, r'ball is a str; expected bounds\.FROBENIUS'),
+    ({'ball': 'frobenius'}, 'ball is a str; expected a Ball'),
     ({'mask': np.ones(2, bool)}, r'mask has shape \[2\]; expected \[3\]'),
   ],
 )

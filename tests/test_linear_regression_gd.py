@@ -385,7 +385,7 @@ def test_bad_input_is_named():
   cases = [
     ('inputs and labels disagree in N', account.make_tokens, inputs,
      labels[1:], query),
-    ('query and inputs disagree in d_x', account.make_tokens, inputs, labels,
+    ('inputs and query disagree in d_x', account.make_tokens, inputs, labels,
      query[1:]),
     ('dtypes disagree', account.make_tokens, inputs, labels,
      query.astype(jnp.float32)),
@@ -398,9 +398,9 @@ def test_bad_input_is_named():
     ('num_layers is 0', account.repeat, layer, 0),
     ('num_tokens is 1', account.context_only, 1),
     ('directions is 0 everywhere', account.fit_learning_rate, zeros, zeros),
-    ('expected equal ones', account.model_cosine, zeros, zeros[:1]),
+    ('disagree in B: 2 and 1', account.model_cosine, zeros, zeros[:1]),
     ('half_range is -1', account.uniform_moments, -1.0),
-    ('disagree in query_key', account.interpolate, account.fold(layer),
+    ('query_key disagree in H', account.interpolate, account.fold(layer),
      account.fold(random_layer(2)), 0.5),
   ]  # fmt: skip
   for message, fn, *arguments in cases:
@@ -412,7 +412,7 @@ def test_bad_input_is_named():
     account.LinearTasks(**tasks, noise_variance=-1.0)
   with pytest.raises(ValueError, match='visible has shape'):
     account.attend(layer, tokens, visible=jnp.ones((2, 2), bool))
-  with pytest.raises(ValueError, match='initial has shape'):
+  with pytest.raises(ValueError, match='labels and initial disagree in d_y'):
     account.make_tokens(inputs, labels, query, initial=initial.T)
   with pytest.raises(ValueError, match='d_x is 8; expected less'):
     account.normalise(account.fold(layer), d_x=D_X + D_Y)

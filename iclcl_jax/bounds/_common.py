@@ -1,4 +1,4 @@
-"""Positive numbers by their logarithm, balls of weights, and checks."""
+"""Positive numbers as logarithms, and balls of weights."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,9 @@ CHUNK_SIZE = 512
 
 
 class LogValue(NamedTuple):
-  """A positive number (or zero, a result alone), by its logarithm.
+  """A number above 0 stored as its logarithm, so that it cannot overflow.
+
+  Results may be 0, whose logarithm is `-inf`; arguments may not.
 
   Attributes:
     log_value: the logarithm. Shape `[]`, or `[P]` for several numbers.
@@ -36,7 +38,7 @@ Positive: TypeAlias = float | Array | LogValue
 
 
 class Ball(NamedTuple):
-  """A ball of dual weights, by the dual of its norm.
+  """A ball of dual weights, described by the dual of the norm that bounds it.
 
   Attributes:
     dual_norm: `sup <W, M>` over the unit ball, a function of `M [d_v, R]`.
@@ -73,7 +75,7 @@ SPECTRAL = Ball(
 def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
   """Returns the logarithm of a positive argument, in `dtype`.
 
-  A concrete number is read by Python, where it does not under- or overflow.
+  Python reads a concrete number, where it does not under- or overflow.
   """
   if isinstance(number, LogValue):
     _validate.check_scalar(f'{name}.log_value', number.log_value)
@@ -95,31 +97,10 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
   return jnp.log(number).astype(dtype)
 
 
-def check_ball(ball: Ball) -> None:
-  """Raises unless `ball` is a `Ball`."""
-  if not isinstance(ball, Ball):
-    raise ValueError(
-      f'ball is a {type(ball).__name__}; expected bounds.FROBENIUS, '
-      'bounds.SPECTRAL or a bounds.Ball of your own.'
-    )
-
-
-def check_delta(delta: float | Array) -> float | Array:
-  """Returns the probability `delta`, checked to lie in (0, 1)."""
-  _validate.check_scalar('delta', delta)
-  if _validate.is_concrete(delta) and not 0 < float(delta) < 1:
-    raise ValueError(
-      f'delta is {float(delta):g}; expected a probability in (0, 1), such as '
-      '0.05 for a bound that holds with probability 0.95.'
-    )
-  return delta
-
-
 def visible(
   rows: Float[Array, 'N d'], mask: Mask | None
 ) -> Float[Array, 'N d']:
   """The rows, zeros where the mask is False."""
-  rows = jnp.asarray(rows)
   return rows if mask is None else jnp.where(mask[:, None], rows, 0)
 
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
-  check_ball,
   count,
   log_norm,
   log_positive,
@@ -21,6 +21,7 @@ from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
 
+@door
 def rademacher_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -66,9 +67,7 @@ def rademacher_bound(
     Ren & Liu, arXiv:2310.13220v2, Theorem 3.2; Bartlett & Mendelson, JMLR 3
     (2002), Lemma 22.
   """
-  _validate.check_tokens(keys, values, mask)
-  _validate.check_count('chunk_size', chunk_size)
-  check_ball(ball)
+  _validate.at_least(1, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = wide(values.dtype)
   diagonal = wide_log_diagonal(phi, keys, mask, chunk_size)
@@ -87,6 +86,7 @@ def rademacher_bound(
   return LogValue(bound.astype(values.dtype))
 
 
+@door
 def rademacher_draws(
   key: PRNGKeyArray,
   phi: FeatureMap | Kernel,
@@ -136,11 +136,7 @@ def rademacher_draws(
   References:
     Bartlett & Mendelson, JMLR 3 (2002), Definition 2.
   """
-  _validate.check_key('key', key)
-  _validate.check_tokens(keys, values, mask)
-  _validate.check_count('num_draws', num_draws)
-  _validate.check_count('chunk_size', chunk_size)
-  check_ball(ball)
+  _validate.at_least(1, num_draws=num_draws, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   data, impl = jax.random.key_data(key), jax.random.key_impl(key)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
+from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   Ball,
@@ -17,6 +18,7 @@ from iclcl_jax.bounds._common import (
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
 
+@door
 def log_diagonal(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -44,8 +46,7 @@ def log_diagonal(
     >>> log_diagonal(kernels.ExponentialKernel(), jnp.ones((2, 4))).tolist()
     [2.0, 2.0]
   """
-  _validate.check_tokens(keys, keys, mask)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   keys = jnp.asarray(keys)
   logs = wide_log_diagonal(phi, keys, mask, chunk_size)
   return logs.astype(keys.dtype)
@@ -96,6 +97,7 @@ class _WideFeatures:
     return log_scale.astype(features.dtype) + jnp.log(top), features / top
 
 
+@door
 def log_trace(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -122,8 +124,7 @@ def log_trace(
     >>> round(float(log_trace(kernels.LinearKernel(), jnp.eye(3))), 5)
     1.09861
   """
-  _validate.check_tokens(keys, keys, mask)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   keys = jnp.asarray(keys)
   logs = wide_log_diagonal(phi, keys, mask, chunk_size)
   return jax.nn.logsumexp(logs).astype(keys.dtype)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, dual, moments
+from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
-  check_ball,
   count,
   log_positive,
   visible,
@@ -30,6 +30,7 @@ from iclcl_jax.types import (
 )
 
 
+@door
 def mean_embedding(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -64,8 +65,7 @@ def mean_embedding(
     >>> state.weights.tolist()
     [[0.5, 0.5]]
   """
-  _validate.check_tokens(keys, values, mask)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   values, size = jnp.asarray(values), count(values, mask)
   labels = (visible(values, mask).astype(size.dtype) / size).astype(
     values.dtype
@@ -123,7 +123,11 @@ def gap_supremum(
   """
   _check_state(phi, 'population', population)
   _check_state(phi, 'sample', sample)
-  check_ball(ball)
+  if not isinstance(ball, Ball):
+    raise ValueError(
+      f'ball is a {type(ball).__name__}; expected a Ball, bounds.FROBENIUS or '
+      'bounds.SPECTRAL.'
+    )
   both, dtype = _difference(population, sample), sample.mass.dtype
   if isinstance(both, DualState):
     log_norm = state_norms(both, 1, ball)[0]
@@ -142,6 +146,7 @@ def gap_supremum(
   return LogValue(log_norm.astype(dtype))
 
 
+@door
 def representation_loss(
   phi: FeatureMap | Kernel,
   state: dual.State,
@@ -177,8 +182,7 @@ def representation_loss(
   References:
     Ren & Liu, arXiv:2310.13220v2, section 3.3.
   """
-  _validate.check_tokens(keys, values, mask)
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   values = jnp.asarray(values)
   total = _inner_product(phi, state, keys, values, mask, chunk_size)
   return (-total / count(values, mask)).astype(values.dtype)

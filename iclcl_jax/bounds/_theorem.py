@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
-  check_delta,
   count,
   log_positive,
 )
@@ -40,6 +40,7 @@ class GeneralizationBound(NamedTuple):
     )
 
 
+@door
 def generalization_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -147,7 +148,7 @@ def one_sided_bound(
     >>> round(float(bound.complexity.value), 6)
     0.2
   """
-  _validate.check_count('num_demonstrations', num_demonstrations)
+  _validate.at_least(1, num_demonstrations=num_demonstrations)
   size = jnp.asarray(num_demonstrations, float)
   log_radius = log_positive('radius', radius, size.dtype)
   log_moment = log_positive('second_moment', second_moment, size.dtype)
@@ -158,6 +159,7 @@ def one_sided_bound(
   )
 
 
+@door
 def published_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -219,5 +221,11 @@ def published_bound(
 
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
   """Returns `log sqrt(log(sides / delta) / (2 N))`."""
-  log_delta = log_positive('delta', check_delta(delta), size.dtype)
+  _validate.finite(delta=delta)
+  if _validate.is_concrete(delta) and not 0 < float(delta) < 1:
+    raise ValueError(
+      f'delta is {float(delta):g}; expected a probability in (0, 1), such as '
+      '0.05 for a bound that holds with probability 0.95.'
+    )
+  log_delta = log_positive('delta', delta, size.dtype)
   return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2

@@ -5,14 +5,12 @@ import math
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.accounts.linear_regression_gd._products import (
-  SelfAttention,
-  check_layer,
-)
-from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
+from iclcl_jax._door import door
+from iclcl_jax.accounts.linear_regression_gd._products import SelfAttention
 from iclcl_jax.types import Array, Float
 
 
+@door
 def make_alternating_tokens(
   inputs: Float[Array, 'N d_x'],
   labels: Float[Array, 'N d_y'],
@@ -46,9 +44,6 @@ def make_alternating_tokens(
   References:
     von Oswald et al., arXiv:2212.07677, section 5 (copying).
   """
-  check_problem(inputs, labels, query, None)
-  _validate.check_array('positions', positions, 'M d_p')
-  _validate.check_dtypes(inputs=inputs, positions=positions)
   length, (_, d_x), d_y = 2 * len(inputs) + 1, inputs.shape, labels.shape[1]
   if len(positions) != length:
     raise ValueError(
@@ -69,7 +64,7 @@ def construct_copy(
   sharpness: float | Array = 1e3,
   dtype=float,
 ) -> SelfAttention:
-  """The softmax layer that writes each label next to its input.
+  """Constructs the softmax layer that writes each label next to its input.
 
   With one-hot positions every row attends to its successor, and adds the
   label that stands there; the last row, the query, looks at the first, where
@@ -96,12 +91,14 @@ def construct_copy(
   References:
     von Oswald et al., arXiv:2212.07677, section 5 (copying).
   """
-  _validate.check_count('num_demonstrations', num_demonstrations)
-  _validate.check_count('d_x', d_x)
-  _validate.check_count('d_y', d_y)
+  _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)
   length = 2 * num_demonstrations + 1
-  _check_sharpness(sharpness, length, dtype)
+  # The successor's share e^s / (e^s + length - 1), with the score s =
+  # sharpness / sqrt(length), is at least one half.
+  least = math.log(length - 1) * length**0.5
+  largest = float(jnp.finfo(dtype).max)
+  _validate.check_scalar('sharpness', sharpness, minimum=least, maximum=largest)
   width = length + d_x + d_y
   place = jnp.eye(width, length, dtype=dtype)
   successor = jnp.roll(place, 1, axis=1)
@@ -111,12 +108,13 @@ def construct_copy(
   return SelfAttention(*(w[None] for w in layer))
 
 
+@door
 def widen(layer: SelfAttention, width: int) -> SelfAttention:
-  """A layer that ignores, and leaves alone, more columns in front.
+  """Adds columns in front of the tokens, which the layer does not touch.
 
   Args:
     layer: a layer for tokens of width `D`.
-    width: number of columns before those, such as positions.
+    width: number of new columns, such as those of positions.
 
   Returns:
     The layer for tokens of width `width + D`.
@@ -124,16 +122,8 @@ def widen(layer: SelfAttention, width: int) -> SelfAttention:
   Raises:
     ValueError: if `width` is negative, or `layer` is not one layer.
   """
-  check_layer(layer)
-  _validate.check_count('width', width, minimum=0)
+  _validate.at_least(0, width=width)
   front = (0, 0), (width, 0), (0, 0)
   queries, keys, values = (jnp.pad(w, front) for w in layer[:3])
   outputs = jnp.pad(layer.outputs, ((0, 0), (0, 0), (width, 0)))
   return SelfAttention(queries, keys, values, outputs)
-
-
-def _check_sharpness(sharpness, length: int, dtype) -> None:
-  """Its score `s` gives the successor a share `e^s / (e^s + length - 1)`."""
-  least = math.log(length - 1) * length**0.5
-  largest = float(jnp.finfo(dtype).max)
-  _validate.check_scalar('sharpness', sharpness, minimum=least, maximum=largest)

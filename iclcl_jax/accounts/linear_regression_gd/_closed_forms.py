@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float
 
 
+@door
 def expected_loss_given_inputs(
   eigenvalues: Float[Array, ' d_x'],
   learning_rates: Float[Array, ' K'],
@@ -19,11 +20,11 @@ def expected_loss_given_inputs(
   second_moment: float | Array,
   task_variance: float | Array = 1.0,
 ) -> Float[Array, '']:
-  r"""Mean loss of `K` steps from 0 over tasks and queries, for fixed inputs.
+  r"""Returns the mean loss of `K` steps from 0, for fixed inputs.
 
-  Everything that GD and GD++ do is a function of :math:`X^\top X`, so each of
-  its eigenvalues :math:`\lambda_j` has a share :math:`1 - g_j` of the task
-  that is not learnt, and
+  The mean is over tasks and queries. Everything that GD and GD++ do is a
+  function of :math:`X^\top X`, so each of its eigenvalues :math:`\lambda_j` has
+  a share :math:`1 - g_j` of the task that is not learnt, and
 
   .. math:: E\,\tfrac12|\hat y - y|^2 = \tfrac12 \tau^2 m_2 \sum_j (1 - g_j)^2.
 
@@ -55,25 +56,11 @@ def expected_loss_given_inputs(
   References:
     von Oswald et al., arXiv:2212.07677, eq. 4 and section 4.3, averaged.
   """
-  _validate.check_array('eigenvalues', eigenvalues, 'd_x')
-  _validate.check_count('num_demonstrations', num_demonstrations)
-  for name, array in (
-    ('learning_rates', learning_rates),
-    ('contractions', contractions),
-  ):
-    _validate.check_array(name, array, 'K')
-  _validate.check_same(
-    'K', 'learning_rates', len(learning_rates), 'contractions',
-    len(contractions),
-  )  # fmt: skip
-  _validate.check_dtypes(
-    eigenvalues=eigenvalues,
-    learning_rates=learning_rates,
-    contractions=contractions,
+  _validate.at_least(1, num_demonstrations=num_demonstrations)
+  _validate.non_negative(
+    second_moment=second_moment, task_variance=task_variance
   )
   _check_not_negative(eigenvalues)
-  _validate.check_scalar('second_moment', second_moment, minimum=0)
-  _validate.check_scalar('task_variance', task_variance, minimum=0)
 
   def step(carry, factors):
     # Shares of input and label rows, which still stand, and what is learnt.
@@ -91,6 +78,7 @@ def expected_loss_given_inputs(
   return 0.5 * task_variance * second_moment * jnp.sum((1 - learnt) ** 2)
 
 
+@door
 def kernel_step(
   kernel: Callable[[Array, Array], Array],
   inputs: Float[Array, 'N d_x'],
@@ -98,7 +86,7 @@ def kernel_step(
   query: Float[Array, ' d_x'],
   learning_rate: float | Array,
 ) -> Float[Array, ' d_y']:
-  r"""One step of kernel regression from 0.
+  r"""Takes one step of kernel regression from 0.
 
   .. math:: \hat y = \frac\eta N \sum_i y_i\, k(x_i, x_q)
 
@@ -129,8 +117,7 @@ def kernel_step(
   References:
     von Oswald et al., arXiv:2212.07677, section 4.2 (proposition 2).
   """
-  check_problem(inputs, labels, query, None)
-  _validate.check_scalar('learning_rate', learning_rate)
+  _validate.finite(learning_rate=learning_rate)
   _validate.check_function('kernel', kernel, 2, "(x, x') -> []")
   scores = jax.vmap(lambda x: kernel(x, query))(inputs)
   _validate.check_result('kernel, of all inputs,', scores, inputs.shape[:1])

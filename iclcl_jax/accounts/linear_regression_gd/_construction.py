@@ -1,13 +1,15 @@
-"""The weights that descend."""
+"""Constructed layers whose forward pass is gradient descent."""
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts.linear_regression_gd._products import SelfAttention
 from iclcl_jax.types import Array, Float
 
 
+@door
 def construct(
   learning_rate: float | Array,
   num_demonstrations: int,
@@ -16,7 +18,7 @@ def construct(
   initial: Float[Array, 'd_y d_x'] | None = None,
   dtype: DTypeLike = float,
 ) -> SelfAttention:
-  r"""The layer that does one step of gradient descent.
+  r"""Constructs the layer that does one step of gradient descent.
 
   .. math:: W_q = W_k = \begin{pmatrix}I&0\\0&0\end{pmatrix},\quad
      W_v = \begin{pmatrix}0&W_0^\top\\0&-I\end{pmatrix},\quad
@@ -46,19 +48,13 @@ def construct(
   References:
     von Oswald et al., arXiv:2212.07677, proposition 1.
   """
-  _validate.check_scalar('learning_rate', learning_rate)
-  _validate.check_count('num_demonstrations', num_demonstrations)
+  _validate.finite(learning_rate=learning_rate)
+  _validate.at_least(1, num_demonstrations=num_demonstrations)
   _validate.check_float_dtype('dtype', dtype)
   initial = _initial(d_x, initial, dtype)
   d_y, d_x = initial.shape
-  zeros = jnp.zeros_like
-  below = -jnp.eye(d_y, dtype=initial.dtype)
-  values = jnp.block(
-    [
-      [jnp.zeros((d_x, d_x), initial.dtype), initial.T],
-      [zeros(initial), below],
-    ]
-  )
+  of_labels = jnp.concatenate([initial.T, -jnp.eye(d_y, dtype=initial.dtype)])
+  values = jnp.pad(of_labels, [(0, 0), (d_x, 0)])
   size = jnp.asarray(learning_rate, initial.dtype) / num_demonstrations
   outputs = size * jnp.eye(d_x + d_y, dtype=initial.dtype)
   return _layer_of_inputs(d_x, values, outputs)
@@ -73,7 +69,7 @@ def construct_plus_plus(
   d_y: int = 1,
   dtype: DTypeLike = float,
 ) -> SelfAttention:
-  r"""The layer of GD++: a step that also transforms the inputs.
+  r"""Constructs the layer of GD++, whose step also transforms the inputs.
 
   .. math:: x_j \leftarrow (I - \gamma X^\top X)\, x_j
 
@@ -98,11 +94,8 @@ def construct_plus_plus(
   References:
     von Oswald et al., arXiv:2212.07677, section 4.3 and appendix A.10.
   """
-  _validate.check_scalar('learning_rate', learning_rate)
-  _validate.check_scalar('contraction', contraction)
-  _validate.check_count('num_demonstrations', num_demonstrations)
-  _validate.check_count('d_x', d_x)
-  _validate.check_count('d_y', d_y)
+  _validate.finite(learning_rate=learning_rate, contraction=contraction)
+  _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)
   signs = jnp.concatenate([jnp.ones(d_x, dtype), -jnp.ones(d_y, dtype)])
   size = jnp.asarray(learning_rate, signs.dtype) / num_demonstrations
@@ -124,8 +117,7 @@ def _initial(d_x, initial, dtype) -> Float[Array, 'd_y d_x']:
       f'd_x is {d_x!r} and initial is {type(initial).__name__}; expected '
       'exactly one of them: initial has the width d_x already.'
     )
-  if initial is None:
-    _validate.check_count('d_x', d_x)
-    return jnp.zeros((1, d_x), dtype)
-  _validate.check_array('initial', initial, 'd_y d_x')
-  return initial
+  if initial is not None:
+    return initial
+  _validate.at_least(1, d_x=d_x)
+  return jnp.zeros((1, d_x), dtype)

@@ -1,4 +1,4 @@
-"""Self-attention without anything else."""
+"""Layers of self-attention alone, and the answer of a stack of them."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -7,28 +7,32 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts.linear_regression_gd._products import (
   SelfAttention,
-  check_layer,
   fold,
 )
-from iclcl_jax.accounts.linear_regression_gd._tokens import context_only
+from iclcl_jax.accounts.linear_regression_gd._tokens import (
+  check_part,
+  context_only,
+)
 from iclcl_jax.types import Array, Bool, Float
 
 WeightsFn: TypeAlias = Callable[[Array, Array, int], Array]
 
 
 def linear_weights(scores: Array, visible: Array, d_k: int) -> Array:
-  """Weights of linear self-attention: the visible scores themselves."""
+  """Returns the visible scores themselves: linear self-attention."""
   del d_k
   return jnp.where(visible, scores, 0)
 
 
 def softmax_weights(scores: Array, visible: Array, d_k: int) -> Array:
-  """Weights of softmax self-attention, scores divided by `sqrt(d_k)`."""
+  """Returns the softmax of the visible scores divided by `sqrt(d_k)`."""
   return jax.nn.softmax(scores / d_k**0.5, axis=-1, where=visible)
 
 
+@door
 def attend(
   layer: SelfAttention,
   tokens: Float[Array, 'M D'],
@@ -61,10 +65,9 @@ def attend(
   References:
     von Oswald et al., arXiv:2212.07677, eq. 1 and appendix A.
   """
-  _check_layer(layer, tokens, weights_fn)
+  _check_call(tokens, weights_fn)
   if visible is None:
     visible = context_only(tokens.shape[0])
-  _check_visible(visible, tokens.shape[0])
   width = layer.keys.shape[2]
 
   def head(query_key, value_output):
@@ -76,13 +79,14 @@ def attend(
   return tokens + jnp.sum(jax.vmap(head)(*fold(layer)), axis=0)
 
 
+@door
 def attend_query(
   layer: SelfAttention,
   tokens: Float[Array, 'M D'],
   *,
   weights_fn: WeightsFn = linear_weights,
 ) -> Float[Array, ' D']:
-  """The last row of `attend`, without the others.
+  """Returns the last row of `attend` without computing the others.
 
   Args:
     layer: weights of the layer.
@@ -95,7 +99,7 @@ def attend_query(
   Raises:
     ValueError: as `attend`.
   """
-  _check_layer(layer, tokens, weights_fn)
+  _check_call(tokens, weights_fn)
   context, row = tokens[:-1], tokens[-1]
   folded = fold(layer)
   scores = jnp.einsum('d,hde->he', row, folded.query_key) @ context.T
@@ -139,14 +143,9 @@ def predict(
   References:
     von Oswald et al., arXiv:2212.07677, proposition 1.
   """
-  _validate.check_count('d_y', d_y)
-  _check_stack(layers)
-  _check_layer(jax.tree.map(lambda w: w[0], layers), tokens, weights_fn)
-  if d_y >= tokens.shape[1]:
-    raise ValueError(
-      f'd_y is {d_y}; expected less than the width of the tokens, '
-      f'{tokens.shape[1]}.'
-    )
+  _validate.check_array('layers.queries', layers.queries, 'L H D d_k')
+  _validate.check_array('tokens', tokens, 'M D')
+  check_part('d_y', d_y, tokens.shape[1])
   before = jax.tree.map(lambda w: w[:-1], layers)
   last = jax.tree.map(lambda w: w[-1], layers)
 
@@ -158,7 +157,7 @@ def predict(
 
 
 def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
-  """One layer, looped: the same weights in every layer.
+  """Stacks one layer: a looped network with the same weights everywhere.
 
   Args:
     layer: the layer.
@@ -170,44 +169,18 @@ def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
   Raises:
     ValueError: if `num_layers < 1`.
   """
-  _validate.check_count('num_layers', num_layers)
+  _validate.at_least(1, num_layers=num_layers)
   return jax.tree.map(
     lambda w: jnp.broadcast_to(w[None], (num_layers, *w.shape)), layer
   )
 
 
-def _check_stack(layers) -> None:
-  for name, weights in zip(SelfAttention._fields, layers, strict=True):
-    _validate.check_array(f'layers.{name}', weights, 'L H D width')
-    if not len(weights):
-      raise ValueError('layers has no layer; expected at least one.')
-
-
-def _check_layer(layer: SelfAttention, tokens, weights_fn) -> None:
-  _validate.check_array('tokens', tokens, 'M D')
-  if tokens.shape[0] < 2:
+def _check_call(tokens: Array, weights_fn: WeightsFn) -> None:
+  if len(tokens) < 2:
     raise ValueError(
-      f'tokens has {tokens.shape[0]} rows; expected at least 2: a '
-      'demonstration and the query.'
+      f'tokens has {len(tokens)} rows; expected at least 2: a demonstration '
+      'and the query.'
     )
-  check_layer(layer)
-  for name, weights in layer._asdict().items():
-    axis = 2 if name == 'outputs' else 1
-    _validate.check_same(
-      'D', f'layer.{name}', weights.shape[axis], 'tokens', tokens.shape[1]
-    )
-  _validate.check_dtypes(tokens=tokens, layer=layer.queries)
   _validate.check_function(
     'weights_fn', weights_fn, 3, '(scores, visible, d_k) -> weights'
   )
-
-
-def _check_visible(visible, size: int) -> None:
-  is_boolean = getattr(visible, 'dtype', None) == jnp.bool_
-  if not is_boolean or visible.shape != (size, size):
-    found = getattr(visible, 'dtype', type(visible).__name__)
-    raise ValueError(
-      f'visible has shape {list(getattr(visible, "shape", []))} and dtype '
-      f'{found}; expected booleans {[size, size]}, a row and a column for each '
-      'token.'
-    )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
+from iclcl_jax.accounts.linear_regression_gd._tokens import check_part
 from iclcl_jax.types import Array, Float
 
 
@@ -37,8 +39,9 @@ class Folded(NamedTuple):
   value_output: Float[Array, 'H D D']
 
 
+@door
 def fold(layer: SelfAttention) -> Folded:
-  """The products that a layer depends on; compare these, not the factors.
+  """Returns the products that a layer depends on, to compare layers by.
 
   Args:
     layer: the layer.
@@ -49,17 +52,17 @@ def fold(layer: SelfAttention) -> Folded:
   Raises:
     ValueError: if `layer` is not one layer.
   """
-  check_layer(layer)
   return Folded(
     jnp.einsum('hdk,hek->hde', layer.queries, layer.keys),
     jnp.einsum('hdv,hve->hde', layer.values, layer.outputs),
   )
 
 
+@door
 def unfold(folded: Folded) -> SelfAttention:
-  """A layer with these products.
+  """Makes a layer of its products.
 
-  For softmax, mind that its keys have the width of the tokens.
+  Its keys have the width of the tokens, by which softmax attention scales.
 
   Args:
     folded: the products.
@@ -70,7 +73,6 @@ def unfold(folded: Folded) -> SelfAttention:
   Raises:
     ValueError: if `folded` holds no products of one layer.
   """
-  _check_folded('folded', folded)
   identity = jnp.broadcast_to(
     jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),
     folded.query_key.shape,
@@ -80,8 +82,11 @@ def unfold(folded: Folded) -> SelfAttention:
   )
 
 
+@door
 def normalise(folded: Folded, *, d_x: int) -> Folded:
-  """Moves the scale of `W_q W_k^T` to `W_v W_p`; linear attention is unmoved.
+  """Moves the scale of `W_q W_k^T` to `W_v W_p`.
+
+  Linear attention with the rescaled products is the same.
 
   Args:
     folded: the products.
@@ -97,13 +102,7 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
   References:
     von Oswald et al., arXiv:2212.07677, section 3.1 (interpolation).
   """
-  _check_folded('folded', folded)
-  _validate.check_count('d_x', d_x)
-  width = folded.query_key.shape[1]
-  if d_x >= width:
-    raise ValueError(
-      f'd_x is {d_x}; expected less than the width of the tokens, {width}.'
-    )
+  check_part('d_x', d_x, folded.query_key.shape[1])
   diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]
   scale = jnp.mean(diagonal, axis=1)[:, None, None]
   if _validate.is_concrete(scale) and not bool(jnp.all(scale)):
@@ -114,10 +113,11 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
   return Folded(folded.query_key / scale, folded.value_output * scale)
 
 
+@door
 def interpolate(
   start: Folded, end: Folded, fraction: float | Array
 ) -> SelfAttention:
-  """The layer between two others, product by product.
+  """Interpolates between two layers, product by product.
 
   Args:
     start: products of the first; see `normalise`.
@@ -130,36 +130,7 @@ def interpolate(
   Raises:
     ValueError: if shapes disagree, or `fraction` is not finite.
   """
-  _validate.check_scalar('fraction', fraction)
-  _check_folded('start', start)
-  _check_folded('end', end)
-  for name, a, b in zip(Folded._fields, start, end, strict=True):
-    if a.shape != b.shape:
-      raise ValueError(
-        f'start and end disagree in {name}: {list(a.shape)} and '
-        f'{list(b.shape)}. Pass layers of the same size and number of heads.'
-      )
+  _validate.finite(fraction=fraction)
   return unfold(
     jax.tree.map(lambda a, b: (1 - fraction) * a + fraction * b, start, end)
   )
-
-
-def check_layer(layer) -> None:
-  """Checks that `layer` is one layer, not a stack of them."""
-  _check_type('layer', layer, SelfAttention)
-  for name, weights in layer._asdict().items():
-    _validate.check_array(f'layer.{name}', weights, 'H D width')
-  _validate.check_dtypes(**layer._asdict())
-
-
-def _check_folded(name: str, folded) -> None:
-  _check_type(name, folded, Folded)
-  for field, product in folded._asdict().items():
-    _validate.check_array(f'{name}.{field}', product, 'H D D')
-
-
-def _check_type(name: str, value, kind) -> None:
-  if not isinstance(value, kind):
-    raise ValueError(
-      f'{name} is a {type(value).__name__}; expected a {kind.__name__}.'
-    )

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
-from iclcl_jax.accounts.linear_regression_gd._tokens import check_problem
+from iclcl_jax.accounts.linear_regression_gd._tokens import initial_weights
 from iclcl_jax.types import Array, Float
 
 
@@ -25,7 +26,7 @@ class Moments(NamedTuple):
 
 
 def uniform_moments(half_range: float | Array) -> Moments:
-  """Moments of `U(-a, a)`.
+  """Returns the moments of `U(-a, a)`.
 
   Args:
     half_range: the number `a`: half of the range that papers often state.
@@ -36,7 +37,7 @@ def uniform_moments(half_range: float | Array) -> Moments:
   Raises:
     ValueError: if `half_range` is negative or not finite.
   """
-  _validate.check_scalar('half_range', half_range, minimum=0)
+  _validate.non_negative(half_range=half_range)
   return Moments(half_range**2 / 3, half_range**4 / 5)
 
 
@@ -61,36 +62,36 @@ class LinearTasks:
   num_distractors: int = 0
 
   def __post_init__(self):
-    _validate.check_count('d_x', self.d_x)
-    _validate.check_count('num_demonstrations', self.num_demonstrations)
-    _validate.check_count('num_distractors', self.num_distractors, minimum=0)
+    _validate.at_least(
+      1, d_x=self.d_x, num_demonstrations=self.num_demonstrations
+    )
+    _validate.at_least(0, num_distractors=self.num_distractors)
     if self.num_distractors >= self.num_demonstrations:
       raise ValueError(
         f'num_distractors is {self.num_distractors} of '
         f'{self.num_demonstrations} demonstrations; expected fewer, so that '
         'one is left to learn from.'
       )
-    for name in ('task_variance', 'noise_variance'):
-      _validate.check_scalar(name, getattr(self, name), minimum=0)
-    _check_moments(self.moments)
-
-
-def _check_moments(moments) -> None:
-  if not isinstance(moments, Moments):
-    raise ValueError(
-      f'moments is a {type(moments).__name__}; expected Moments, such as '
-      'uniform_moments(0.5).'
+    _validate.non_negative(
+      task_variance=self.task_variance, noise_variance=self.noise_variance
     )
-  for name, moment in moments._asdict().items():
-    _validate.check_scalar(f'moments.{name}', moment, minimum=0)
+    if not isinstance(self.moments, Moments):
+      raise ValueError(
+        f'moments is a {type(self.moments).__name__}; expected Moments, such '
+        'as uniform_moments(0.5).'
+      )
+    _validate.non_negative(
+      **{f'moments.{name}': m for name, m in self.moments._asdict().items()}
+    )
 
 
 def expected_loss(
   tasks: LinearTasks, learning_rate: float | Array
 ) -> float | Array:
-  r"""Mean of :math:`\tfrac12 |\hat y - y|^2` after one step from 0.
+  r"""Returns the mean loss after one step from 0.
 
-  .. math:: \tfrac12 m_2 (d - 2\eta d m_2 + \eta^2 T_2), \qquad
+  .. math:: E\,\tfrac12 |\hat y - y|^2
+     = \tfrac12 m_2 (d - 2\eta d m_2 + \eta^2 T_2), \qquad
      T_2 = E\,\mathrm{tr}\,S^2 = \frac{d}{N}
      \big(m_4 + (d-1) m_2^2 + (N-1) m_2^2\big)
 
@@ -117,7 +118,7 @@ def expected_loss(
   References:
     The step of von Oswald et al., arXiv:2212.07677, eq. 4, averaged over tasks.
   """
-  _validate.check_scalar('learning_rate', learning_rate)
+  _validate.finite(learning_rate=learning_rate)
   gain, spread = _gain_and_spread(tasks)
   zero = tasks.task_variance * tasks.d_x
   change = -2 * learning_rate * gain + learning_rate**2 * spread
@@ -125,7 +126,7 @@ def expected_loss(
 
 
 def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
-  """The step size that minimises `expected_loss`.
+  """Returns the step size that minimises `expected_loss`.
 
   Args:
     tasks: the distribution of tasks.
@@ -158,10 +159,11 @@ def _gain_and_spread(tasks: LinearTasks):
   return gain, spread / size**2
 
 
+@door
 def fit_learning_rate(
   directions: Float[Array, 'B d_y'], targets: Float[Array, 'B d_y']
 ) -> Float[Array, '']:
-  r"""The best step size of one step from 0 for given tasks.
+  r"""Returns the best step size of one step from 0 for given tasks.
 
   .. math:: \eta^* = \langle t, p\rangle / \langle p, p\rangle
 
@@ -180,14 +182,6 @@ def fit_learning_rate(
     >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
     2.0
   """
-  _validate.check_array('directions', directions, 'B d_y')
-  _validate.check_array('targets', targets, 'B d_y')
-  _validate.check_dtypes(directions=directions, targets=targets)
-  if directions.shape != targets.shape:
-    raise ValueError(
-      f'directions and targets have shapes {list(directions.shape)} and '
-      f'{list(targets.shape)}; expected equal ones.'
-    )
   if _validate.is_concrete(directions) and not bool(jnp.any(directions)):
     raise ValueError(
       'directions is 0 everywhere; expected a task that a step can learn from.'
@@ -199,6 +193,7 @@ def fit_learning_rate(
   return (rate * (target_size / size)).astype(directions.dtype)
 
 
+@door
 def descend(
   inputs: Float[Array, 'N d_x'],
   labels: Float[Array, 'N d_y'],
@@ -206,7 +201,7 @@ def descend(
   *,
   initial: Float[Array, 'd_y d_x'] | None = None,
 ) -> Float[Array, 'd_y d_x']:
-  r"""Gradient descent by `jax.grad`: the definition.
+  r"""Descends by `jax.grad`: the definition of gradient descent.
 
   .. math:: L(W) = \frac1{2N}\sum_i |W x_i - y_i|^2
 
@@ -225,8 +220,7 @@ def descend(
   References:
     von Oswald et al., arXiv:2212.07677, eq. 4 and 5.
   """
-  _validate.check_array('learning_rates', learning_rates, 'K')
-  initial = check_problem(inputs, labels, None, initial)
+  initial = initial_weights(inputs, labels, initial)
 
   def loss(weights):
     return jnp.sum((inputs @ weights.T - labels) ** 2) / (2 * len(inputs))
@@ -237,6 +231,7 @@ def descend(
   return jax.lax.scan(step, initial, learning_rates)[0]
 
 
+@door
 def descend_plus_plus(
   inputs: Float[Array, 'N d_x'],
   labels: Float[Array, 'N d_y'],
@@ -244,7 +239,7 @@ def descend_plus_plus(
   learning_rates: Float[Array, ' K'],
   contractions: Float[Array, ' K'],
 ) -> Float[Array, ' d_y']:
-  r"""GD++: every step learns from the residuals, then moves the inputs.
+  r"""Descends by GD++: a step learns from the residuals, then moves inputs.
 
   Args:
     inputs: training inputs. Shape `[N, d_x]`.
@@ -263,16 +258,6 @@ def descend_plus_plus(
   References:
     von Oswald et al., arXiv:2212.07677, section 4.3.
   """
-  check_problem(inputs, labels, query, None)
-  for name, array in (
-    ('learning_rates', learning_rates),
-    ('contractions', contractions),
-  ):
-    _validate.check_array(name, array, 'K')
-  _validate.check_same(
-    'K', 'learning_rates', len(learning_rates), 'contractions',
-    len(contractions),
-  )  # fmt: skip
 
   def step(carry, factors):
     inputs, residuals, query, answer = carry

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Bool, Float
 
 
+@door
 def make_tokens(
   inputs: Float[Array, 'N d_x'],
   labels: Float[Array, 'N d_y'],
@@ -36,7 +38,7 @@ def make_tokens(
   References:
     von Oswald et al., arXiv:2212.07677, section 3.
   """
-  initial = check_problem(inputs, labels, query, initial)
+  initial = initial_weights(inputs, labels, initial)
   last = jnp.concatenate([query, -initial @ query])
   context = jnp.concatenate([inputs, labels], axis=1)
   return jnp.concatenate([context, last[None]])
@@ -58,37 +60,27 @@ def context_only(num_tokens: int) -> Bool[Array, 'M M']:
     >>> context_only(2).tolist()
     [[True, False], [True, False]]
   """
-  _validate.check_count('num_tokens', num_tokens, minimum=2)
+  _validate.at_least(2, num_tokens=num_tokens)
   column = jnp.arange(num_tokens) < num_tokens - 1
   return jnp.broadcast_to(column[None], (num_tokens, num_tokens))
 
 
-def check_problem(inputs, labels, query, initial) -> Float[Array, 'd_y d_x']:
-  """Checks a regression problem, `query` or not, and fills in `W_0 = 0`."""
-  _validate.check_array('inputs', inputs, 'N d_x')
-  _validate.check_array('labels', labels, 'N d_y')
-  _validate.check_same('N', 'inputs', len(inputs), 'labels', len(labels))
-  for name, array in (('inputs', inputs), ('labels', labels)):
-    if 0 in array.shape:
-      raise ValueError(
-        f'{name} has shape {list(array.shape)}; expected at least one '
-        'demonstration, of width at least 1.'
-      )
-  query = inputs[0] if query is None else query
-  _validate.check_array('query', query, 'd_x')
-  _validate.check_same(
-    'd_x', 'query', query.shape[0], 'inputs', inputs.shape[1]
-  )
-  shape = labels.shape[1], inputs.shape[1]
-  if initial is None:
-    initial = jnp.zeros(shape, inputs.dtype)
-  _validate.check_array('initial', initial, 'd_y d_x')
-  if initial.shape != shape:
+def initial_weights(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  initial: Float[Array, 'd_y d_x'] | None,
+) -> Float[Array, 'd_y d_x']:
+  """The weights `W_0`: 0 unless others are given."""
+  if initial is not None:
+    return initial
+  return jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)
+
+
+def check_part(name: str, width: int, tokens_width: int) -> None:
+  """Checks the width of inputs or of labels, a part of the tokens."""
+  _validate.at_least(1, **{name: width})
+  if width >= tokens_width:
     raise ValueError(
-      f'initial has shape {list(initial.shape)}; expected {list(shape)}, '
-      '[d_y, d_x] of labels and inputs.'
+      f'{name} is {width}; expected less than the width of the tokens, '
+      f'{tokens_width}.'
     )
-  _validate.check_dtypes(
-    inputs=inputs, labels=labels, query=query, initial=initial
-  )
-  return initial
