@@ -128,11 +128,16 @@ def _check_feature_map(name: str, phi: Any) -> None:
 
 
 def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
+  """The fields that are arrays; their count `n` is that of this argument."""
   fields: list[_Argument] = []
   for position, field in enumerate(named_tuple._fields):
     annotation = named_tuple.__annotations__[field]
-    fields += _read(f'{name}.{field}', position, annotation)
-  return [field for field in fields if isinstance(field.expected, _Array)]
+    for argument in _read(f'{name}.{field}', position, annotation):
+      if isinstance(argument.expected, _Array):
+        kind, axes = argument.expected
+        own = tuple(f'{name}_n' if axis == 'n' else axis for axis in axes)
+        fields.append(argument._replace(expected=_Array(kind, own)))
+  return fields
 
 
 def _read_array(annotation: Any) -> _Array | None:

@@ -13,7 +13,6 @@ the other. On CPU the streams are faster and smaller by `jax.lax.map`
 cores and a product of many small matrices does not.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -21,9 +20,8 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
-
-_stop = jax.lax.stop_gradient
+from iclcl_jax.forms import form_of
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, Reading
 
 
 @door
@@ -255,7 +253,8 @@ def causal_kernel_attention(
     Katharopoulos et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
   _validate.at_least(1, chunk_size=chunk_size)
-  sums = causal_sums(phi, queries, keys, values, chunk_size, mask)
+  form = form_of(phi)
+  sums = form.causal_sums(phi, queries, keys, values, chunk_size, mask)
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
   return divide(sums[:, :-2], sums[:, -2:-1], seen)
 
@@ -298,45 +297,12 @@ def reader(
   values: Float[Array, 'N d_v'],
   chunk_size: int,
   mask: Mask | None = None,
-) -> Callable[[Float[Array, ' d_k']], moments.Reading]:
+) -> Callable[[Float[Array, ' d_k']], Reading]:
   """Absorbs the keys once; returns `query -> Reading`."""
-  if not _validate.is_feature_map(phi):
-    empty = coefficients.empty(phi, keys, values)
-    state = coefficients.absorb(phi, empty, keys, values, mask)
-    return lambda query: coefficients.read(phi, state, query)
-  state = moments.absorb_stream(
-    phi, moments.empty(phi, keys, values), keys, values, chunk_size, mask
-  )
-  return lambda query: moments.read(phi, state, query)
-
-
-def causal_sums(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  chunk_size: int,
-  mask: Mask | None = None,
-) -> Float[Array, 'N _']:
-  """Sums of scored values, sum of scores, score of the own key: row by row.
-
-  Arguments as in `causal_kernel_attention`. Shape `[N, d_v + 2]`; each row has
-  a scale of its own.
-  """
-  size = keys.shape[0]
-  if not _validate.is_feature_map(phi):
-    return _causal_scores(phi, queries, keys, values, chunk_size, mask)
-  arrays = (queries, keys, values) + (() if mask is None else (mask,))
-  padding = -size % chunk_size
-  arrays = jax.tree.map(
-    lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), 'edge'),
-    arrays,
-  )
-  chunks, _ = moments.split_chunks(arrays, chunk_size)
-  step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
-  state = moments.empty(phi, keys, values)
-  _, sums = jax.lax.scan(step, state, chunks)
-  return sums.reshape(size + padding, -1)[:size]
+  form = form_of(phi)
+  empty = form.empty(phi, keys, values)
+  state = form.absorb_stream(phi, empty, keys, values, chunk_size, mask)
+  return lambda query: form.read(phi, state, query)
 
 
 def scores(
@@ -360,91 +326,7 @@ def scores(
   Raises:
     ValueError: if `phi` is neither a feature map nor a kernel.
   """
-  form = moments if _validate.is_feature_map(phi) else coefficients
-  return form.scores(phi, query, keys, mask)
-
-
-def _causal_scores(kernel, queries, keys, values, chunk_size, mask):
-  """`causal_sums` of a kernel: every score, in blocks of rows."""
-  labels, positions = moments.labels(values, mask), jnp.arange(keys.shape[0])
-
-  def sums(row):
-    query, position = row
-    visible = positions <= position
-    visible = visible if mask is None else visible & mask
-    scores, _ = coefficients.scores(kernel, query, keys, visible)
-    return jnp.concatenate([scores @ labels, scores[position][None]])
-
-  return moments.map_chunks(sums, (queries, positions), chunk_size)
-
-
-def _causal_chunk(phi, state, queries, keys, values, mask=None):
-  """Returns the state after a chunk, and `causal_sums` of its rows.
-
-  Log-features of the chunk are taken relative to those of the past. Where a
-  key exceeds the past too far for that, it is left to `_add_steep`.
-  """
-  key_scale, key_features = moments.scaled_rows(phi, keys, mask)
-  query_scale, query_features = moments.scaled_rows(phi, queries)
-  labels = moments.labels(values, mask)
-  # Every row sees the past and the first key: their maximum is no secret.
-  past = jnp.maximum(state.log_scale, _stop(key_scale[0]))
-  state = moments.rescale(state, past)
-  past = past[None]
-  shift = moments.largest(query_scale + past, axis=1)
-  relative = key_scale - past
-  steep = relative > math.log(jnp.finfo(relative.dtype).max) / 2
-  neutral = moments.zero_log_scale(relative.dtype)
-
-  read = jnp.exp(query_scale + past - shift[:, None]) * query_features
-  own = jnp.exp(jnp.where(steep, neutral, relative)) * key_features
-  weights = jnp.concatenate([state.weights, state.mass[None]])
-  scores = jnp.tril(read @ own.T)
-  sums = read @ weights.T + scores @ labels
-  sums = jnp.concatenate([sums, jnp.diagonal(scores)[:, None]], axis=1)
-  sums = jax.lax.cond(
-    _any(steep),
-    _add_steep,
-    lambda sums, *_: sums,
-    sums,
-    shift,
-    (query_scale, query_features),
-    (jnp.where(steep, key_scale, neutral), key_features),
-    labels,
-  )
-  return moments.absorb(phi, state, keys, values, mask), sums
-
-
-def _add_steep(sums, shift, queries, keys, labels):
-  """Adds the remaining log-features `[C, R]`, score by score, row by row."""
-  positions = jnp.arange(labels.shape[0])
-
-  @jax.checkpoint
-  def add(row):
-    position, sums, shift, (query_scale, query_features) = row
-    exponent = query_scale[None] + keys[0]
-    visible = (positions <= position)[:, None]
-    exponent = jnp.where(visible, exponent, moments.zero_log_scale(shift.dtype))
-    largest = moments.largest(exponent)
-    terms = jnp.exp(exponent - largest) * keys[1] * query_features[None]
-    weights = jnp.sum(jnp.where(visible, terms, 0), axis=1)
-    top = jnp.maximum(shift, largest)
-    added = jnp.concatenate([weights @ labels, weights[position][None]])
-    return sums * jnp.exp(shift - top) + added * jnp.exp(largest - top)
-
-  return jax.lax.map(add, (positions, sums, shift, queries))
-
-
-@jax.custom_batching.custom_vmap
-def _any(array):
-  """`jnp.any` over batch axes too: a `cond` on it stays one under `vmap`."""
-  return jnp.any(array)
-
-
-@_any.def_vmap
-def _any_of_batch(axis_size, in_batched, array):
-  del axis_size, in_batched
-  return _any(array), False
+  return form_of(phi).scores(phi, query, keys, mask)
 
 
 def _sums(weights, values, mask):

@@ -6,14 +6,21 @@ no feature map is needed, the softmax kernel included. Positive kernels are
 evaluated in log space.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.moments import Reading, largest, map_chunks, zero_log_scale
-from iclcl_jax.types import Array, Float, Kernel, KernelDualState, Mask
+from iclcl_jax.moments import labels, largest, map_chunks, zero_log_scale
+from iclcl_jax.types import (
+  Array,
+  Float,
+  Kernel,
+  KernelDualState,
+  Loss,
+  Mask,
+  Penalty,
+  Reading,
+)
 
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
@@ -58,6 +65,19 @@ def absorb(
   return merge(state, KernelDualState(keys, values, mass))
 
 
+def absorb_stream(
+  kernel: Kernel,
+  state: KernelDualState,
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  chunk_size: int,
+  mask: Mask | None = None,
+) -> KernelDualState:
+  """Does what `absorb` does: there are no features to hold."""
+  del chunk_size
+  return absorb(kernel, state, keys, values, mask)
+
+
 def see(
   kernel: Kernel,
   state: KernelDualState,
@@ -70,14 +90,14 @@ def see(
 
 
 def get_weights(state: KernelDualState) -> Float[Array, 'n d_v']:
-  """What an optimizer moves."""
+  """Returns what an optimizer moves."""
   return state.coefficients
 
 
 def with_weights(
   state: KernelDualState, weights: Float[Array, 'n d_v']
 ) -> KernelDualState:
-  """The state with other coefficients."""
+  """Returns the state with other coefficients."""
   return state._replace(coefficients=weights)
 
 
@@ -88,9 +108,9 @@ def gradient(
   values: Float[Array, 'N d_v'],
   rows: Array,
   mask: Mask | None,
-  loss: Callable[..., Array],
+  loss: Loss,
 ) -> Float[Array, 'n d_v']:
-  r"""The functional gradient of the loss of some rows, as coefficients.
+  r"""Returns the functional gradient of the loss of some rows.
 
   The loss sees the function through its evaluations :math:`f(k_j)` alone, so
   its gradient in the function space is
@@ -115,9 +135,9 @@ def gradient(
 
 
 def penalty_gradient(
-  kernel: Kernel, state: KernelDualState, penalty: Callable[[Array], Array]
+  kernel: Kernel, state: KernelDualState, penalty: Penalty
 ) -> Float[Array, 'n d_v']:
-  """The gradient of a penalty of the weights, as coefficients.
+  """Returns the gradient of a penalty of the weights, as coefficients.
 
   The weights are written in an orthonormal basis of the span of the keys, from
   the eigenvectors of their kernel matrix. A penalty that does not change when
@@ -199,8 +219,40 @@ def scores(
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
 
 
+def score_terms(
+  kernel: Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  mask: Mask | None = None,
+) -> tuple[Float[Array, 'N 1'], Float[Array, '']]:
+  """Returns the `scores` as a column: each has one summand."""
+  weights, log_scale = scores(kernel, query, keys, mask)
+  return weights[:, None], log_scale
+
+
+def causal_sums(
+  kernel: Kernel,
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  chunk_size: int,
+  mask: Mask | None = None,
+) -> Float[Array, 'N _']:
+  """Returns what each position reads: every score, in blocks of rows."""
+  rows, positions = labels(values, mask), jnp.arange(keys.shape[0])
+
+  def sums(row):
+    query, position = row
+    visible = positions <= position
+    visible = visible if mask is None else visible & mask
+    weights, _ = scores(kernel, query, keys, visible)
+    return jnp.concatenate([weights @ rows, weights[position][None]])
+
+  return map_chunks(sums, (queries, positions), chunk_size)
+
+
 def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
-  """`exponent - largest(exponent)`: 0 for the largest, below 0 for the others.
+  """Returns `exponent` less its largest, which becomes exactly 0.
 
   A compiler may compute a small product twice and round it differently. At
   exponents of 1e9 in float32 that is a difference of 64 and more, and `exp`
@@ -218,7 +270,7 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
 
 
 def evaluate(kernel, x, y) -> Float[Array, '']:
-  """`kernel(x, y)`; a function of the user's own may return anything."""
+  """Returns `kernel(x, y)`, checked: a user's own may return anything."""
   result = kernel(x, y)
   dtype = jax.dtypes.canonicalize_dtype(x.dtype)
   if getattr(result, 'shape', None) != () or result.dtype != dtype:

@@ -3,7 +3,8 @@
 Axes, used in every signature of the library (rows are tokens):
 
 =========  ==============================================================
-``N``      demonstrations (or, in causal code, positions)
+``N``      demonstrations (or, in causal code, positions), at least one
+``n``      the same where there may be none
 ``M``      queries
 ``R``      features
 ``d_k``    width of queries and keys
@@ -14,25 +15,51 @@ Core functions take ONE sequence and ONE head; :func:`jax.vmap` makes batches
 and heads.
 """
 
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable
+from typing import (
+  NamedTuple,
+  Protocol,
+  TypeAlias,
+  TypeVar,
+  runtime_checkable,
+)
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Mask: TypeAlias = Bool[Array, ' N']
-
 __all__ = [
   'Array',
+  'AttentionFn',
   'Bool',
   'DualState',
   'FeatureMap',
   'Float',
+  'Form',
   'Int',
   'Kernel',
   'KernelDualState',
   'LogKernel',
+  'Loss',
   'Mask',
   'PRNGKeyArray',
+  'Penalty',
+  'Projection',
+  'Reading',
+  'Selection',
+  'State',
 ]
+
+Mask: TypeAlias = Bool[Array, ' N']
+
+# `(phi, query, keys, values) -> [d_v]`, with a keyword `mask` if there is one.
+AttentionFn: TypeAlias = Callable[..., Array]
+# `(predictions [N, d_v], values [N, d_v]) -> []`.
+Loss: TypeAlias = Callable[..., Array]
+# `(weights [d_v, R]) -> []`.
+Penalty: TypeAlias = Callable[[Array], Array]
+# `(key, num_features, dim, *, dtype) -> [R, d]`.
+Projection: TypeAlias = Callable[..., Array]
+# `(weights [N], candidates [N], count) -> bool [N]`.
+Selection: TypeAlias = Callable[[Array, Array, int], Array]
 
 
 @runtime_checkable
@@ -117,3 +144,152 @@ class KernelDualState(NamedTuple):
   keys: Float[Array, 'n d_k']
   coefficients: Float[Array, 'n d_v']
   mass: Float[Array, ' n']
+
+
+State: TypeAlias = DualState | KernelDualState
+
+
+class Reading(NamedTuple):
+  """What a query finds: `numerator * exp(log_scale)`, and so on.
+
+  Attributes:
+    numerator: `W phi(q)`, scaled. Shape `[d_v]`.
+    denominator: `z . phi(q)`, scaled. Shape `[]`.
+    log_scale: common scale of both. Shape `[]`.
+  """
+
+  numerator: Float[Array, ' d_v']
+  denominator: Float[Array, '']
+  log_scale: Float[Array, '']
+
+
+_Phi = TypeVar('_Phi', contravariant=True)
+_S = TypeVar('_S')
+
+
+_Keys: TypeAlias = Float[Array, 'N d_k']
+_Values: TypeAlias = Float[Array, 'N d_v']
+_Query: TypeAlias = Float[Array, ' d_k']
+_Mask: TypeAlias = Mask | None
+
+
+class Form(Protocol[_Phi, _S]):
+  """The arithmetic of a dual model: how its sums over tokens are kept.
+
+  Two modules follow it. :mod:`iclcl_jax.moments` sums features (the state is a
+  `DualState`), :mod:`iclcl_jax.coefficients` keeps a row for each token of an
+  exact kernel (a `KernelDualState`); `forms.form_of` tells which. States of one
+  form merge. Readings of any forms merge, if the query is the same.
+  """
+
+  def empty(self, phi: _Phi, /, keys: _Keys, values: _Values) -> _S:
+    """Returns the state that has seen nothing; reads widths and dtype."""
+    ...
+
+  def absorb(
+    self,
+    phi: _Phi,
+    /,
+    state: _S,
+    keys: _Keys,
+    values: _Values,
+    mask: _Mask = None,
+  ) -> _S:
+    """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
+    ...
+
+  def absorb_stream(
+    self,
+    phi: _Phi,
+    /,
+    state: _S,
+    keys: _Keys,
+    values: _Values,
+    chunk_size: int,
+    mask: _Mask = None,
+  ) -> _S:
+    """Does as `absorb`, and holds the features of one chunk at a time."""
+    ...
+
+  def see(
+    self,
+    phi: _Phi,
+    /,
+    state: _S,
+    keys: _Keys,
+    values: _Values,
+    mask: _Mask = None,
+  ) -> _S:
+    """Adds tokens to the mass alone: they are visible, and not yet learnt."""
+    ...
+
+  def merge(self, a: _S, b: _S) -> _S:
+    """Adds two states that saw different tokens through the same `phi`."""
+    ...
+
+  def remove(
+    self, phi: _Phi, /, state: _S, key: _Query, label: Float[Array, ' d_v']
+  ) -> tuple[_S, Float[Array, '']]:
+    """Removes one token; returns the state and the growth of rounding."""
+    ...
+
+  def read(self, phi: _Phi, /, state: _S, query: _Query) -> Reading:
+    """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
+    ...
+
+  def scores(
+    self, phi: _Phi, /, query: _Query, keys: _Keys, mask: _Mask = None
+  ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+    """Returns `phi(k_i) . phi(q)` for every key and their common log-scale."""
+    ...
+
+  def score_terms(
+    self, phi: _Phi, /, query: _Query, keys: _Keys, mask: _Mask = None
+  ) -> tuple[Float[Array, 'N _'], Float[Array, '']]:
+    """Returns the summands of `scores`, one for each feature if there are."""
+    ...
+
+  def causal_sums(
+    self,
+    phi: _Phi,
+    /,
+    queries: _Keys,
+    keys: _Keys,
+    values: _Values,
+    chunk_size: int,
+    mask: _Mask = None,
+  ) -> Float[Array, 'N _']:
+    """Returns what each position reads of the tokens up to itself.
+
+    Sums of scored values, sum of scores, score of the own key. Shape
+    `[N, d_v + 2]`; each row has a scale of its own.
+    """
+    ...
+
+  def gradient(
+    self,
+    phi: _Phi,
+    /,
+    state: _S,
+    keys: _Keys,
+    values: _Values,
+    rows: Array,
+    mask: _Mask,
+    loss: Loss,
+  ) -> Array:
+    """Returns the gradient of the loss of some rows, shaped as the weights."""
+    ...
+
+  def penalty_gradient(
+    self, phi: _Phi, /, state: _S, penalty: Penalty
+  ) -> Array:
+    """Returns the gradient of a penalty, shaped as the weights."""
+    ...
+
+  def get_weights(self, state: _S) -> Array:
+    """Returns what an optimizer moves."""
+    ...
+
+  def with_weights(self, state: _S, weights: Array) -> _S:
+    """Returns the state with other weights."""
+    ...

@@ -28,6 +28,7 @@ FLOORS = {
   'features': 2,
   'moments': 3,
   'coefficients': 3,
+  'forms': 3,
   'budget': 3,
   'attention': 4,
   'losses': 4,
@@ -41,12 +42,14 @@ FLOORS = {
   'accounts': 8,
   'pretrained': 8,
 }
-# Doors know the vocabulary. The exact-kernel twin returns the same `Reading` as
-# the moments; certificates of whole models are part of equivalence.
+# Doors know the vocabulary. The exact kernel borrows chunks and scales from the
+# moments; certificates of whole models are part of equivalence.
 SAME_FLOOR = {
   ('_door', 'types'),
   ('_door', '_validate'),
   ('coefficients', 'moments'),
+  ('forms', 'moments'),
+  ('forms', 'coefficients'),
   ('equivalence', '_model_certificate'),
 }
 HEAVY = ('flax', 'optax', 'absl', 'chex', 'matplotlib')
@@ -186,7 +189,7 @@ def test_all_modules_are_reached_from_the_package():
   assert reached == {
     name
     for name in MODULES
-    if name not in ('layers', 'moments', 'coefficients')
+    if name not in ('layers', 'moments', 'coefficients', 'forms')
   }
   assert all(hasattr(iclcl_jax, name) for name in reached)
 

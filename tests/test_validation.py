@@ -95,17 +95,17 @@ FAULTS = {
   'keys_rank': (
     'keys',
     jnp.ones((1, N, D_K), f32),
-    r'keys has shape \[1, 5, 4\]; expected \[N, d_k\].*jax\.vmap',
+    r'keys has shape \[1, 5, 4\]; expected \[[Nn], d_k\].*jax\.vmap',
   ),
   'values_rank': (
     'values',
     jnp.ones(N, f32),
-    r'values has shape \[5\]; expected \[N, d_v\]',
+    r'values has shape \[5\]; expected \[[Nn], d_v\]',
   ),
   'values_count': (
     'values',
     jnp.ones((N + 1, D_V), f32),
-    r'(keys|queries) and values disagree in N: 5 and 6\. Pass arrays',
+    r'(keys|queries) and values disagree in [Nn]: 5 and 6\. Pass arrays',
   ),
   'query_width': (
     'query',
@@ -391,7 +391,9 @@ def test_traced_hyper_parameters_pass():
 def test_width_of_values_must_fit_the_state():
   arguments = good() | {'values': jnp.ones((N, D_V + 1), f32)}
   for function in (dual.one_step, dual.one_step_autodiff, dual.train):
-    with pytest.raises(ValueError, match=r'state and values disagree in d_v'):
+    with pytest.raises(
+      ValueError, match=r'state\.weights and values disagree in d_v: 3 and 4'
+    ):
       call(function, arguments)
 
 
@@ -407,10 +409,13 @@ def test_unmergeable_states_are_named():
   narrow = jax.tree.map(lambda x: x[..., :2], state)
   double = jax.tree.map(lambda x: x.astype(jnp.float64), state)
   for bad, message in (
-    (kernel_state, r'a is a DualState .* b a KernelDualState'),
-    (narrow, r'a is a DualState of sizes .* expected states of the same phi'),
-    (double, r'dtypes disagree \(a: float32, b: float64\)'),
-    (None, r'b is a NoneType; expected a state'),
+    (
+      kernel_state,
+      r'a is a DualState, b a KernelDualState; expected states of the s',
+    ),
+    (narrow, r'a\.weights and b\.weights disagree in R: 4 and 2'),
+    (double, r'dtypes disagree \(a\.weights: float32, .*b\.weights: float64'),
+    (None, r'b is a NoneType; expected a DualState\(weights, mass, log_scale'),
   ):
     with pytest.raises(ValueError, match=message):
       dual.merge(state, bad)

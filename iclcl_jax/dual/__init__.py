@@ -15,7 +15,6 @@ States are query-free: they carry the sum of the features of all visible tokens
 that is fixed for one query is `predict(..., normaliser=normaliser(...))`.
 """
 
-from iclcl_jax.dual._common import Penalty, State
 from iclcl_jax.dual._editing import Removal, merge, remove
 from iclcl_jax.dual._prediction import normaliser, predict, stream_predict
 from iclcl_jax.dual._steps import (
@@ -26,6 +25,7 @@ from iclcl_jax.dual._steps import (
   zero_shot,
 )
 from iclcl_jax.dual._training import Trajectory, train, train_and_observe
+from iclcl_jax.types import Penalty, State
 
 __all__ = [
   'Penalty',

@@ -4,18 +4,19 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, coefficients, moments
-from iclcl_jax.dual._common import State, check_step, form_of
+from iclcl_jax import _validate
+from iclcl_jax._door import door
+from iclcl_jax.forms import form_of, form_of_state
 from iclcl_jax.types import (
   Array,
-  DualState,
   FeatureMap,
   Float,
   Kernel,
-  KernelDualState,
+  State,
 )
 
 
+@door
 def merge(a: State, b: State) -> State:
   """Adds two states that saw different tokens through the same `phi`.
 
@@ -39,16 +40,12 @@ def merge(a: State, b: State) -> State:
     >>> dual.merge(state, state).mass.tolist()
     [2.0, 2.0, 2.0, 2.0]
   """
-  sizes_a, sizes_b = _sizes('a', a), _sizes('b', b)
-  if type(a) is not type(b) or sizes_a != sizes_b:
+  if type(a) is not type(b):
     raise ValueError(
-      f'a is a {type(a).__name__} of sizes {sizes_a}, b a '
-      f'{type(b).__name__} of sizes {sizes_b}; expected states of the same '
-      'phi and the same value width.'
+      f'a is a {type(a).__name__}, b a {type(b).__name__}; expected states of '
+      'the same phi.'
     )
-  _validate.check_dtypes(a=a.mass, b=b.mass)
-  form = moments if isinstance(a, DualState) else coefficients
-  return form.merge(a, b)
+  return form_of_state(a).merge(a, b)
 
 
 class Removal(NamedTuple):
@@ -64,6 +61,7 @@ class Removal(NamedTuple):
   amplification: Float[Array, '']
 
 
+@door
 def remove(
   phi: FeatureMap | Kernel,
   state: State,
@@ -101,12 +99,10 @@ def remove(
     >>> dual.predict(kernel, removal.state, x[0]).tolist()
     [0.0, 1.0]
   """
-  _validate.check_array('key', key, 'd_k')
-  _validate.check_array('value', value, 'd_v')
-  check_step(phi, state, key[None], value[None], None, learning_rate)
+  _validate.non_negative(learning_rate=learning_rate)
   key, value = jnp.asarray(key), jnp.asarray(value)
   label = jnp.asarray(learning_rate, value.dtype) * value
-  result = Removal(*form_of(phi).remove(phi, state, key, label))
+  result = Removal(*form_of(phi, state).remove(phi, state, key, label))
   if _validate.is_concrete(result) and jnp.isinf(result.amplification):
     raise ValueError(
       'the mass is lost: without this demonstration no digit of the state '
@@ -114,14 +110,3 @@ def remove(
       'remaining demonstrations with dual.one_step.'
     )
   return result
-
-
-def _sizes(name: str, state: State) -> tuple[tuple[int, ...], ...]:
-  """Sizes that two states share, whatever number of rows they hold."""
-  if not isinstance(state, DualState | KernelDualState):
-    raise ValueError(
-      f'{name} is a {type(state).__name__}; expected a state, as '
-      'dual.zero_shot returns.'
-    )
-  first = 1 if isinstance(state, KernelDualState) else 0
-  return tuple(array.shape[first:] for array in state)

@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention, moments
-from iclcl_jax.dual._common import State, check_state, form_of
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax._door import door
+from iclcl_jax.forms import form_of
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, State
 
 
+@door
 def normaliser(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -42,11 +44,11 @@ def normaliser(
   References:
     Ren & Liu, arXiv:2310.13220, eq. 9.
   """
-  _validate.check_tokens(keys, keys, mask, query=query)
   scores, log_scale = attention.scores(phi, query, keys, mask)
   return jnp.sum(scores) * jnp.exp(log_scale)
 
 
+@door
 def predict(
   phi: FeatureMap | Kernel,
   state: State,
@@ -83,17 +85,15 @@ def predict(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
-  _validate.check_array('query', query, 'd_k')
-  check_state(phi, state, query.shape[0])
-  _validate.check_dtypes(state=state.mass, query=query)
-  reading = form_of(phi).read(phi, state, query)
+  reading = form_of(phi, state).read(phi, state, query)
   if normaliser is None:
     return reading.numerator / reading.denominator
-  _validate.check_scalar('normaliser', normaliser)
+  _validate.finite(normaliser=normaliser)
   scale = jnp.exp(reading.log_scale - jnp.log(jnp.abs(normaliser)))
   return reading.numerator * scale * jnp.sign(normaliser)
 
 
+@door
 def stream_predict(
   phi: FeatureMap | Kernel,
   state: State,
@@ -101,7 +101,7 @@ def stream_predict(
   *,
   chunk_size: int = 1024,
 ) -> Float[Array, 'M d_v']:
-  """`predict` for many queries, one chunk of them at a time.
+  """Predicts for many queries, one chunk of them at a time.
 
   Args:
     phi: feature map or kernel.
@@ -123,8 +123,7 @@ def stream_predict(
     >>> dual.stream_predict(kernel, state, jnp.ones((2, 4))).tolist()
     [[2.0], [2.0]]
   """
-  _validate.check_array('queries', queries, 'M d_k')
-  _validate.check_count('chunk_size', chunk_size)
+  _validate.at_least(1, chunk_size=chunk_size)
   return moments.map_chunks(
     lambda query: predict(phi, state, query), queries, chunk_size
   )

@@ -5,19 +5,27 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses, moments
-from iclcl_jax.dual._common import (
+from iclcl_jax._door import door
+from iclcl_jax.dual._common import check_objective
+from iclcl_jax.forms import form_of
+from iclcl_jax.types import (
+  Array,
+  Bool,
+  DualState,
+  FeatureMap,
+  Float,
+  Kernel,
+  Loss,
+  Mask,
   Penalty,
   State,
-  check_objective,
-  check_step,
-  form_of,
 )
-from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
 if TYPE_CHECKING:
   import optax
 
 
+@door
 def empty(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'n d_k'],
@@ -42,16 +50,16 @@ def empty(
     >>> dual.empty(phi, x, x).weights.tolist()
     [[0.0, 0.0], [0.0, 0.0]]
   """
-  _validate.check_tokens(keys, values, allow_empty=True)
   return form_of(phi).empty(phi, keys, values)
 
 
+@door
 def zero_shot(
   phi: FeatureMap | Kernel,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
+  keys: Float[Array, 'n d_k'],
+  values: Float[Array, 'n d_v'],
   *,
-  mask: Mask | None = None,
+  mask: Bool[Array, ' n'] | None = None,
 ) -> State:
   r"""Returns the initial state, which the query-side tokens give.
 
@@ -59,10 +67,10 @@ def zero_shot(
 
   Args:
     phi: feature map or kernel.
-    keys: keys of the query-side tokens, commonly one. Shape `[N, d_k]`; none
+    keys: keys of the query-side tokens, commonly one. Shape `[n, d_k]`; none
       at all give `empty`.
-    values: their values. Shape `[N, d_v]`.
-    mask: valid tokens. Shape `[N]`; None for all.
+    values: their values. Shape `[n, d_v]`.
+    mask: valid tokens. Shape `[n]`; None for all.
 
   Returns:
     The state.
@@ -80,11 +88,11 @@ def zero_shot(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_0`).
   """
-  _validate.check_tokens(keys, values, mask, allow_empty=True)
   form = form_of(phi)
   return form.absorb(phi, form.empty(phi, keys, values), keys, values, mask)
 
 
+@door
 def one_step(
   phi: FeatureMap | Kernel,
   state: State,
@@ -127,11 +135,12 @@ def one_step(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
   """
-  check_step(phi, state, keys, values, mask, learning_rate)
+  _validate.non_negative(learning_rate=learning_rate)
   labels = _scale_values(values, mask, learning_rate)
-  return form_of(phi).absorb(phi, state, keys, labels, mask)
+  return form_of(phi, state).absorb(phi, state, keys, labels, mask)
 
 
+@door
 def stream_step(
   phi: FeatureMap,
   state: DualState,
@@ -169,20 +178,20 @@ def stream_step(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
   """
-  _validate.check_feature_map(phi)
-  _validate.check_count('chunk_size', chunk_size)
-  check_step(phi, state, keys, values, mask, learning_rate)
+  _validate.at_least(1, chunk_size=chunk_size)
+  _validate.non_negative(learning_rate=learning_rate)
   labels = _scale_values(values, mask, learning_rate)
   return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
 
 
+@door
 def one_step_autodiff(
   phi: FeatureMap | Kernel,
   state: State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   *,
-  loss: losses.Loss = losses.contrastive,
+  loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
   learning_rate: float | Array = 1.0,
   optimizer: 'optax.GradientTransformation | None' = None,
@@ -227,11 +236,11 @@ def one_step_autodiff(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
-  check_step(phi, state, keys, values, mask, learning_rate)
+  _validate.non_negative(learning_rate=learning_rate)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   optimizer = _sgd() if optimizer is None else optimizer
   _validate.check_optimizer(optimizer)
-  form = form_of(phi)
+  form = form_of(phi, state)
   check_objective(loss, penalty, values, masked=mask is not None)
   state = form.see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])

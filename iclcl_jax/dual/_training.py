@@ -7,18 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
-from iclcl_jax.dual._common import (
-  Penalty,
-  State,
-  check_objective,
-  check_step,
-  form_of,
-)
+from iclcl_jax._door import door
+from iclcl_jax.dual._common import check_objective
+from iclcl_jax.forms import form_of
 from iclcl_jax.types import (
   Array,
   FeatureMap,
   Float,
   Kernel,
+  Loss,
+  Penalty,
+  State,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ class Trajectory(NamedTuple):
   observations: Any
 
 
+@door
 def train(
   phi: FeatureMap | Kernel,
   state: State,
@@ -46,7 +46,7 @@ def train(
   optimizer: 'optax.GradientTransformation',
   num_epochs: int,
   batch_size: int,
-  loss: losses.Loss = losses.contrastive,
+  loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
 ) -> State:
   r"""Trains the dual model for many steps.
@@ -101,6 +101,7 @@ def train(
   ).state
 
 
+@door
 def train_and_observe(
   phi: FeatureMap | Kernel,
   state: State,
@@ -111,10 +112,10 @@ def train_and_observe(
   num_epochs: int,
   batch_size: int,
   observe: Callable[[State], Any],
-  loss: losses.Loss = losses.contrastive,
+  loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
 ) -> Trajectory:
-  """`train`, and a look at the state after every step.
+  """Trains as `train` does, and looks at the state after every step.
 
   Args:
     phi: feature map or kernel.
@@ -137,10 +138,8 @@ def train_and_observe(
   Raises:
     ValueError: as `train`.
   """
-  check_step(phi, state, keys, values, None, 1.0)
+  _validate.at_least(1, num_epochs=num_epochs, batch_size=batch_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
-  _validate.check_count('num_epochs', num_epochs)
-  _validate.check_count('batch_size', batch_size)
   size = keys.shape[0]
   if batch_size > size:
     raise ValueError(
@@ -153,7 +152,7 @@ def train_and_observe(
       f'observe is a {type(observe).__name__}; expected a function of the '
       'state, such as lambda state: dual.predict(phi, state, query).'
     )
-  form = form_of(phi)
+  form = form_of(phi, state)
   padding = -size % batch_size
   check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
   state = form.see(phi, state, keys, values)

@@ -119,7 +119,7 @@ def causal_regularised_attention(
   )
   decay = _decay(strength, learning_rate, values)
   keys, values = (_rows.visible_rows(x, mask) for x in (keys, values))
-  sums = attention.causal_sums(phi, queries, keys, values, chunk_size, mask)
+  sums = moments.causal_sums(phi, queries, keys, values, chunk_size, mask)
   numerator = sums[:, :-2] - decay * sums[:, -1:] * values
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
   return _rows.divide(numerator, sums[:, -2:-1], seen)

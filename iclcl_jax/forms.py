@@ -1,0 +1,48 @@
+"""The one place that chooses between a feature map and a kernel."""
+
+from typing import Any
+
+from iclcl_jax import _validate, coefficients, moments
+from iclcl_jax.types import (
+  DualState,
+  FeatureMap,
+  Form,
+  Kernel,
+  KernelDualState,
+  State,
+)
+
+
+def form_of(
+  phi: FeatureMap | Kernel, state: State | None = None
+) -> Form[Any, Any]:
+  """Returns the arithmetic of `phi`: sums of features, or rows of a kernel.
+
+  Args:
+    phi: a `FeatureMap` (has `scaled`) or a `Kernel` (takes two arguments).
+    state: a state that should be of this form.
+
+  Returns:
+    The module :mod:`iclcl_jax.moments` or :mod:`iclcl_jax.coefficients`.
+
+  Raises:
+    ValueError: if `phi` is neither, or the state is of the other form.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> form_of(kernels.ExponentialKernel()).__name__
+    'iclcl_jax.coefficients'
+  """
+  is_feature_map = _validate.is_feature_map(phi)
+  expected = DualState if is_feature_map else KernelDualState
+  if state is not None and not isinstance(state, expected):
+    raise ValueError(
+      f'state is a {type(state).__name__}; expected a {expected.__name__}, '
+      f'since phi is a {type(phi).__name__}. Make it with dual.zero_shot.'
+    )
+  return moments if is_feature_map else coefficients
+
+
+def form_of_state(state: State) -> Form[Any, Any]:
+  """Returns the arithmetic of a state."""
+  return moments if isinstance(state, DualState) else coefficients
