@@ -311,8 +311,9 @@ def check_optimizer(optimizer: Any) -> None:
   def try_step(weights):
     return optimizer.update(weights, optimizer.init(weights), weights)
 
-  try:
-    jax.eval_shape(try_step, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+  try:  # A traced rate has a dtype of its own.
+    with jax.numpy_dtype_promotion('standard'):
+      jax.eval_shape(try_step, jax.ShapeDtypeStruct((1, 1), jnp.float32))
   except TypeError as error:
     raise ValueError(
       f'optimizer cannot be called as update(gradient, state, weights): '

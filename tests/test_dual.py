@@ -193,6 +193,24 @@ def test_schedules_end_where_one_step_ends(name, batch_size, num_epochs):
     close(predict(phi, state, query), goal)
 
 
+def test_a_sweep_vmaps_over_rates():
+  """A traced rate, here float64, under strict promotion of dtypes."""
+  phi, (_, keys, values) = make_phi(), make_tokens()
+  start = zero_shot(phi, keys[:1], values[:1])
+
+  def weights(rate):
+    optimizer = optax.sgd(rate)
+    settings = {'optimizer': optimizer, 'num_epochs': 2, 'batch_size': N}
+    return dual.train(phi, start, keys, values, **settings).weights
+
+  rates = jnp.array([0.1, 0.5])
+  steps = [
+    one_step(phi, start, keys, values, learning_rate=2 * rate).weights
+    for rate in rates
+  ]
+  close(jax.vmap(weights)(rates), jnp.stack(steps))
+
+
 @BOTH
 def test_distance_to_attention_along_the_way(name):
   """After demonstrations `0..t` exactly the later terms are missing."""

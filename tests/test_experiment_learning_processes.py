@@ -1,28 +1,19 @@
 """Learning processes: a tiny run, and what each must compute."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness, learning_processes
-from experiments import learning_processes_dynamics as dynamics
-from experiments import learning_processes_measure as measure
-from experiments import learning_processes_report as report
-from iclcl_jax import losses
+from experiments import lab
+from experiments import learning_processes as experiment
+from experiments.learning_processes import duals, encoders, processes, prompts
+from iclcl_jax import dual, features, losses
+from tests import experiment_battery
 
-TINY = learning_processes.Config(
-  num_seeds=10,
-  num_prompts=1,
-  num_demonstrations=6,
-  num_features=16,
-  num_training_prompts=4,
-  num_dual_steps=12,
-  num_process_steps=15,
-)
+tiny = experiment_battery.tiny_run(experiment)
 N, D, R = 6, 3, 14
 RNG = np.random.default_rng(0)
 
@@ -31,68 +22,37 @@ def draw(*shape):
   return RNG.standard_normal(shape)
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('learning_processes')
-  return learning_processes.run(TINY, folder), folder
+def pair():
+  return tuple(prompts.normalise(draw(N, R)) for _ in range(2))
 
 
-def by_id(summary):
-  return {row['id']: row for row in summary['claims']}
-
-
-def test_the_run_writes_what_it_returns(tiny):
-  summary, folder = tiny
-  assert json.loads((folder / 'summary.json').read_text()) == summary
-  assert (folder / 'config.json').exists()
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  assert {json.loads(line)['data'] for line in lines} == {
-    'random',
-    'trained layer',
-  }
-  for figure in summary['figures']:
-    for suffix in ('.png', '.svg'):
-      assert (folder / figure['file']).with_suffix(suffix).stat().st_size > 0
-    assert figure['caption'].endswith('.')
-
-
-def test_claims_have_the_promised_keys(tiny):
-  summary, _ = tiny
-  ids = [row['id'] for row in summary['claims']]
-  assert len(set(ids)) == len(ids) == 48
-  for row in summary['claims']:
-    assert set(row) == {
-      'id',
-      'source',
-      'claim',
-      'statistic',
-      'value',
-      'interval',
-      'verdict',
-      'command',
-    }
-    assert row['verdict'] in ('reproduced', 'not reproduced', 'undecided')
+def test_tiny_run_is_complete(tiny):
+  experiment_battery.check_complete(experiment, *tiny)
+  assert len(tiny[0]['claims']) == 48
 
 
 def test_first_steps_are_attention_and_contrastive_steps_repeat(tiny):
-  claims = by_id(tiny[0])
+  claims = {row['id']: row['value'] for row in tiny[0]['claims']}
   for data in ('random', 'trained_layer'):
-    for name in ('squared', 'InfoNCE', 'cosine', 'frozen_target'):
-      assert claims[f'{data}:first_step_{name}']['value'] <= 1e-12
-    assert claims[f'{data}:schedule']['value'] <= 1e-5
-    assert claims[f'{data}:squared_after_10_steps']['value'] > 1
+    for name in duals.FIRST_STEPS:
+      assert claims[f'{data}:first_step_{name}'] <= 1e-12
+    assert claims[f'{data}:schedule'] <= 1e-5
+    assert claims[f'{data}:squared_after_10_steps'] > 1
+    assert claims[f'{data}:cosine_parts_from_attention'] > 1
   assert 'first steps' in tiny[0]['conclusion']
 
 
-def test_descent_is_gradient_descent():
-  features, values, start = draw(N, R), draw(N, D), draw(D, R)
-  found = harness.compile_quickly(
-    lambda: dynamics.descend(losses.squared, features, values, start, 0.3, 3)
+def test_descent_is_gradient_descent_of_a_fixed_step():
+  keys, values, start = draw(N, R), draw(N, D), draw(D, R)
+  state = dual.zero_shot(duals.IDENTITY, keys[:1], values[:1])
+  state = state._replace(weights=jnp.asarray(start))
+  found = lab.compile_quickly(
+    lambda: duals.descend(losses.squared, state, keys, values, 0.3, 3)
   )()
 
   weights, sizes = start, []
   for _ in range(3):
-    slope = (features @ weights.T - values).T @ features
+    slope = (keys @ weights.T - values).T @ keys
     sizes.append(0.3 / np.linalg.norm(slope))
     weights = weights - sizes[0] * slope
   np.testing.assert_allclose(found[-1], weights, rtol=1e-10)
@@ -101,12 +61,12 @@ def test_descent_is_gradient_descent():
 
 
 def test_no_gradient_flows_through_a_stopped_target():
-  encoder = dynamics.Encoder(draw(D, R), draw(D, D), draw(D, R))
+  encoder = encoders.Encoder(draw(D, R), draw(D, D), draw(D, R))
   first, second = draw(N, R), draw(N, R)
 
   def slope(name):
-    process = dynamics.PROCESSES[name]
-    return jax.grad(lambda e: dynamics.cosine_loss(process, e, first, second))(
+    process = encoders.PROCESSES[name]
+    return jax.grad(lambda e: encoders.cosine_loss(process, e, first, second))(
       encoder
     )
 
@@ -134,100 +94,76 @@ def test_no_gradient_flows_through_a_stopped_target():
 
 
 def test_the_average_follows_the_weights():
-  encoder = dynamics.Encoder(draw(D, R), draw(D, D), draw(D, R))
-  tokens = dynamics.Views(draw(N, R), draw(N, R), draw(R), draw(R))
-  encoders = harness.compile_quickly(
-    lambda: dynamics.train_encoder(
-      dynamics.PROCESSES['BYOL'],
-      encoder,
-      tokens,
-      learning_rate=0.5,
-      momentum=0.75,
-      num_steps=2,
-      observe=lambda e: e,
+  encoder = encoders.Encoder(draw(D, R), draw(D, D), draw(D, R))
+  config = dataclasses.replace(
+    experiment.Config.tiny(),
+    learning_rate=0.5,
+    momentum=0.75,
+    num_process_steps=2,
+  )
+  found = lab.compile_quickly(
+    lambda: encoders.train(
+      config, encoders.PROCESSES['BYOL'], encoder, pair(), lambda e: e
     )
   )()
   for step in range(2):
     np.testing.assert_allclose(
-      encoders.average[step + 1],
-      0.75 * encoders.average[step] + 0.25 * encoders.weights[step + 1],
+      found.average[step + 1],
+      0.75 * found.average[step] + 0.25 * found.weights[step + 1],
     )
-  assert np.all(encoders.weights[0] == encoder.weights)
+  assert np.all(found.weights[0] == encoder.weights)
 
 
 def test_kernel_learning_ends_in_the_lowest_eigenvectors():
-  tokens = dynamics.Views(draw(N, R), draw(N, R), draw(R), draw(R))
-  problem = dynamics.kernel_problem(tokens, draw(D, R))
-  arrays = dynamics.triplets(tokens)
-  weights, loss = harness.compile_quickly(
-    lambda: dynamics.train_kernel_encoder(
-      problem.start,
-      tokens,
-      step_size=problem.step_size,
-      num_steps=3000,
-      observe=lambda w: (w, dynamics.kernel_loss(w, *arrays)),
+  first, second = both = pair()
+  problem = encoders.kernel_problem(jnp.asarray(draw(D, R)), both)
+  weights, loss = lab.compile_quickly(
+    lambda: encoders.train_kernel(
+      problem, both, 3000, lambda w: (w, encoders.kernel_loss(w, *both))
     )
   )()
   np.testing.assert_allclose(loss[-1], problem.best, rtol=1e-6)
-  assert problem.best < 0
+  form = first.T @ (np.roll(second, -1, axis=0) - second) / N
+  lowest = np.linalg.eigvalsh((form + form.T) / 2)[:D]
+  np.testing.assert_allclose(problem.best, lowest.sum(), rtol=1e-10)
   for row in (weights[0], weights[1], weights[-1]):
     np.testing.assert_allclose(row @ row.T, np.eye(D), atol=1e-10)
 
 
 def test_compressed_features_have_the_same_products():
-  tokens = dynamics.Views(
-    *(np.abs(draw(2, N, 40)) for _ in range(2)), draw(2, 40), draw(2, 40)
-  )
-  found = dynamics.compress(tokens)
-  assert found.keys.shape == (2, N, 2 * N + 2)
-  gram = found.keys @ np.swapaxes(found.keys, 1, 2)
-  np.testing.assert_allclose(np.linalg.eigvalsh(gram)[:, -1], 1)
-  for head in range(2):
-    before = tokens.keys[head] @ tokens.query[head]
-    after = found.keys[head] @ found.query[head]
-    ratio = before / after
-    np.testing.assert_allclose(ratio, np.full(N, ratio[0]), rtol=1e-10)
+  phi = features.PositiveFeatures(jnp.asarray(draw(40, D)))
+  query, keys, values = draw(D), draw(N + 1, D), draw(N + 1, D)
+  found = prompts.see(phi, query, keys, values)
+  assert found.keys.shape == (N, 2 * N + 2)
+  gram = found.keys @ found.keys.T
+  np.testing.assert_allclose(np.linalg.eigvalsh(gram)[-1], 1)
+  for ours, theirs in (
+    ([*found.keys, found.query, found.own_key], [*keys[:-1], query, keys[-1]]),
+    (found.values, values[:-1]),
+  ):
+    rows = np.stack([phi(x) for x in theirs])
+    ratio = (rows @ rows.T) / (np.stack(ours) @ np.stack(ours).T)
     np.testing.assert_allclose(
-      tokens.values[head] @ tokens.values[head].T,
-      found.values[head] @ found.values[head].T,
-      rtol=1e-10,
+      ratio, np.full(ratio.shape, ratio[0, 0]), rtol=1e-8
     )
 
 
 def test_measures_of_representations():
   rows = draw(N, D)
   rotation = np.linalg.qr(draw(D, D))[0]
-  assert dynamics.spread(np.ones((N, D))) < 1e-7
-  assert dynamics.spread(np.concatenate([rows, -rows])) == 1
-  np.testing.assert_allclose(dynamics.alignment(rows, 3 * rows @ rotation), 1)
-  assert dynamics.alignment(rows, draw(N, D)) < 0.9
-  np.testing.assert_allclose(
-    dynamics.angle(np.array([1.0, 0.0]), np.array([1.0, 1.0])), 45
-  )
+  assert processes.spread(np.ones((N, D))) < 1e-7
+  assert processes.spread(np.concatenate([rows, -rows])) == 1
+  np.testing.assert_allclose(processes.alignment(rows, 3 * rows @ rotation), 1)
+  assert processes.alignment(rows, draw(N, D)) < 0.9
+  found = prompts.angle(np.array([1.0, 0.0]), np.array([1.0, 1.0]))
+  np.testing.assert_allclose(found, 45)
 
 
-def test_one_ingredient_at_a_time_starts_from_attention(tiny):
-  for data in ('random', 'trained_layer'):
-    assert by_id(tiny[0])[f'{data}:cosine_parts_from_attention']['value'] > 1
-  assert len(measure.INGREDIENTS) == 5
-
-
-@pytest.mark.parametrize(
-  ('samples', 'verdict'),
-  [
-    ([0.1, 0.2, 0.15], 'reproduced'),
-    ([3.0, 3.1, 3.2], 'not reproduced'),
-    ([0.5, 1.5, 1.0], 'undecided'),
-  ],
-)
-def test_the_whole_interval_decides(samples, verdict):
-  row = report._judge('x', 's', 'c', 't', np.array(samples), at_most=1)
-  assert row['verdict'] == verdict
-
-
-def test_divergence_is_an_error_that_names_the_flag():
-  with pytest.raises(ValueError, match='learning_rate'):
-    report._judge('x', 's', 'c', 't', np.array([1.0, np.nan, 2.0]))
+def test_divergence_is_an_error_that_names_the_flag(monkeypatch):
+  found = {'random': {'SimSiam': {'loss': np.array([[1.0, np.nan]])}}}
+  monkeypatch.setattr(prompts, 'of_every', lambda config, fn: found)
+  with pytest.raises(ValueError, match='learning_rate is 1, too large'):
+    processes.measure(experiment.Config.tiny())
 
 
 @pytest.mark.parametrize(
@@ -243,5 +179,4 @@ def test_divergence_is_an_error_that_names_the_flag():
   ],
 )
 def test_bad_flags_are_named(flag, value):
-  with pytest.raises(ValueError, match=flag):
-    dataclasses.replace(TINY, **{flag: value})
+  experiment_battery.check_refused(experiment, {flag: value}, f'{flag} is')

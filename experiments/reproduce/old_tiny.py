@@ -58,15 +58,6 @@ TINY: dict[str, dict[str, Any]] = {
     'num_traces': 5,
     'trace_demonstrations': 64,
   },
-  'learning_processes': {
-    'num_seeds': 10,
-    'num_prompts': 1,
-    'num_demonstrations': 6,
-    'num_features': 16,
-    'num_training_prompts': 4,
-    'num_dual_steps': 12,
-    'num_process_steps': 15,
-  },
   'softmax_regression': {
     'num_seeds': 5,
     'num_words': (4, 6),
@@ -83,12 +74,6 @@ TINY: dict[str, dict[str, Any]] = {
     'batch_size': 16,
     'num_recalled': 4,
     'num_test': 50,
-  },
-  'meta_optimizer': {
-    'num_seeds': 5,
-    'num_queries': 8,
-    'width': 64,
-    'num_draws': 2,
   },
   'linear_regression_gd': {
     'parts': (),

@@ -1,0 +1,3 @@
+from experiments import lab, learning_processes
+
+lab.main(learning_processes)

@@ -1,0 +1,117 @@
+"""Which of SimSiam's ingredients parts its first step from attention's?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.learning_processes import encoders, prompts
+from experiments.learning_processes.duals import CLOSE
+from iclcl_jax import losses
+
+INGREDIENTS = NONE, COSINE, PREDICTOR, TARGETS, SIMSIAM = (
+  'none: inner product, values as targets',
+  'cosine instead of inner product',
+  'random predictor',
+  'own outputs as targets',
+  'all three: SimSiam',
+)
+Angles = Mapping[str, Any]  # Degrees by ingredient. Shapes `[S, P]`.
+
+
+def measure(config: Any) -> dict[str, Angles]:
+  return prompts.of_every(config, _angles)
+
+
+def _angles(prompt: prompts.Prompt) -> Angles:
+  """Angles of first steps with attention's, one ingredient at a time.
+
+  All from the same random weights, along the keys' view alone.
+  """
+  keys, values = prompt.views.keys, prompt.values[:-1]
+  _, second = prompt.views.pair()
+  simsiam = encoders.PROCESSES['SimSiam']
+  plain = encoders.through('weights')
+  cases = {
+    NONE: (losses.contrastive, plain, None),
+    COSINE: (losses.cosine, plain, None),
+    PREDICTOR: (losses.contrastive, simsiam.online, None),
+    TARGETS: (losses.contrastive, plain, simsiam.target),
+    SIMSIAM: (losses.cosine, simsiam.online, simsiam.target),
+  }
+
+  def first_step(loss, online, target):
+    def objective(encoder):
+      targets = values if target is None else target(encoder, second)
+      return loss(online(encoder, keys), targets)
+
+    return -jax.grad(objective)(prompt.start).weights
+
+  return {
+    name: prompts.angle(first_step(*case), values.T @ keys)
+    for name, case in cases.items()
+  }
+
+
+def claims(config: Any, results: Mapping[str, Angles]) -> list[lab.Claim]:
+  del config
+  return [
+    prompts.claim(
+      data,
+      name,
+      prompts.COMPARISON,
+      text,
+      f'angle in degrees; at least {bound:g}',
+      angles[ingredient],
+      at_least=bound,
+    )
+    for data, angles in results.items()
+    for name, text, ingredient, bound in (
+      (
+        'cosine_parts_from_attention',
+        "the normalised cosine alone changes attention's first step",
+        COSINE,
+        CLOSE,
+      ),
+      (
+        'SimSiam_parts_from_attention',
+        "SimSiam's first step has nothing of attention's",
+        SIMSIAM,
+        80,
+      ),
+    )
+  ]
+
+
+def figures(config: Any, results: Mapping[str, Angles]) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(10, 4.6))
+  colours = drawing.BLUE, drawing.ORANGE
+  for index, (data, angles) in enumerate(results.items()):
+    look: Any = {'fmt': drawing.MARKERS[index], 'color': colours[index]}
+    drawing.forest(
+      axis,
+      {k: statistics.mean(prompts.by_seed(angles[k])) for k in INGREDIENTS},
+      offset=0.24 * index - 0.12,
+      label=f'demonstrations: {data}',
+      **look,
+    )
+  axis.axvline(90, color=drawing.GREY, linewidth=1, linestyle=':')
+  axis.set_xticks(range(0, 91, 15))
+  axis.set_xlabel("first step and attention's, angle in degrees")
+  axis.set_title("What is added to attention's loss")
+  prompts.draw_legend(figure, axis, 2)
+  caption = (
+    "Angle of the first step of the weights with attention's, from the same "
+    "random weights, with one of SimSiam's ingredients at a time and with all "
+    'of them (90 degrees: nothing in common). '
+    f'{prompts.about(config, "bars")}'
+  )
+  return [lab.Figure('ingredients', figure, caption)]
+
+
+PART = lab.Part(measure, claims, figures)

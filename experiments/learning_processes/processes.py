@@ -1,0 +1,195 @@
+"""Do the self-supervised processes collapse, and what do they represent?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.learning_processes import encoders, prompts
+from experiments.learning_processes.prompts import claim
+from iclcl_jax.types import Array, Float
+
+SIMSIAM = 'Chen & He, arXiv:2011.10566, Fig. 2, in this small setting'
+BYOL = 'Grill et al., arXiv:2006.07733, in this small setting'
+KERNELS = 'Esser et al., arXiv:2309.02028'
+KEPT, COLLAPSED = 0.9, 0.1  # Shares of the spread at the start.
+DUAL, KERNEL = 'dual model', 'kernel learning'
+# By process, by quantity, before every step and after the last: arrays
+# `[S, P, T + 1]`; of the dual model after its one step, `[S, P]`.
+Looks = Mapping[str, Mapping[str, Any]]
+
+
+def measure(config: Any) -> dict[str, Looks]:
+  found = prompts.of_every(config, lambda prompt: _looks(config, prompt))
+  if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found)):
+    raise ValueError(
+      f'learning_rate is {config.learning_rate:g}, too large: weights or '
+      'outputs of a process are not finite. Lower it.'
+    )
+  return found
+
+
+def _looks(config: Any, prompt: prompts.Prompt) -> Looks:
+  """Representations along the self-supervised processes of one prompt."""
+  values, keys = prompt.values[:-1], prompt.views.keys
+  first, second = pair = prompt.views.pair()
+  step = values.T @ keys  # Attention's.
+  dual, query = keys @ step.T, prompt.views.query
+
+  def look(weights, targets, loss):
+    outputs = first @ weights.T
+    return {
+      'output_spread': spread(outputs),
+      'target_spread': spread(targets),
+      'alignment': alignment(outputs, dual),
+      'answer_angle': prompts.angle(weights @ query, step @ query),
+      'loss': loss,
+    }
+
+  def along(process):
+    def observe(encoder):
+      loss = encoders.cosine_loss(process, encoder, *pair)
+      return look(encoder.weights, process.target(encoder, second), loss)
+
+    return encoders.train(config, process, prompt.start, pair, observe)
+
+  problem = encoders.kernel_problem(prompt.start.weights, pair)
+
+  def observe_kernel(weights):
+    loss = encoders.kernel_loss(weights, *pair) / problem.best
+    excess = weights @ weights.T - jnp.eye(weights.shape[0])
+    found = look(weights, second @ weights.T, loss)
+    return found | {'constraint': jnp.max(jnp.abs(excess))}
+
+  return {
+    DUAL: {'output_spread': spread(dual), 'target_spread': spread(values)},
+    **{name: along(x) for name, x in encoders.PROCESSES.items()},
+    KERNEL: encoders.train_kernel(
+      problem, pair, config.num_process_steps, observe_kernel
+    ),
+  }
+
+
+def spread(rows: Float[Array, 'N d']) -> Float[Array, '']:
+  """0 if all rows point one way (collapse), 1 if their directions cancel."""
+  mean = jnp.mean(prompts.normalise(rows), axis=0)
+  return jnp.sqrt(jnp.maximum(1 - mean @ mean, 0))
+
+
+def alignment(a: Float[Array, 'N d'], b: Float[Array, 'N d']) -> Array:
+  """Linear centred kernel alignment: blind to rotations and scales."""
+  a, b = (x - jnp.mean(x, axis=0)[None] for x in (a, b))
+  cross = jnp.sum((a.T @ b) ** 2)
+  own = [jnp.linalg.norm(x.T @ x) for x in (a, b)]
+  return cross / (own[0] * own[1])
+
+
+def claims(config: Any, results: Mapping[str, Looks]) -> list[lab.Claim]:
+  del config
+  rows = []
+  for data, looks in results.items():
+    spreads = {name: look['output_spread'] for name, look in looks.items()}
+    rows += [
+      claim(
+        data,
+        'dual_keeps_the_spread_of_its_targets',
+        prompts.COMPARISON,
+        'one step of the dual model does not collapse',
+        'spread of its predictions / of the values; at least 0.5',
+        spreads.pop(DUAL) / looks[DUAL]['target_spread'],
+        at_least=0.5,
+      ),
+      claim(
+        data,
+        'kernel_learning_finds_its_optimum',
+        KERNELS,
+        'contrastive kernel learning ends in the lowest eigenvectors',
+        'loss / least loss; at least 0.99',
+        looks[KERNEL]['loss'][..., -1],
+        at_least=0.99,
+      ),
+    ]
+    kept = {name: x[..., -1] / x[..., 0] for name, x in spreads.items()}
+    rows += [
+      claim(
+        data,
+        f'{name}_keeps_its_spread',
+        source,
+        f'{name} does not collapse',
+        f'spread of outputs, end / start; at least {KEPT:g}',
+        kept[name],
+        at_least=KEPT,
+      )
+      for name, source in (('SimSiam', SIMSIAM), ('BYOL', BYOL))
+    ]
+    for missing in ('predictor', 'stop-gradient', 'both'):
+      name = f'SimSiam without {missing}'
+      rows += [
+        claim(
+          data,
+          f'SimSiam_without_{missing}_collapses',
+          SIMSIAM,
+          f'{name} collapses',
+          f'spread of outputs, end / start; at most {COLLAPSED:g}',
+          kept[name],
+          at_most=COLLAPSED,
+        ),
+        claim(
+          data,
+          f'SimSiam_without_{missing}_loses_spread',
+          SIMSIAM,
+          f'{name} loses more spread than SimSiam',
+          'difference of spreads of outputs, end / start; below 0',
+          kept[name] - kept['SimSiam'],
+          at_most=0,
+        ),
+      ]
+  return rows
+
+
+def figures(config: Any, results: Mapping[str, Looks]) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    2, len(results), figsize=(11, 8.6), sharex=True, sharey='row'
+  )
+  for column, (data, looks) in enumerate(results.items()):
+    for row, quantity in enumerate(('output_spread', 'alignment')):
+      axis = axes[row, column]
+      for index, name in enumerate((*encoders.PROCESSES, KERNEL), start=1):
+        prompts.draw_curve(axis, index, name, looks[name][quantity])
+      level = prompts.by_seed(looks[DUAL]['output_spread']).mean()
+      black = {'color': drawing.BLACK, 'linestyle': '--', 'linewidth': 2}
+      axis.axhline(1 if row else level, **black, label=DUAL)
+      axis.set_ylim(0, 1.05)
+    axes[0, column].set_title(f'demonstrations: {data}')
+    axes[1, column].set_xlabel('gradient steps + 1')
+  axes[0, 0].set_ylabel('spread of the outputs')
+  axes[1, 0].set_ylabel("alignment with the\ndual model's predictions")
+  prompts.draw_legend(figure, axes[0, 0], 3)
+  caption = (
+    'Self-supervised learning on the same demonstrations, key and value of a '
+    'token being its two views. Top: spread of the outputs (0: all point one '
+    'way); the first point is the untrained start. Bottom: linear centred '
+    "kernel alignment of the outputs with the dual model's predictions (1: "
+    'equal up to rotation and scale). The black dashed line is the dual model '
+    f'after its one step. {prompts.about(config, "shaded")}'
+  )
+  return [lab.Figure('processes', figure, caption)]
+
+
+def metrics(config: Any, results: Mapping[str, Looks]) -> list[Any]:
+  del config
+  return [
+    row
+    for data, looks in results.items()
+    for name, look in looks.items()
+    for row in prompts.curve_rows(data, 'processes', name, look)
+  ]
+
+
+PART = lab.Part(measure, claims, figures, metrics=metrics)
