@@ -26,7 +26,7 @@ from experiments.lab.compiling import (
 from experiments.lab.config import Config, option
 from experiments.lab.figures import Figure, style
 from experiments.lab.loops import scan_blocks
-from experiments.lab.runner import Part, main, once, run
+from experiments.lab.runner import Part, in_threads, main, once, run
 from experiments.lab.statistics import Estimate, exactly
 from experiments.lab.workdir import Workdir
 
@@ -41,6 +41,7 @@ __all__ = [
   'compile_unoptimised',
   'exactly',
   'float64_on_host',
+  'in_threads',
   'judge',
   'main',
   'once',

@@ -21,7 +21,7 @@ References:
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -420,3 +420,27 @@ def pretrain(
       f'N = {size}; lower it.'
     )
   return params, np.asarray(losses)
+
+
+def for_all(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Applies `fn(params, phi, tokens)` to the prompts of all seeds.
+
+  Args:
+    fn: a function of one layer, its features and one prompt.
+
+  Returns:
+    The function of layers with a leading axis of seeds `[S, ...]` and prompts
+    `[S, P, n, d_model]`. It holds one prompt of every seed at a time: `vmap`
+    over seeds inside `lax.map` over prompts.
+  """
+
+  def swap(tree):
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+  def mapped(params, phi, tokens):
+    def row(tokens):
+      return jax.vmap(fn)(params, phi, tokens)
+
+    return swap(jax.lax.map(row, swap(tokens)))
+
+  return mapped

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,8 @@ class Part(NamedTuple):
     claims: `(config, results) -> [Claim, ...]`.
     figures: `(config, results) -> [Figure, ...]`, called under `lab.style`.
     summary: `(config, results) -> {key: value}`, what this question adds to
-      `summary.json`.
+      `summary.json`. Mappings of several parts under one key become one, and a
+      run holds (`holds`) if it does for each of them.
     tables: `(config, results) -> {name: rows}`; each becomes
       `tables/<name>.csv` and `.tex`.
     metrics: `(config, results) -> rows` of `metrics.jsonl`.
@@ -58,6 +59,28 @@ class Part(NamedTuple):
 Conclude = Callable[[Any, Mapping[str, Any], Mapping[str, Claim]], str]
 
 _ONCE: list[dict[Any, Any]] = []
+
+
+def in_threads(
+  fn: Callable[[Any], Any], items: Iterable[Any], *, workers: int = 2
+) -> list[Any]:
+  """Maps items in threads, since compiling leaves cores idle.
+
+  Settings of JAX belong to a thread: a function in float64 must say so itself.
+
+  Args:
+    fn: what to call; its loops keep the checkpoints of the run.
+    items: arguments, started in this order.
+    workers: how many threads.
+
+  Returns:
+    The results, in the order of the items.
+  """
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    running = [
+      pool.submit(contextvars.copy_context().run, fn, item) for item in items
+    ]
+    return [future.result() for future in running]
 
 
 def once(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -90,6 +113,7 @@ def run(
   folder: str | os.PathLike[str],
   *,
   conclude: Conclude,
+  closing: Callable[[Mapping[str, Any]], str] = lambda summary: '',
   workers: int = 1,
 ) -> Mapping[str, Any]:
   """Runs the parts of an experiment, and writes all that they say.
@@ -104,6 +128,7 @@ def run(
     folder: the workdir.
     conclude: `(config, results by part, claims by id) -> conclusion`, one
       paragraph whose first sentence stands alone.
+    closing: `(summary) -> text`, printed after conclusion and claims.
     workers: how many parts are measured at a time, in threads.
 
   Returns:
@@ -117,7 +142,7 @@ def run(
   finished = path / 'summary.json'
   if finished.exists():
     found = workdir.read_json(finished)
-    print(report(found))
+    print(report(found, closing))
     return found
   start = time.perf_counter()
   seconds: dict[str, float] = {}
@@ -130,20 +155,32 @@ def run(
     for known in _ONCE:
       known.clear()
   answered = [(part, results[name]) for name, part in parts.items()]
-  claims = {c.id: c for part, x in answered for c in part.claims(config, x)}
+  claims = [claim for part, x in answered for claim in part.claims(config, x)]
   summary: dict[str, Any] = {}
   for part, result in answered:
-    summary |= part.summary(config, result)
+    summary = _merged(summary, part.summary(config, result))
   command = command_of(config)
-  summary['claims'] = [claim.to_dict(command) for claim in claims.values()]
+  summary['claims'] = [claim.to_dict(command) for claim in claims]
   judging.check(summary['claims'])
-  summary['conclusion'] = conclude(config, results, claims)
+  by_id = {claim.id: claim for claim in claims}
+  summary['conclusion'] = conclude(config, results, by_id)
   summary |= _write_files(config, answered, summary['claims'], path, seconds)
   summary['seconds'] = seconds | {'total': time.perf_counter() - start}
   workdir.write_text(finished, workdir.to_json(summary))
   found = workdir.read_json(finished)
-  print(report(found))
+  print(report(found, closing))
   return found
+
+
+def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+  """Both summaries in one."""
+  merged = {**a, **b}
+  for name in a.keys() & b.keys():
+    if isinstance(a[name], Mapping) and isinstance(b[name], Mapping):
+      merged[name] = _merged(a[name], b[name])
+    elif name == 'holds':
+      merged[name] = a[name] and b[name]
+  return merged
 
 
 def _write_files(config, answered, claims, path, seconds) -> dict[str, Any]:
@@ -181,12 +218,9 @@ def _measure(parts, config, path, workers, seconds) -> dict[str, Any]:
   with loops.checkpoints_in(path / 'checkpoints'):
     if workers == 1:
       return {name: measure(name) for name in parts}
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      running = {
-        name: pool.submit(contextvars.copy_context().run, measure, name)
-        for name in parts
-      }
-      return {name: future.result() for name, future in running.items()}
+    return dict(
+      zip(parts, in_threads(measure, parts, workers=workers), strict=True)
+    )
 
 
 def command_of(config: Any) -> str:
@@ -199,11 +233,18 @@ def command_of(config: Any) -> str:
   return f'python -m {name} --workdir=DIR'
 
 
-def report(summary: Mapping[str, Any]) -> str:
-  """What a person reads at the end: the conclusion, then the claims."""
-  text = summary['conclusion']
+def report(
+  summary: Mapping[str, Any],
+  closing: Callable[[Mapping[str, Any]], str] = lambda summary: '',
+) -> str:
+  """What a person reads at the end: the conclusion, the claims, the rest."""
+  parts = summary['conclusion'], _claims_text(summary), closing(summary)
+  return '\n\n'.join(filter(None, parts))
+
+
+def _claims_text(summary: Mapping[str, Any]) -> str:
   if not summary.get('claims'):
-    return text
+    return ''
   rows = [
     {
       'claim': row['claim'],
@@ -217,7 +258,7 @@ def report(summary: Mapping[str, Any]) -> str:
   ]
   counts = judging.counts(summary['claims'])
   total = ', '.join(f'{count} {name}' for name, count in counts.items())
-  return f'{text}\n\n{tabulating.text(rows)}\n\nclaims: {total}'
+  return f'{tabulating.text(rows)}\n\nclaims: {total}'
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,3 @@
+from experiments import equivalence, lab
+
+lab.main(equivalence)

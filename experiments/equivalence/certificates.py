@@ -1,0 +1,168 @@
+"""Does the identity hold for every feature map and the exact softmax?"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.equivalence import layers
+from experiments.lab import pretraining
+from iclcl_jax import equivalence, features, kernels, precision, projections
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel
+
+if TYPE_CHECKING:
+  from experiments.equivalence import Config
+
+# Standard deviation of the entries of queries, keys and values.
+CONTROLLED_NORM = 0.5
+# Their normaliser may vanish: its condition decides whether they can hold.
+SIGNED_MAPS = ('trigonometric, orthogonal', 'Taylor, order 2', 'identity')
+
+
+class Row(NamedTuple):
+  """The certificate of one map.
+
+  Attributes:
+    name: of the map.
+    data: 'trained' layer, or the same rows at 'small norms'.
+    certificate: what `equivalence.verify` says.
+  """
+
+  name: str
+  data: str
+  certificate: equivalence.Certificate
+
+  @property
+  def passed(self) -> bool:
+    """It holds, or a signed map's normaliser is too ill-conditioned to say."""
+    excused = 'normaliser' in self.certificate.verdict
+    return self.certificate.holds or (self.name in SIGNED_MAPS and excused)
+
+
+def measure(config: 'Config') -> list[Row]:
+  """Certificates of every map: at a trained layer, and at small norms."""
+  found = layers.trained(config)[config.num_demonstrations[0]]
+  params, phi = jax.tree.map(lambda x: x[0], (found.params, found.phi))
+  key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
+  draw = lab.compile_quickly(
+    functools.partial(draw_projections, num_features=config.num_features)
+  )
+  drawn = {'gaussian': np.asarray(phi.projection)} | jax.device_get(draw(key))
+  trained = tuple(
+    map(
+      np.asarray,
+      pretraining.project(params, jnp.asarray(found.prompts.tokens[0, 0])),
+    )
+  )
+  # The same rows, shrunk to a norm at which random features imitate softmax.
+  small = tuple(x / np.std(x) * CONTROLLED_NORM for x in trained)
+  rows = []
+  for dtype in (np.float64, np.float32):
+    with lab.float64_on_host():
+      maps = certified_maps(
+        {name: jnp.asarray(x, dtype) for name, x in drawn.items()}
+      )
+      rows += [
+        Row(name, data, certify(phi, *(jnp.asarray(x, dtype) for x in arrays)))
+        for name, phi in maps.items()
+        for data, arrays in (('trained', trained), ('small norms', small))
+      ]
+  return rows
+
+
+def draw_projections(key: Array, num_features: int) -> dict[str, Array]:
+  """Draws the coupled projections of the certificates, in float32."""
+  draws = {
+    'orthogonal': projections.orthogonal,
+    'simplex': projections.simplex,
+    'simplex_plus': projections.simplex_plus,
+  }
+  # One key: they are compared, never combined.
+  return {
+    name: draw(jax.random.clone(key), num_features, pretraining.TOKEN_DIM)
+    for name, draw in draws.items()
+  }
+
+
+def certified_maps(
+  drawn: Mapping[str, Array],
+) -> dict[str, FeatureMap | Kernel]:
+  """Every feature map, and the exact softmax kernel, by name."""
+  maps: dict[str, FeatureMap | Kernel] = {
+    f'positive, {name}': features.PositiveFeatures(projection)
+    for name, projection in drawn.items()
+  }
+  orthogonal = drawn['orthogonal']
+  return maps | {
+    'hyperbolic, orthogonal': features.HyperbolicFeatures(orthogonal),
+    'trigonometric, orthogonal': features.TrigonometricFeatures(orthogonal),
+    'elu + 1': features.EluPlusOneFeatures(),
+    'Taylor, order 2': features.TaylorFeatures(order=2),
+    'identity': features.IdentityFeatures(),
+    'exact softmax': kernels.ExponentialKernel(),
+  }
+
+
+@functools.cache
+def _residuals() -> Callable[..., equivalence.Residuals]:
+  return lab.compile_quickly(
+    equivalence.residuals, static_argnames='num_query_tokens'
+  )
+
+
+def certify(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'n d_k'],
+  values: Float[Array, 'n d_v'],
+) -> equivalence.Certificate:
+  """`equivalence.verify` with one query-side token, compiled once a map.
+
+  Args:
+    phi: feature map or kernel.
+    query: the test input. Shape `[d_k]`.
+    keys: keys of demonstrations, then of the query. Shape `[n, d_k]`.
+    values: their values. Shape `[n, d_v]`.
+
+  Returns:
+    The certificate.
+  """
+
+  def compiled(unused_fn):
+    # The same function; an argument `phi` lets projections share the code.
+    return precision.highest(
+      functools.partial(_residuals(), phi, num_query_tokens=1)
+    )
+
+  return equivalence.verify(
+    phi,
+    query,
+    keys,
+    values,
+    num_query_tokens=1,
+    arithmetic=dataclasses.replace(precision.HIGHEST, transform=compiled),
+  )
+
+
+def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:
+  del config
+  return {
+    'holds': all(row.passed for row in rows),
+    'certificates': [
+      {'name': row.name, 'data': row.data, 'passed': row.passed}
+      | row.certificate.to_dict()
+      for row in rows
+    ],
+  }
+
+
+def tables(config: 'Config', rows: list[Row]) -> dict[str, Any]:
+  return {'certificates': summary(config, rows)['certificates']}
+
+
+PART = lab.Part(measure, summary=summary, tables=tables)

@@ -1,0 +1,333 @@
+"""Do many small gradient steps reach the layer, and along the known curve?"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import lab
+from experiments.equivalence import layers, learning
+from experiments.lab import figures as drawing
+from experiments.lab import pretraining
+from iclcl_jax import attention, dual, features, precision
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.equivalence import Config
+
+CURVE_TOLERANCE = 1e-10  # Of `Descent.curve_residual` in float64.
+NUM_STRIP_PROMPTS = 20
+
+
+class Descent(NamedTuple):
+  """Many gradient steps, batch 1, `T` visits in all; one prompt or `[S, P]`.
+
+  Attributes:
+    attention: predicted label of the layer. Shape `[d_y]`.
+    dual: predicted label after the last visit. Shape `[d_y]`.
+    residual: distance to the attention output then, relative to the scale of
+      `equivalence.Residuals`. Shape `[]`.
+    distances: distance to the attention output after 0, 1, ..., T visits.
+      Shape `[T + 1]`.
+    predicted: its closed form. Shape `[T + 1]`.
+    curve_residual: largest difference of these two, relative to the same
+      scale. Shape `[]`.
+  """
+
+  attention: Float[Array, ' d_y']
+  dual: Float[Array, ' d_y']
+  residual: Float[Array, '']
+  distances: Float[Array, ' _']
+  predicted: Float[Array, ' _']
+  curve_residual: Float[Array, '']
+
+
+class Descents(NamedTuple):
+  """The prompts of one length.
+
+  Attributes:
+    once: one epoch, in float64.
+    float64: all epochs.
+    float32: all epochs.
+    target: true labels. Shape `[S, P, d_y]`.
+  """
+
+  once: Descent
+  float64: Descent
+  float32: Descent
+  target: np.ndarray
+
+
+Results = Mapping[int, Descents]  # By number of demonstrations.
+
+
+def descend(
+  params: pretraining.LayerParams,
+  phi: features.PositiveFeatures,
+  tokens: Float[Array, 'n d_model'],
+  *,
+  num_epochs: int,
+) -> Descent:
+  r"""Trains the dual model by batch 1 for E epochs, step size `1 / E`.
+
+  The gradient is constant, so the distance to the attention output has a
+  closed form: with :math:`n_i` visits to demonstration `i` so far and
+  attention weights :math:`a_i`,
+
+  .. math:: |f(q) - h| = \Bigl|\sum_i (1 - n_i / E)\, a_i v_i\Bigr|,
+
+  which is 0 after the last visit, falls linearly over whole epochs, and need
+  not fall in every step.
+
+  Args:
+    params: the layer.
+    phi: its feature map.
+    tokens: a prompt. Shape `[n, d_model]`, demonstrations first.
+    num_epochs: the number of epochs E.
+
+  Returns:
+    A `Descent`.
+
+  References:
+    Ren & Liu, arXiv:2310.13220v1, section 5 (batch 1, E epochs, a loss rate
+    E times the step size).
+  """
+  query, keys, values = pretraining.project(params, tokens)
+  size = keys.shape[0] - 1
+  normaliser = dual.normaliser(phi, keys, query)
+
+  def predict(state):
+    return dual.predict(phi, state, query, normaliser=normaliser)
+
+  start = dual.zero_shot(phi, keys[size:], values[size:])
+  trajectory = dual.train_and_observe(
+    phi,
+    start,
+    keys[:size],
+    values[:size],
+    optimizer=optax.sgd(1 / num_epochs),
+    num_epochs=num_epochs,
+    batch_size=1,
+    observe=predict,
+  )
+  outputs = jnp.concatenate([predict(start)[None], trajectory.observations])
+  scores, _ = attention.scores(phi, query, keys)
+  weights = scores / jnp.sum(scores)
+  target = attention.kernel_attention(phi, query, keys, values)
+  visits = (
+    jnp.arange(num_epochs * size + 1)[:, None]
+    + jnp.arange(size - 1, -1, -1)[None]
+  ) // size
+  rest = (1 - visits / num_epochs).astype(keys.dtype)
+  predicted = (rest * weights[None, :size]) @ values[:size]
+  # Positive features: every weight is its own absolute value.
+  scale = jnp.max(weights @ (jnp.abs(values) + jnp.abs(target)[None]))
+  distances = jnp.linalg.norm(outputs - target[None], axis=1)
+  closed_form = jnp.linalg.norm(predicted, axis=1)
+  return Descent(
+    attention=target[-pretraining.LABEL_DIM :],
+    dual=outputs[-1, -pretraining.LABEL_DIM :],
+    residual=jnp.max(jnp.abs(outputs[-1] - target)) / scale,
+    distances=distances,
+    predicted=closed_form,
+    curve_residual=jnp.max(jnp.abs(distances - closed_form)) / scale,
+  )
+
+
+def measure(config: 'Config') -> Results:
+  """Trains the dual models of a few held-out prompts of every layer."""
+
+  @lab.float64_on_host()
+  @jax.default_matmul_precision('highest')
+  def train(found, dtype, num_epochs):
+    fn = functools.partial(descend, num_epochs=num_epochs)
+    params, phi, tokens = layers.cast(found, dtype)
+    tokens = tokens[:, : config.num_dual_prompts]
+    compiled = lab.compile_quickly(pretraining.for_all(fn))
+    return jax.device_get(compiled(params, phi, tokens))
+
+  return {
+    size: Descents(
+      train(found, 'float64', 1),
+      train(found, 'float64', config.dual_epochs),
+      train(found, 'float32', config.dual_epochs),
+      np.asarray(found.prompts.target, np.float64)[
+        :, : config.num_dual_prompts
+      ],
+    )
+    for size, found in layers.trained(config).items()
+  }
+
+
+def residuals(results: Results) -> dict[int, dict[str, float]]:
+  """The largest residuals, by N and name; NaN if one is not a number."""
+  return {
+    size: {
+      'residual_multi_epoch_float64': float(np.max(found.float64.residual)),
+      'residual_multi_epoch_float32': float(np.max(found.float32.residual)),
+      'c14_curve_residual_float64': _curve_residual(found),
+    }
+    for size, found in results.items()
+  }
+
+
+def _curve_residual(found: Descents) -> float:
+  """The largest difference of a measured curve and its closed form."""
+  pair = found.once, found.float64
+  return float(np.max([np.max(x.curve_residual) for x in pair]))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  return layers.residual_claims(
+    residuals(results),
+    {
+      'residual_multi_epoch_float64': 'the dual model, trained for many '
+      'epochs, predicts what the layer predicts',
+      'c14_curve_residual_float64': 'the distance to the attention output '
+      'falls to 0 at the last step (it equals its closed form at every step)',
+    },
+  )
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  # Rounding adds up over the visits of a long float32 run.
+  visits = config.dual_epochs * max(config.num_demonstrations)
+  single = max(precision.TOLERANCES['float32'], 5e-9 * visits)
+  return layers.residual_summary(
+    residuals(results),
+    {
+      'residual_multi_epoch_float64': precision.TOLERANCES['float64'],
+      'residual_multi_epoch_float32': single,
+      'c14_curve_residual_float64': CURVE_TOLERANCE,
+    },
+  )
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  predictions = lab.Figure(
+    'predictions',
+    _draw_predictions(config, results),
+    'True labels, predictions of the trained attention layer, and predictions '
+    f'of its dual model after {config.dual_epochs} epochs of gradient descent '
+    f'with batches of one. {learning.MEANING[config.multi_task]}',
+  )
+  curves = [
+    lab.Figure(
+      f'descent_{size}',
+      _draw_descent(config, size, found),
+      'Distance of the dual prediction to the attention output along the '
+      f'gradient steps, N = {size}, for single held-out prompts, with its '
+      'closed form. It reaches 0 at the last step and need not fall before.',
+    )
+    for size, found in results.items()
+  ]
+  return [predictions, *curves]
+
+
+def _draw_predictions(config: 'Config', results: Results) -> Any:
+  """True label, layer and dual model for a strip of held-out prompts."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False
+  )
+  per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
+  per_seed = min(per_seed, config.num_dual_prompts)
+  for axis, (size, found) in zip(axes[:, 0], results.items(), strict=True):
+    target, layer, dual_model = (
+      array[:, :per_seed, 0].ravel()
+      for array in (found.target, found.float64.attention, found.float64.dual)
+    )
+    order = np.argsort(target)
+    _strip(axis, target[order], layer[order], dual_model[order])
+    axis.set_title(
+      f'N = {size} demonstrations: Transformer and dual model agree to '
+      f'{np.max(found.float64.residual):.0e}'
+    )
+    axis.set_ylabel('label of the query')
+  axes[0, 0].legend(loc='upper left', handletextpad=0.4, borderaxespad=0)
+  axes[-1, 0].set_xlabel(
+    f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by '
+    f'true label (dual model: {config.dual_epochs} epochs of batch 1, float64)'
+  )
+  return figure
+
+
+def _strip(axis, target, layer, dual_model) -> None:
+  places = np.arange(target.size)
+  axis.vlines(places, layer, target, color=drawing.GREY, lw=0.8, zorder=1)
+  axis.plot(places, target, 'k_', ms=13, mew=2.5, label='true label')
+  look = {'mfc': 'none', 'mew': 1.8}
+  axis.plot(
+    places, layer, 'o', color=drawing.BLUE, ms=10, label='Transformer', **look
+  )
+  label = 'dual model after gradient descent'
+  axis.plot(
+    places, dual_model, 'x', color=drawing.ORANGE, ms=5.5, label=label, **look
+  )
+  axis.set_xticks([])
+  axis.spines['bottom'].set_visible(False)
+  axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
+
+
+def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
+  """Distance to the attention output along the steps, and its closed form."""
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
+  once, many = found.once, found.float64
+  _curves(left, np.arange(size + 1), once.distances, once.predicted, 1)
+  left.set_title('one epoch, one demonstration a step')
+  left.set_xlabel('demonstrations visited')
+  left.set_ylabel('distance to the attention output,\nrelative to the start')
+  epochs = np.arange(config.dual_epochs + 1)
+  every = max(1, config.dual_epochs // 20)
+  ends = slice(None, None, size)
+  _curves(
+    right, epochs, many.distances[..., ends], many.predicted[..., ends], every
+  )
+  right.legend(loc='upper right', handlelength=1.6)
+  right.set_title(f'{config.dual_epochs} epochs: linear for every prompt')
+  right.set_xlabel('whole epochs')
+  num_prompts = once.distances.shape[0] * once.distances.shape[1]
+  figure.suptitle(
+    f'Gradient descent on the contrastive loss, N = {size}: {num_prompts} '
+    f'held-out prompts of {config.num_seeds} seeds,\nmeasured and closed form '
+    f'agree to {_curve_residual(found):.0e} (float64)',
+    fontsize=11,
+  )
+  return figure
+
+
+def _curves(axis, steps, distances, predicted, every: int) -> None:
+  start = predicted.reshape(-1, predicted.shape[-1])[:, :1]
+  measured, closed_form = (
+    x.reshape(start.size, -1) / start for x in (distances, predicted)
+  )
+  lines = axis.plot(steps, measured.T, color=drawing.GREY, lw=0.7, alpha=0.5)
+  lines[0].set_label('each prompt')
+  mean = measured.mean(axis=0)
+  axis.plot(steps, mean, color=drawing.BLUE, lw=3, label='mean, measured')
+  axis.plot(
+    steps[::every],
+    closed_form.mean(axis=0)[::every],
+    'o',
+    color=drawing.ORANGE,
+    markerfacecolor='white',
+    markeredgewidth=1.8,
+    markersize=6,
+    clip_on=False,
+    zorder=3,
+    label='mean, closed form',
+  )
+  axis.set_ylim(bottom=0)
+  axis.set_xlim(0, steps[-1])
+  axis.locator_params(axis='x', integer=True)
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)

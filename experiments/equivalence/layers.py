@@ -1,0 +1,127 @@
+"""The trained layers that every question starts from, and their residuals."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import lab
+from experiments.lab import pretraining
+from iclcl_jax import features, tasks
+
+if TYPE_CHECKING:
+  from experiments.equivalence import Config
+
+EQUAL = 1e-10  # Relative; a float64 computation is far below.
+
+
+class Trained(NamedTuple):
+  """The layers of all seeds after training on prompts of one length.
+
+  Attributes:
+    params: the layers, NumPy arrays `[S, ...]`.
+    phi: their feature maps.
+    losses: by epoch, of training and of predicting 0. Shape `[E, 2, S]`.
+    prompts: held-out prompts, NumPy arrays `[S, P, ...]`.
+  """
+
+  params: pretraining.LayerParams
+  phi: features.PositiveFeatures
+  losses: np.ndarray
+  prompts: tasks.RegressionPrompt
+
+
+@lab.once
+def trained(config: 'Config') -> Mapping[int, Trained]:
+  """Trains all layers, by number of demonstrations, two lengths at a time."""
+  seeds = pretraining.init_seeds(
+    config.seed, config.num_seeds, num_features=config.num_features
+  )
+  _, usual_rate = pretraining.INPUTS[config.input_distribution]
+
+  def train(size):
+    prompts = pretraining.Prompts(
+      num_demonstrations=size,
+      input_distribution=config.input_distribution,
+      multi_task=config.multi_task,
+    )
+    params, losses = pretraining.pretrain(
+      seeds,
+      prompts,
+      num_epochs=config.num_epochs,
+      learning_rate=config.learning_rate or usual_rate,
+      tokens_per_epoch=config.tokens_per_epoch,
+      block_epochs=config.block_epochs,
+    )
+    layers = jax.device_get((params, seeds.runs.phi))
+    held_out = prompts.held_out(seeds, config.num_test_prompts)
+    return Trained(*layers, losses, held_out)
+
+  sizes = config.num_demonstrations
+  return dict(zip(sizes, lab.in_threads(train, sizes), strict=True))
+
+
+def cast(layers: Trained, dtype: Any) -> tuple[Any, Any, np.ndarray]:
+  """Layers, feature maps and tokens of the held-out prompts, in a dtype."""
+  arrays = layers.params, layers.phi, layers.prompts.tokens
+  return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
+
+
+def source(size: int) -> str:
+  """Where the papers show prompts of so many demonstrations."""
+  return 'v1 Fig. 3 left; v2 Fig. 3a' if size == 15 else 'v1 Fig. 8'
+
+
+def residual_claims(
+  residuals: Mapping[int, Mapping[str, float]], texts: Mapping[str, str]
+) -> list[lab.Claim]:
+  """One claim for each N and kind of residual.
+
+  Args:
+    residuals: the largest ones, by N and by name in the summary.
+    texts: what is claimed, by name.
+
+  Returns:
+    The claims.
+  """
+  return [
+    lab.Claim(
+      id=f'equivalence-{name.removesuffix("_float64")}-{size}',
+      source=source(size),
+      claim=f'{text}, N = {size}',
+      statistic='largest residual over all seeds and held-out prompts, '
+      f'float64; at most {EQUAL:g}',
+      estimate=lab.exactly(found[name]),
+      at_most=EQUAL,
+    )
+    for size, found in residuals.items()
+    for name, text in texts.items()
+  ]
+
+
+def residual_summary(
+  residuals: Mapping[int, Mapping[str, float]],
+  tolerances: Mapping[str, float],
+) -> dict[str, Any]:
+  """The largest residuals, and whether rounding explains all of them.
+
+  Args:
+    residuals: the largest ones, by N and by name.
+    tolerances: what rounding explains, by name.
+
+  Returns:
+    A part of the summary; NaN holds nowhere.
+  """
+  worst = {
+    name: float(np.max([found[name] for found in residuals.values()]))
+    for name in tolerances
+  }
+  return {
+    'holds': all(worst[name] <= bound for name, bound in tolerances.items()),
+    **worst,
+    'tolerances': dict(tolerances),
+    'by_num_demonstrations': {
+      str(size): dict(found) for size, found in residuals.items()
+    },
+  }

@@ -1,0 +1,217 @@
+"""What has the layer learnt: the task of training, or learning in context?"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import lab
+from experiments.equivalence import layers
+from experiments.lab import figures as drawing
+from experiments.lab import pretraining, statistics
+
+if TYPE_CHECKING:
+  from experiments.equivalence import Config
+
+NEAR_TRUTH = 0.2  # Loss over that of predicting 0.
+# What a held-out loss says, by `multi_task`.
+MEANING = {
+  False: (
+    'Single-task training: test and training prompts share one matrix B for '
+    'each seed, so the loss measures how well the layer memorises B, not '
+    'in-context learning. test_mse_unseen_task is the loss on prompts of '
+    'another B.'
+  ),
+  True: (
+    'Multi-task training: a fresh matrix B for every prompt, in training and '
+    'in test, so only learning in context can beat predicting 0.'
+  ),
+}
+
+
+class Losses(NamedTuple):
+  """Squared errors of the label, means over held-out prompts, by seed `[S]`.
+
+  Attributes:
+    attention: of the layer, on the task matrix of its training.
+    zero_predictor: of predicting 0 there.
+    unseen_task: of the layer, on the task matrix of another seed.
+    zero_unseen: of predicting 0 there.
+    training: by epoch, of training and of predicting 0. Shape `[E, 2, S]`.
+    num_prompts: held-out prompts of a seed.
+  """
+
+  attention: np.ndarray
+  zero_predictor: np.ndarray
+  unseen_task: np.ndarray
+  zero_unseen: np.ndarray
+  training: np.ndarray
+  num_prompts: int
+
+  @property
+  def ratios(self) -> dict[str, lab.Estimate]:
+    """Losses over that of predicting 0, means over seeds."""
+    return {
+      'attention': statistics.mean(self.attention / self.zero_predictor),
+      'unseen_task': statistics.mean(self.unseen_task / self.zero_unseen),
+    }
+
+
+Results = Mapping[int, Losses]  # By number of demonstrations.
+
+
+def measure(config: 'Config') -> Results:
+  """Predicts the labels of held-out prompts, the layer's own and others'."""
+
+  @lab.compile_quickly
+  def predict(params, phi, tokens):
+    outputs = pretraining.for_all(pretraining.attend)(params, phi, tokens)
+    return outputs[..., -pretraining.LABEL_DIM :]
+
+  @lab.float64_on_host()
+  @jax.default_matmul_precision('highest')
+  def compare(found):
+    params, phi, tokens = layers.cast(found, np.float64)
+    target = np.asarray(found.prompts.target, np.float64)
+    # Another seed's prompts: a matrix B that the layer has never seen.
+    unseen, unseen_target = (np.roll(x, -1, axis=0) for x in (tokens, target))
+
+    def loss(prediction, label):
+      return np.mean((np.asarray(prediction) - label) ** 2, axis=(1, 2))
+
+    return Losses(
+      loss(predict(params, phi, tokens), target),
+      loss(0, target),
+      loss(predict(params, phi, unseen), unseen_target),
+      loss(0, unseen_target),
+      found.losses,
+      target.shape[1],
+    )
+
+  return {k: compare(found) for k, found in layers.trained(config).items()}
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  listed = []
+  for size, found in results.items():
+    for name, source, text, kind, bound in (
+      (
+        'near-truth',
+        layers.source(size),
+        'layer and dual model come near the true labels',
+        'attention',
+        NEAR_TRUTH,
+      ),
+      (
+        'in-context',
+        'v1 section 5, read as learning in context',
+        'the trained layer also predicts labels of a task matrix that it was '
+        'not trained on',
+        'unseen_task',
+        1.0,
+      ),
+    ):
+      claim = lab.Claim(
+        id=f'equivalence-{name}-{size}',
+        source=source,
+        claim=f'{text}, N = {size}',
+        statistic='held-out squared error over that of predicting 0, mean '
+        f'over seeds; at most {bound:g}',
+        estimate=found.ratios[kind],
+        at_most=bound,
+      )
+      listed.append(claim)
+  return listed
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  losses = {size: _mse(found) for size, found in results.items()}
+  return losses[config.num_demonstrations[0]] | {
+    'test_mse_num_demonstrations': config.num_demonstrations[0],
+    'test_mse_meaning': MEANING[config.multi_task],
+    'num_seeds': config.num_seeds,
+    'input_distribution': config.input_distribution,
+    'multi_task': config.multi_task,
+    'dual_epochs': config.dual_epochs,
+    'by_num_demonstrations': {
+      str(size): losses[size]
+      | {
+        'loss_over_zero_predictor': found.ratios,
+        'training_loss_over_zero_predictor_last_epoch': statistics.mean(
+          found.training[-1, 0] / found.training[-1, 1]
+        ),
+        'num_test_prompts': found.num_prompts,
+        'num_demonstrations': size,
+      }
+      for size, found in results.items()
+    },
+  }
+
+
+def _mse(found: Losses) -> dict[str, Any]:
+  """Losses of one N, means over seeds and with their intervals."""
+  names = 'attention', 'zero_predictor', 'unseen_task'
+  losses = {name: statistics.mean(getattr(found, name)) for name in names}
+  return {
+    **{f'test_mse_{name}': loss.value for name, loss in losses.items()},
+    'test_mse_95_percent_interval': losses,
+  }
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  """One row for each N and epoch, losses by seed."""
+  del config
+  return [
+    {
+      'num_demonstrations': size,
+      'epoch': epoch + 1,
+      'loss': loss,
+      'loss_zero_predictor': zero,
+    }
+    for size, found in results.items()
+    for epoch, (loss, zero) in enumerate(found.training)
+  ]
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  caption = (
+    'Loss of the layer while it is trained, over the loss of predicting 0: '
+    f'mean and 95 % interval over {config.num_seeds} seeds.'
+  )
+  return [lab.Figure('pretraining', _draw(config, results), caption)]
+
+
+def _draw(config: 'Config', results: Results) -> Any:
+  """Loss on new prompts by epoch, over that of predicting 0."""
+  import matplotlib.pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(8, 4.2))
+  epochs = np.arange(1, config.num_epochs + 1)
+  ends = []
+  for index, (size, found) in enumerate(results.items()):
+    ratios = found.training[:, 0] / np.mean(found.training[:, 1], axis=0)[None]
+    estimates = [statistics.geometric_mean(row) for row in ratios]
+    last, colour = estimates[-1].value, drawing.COLOURS[index + 1]
+    line = drawing.LINES[index % len(drawing.LINES)]
+    drawing.band(axis, epochs, estimates, color=colour, ls=line, lw=2.5)
+    ends.append((last, f'N = {size}: {last:.2f}', colour))
+  axis.axhline(1, color=drawing.GREY, linewidth=1)
+  ends.append((1.0, 'predicting 0', drawing.GREY))
+  axis.set_yscale('log')
+  drawing.plain_ticks(axis.yaxis)
+  axis.set_xlim(0, epochs[-1])
+  drawing.label_ends(axis, ends)
+  axis.locator_params(axis='x', integer=True)
+  axis.set_xlabel('epoch')
+  axis.set_ylabel('squared error of new prompts,\nrelative to predicting 0')
+  task = 'a fresh B every prompt' if config.multi_task else 'one B a seed'
+  axis.set_title(
+    f'Pretraining, {task}: geometric mean of {config.num_seeds} seeds, '
+    '95 % interval'
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)
