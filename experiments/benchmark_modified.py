@@ -24,7 +24,6 @@ STRENGTH = 0.1
 NEGATIVES: dict[str, Any] = {
   'num_negatives': 3,
   'strength': STRENGTH,
-  'chunk_size': BLOCK,
 }
 
 
@@ -44,45 +43,25 @@ class Rows(NamedTuple):
 
 def linear(phi: features.PositiveFeatures) -> Rows:
   """Regularised and augmented attention, streamed and causal."""
-  gelu = {'augment_keys': jax.nn.gelu, 'augment_values': jax.nn.gelu}
-  ridge = {'strength': STRENGTH}
   streamed, causal = 'streamed, plain', 'causal, plain'
-  rows: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    'streamed, regularised': (
-      modified.stream_regularised_attention,
-      ridge,
-      streamed,
-    ),
-    'streamed, regularised as printed': (
-      modified.stream_regularised_attention_as_printed,
-      ridge,
-      streamed,
-    ),
-    'streamed, augmented by GELU': (
-      modified.stream_augmented_attention,
-      gelu,
-      streamed,
-    ),
-    'causal, regularised': (
-      modified.causal_regularised_attention,
-      ridge,
-      causal,
-    ),
-    'causal, augmented by GELU': (
-      modified.causal_augmented_attention,
-      gelu,
-      causal,
-    ),
+  ridge = modified.regularised(strength=STRENGTH)
+  printed = modified.regularised_as_printed(strength=STRENGTH)
+  views = modified.augmented(
+    augment_keys=jax.nn.gelu, augment_values=jax.nn.gelu
+  )
+  rows: dict[str, tuple[Callable[..., Any], str]] = {
+    'streamed, regularised': (ridge.stream, streamed),
+    'streamed, regularised as printed': (printed.stream, streamed),
+    'streamed, augmented by GELU': (views.stream, streamed),
+    'causal, regularised': (ridge.causal, causal),
+    'causal, augmented by GELU': (views.causal, causal),
   }
   calls: dict[str, Callable[..., Any]] = {
     streamed: functools.partial(attention.stream_kernel_attention, phi),
     causal: functools.partial(attention.causal_kernel_attention, phi),
   }
-  calls |= {
-    name: functools.partial(fn, phi, **settings)
-    for name, (fn, settings, _) in rows.items()
-  }
-  return Rows(calls, {name: plain for name, (_, _, plain) in rows.items()}, 1.3)
+  calls |= {name: functools.partial(fn, phi) for name, (fn, _) in rows.items()}
+  return Rows(calls, {name: plain for name, (_, plain) in rows.items()}, 1.3)
 
 
 def quadratic(phi: features.PositiveFeatures) -> Rows:
@@ -91,8 +70,8 @@ def quadratic(phi: features.PositiveFeatures) -> Rows:
   exact, written = 'softmax, scores in blocks', 'feature map, scores in blocks'
   query, token = 'negatives of each query', 'negatives of each token'
   fns = {
-    query: modified.stream_negative_attention,
-    token: modified.stream_token_negative_attention,
+    query: modified.negative(**NEGATIVES).stream,
+    token: modified.token_negative(**NEGATIVES).stream,
   }
   calls: dict[str, Callable[..., Any]] = {
     exact: softmax_in_blocks,
@@ -102,7 +81,7 @@ def quadratic(phi: features.PositiveFeatures) -> Rows:
   for kind, base in ((softmax, exact), (phi, written)):
     for name, fn in fns.items():
       row = f'{base.split(",")[0]}, {name}'
-      calls[row] = functools.partial(fn, kind, **NEGATIVES)
+      calls[row] = functools.partial(fn, kind, chunk_size=BLOCK)
       plain[row] = base
   return Rows(calls, plain, 2)
 

@@ -93,11 +93,9 @@ def full_batch(
   log_square = bounds.log_diagonal(phi, query[None])[0]
   extra = prompt.normaliser * jnp.exp(-log_square) * values[-1:]
   return FullBatch(
-    strict=modified.regularised_attention(
-      phi, query, keys, values, strength=strength
-    ),
-    printed=modified.regularised_attention_as_printed(
-      phi, query, keys, values, strength=strength
+    strict=modified.regularised(strength=strength)(phi, query, keys, values),
+    printed=modified.regularised_as_printed(strength=strength)(
+      phi, query, keys, values
     ),
     ridge=step(keys[:-1], values[:-1], losses.ridge(strength)),
     pair=step(

@@ -8,7 +8,8 @@ Custom nodes compare their class.
 """
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
@@ -57,3 +58,17 @@ def register(cls: type[_T]) -> type[_T]:
     cls, flatten_with_keys, unflatten, flatten
   )
   return cls
+
+
+def function(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a callable as a pytree.
+
+  Args:
+    fn: a callable pytree, whose arrays stay leaves, or any other function,
+      which becomes part of the structure.
+
+  Returns:
+    `fn` itself, or a `jax.tree_util.Partial` of it.
+  """
+  is_pytree = not jax.tree_util.all_leaves([fn])
+  return fn if is_pytree else jax.tree_util.Partial(fn)

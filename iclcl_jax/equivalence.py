@@ -287,7 +287,7 @@ def verify(
     optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
     learning_rate: factor of the update.
     attention_fn: the attention to be certified, such as
-      `functools.partial(modified.regularised_attention, strength=0.5)`; None
+      `modified.regularised(strength=0.5)`; None
       for the attention that the loss implies.
     arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
       does by default, on any machine) or `precision.PLATFORM_DEFAULT`.

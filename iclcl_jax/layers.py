@@ -6,7 +6,7 @@ One layer serves every attention of the library: `attention_fn` says how the
 rows are read, `key_view` and `value_view` where they come from. A modification
 without parameters is an `attention_fn`::
 
-  functools.partial(modified.stream_regularised_attention, phi, strength=0.1)
+  functools.partial(modified.regularised(strength=0.1).stream, phi)
 
 A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
 """

@@ -428,13 +428,13 @@ OBJECTIVES = {
   'ridge': (
     {'penalty': losses.ridge(0.5)},
     functools.partial(
-      modified.regularised_attention, strength=0.5, num_query_tokens=LARGEST[1]
+      modified.regularised(strength=0.5), num_query_tokens=LARGEST[1]
     ),
   ),
   'weight decay': (
     _decayed(-0.5),
     functools.partial(
-      modified.regularised_attention, strength=-0.5, num_query_tokens=LARGEST[1]
+      modified.regularised(strength=-0.5), num_query_tokens=LARGEST[1]
     ),
   ),
   'learning rate': ({'learning_rate': 0.25}, None),

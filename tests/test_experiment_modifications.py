@@ -155,15 +155,13 @@ def _settings(settings):
 
 
 def _printed(params, prompt, strength):
-  return modified.regularised_attention_as_printed(
-    PHI, *_project(params, prompt), strength=strength
+  return modified.regularised_as_printed(strength=strength)(
+    PHI, *_project(params, prompt)
   )
 
 
 def _strict(params, prompt, strength):
-  return modified.regularised_attention(
-    PHI, *_project(params, prompt), strength=strength
-  )
+  return modified.regularised(strength=strength)(PHI, *_project(params, prompt))
 
 
 @pytest.mark.parametrize('strength', [0.5, -0.1])
@@ -243,8 +241,8 @@ def test_augmented_layer_is_that_of_the_library(name):
   def definition(params, prompt):
     query, keys, values = _project(params, prompt)
     keys = augment_keys(keys, params, prompt.tokens)
-    return modified.augmented_attention(
-      PHI, query, keys, values, augment_values=augment_values
+    return modified.augmented(augment_values=augment_values)(
+      PHI, query, keys, values
     )
 
   assert group.predict is augmented.predict_augmented
@@ -257,8 +255,8 @@ def test_augmented_layer_is_that_of_the_library(name):
 
 def test_gelu_of_keys_is_an_augmentation_of_keys():
   def definition(params, prompt):
-    return modified.augmented_attention(
-      PHI, *_project(params, prompt), augment_keys=augmented.gelu
+    return modified.augmented(augment_keys=augmented.gelu)(
+      PHI, *_project(params, prompt)
     )
 
   arguments = AUGMENTED, _prompt(4)
@@ -298,17 +296,15 @@ def _library_negatives(choice, count):
       'highest': modified.highest_scores,
     }.get(choice, modified.lowest_scores)
     normalised = panels.CHOICES[choice].get('raise_others', 1.0)
-    return modified.negative_attention(
-      PHI,
-      *_project(params, prompt),
+    return modified.negative(
       num_negatives=count,
       strength=strength,
       select=select,
       renormalise=(
         modified.raise_others if normalised else modified.unnormalised
       ),
-      candidates=candidates,
-    )
+      candidates_fn=lambda position, positions: candidates[positions],
+    )(PHI, *_project(params, prompt))
 
   return definition
 

@@ -186,34 +186,26 @@ PHI = features.PositiveFeatures(
 PUSHED = {'num_negatives': 2, 'strength': 0.3}
 
 
-def modification(fn, phi=PHI, **settings):
-  return functools.partial(fn, phi, chunk_size=4, **settings)
+def modification(fn, phi=PHI):
+  return functools.partial(fn, phi, chunk_size=4)
 
 
 MODIFICATIONS = {
-  'regularised': modification(
-    modified.stream_regularised_attention, strength=0.5
-  ),
+  'regularised': modification(modified.regularised(strength=0.5).stream),
   'regularised, softmax': modification(
-    modified.stream_regularised_attention,
-    kernels.ExponentialKernel(),
-    strength=0.5,
+    modified.regularised(strength=0.5).stream, kernels.ExponentialKernel()
   ),
-  'causal regularised': modification(
-    modified.causal_regularised_attention, strength=0.5
-  ),
+  'causal regularised': modification(modified.regularised(strength=0.5).causal),
   'printed': modification(
-    modified.stream_regularised_attention_as_printed, strength=-0.5
+    modified.regularised_as_printed(strength=-0.5).stream
   ),
   'augmented': modification(
-    modified.stream_augmented_attention,
-    augment_keys=jax.nn.gelu,
-    augment_values=jax.nn.gelu,
+    modified.augmented(
+      augment_keys=jax.nn.gelu, augment_values=jax.nn.gelu
+    ).stream
   ),
-  'negatives': modification(modified.stream_negative_attention, **PUSHED),
-  'token negatives': modification(
-    modified.stream_token_negative_attention, **PUSHED
-  ),
+  'negatives': modification(modified.negative(**PUSHED).stream),
+  'token negatives': modification(modified.token_negative(**PUSHED).stream),
 }
 VIEWS = {
   'adapter': layers.Adapter(width=D_K, hidden_dim=6, scale=0.5),

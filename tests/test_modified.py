@@ -115,9 +115,7 @@ def _ridge_sides(problem, strength):
   penalty = losses.ridge(0.5 * strength)
   attend = modified.attention_from_loss(losses.contrastive, penalty=penalty)
   return (
-    modified.regularised_attention(
-      *problem, strength=strength, learning_rate=0.5
-    ),
+    modified.regularised(strength=0.5 * strength)(*problem),
     attend(*problem, num_query_tokens=1),
     _trained(*problem, 1, penalty=penalty),
   )
@@ -129,7 +127,7 @@ def _decay_sides(problem, strength):
   attend = modified.attention_from_loss(losses.contrastive, optimizer=optimizer)
   del strength
   return (
-    modified.regularised_attention(*problem, strength=0.3),
+    modified.regularised(strength=0.3)(*problem),
     attend(*problem, num_query_tokens=1),
     _trained(*problem, 1, optimizer=optimizer),
   )
@@ -154,23 +152,19 @@ RULES = [
 
 def _negative_sides(rule, count, problem, strength):
   phi, query, keys, values = problem
-  options = {
-    'num_negatives': count,
-    'strength': 0.4 * strength,
-    'renormalise': rule,
-  }
-  loss = losses.negatives(*modified.negatives_of(phi, query, keys, **options))
+  attend = modified.negative(
+    num_negatives=count, strength=0.4 * strength, renormalise=rule
+  )
+  loss = losses.negatives(*attend.change(phi, query, keys))
   return (
-    modified.negative_attention(phi, query, keys, values, **options),
+    attend(phi, query, keys, values),
     modified.attention_from_loss(loss)(phi, query, keys, values),
     _trained(phi, query, keys, values, 0, loss=loss),
   )
 
 
 NEGATIVE_SIDES = {
-  (rule.__name__, count): functools.partial(_negative_sides, rule, count)
-  for rule in RULES
-  for count in (2,)
+  rule.__name__: functools.partial(_negative_sides, rule, 2) for rule in RULES
 }
 
 
@@ -188,23 +182,10 @@ def test_negatives_are_their_loss(name, case, **draws):
 def test_renormalised_weights_sum_as_promised(rule):
   problem = _problem(0, (9, 3, 2, 16), jnp.float64)
   phi, query, keys, _ = problem
-  ones = jnp.ones((9, 1))
-  total = modified.negative_attention(
-    phi, query, keys, ones, num_negatives=3, strength=0.3, renormalise=rule
-  )
+  attend = modified.negative(num_negatives=3, strength=0.3, renormalise=rule)
+  total = attend(phi, query, keys, jnp.ones((9, 1)))
   expected = 0.7 if rule is modified.unnormalised else 1.0
   np.testing.assert_allclose(total, [expected], rtol=1e-12)
-
-
-def test_lowest_scores_are_the_lowest_and_break_ties_by_index():
-  weights = jnp.array([0.3, 0.1, 0.1, 0.5, 0.0])
-  candidates = jnp.array([True, True, True, True, False])
-  chosen = modified.lowest_scores(weights, candidates, 1)
-  assert chosen.tolist() == [False, True, False, False, False]
-  chosen = modified.highest_scores(weights, candidates, 2)
-  assert chosen.tolist() == [True, False, False, True, False]
-  chosen = modified.lowest_scores(weights, candidates, 9)
-  assert chosen.tolist() == candidates.tolist()
 
 
 def test_random_choice_has_the_right_size_and_depends_on_the_key():
@@ -220,9 +201,8 @@ def test_random_choice_has_the_right_size_and_depends_on_the_key():
 
 def test_token_negative_labels_match_the_matrix_form():
   phi, _, keys, values = _problem(1, (8, 3, 2, 16), jnp.float64)
-  labels = modified.token_negative_labels(
-    phi, keys, keys, values, num_negatives=2, strength=0.4
-  )
+  attend = modified.token_negative(num_negatives=2, strength=0.4)
+  labels = attend.labels(phi, keys, keys, values)
   weights = jax.vmap(
     lambda q: attention.kernel_attention(phi, q, keys, jnp.eye(8))
   )(keys)
@@ -242,14 +222,9 @@ def test_token_negative_labels_match_the_matrix_form():
 
 def test_augmented_attention_is_contrastive_on_augmented_pairs():
   phi, query, keys, values = _problem(2, (8, 3, 2, 16), jnp.float64)
-  closed = modified.augmented_attention(
-    phi,
-    query,
-    keys,
-    values,
-    augment_keys=jax.nn.gelu,
-    augment_values=jnp.tanh,
-  )
+  closed = modified.augmented(
+    augment_keys=jax.nn.gelu, augment_values=jnp.tanh
+  )(phi, query, keys, values)
 
   def loss(predictions, values):
     return -jnp.sum(predictions * jnp.tanh(values))
@@ -284,56 +259,59 @@ def test_info_nce_is_the_negative_variant_with_all_as_negatives():
 def test_neutral_settings_are_plain_attention(name, dtype):
   problem = _problem(4, (9, 3, 2, 16), dtype, name)
   plain = attention.kernel_attention(*problem)
-  identity = {'augment_keys': lambda x: x, 'augment_values': lambda x: x}
-  for output in (
-    modified.regularised_attention(*problem, strength=0.0),
-    modified.regularised_attention_as_printed(*problem, strength=0.0),
-    modified.augmented_attention(*problem, **identity),
-    modified.negative_attention(*problem, num_negatives=3, strength=0.0),
-    modified.negative_attention(*problem, num_negatives=0, strength=0.7),
-    modified.attention_from_loss(losses.contrastive)(*problem),
+  for attend in (
+    modified.regularised(strength=0.0),
+    modified.regularised_as_printed(strength=0.0),
+    modified.augmented(augment_keys=lambda x: x, augment_values=lambda x: x),
+    modified.negative(num_negatives=3, strength=0.0),
+    modified.negative(num_negatives=0, strength=0.7),
+    modified.attention_from_loss(losses.contrastive),
   ):
+    output = attend(*problem)
     assert output.dtype == dtype
     _close(output, plain, dtype, 0.1)
 
 
-def test_printed_form_is_not_the_strict_form():
-  problem = _problem(4, (9, 3, 2, 16), jnp.float64)
-  strict = modified.regularised_attention(*problem, strength=0.5)
-  printed = modified.regularised_attention_as_printed(*problem, strength=0.5)
-  assert float(jnp.max(jnp.abs(strict - printed))) > 0.01
-
-
-def test_regularised_forms_at_the_edges():
+def test_the_query_side_of_regularised_attention():
   phi, query, keys, values = _problem(0, (3, 4, 2, 8), jnp.float64)
+  strict, printed = (
+    make(strength=0.5)
+    for make in (modified.regularised, modified.regularised_as_printed)
+  )
+  weights = attention.weights(phi, query, keys)
+  plain = weights @ values
+  for count in range(4):
+    is_query_side = jnp.arange(3) >= 3 - count
+    forgotten = jnp.where(is_query_side, 0.5 * weights, 0) @ values
+    found = strict(phi, query, keys, values, num_query_tokens=count)
+    _close(found, plain - forgotten, jnp.float64)
+    own = 0.5 * values[-1] if count else 0 * values[-1]
+    found = printed(phi, query, keys, values, num_query_tokens=count)
+    _close(found, plain - own, jnp.float64)
+  # The two forms differ, also by default.
+  gap = strict(phi, query, keys, values) - printed(phi, query, keys, values)
+  assert float(jnp.max(jnp.abs(gap))) > 0.01
   seen = jnp.array([True, True, False])
-  printed = modified.regularised_attention_as_printed(
-    phi, query, keys, values.at[2].set(jnp.nan), strength=0.5, mask=seen
-  )
-  plain = attention.kernel_attention(phi, query, keys[:2], values[:2])
-  _close(printed, plain, jnp.float64)
-
-  strict = functools.partial(
-    modified.regularised_attention, phi, query, keys[:1], values[:1]
-  )
-  _close(strict(strength=0.25), 0.75 * values[0], jnp.float64)
-  for options, message in (
-    ({'num_query_tokens': 2}, r'num_query_tokens is 2 of 1 tokens; expec'),
-    ({'learning_rate': np.nan}, 'learning_rate is nan'),
-    ({'learning_rate': -1.0}, r'learning_rate is -1\.0'),
+  hidden = printed(phi, query, keys, values.at[2].set(jnp.nan), mask=seen)
+  expected = attention.kernel_attention(phi, query, keys[:2], values[:2])
+  _close(hidden, expected, jnp.float64)
+  _close(strict(phi, query, keys[:1], values[:1]), values[0] / 2, jnp.float64)
+  for count, message in (
+    (4, r'num_query_tokens is 4 of 3 tokens; expec'),
+    (-1, r'num_query_tokens is -1; expected an integer >= 0'),
   ):
     with pytest.raises(ValueError, match=message):
-      strict(strength=0.25, **options)
-  with pytest.raises(ValueError, match='strength is 1, so that no weight'):
-    modified.negative_attention(
-      phi,
-      query,
-      keys,
-      values,
-      num_negatives=1,
-      strength=1.0,
-      renormalise=modified.divide_all,
-    )
+      strict(phi, query, keys, values, num_query_tokens=count)
+
+
+def test_a_query_that_is_a_token_is_not_its_own_negative():
+  phi, _, keys, _ = _problem(6, (5, 3, 2, 16), jnp.float64, 'gaussian')
+  attend = modified.negative(
+    num_negatives=1, strength=0.5, select=modified.highest_scores
+  )
+  for count, is_negative in ((0, True), (1, False), (2, False)):
+    change = attend.change(phi, keys[-1], keys, num_query_tokens=count)
+    assert bool(change.mixing[-1] > 0) is is_negative
 
 
 def test_printed_form_is_exact_for_un_learning_the_own_pair():
@@ -346,9 +324,8 @@ def test_printed_form_is_exact_for_un_learning_the_own_pair():
     return 0.3 * normaliser * values[-1] @ (weights @ test_input) / square
 
   trained = _trained(phi, query, keys, values, 1, penalty=penalty)
-  printed = modified.regularised_attention_as_printed(
-    phi, query, keys, values, strength=0.3
-  )
+  attend = modified.regularised_as_printed(strength=0.3)
+  printed = attend(phi, query, keys, values)
   _close(trained, printed, jnp.float64)
 
 
@@ -411,25 +388,6 @@ def test_loss_with_normaliser_sees_that_of_the_query():
   plain = attention.kernel_attention(phi, query, keys, values)
   _close(output, normaliser * plain, jnp.float64, float(normaliser))
   assert seen
-
-
-def test_stream_and_causal_answer_as_the_single_door_does(dtype):
-  phi, _, keys, values = _problem(8, (11, 3, 2, 16), dtype)
-  attend = modified.attention_from_loss(losses.squared, learning_rate=0.3)
-
-  @jax.jit
-  def run(keys, values):
-    return (
-      attend.stream(phi, keys, keys, values, chunk_size=4),
-      jax.vmap(lambda q: attend(phi, q, keys, values))(keys),
-      attend.causal(phi, keys, keys, values, chunk_size=4),
-      [attend(phi, keys[t], keys[: t + 1], values[: t + 1]) for t in range(11)],
-    )
-
-  many, one_by_one, causal, prefixes = run(keys, values)
-  _close(many, one_by_one, dtype)
-  for row, prefix in zip(causal, prefixes, strict=True):
-    _close(row, prefix, dtype)
 
 
 @pytest.mark.parametrize('name', ['positive', 'softmax'])
@@ -500,12 +458,9 @@ def test_sums_of_more_than_pairs_and_of_positions_are_found_out(loss):
 def test_padding_changes_no_negatives(rule):
   phi, query, keys, values = _problem(6, (6, 3, 2, 16), jnp.float64)
   attend = functools.partial(
-    modified.negative_attention,
+    modified.negative(num_negatives=4, strength=0.5, renormalise=rule),
     phi,
     query,
-    num_negatives=4,
-    strength=0.5,
-    renormalise=rule,
   )
   seen, alone = jnp.arange(6) < 3, jnp.arange(6) == 2
 
@@ -599,12 +554,7 @@ def test_masked_rows_leave_no_trace():
   hidden_keys = jnp.where(mask[:, None], keys, jnp.nan)
   hidden_values = jnp.where(mask[:, None], values, jnp.nan)
   squared = modified.attention_from_loss(losses.squared)
-  for fn in (
-    squared,
-    lambda *a, **k: modified.negative_attention(
-      *a, num_negatives=2, strength=0.3, **k
-    ),
-  ):
+  for fn in (squared, modified.negative(num_negatives=2, strength=0.3)):
 
     @jax.jit
     def run(hidden_keys, hidden_values, fn=fn):
@@ -620,32 +570,25 @@ def test_masked_rows_leave_no_trace():
     assert jnp.all(jnp.isfinite(gradient))
 
 
-@pytest.mark.parametrize('name', sorted(MAPS))
-def test_everything_composes_with_jit_vmap_and_grad(name):
-  phi, query, keys, values = _problem(12, (6, 3, 2, 16), jnp.float64, name)
+def test_a_loss_without_a_sum_composes_with_jit_vmap_and_grad():
+  phi, query, keys, values = _problem(12, (6, 3, 2, 16), jnp.float64, 'softmax')
   attend = modified.attention_from_loss(
     losses.info_nce(), penalty=losses.ridge(0.2)
   )
-  for fn in (
-    lambda q: attend(phi, q, keys, values, num_query_tokens=1),
-    lambda q: modified.regularised_attention(
-      phi, q, keys, values, strength=0.3
-    ),
-    lambda q: modified.negative_attention(
-      phi, q, keys, values, num_negatives=2, strength=0.3
-    ),
-  ):
-    slope = jax.grad(lambda q, fn=fn: jnp.sum(fn(q) ** 2))
 
-    @jax.jit
-    def run(query, keys, fn=fn, slope=slope):
-      return fn(query), jax.vmap(fn)(keys), slope(query)
+  def fn(query):
+    return attend(phi, query, keys, values, num_query_tokens=1)
 
-    output, rows, gradient = run(query, keys)
-    np.testing.assert_allclose(output, fn(query), atol=1e-13)
-    assert rows.shape == (6, 2)
-    assert jnp.all(jnp.isfinite(gradient))
-    assert jnp.any(gradient != 0)
+  @jax.jit
+  def run(query, keys):
+    slope = jax.grad(lambda query: jnp.sum(fn(query) ** 2))
+    return fn(query), jax.vmap(fn)(keys), slope(query)
+
+  output, rows, gradient = run(query, keys)
+  np.testing.assert_allclose(output, fn(query), atol=1e-13)
+  assert rows.shape == (6, 2)
+  assert jnp.all(jnp.isfinite(gradient))
+  assert jnp.any(gradient != 0)
 
 
 def test_a_layer_of_an_invented_loss_trains():

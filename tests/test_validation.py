@@ -550,7 +550,7 @@ def test_bad_layers_are_named(options, tokens, message):
 def test_bad_views_are_named(options, message):
   x = jnp.ones((3, 2))
   with pytest.raises(ValueError, match=message):
-    modified.augmented_attention(PHI, x[0], x, x, **options)
+    modified.augmented(**options)(PHI, x[0], x, x)
 
 
 @pytest.mark.parametrize(
@@ -570,16 +570,13 @@ def test_an_attention_that_cannot_be_certified_is_named(attention_fn, message):
 
 def test_a_selection_of_another_shape_is_named():
   x = jnp.ones((3, 2))
+  attend = modified.negative(
+    num_negatives=1,
+    strength=0.5,
+    select=lambda weights, candidates, count: candidates[0],
+  )
   with pytest.raises(ValueError, match=r'select returned bool \[\]; expected'):
-    modified.negative_attention(
-      PHI,
-      x[0],
-      x,
-      x,
-      num_negatives=1,
-      strength=0.5,
-      select=lambda weights, candidates, count: candidates[0],
-    )
+    attend(PHI, x[0], x, x)
 
 
 def one(predictions):
@@ -676,38 +673,27 @@ NEGATIVES = {'num_negatives': 1, 'strength': 0.5}
 )
 def test_bad_choices_of_negatives_are_named(options, message):
   x, v = good()['keys'], good()['values']
-  for fn, query in (
-    (modified.negative_attention, x[0]),
-    (modified.stream_negative_attention, x),
-  ):
-    with pytest.raises(ValueError, match=message):
-      fn(PHI, query, x, v, **(NEGATIVES | options))
+  with pytest.raises(ValueError, match=message):
+    modified.negative(**(NEGATIVES | options))(PHI, x[0], x, v)
+  with pytest.raises(ValueError, match=message):
+    modified.negative(**(NEGATIVES | options)).stream(PHI, x, x, v)
 
 
-def test_candidates_are_a_mask_or_a_function_of_positions():
-  x, v = good()['keys'], good()['values']
-  for candidates, message in (
-    (jnp.not_equal, r'candidates is a function; .*argument candidates_fn of '),
-    ('a', r'candidates is a str; expected booleans'),
-    (jnp.ones(N), r'candidates has dtype float\d+; expected bool'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      modified.negative_attention(
-        PHI, x[0], x, v, candidates=candidates, **NEGATIVES
-      )
-  for candidates_fn, message in (
-    (jnp.ones(N, bool), r'candidates_fn is a \w+; .*candidates of negative_at'),
+@pytest.mark.parametrize(
+  ('candidates_fn', 'message'),
+  [
+    (jnp.ones(N, bool), r'candidates_fn is a \w+; .*A mask is lambda position'),
     ('a', r'candidates_fn is a str; expected a function \(position'),
     (lambda i: i, r'candidates_fn takes \(i\); expected'),
     (lambda i, j: i < 3, r'candidates_fn returned bool \[\]; expected'),
     (lambda i, j: i + j, r'candidates_fn returned int\d+ \[5\]; expected bo'),
-  ):
-    for fn in (
-      modified.stream_negative_attention,
-      modified.stream_token_negative_attention,
-    ):
-      with pytest.raises(ValueError, match=message):
-        fn(PHI, x, x, v, candidates_fn=candidates_fn, **NEGATIVES)
+  ],
+)
+def test_candidates_are_a_function_of_positions(candidates_fn, message):
+  x, v = good()['keys'], good()['values']
+  for make in (modified.negative, modified.token_negative):
+    with pytest.raises(ValueError, match=message):
+      make(candidates_fn=candidates_fn, **NEGATIVES).stream(PHI, x, x, v)
 
 
 def test_old_keys_are_named():

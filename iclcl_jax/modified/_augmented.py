@@ -1,63 +1,95 @@
 """Augmented attention: other views of keys and values."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 
-from iclcl_jax import _validate, attention
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax import _pytree, _validate, attention
+from iclcl_jax.modified._attention import Attention, visible_rows
+from iclcl_jax.types import Array
+
+View = Callable[[Array], Array]
 
 
-def augmented_attention(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  augment_keys: Callable[[Array], Array] = lambda key: key,
-  augment_values: Callable[[Array], Array] = lambda value: value,
-  mask: Mask | None = None,
-) -> Float[Array, ' d_v']:
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Augmented(Attention):
   r"""Attention to augmented views of the demonstrations.
 
   .. math:: h = \sum_i g_1(v_i)\,K(g_2(k_i), q) \big/ \sum_i K(g_2(k_i), q)
 
+  Attributes:
+    augment_keys: `g_2`, a function of one key; a pytree.
+    augment_values: `g_1`, a function of one value; a pytree.
+  """
+
+  augment_keys: View
+  augment_values: View
+
+  def _one(self, phi, query, keys, values, num_query_tokens, mask):
+    del num_query_tokens  # A plain step learns both sides alike.
+    keys, values = self._views(keys, values, mask)
+    return attention.kernel_attention(phi, query, keys, values, mask=mask)
+
+  def _many(self, phi, queries, keys, values, chunk_size, mask):
+    keys, values = self._views(keys, values, mask)
+    return attention.stream_kernel_attention(
+      phi, queries, keys, values, chunk_size=chunk_size, mask=mask
+    )
+
+  def _causal(self, phi, queries, keys, values, chunk_size, mask):
+    keys, values = self._views(keys, values, mask)
+    return attention.causal_kernel_attention(
+      phi, queries, keys, values, chunk_size=chunk_size, mask=mask
+    )
+
+  def _views(self, keys, values, mask):
+    """Both sides, row by row; raises if a result is not a row."""
+    new_keys = jax.vmap(self.augment_keys)(keys)
+    _validate.check_result('augment_keys', new_keys, keys.shape)
+    new_values = jax.vmap(self.augment_values)(values)
+    if getattr(new_values, 'ndim', None) != 2:
+      _validate.check_result('augment_values', new_values, values.shape)
+    return visible_rows(mask, new_keys, new_values)
+
+
+def augmented(
+  *,
+  augment_keys: View = lambda key: key,
+  augment_values: View = lambda value: value,
+) -> Augmented:
+  r"""Makes attention to augmented views of keys and values.
+
+  .. math:: h = \sum_i g_1(v_i)\,K(g_2(k_i), q) \big/ \sum_i K(g_2(k_i), q)
+
+  Queries are not augmented. Views with numbers of their own, such as a
+  `jax.tree_util.Partial`, keep them as leaves.
+
   Args:
-    phi: feature map or kernel.
-    query: the test input, not augmented. Shape `[d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
     augment_keys: `g_2`, a function of one key `[d_k]`.
-    augment_values: `g_1`, a function of one value `[d_v]`.
-    mask: valid tokens. Shape `[N]`; None for all.
+    augment_values: `g_1`, a function of one value `[d_v]`; its result may have
+      another width, that of the attention's output.
 
   Returns:
-    The attention output. Shape that `augment_values` gives.
+    The attention, by three doors.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or a view is no function of
-      a row.
+    ValueError: if a view is no function of a row; a call, if it returns none.
+
+  Example:
+    >>> from iclcl_jax import features
+    >>> x, values = jax.numpy.zeros((2, 4)), jax.numpy.array([[1.0], [3.0]])
+    >>> attend = augmented(augment_values=jax.numpy.square)
+    >>> attend.stream(features.EluPlusOneFeatures(), x, x, values).tolist()
+    [[5.0], [5.0]]
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.2.
   """
-  _validate.check_tokens(keys, values, mask, query=query)
-  keys, values = views(keys, values, augment_keys, augment_values)
-  return attention.kernel_attention(phi, query, keys, values, mask=mask)
-
-
-def views(
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  augment_keys: Callable[[Array], Array],
-  augment_values: Callable[[Array], Array],
-) -> tuple[Float[Array, 'N d_k'], Float[Array, 'N _']]:
-  """Both sides, row by row; raises if a result is not a row."""
   _validate.check_function('augment_keys', augment_keys, 1, 'of one key')
   _validate.check_function('augment_values', augment_values, 1, 'of one value')
-  new_keys = jax.vmap(augment_keys)(keys)
-  _validate.check_result('augment_keys', new_keys, keys.shape)
-  new_values = jax.vmap(augment_values)(values)
-  if getattr(new_values, 'ndim', None) != 2:
-    _validate.check_result('augment_values', new_values, values.shape)
-  return new_keys, new_values
+  return Augmented(
+    augment_keys=_pytree.function(augment_keys),
+    augment_values=_pytree.function(augment_values),
+  )

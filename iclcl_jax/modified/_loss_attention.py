@@ -6,16 +6,27 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, attention, coefficients, dual, losses, moments
+from iclcl_jax import _pytree, _validate, attention, dual, losses
+from iclcl_jax._door import door
+from iclcl_jax.forms import form_of
+from iclcl_jax.modified._attention import Attention
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
+_STATIC = {'static': True}
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossAttention:
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LossAttention(Attention):
   """The attention that one gradient step on a loss implies.
 
-  Made by `attention_from_loss`. Calling it answers one query; `stream` and
-  `causal` answer many, from `W_0 = 0`.
+  Made by `attention_from_loss`. The call starts from the `W_0` of the
+  query-side tokens, or from zero without any; `stream` and `causal` start from
+  zero. They raise a `ValueError` for a loss that declares `normaliser`, which
+  no query-free model has, and for a penalty with a slope at zero, which is not
+  streamed (a ridge has none); `causal` also unless the loss is a declared sum
+  over demonstrations, since only then a prefix has the loss of its terms. All
+  do where the loss has no gradient at `W_0 = 0` and no token gives another.
 
   Attributes:
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
@@ -24,39 +35,12 @@ class LossAttention:
     decay: the part of `W_0` that the optimizer's weight decay removes.
   """
 
-  loss: losses.Loss
-  penalty: dual.Penalty | None
+  loss: losses.Loss = dataclasses.field(metadata=_STATIC)
+  penalty: dual.Penalty | None = dataclasses.field(metadata=_STATIC)
   step_size: float | Array
   decay: float | Array
 
-  def __call__(
-    self,
-    phi: FeatureMap | Kernel,
-    query: Float[Array, ' d_k'],
-    keys: Float[Array, 'N d_k'],
-    values: Float[Array, 'N d_v'],
-    *,
-    num_query_tokens: int = 0,
-    mask: Mask | None = None,
-  ) -> Float[Array, ' d_v']:
-    """Answers one query.
-
-    Args:
-      phi: feature map or kernel.
-      query: the test input. Shape `[d_k]`.
-      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      num_query_tokens: how many of the last rows give `W_0`; with none,
-        `W_0 = 0`.
-      mask: valid tokens. Shape `[N]`; None for all.
-
-    Returns:
-      The prediction after the step. Shape `[d_v]`.
-
-    Raises:
-      ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
-        or the loss has no gradient at `W_0 = 0` and no token gives another.
-    """
+  def _one(self, phi, query, keys, values, num_query_tokens, mask):
     labels = self.labels(
       phi, query, keys, values, num_query_tokens=num_query_tokens, mask=mask
     )
@@ -65,7 +49,7 @@ class LossAttention:
     output = labels.T @ scores / total
     if self.penalty is None:
       return output
-    form = moments if _validate.is_feature_map(phi) else coefficients
+    form = form_of(phi)
     start = _start(phi, keys, values, num_query_tokens, mask)
     if num_query_tokens == 0:
       self._check_penalty(keys, values)
@@ -78,6 +62,7 @@ class LossAttention:
     scale = jnp.exp(reading.log_scale - log_scale)
     return output - self.step_size * reading.numerator * scale / total
 
+  @door
   def labels(
     self,
     phi: FeatureMap | Kernel,
@@ -106,7 +91,6 @@ class LossAttention:
     Raises:
       ValueError: as the call.
     """
-    _validate.check_tokens(keys, values, mask, query=query)
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
     self._check_mask(mask)
@@ -124,66 +108,13 @@ class LossAttention:
     labels = jnp.concatenate([slopes, (1 - self.decay) * values[size:]])
     return labels if mask is None else jnp.where(mask[:, None], labels, 0)
 
-  def stream(
-    self,
-    phi: FeatureMap,
-    queries: Float[Array, 'M d_k'],
-    keys: Float[Array, 'N d_k'],
-    values: Float[Array, 'N d_v'],
-    *,
-    chunk_size: int = 1024,
-    mask: Mask | None = None,
-  ) -> Float[Array, 'M d_v']:
-    """Answers many queries from `W_0 = 0`, as `stream_kernel_attention` does.
-
-    Args:
-      phi: feature map.
-      queries: the test inputs. Shape `[M, d_k]`.
-      keys: keys of the demonstrations. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      chunk_size: rows whose features are held at a time.
-      mask: valid demonstrations. Shape `[N]`; None for all.
-
-    Returns:
-      The predictions. Shape `[M, d_v]`.
-
-    Raises:
-      ValueError: as the call; if the loss declares `normaliser`, which no
-        query-free model has; if the penalty has a slope at zero, which is not
-        streamed (a ridge has none).
-    """
+  def _many(self, phi, queries, keys, values, chunk_size, mask):
     labels = self._labels_from_zero(keys, values, mask)
     return attention.stream_kernel_attention(
       phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
     )
 
-  def causal(
-    self,
-    phi: FeatureMap,
-    queries: Float[Array, 'N d_k'],
-    keys: Float[Array, 'N d_k'],
-    values: Float[Array, 'N d_v'],
-    *,
-    chunk_size: int = 64,
-    mask: Mask | None = None,
-  ) -> Float[Array, 'N d_v']:
-    """Answers position `t` after one step from `W_0 = 0` on tokens `0..t`.
-
-    Args:
-      phi: feature map.
-      queries: the test inputs. Shape `[N, d_k]`.
-      keys: keys of the demonstrations. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      chunk_size: rows whose features are held at a time.
-      mask: valid demonstrations. Shape `[N]`; None for all.
-
-    Returns:
-      The predictions. Shape `[N, d_v]`.
-
-    Raises:
-      ValueError: as `stream`; if the loss is no declared sum over
-        demonstrations, since only then a prefix has the loss of its terms.
-    """
+  def _causal(self, phi, queries, keys, values, chunk_size, mask):
     if not losses.is_sum_over_demonstrations(self.loss):
       raise ValueError(
         'loss is not declared a sum over demonstrations, so the labels of '
@@ -197,7 +128,6 @@ class LossAttention:
     )
 
   def _labels_from_zero(self, keys, values, mask):
-    _validate.check_tokens(keys, values, mask)
     if losses.declares_normaliser(self.loss):
       raise ValueError(
         'loss declares the keyword normaliser, which belongs to one query; '
@@ -214,8 +144,6 @@ class LossAttention:
           'expected one without, such as losses.ridge. Call the attention for '
           'one query, under jax.vmap for several.'
         )
-    if mask is not None:
-      values = jnp.where(mask[:, None], values, 0)
     return self._labels(jnp.zeros_like(values), values, None, None)
 
   def _labels(self, predictions, values, mask, normaliser):
@@ -284,7 +212,7 @@ def _start(phi, keys, values, num_query_tokens: int, mask):
 
 def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
   """The model's plain predictions `W phi(k)`, without a normaliser."""
-  form = moments if _validate.is_feature_map(phi) else coefficients
+  form = form_of(phi)
 
   def evaluate(key):
     reading = form.read(phi, state, key)

@@ -1,154 +1,196 @@
-"""Attention with negative samples."""
+"""Attention with negative samples.
 
+Selection reads every score of a row, so the time of all doors that choose is
+quadratic in `N`, with a feature map too.
+"""
+
+import dataclasses
+import operator
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
-from iclcl_jax.modified._weights import attention_weights, visible_values
-from iclcl_jax.types import (
-  Array,
-  Bool,
-  FeatureMap,
-  Float,
-  Kernel,
-  Mask,
-  PRNGKeyArray,
+from iclcl_jax import _pytree, _validate, attention, moments
+from iclcl_jax._door import door
+from iclcl_jax.modified._attention import Attention, check_own, visible_rows
+from iclcl_jax.modified._selection import (
+  Negatives,
+  Renormalisation,
+  Selection,
+  divide_all,
+  lowest_scores,
+  raise_others,
+  share,
 )
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+
+Candidates: TypeAlias = Callable[[Array, Array], Array]
 
 
-class Negatives(NamedTuple):
-  r"""A change of attention weights, :math:`a' = g \odot a - m`.
-
-  The same numbers make the loss, `losses.negatives(*change)`: the label of
-  demonstration `i` becomes :math:`g_i v_i - \sum_j m_j v_j`.
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Choice:
+  """Which tokens are negatives of a token, and what they lose.
 
   Attributes:
-    mixing: `m`, what is taken from each token. Shape `[N]`.
-    gains: `g`. Shape `[N]`.
+    num_negatives: how many, `k`; traced in a sweep.
+    strength: the total `beta` that they lose.
+    select: a `Selection`.
+    candidates_fn: `(position [], positions [N]) -> [N]`.
   """
 
-  mixing: Float[Array, ' N']
-  gains: Float[Array, ' N']
+  num_negatives: int | Array
+  strength: float | Array
+  select: Selection
+  candidates_fn: Candidates
+
+  def choose(self, weights, position, mask) -> Array:
+    """At most `k` of the candidates, and never all visible tokens."""
+    size = weights.shape[0]
+    candidates = self.candidates_fn(position, jnp.arange(size))
+    _check_choice('candidates_fn', candidates, size)
+
+    def select(candidates, count):
+      chosen = self.select(weights, candidates, count)
+      _check_choice('select', chosen, size)
+      return chosen
+
+    count = self.num_negatives
+    if mask is None:
+      is_static = isinstance(count, int)
+      count = (
+        min(count, size - 1) if is_static else jnp.minimum(count, size - 1)
+      )
+      return select(candidates, count)
+    candidates, limit = candidates & mask, jnp.sum(mask) - 1
+    if not isinstance(count, int):
+      return select(candidates, jnp.minimum(count, limit))
+    # The number of visible tokens is not known while tracing: one at a time.
+    chosen = jnp.zeros_like(candidates)
+    for index in range(min(count, size - 1)):
+      one = select(candidates & ~chosen, 1)
+      chosen = chosen | (one & (index < limit))
+    return chosen
 
 
-Renormalisation: TypeAlias = Callable[
-  [Array, Array, Array, float | Array], Negatives
-]
-Selection: TypeAlias = Callable[[Array, Array, int], Array]
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Negative(Attention):
+  r"""Attention that pushes each query away from tokens of its choice.
 
+  .. math:: h_j = \sum_i (g_{ji} a_{ji} - m_{ji})\, v_i
 
-def lowest_scores(
-  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int
-) -> Bool[Array, ' N']:
-  """Chooses the candidates of lowest weight; ties by lower index."""
-  return _smallest(weights, candidates, count)
+  Every door is quadratic in `N`. `stream` holds the scores of a block of
+  queries, `[chunk_size, N]`, and the features of all keys, `[N, R]`. `causal`
+  takes scores relative to what each token sees, so that with a feature map it
+  holds `[chunk_size, N, R]`.
 
-
-def highest_scores(
-  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int
-) -> Bool[Array, ' N']:
-  """Chooses the candidates of highest weight, as a control."""
-  return _smallest(-weights, candidates, count)
-
-
-def random_choice(key: PRNGKeyArray) -> Selection:
-  """Makes a selection that chooses candidates at random, as a control."""
-  _validate.check_key('key', key)
-
-  def select(weights, candidates, count):
-    noise = jax.random.uniform(key, weights.shape, weights.dtype)
-    return _smallest(noise, candidates, count)
-
-  return select
-
-
-def _smallest(criterion, candidates, count):
-  """The `count` candidates of least criterion; ties by lower index.
-
-  In two levels, the least row minimum and then the least of that row: all
-  entries are read once, by `min`. On CPU that is an order of magnitude faster
-  than `argmin` over all of them, once for each choice.
+  Attributes:
+    choice: which tokens are negatives, and what they lose.
+    renormalise: a `Renormalisation`.
   """
-  # Selection is discrete: no gradient passes through it.
-  criterion = jax.lax.stop_gradient(criterion)
-  criterion = jnp.where(candidates, criterion, jnp.inf)
-  size = criterion.shape[0]
-  width = 1 << (size.bit_length() // 2)  # Lengths are round in base 2.
-  rows = jnp.pad(criterion, (0, -size % width), constant_values=jnp.inf)
-  rows = rows.reshape(-1, width)
-  least, places = jnp.min(rows, axis=1), jnp.arange(width)
-  found: list[Array] = []
-  for _ in range(count):
-    row = jnp.argmin(least)
-    indices = row * width + places
-    entries = rows[row]
-    if found:
-      taken = jnp.stack(found)[:, None] == indices[None]
-      entries = jnp.where(jnp.any(taken, axis=0), jnp.inf, entries)
-    place = jnp.argmin(entries)
-    found.append(indices[place])
-    rest = jnp.where(places == place, jnp.inf, entries)
-    least = least.at[row].set(jnp.min(rest))
-  chosen = jnp.zeros(size, bool)
-  return chosen.at[jnp.array(found, int)].set(True) & candidates
+
+  choice: _Choice
+  renormalise: Renormalisation
+
+  @door
+  def change(
+    self,
+    phi: FeatureMap | Kernel,
+    query: Float[Array, ' d_k'],
+    keys: Float[Array, 'N d_k'],
+    *,
+    num_query_tokens: int = 0,
+    mask: Mask | None = None,
+  ) -> Negatives:
+    """Returns the change of one query's weights; arguments as in the call."""
+    weights = attention.weights(phi, query, keys, mask=mask)
+    return self._change(weights, _own(keys, num_query_tokens), mask)
+
+  def _change(self, weights, position, mask) -> Negatives:
+    visible = jnp.ones(weights.shape, bool) if mask is None else mask
+    chosen = self.choice.choose(weights, position, mask)
+    strength = jnp.asarray(self.choice.strength, weights.dtype)
+    strength = jnp.where(jnp.any(chosen), strength, 0)
+    return self.renormalise(weights, chosen, visible, strength)
+
+  def _mix(self, weights, position, mask, values) -> Array:
+    change = self._change(weights, position, mask)
+    return (change.gains * weights - change.mixing) @ values
+
+  def _one(self, phi, query, keys, values, num_query_tokens, mask):
+    weights = attention.weights(phi, query, keys, mask=mask)
+    return self._mix(weights, _own(keys, num_query_tokens), mask, values)
+
+  def _many(self, phi, queries, keys, values, chunk_size, mask):
+    look = _looking_at_all(phi, keys, mask)
+    return self._rows(look, queries, values, chunk_size)
+
+  def _causal(self, phi, queries, keys, values, chunk_size, mask):
+    look = _looking_back(phi, keys, mask)
+    return self._rows(look, queries, values, chunk_size)
+
+  def _rows(self, look, queries, values, chunk_size):
+    check_own(queries, values)
+
+    def answer(row):
+      scores, visible = look(*row)
+      weights = attention.divide(scores, jnp.sum(scores), visible)
+      return self._mix(weights, row[1], visible, values)
+
+    rows = queries, jnp.arange(values.shape[0])
+    return moments.map_chunks(answer, rows, chunk_size)
 
 
-def unnormalised(weights, negatives, visible, strength) -> Negatives:
-  """Takes `strength / k` from each negative; weights then sum to 1 - beta."""
-  del visible
-  return Negatives(
-    _share(strength, negatives, weights.dtype), jnp.ones_like(weights)
-  )
+def negative(
+  *,
+  num_negatives: int | Array,
+  strength: float | Array,
+  select: Selection = lowest_scores,
+  renormalise: Renormalisation = raise_others,
+  candidates_fn: Candidates = operator.ne,
+) -> Negative:
+  r"""Makes attention that pushes away from the tokens that matter least.
 
+  .. math:: h_j = \sum_i (g_{ji} a_{ji} - m_{ji})\, v_i
 
-def raise_others(weights, negatives, visible, strength) -> Negatives:
-  """Gives what the negatives lose to all others in equal parts."""
-  dtype = weights.dtype
-  num_others = jnp.sum(visible) - jnp.sum(negatives)
-  gain = jnp.asarray(strength, dtype) / jnp.maximum(num_others, 1).astype(dtype)
-  others = jnp.where(visible, -gain, 0)
-  mixing = jnp.where(negatives, _share(strength, negatives, dtype), others)
-  return Negatives(mixing, jnp.ones_like(weights))
+  with `m` and `g` from `renormalise`; weights may become negative. The dual
+  model of one query trains with `losses.negatives(*attend.change(...))`.
 
+  One query is at the position of the last row if it has query-side tokens, and
+  else (the default) of none: then all rows may be its negatives.
 
-def scale_others(weights, negatives, visible, strength) -> Negatives:
-  """Gives what the negatives lose to all others in proportion."""
-  rest = 1 - jnp.sum(jnp.where(negatives, weights, 0))
-  # No one else is visible: there is nobody to give to.
-  gain = jnp.where(rest > 0, rest + strength, 1) / jnp.where(rest > 0, rest, 1)
-  gains = jnp.where(visible & ~negatives, gain, 1)
-  return Negatives(
-    _share(strength, negatives, weights.dtype), gains.astype(weights.dtype)
-  )
+  Args:
+    num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
+      but one visible token always stays out. A traced number sweeps: then
+      tokens are ranked, which compares all pairs.
+    strength: the total `beta` that the negatives lose.
+    select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
+      ranks the tokens alike for every query.
+    renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
+    candidates_fn: `(position [], positions [N]) -> [N]`, which tokens may be
+      negatives of the token at `position`; by default all others.
 
+  Returns:
+    The attention, by three doors.
 
-def divide_all(weights, negatives, visible, strength) -> Negatives:
-  """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
-  del visible
-  gains = jnp.full_like(weights, 1 / (1 - strength))
-  return Negatives(_share(strength, negatives, weights.dtype) * gains, gains)
+  Raises:
+    ValueError: if `num_negatives < 0`, `strength` is not finite, or a function
+      does not take its arguments; a call, if it returns no choice.
 
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> x, values = jnp.zeros((3, 4)), jnp.array([[0.0], [3.0], [6.0]])
+    >>> attend = negative(num_negatives=2, strength=1.0)
+    >>> found = attend.stream(kernels.ExponentialKernel(), x, x, values)
+    >>> found.round(4).tolist()
+    [[-1.5], [3.0], [7.5]]
 
-def _share(total, chosen, dtype):
-  """Divides a total in equal parts among the chosen."""
-  count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)
-  return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
-
-
-def check_negatives(num_negatives, strength, select, renormalise) -> None:
-  """Checks what all doors of negative samples share."""
-  _validate.check_count('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('strength', strength)
-  _validate.check_function(
-    'select',
-    select,
-    3,
-    '(weights [N], candidates [N], count) -> [N], such as '
-    'modified.lowest_scores or modified.random_choice(key)',
-  )
+  References:
+    Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
+  """
+  choice = _choice(num_negatives, strength, select, candidates_fn)
   _validate.check_function(
     'renormalise',
     renormalise,
@@ -162,9 +204,162 @@ def check_negatives(num_negatives, strength, select, renormalise) -> None:
       'strength is 1, so that no weight is left to divide by; expected another '
       'strength, or another renormalise, such as raise_others.'
     )
+  return Negative(choice=choice, renormalise=_pytree.function(renormalise))
 
 
-def check_choice(name: str, chosen, size: int) -> None:
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TokenNegative(Attention):
+  r"""Attention in which every token has negatives, shared by all queries.
+
+  .. math:: H = A (I - M) V, \quad M_{ij} = \beta/|N(i)| \text{ for } j \in N(i)
+
+  `stream` and `causal` are plain attention with other labels, which cost all
+  `N^2` scores and memory as those of `Negative`. One query does not bring the
+  queries of the other tokens, so the call is an error: attend to `labels`.
+
+  Attributes:
+    choice: which tokens are negatives of each, and what they lose.
+  """
+
+  choice: _Choice
+
+  @door
+  def labels(
+    self,
+    phi: FeatureMap | Kernel,
+    queries: Float[Array, 'N d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    chunk_size: int = 1024,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'N d_v']:
+    r"""Returns what `stream` adds up in place of the values.
+
+    .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j
+
+    Args:
+      phi: feature map or kernel.
+      queries: the query of every token. Shape `[N, d_k]`.
+      keys: keys. Shape `[N, d_k]`.
+      values: values. Shape `[N, d_v]`.
+      chunk_size: queries whose scores are held at a time.
+      mask: valid tokens. Shape `[N]`; None for all.
+
+    Returns:
+      The labels. Shape `[N, d_v]`.
+
+    Raises:
+      ValueError: if ranks, sizes or dtypes disagree.
+    """
+    keys, values = visible_rows(mask, keys, values)
+    look = _looking_at_all(phi, keys, mask)
+    return self._labels(look, jnp.asarray(queries), values, chunk_size)
+
+  def _labels(self, look, queries, values, chunk_size):
+    check_own(queries, values)
+
+    def label(row):
+      # Scores rank the tokens as weights do.
+      scores, visible = look(*row)
+      chosen = self.choice.choose(scores, row[1], visible)
+      lost = share(self.choice.strength, chosen, values.dtype)
+      return values[row[1]] - lost @ values
+
+    rows = queries, jnp.arange(values.shape[0])
+    return moments.map_chunks(label, rows, chunk_size)
+
+  def _one(self, phi, query, keys, values, num_query_tokens, mask):
+    raise ValueError(
+      'query is one; expected the query of every token, by which each chooses '
+      'its negatives. Call stream, or attention.kernel_attention with the '
+      'values that labels(phi, queries, keys, values) returns.'
+    )
+
+  def _many(self, phi, queries, keys, values, chunk_size, mask):
+    look = _looking_at_all(phi, keys, mask)
+    labels = self._labels(look, queries, values, chunk_size)
+    return attention.stream_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
+
+  def _causal(self, phi, queries, keys, values, chunk_size, mask):
+    look = _looking_back(phi, keys, mask)
+    labels = self._labels(look, queries, values, chunk_size)
+    return attention.causal_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
+
+
+def token_negative(
+  *,
+  num_negatives: int | Array,
+  strength: float | Array,
+  select: Selection = lowest_scores,
+  candidates_fn: Candidates = operator.ne,
+) -> TokenNegative:
+  r"""Makes the printed formula: every token has negatives of its own.
+
+  .. math:: H = A (I - M) V, \quad M_{ij} = \beta/|N(i)| \text{ for } j\in N(i),
+
+  `N(i)` the `k` other tokens that token `i` itself attends to least; in
+  `causal`, among those before it.
+
+  Args:
+    num_negatives: how many, `k`, as in `negative`.
+    strength: the total `beta` that the negatives lose.
+    select: as in `negative`.
+    candidates_fn: as in `negative`.
+
+  Returns:
+    The attention, by its doors for many queries.
+
+  Raises:
+    ValueError: as `negative`.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> attend = token_negative(num_negatives=1, strength=0.5)
+    >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
+    [[1.0], [1.0]]
+
+  References:
+    Ren & Liu, arXiv:2310.13220v2, section 4.3.
+  """
+  choice = _choice(num_negatives, strength, select, candidates_fn)
+  return TokenNegative(choice=choice)
+
+
+def _choice(num_negatives, strength, select, candidates_fn) -> _Choice:
+  if not hasattr(num_negatives, 'dtype'):
+    _validate.check_count('num_negatives', num_negatives, minimum=0)
+  _validate.check_scalar('num_negatives', num_negatives, minimum=0)
+  _validate.check_scalar('strength', strength)
+  _validate.check_function(
+    'select',
+    select,
+    3,
+    '(weights [N], candidates [N], count) -> [N], such as '
+    'modified.lowest_scores or modified.random_choice(key)',
+  )
+  _validate.check_function(
+    'candidates_fn',
+    candidates_fn,
+    2,
+    '(position [], positions [N]) -> [N], such as jnp.not_equal. A mask is '
+    'lambda position, positions: mask[positions]',
+  )
+  return _Choice(
+    num_negatives=num_negatives,
+    strength=strength,
+    select=_pytree.function(select),
+    candidates_fn=_pytree.function(candidates_fn),
+  )
+
+
+def _check_choice(name: str, chosen, size: int) -> None:
   """Raises unless a caller's choice of tokens is a boolean for each."""
   _validate.check_result(name, chosen, (size,))
   if chosen.dtype != jnp.bool_:
@@ -174,164 +369,43 @@ def check_choice(name: str, chosen, size: int) -> None:
     )
 
 
-def choose(select, weights, candidates, visible, count, *, masked: bool):
-  """At most `count` negatives, and never all visible tokens."""
-  if not masked:
-    chosen = select(weights, candidates, count)
-    check_choice('select', chosen, candidates.shape[0])
-    return chosen
-  # The number of visible tokens is not known while tracing: one at a time.
-  limit = jnp.sum(visible) - 1
-  chosen = jnp.zeros_like(candidates)
-  for index in range(count):
-    one = select(weights, candidates & ~chosen, 1)
-    check_choice('select', one, candidates.shape[0])
-    chosen = chosen | (one & (index < limit))
-  return chosen
-
-
-def negatives_of(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  *,
-  num_negatives: int,
-  strength: float | Array,
-  select: Selection = lowest_scores,
-  renormalise: Renormalisation = raise_others,
-  candidates: Mask | None = None,
-  mask: Mask | None = None,
-) -> Negatives:
-  """Chooses the negatives of one query; see `negative_attention`."""
-  check_negatives(num_negatives, strength, select, renormalise)
-  if callable(candidates):
-    raise ValueError(
-      'candidates is a function; expected a mask [N] of the tokens that may be '
-      'negatives of this query. Functions of the position are the argument '
-      'candidates_fn of stream_negative_attention.'
-    )
-  if candidates is not None:
-    _validate.check_mask(candidates, keys.shape[0], name='candidates')
-  weights = attention_weights(phi, query, keys, keys, mask)
-  visible = jnp.ones(keys.shape[0], bool) if mask is None else mask
-  allowed = visible if candidates is None else visible & candidates
-  count = min(num_negatives, keys.shape[0] - 1)
-  chosen = choose(
-    select, weights, allowed, visible, count, masked=mask is not None
-  )
-  strength = jnp.asarray(strength, keys.dtype)
-  strength = jnp.where(jnp.any(chosen), strength, 0)
-  return renormalise(weights, chosen, visible, strength)
-
-
-def negative_attention(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  num_negatives: int,
-  strength: float | Array,
-  select: Selection = lowest_scores,
-  renormalise: Renormalisation = raise_others,
-  candidates: Mask | None = None,
-  mask: Mask | None = None,
-) -> Float[Array, ' d_v']:
-  r"""Attention that pushes away from the tokens that matter least.
-
-  .. math:: h = \sum_i (g_i a_i - m_i)\, v_i
-
-  with `m` and `g` from `renormalise`; weights may become negative. The dual
-  model trains with the loss `losses.negatives(*negatives_of(...))`.
-
-  Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
-      but one visible token always stays out.
-    strength: the total `beta` that the negatives lose.
-    select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
-    renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
-    candidates: tokens that may be negatives, for example all but the query's
-      own. Shape `[N]`; None for all. (`stream_negative_attention` takes a
-      function, `candidates_fn`, since each query has a mask of its own.)
-    mask: valid tokens. Shape `[N]`; None for all.
-
-  Returns:
-    The attention output. Shape `[d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, `num_negatives < 0`, or
-      `select` or `renormalise` is no function of its arguments.
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
-  """
-  weights = attention_weights(phi, query, keys, values, mask)
-  change = negatives_of(
-    phi,
-    query,
-    keys,
-    num_negatives=num_negatives,
-    strength=strength,
-    select=select,
-    renormalise=renormalise,
-    candidates=candidates,
-    mask=mask,
-  )
-  weights = change.gains * weights - change.mixing
-  return visible_values(values, mask).T @ weights
-
-
-def token_negative_labels(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  num_negatives: int,
-  strength: float | Array,
-  select: Selection = lowest_scores,
-) -> Float[Array, 'N d_v']:
-  r"""Labels of the printed formula: every token has negatives of its own.
-
-  .. math:: u_i = v_i - \frac{\beta}{k} \sum_{j\in N(i)} v_j,
-
-  `N(i)` the `k` other tokens that token `i` itself attends to least. Attention
-  with these labels is `A (I - M) V`; rows are chosen one at a time.
-
-  Args:
-    phi: feature map or kernel.
-    queries: the query of every token. Shape `[N, d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
-    num_negatives: how many, `k`. Fewer others are no error: all are
-      taken.
-    strength: the total `beta` that the negatives lose.
-    select: `lowest_scores`, `highest_scores` or `random_choice(key)`.
-
-  Returns:
-    The labels. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `num_negatives < 0`.
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 4.3.
-  """
-  _validate.check_tokens(keys, values, queries=queries)
+def _own(keys, num_query_tokens: int) -> Array:
+  """The query's position: the last row if it has one, else behind all."""
   size = keys.shape[0]
-  _validate.check_same('N', 'queries', queries.shape[0], 'keys', size)
-  check_negatives(num_negatives, strength, select, raise_others)
+  return jnp.asarray(size - 1 if num_query_tokens else size)
 
-  def label(row):
-    query, value, index = row
-    weights = attention_weights(phi, query, keys, values, None)
-    others = jnp.arange(size) != index
-    chosen = select(weights, others, min(num_negatives, size - 1))
-    check_choice('select', chosen, size)
-    return value - values.T @ _share(strength, chosen, values.dtype)
 
-  return jax.lax.map(label, (queries, values, jnp.arange(size)))
+def _looking_at_all(phi, keys, mask):
+  """Returns `(query, position) -> (scores [N], mask)`, up to a common scale.
+
+  The features of all keys are computed once and held, `[N, R]`; under `vmap`
+  the scores of a block of queries are one product of matrices.
+  """
+  if not _validate.is_feature_map(phi):
+    return lambda query, _: (attention.scores(phi, query, keys, mask)[0], mask)
+  key_scale, key_features = moments.scaled_rows(phi, keys, mask)
+  feature_scale = moments.largest(key_scale, axis=0)
+  key_features = jnp.exp(key_scale - feature_scale[None]) * key_features
+  if mask is not None:
+    key_features = jnp.where(mask[:, None], key_features, 0)
+
+  def look(query, _):
+    query_scale, query_features = moments.scaled(phi, query)
+    exponent = query_scale + feature_scale
+    log_scale = moments.largest(exponent)
+    query_features = jnp.exp(exponent - log_scale) * query_features
+    return key_features @ query_features, mask
+
+  return look
+
+
+def _looking_back(phi, keys, mask):
+  """The same for what the token at a position sees, and who that is."""
+  positions = jnp.arange(keys.shape[0])
+
+  def look(query, position):
+    visible = positions <= position
+    visible = visible if mask is None else visible & mask
+    return attention.scores(phi, query, keys, visible)[0], visible
+
+  return look

@@ -1,107 +1,147 @@
 """Regularised attention: a ridge on the dual weights."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, attention
-from iclcl_jax.modified._weights import attention_weights, visible_values
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax import _pytree, _validate, attention, moments
+from iclcl_jax.forms import form_of
+from iclcl_jax.modified._attention import Attention, check_own
+from iclcl_jax.types import Array, Float
 
 
-def regularised_attention(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  strength: float | Array,
-  learning_rate: float | Array = 1.0,
-  num_query_tokens: int = 1,
-  mask: Mask | None = None,
-) -> Float[Array, ' d_v']:
-  r"""One gradient step with a ridge: part of the initial weights is forgotten.
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Regularised(Attention):
+  r"""Attention that takes from the query side.
 
-  .. math:: h = \sum_i a_i v_i - \eta\alpha \sum_{t} a_t v_t,
+  .. math:: h = \sum_i a_i v_i - \alpha \sum_t a_t v_t - \gamma v_q,
 
-  the second sum over the query side. Its loss is `losses.contrastive` with the
-  penalty `losses.ridge(strength)`.
+  the second sum over the query side, :math:`v_q` its last row. Of a whole
+  sequence, each token its own query side, :math:`H = (A - \alpha\,
+  \mathrm{diag}(A) - \gamma I)\,V`. Numerator, normaliser and own score of a row
+  come from one reading of the moments.
+
+  Attributes:
+    decay: the coefficient `alpha`.
+    residual: the coefficient `gamma`.
+  """
+
+  decay: float | Array = 0.0
+  residual: float | Array = 0.0
+  _default_query_tokens: ClassVar[int] = 1
+
+  def _one(self, phi, query, keys, values, num_query_tokens, mask):
+    weights = attention.weights(phi, query, keys, mask=mask)
+    if num_query_tokens == 0:
+      return values.T @ weights
+    positions = jnp.arange(keys.shape[0])
+    is_query_side = positions >= keys.shape[0] - num_query_tokens
+    decay, residual = self._settings(values)
+    weights = jnp.where(is_query_side, (1 - decay) * weights, weights)
+    return values.T @ weights - residual * values[-1]
+
+  def _many(self, phi, queries, keys, values, chunk_size, mask):
+    check_own(queries, keys)
+    read = attention.reader(phi, keys, values, chunk_size, mask)
+    decay, residual = self._settings(values)
+
+    def answer(row):
+      query, position = row
+      reading = read(query)
+      seen = None if mask is None else mask[position][None]
+      own, log_scale = attention.scores(phi, query, keys[position][None], seen)
+      own = own[0] * jnp.exp(log_scale - reading.log_scale)
+      numerator = reading.numerator - decay * own * values[position]
+      output = attention.divide(numerator, reading.denominator, mask)
+      return output - residual * values[position]
+
+    rows = queries, jnp.arange(keys.shape[0])
+    return moments.map_chunks(answer, rows, chunk_size)
+
+  def _causal(self, phi, queries, keys, values, chunk_size, mask):
+    sums = form_of(phi).causal_sums(
+      phi, queries, keys, values, chunk_size, mask
+    )
+    decay, residual = self._settings(values)
+    numerator = sums[:, :-2] - decay * sums[:, -1:] * values
+    seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
+    output = attention.divide(numerator, sums[:, -2:-1], seen)
+    return output - residual * values
+
+  def _settings(self, values) -> tuple[Array, Array]:
+    both = self.decay, self.residual
+    decay, residual = (jnp.asarray(x, values.dtype) for x in both)
+    return decay, residual
+
+
+def regularised(*, strength: float | Array) -> Regularised:
+  r"""Makes the attention of one step with a ridge: it forgets some of `W_0`.
+
+  .. math:: h = \sum_i a_i v_i - \alpha \sum_{t} a_t v_t,
+
+  the second sum over the query side; the query's own token is the last row
+  unless a call says otherwise. Its loss is `losses.contrastive` with the
+  penalty `losses.ridge(strength)` and step size 1; a ridge with a step size of
+  its own is the product of both.
 
   Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-    values: their values. Shape `[N, d_v]`.
     strength: the coefficient `alpha`, of either sign.
-    learning_rate: the step size `eta` of the ridge.
-    num_query_tokens: how many of the last rows give `W_0`.
-    mask: valid tokens. Shape `[N]`; None for all.
 
   Returns:
-    The attention output. Shape `[d_v]`.
+    The attention, by three doors.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, `num_query_tokens` is more
-      than N, or a hyper-parameter is not finite.
+    ValueError: if `strength` is not finite.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> attend, phi = regularised(strength=1.0), kernels.ExponentialKernel()
+    >>> attend.stream(phi, x, x, values).tolist()
+    [[1.5], [0.5]]
+    >>> attend.causal(phi, x, x, values).tolist()
+    [[0.0], [0.5]]
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
   """
-  weights = attention_weights(phi, query, keys, values, mask)
-  # A lone query token is a prompt too: its weights are forgotten in part.
-  _validate.check_count('num_query_tokens', num_query_tokens, minimum=0)
-  if num_query_tokens > keys.shape[0]:
-    raise ValueError(
-      f'num_query_tokens is {num_query_tokens} of {keys.shape[0]} tokens; '
-      'expected no more than there are.'
-    )
   _validate.check_scalar('strength', strength)
-  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
-  is_query_side = jnp.arange(keys.shape[0]) >= keys.shape[0] - num_query_tokens
-  decay = jnp.asarray(learning_rate * strength, values.dtype)
-  weights = jnp.where(is_query_side, (1 - decay) * weights, weights)
-  return visible_values(values, mask).T @ weights
+  return Regularised(decay=strength)
 
 
-def regularised_attention_as_printed(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  strength: float | Array,
-  mask: Mask | None = None,
-) -> Float[Array, ' d_v']:
-  r"""The printed form of the regularised layer, `(A - alpha I) V`.
+def regularised_as_printed(*, strength: float | Array) -> Regularised:
+  r"""Makes the printed form of the regularised layer, `(A - alpha I) V`.
 
   .. math:: h = \sum_i a_i v_i - \alpha v_q,
 
-  `v_q` the last row (zero if it is masked). It is not the step of
-  `regularised_attention`: there the own value carries its attention weight. It
-  is a residual connection of strength `-alpha` through the value projection.
+  `v_q` the last row, which is the query's own (zero if it is masked). It is not
+  the step of `regularised`: there the own value carries its attention weight.
+  It is a residual connection of strength `-alpha` through the value projection.
 
   Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys of demonstrations, then of the query token. Shape `[N, d_k]`.
-    values: their values. Shape `[N, d_v]`.
     strength: the coefficient `alpha`, of either sign.
-    mask: valid tokens. Shape `[N]`; None for all.
 
   Returns:
-    The attention output. Shape `[d_v]`.
+    The attention, by three doors.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if `strength` is not finite.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
+    >>> attend = regularised_as_printed(strength=1.0)
+    >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
+    [[1.0], [-1.0]]
 
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.1, as printed.
   """
   _validate.check_scalar('strength', strength)
-  output = attention.kernel_attention(phi, query, keys, values, mask=mask)
-  own = visible_values(values, mask)[-1]
-  return output - jnp.asarray(strength, values.dtype) * own
+  return Regularised(residual=strength)
 
 
 class TrainingWeights(NamedTuple):

@@ -1,0 +1,178 @@
+"""What every modified attention is: an object with three doors."""
+
+import abc
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax._door import door
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+
+
+class Attention(abc.ABC):
+  """An attention: one query, many queries, or every token after the last.
+
+  Calling it answers one query; `stream` answers many with the same
+  demonstrations; `causal` lets token `t` see the tokens `0..t`. Queries, keys
+  and values of one place belong to one token where a modification asks whose
+  they are.
+
+  A new one is a frozen dataclass, registered as a pytree, with the methods
+  `_one`, `_many` and `_causal`. They are given checked arrays of one dtype in
+  which masked rows are zero. Its settings that are numbers are leaves:
+  `jax.vmap` over stacked attentions sweeps them.
+  """
+
+  # How many rows the query side has unless the call says so.
+  _default_query_tokens: ClassVar[int] = 0
+
+  @door
+  def __call__(
+    self,
+    phi: FeatureMap | Kernel,
+    query: Float[Array, ' d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    num_query_tokens: int | None = None,
+    mask: Mask | None = None,
+  ) -> Float[Array, ' d_v']:
+    """Answers one query.
+
+    Args:
+      phi: feature map or kernel.
+      query: the test input. Shape `[d_k]`.
+      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      num_query_tokens: how many of the last rows belong to the query side, the
+        query's own token last; None for what the constructor names.
+      mask: valid tokens. Shape `[N]`; None for all.
+
+    Returns:
+      The attention output. Shape `[d_v]`.
+
+    Raises:
+      ValueError: if ranks, sizes or dtypes disagree, there is no key, or
+        `num_query_tokens` is not a number of rows.
+    """
+    count = num_query_tokens
+    count = self._default_query_tokens if count is None else count
+    _validate.at_least(0, num_query_tokens=count)
+    if count > keys.shape[0]:
+      raise ValueError(
+        f'num_query_tokens is {count} of {keys.shape[0]} tokens; expected no '
+        'more than there are.'
+      )
+    return self._one(
+      phi, jnp.asarray(query), *visible_rows(mask, keys, values), count, mask
+    )
+
+  @door
+  def stream(
+    self,
+    phi: FeatureMap | Kernel,
+    queries: Float[Array, 'M d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    chunk_size: int = 1024,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'M d_v']:
+    """Answers many queries, each as if it were asked alone.
+
+    The time is linear in `N + M` with a feature map, unless the class says
+    otherwise. With a kernel it is that of all `M N` scores, of which
+    `[chunk_size, N]` are held.
+
+    Args:
+      phi: feature map or kernel.
+      queries: the test inputs. Shape `[M, d_k]`; `M = N`, one for each token,
+        where a modification concerns the query's own token.
+      keys: keys of the demonstrations. Shape `[N, d_k]`.
+      values: their values. Shape `[N, d_v]`.
+      chunk_size: rows whose features or scores are held at a time.
+      mask: valid demonstrations. Shape `[N]`; None for all.
+
+    Returns:
+      The attention outputs. Shape `[M, d_v]`.
+
+    Raises:
+      ValueError: if ranks, sizes or dtypes disagree, there is no key, or
+        `chunk_size < 1`.
+    """
+    _validate.at_least(1, chunk_size=chunk_size)
+    return self._many(
+      phi,
+      jnp.asarray(queries),
+      *visible_rows(mask, keys, values),
+      chunk_size,
+      mask,
+    )
+
+  @door
+  def causal(
+    self,
+    phi: FeatureMap | Kernel,
+    queries: Float[Array, 'N d_k'],
+    keys: Float[Array, 'N d_k'],
+    values: Float[Array, 'N d_v'],
+    *,
+    chunk_size: int = 64,
+    mask: Mask | None = None,
+  ) -> Float[Array, 'N d_v']:
+    """Answers token `t` with the tokens `0..t`; no future enters.
+
+    The time is linear in `N` with a feature map, unless the class says
+    otherwise. With a kernel it is that of all `N^2` scores, of which
+    `[chunk_size, N]` are held.
+
+    Args:
+      phi: feature map or kernel.
+      queries: the query of every token. Shape `[N, d_k]`.
+      keys: keys. Shape `[N, d_k]`.
+      values: values. Shape `[N, d_v]`.
+      chunk_size: rows whose features or scores are held at a time.
+      mask: valid tokens. Shape `[N]`; None for all.
+
+    Returns:
+      The attention outputs. Shape `[N, d_v]`.
+
+    Raises:
+      ValueError: as `stream`; if what a token learns depends on later ones.
+    """
+    _validate.at_least(1, chunk_size=chunk_size)
+    return self._causal(
+      phi,
+      jnp.asarray(queries),
+      *visible_rows(mask, keys, values),
+      chunk_size,
+      mask,
+    )
+
+  @abc.abstractmethod
+  def _one(self, phi, query, keys, values, num_query_tokens, mask) -> Array:
+    """Answers one query. Shape `[d_v]`."""
+
+  @abc.abstractmethod
+  def _many(self, phi, queries, keys, values, chunk_size, mask) -> Array:
+    """Answers many queries. Shape `[M, d_v]`."""
+
+  @abc.abstractmethod
+  def _causal(self, phi, queries, keys, values, chunk_size, mask) -> Array:
+    """Answers every token. Shape `[N, d_v]`."""
+
+
+def visible_rows(
+  mask: Mask | None, keys: Array, values: Array
+) -> tuple[Array, Array]:
+  """Masked rows become zeros, so that a NaN there goes nowhere."""
+  if mask is None:
+    return jnp.asarray(keys), jnp.asarray(values)
+  keys, values = (jnp.where(mask[:, None], x, 0) for x in (keys, values))
+  return keys, values
+
+
+def check_own(queries, keys) -> None:
+  """Raises unless there is one query for each token."""
+  _validate.check_same('N', 'queries', queries.shape[0], 'keys', keys.shape[0])

@@ -1,0 +1,144 @@
+"""Who the negatives are, and who gets what they lose."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate
+from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
+
+
+class Negatives(NamedTuple):
+  r"""A change of attention weights, :math:`a' = g \odot a - m`.
+
+  The same numbers make the loss, `losses.negatives(*change)`: the label of
+  demonstration `i` becomes :math:`g_i v_i - \sum_j m_j v_j`.
+
+  Attributes:
+    mixing: `m`, what is taken from each token. Shape `[N]`.
+    gains: `g`. Shape `[N]`.
+  """
+
+  mixing: Float[Array, ' N']
+  gains: Float[Array, ' N']
+
+
+Renormalisation: TypeAlias = Callable[
+  [Array, Array, Array, float | Array], Negatives
+]
+Selection: TypeAlias = Callable[[Array, Array, int | Array], Array]
+
+
+def lowest_scores(
+  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int | Array
+) -> Bool[Array, ' N']:
+  """Chooses the candidates of lowest weight; ties by lower index."""
+  return _smallest(weights, candidates, count)
+
+
+def highest_scores(
+  weights: Float[Array, ' N'], candidates: Bool[Array, ' N'], count: int | Array
+) -> Bool[Array, ' N']:
+  """Chooses the candidates of highest weight, as a control."""
+  return _smallest(-weights, candidates, count)
+
+
+def random_choice(key: PRNGKeyArray) -> Selection:
+  """Makes a selection that chooses candidates at random, as a control."""
+  _validate.check_key('key', key)
+  return jax.tree_util.Partial(_at_random, key)
+
+
+def _at_random(key, weights, candidates, count):
+  noise = jax.random.uniform(key, weights.shape, weights.dtype)
+  return _smallest(noise, candidates, count)
+
+
+def _smallest(criterion, candidates, count):
+  """The `count` candidates of least criterion; ties by lower index."""
+  # Selection is discrete: no gradient passes through it.
+  criterion = jax.lax.stop_gradient(criterion)
+  criterion = jnp.where(candidates, criterion, jnp.inf)
+  if isinstance(count, int):
+    return _first(criterion, count) & candidates
+  return (_ranks(criterion) < count) & candidates
+
+
+def _ranks(criterion):
+  """How many entries come before each one, for a count that is traced."""
+  index = jnp.arange(criterion.shape[0])
+  mine, other = criterion[:, None], criterion[None]
+  earlier = (other == mine) & (index[None] < index[:, None])
+  return jnp.sum((other < mine) | earlier, axis=1)
+
+
+def _first(criterion, count: int):
+  """The `count` least entries, one after the other.
+
+  In two levels, the least row minimum and then the least of that row: all
+  entries are read once, by `min`. On CPU that is an order of magnitude faster
+  than `argmin` over all of them, once for each choice.
+  """
+  size = criterion.shape[0]
+  width = 1 << (size.bit_length() // 2)  # Lengths are round in base 2.
+  rows = jnp.pad(criterion, (0, -size % width), constant_values=jnp.inf)
+  rows = rows.reshape(-1, width)
+  least, places = jnp.min(rows, axis=1), jnp.arange(width)
+  found: list[Array] = []
+  for _ in range(count):
+    row = jnp.argmin(least)
+    indices = row * width + places
+    entries = rows[row]
+    if found:
+      taken = jnp.stack(found)[:, None] == indices[None]
+      entries = jnp.where(jnp.any(taken, axis=0), jnp.inf, entries)
+    place = jnp.argmin(entries)
+    found.append(indices[place])
+    rest = jnp.where(places == place, jnp.inf, entries)
+    least = least.at[row].set(jnp.min(rest))
+  chosen = jnp.zeros(size, bool)
+  return chosen.at[jnp.array(found, int)].set(True)
+
+
+def unnormalised(weights, negatives, visible, strength) -> Negatives:
+  """Takes `strength / k` from each negative; weights then sum to 1 - beta."""
+  del visible
+  return Negatives(
+    share(strength, negatives, weights.dtype), jnp.ones_like(weights)
+  )
+
+
+def raise_others(weights, negatives, visible, strength) -> Negatives:
+  """Gives what the negatives lose to all others in equal parts."""
+  dtype = weights.dtype
+  num_others = jnp.sum(visible) - jnp.sum(negatives)
+  gain = jnp.asarray(strength, dtype) / jnp.maximum(num_others, 1).astype(dtype)
+  others = jnp.where(visible, -gain, 0)
+  mixing = jnp.where(negatives, share(strength, negatives, dtype), others)
+  return Negatives(mixing, jnp.ones_like(weights))
+
+
+def scale_others(weights, negatives, visible, strength) -> Negatives:
+  """Gives what the negatives lose to all others in proportion."""
+  rest = 1 - jnp.sum(jnp.where(negatives, weights, 0))
+  # No one else is visible: there is nobody to give to.
+  gain = jnp.where(rest > 0, rest + strength, 1) / jnp.where(rest > 0, rest, 1)
+  gains = jnp.where(visible & ~negatives, gain, 1)
+  return Negatives(
+    share(strength, negatives, weights.dtype), gains.astype(weights.dtype)
+  )
+
+
+def divide_all(weights, negatives, visible, strength) -> Negatives:
+  """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
+  del visible
+  gains = jnp.full_like(weights, 1 / (1 - strength))
+  return Negatives(share(strength, negatives, weights.dtype) * gains, gains)
+
+
+def share(total, chosen, dtype) -> Float[Array, ' N']:
+  """Divides a total in equal parts among the chosen."""
+  count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)
+  return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
