@@ -19,6 +19,7 @@ import re
 import pytest
 
 import iclcl_jax
+from iclcl_jax import coefficients, moments, types
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What still waits for a user. It may only shrink, and is to be empty.
@@ -33,12 +34,6 @@ WITHOUT_USER = frozenset(
     'budget.relative_covariance',
     'budget.relative_variance',
     'budget.typical_squared_norms',
-    'coefficients.get_weights',
-    'coefficients.gradient',
-    'coefficients.penalty_gradient',
-    'coefficients.remove',
-    'coefficients.see',
-    'coefficients.with_weights',
     'dual.merge',
     'dual.remove',
     'dual.stream_predict',
@@ -49,13 +44,6 @@ WITHOUT_USER = frozenset(
     'modified.highest_scores',
     'modified.random_choice',
     'modified.unnormalised',
-    'moments.get_weights',
-    'moments.gradient',
-    'moments.penalty_gradient',
-    'moments.remove',
-    'moments.scores',
-    'moments.see',
-    'moments.with_weights',
     'pretrained.logits',
     'storage.save',
     'transformer.apply_blocks_dual',
@@ -223,9 +211,17 @@ def uses_of_others():
     yield Uses({}, ast.parse(examples_in(path.read_text()))).found
 
 
+def uses_of_forms():
+  """The methods of `types.Form`, called on what `form_of` returns."""
+  for name in vars(types.Form):
+    if not name.startswith('_'):
+      for form in (moments, coefficients):
+        yield {inspect.unwrap(getattr(form, name))}
+
+
 @functools.cache
 def used():
-  return set().union(*uses_of_library(), *uses_of_others())
+  return set().union(*uses_of_library(), *uses_of_others(), *uses_of_forms())
 
 
 def test_every_public_function_has_a_user():
