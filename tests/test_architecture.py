@@ -36,21 +36,19 @@ FLOORS = {
   'bounds': 6,
   'modified': 6,
   'transformer': 6,
-  '_model_certificate': 7,
   'equivalence': 7,
   'layers': 8,
   'accounts': 8,
   'pretrained': 8,
 }
-# Doors know the vocabulary. The exact kernel borrows chunks and scales from the
-# moments; certificates of whole models are part of equivalence.
+# Doors know the vocabulary; the exact kernel borrows chunks and scales from the
+# moments; `forms` chooses between the two.
 SAME_FLOOR = {
   ('_door', 'types'),
   ('_door', '_validate'),
   ('coefficients', 'moments'),
   ('forms', 'moments'),
   ('forms', 'coefficients'),
-  ('equivalence', '_model_certificate'),
 }
 HEAVY = ('flax', 'optax', 'absl', 'chex', 'matplotlib')
 READERS = ('gguf', 'safetensors', 'tokenizers', 'torch', 'transformers')

@@ -22,6 +22,7 @@ from iclcl_jax import (
   precision,
   projections,
 )
+from iclcl_jax.equivalence import _certificate
 from tests import tolerances
 
 # Every shape compiles anew, so they come from a small set:
@@ -94,7 +95,7 @@ _residuals = jax.jit(
 @pytest.fixture
 def compiled(monkeypatch):
   """Compiles the arithmetic of `verify` once a shape instead of op by op."""
-  monkeypatch.setattr(equivalence, 'residuals', _residuals)
+  monkeypatch.setattr(_certificate, 'residuals', _residuals)
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def recompiled(monkeypatch):
 
   static = ('phi', 'num_query_tokens', *OBJECTIVE)
   monkeypatch.setattr(
-    equivalence, 'residuals', jax.jit(residuals, static_argnames=static)
+    _certificate, 'residuals', jax.jit(residuals, static_argnames=static)
   )
 
 
@@ -317,6 +318,23 @@ def test_a_broken_dual_fails(
   certificate = equivalence.verify(phi, *tokens, num_query_tokens=3)
   assert certificate.verdict == 'fails'
   assert certificate.residual > 10 * certificate.tolerance
+
+
+@pytest.mark.parametrize('size', [1e-6, 1.0, 1e6])
+def test_the_residual_is_relative_to_what_was_added(size):
+  """Three equal keys of values 1, 2, 3: `S` is `2 + 2` times their size."""
+  x = jnp.ones((3, 2))
+  values = size * jnp.asarray([[1.0], [2.0], [3.0]])
+
+  def double(*args):
+    return 2 * attention.kernel_attention(*args)
+
+  result = equivalence.residuals(
+    kernels.ExponentialKernel(), x[0], x, values, attention_fn=double
+  )
+  # Twice the attention is off by 2, and `S` holds its output of 4.
+  np.testing.assert_allclose(result.residual, 2 / (2 + 4), rtol=1e-12)
+  np.testing.assert_allclose(result.relative_error, 2 / 4, rtol=1e-12)
 
 
 def test_another_projection_on_one_side_fails(

@@ -224,11 +224,7 @@ def verify_model(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
-  if not isinstance(arithmetic, precision.Arithmetic):
-    raise ValueError(
-      f'arithmetic is a {type(arithmetic).__name__}; expected a '
-      'precision.Arithmetic, such as precision.HIGHEST.'
-    )
+  precision.check_arithmetic(arithmetic)
   if not _validate.is_concrete(blocks, x, positions, mask):
     raise ValueError(
       'verify_model was called inside a transformation; expected concrete '
@@ -316,7 +312,7 @@ def _check_heads(architecture, heads, positions, mask):
       ]
     )
     distance = jnp.max(jnp.abs(models - output[None]), axis=-1)
-    return output, distance / jnp.where(scale > 0, scale, 1)[None]
+    return output, precision.ratio(distance, scale[None])
 
   outputs, measured = jax.lax.map(check, (queries, keys, values))
   size = heads.queries.shape[1]
@@ -328,7 +324,7 @@ def _relative(chain, forward) -> Float[Array, ' N']:
   """Relative error of every token, in the largest coordinate."""
   scale = jnp.max(jnp.abs(forward), axis=1)
   error = jnp.max(jnp.abs(chain - forward), axis=1)
-  return error / jnp.where(scale > 0, scale, 1)
+  return precision.ratio(error, scale)
 
 
 def _check_finite(blocks, x, mask) -> None:

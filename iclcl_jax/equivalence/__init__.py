@@ -1,0 +1,30 @@
+"""Machine-checked certificates that attention is one gradient step.
+
+Three independent paths compute one number: attention adds up scored values,
+the closed-form dual model applies its weights, and the autodiff dual model
+gets its weights from `jax.grad` of the loss. `verify` compares them, for the
+contrastive loss of plain attention or for any other; `verify_model` compares
+them for every head of a stack of Transformer blocks.
+"""
+
+from iclcl_jax.equivalence._certificate import Certificate, verify
+from iclcl_jax.equivalence._model import (
+  ModelCertificate,
+  ModelResiduals,
+  certificate_of,
+  model_residuals,
+  verify_model,
+)
+from iclcl_jax.equivalence._residuals import Residuals, residuals
+
+__all__ = [
+  'Certificate',
+  'ModelCertificate',
+  'ModelResiduals',
+  'Residuals',
+  'certificate_of',
+  'model_residuals',
+  'residuals',
+  'verify',
+  'verify_model',
+]

@@ -1,0 +1,215 @@
+"""The certificate of one head and one query."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from iclcl_jax import (
+  _validate,
+  losses,
+  precision,
+)
+from iclcl_jax.equivalence._residuals import residuals
+from iclcl_jax.types import (
+  Array,
+  AttentionFn,
+  FeatureMap,
+  Float,
+  Kernel,
+  Loss,
+  Mask,
+  Penalty,
+)
+
+if TYPE_CHECKING:
+  import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Certificate:
+  """The result of `verify`.
+
+  Attributes:
+    phi: name of the feature map or kernel.
+    num_demonstrations: demonstrations `N`.
+    num_query_tokens: query-side tokens.
+    attention: the attention output. Shape `[d_v]`.
+    closed_form: prediction of the closed-form dual model. Shape `[d_v]`.
+    autodiff: prediction of the autodiff dual model. Shape `[d_v]`.
+    residual: backward-stable residual, see `Residuals`.
+    relative_error: the plain relative error.
+    condition: condition number of the normaliser.
+    tolerance: the residual that rounding explains in this dtype.
+    dtype: dtype of the inputs.
+    precision: arithmetic under which the check ran.
+    verdict: 'holds', or what prevents it.
+  """
+
+  phi: str
+  num_demonstrations: int
+  num_query_tokens: int
+  attention: Array
+  closed_form: Array
+  autodiff: Array
+  residual: float
+  relative_error: float
+  condition: float
+  tolerance: float
+  dtype: str
+  precision: str
+  verdict: str
+
+  @property
+  def holds(self) -> bool:
+    """Whether the identity holds to rounding, in full precision."""
+    return self.verdict == 'holds'
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain Python numbers, strings and lists."""
+    result = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
+    for name in ('attention', 'closed_form', 'autodiff'):
+      result[name] = [float(x) for x in result[name]]
+    return result | {'holds': self.holds}
+
+  def __str__(self) -> str:
+    tokens = f'{self.num_demonstrations} + {self.num_query_tokens}'
+    rows = {
+      'demonstrations + query tokens': tokens,
+      'arithmetic': f'{self.dtype}, {self.precision}',
+      'residual': f'{self.residual:.1e} (tolerance {self.tolerance:.0e})',
+      'relative error': f'{self.relative_error:.1e}',
+      'condition of normaliser': f'{self.condition:.3g}',
+      'verdict': self.verdict,
+    }
+    title = f'attention = one gradient step: {self.phi}'
+    return '\n'.join(
+      [title] + [f'  {name:<30} {value}' for name, value in rows.items()]
+    )
+
+
+def verify(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_query_tokens: int = 0,
+  mask: Mask | None = None,
+  loss: Loss = losses.contrastive,
+  penalty: Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  learning_rate: float | Array = 1.0,
+  attention_fn: AttentionFn | None = None,
+  arithmetic: precision.Arithmetic = precision.HIGHEST,
+) -> Certificate:
+  """Checks that attention is one gradient step, and says why if it is not.
+
+  Runs eagerly, and under the highest matrix-product precision unless told
+  otherwise. In reduced precision a small residual is 'precision-limited'. A
+  value that is not finite, a zero or an ill-conditioned normaliser are
+  verdicts of their own.
+
+  Args:
+    phi: feature map or kernel.
+    query: the test input. Shape `[d_k]`.
+    keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
+    values: their values. Shape `[N, d_v]`.
+    num_query_tokens: how many of the last rows belong to the query side and
+      give `W_0`.
+    mask: valid tokens. Shape `[N]`; None for all.
+    loss: what the dual model descends.
+    penalty: of its weights, `penalty(weights) -> []`.
+    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
+    attention_fn: the attention to be certified, such as
+      `modified.regularised(strength=0.5)`; None for the attention that the loss
+      implies.
+    arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
+      does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
+
+  Returns:
+    The `Certificate`; `certificate.holds` is the verdict as a boolean.
+
+  Raises:
+    ValueError: as `residuals`; if called inside `jit`.
+
+  Example:
+    >>> from iclcl_jax import kernels
+    >>> x = jnp.eye(3)
+    >>> verify(kernels.ExponentialKernel(), x[0], x, x).verdict
+    'holds'
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+  """
+  precision.check_arithmetic(arithmetic)
+
+  def compute(query, keys, values):
+    return residuals(
+      phi,
+      query,
+      keys,
+      values,
+      num_query_tokens=num_query_tokens,
+      mask=mask,
+      loss=loss,
+      penalty=penalty,
+      optimizer=optimizer,
+      learning_rate=learning_rate,
+      attention_fn=attention_fn,
+    )
+
+  result = arithmetic.transform(compute)(query, keys, values)
+  if not _validate.is_concrete(result, mask):
+    raise ValueError(
+      'verify was called inside a transformation; expected concrete arrays. '
+      'Use equivalence.residuals inside jit or vmap.'
+    )
+
+  query, keys, values = map(jnp.asarray, (query, keys, values))
+  tolerance = precision.tolerance(keys.dtype)
+  inputs = {'query': query, 'keys': keys, 'values': values}
+  if mask is not None:
+    inputs |= {'keys': keys[mask], 'values': values[mask]}
+  verdict = _verdict(inputs, result, tolerance, arithmetic)
+  if mask is not None and not mask.any():
+    verdict = 'no visible token'
+  return Certificate(
+    phi=getattr(phi, '__name__', type(phi).__name__),
+    num_demonstrations=keys.shape[0] - num_query_tokens,
+    num_query_tokens=num_query_tokens,
+    attention=result.attention,
+    closed_form=result.closed_form,
+    autodiff=result.autodiff,
+    residual=float(result.residual),
+    relative_error=float(result.relative_error),
+    condition=float(result.condition),
+    tolerance=tolerance,
+    dtype=jnp.dtype(keys.dtype).name,
+    precision=arithmetic.name,
+    verdict=verdict,
+  )
+
+
+def _verdict(inputs, result, tolerance, arithmetic) -> str:
+  for name, array in inputs.items():
+    if not jnp.all(jnp.isfinite(array)):
+      return f'not finite: {name}'
+  if not jnp.isfinite(result.normaliser):
+    return 'not finite: normaliser'
+  if result.normaliser == 0:
+    return 'zero normaliser'
+  limit = float(jnp.finfo(result.normaliser.dtype).eps) ** -0.5
+  if not result.condition <= limit:
+    return 'ill-conditioned normaliser'
+  for name in ('attention', 'closed_form', 'autodiff', 'residual'):
+    if not jnp.all(jnp.isfinite(getattr(result, name))):
+      return f'not finite: {name}'
+  if arithmetic.reduced_tolerance is None:
+    return 'holds' if result.residual <= tolerance else 'fails'
+  reduced = max(tolerance, arithmetic.reduced_tolerance)
+  return 'precision-limited' if result.residual <= reduced else 'fails'

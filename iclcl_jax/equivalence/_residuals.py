@@ -1,0 +1,287 @@
+"""Both sides of the identity for one head and one query."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+
+from iclcl_jax import (
+  _validate,
+  attention,
+  dual,
+  kernels,
+  losses,
+  modified,
+  precision,
+)
+from iclcl_jax._door import door
+from iclcl_jax.forms import form_of
+from iclcl_jax.types import (
+  Array,
+  AttentionFn,
+  FeatureMap,
+  Float,
+  Kernel,
+  Loss,
+  Mask,
+  Penalty,
+  State,
+)
+
+if TYPE_CHECKING:
+  import optax
+
+
+class Residuals(NamedTuple):
+  """Both sides of the identity and their distance.
+
+  Attributes:
+    attention: the attention output. Shape `[d_v]`.
+    closed_form: prediction of the closed-form dual model. Shape `[d_v]`.
+    autodiff: prediction of the autodiff dual model. Shape `[d_v]`.
+    residual: largest difference of the three, relative to the sum of absolute
+      values of everything that was added (backward stable). Shape `[]`.
+    relative_error: the same difference relative to the output alone, which
+      cancellation can make large. Shape `[]`.
+    normaliser: the normaliser `D`, scaled. Shape `[]`.
+    condition: `sum |terms of D| / |D|`, 1 for positive maps. Shape `[]`.
+  """
+
+  attention: Float[Array, ' d_v']
+  closed_form: Float[Array, ' d_v']
+  autodiff: Float[Array, ' d_v']
+  residual: Float[Array, '']
+  relative_error: Float[Array, '']
+  normaliser: Float[Array, '']
+  condition: Float[Array, '']
+
+
+@door
+def residuals(
+  phi: FeatureMap | Kernel,
+  query: Float[Array, ' d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+  *,
+  num_query_tokens: int = 0,
+  mask: Mask | None = None,
+  loss: Loss = losses.contrastive,
+  penalty: Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
+  learning_rate: float | Array = 1.0,
+  attention_fn: AttentionFn | None = None,
+) -> Residuals:
+  r"""Computes attention and both dual models; can be jitted.
+
+  The residual of two results :math:`a, b` is :math:`\max|a-b| / S` with
+  :math:`S = \max_j \sum_i c_i (|v_{ij}| + |h_j|)` and
+  :math:`c_i = |\phi(k_i)|^\top|\phi(q)| / |D|`: what rounding of the sums may
+  cause, however much they cancel. For another loss than the contrastive one
+  the labels of its `modified.LossAttention` count beside the values.
+
+  Args:
+    phi: feature map or kernel.
+    query: the test input. Shape `[d_k]`.
+    keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
+    values: their values. Shape `[N, d_v]`.
+    num_query_tokens: as `verify`, like all that follow.
+    mask: valid tokens. Shape `[N]`; None for all.
+    loss: what the dual model descends.
+    penalty: of its weights.
+    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
+    attention_fn: the attention to be certified; None for the one of the loss.
+
+  Returns:
+    The `Residuals`. With another loss, `closed_form` is the attention that
+    `modified.attention_from_loss` builds.
+
+  Raises:
+    ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
+      or as `modified.attention_from_loss`.
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+  """
+  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
+  theorem = _Theorem(
+    phi=phi,
+    query=query,
+    keys=keys,
+    values=values,
+    num_query_tokens=num_query_tokens,
+    mask=mask,
+    loss=loss,
+    penalty=penalty,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+  )
+  output = _attention(theorem, attention_fn)
+  closed_form = _closed_form(theorem)
+  autodiff = _autodiff(theorem)
+
+  shares, normaliser = _shares(theorem)
+  scale = jnp.max(shares @ (_amounts(theorem) + jnp.abs(output)[None]))
+  outputs = jnp.stack([output, closed_form, autodiff])
+  spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
+  return Residuals(
+    attention=output,
+    closed_form=closed_form,
+    autodiff=autodiff,
+    residual=precision.ratio(spread, scale),
+    relative_error=precision.ratio(spread, jnp.max(jnp.abs(output))),
+    normaliser=normaliser,
+    condition=jnp.sum(shares),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Theorem:
+  """Demonstrations and query-side tokens, and what the dual model descends."""
+
+  phi: FeatureMap | Kernel
+  query: Array
+  keys: Array
+  values: Array
+  num_query_tokens: int
+  mask: Array | None
+  loss: Loss
+  penalty: Penalty | None
+  optimizer: 'optax.GradientTransformation | None'
+  learning_rate: float | Array
+
+  @functools.cached_property
+  def demonstrations(self) -> dict[str, Array | None]:
+    rows = slice(self.keys.shape[0] - self.num_query_tokens)
+    return self._tokens(rows)
+
+  @functools.cached_property
+  def start(self) -> State:
+    """The state that the query-side tokens give."""
+    rows = slice(self.keys.shape[0] - self.num_query_tokens, None)
+    return dual.zero_shot(self.phi, **self._tokens(rows))  # type: ignore[arg-type]
+
+  @functools.cached_property
+  def implied(self) -> modified.LossAttention:
+    """The attention that one step on the loss implies."""
+    return modified.attention_from_loss(
+      self.loss,
+      penalty=self.penalty,
+      optimizer=self.optimizer,
+      learning_rate=self.learning_rate,
+    )
+
+  @property
+  def is_linear(self) -> bool:
+    return self.loss is losses.contrastive and self.penalty is None
+
+  def answer(self, attend: AttentionFn, **options: Any) -> Array:
+    if self.mask is not None:
+      options['mask'] = self.mask
+    return attend(self.phi, self.query, self.keys, self.values, **options)
+
+  def _tokens(self, rows: slice) -> dict[str, Array | None]:
+    mask = None if self.mask is None else self.mask[rows]
+    return {'keys': self.keys[rows], 'values': self.values[rows], 'mask': mask}
+
+
+def _attention(
+  theorem: _Theorem, attention_fn: AttentionFn | None
+) -> Float[Array, ' d_v']:
+  """Adds up scored values, in the attention given or implied by the loss."""
+  if attention_fn is not None:
+    _validate.check_function(
+      'attention_fn',
+      attention_fn,
+      4,
+      '(phi, query, keys, values) -> output, with a keyword mask if one is '
+      'given',
+    )
+    output = theorem.answer(attention_fn)
+    _validate.check_result('attention_fn', output, theorem.values.shape[1:])
+    return output
+  rate = theorem.learning_rate
+  is_unit = _validate.is_concrete(rate) and rate == 1
+  if not (theorem.is_linear and theorem.optimizer is None and is_unit):
+    return _implied_attention(theorem)
+  if isinstance(theorem.phi, kernels.ExponentialKernel):
+    # A path that shares no code with the dual model.
+    return attention.softmax_attention(
+      theorem.query, theorem.keys, theorem.values, mask=theorem.mask
+    )
+  return theorem.answer(attention.kernel_attention)
+
+
+def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
+  """Applies the weights that sums over the demonstrations give."""
+  if not (theorem.is_linear and theorem.optimizer is None):
+    return _implied_attention(theorem)
+  state = dual.one_step(
+    theorem.phi,
+    theorem.start,
+    **theorem.demonstrations,  # type: ignore[arg-type]
+    learning_rate=theorem.learning_rate,
+  )
+  return dual.predict(theorem.phi, state, theorem.query)
+
+
+def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
+  """Applies the weights that one step along `jax.grad` of the loss gives."""
+  state = dual.one_step_autodiff(
+    theorem.phi,
+    theorem.start,
+    **theorem.demonstrations,  # type: ignore[arg-type]
+    loss=_bind_normaliser(theorem),
+    penalty=theorem.penalty,
+    optimizer=theorem.optimizer,
+    learning_rate=theorem.learning_rate,
+  )
+  return dual.predict(theorem.phi, state, theorem.query)
+
+
+def _implied_attention(theorem: _Theorem) -> Float[Array, ' d_v']:
+  return theorem.answer(
+    theorem.implied, num_query_tokens=theorem.num_query_tokens
+  )
+
+
+def _bind_normaliser(theorem: _Theorem) -> Loss:
+  """Gives a loss that asks for it the normaliser of the query."""
+  loss = theorem.loss
+  if not losses.declares_normaliser(loss):
+    return loss
+  normaliser = dual.normaliser(
+    theorem.phi, theorem.keys, theorem.query, mask=theorem.mask
+  )
+  bound = functools.partial(loss, normaliser=normaliser)
+  if losses.is_sum_over_demonstrations(loss):
+    return losses.sum_over_demonstrations(bound)
+  return bound
+
+
+def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+  """Returns each token's share of `|D|`, and the scaled normaliser `D`."""
+  terms, _ = form_of(theorem.phi).score_terms(
+    theorem.phi, theorem.query, theorem.keys, theorem.mask
+  )
+  normaliser = jnp.sum(terms)
+  return jnp.sum(jnp.abs(terms), axis=1) / jnp.abs(normaliser), normaliser
+
+
+def _amounts(theorem: _Theorem) -> Float[Array, 'N d_v']:
+  """Returns the size of what each token adds to the sums."""
+  values = theorem.values
+  if theorem.mask is not None:
+    values = jnp.where(theorem.mask[:, None], values, 0)
+  if theorem.is_linear:
+    return jnp.abs(values)
+  labels = theorem.implied.labels(
+    theorem.phi,
+    theorem.query,
+    theorem.keys,
+    values,
+    num_query_tokens=theorem.num_query_tokens,
+    mask=theorem.mask,
+  )
+  return jnp.abs(values) + jnp.abs(labels)
