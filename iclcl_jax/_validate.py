@@ -289,12 +289,7 @@ def check_scalar(
 
 def check_momentum(momentum: Any) -> None:
   """Checks that a momentum lies in `[0, 1)`."""
-  check_scalar('momentum', momentum, minimum=0)
-  if is_concrete(momentum) and float(momentum) >= 1:
-    raise ValueError(
-      f'momentum is {float(momentum):g}; expected a number below 1, or the '
-      'steps grow without end.'
-    )
+  below_one(momentum=momentum)
 
 
 def check_optimizer(optimizer: Any) -> None:
