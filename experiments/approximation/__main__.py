@@ -1,0 +1,3 @@
+from experiments import approximation, lab
+
+lab.main(approximation)

@@ -1,0 +1,246 @@
+"""Does the closed form of the variance predict what is measured?
+
+The closed forms are those of `iclcl_jax.budget`, averaged over the very
+queries, keys and values that were measured.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import estimates
+from experiments.approximation.estimates import Measurements, Method
+from experiments.approximation.inputs import Condition
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from iclcl_jax import budget, features, projections
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+GRID_SIZE = 200  # Nodes of an interpolation in log v; relative error < 1e-3.
+LARGEST_JUDGED_NORM = 2.0  # Mean |q + k|^2 / sqrt(d_k) of visible variances.
+
+# Closed forms by map, condition and quantity. Shapes `[D, R]`.
+Predictions = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+
+
+class Results(NamedTuple):
+  """Measured variances beside their closed forms.
+
+  Attributes:
+    data: the measurements of the first number of demonstrations.
+    predicted: what they should be.
+    ratios: measured over predicted, by map, condition and quantity.
+  """
+
+  data: Measurements
+  predicted: Predictions
+  ratios: Mapping[str, Mapping[str, Mapping[str, lab.Estimate]]]
+
+
+def measure(config: 'Config') -> Results:
+  data, lines = estimates.measured(config).first, predicted(config)
+  return Results(data, lines, ratios(data, lines))
+
+
+@lab.once
+def predicted(config: 'Config') -> Predictions:
+  """All closed forms, against the directions that were measured."""
+  data = estimates.measured(config).first
+  return {
+    method.name: {
+      name: predictions(method, condition, data.sizes(method))
+      for name, condition in data.conditions.items()
+    }
+    for method in estimates.METHODS
+  }
+
+
+def predictions(
+  method: Method, condition: Condition, sizes: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """The closed forms of every draw against directions. Shapes `[D, R]`."""
+  result = {}
+  if method.projection is not projections.simplex_plus:  # It has none.
+    kernel = [kernel_relative_mse(method, size, condition) for size in sizes]
+    result['kernel_relative_mse'] = np.stack(kernel, axis=1)
+  if method.projection is projections.gaussian:  # Independent directions.
+    for name, mse in first_order_mse(method, condition).items():
+      result[name] = mse[:, None] / np.asarray(sizes, float)[None]
+  return result
+
+
+def kernel_relative_mse(
+  method: Method, num_directions: int, condition: Condition
+) -> np.ndarray:
+  """Variance of the kernel estimate over the squared kernel, mean over pairs.
+
+  Args:
+    method: the map.
+    num_directions: rows of its projection.
+    condition: the inputs.
+
+  Returns:
+    One number for each draw. Shape `[D]`.
+  """
+  trigonometric = method.feature_map is features.TrigonometricFeatures
+  squares = condition.squared_norms(-1 if trigonometric else 1)
+  log_squares = np.log(np.maximum(squares, 1e-12))
+  grid = np.linspace(log_squares.min(), log_squares.max(), GRID_SIZE)
+  log_variance = budget.log_relative_variance_at(
+    method.feature_map,
+    method.projection,
+    np.exp(grid),
+    dim=condition.keys.shape[2],
+    num_directions=num_directions,
+  )
+  # Without its leading term v the logarithm is flat, and interpolates well.
+  rest = np.interp(log_squares, grid, log_variance - np.exp(grid))
+  logs = rest + np.exp(log_squares)
+  return np.mean(np.exp(np.minimum(logs, 700)), axis=(1, 2))
+
+
+def first_order_mse(
+  method: Method, condition: Condition
+) -> dict[str, np.ndarray]:
+  """First-order mean squared errors of one direction, for every draw.
+
+  Args:
+    method: the map, of independent directions.
+    condition: the inputs.
+
+  Returns:
+    `attention_mse` and `output_mse`, to be divided by the number of
+    directions. Shapes `[D]`.
+  """
+  _, weights, outputs = condition.exact()
+  identity: Any = np.eye(weights.shape[2])
+  predict = functools.partial(
+    budget.predicted_output_error, method.feature_map, num_directions=1
+  )
+  draws = list(zip(*condition[1:4], strict=True))
+  # The attention matrix is the output for one-hot values.
+  attention = [predict(queries, keys, identity) for queries, keys, _ in draws]
+  output = [predict(*draw) for draw in draws]
+  return {
+    'attention_mse': np.mean(weights**2, axis=(1, 2)) * np.square(attention),
+    'output_mse': np.mean(outputs**2, axis=(1, 2)) * np.square(output),
+  }
+
+
+def ratios(
+  data: Measurements, predicted: Predictions
+) -> dict[str, dict[str, dict[str, lab.Estimate]]]:
+  """Measured over predicted mean squared errors, geometric mean over R."""
+
+  def ratio(means):
+    logs = np.log(means[..., 0]) - np.log(means[..., 1])
+    return np.exp(np.mean(logs, axis=1))
+
+  def compare(method, condition, quantity, line):
+    measured = data.curve(method, condition, quantity)
+    both = np.stack([measured, condition.units(line)], axis=2)
+    return statistics.bootstrap(ratio, both)
+
+  return {
+    method.name: {
+      name: {
+        quantity: compare(method, condition, quantity, line)
+        for quantity, line in predicted[method.name][name].items()
+      }
+      for name, condition in data.conditions.items()
+    }
+    for method in estimates.METHODS
+  }
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  """Judged where the closed form can be seen.
+
+  At larger norms the variance is carried by draws rarer than one in the number
+  of draws: the ratio is reported, and decides nothing.
+  """
+  del config
+  judged = {
+    name
+    for name, condition in results.data.conditions.items()
+    if condition.squared_norms().mean() <= LARGEST_JUDGED_NORM
+  }
+  return [
+    estimates.claim(
+      f'{estimates.words(quantity)} equals its closed form, {method}',
+      'measured over predicted, geometric mean over R; in [0.85, 1.15]',
+      name,
+      estimate,
+      source='closed-form variance of each map',
+      at_least=0.85,
+      at_most=1.15,
+    )
+    for method, by_condition in results.ratios.items()
+    for name, quantities in by_condition.items()
+    if name in judged
+    for quantity, estimate in quantities.items()
+  ]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  del config
+  return {'measured_over_closed_form': results.ratios}
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  del config
+  caption = (
+    'Relative variance of a kernel value, times R: measured (points) and its '
+    'closed form (lines), for each feature map. At larger norms the variance '
+    'is carried by draws rarer than these.'
+  )
+  return [lab.Figure('kernel_variance', _draw(results), caption)]
+
+
+def _draw(results: Results) -> Any:
+  """Measured variance of one kernel value against its closed form."""
+  import matplotlib.pyplot as plt
+
+  data, names = results.data, list(results.data.conditions)[:-1][:3]
+  figure, axes = plt.subplots(
+    2, len(names), figsize=(5 * len(names), 9), squeeze=False
+  )
+  for row, count in zip(axes, (1, 2), strict=True):
+    group = [m for m in estimates.METHODS if m.features_per_direction == count]
+    for axis, name in zip(row, names, strict=True):
+      condition, labels = data.conditions[name], []
+      for i, method in enumerate(group):
+        sizes = np.asarray(data.sizes(method))
+        errors = data.curve(method, condition, 'kernel_relative_mse')
+        found = [estimates.mean(x) for x in (errors * sizes[None]).T]
+        estimates.error_bars(axis, sizes, found, i, ls='none', mfc='white')
+        end = found[-1].value
+        line = results.predicted[method.name][name].get('kernel_relative_mse')
+        if line is not None:
+          curve = line.mean(axis=0) * sizes
+          axis.plot(sizes, curve, '-', color=drawing.COLOURS[i], lw=1.4)
+          end = curve[-1]
+        labels.append((end, method.name.replace(' ', '\n'), drawing.COLOURS[i]))
+      estimates.log_axes(axis, data.sizes(group[0]))
+      low, high = axis.get_ylim()
+      axis.set_ylim(low / 1.15, high * 1.15)
+      drawing.label_ends(axis, labels, gap=0.12)
+      mean = condition.squared_norms().mean()
+      axis.set_title(f'{name}: mean |q+k|²/√d = {mean:.2g}')
+      axis.set_xlabel('number of directions R')
+    row[0].set_ylabel('R × relative variance of a kernel value')
+  figure.suptitle(
+    'Measured variance of the kernel estimate (points) and its closed form '
+    f'(lines; simplex+ has none)\n{data.caption()}\nwhere points lie far below '
+    'their line, draws rarer than these carry the mean',
+    fontsize=11,
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)

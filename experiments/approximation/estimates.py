@@ -1,0 +1,416 @@
+"""Random-feature attention against softmax attention, over many draws.
+
+What every question starts from: `measured(config)`.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import inputs
+from experiments.approximation.inputs import Condition
+from experiments.lab import figures as drawing
+from experiments.lab import pretraining, statistics
+from iclcl_jax import attention, features, projections
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+# By projection, then by number of directions: arrays `[D, R, d]`.
+Directions: TypeAlias = dict[Callable[..., Any], dict[int, Array]]
+
+BATCH_SIZE = 10  # Draws that `vmap` takes at a time: bounds the memory.
+
+
+class Method(NamedTuple):
+  """A random feature map: class, directions, features for each direction."""
+
+  name: str
+  feature_map: type
+  projection: Callable[..., Any]
+  features_per_direction: int
+
+  def directions(self, num_features: Sequence[int]) -> list[int]:
+    """Directions that give as many features, and as many directions."""
+    halves = {size // self.features_per_direction for size in num_features}
+    return sorted(halves | set(num_features))
+
+
+POSITIVE = (features.PositiveFeatures, 1)
+HYPERBOLIC = (features.HyperbolicFeatures, 2)
+TRIGONOMETRIC = (features.TrigonometricFeatures, 2)
+
+METHODS = tuple(
+  Method(name, feature_map, projection, count)
+  for name, projection, (feature_map, count) in (
+    ('positive gaussian', projections.gaussian, POSITIVE),
+    ('positive orthogonal', projections.orthogonal, POSITIVE),
+    ('positive simplex', projections.simplex, POSITIVE),
+    ('positive simplex+', projections.simplex_plus, POSITIVE),
+    ('hyperbolic gaussian', projections.gaussian, HYPERBOLIC),
+    ('hyperbolic orthogonal', projections.orthogonal, HYPERBOLIC),
+    ('trigonometric gaussian', projections.gaussian, TRIGONOMETRIC),
+    ('trigonometric orthogonal', projections.orthogonal, TRIGONOMETRIC),
+  )
+)
+PAPER_MAP = METHODS[0]
+
+
+class Record(NamedTuple):
+  """One map with one number of directions, in one condition.
+
+  Attributes:
+    method: the map.
+    num_directions: rows of its projection.
+    condition: the inputs.
+    errors: each quantity, for every draw. Shapes `[D]`.
+    weights: estimated attention matrices. Shape `[D, n, n]`.
+  """
+
+  method: Method
+  num_directions: int
+  condition: Condition
+  errors: dict[str, np.ndarray]
+  weights: np.ndarray
+
+
+class Measurements:
+  """Records of one number of tokens, looked up by map, condition and size."""
+
+  def __init__(self, records: Sequence[Record]):
+    self.conditions = {r.condition.name: r.condition for r in records}
+    self.methods = {r.method.name: r.method for r in records}
+    self.records = {
+      (r.method.name, r.condition.name, r.num_directions): r for r in records
+    }
+
+  @property
+  def num_tokens(self) -> int:
+    return next(iter(self.conditions.values())).keys.shape[1]
+
+  def get(self, method: Method, condition: Condition, size: int) -> Record:
+    """Returns the record of `size` directions."""
+    return self.records[method.name, condition.name, size]
+
+  def sizes(self, method: Method) -> list[int]:
+    """Returns all numbers of directions that were measured."""
+    return sorted(
+      {size for name, _, size in self.records if name == method.name}
+    )
+
+  def draws(
+    self, method: Method, condition: Condition, quantity: str, sizes=None
+  ) -> np.ndarray:
+    """Errors of every draw against directions. Shape `[D, R]`."""
+    sizes = self.sizes(method) if sizes is None else sizes
+    records = [self.get(method, condition, size) for size in sizes]
+    return np.stack([r.errors[quantity] for r in records], axis=1)
+
+  def curve(
+    self, method: Method, condition: Condition, quantity: str, sizes=None
+  ) -> np.ndarray:
+    """Errors of independent units against directions. Shape `[U, R]`."""
+    return condition.units(self.draws(method, condition, quantity, sizes))
+
+  def caption(self) -> str:
+    """What the points of a figure are means of."""
+    condition = next(iter(self.conditions.values()))
+    num_draws, num_tokens, width = condition.keys.shape
+    units = self.conditions['trained'].num_units
+    return (
+      f'{num_tokens} tokens of size {width}; means of {num_draws} draws, bars: '
+      f'95 % bootstrap intervals (trained: over {units} seeds)'
+    )
+
+
+class Data(NamedTuple):
+  """All measurements.
+
+  Attributes:
+    first: every map, at the first number of demonstrations.
+    second: the papers' map, at the second.
+    layers: the trained layers of the first.
+    directions: what the first was measured with.
+  """
+
+  first: Measurements
+  second: Measurements
+  layers: inputs.TrainedLayers
+  directions: Directions
+
+
+@lab.once
+def measured(config: 'Config') -> Data:
+  """Draws inputs and directions, and measures all maps; two at a time."""
+  keys = jax.random.split(jax.random.key(config.seed), 6)
+
+  def prepare(number):
+    sizes = config.num_demonstrations, config.second_num_demonstrations
+    return inputs.conditions(config, keys[number], sizes[number])
+
+  (first, layers), (second, _) = lab.in_threads(prepare, (0, 1))
+  few = sorted({*config.heatmap_features, config.reference_features})
+  directions = draw_all_directions(
+    keys[2], METHODS, config.num_features, config.num_draws
+  )
+  second_directions = draw_all_directions(
+    keys[3], [PAPER_MAP], few, config.num_draws
+  )
+  return Data(
+    measure(directions, first, METHODS, config.num_features),
+    measure(second_directions, second, [PAPER_MAP], few),
+    layers,
+    directions,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def estimate(
+  feature_map: type,
+  directions: Float[Array, 'D R d_k'],
+  queries: Float[Array, 'D C n d_k'],
+  keys: Float[Array, 'D C n d_k'],
+) -> tuple[Float[Array, 'D C n n'], Float[Array, 'D C n']]:
+  """Estimates the kernel of all draws and conditions, in one program.
+
+  Args:
+    feature_map: class of the map.
+    directions: a projection for every draw. Shape `[D, R, d_k]`.
+    queries: of every draw and condition. Shape `[D, C, n, d_k]`.
+    keys: shape `[D, C, n, d_k]`.
+
+  Returns:
+    `(scores, log_scale)`: the estimates are `scores * exp(log_scale)`. Shapes
+    `[D, C, n, n]` and `[D, C, n]`.
+  """
+
+  def one_draw(arrays):
+    directions, queries, keys = arrays
+    rows = jax.vmap(
+      functools.partial(attention.scores, feature_map(directions)),
+      in_axes=(0, None),
+    )
+    return jax.vmap(rows)(queries, keys)
+
+  arrays = (directions, queries, keys)
+  return jax.lax.map(one_draw, arrays, batch_size=BATCH_SIZE)
+
+
+def draw_directions(
+  key: PRNGKeyArray,
+  projection: Callable[..., Any],
+  sizes: Sequence[int],
+  num_draws: int,
+) -> dict[int, Float[Array, 'D R d']]:
+  """Draws independent projections of several sizes, in one program.
+
+  Args:
+    key: consumed.
+    projection: one of `iclcl_jax.projections`.
+    sizes: numbers of directions `R`.
+    num_draws: number of draws `D`.
+
+  Returns:
+    For each size an array `[D, R, d]`. Sizes share no block of directions.
+  """
+  dim = pretraining.TOKEN_DIM
+  starts = np.cumsum([0] + [-(-size // dim) * dim for size in sizes])
+
+  @jax.jit
+  def draw(keys):
+    return jax.lax.map(
+      lambda key: projection(key, int(starts[-1]), dim, dtype=jnp.float32),
+      keys,
+    )
+
+  pool = draw(jax.random.split(key, num_draws))
+  return {
+    size: pool[:, start : start + size]
+    for size, start in zip(sizes, starts, strict=False)
+  }
+
+
+def draw_all_directions(
+  key: PRNGKeyArray,
+  methods: Sequence[Method],
+  num_features: Sequence[int],
+  num_draws: int,
+) -> Directions:
+  """Draws what `measure` needs; maps of one projection share directions."""
+  result: Directions = {}
+  for index, name in enumerate(dict.fromkeys(m.projection for m in methods)):
+    mine = [m for m in methods if m.projection is name]
+    sizes = sorted({r for m in mine for r in m.directions(num_features)})
+    key_here = jax.random.fold_in(key, index)
+    result[name] = draw_directions(key_here, name, sizes, num_draws)
+  return result
+
+
+def measure(
+  directions: Directions,
+  conditions: Sequence[Condition],
+  methods: Sequence[Method],
+  num_features: Sequence[int],
+) -> Measurements:
+  """Measures all maps at equal directions and at equal feature counts.
+
+  Args:
+    directions: from `draw_all_directions`.
+    conditions: the inputs, of equal shapes.
+    methods: the maps.
+    num_features: numbers of directions, and of features.
+
+  Returns:
+    A record for each map, number of directions, and condition.
+  """
+
+  def of_method(method):
+    return [
+      record
+      for size in method.directions(num_features)
+      for record in compare(
+        method, directions[method.projection][size], conditions
+      )
+    ]
+
+  groups = lab.in_threads(of_method, methods)
+  return Measurements([record for group in groups for record in group])
+
+
+def compare(
+  method: Method,
+  directions: Float[Array, 'D R d'],
+  conditions: Sequence[Condition],
+) -> list[Record]:
+  """Compares one map and number of directions with softmax attention."""
+  scores, log_scale = jax.device_get(
+    estimate(
+      method.feature_map,
+      directions,
+      np.stack([c.queries for c in conditions], axis=1),
+      np.stack([c.keys for c in conditions], axis=1),
+    )
+  )
+  records = []
+  for index, condition in enumerate(conditions):
+    logits, exact_weights, exact_output = condition.exact()
+    kernel = np.float64(scores[:, index])
+    weights = kernel / kernel.sum(axis=2, keepdims=True)
+    shift = np.float64(log_scale[:, index, :, None]) - logits
+    relative = kernel * np.exp(shift) - 1
+    output = weights @ np.float64(condition.values)
+    errors = (
+      {'kernel_relative_mse': np.mean(relative**2, axis=(1, 2))}
+      | _errors('attention', weights, exact_weights)
+      | _errors('output', output, exact_output)
+      | {'negative_weights_fraction': np.mean(weights < 0, axis=(1, 2))}
+    )
+    size = directions.shape[1]
+    records.append(Record(method, size, condition, errors, weights))
+  return records
+
+
+def _errors(
+  name: str, estimate: np.ndarray, exact: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Errors of matrices `[D, n, m]`, a number for each draw."""
+  estimate, exact = (x.reshape(len(x), -1) for x in (estimate, exact))
+  error = np.abs(estimate - exact)
+  squares = np.sum(error**2, axis=1)
+  largest, rest = split_by_size(exact, error)
+  relative = split_by_size(exact, error / np.abs(exact))
+  return {
+    f'{name}_mse': np.mean(error**2, axis=1),
+    f'{name}_mae': np.mean(error, axis=1),
+    f'{name}_frobenius': np.sqrt(squares),
+    f'{name}_relative': np.sqrt(squares / np.sum(exact**2, axis=1)),
+    f'{name}_pearson': statistics.correlation(estimate, exact),
+    f'{name}_largest_tenth_mae': largest,
+    f'{name}_rest_mae': rest,
+    f'{name}_largest_tenth_relative': relative[0],
+    f'{name}_rest_relative': relative[1],
+  }
+
+
+def split_by_size(
+  exact: np.ndarray, error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean error of the largest tenth of the entries, and of the rest.
+
+  Args:
+    exact: exact entries; they are ranked by absolute value. Shape `[D, n]`.
+    error: an error for each entry. Shape `[D, n]`.
+
+  Returns:
+    Two arrays `[D]`.
+  """
+  order = np.argsort(-np.abs(exact), axis=1)
+  ranked = np.take_along_axis(error, order, axis=1)
+  size = -(-exact.shape[1] // 10)
+  return ranked[:, :size].mean(axis=1), ranked[:, size:].mean(axis=1)
+
+
+def mean(errors: np.ndarray) -> lab.Estimate:
+  """The mean over independent units `[U]`, with its bootstrap interval."""
+  return statistics.bootstrap(lambda means: means, errors)
+
+
+def geometric_mean(ratios: np.ndarray) -> lab.Estimate:
+  """The geometric mean over units `[U]`, with its bootstrap interval."""
+  return statistics.bootstrap(np.exp, np.log(ratios))
+
+
+def claim(
+  text: str, statistic: str, condition: str, estimate: lab.Estimate, **rest: Any
+) -> lab.Claim:
+  """A claim about one condition, whose id is its text."""
+  text = f'{text}: {condition}'
+  slug = re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')
+  return lab.Claim(
+    id=f'approximation-{slug}',
+    claim=text,
+    statistic=statistic,
+    estimate=estimate,
+    more={'condition': condition},
+    **rest,
+  )
+
+
+def words(quantity: str) -> str:
+  """A quantity as a reader knows it."""
+  name, *kind = quantity.split('_')
+  return f'{name} {" ".join(kind)}'.replace('mse', 'MSE').replace('mae', 'MAE')
+
+
+def log_axes(axis: Any, sizes: Sequence[int]) -> None:
+  """Makes both axes logarithmic, with a tick at every size."""
+  axis.set_xscale('log')
+  axis.set_yscale('log')
+  axis.set_xticks(sizes, [str(size) for size in sizes], rotation=60)
+  axis.minorticks_off()
+  axis.grid(alpha=0.25, lw=0.5)
+  drawing.plain_ticks(axis.yaxis)
+
+
+def error_bars(axis, x, found, index, **look) -> None:
+  """Draws estimates with their intervals, in the looks of one series."""
+  value, low, high = np.array(found).T
+  axis.errorbar(
+    x,
+    value,
+    yerr=[value - low, high - value],
+    **{
+      'color': drawing.COLOURS[index % len(drawing.COLOURS)],
+      'marker': drawing.MARKERS[index % len(drawing.MARKERS)],
+      'ms': 4,
+      'capsize': 2,
+    }
+    | look,
+  )

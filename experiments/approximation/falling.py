@@ -1,0 +1,249 @@
+"""Do errors fall with the number of features R, how fast, and how low?
+
+For the papers' map: positive features with gaussian directions.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import closed_form, estimates
+from experiments.approximation.estimates import Measurements, Method
+from experiments.lab import figures as drawing
+from experiments.lab import pretraining, statistics
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+PAPER_MAP = estimates.PAPER_MAP
+LOW_LEVEL = 0.1  # Relative error that counts as low.
+SLOPED = (
+  'attention_mse',
+  'attention_mae',
+  'attention_relative',
+  'output_mse',
+  'output_mae',
+  'output_relative',
+)
+UNITS = {
+  'attention_mse': 'squared attention weights',
+  'attention_mae': 'attention weights',
+  'attention_frobenius': 'attention weights',
+  'attention_relative': 'fraction of the Frobenius norm',
+  'output_mse': 'squared value units',
+  'output_mae': 'value units',
+  'output_frobenius': 'value units',
+  'output_relative': 'fraction of the Frobenius norm',
+  'kernel_relative_mse': 'squared kernel values',
+  'pearson': 'correlation of the entries',
+  'largest_tenth_relative': 'mean of |error| / |entry|, largest tenth',
+  'rest_relative': 'the same, other entries',
+  'negative_weights_fraction': 'fraction of the entries',
+  'algebra_residual_float64': 'rounding over the sum of absolute terms',
+  'approximation_error': 'relative output error at reference_features',
+}
+
+
+class Results(NamedTuple):
+  """Errors of the papers' map, among others.
+
+  Attributes:
+    data: the measurements of the first number of demonstrations.
+    predicted: closed forms by condition and quantity. Shapes `[D, R]`.
+  """
+
+  data: Measurements
+  predicted: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def measure(config: 'Config') -> Results:
+  predicted = closed_form.predicted(config)[PAPER_MAP.name]
+  return Results(estimates.measured(config).first, predicted)
+
+
+def slopes(
+  data: Measurements, method: Method
+) -> dict[str, dict[str, lab.Estimate]]:
+  """Fits log mean error against log R, for each condition and quantity."""
+  fit = statistics.log_slope(data.sizes(method))
+  return {
+    name: {
+      quantity: statistics.bootstrap(
+        fit, data.curve(method, condition, quantity)
+      )
+      for quantity in SLOPED
+    }
+    for name, condition in data.conditions.items()
+  }
+
+
+def errors_at(config: 'Config', results: Results) -> dict[str, lab.Estimate]:
+  """Relative output errors at the reference number of features."""
+  size = [config.reference_features]
+  return {
+    name: estimates.mean(
+      results.data.curve(PAPER_MAP, condition, 'output_relative', size)[:, 0]
+    )
+    for name, condition in results.data.conditions.items()
+  }
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  sizes, listed = config.num_features, []
+
+  def add(*arguments, **limits):
+    source = 'v1 Fig. 3 centre and right; v2 appendix'
+    listed.append(estimates.claim(*arguments, source=source, **limits))
+
+  for name, condition in results.data.conditions.items():
+
+    def errors(quantity, condition=condition):
+      return results.data.curve(PAPER_MAP, condition, quantity, sizes)
+
+    for part in ('attention', 'output'):
+      for quantity in (f'{part}_mse', f'{part}_mae'):
+        words = estimates.words(quantity)
+        add(
+          f'{words} falls with the number of features',
+          'Spearman correlation of mean error and R; at most -0.9',
+          name,
+          statistics.bootstrap(
+            lambda means: statistics.rank_correlation(means, sizes),
+            errors(quantity),
+          ),
+          at_most=-0.9,
+        )
+      add(
+        f'{estimates.words(f"{part}_mse")} falls like 1/R',
+        'slope of log mean error against log R; in [-1.15, -0.85]',
+        name,
+        statistics.bootstrap(
+          statistics.log_slope(sizes), errors(f'{part}_mse')
+        ),
+        at_least=-1.15,
+        at_most=-0.85,
+      )
+      add(
+        f'{part} error falls to a low level',
+        f'relative Frobenius error at {sizes[-1]} features; at most '
+        f'{LOW_LEVEL:g}',
+        name,
+        estimates.mean(errors(f'{part}_relative')[:, -1]),
+        at_most=LOW_LEVEL,
+      )
+  return listed
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  return {
+    'num_draws': config.num_draws,
+    'num_trained_layers': config.num_seeds,
+    'num_features': config.num_features,
+    'num_tokens': [
+      config.num_demonstrations + 1,
+      config.second_num_demonstrations + 1,
+    ],
+    'token_size': pretraining.TOKEN_DIM,
+    'interval': '95 % bootstrap percentile interval over draws; at trained '
+    'weights over layers',
+    'units': UNITS,
+    'approximation_error': errors_at(config, results),
+  }
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  return [
+    lab.Figure(
+      'errors',
+      _draw_errors(config, results),
+      'Mean squared and mean absolute error of the attention matrix and of the '
+      f'output against the number of features R ({config.num_draws} draws, '
+      '95 % intervals), at controlled norms of queries and keys and at trained '
+      'weights. Dashed: the first-order closed form.',
+    ),
+    lab.Figure(
+      'slopes',
+      _draw_slopes(results.data),
+      'Fitted slope of log error against log R: -1 is what averaging '
+      'independent draws gives; it is reached at small norms only.',
+    ),
+  ]
+
+
+def _draw_errors(config: 'Config', results: Results) -> Any:
+  """MSE, MAE and relative error against R."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(2, 3, figsize=(14, 9), sharex=True)
+  kinds = {
+    'mse': ('mean squared error', ' [value units²]'),
+    'mae': ('mean absolute error', ' [value units]'),
+    'relative': ('relative Frobenius error', ''),
+  }
+  data, sizes = results.data, config.num_features
+  for row, part in zip(axes, ('attention', 'output'), strict=True):
+    for axis, (kind, (words, unit)) in zip(row, kinds.items(), strict=True):
+      quantity, labels = f'{part}_{kind}', []
+      for i, (name, condition) in enumerate(data.conditions.items()):
+        errors = data.curve(PAPER_MAP, condition, quantity, sizes)
+        found = [estimates.mean(column) for column in errors.T]
+        estimates.error_bars(axis, sizes, found, i, lw=1.2, ls='-')
+        labels.append((found[-1].value, name, drawing.COLOURS[i]))
+      estimates.log_axes(axis, sizes)
+      limits = axis.get_ylim()
+      for i, predicted in enumerate(results.predicted.values()):
+        if quantity in predicted:
+          line = predicted[quantity].mean(axis=0)
+          look = {'color': drawing.COLOURS[i], 'lw': 1.6, 'zorder': 1}
+          axis.plot(data.sizes(PAPER_MAP), line, '--', **look)
+      axis.set_ylim(limits)
+      drawing.label_ends(axis, labels)
+      what = 'attention matrix' if part == 'attention' else 'output'
+      axis.set_title(f'{what}: {words}')
+      axis.set_ylabel(words + (unit if part == 'output' else ''))
+  for axis in axes[1]:
+    axis.set_xlabel('number of random features R')
+  figure.suptitle(
+    f'{PAPER_MAP.name.capitalize()} features against exact softmax: the error '
+    f'falls like 1/R at small norms only\n{data.caption()}\n'
+    'dashed: first-order closed form; where it is missing, it lies above the '
+    'axes',
+    fontsize=11,
+  )
+  return figure
+
+
+def _draw_slopes(data: Measurements) -> Any:
+  """Fitted exponents in every condition."""
+  import matplotlib.pyplot as plt
+
+  fits = slopes(data, PAPER_MAP)
+  figure, axis = plt.subplots(figsize=(8.6, 4.8))
+  kinds = ('attention_mse', 'output_mse', 'attention_mae', 'output_mae')
+  for i, kind in enumerate(kinds):
+    estimates.error_bars(
+      axis,
+      np.arange(len(fits)) + 0.13 * (i - 1.5),
+      [fit[kind] for fit in fits.values()],
+      i,
+      ms=5,
+      ls='',
+      mfc='white' if 'output' in kind else None,
+      label=estimates.words(kind),
+    )
+  for level, text in ((-1, 'MSE ∝ 1/R'), (-0.5, 'MAE ∝ 1/√R')):
+    axis.axhline(level, color='black', lw=0.8, ls=':')
+    axis.text(len(fits) - 0.5, level, text, va='bottom', ha='right')
+  axis.set_xticks(range(len(fits)), list(fits))
+  axis.set_xlabel('standard deviation of queries and keys')
+  axis.set_ylabel('slope of log error against log R')
+  axis.legend(loc='upper left')
+  axis.set_title(
+    f'How fast positive gaussian features approach softmax\n{data.caption()}'
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)

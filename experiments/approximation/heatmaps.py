@@ -1,0 +1,223 @@
+"""Do estimated matrices look like the exact ones, better with more features?"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import estimates
+from experiments.approximation.estimates import Condition, Measurements
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+PAPER_MAP = estimates.PAPER_MAP
+NUM_SHOWN = 4  # Draws of a scatter plot.
+PARTS = 'attention', 'output'
+
+
+class Results(NamedTuple):
+  """The papers' map with prompts of two lengths."""
+
+  first: Measurements
+  second: Measurements
+
+
+def measure(config: 'Config') -> Results:
+  data = estimates.measured(config)
+  return Results(data.first, data.second)
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  pairs = zip(results, ('v1 Figs. 4, 6 and 7', 'v1 Fig. 9'), strict=True)
+  return [
+    claim
+    for data, source in pairs
+    for condition in data.conditions.values()
+    for part in PARTS
+    for claim in _claims(config, data, condition, part, source)
+  ]
+
+
+def _claims(config, data, condition, part, source) -> list[lab.Claim]:
+  """What is claimed of one kind of matrix in one condition."""
+  size, sizes = config.reference_features, config.heatmap_features
+  tokens, listed = condition.keys.shape[1], []
+
+  def one(kind):
+    quantity = f'{part}_{kind}'
+    return data.curve(PAPER_MAP, condition, quantity, [size])[:, 0]
+
+  def add(text, statistic, estimate, **limits):
+    listed.append(
+      estimates.claim(
+        f'{text}, {tokens} tokens',
+        statistic,
+        condition.name,
+        estimate,
+        source=source,
+        **limits,
+      )
+    )
+
+  add(
+    f'{part} entries fit',
+    f'Pearson correlation of exact and estimated entries at R = {size}; at '
+    'least 0.9',
+    estimates.mean(one('pearson')),
+    at_least=0.9,
+  )
+  for kind, word in (('relative', 'relative'), ('mae', 'absolute')):
+    if (part, kind) != ('output', 'relative'):  # Outputs pass through zero.
+      add(
+        f'large {part} entries fit less well ({word})',
+        f'mean {word} error of the largest tenth minus that of the rest at R = '
+        f'{size}; above 0',
+        estimates.mean(one(f'largest_tenth_{kind}') - one(f'rest_{kind}')),
+        at_least=0,
+      )
+  errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
+  add(
+    f'{part} heatmap gets better with R',
+    'largest ratio of successive mean Frobenius errors, R = '
+    f'{", ".join(map(str, sizes))}; below 1',
+    statistics.bootstrap(
+      lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
+    ),
+    at_most=1,
+  )
+  return listed
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  drawn = []
+  for data in results:
+    *controlled, trained = data.conditions
+    names = [*(controlled[:3][1:] or controlled), trained]
+    tokens, size = data.num_tokens, config.reference_features
+    drawn += [
+      lab.Figure(
+        f'heatmaps_{part}_{tokens}_tokens',
+        _draw_heatmaps(data, names, config.heatmap_features, part),
+        f'Exact {part} matrix of {tokens} tokens, and its estimates at growing '
+        'R, for one draw; the errors beside them are of this draw.',
+      )
+      for part in PARTS
+    ]
+    caption = f'Estimated against exact entries at R = {size}, {tokens} tokens.'
+    drawing_of = _draw_entries(data, names, size)
+    drawn.append(lab.Figure(f'entries_{tokens}_tokens', drawing_of, caption))
+  return drawn
+
+
+def _estimated(data, condition, size, part) -> np.ndarray:
+  """Estimated attention matrices or outputs of all draws. `[D, n, m]`."""
+  weights = data.get(PAPER_MAP, condition, size).weights
+  return (
+    weights if part == 'attention' else weights @ np.float64(condition.values)
+  )
+
+
+def _exact(condition: Condition, part: str) -> np.ndarray:
+  _, weights, output = condition.exact()
+  return weights if part == 'attention' else output
+
+
+def _draw_heatmaps(
+  data: Measurements, names: Sequence[str], sizes: Sequence[int], part: str
+) -> Any:
+  """Exact and estimated matrices of the first draw: a row each condition."""
+  import matplotlib.pyplot as plt
+
+  shape = len(names), len(sizes) + 1
+  figure, axes = plt.subplots(
+    *shape,
+    figsize=(2.8 * shape[1] + 1.2, 2.9 * shape[0] + 0.8),
+    squeeze=False,
+  )
+  for row, name in zip(axes, names, strict=True):
+    condition = data.conditions[name]
+    exact = _exact(condition, part)[0]
+    panels = [exact]
+    panels += [_estimated(data, condition, size, part)[0] for size in sizes]
+    scale = {'vmin': min(0, exact.min()), 'vmax': exact.max()}
+    for axis, panel, size in zip(row, panels, [0, *sizes], strict=True):
+      image = axis.imshow(panel, cmap='cividis', aspect='auto', **scale)
+      axis.set_xticks([])
+      axis.set_yticks([])
+      axis.set_title(f'R = {size}' if size else 'exact softmax')
+      if size:
+        error = np.linalg.norm(panel - exact) / np.linalg.norm(exact)
+        fit = statistics.correlation(panel.ravel(), exact.ravel())
+        axis.set_xlabel(f'error {error:.0%}, Pearson {fit:.2f}', fontsize=10)
+    row[0].set_ylabel(f'{name}\nquery token')
+    row[0].set_xlabel('key token' if part == 'attention' else 'component')
+    unit = 'attention weight' if part == 'attention' else 'value units'
+    figure.colorbar(image, ax=row[-1], label=unit, extend='both')
+  figure.suptitle(
+    f'Attention {"matrix" if part == "attention" else "output"}, exact and by '
+    f'{PAPER_MAP.name} features; first draw, {data.num_tokens} tokens; colours '
+    'of a row share the exact range',
+    fontsize=11,
+  )
+  return figure
+
+
+def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
+  """Exact against estimated entries, the largest tenth marked."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    2, len(names), figsize=(3.7 * len(names), 7.6), squeeze=False
+  )
+  # Far apart, so that they come from different trained layers.
+  total = data.conditions[names[0]].keys.shape[0]
+  shown = np.linspace(0, total - 1, NUM_SHOWN).astype(int)
+  for row, part in zip(axes, PARTS, strict=True):
+    for axis, name in zip(row, names, strict=True):
+      condition = data.conditions[name]
+      exact, estimate = (
+        x[shown].reshape(NUM_SHOWN, -1)
+        for x in (
+          _exact(condition, part),
+          _estimated(data, condition, size, part),
+        )
+      )
+      cut = np.quantile(np.abs(exact), 0.9, axis=1, keepdims=True)
+      large = np.abs(exact) >= cut
+      for chosen, look in (
+        (~large, {'marker': 'o', 'ms': 2, 'color': drawing.BLUE, 'mew': 0}),
+        (large, {'marker': '^', 'ms': 4, 'color': drawing.ORANGE, 'mew': 0.7}),
+      ):
+        look |= {'mfc': 'none'} if look['mew'] else {'alpha': 0.5}
+        axis.plot(
+          exact[chosen], estimate[chosen], ls='', rasterized=True, **look
+        )
+      ends = [exact.min(), exact.max()]
+      axis.plot(ends, ends, color='black', lw=0.9)
+      if part == 'attention':
+        axis.set_xscale('log')
+        axis.set_yscale('log')
+        drawing.plain_ticks(axis.xaxis)
+        drawing.plain_ticks(axis.yaxis)
+      errors = data.get(PAPER_MAP, condition, size).errors
+      fit = condition.units(errors[f'{part}_pearson']).mean()
+      error = condition.units(errors[f'{part}_relative']).mean()
+      axis.set_title(f'{part}, {name}\nPearson {fit:.2f}, error {error:.0%}')
+      unit = 'weight' if part == 'attention' else 'output [value units]'
+      axis.set_xlabel(f'exact {unit}')
+    row[0].set_ylabel(f'estimated {unit}')
+  figure.suptitle(
+    f'Entries at R = {size}, {PAPER_MAP.name} features, {data.num_tokens} '
+    f'tokens: entries of {NUM_SHOWN} draws; Pearson and relative error: means '
+    f'of {total} draws\ntriangles: largest tenth of the entries of a draw; '
+    'line: equality',
+    fontsize=11,
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures)

@@ -1,0 +1,184 @@
+"""Queries, keys and values: of controlled norms, and of the trained layer."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lab import pretraining
+from iclcl_jax import attention, features, tasks
+from iclcl_jax.types import Array, Float, PRNGKeyArray
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+NUM_HELD_OUT = 256
+# What may stand in for the kernel of the trained layer.
+KERNELS = ('trained_directions', 'fresh_directions', 'exact_softmax')
+
+
+class Condition(NamedTuple):
+  """Queries, keys and values of every draw.
+
+  Attributes:
+    name: such as 'sd 0.5', or 'trained'.
+    queries: shape `[D, n, d_k]`.
+    keys: shape `[D, n, d_k]`.
+    values: shape `[D, n, d_v]`.
+    num_units: independent units among the draws, in order: consecutive draws
+      of one unit share the trained layer, for instance.
+  """
+
+  name: str
+  queries: np.ndarray
+  keys: np.ndarray
+  values: np.ndarray
+  num_units: int
+
+  def units(self, errors: np.ndarray) -> np.ndarray:
+    """Means over the draws `[D, ...]` of each independent unit."""
+    shape = (self.num_units, -1, *errors.shape[1:])
+    return errors.reshape(shape).mean(axis=1)
+
+  def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns exact log-kernel, attention matrices and outputs, in float64."""
+    queries, keys, values = map(np.float64, self[1:4])
+    logits = queries @ keys.swapaxes(1, 2) / keys.shape[2] ** 0.5
+    weights = np.exp(logits - logits.max(axis=2, keepdims=True))
+    weights = weights / weights.sum(axis=2, keepdims=True)
+    return logits, weights, weights @ values
+
+  def squared_norms(self, sign: int = 1) -> np.ndarray:
+    """`|q + sign k|^2 / sqrt(d_k)` of every pair. Shape `[D, n, n]`."""
+    queries, keys = np.float64(self.queries), np.float64(self.keys)
+    norms = np.sum(queries**2, 2)[:, :, None] + np.sum(keys**2, 2)[:, None]
+    products = queries @ keys.swapaxes(1, 2)
+    return np.maximum(norms + 2 * sign * products, 0) / keys.shape[2] ** 0.5
+
+
+def controlled(
+  key: PRNGKeyArray,
+  standard_deviations: Sequence[float],
+  num_draws: int,
+  num_tokens: int,
+) -> list[Condition]:
+  """Draws standard normal values, and normal queries and keys of each sd.
+
+  Args:
+    key: consumed.
+    standard_deviations: of the entries of queries and keys.
+    num_draws: number of draws `D`.
+    num_tokens: number of tokens `n`.
+
+  Returns:
+    A condition for each standard deviation: the same draws, scaled.
+  """
+  shape = 3, num_draws, num_tokens, pretraining.TOKEN_DIM
+  # One axis: several take XLA seconds to compile, for the same numbers.
+  flat = jax.random.normal(key, (math.prod(shape),), jnp.float32)
+  queries, keys, values = np.asarray(flat).reshape(shape)
+  return [
+    Condition(
+      f'sd {x:g}',
+      np.float32(x) * queries,
+      np.float32(x) * keys,
+      values,
+      num_draws,
+    )
+    for x in standard_deviations
+  ]
+
+
+class TrainedLayers(NamedTuple):
+  """The papers' layer after training, once for each seed.
+
+  Attributes:
+    condition: its queries, keys and values of held-out prompts.
+    directions: the directions it was trained with, for every draw. Shape
+      `[D, R, d]`.
+    losses: held-out loss of each seed over the loss of predicting zero, by
+      what stands in for the kernel. Shapes `[S]`.
+  """
+
+  condition: Condition
+  directions: Float[Array, 'D R d']
+  losses: dict[str, np.ndarray]
+
+
+def trained(
+  config: 'Config', key: PRNGKeyArray, num_demonstrations: int
+) -> TrainedLayers:
+  """Trains the papers' layer, and lets it read held-out prompts.
+
+  Args:
+    config: settings.
+    key: consumed.
+    num_demonstrations: demonstrations `N` of a prompt; the query is one more.
+
+  Returns:
+    The `TrainedLayers`.
+  """
+  count = config.reference_features
+  roots = jax.random.split(key, (config.num_seeds, 4))
+  runs = pretraining.init_runs(roots[:, 0], num_features=count)
+  fresh = pretraining.init_runs(roots[:, 3], num_features=count).phi
+  seeds = pretraining.Seeds(runs, roots[:, 1], roots[:, 2])
+  prompts = pretraining.Prompts(num_demonstrations=num_demonstrations)
+  params, _ = pretraining.pretrain(
+    seeds,
+    prompts,
+    num_epochs=config.num_epochs,
+    learning_rate=config.learning_rate,
+  )
+  per_seed = config.num_draws // config.num_seeds
+  held_out = prompts.held_out(seeds, max(NUM_HELD_OUT, per_seed))
+  losses = jax.jit(jax.vmap(_losses))(params, runs.phi, fresh, held_out)
+  tokens = held_out.tokens[:, :per_seed]
+  shape = config.num_draws, num_demonstrations + 1, -1
+  rows = [np.asarray(tokens @ x[:, None]).reshape(shape) for x in params]
+  return TrainedLayers(
+    Condition('trained', *rows, num_units=config.num_seeds),
+    jnp.repeat(runs.phi.projection, per_seed, axis=0),
+    {name: np.asarray(losses[name], np.float64) for name in KERNELS},
+  )
+
+
+def _losses(
+  params: pretraining.LayerParams,
+  phi: features.PositiveFeatures,
+  fresh: features.PositiveFeatures,
+  prompts: tasks.RegressionPrompt,
+) -> dict[str, Any]:
+  """Held-out losses of one seed over the loss of predicting zero."""
+
+  def softmax_error(prompt):
+    query, keys, values = pretraining.project(params, prompt.tokens)
+    output = attention.softmax_attention(query, keys, values)
+    error = output[-pretraining.LABEL_DIM :] - prompt.target
+    return jnp.mean(error**2)
+
+  losses = (
+    pretraining.evaluate(params, phi, prompts),
+    pretraining.evaluate(params, fresh, prompts),
+    jnp.mean(jax.lax.map(softmax_error, prompts)),
+  )
+  zero = jnp.mean(prompts.target**2)
+  return {k: loss / zero for k, loss in zip(KERNELS, losses, strict=True)}
+
+
+def conditions(
+  config: 'Config', key: PRNGKeyArray, num_demonstrations: int
+) -> tuple[list[Condition], TrainedLayers]:
+  """Controlled norms, then the trained layer."""
+  key_controlled, key_trained = jax.random.split(key)
+  layers = trained(config, key_trained, num_demonstrations)
+  listed = controlled(
+    key_controlled,
+    config.standard_deviations,
+    config.num_draws,
+    num_demonstrations + 1,
+  )
+  return [*listed, layers.condition], layers

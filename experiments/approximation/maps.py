@@ -1,0 +1,236 @@
+"""How do the feature maps compare, at equal directions and equal features?
+
+Geometric means and medians, since the mean error of a map with negative weights
+is infinite: its normaliser may vanish.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import estimates, falling
+from experiments.approximation.estimates import Data, Measurements, Method
+from experiments.lab import figures as drawing
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+PAPER_MAP = estimates.PAPER_MAP
+COMPARED = 'attention_mse'
+VIEWS = 'directions', 'features'
+
+
+def measure(config: 'Config') -> Data:
+  return estimates.measured(config)
+
+
+def comparisons(config: 'Config', data: Measurements) -> list[dict[str, Any]]:
+  """Each map's error over that of the papers': geometric means over R."""
+  sizes = config.num_features
+
+  def ratio(method, condition, divisor):
+    shown = [size // divisor for size in sizes]
+    logs = np.log(data.draws(method, condition, COMPARED, shown))
+    base = np.log(data.draws(PAPER_MAP, condition, COMPARED, sizes))
+    ratios = np.exp(condition.units(logs - base).mean(axis=1))
+    return estimates.geometric_mean(ratios)
+
+  return [
+    {
+      'map': method.name,
+      'condition': name,
+      f'{COMPARED}_ratio_at_equal_directions': ratio(method, condition, 1),
+      f'{COMPARED}_ratio_at_equal_features': ratio(
+        method, condition, method.features_per_direction
+      ),
+    }
+    for method in data.methods.values()
+    for name, condition in data.conditions.items()
+  ]
+
+
+def _errors_at(
+  data: Measurements, method: Method, size: int
+) -> dict[str, dict[str, lab.Estimate]]:
+  """Mean errors at one number of directions, by condition."""
+  return {
+    name: {
+      quantity: estimates.mean(condition.units(errors))
+      for quantity, errors in data.get(method, condition, size).errors.items()
+    }
+    for name, condition in data.conditions.items()
+  }
+
+
+def _norms(condition: estimates.Condition) -> dict[str, float]:
+  """Quantiles of what the variance of positive features grows with."""
+  squares = condition.squared_norms()
+  return {
+    'mean': float(squares.mean()),
+    'median': float(np.median(squares)),
+    'quantile_90': float(np.quantile(squares, 0.9)),
+    'max': float(squares.max()),
+  }
+
+
+def summary(config: 'Config', results: Data) -> dict[str, Any]:
+  data, size = results.first, config.reference_features
+  methods = estimates.METHODS
+  return {
+    f'errors_at_{size}_directions': {
+      m.name: _errors_at(data, m, size) for m in methods
+    },
+    'squared_norm_of_sum_over_sqrt_dim': {
+      name: _norms(condition) for name, condition in data.conditions.items()
+    },
+    'slope_of_log_error_per_log_direction': {
+      m.name: falling.slopes(data, m) for m in methods
+    },
+    'map_comparisons': comparisons(config, data),
+  }
+
+
+def metrics(config: 'Config', results: Data) -> list[dict[str, Any]]:
+  """One row for each map, number of directions, condition and quantity."""
+  del config
+  rows = []
+  for data in (results.first, results.second):
+    for (name, condition, size), record in data.records.items():
+      row = {
+        'map': name,
+        'condition': condition,
+        'num_tokens': data.num_tokens,
+        'num_directions': size,
+        'num_features': size * record.method.features_per_direction,
+      }
+      for quantity, errors in record.errors.items():
+        row[quantity] = float(np.mean(errors))
+        row[f'{quantity}_median'] = float(np.median(errors))
+      rows.append(row)
+  return rows
+
+
+def tables(config: 'Config', results: Data) -> dict[str, Any]:
+  """Attention error over that of the papers' map, by map and condition."""
+  rows: dict[str, dict[str, Any]] = {}
+  for row in comparisons(config, results.first):
+    cells = rows.setdefault(row['map'], {'map': row['map']})
+    for view in VIEWS:
+      ratio = row[f'{COMPARED}_ratio_at_equal_{view}'].value
+      cells[f'{row["condition"]}, equal {view}'] = ratio
+  return {'maps': list(rows.values())}
+
+
+def figures(config: 'Config', results: Data) -> list[lab.Figure]:
+  data = results.first
+  return [
+    lab.Figure(
+      'all_maps',
+      _draw_all(config, data),
+      'Median relative error of the output against R for all feature maps, at '
+      'equal numbers of directions and of features.',
+    ),
+    lab.Figure(
+      'maps_compared',
+      _draw_compared(config, data),
+      'Error of each feature map over that of positive gaussian features, at '
+      'equal numbers of directions and of features; below 1 is better.',
+    ),
+  ]
+
+
+def _draw_all(config: 'Config', data: Measurements) -> Any:
+  """Relative output error of every map against R."""
+  import matplotlib.pyplot as plt
+
+  *controlled, trained = data.conditions
+  names, sizes = [*controlled[:3], trained], config.num_features
+  figure, axes = plt.subplots(
+    2,
+    len(names),
+    figsize=(4.7 * len(names), 9),
+    squeeze=False,
+    sharey='col',
+  )
+  for row, view in zip(axes, VIEWS, strict=True):
+    for axis, name in zip(row, names, strict=True):
+      labels = []
+      for i, method in enumerate(estimates.METHODS):
+        divisor = method.features_per_direction if view == 'features' else 1
+        shown = [size // divisor for size in sizes]
+        errors = data.curve(
+          method, data.conditions[name], 'output_relative', shown
+        )
+        value = np.median(errors, axis=0)
+        look = {**drawing.look(i), 'ls': '-', 'ms': 4, 'lw': 1.2}
+        look.pop('linestyle')
+        axis.plot(sizes, value, **look)
+        labels.append((value[-1], _short(method), look['color']))
+      estimates.log_axes(axis, sizes)
+      drawing.label_ends(axis, labels)
+      axis.set_title(f'{name}, equal {view}')
+      axis.set_xlabel(f'number of {view}')
+    row[0].set_ylabel('relative error of the output (median)')
+  figure.suptitle(
+    'All feature maps against exact softmax. pos: positive, hyp: hyperbolic, '
+    'trig: trigonometric; G: gaussian, O: orthogonal, S: simplex, '
+    f'S+: simplex+\n{data.caption().split(";")[0]}; medians over draws '
+    '(trained: over seeds)',
+    fontsize=11,
+  )
+  return figure
+
+
+def _short(method: Method) -> str:
+  family, projection = method.name.split()
+  family = {'positive': 'pos', 'hyperbolic': 'hyp', 'trigonometric': 'trig'}[
+    family
+  ]
+  letter = projection[0].upper() + '+' * projection.endswith('+')
+  return f'{family} {letter}'
+
+
+def _draw_compared(config: 'Config', data: Measurements) -> Any:
+  """Error of each map over that of the papers' map, at equal cost."""
+  import matplotlib.pyplot as plt
+
+  names, rows = list(data.conditions), comparisons(config, data)
+  figure, axes = plt.subplots(
+    1,
+    len(names),
+    figsize=(2.3 * len(names) + 2.5, 5),
+    sharey=True,
+    squeeze=False,
+  )
+  looks = (
+    {'offset': -0.14, 'fmt': 'o', 'color': drawing.BLUE},
+    {'offset': 0.14, 'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'},
+  )
+  for axis, name in zip(axes[0], names, strict=True):
+    for view, look in zip(VIEWS, looks, strict=True):
+      shown = {
+        row['map']: row[f'{COMPARED}_ratio_at_equal_{view}']
+        for row in rows
+        if row['condition'] == name
+      }
+      drawing.forest(
+        axis, shown, reference=1, label=f'equal number of {view}', **look
+      )
+    axis.set_xscale('log')
+    axis.set_title(name)
+    axis.grid(alpha=0.25, lw=0.5)
+    axis.set_xlabel('error ratio')
+  handles = axes[0, 0].get_legend_handles_labels()
+  figure.legend(*handles, loc='outside lower center', ncols=2)
+  figure.suptitle(
+    f'{estimates.words(COMPARED)} over that of {PAPER_MAP.name} features (left '
+    f'of 1: better), geometric means over R\n{data.caption()}',
+    fontsize=11,
+  )
+  return figure
+
+
+PART = lab.Part(
+  measure, figures=figures, summary=summary, tables=tables, metrics=metrics
+)

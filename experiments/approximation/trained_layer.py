@@ -1,0 +1,125 @@
+"""Is the trained layer softmax attention in disguise?"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.approximation import estimates, inputs
+from experiments.lab import figures as drawing
+
+if TYPE_CHECKING:
+  from experiments.approximation import Config
+
+
+class Results(NamedTuple):
+  """The trained layers beside controlled norms.
+
+  Attributes:
+    layers: the trained layers.
+    own: how they compare with softmax through their own directions.
+    conditions: all inputs, the trained ones last.
+  """
+
+  layers: inputs.TrainedLayers
+  own: estimates.Record
+  conditions: list[estimates.Condition]
+
+
+def measure(config: 'Config') -> Results:
+  data = estimates.measured(config)
+  layers = data.layers
+  (own,) = estimates.compare(
+    estimates.PAPER_MAP, layers.directions, [layers.condition]
+  )
+  return Results(layers, own, list(data.first.conditions.values()))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  losses = results.layers.losses
+  return [
+    estimates.claim(
+      f'trained layer works as well with {name.replace("_", " ")}',
+      'held-out loss over that with the trained directions, geometric mean '
+      'over layers; at most 1.1',
+      'trained',
+      estimates.geometric_mean(losses[name] / losses['trained_directions']),
+      source='control, not in the papers',
+      at_most=1.1,
+    )
+    for name in ('fresh_directions', 'exact_softmax')
+  ]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  size = config.reference_features
+  return {
+    'trained_layer': {
+      'held_out_loss_ratio': {
+        name: estimates.geometric_mean(losses)
+        for name, losses in results.layers.losses.items()
+      },
+      f'errors_with_trained_directions_at_{size}': {
+        name: estimates.mean(results.layers.condition.units(errors))
+        for name, errors in results.own.errors.items()
+      },
+    }
+  }
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  del config
+  caption = (
+    'Norms at which the trained layers work, and their held-out loss with the '
+    'directions of training, with fresh ones, and with exact softmax: the '
+    'trained layer is no approximation of softmax attention.'
+  )
+  return [lab.Figure('trained_layer', _draw(results), caption)]
+
+
+def _draw(results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2))
+  looks = list(zip(drawing.COLOURS, drawing.MARKERS, strict=True))
+  for i, condition in enumerate(results.conditions):
+    colour, marker = looks[i % len(looks)]
+    squares = np.sort(condition.squared_norms().ravel())
+    left.plot(squares, np.linspace(0, 1, squares.size), color=colour, lw=1.6)
+    level = 0.12 + 0.14 * i
+    x = np.quantile(squares, level)
+    left.plot(x, level, marker, color=colour)
+    left.annotate(f' {condition.name}', (x, level), color=colour, va='top')
+  left.set_xscale('log')
+  left.axvspan(4, left.get_xlim()[1], color='0.9', zorder=0)
+  left.set_xlabel(
+    'v = |q + k|²/√d of a pair; relative variance is (exp(v) − 1)/R'
+  )
+  left.set_ylabel('fraction of pairs below')
+  left.set_title(
+    'Training drives |q + k| out of the regime of random features\n'
+    'grey: a kernel value needs over 5000 directions for an error of 10 %'
+  )
+  losses = results.layers.losses
+  values = np.array(list(losses.values()))
+  right.plot(range(3), values, '-', color='0.75', lw=0.8)
+  for i, row in enumerate(values):
+    colour, marker = looks[i]
+    right.plot(np.full(row.size, i), row, marker, color=colour, ms=5)
+    mean = np.exp(np.mean(np.log(row)))
+    right.text(i + 0.08, mean, f'{mean:.2f}', va='center')
+  right.axhline(1, color='black', lw=0.8, ls=':')
+  right.text(-0.35, 1.05, 'predicting zero', fontsize=10)
+  right.set_xticks(range(3), [name.replace('_', ' ') for name in losses])
+  right.set_xlim(-0.4, 2.5)
+  right.set_yscale('log')
+  right.set_ylabel('held-out loss / loss of predicting zero')
+  right.set_title(
+    f'{values.shape[1]} trained layers (joined by lines; number: geometric '
+    'mean)\nsame weights, another kernel'
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)
