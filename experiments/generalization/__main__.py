@@ -1,0 +1,3 @@
+from experiments import generalization, lab
+
+lab.main(generalization)

@@ -1,0 +1,359 @@
+"""How does the largest gap fall with N, and does every bound hold?"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.generalization import distribution
+from experiments.generalization.distribution import Known
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from iclcl_jax import bounds, features, kernels
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.generalization import Config
+
+RADIUS = 1.0
+KINDS = {'features': 'random features', 'softmax': 'exact softmax kernel'}
+THEOREM = 'arXiv:2310.13220v2, Theorem 3.2'
+
+
+class Gap(NamedTuple):
+  """The largest gap and what bounds it, of one sample or of all `[S, D]`.
+
+  Attributes:
+    supremum: largest gap over the Frobenius ball.
+    expected: bound of its expectation, `w sqrt(E[|v|^2 k] / N)`.
+    complexity: complexity term of the bound with explicit constants.
+    confidence: its confidence term.
+    published: the published complexity term, without the factor d.
+  """
+
+  supremum: Float[Array, '']
+  expected: Float[Array, '']
+  complexity: Float[Array, '']
+  confidence: Float[Array, '']
+  published: Float[Array, '']
+
+  @property
+  def total(self) -> Float[Array, '']:
+    """The bound."""
+    return self.complexity + self.confidence
+
+
+class Results(NamedTuple):
+  """By number of demonstrations.
+
+  Attributes:
+    gaps: by map or kernel, one of `KINDS`.
+    monte_carlo: estimates of the Rademacher complexity, random features, on
+      the first samples of each seed. Shape `[S, _]`.
+  """
+
+  gaps: Mapping[int, Mapping[str, Gap]]
+  monte_carlo: Mapping[int, np.ndarray]
+
+
+def measure(config: 'Config') -> Results:
+  return Results(gaps(config), _complexities(config))
+
+
+@lab.once
+@lab.float64_on_host()
+def gaps(config: 'Config') -> Mapping[int, Mapping[str, Gap]]:
+  """The largest gaps of all samples, by N and by map or kernel."""
+  settings, by_size, _ = distribution.drawn(config)
+  known = distribution.known(settings, config.width)
+
+  def of_kind(fn, samples):
+    fn = functools.partial(fn, delta=config.delta)
+    return distribution.over_samples(fn)(known, samples)
+
+  return {
+    size: {
+      'features': of_kind(_feature_gap, samples),
+      'softmax': of_kind(_kernel_gap, samples),
+    }
+    for size, samples in by_size.items()
+  }
+
+
+def _feature_gap(
+  known: Known,
+  inputs: Float[Array, 'N d_k'],
+  signs: Float[Array, 'N d_v'],
+  delta: float,
+) -> Gap:
+  """Supremum and bounds for one sample, random features."""
+  phi = features.PositiveFeatures(known.setting.projection)
+  values = distribution.values(known.setting.mixing, inputs, signs)
+  sample = bounds.mean_embedding(phi, inputs, values)
+  supremum = bounds.gap_supremum(phi, known.population, sample, radius=RADIUS)
+  return _gap(phi, inputs, values, known.features, supremum.value, delta)
+
+
+def _kernel_gap(
+  known: Known,
+  inputs: Float[Array, 'N d_k'],
+  signs: Float[Array, 'N d_v'],
+  delta: float,
+) -> Gap:
+  """Supremum and bounds for one sample, exact softmax kernel.
+
+  The square of the norm of the difference of the means, in three parts.
+  """
+  kernel = kernels.ExponentialKernel()
+  mixing = known.setting.mixing
+  values = distribution.values(mixing, inputs, signs)
+  means = jax.vmap(distribution.kernel_mean, (None, 0))(mixing, inputs)
+  cross = jnp.mean(jnp.sum(values * means, axis=1))
+  square = distribution.kernel_mean_square() - 2 * cross
+  square = square + kernel_norm(kernel, inputs, values) ** 2
+  supremum = RADIUS * jnp.sqrt(square)
+  return _gap(kernel, inputs, values, known.softmax, supremum, delta)
+
+
+def kernel_norm(kernel, inputs, values, mask=None) -> Float[Array, '']:
+  """The norm of the mean embedding of one sample."""
+  sample = bounds.mean_embedding(kernel, inputs, values, mask=mask)
+  nothing = bounds.mean_embedding(kernel, inputs[:1], 0 * values[:1])
+  return bounds.gap_supremum(kernel, nothing, sample, radius=1.0).value
+
+
+def _gap(phi, inputs, values, constants, supremum, delta) -> Gap:
+  """The supremum beside all bounds of the library."""
+  options = {'radius': RADIUS, 'delta': delta}
+  bound = bounds.generalization_bound(
+    phi, inputs, values, loss_bound=constants.loss_bound, **options
+  )
+  known = bounds.one_sided_bound(
+    constants.second_moment,
+    inputs.shape[0],
+    loss_bound=constants.loss_bound,
+    **options,
+  )
+  published = bounds.published_bound(
+    phi,
+    inputs,
+    value_bound=constants.value_bound,
+    dimension_factor=1.0,
+    **options,
+  )
+  return Gap(
+    supremum,
+    known.complexity.value,
+    bound.complexity.value,
+    bound.confidence.value,
+    published.complexity.value,
+  )
+
+
+@lab.float64_on_host()
+def _complexities(config: 'Config') -> dict[int, np.ndarray]:
+  """Monte-Carlo estimates of the empirical Rademacher complexity."""
+  settings, by_size, _ = distribution.drawn(config)
+  known = distribution.known(settings, config.width)
+  key = jax.random.key(config.seed)
+
+  def complexity(known, inputs, signs):
+    draws = bounds.rademacher_draws(
+      key,
+      features.PositiveFeatures(known.setting.projection),
+      inputs,
+      distribution.values(known.setting.mixing, inputs, signs),
+      radius=RADIUS,
+      num_draws=config.num_signs,
+    )
+    return jnp.mean(draws.value)
+
+  few = config.num_sign_samples
+  return {
+    size: distribution.over_samples(complexity)(
+      known, jax.tree.map(lambda x: x[:, :few], samples)
+    )
+    for size, samples in by_size.items()
+  }
+
+
+def curves(found: Mapping[int, Mapping[str, Gap]], kind: str) -> Gap:
+  """Means over samples, by seed and N. Shapes `[S, n]`."""
+  rows = [x[kind] for x in found.values()]
+  return jax.tree.map(lambda *x: np.stack([y.mean(1) for y in x], 1), *rows)
+
+
+def slope(sizes: Any, rows: np.ndarray) -> lab.Estimate:
+  """Slope of log rows `[S, n]` against log sizes: mean over seeds."""
+  return statistics.mean(statistics.log_slope(sizes)(rows))
+
+
+def claim(name: str, text: str, statistic: str, estimate: Any, **limits: Any):
+  """A claim about Theorem 3.2."""
+  return lab.Claim(
+    id=f'generalization/{name}',
+    source=THEOREM,
+    claim=text,
+    statistic=statistic,
+    estimate=estimate,
+    **limits,
+  )
+
+
+def _shares(results: Results, kind: str) -> dict[str, np.ndarray]:
+  """Supremum over bound by N, seed and sample. Shapes `[n, S, D]`."""
+  rows = [x[kind] for x in results.gaps.values()]
+  return {
+    'total': np.stack([x.supremum / x.total for x in rows]),
+    'complexity_term': np.stack([x.supremum / x.complexity for x in rows]),
+  }
+
+
+def _tightness(results: Results) -> np.ndarray:
+  """Monte-Carlo complexity over its closed form on the same samples `[S]`."""
+  shares = []
+  for size, found in results.monte_carlo.items():
+    closed_form = results.gaps[size]['features'].complexity / 2
+    shares.append(np.mean(found / closed_form[:, : found.shape[1]], axis=1))
+  return np.mean(shares, axis=0)
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  listed = []
+  for kind, words in KINDS.items():
+    found, shares = curves(results.gaps, kind), _shares(results, kind)
+    exceeds = (
+      f'share of samples whose largest gap exceeds it; at most {config.delta:g}'
+    )
+    listed += [
+      claim(
+        f'rate_{kind}',
+        f'the largest gap over the ball falls like N^-1/2: {words}',
+        'slope of log mean supremum against log N; in [-0.6, -0.4]',
+        slope(list(results.gaps), found.supremum),
+        at_least=-0.6,
+        at_most=-0.4,
+      ),
+      claim(
+        f'holds_{kind}',
+        f'the bound with explicit constants holds for all weights: {words}',
+        exceeds,
+        statistics.proportion(shares['total'] > 1),
+        at_most=config.delta,
+      ),
+      claim(
+        f'complexity_term_{kind}',
+        f'already its complexity term alone bounds the gap: {words}',
+        exceeds,
+        statistics.proportion(shares['complexity_term'] > 1),
+        at_most=config.delta,
+      ),
+      claim(
+        f'expected_{kind}',
+        'the mean of the largest gap lies below w sqrt(E[|v|^2 k(k,k)] / N), '
+        f'without factor 2: {words}',
+        'their ratio, mean over N; at most 1',
+        statistics.mean(np.mean(found.supremum / found.expected, axis=1)),
+        at_most=1,
+      ),
+    ]
+  tight = claim(
+    'complexity_tight',
+    'the closed form of the complexity is tight up to sqrt(2), and above it',
+    'Monte-Carlo complexity over closed form, mean over N; in [0.707, 1]',
+    statistics.mean(_tightness(results)),
+    at_least=2**-0.5,
+    at_most=1,
+  )
+  return [*listed, tight]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  return {
+    'num_seeds': config.num_seeds,
+    'supremum_over_bound_largest': {
+      kind: {name: float(x.max()) for name, x in _shares(results, kind).items()}
+      for kind in KINDS
+    },
+  }
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  """One row for each map or kernel and N; numbers by seed."""
+  del config
+  return [
+    {'kind': kind, 'num_demonstrations': size}
+    | {k: x[:, i] for k, x in curves(results.gaps, kind)._asdict().items()}
+    for kind in KINDS
+    for i, size in enumerate(results.gaps)
+  ]
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  caption = (
+    'Largest gap between the representation loss and its mean over N '
+    'demonstrations, over all weights of Frobenius norm at most 1, in closed '
+    'form with exact expectations (black), and what bounds it: its expectation '
+    'by w sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound '
+    'with explicit constants (blue; black crosses: twice the Rademacher '
+    'complexity by Monte Carlo), both terms together (grey), '
+    'and the published complexity term with its constant set to 1 (orange). '
+    f'Means over {config.num_samples} samples for each of {config.num_seeds} '
+    'distributions and feature maps; bands are 95 % t-intervals over these. '
+    f'Values have width {config.width}, keys are uniform in a cube.'
+  )
+  return [lab.Figure('gap', _draw(config, results), caption)]
+
+
+def band(
+  axis: Any, x: Any, rows: np.ndarray, colour: str, line: str, label: str
+) -> None:
+  """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
+  found = [statistics.mean(column) for column in rows.T]
+  look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
+  drawing.band(axis, x, found, **look)
+
+
+def log_axes(axis: Any, x: Any) -> None:
+  """Makes both axes logarithmic, with a tick at every size."""
+  axis.set_xscale('log', base=2)
+  axis.set_yscale('log')
+  axis.set_xticks(list(x), [str(t) for t in x])
+  axis.minorticks_off()
+
+
+def _draw(config: 'Config', results: Results) -> Any:
+  """Largest gap against N, with every bound."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
+  sizes = list(results.gaps)
+  for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):
+    found = curves(results.gaps, kind)
+    draw = functools.partial(band, axis, sizes)
+    draw(found.total, drawing.GREY, 'D-', 'bound, both terms')
+    label = 'published form, with d = d_v'
+    draw(config.width * found.published, drawing.ORANGE, '^--', label)
+    draw(found.published, drawing.ORANGE, 'v:', 'published form, d = 1')
+    draw(found.complexity, drawing.BLUE, 's-', 'bound, complexity term')
+    if kind == 'features':
+      estimated = [x.mean(axis=1) for x in results.monte_carlo.values()]
+      label = '2 x complexity, Monte Carlo'
+      draw(2 * np.stack(estimated, axis=1), drawing.BLACK, 'x:', label)
+    draw(found.supremum, drawing.BLACK, 'o-', 'largest gap, measured')
+    draw(found.expected, drawing.GREEN, '+--', 'bound of the mean gap')
+    log_axes(axis, sizes)
+    axis.set_title(f'{words}: slope {slope(sizes, found.supremum):.2f}')
+    axis.set_xlabel('number of demonstrations N')
+  axes[0].set_ylabel('representation loss, ball of radius 1')
+  figure.legend(
+    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

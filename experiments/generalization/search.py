@@ -1,0 +1,209 @@
+"""Does a search of the ball find weights that violate the bound?"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.generalization import bound, distribution
+from experiments.generalization.distribution import Known
+from experiments.lab import figures as drawing
+from iclcl_jax import bounds, features
+from iclcl_jax.types import Array, DualState, Float
+
+if TYPE_CHECKING:
+  from experiments.generalization import Config
+
+RADIUS = bound.RADIUS
+
+
+class Tried(NamedTuple):
+  """Largest gap of the weights tried on one sample, or on all `[S, D]`.
+
+  Attributes:
+    gaussian: best of Gaussian directions.
+    rank_one: best of directions `u phi(x)^T`.
+    one_step: weights of one gradient step on the demonstrations.
+    worst: the worst weights, in closed form.
+  """
+
+  gaussian: Float[Array, '']
+  rank_one: Float[Array, '']
+  one_step: Float[Array, '']
+  worst: Float[Array, '']
+
+
+class Results(NamedTuple):
+  """By number of demonstrations, random features.
+
+  Attributes:
+    tried: gaps that were found.
+    gaps: the largest ones in closed form, and their bounds.
+  """
+
+  tried: Mapping[int, Tried]
+  gaps: Mapping[int, bound.Gap]
+
+
+@lab.float64_on_host()
+def measure(config: 'Config') -> Results:
+  settings, by_size, _ = distribution.drawn(config)
+  known = distribution.known(settings, config.width)
+  key = jax.random.key(config.seed)
+
+  def try_weights(known, inputs, signs):
+    # Fresh weights for each sample, from its own bits.
+    bits = jax.lax.bitcast_convert_type(inputs[0, 0], np.uint32)[0]
+    own = jax.random.fold_in(key, bits)
+    return search(own, known, inputs, signs, config.num_weights)
+
+  tried = {
+    size: distribution.over_samples(try_weights)(known, samples)
+    for size, samples in by_size.items()
+  }
+  gaps = bound.gaps(config)
+  return Results(tried, {size: gaps[size]['features'] for size in gaps})
+
+
+def search(
+  key: Array,
+  known: Known,
+  inputs: Float[Array, 'N d_k'],
+  signs: Float[Array, 'N d_v'],
+  num_weights: int,
+) -> Tried:
+  """Searches the ball for weights whose gap is large.
+
+  The weights of one step and the worst ones go through both losses, which
+  share no code with the supremum.
+  """
+  phi = features.PositiveFeatures(known.setting.projection)
+  values = distribution.values(known.setting.mixing, inputs, signs)
+  sample: Any = bounds.mean_embedding(phi, inputs, values)
+  mean = sample.weights * jnp.exp(sample.log_scale)[None]
+  difference = mean - known.population.weights
+  key_normal, key_values, key_inputs = jax.random.split(key, 3)
+  count = num_weights // 2
+  gaussian = jax.random.normal(key_normal, (count, *mean.shape), mean.dtype)
+  left = jax.random.normal(key_values, (count, mean.shape[0]), mean.dtype)
+  right = jax.random.uniform(
+    key_inputs, (count, inputs.shape[1]), mean.dtype, -1.0, 1.0
+  )
+  rank_one = left[:, :, None] * jax.vmap(phi)(right)[:, None, :]
+
+  def gaps(directions):
+    norms = jnp.sqrt(jnp.sum(directions**2, axis=(1, 2)))
+    products = jnp.sum(directions * difference[None], axis=(1, 2))
+    return RADIUS * jnp.max(products / norms)
+
+  def through_losses(direction):
+    weights = RADIUS * direction / jnp.linalg.norm(direction)
+    zeros = jnp.zeros(weights.shape[1], weights.dtype)
+    state = DualState(weights, zeros, zeros)
+    return bounds.expected_loss(
+      phi, state, known.population
+    ) - bounds.representation_loss(phi, state, inputs, values)
+
+  return Tried(
+    gaps(gaussian),
+    gaps(rank_one),
+    through_losses(mean),
+    through_losses(difference),
+  )
+
+
+def _over(results: Results, name: str) -> Tried:
+  """Gaps that were found, over a field of `bound.Gap`. Shapes `[n, S, D]`."""
+  whole = np.stack([getattr(x, name) for x in results.gaps.values()])
+  stacked = zip(*results.tried.values(), strict=True)
+  return Tried(*(np.stack(x) / whole for x in stacked))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  over = _over(results, 'supremum')
+  excess = max(float(np.max(x)) for x in over) - 1
+  off = float(np.max(np.abs(over.worst - 1)))
+  return [
+    bound.claim(
+      'search',
+      'a search of the ball finds no weights that violate the bound',
+      'largest gap of all weights tried over the bound; below 1',
+      lab.exactly(np.max(_over(results, 'total'))),
+      at_most=1,
+    ),
+    bound.claim(
+      'supremum',
+      'no weights tried exceed the supremum in closed form, and the worst ones '
+      'attain it',
+      'largest relative excess, or distance of the worst; at most 1e-9',
+      lab.exactly(np.maximum(excess, off)),
+      at_most=1e-9,
+    ),
+  ]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  num_samples = config.num_seeds * config.num_samples * len(results.tried)
+  largest = _over(results, 'total')._asdict()
+  return {
+    'search': {
+      'num_samples': num_samples,
+      'num_weights': num_samples * (config.num_weights + 2),
+      'largest_gap_over_bound': {k: float(x.max()) for k, x in largest.items()},
+    }
+  }
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  tried = summary(config, results)['search']
+  caption = (
+    'Search for a violation of the bound: largest ratio of gap to bound over '
+    f'all {config.num_seeds * config.num_samples} samples at each N, random '
+    'features. On each sample: the worst weights of the ball in closed form, '
+    'the weights that one gradient step on its demonstrations finds, and the '
+    f'best of {config.num_weights} random weights, half of them of rank one. '
+    f'{tried["num_weights"]} weights in all. Right: the same relative to the '
+    'complexity term alone, which bounds the gap only together with the '
+    'confidence term.'
+  )
+  return [lab.Figure('search', _draw(results), caption)]
+
+
+def _draw(results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  looks = {
+    'worst': ('worst weights, closed form', drawing.BLACK, 'o'),
+    'one_step': ('weights of one gradient step', drawing.BLUE, 's'),
+    'rank_one': ('best of random rank one', drawing.ORANGE, '^'),
+    'gaussian': ('best of Gaussian', drawing.GREEN, 'v'),
+  }
+  panels = (
+    ('total', 'bound, both terms', 'violation above here'),
+    ('complexity', 'complexity term alone', 'equal to the term'),
+  )
+  figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
+  sizes = list(results.tried)
+  for axis, (field, title, words) in zip(axes, panels, strict=True):
+    over = _over(results, field)
+    for name, (label, colour, marker) in looks.items():
+      largest = getattr(over, name).max(axis=(1, 2))
+      axis.plot(sizes, largest, f'{marker}-', color=colour, label=label)
+    axis.axhline(1, color=drawing.GREY, linestyle='--')
+    axis.text(sizes[-1], 1.12, words, color='#555555', ha='right')
+    bound.log_axes(axis, sizes)
+    axis.set_ylim(top=2)
+    axis.set_xlabel('number of demonstrations N')
+    axis.set_title(f'relative to the {title}')
+  axes[0].set_ylabel('largest gap found / bound')
+  figure.legend(
+    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)

@@ -1,0 +1,195 @@
+"""What happens where the mean of the kernel is infinite?"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.generalization import bound, distribution
+from experiments.lab import figures as drawing
+from iclcl_jax import bounds, kernels
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.generalization import Config
+
+LIGHT_SCALE = 0.5
+
+
+class Regime(NamedTuple):
+  """Keys of one distribution, one run or all `[S, ...]`.
+
+  Attributes:
+    log_trace: log of `Tr K / N`, by N. Shape `[_]`.
+    gap: largest gap of independent signs, by N. Shape `[_]`.
+  """
+
+  log_trace: Float[Array, ' _']
+  gap: Float[Array, ' _']
+
+
+Results = Mapping[str, Regime]
+
+
+def scales(config: 'Config') -> dict[str, float]:
+  """Standard deviations of keys by regime; 0 for uniform in the cube."""
+  return {'bounded': 0.0, 'light': LIGHT_SCALE, 'heavy': config.heavy_scale}
+
+
+def sizes(config: 'Config') -> np.ndarray:
+  """Numbers of keys of the running trace: powers of two."""
+  top = int(np.log2(config.trace_demonstrations))
+  return np.append(2 ** np.arange(4, top), config.trace_demonstrations)
+
+
+@lab.float64_on_host()
+def measure(config: 'Config') -> Results:
+  """Traces and gaps of bounded, light and heavy keys."""
+  root = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
+  run = functools.partial(
+    unsettled,
+    scales=scales(config),
+    sizes=sizes(config),
+    gap_sizes=config.num_demonstrations,
+  )
+  mapped = lab.compile_quickly(
+    lambda x: jax.lax.map(lambda seed: run(jax.random.fold_in(root, seed)), x)
+  )
+  return jax.device_get(mapped(np.arange(config.num_traces)))
+
+
+def unsettled(
+  key: Array,
+  *,
+  scales: Mapping[str, float],
+  sizes: Any,
+  gap_sizes: Any,
+) -> Results:
+  """Traces and gaps of keys uniform in a cube and normal with some scales.
+
+  Values are independent signs, whose mean embedding vanishes, so that the gap
+  is the norm of that of the sample.
+
+  Args:
+    key: consumed.
+    scales: standard deviation of normal keys by name, 0 for uniform ones.
+    sizes: numbers of keys of the traces, increasing.
+    gap_sizes: numbers of keys of the gaps.
+
+  Returns:
+    The regimes by name.
+  """
+  shape = int(max(sizes)), distribution.KEY_DIM
+  largest = int(max(gap_sizes))
+  kernel = kernels.ExponentialKernel()
+  key_uniform, key_normal, key_signs = jax.random.split(key, 3)
+  uniform = jax.random.uniform(key_uniform, shape, jnp.float64, -1.0, 1.0)
+  normal = jax.random.normal(key_normal, shape, jnp.float64)
+  signs = jax.random.rademacher(key_signs, (largest, 1), jnp.float64)
+
+  def regime(scale):
+    keys = jnp.where(scale > 0, scale * normal, uniform)
+
+    def gap(size):
+      shown = jnp.arange(largest) < size
+      return bound.kernel_norm(kernel, keys[:largest], signs, shown)
+
+    return Regime(
+      running_log_trace(keys, sizes),
+      jax.lax.map(gap, jnp.asarray(gap_sizes)),
+    )
+
+  found = jax.lax.map(regime, jnp.asarray(list(scales.values())))
+  return {
+    name: jax.tree.map(lambda x, i=i: x[i], found)
+    for i, name in enumerate(scales)
+  }
+
+
+def running_log_trace(
+  keys: Float[Array, 'N d_k'], sizes: Any
+) -> Float[Array, ' _']:
+  """Log of the mean of `k(k, k)` over the first keys, for several counts."""
+  logs = bounds.log_diagonal(kernels.ExponentialKernel(), keys)
+  top = jnp.max(logs)
+  sums = jnp.cumsum(jnp.exp(logs - top))[np.asarray(sizes) - 1]
+  return top + jnp.log(sums / np.asarray(sizes, float))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  heavy = (
+    f'normal keys of standard deviation {config.heavy_scale:g}, unbounded and '
+    'so outside the assumptions'
+  )
+  listed = [
+    bound.claim(
+      f'trace_{name}',
+      f'the trace grows like N: {words}',
+      'slope of log(Tr K / N) against log N; in [-0.02, 0.02]',
+      bound.slope(sizes(config), np.exp(results[name].log_trace)),
+      at_least=-0.02,
+      at_most=0.02,
+    )
+    for name, words in (('bounded', 'bounded keys'), ('heavy', heavy))
+  ]
+  rate = bound.claim(
+    'rate_heavy',
+    f'the largest gap falls like N^-1/2: {heavy}',
+    'slope of log supremum against log N; in [-0.6, -0.4]',
+    bound.slope(config.num_demonstrations, results['heavy'].gap),
+    at_least=-0.6,
+    at_most=-0.4,
+  )
+  return [*listed, rate]
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  _, trace, rate = (x.estimate.value for x in claims(config, results))
+  caption = (
+    f'Exact softmax kernel, {config.num_traces} runs (thin) and their median '
+    '(markers). For bounded keys, and for normal keys of small standard '
+    'deviation s, k(k, k) has a finite mean. For normal keys with 2 s^2 >= '
+    'sqrt(d_k) its mean is infinite and the bound says nothing: Tr K / N '
+    f'scales with N to the power {trace:.2f}, and the largest gap (right; '
+    f'values are independent signs) {rate:.2f}, in jumps made by single keys.'
+  )
+  return [lab.Figure('trace', _draw(config, results), caption)]
+
+
+def _draw(config: 'Config', results: Results) -> Any:
+  """Running trace and gap, all runs and their median."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(11, 5))
+  looks = {
+    'bounded': ('uniform in a cube', drawing.BLUE, '-', 's'),
+    'light': (f'normal, s = {LIGHT_SCALE:g}', drawing.GREEN, '--', 'D'),
+    'heavy': (f'normal, s = {config.heavy_scale:g}', drawing.ORANGE, ':', 'o'),
+  }
+  for name, (label, colour, line, marker) in looks.items():
+    found = results[name]
+    for axis, x, rows in (
+      (axes[0], sizes(config), found.log_trace / np.log(10)),
+      (axes[1], config.num_demonstrations, found.gap),
+    ):
+      axis.plot(x, rows.T, line, color=colour, lw=0.8, alpha=0.5)
+      median = np.median(rows, axis=0)
+      axis.plot(x, median, marker, ls=line, color=colour, label=label)
+      axis.set_xlabel('number of demonstrations N')
+  axes[0].set_xscale('log', base=2)
+  axes[0].set_ylabel('log10 of Tr K / N')
+  axes[0].set_title('mean of k(k, k) over the demonstrations')
+  bound.log_axes(axes[1], config.num_demonstrations)
+  axes[1].set_ylabel('largest gap, Frobenius ball of radius 1')
+  axes[1].set_title('largest gap')
+  figure.legend(
+    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
+  )
+  return figure
+
+
+PART = lab.Part(measure, claims, figures)

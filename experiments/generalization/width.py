@@ -1,0 +1,159 @@
+"""Can the factor d of the output width be removed?"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.generalization import bound, distribution
+from experiments.lab import figures as drawing
+from iclcl_jax import bounds, features
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.generalization import Config
+
+BALLS = {'frobenius': bounds.FROBENIUS, 'spectral': bounds.SPECTRAL}
+
+
+class Ball(NamedTuple):
+  """One ball of weights, one sample or all `[S, D]`, random features.
+
+  Attributes:
+    supremum: largest gap over the ball.
+    complexity: complexity term of its bound.
+  """
+
+  supremum: Float[Array, '']
+  complexity: Float[Array, '']
+
+
+Results = Mapping[int, Mapping[str, Ball]]  # By width, then by ball.
+
+
+@lab.float64_on_host()
+def measure(config: 'Config') -> Results:
+  """The same seeds at every width: the first rows of B, the first signs."""
+  settings, _, samples = distribution.drawn(config)
+
+  def both(known, inputs, signs):
+    phi = features.PositiveFeatures(known.setting.projection)
+    values = distribution.values(known.setting.mixing, inputs, signs)
+    sample = bounds.mean_embedding(phi, inputs, values)
+
+    def of(ball):
+      options = {'radius': bound.RADIUS, 'ball': ball}
+      supremum = bounds.gap_supremum(phi, known.population, sample, **options)
+      found = bounds.generalization_bound(
+        phi,
+        inputs,
+        values,
+        loss_bound=known.features.loss_bound,
+        delta=config.delta,
+        **options,
+      )
+      return Ball(supremum.value, found.complexity.value)
+
+    return {name: of(ball) for name, ball in BALLS.items()}
+
+  return {
+    width: distribution.over_samples(both)(
+      distribution.known(settings, width),
+      samples._replace(signs=samples.signs[..., :width]),
+    )
+    for width in config.widths
+  }
+
+
+def _rows(results: Results, ball: str, field: str) -> np.ndarray:
+  """Means over samples by seed and width. Shape `[S, n]`."""
+  found = [getattr(x[ball], field).mean(axis=1) for x in results.values()]
+  return np.stack(found, axis=1)
+
+
+def _growth(results: Results, ball: str) -> lab.Estimate:
+  return bound.slope(list(results), _rows(results, ball, 'supremum'))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  statistic = (
+    'slope of log mean supremum against log d_v at N = '
+    f'{config.width_demonstrations}'
+  )
+  listed = [
+    bound.claim(
+      f'width_{ball}',
+      f'the factor d of the output width can be removed: {words} ball',
+      f'{statistic}; in [-0.1, 0.1]',
+      _growth(results, ball),
+      at_least=-0.1,
+      at_most=0.1,
+    )
+    for ball, words in (('frobenius', 'Frobenius'), ('spectral', 'spectral'))
+  ]
+  root = bound.claim(
+    'width_spectral_root',
+    'in the spectral ball a factor sqrt(d_v) suffices in place of d',
+    f'{statistic}; at most 0.5',
+    _growth(results, 'spectral'),
+    at_most=0.5,
+  )
+  return [*listed, root]
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  """One row for each width and ball; numbers by seed."""
+  del config
+  return [
+    {'kind': 'features', 'd_v': width, 'ball': ball}
+    | {name: x.mean(axis=1) for name, x in found._asdict().items()}
+    for width, balls in results.items()
+    for ball, found in balls.items()
+  ]
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  frobenius, spectral = (f'{_growth(results, x).value:.2f}' for x in BALLS)
+  caption = (
+    f'Largest gap at N = {config.width_demonstrations} against the width of '
+    'the values, whose mean square norm stays the same: in the Frobenius ball '
+    f'(black) it scales with d_v to the power {frobenius}, in the ball of the '
+    f'spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and '
+    '1/2 (green); the published factor d, here times the bound of the '
+    'Frobenius ball, with 1 (orange). Bounds are complexity terms with '
+    f'explicit constants, random features. Means over {config.num_samples} '
+    f'samples for each of {config.num_seeds} seeds, with 95 % t-intervals.'
+  )
+  return [lab.Figure('width', _draw(config, results), caption)]
+
+
+def _draw(config: 'Config', results: Results) -> Any:
+  """Largest gap against the output width, for both balls."""
+  import matplotlib.pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(8, 5.6))
+  widths = list(results)
+  draw = functools.partial(bound.band, axis, widths)
+  limit = _rows(results, 'frobenius', 'complexity')
+  factor = limit[:, :1] * np.asarray(widths)[None]
+  draw(factor, drawing.ORANGE, '^--', 'bound with a factor d = d_v')
+  for ball, colour, lines, text in (
+    ('spectral', drawing.GREEN, ('v--', 'D-'), 'factor sqrt(d_v)'),
+    ('frobenius', drawing.BLUE, ('s--', 'o-'), 'no factor'),
+  ):
+    label = f'bound, {ball} ball: {text}'
+    draw(_rows(results, ball, 'complexity'), colour, lines[0], label)
+    colour = drawing.BLACK if ball == 'frobenius' else colour
+    label = f'largest gap, {ball} ball'
+    draw(_rows(results, ball, 'supremum'), colour, lines[1], label)
+  bound.log_axes(axis, widths)
+  axis.set_xlabel('output width d_v')
+  axis.set_ylabel('representation loss, ball of radius 1')
+  axis.set_title(f'N = {config.width_demonstrations} demonstrations')
+  figure.legend(loc='outside lower center', ncols=2)
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, metrics=metrics)
