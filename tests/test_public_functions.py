@@ -27,8 +27,6 @@ WITHOUT_USER = frozenset(
   [
     'accounts.softmax_regression.problem',
     'accounts.softmax_regression_bounds.lipschitz_in_document',
-    'bounds.generalization_bound',
-    'bounds.one_sided_bound',
     'attention.weights',
     'budget.feature_budget',
     'budget.relative_covariance',
