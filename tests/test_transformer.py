@@ -341,9 +341,12 @@ def test_wrong_blocks_are_named(message):
     ({'x': jnp.ones((2, 3, 4))}, 'x has shape'),
     ({'x': jnp.ones((0, made.D_MODEL))}, 'x is empty'),
     ({'x': jnp.ones((7, 5))}, 'block.attention_norm.scale has shape'),
-    ({'positions': jnp.arange(3)}, 'positions has shape'),
-    ({'positions': jnp.ones(7)}, 'positions is of dtype'),
-    ({'positions': [0]}, 'positions is list'),
+    ({'positions': jnp.arange(3)}, 'x and positions disagree in N: 7 and 3'),
+    (
+      {'positions': jnp.ones(7)},
+      'positions has dtype float64; expected an integer',
+    ),
+    ({'positions': [0]}, 'positions is a list; expected an array of integers'),
     ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
     ({'mask': jnp.ones(7)}, 'mask has dtype'),
     ({'architecture': 'llama'}, 'architecture is a str'),
@@ -374,8 +377,8 @@ def test_wrong_stacks_are_named():
   ('change', 'message'),
   [
     ({'queries': jnp.ones((3, 7, 6))}, 'expected a multiple'),
-    ({'values': jnp.ones((2, 6, 6))}, 'expected \\[H, M, d_k\\]'),
-    ({'key_positions': jnp.arange(3)}, 'key_positions has shape'),
+    ({'values': jnp.ones((2, 6, 6))}, 'keys and values disagree in N: 7 and 6'),
+    ({'key_positions': jnp.arange(3)}, 'key_positions disagree in N: 7 and 3'),
     ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
   ],
 )

@@ -209,17 +209,12 @@ def test_gradients_serve_padding_and_unseen_queries(name):
   architecture, heads = made.FAMILIES[name].architecture, make_heads(name)
   mask, positions = jnp.arange(made.SIZE) >= 2, jnp.arange(made.SIZE)
   heads = heads._replace(values=heads.values.at[:, :2].set(jnp.nan))
-  queries, keys, values, seen = _dual_heads.prepare(
-    architecture, heads, None, mask
-  )
-  answer = functools.partial(_dual_heads.answer_by_gradients, KERNEL)
-  result = jax.jit(jax.vmap(answer, in_axes=(0, 0, 0, None)))(
-    queries, keys, values, seen
-  )
+  result = jax.jit(
+    functools.partial(transformer.predict_heads_autodiff, architecture)
+  )(heads, mask=mask)
   expected = transformer.attend(
     architecture, *heads, positions, positions, mask=mask
   )
-  result = result.reshape(expected.shape)
   assert made.relative_error(result, expected) < IDENTITY['float64']
 
 
@@ -406,7 +401,7 @@ def test_chain_of_a_batch():
 
 def test_wrong_arguments_are_named():
   architecture, heads = made.FAMILIES['llama'].architecture, make_heads('llama')
-  with pytest.raises(ValueError, match='query_positions has shape'):
+  with pytest.raises(ValueError, match='and positions disagree in N: 7 and 3'):
     transformer.predict_heads(architecture, heads, positions=jnp.arange(3))
   with pytest.raises(ValueError, match='mask has shape'):
     transformer.predict_heads(architecture, heads, mask=jnp.ones(3, bool))

@@ -153,7 +153,7 @@ def test_not_finite_is_a_verdict_of_its_own():
     ({'x': jnp.full((7, 12), jnp.nan)}, 'x holds a valid token'),
     ({'mask': jnp.zeros(7, bool)}, 'mask is all False'),
     ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
-    ({'positions': jnp.arange(3)}, 'positions has shape'),
+    ({'positions': jnp.arange(3)}, 'positions disagree in N: 7 and 3'),
     ({'blocks': made.make_block('llama')}, 'expected \\[L, d_model\\]'),
     ({'architecture': None}, 'architecture is a NoneType'),
     ({'arithmetic': 'highest'}, 'arithmetic is a str'),

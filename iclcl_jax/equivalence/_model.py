@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
 from iclcl_jax import _validate, precision, transformer
-from iclcl_jax.transformer import _checks, _dual_heads, _forward
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
@@ -122,12 +123,13 @@ class ModelCertificate:
     )
 
 
+@door
 def model_residuals(
   architecture: transformer.Architecture,
   blocks: transformer.Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
 ) -> ModelResiduals:
   """Computes attention and both dual models of all heads; can be jitted.
@@ -140,7 +142,7 @@ def model_residuals(
     architecture: what the shapes of the parameters do not say.
     blocks: the parameters, each with a leading axis `L`.
     x: embedded tokens. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens. Shape `[N]`; None for all.
 
   Returns:
@@ -159,11 +161,11 @@ def model_residuals(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
-  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  transformer.check_blocks(architecture, blocks, x)
   valid = jnp.ones(x.shape[0], bool) if mask is None else mask
 
   def step(streams, block):
-    forward, chain = (_forward.clear(stream, mask) for stream in streams)
+    forward, chain = (jnp.where(valid[:, None], x, 0) for x in streams)
     heads = transformer.heads(architecture, block, forward, positions=positions)
     output, measured = _check_heads(architecture, heads, positions, mask)
     forward = transformer.complete(architecture, block, forward, output)
@@ -184,12 +186,13 @@ def model_residuals(
   )
 
 
+@door
 def verify_model(
   architecture: transformer.Architecture,
   blocks: transformer.Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
 ) -> ModelCertificate:
@@ -203,7 +206,7 @@ def verify_model(
     architecture: what the shapes of the parameters do not say.
     blocks: the parameters, each with a leading axis `L`.
     x: embedded tokens. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens. Shape `[N]`; None for all.
     arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` or
       `precision.PLATFORM_DEFAULT`.
@@ -230,7 +233,7 @@ def verify_model(
       'verify_model was called inside a transformation; expected concrete '
       'arrays. Use equivalence.model_residuals inside jit or vmap.'
     )
-  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  transformer.check_blocks(architecture, blocks, x)
   _check_finite(blocks, x, mask)
 
   def compute(blocks, x):
@@ -289,33 +292,33 @@ def certificate_of(
 
 def _check_heads(architecture, heads, positions, mask):
   """Returns attention `[H, N, d_k]` and both residuals `[2, H, N]`."""
-  where = _forward.default_positions(heads.keys[0], positions)
-  groups = _dual_heads.prepare(architecture, heads, positions, mask)
-  queries, keys, values, seen = groups
-  answer_fn = _dual_heads.answer_fn_of(architecture, positions)
-  phi = _dual_heads.SOFTMAX_KERNEL
+  num_groups, size = heads.keys.shape[:2]
+  where = jnp.arange(size) if positions is None else positions
 
-  def attend(queries, keys, values):
-    return transformer.attend(
-      architecture, queries, keys[None], values[None], where, where, mask=mask
-    )
+  def attend(group):
+    return transformer.attend(architecture, *group, where, where, mask=mask)
 
   def check(group):
-    queries, keys, values = group
-    output = attend(queries, keys, values)
-    terms = attend(queries, keys, jnp.abs(values)) + jnp.abs(output)
-    scale = jnp.max(terms, axis=-1)
+    output = attend(group)
+    terms = attend(group._replace(values=jnp.abs(group.values)))
+    scale = jnp.max(terms + jnp.abs(output), axis=-1)
     models = jnp.stack(
       [
-        fn(phi, queries, keys, values, seen)
-        for fn in (answer_fn, _dual_heads.answer_by_gradients)
+        predict(architecture, group, positions=positions, mask=mask)
+        for predict in (
+          transformer.predict_heads,
+          transformer.predict_heads_autodiff,
+        )
       ]
     )
     distance = jnp.max(jnp.abs(models - output[None]), axis=-1)
     return output, precision.ratio(distance, scale[None])
 
-  outputs, measured = jax.lax.map(check, (queries, keys, values))
-  size = heads.queries.shape[1]
+  # One key-value head and the query heads that share it at a time.
+  groups = jax.tree.map(
+    lambda x: x.reshape(num_groups, -1, *x.shape[1:]), heads
+  )
+  outputs, measured = jax.lax.map(check, groups)
   measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
   return outputs.reshape(heads.queries.shape), measured
 

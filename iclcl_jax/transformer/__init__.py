@@ -15,7 +15,11 @@ models of the heads could: keys and values know nothing of the query.
 """
 
 from iclcl_jax.transformer._chain import apply_block_dual, apply_blocks_dual
-from iclcl_jax.transformer._dual_heads import predict_heads
+from iclcl_jax.transformer._checks import check_blocks
+from iclcl_jax.transformer._dual_heads import (
+  predict_heads,
+  predict_heads_autodiff,
+)
 from iclcl_jax.transformer._example import example
 from iclcl_jax.transformer._forward import (
   Heads,
@@ -75,6 +79,7 @@ __all__ = [
   'bias_of',
   'bidirectional',
   'causal',
+  'check_blocks',
   'complete',
   'example',
   'feed_forward',
@@ -86,5 +91,6 @@ __all__ = [
   'post_norm',
   'pre_norm',
   'predict_heads',
+  'predict_heads_autodiff',
   'unrotated',
 ]

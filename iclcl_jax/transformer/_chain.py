@@ -1,7 +1,9 @@
 """Blocks, and stacks of blocks, executed as chains of dual models."""
 
 import jax
+from jaxtyping import Int
 
+from iclcl_jax._door import door
 from iclcl_jax.transformer import (
   _checks,
   _dual_heads,
@@ -12,12 +14,13 @@ from iclcl_jax.transformer._types import Architecture, Block
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 
+@door
 def apply_block_dual(
   architecture: Architecture,
   block: Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
   phi: FeatureMap | Kernel | None = None,
 ) -> Float[Array, 'N d_model']:
@@ -35,7 +38,7 @@ def apply_block_dual(
     architecture: what the shapes of the parameters do not say.
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens, which others may see; the rest is read as zeros. Shape
       `[N]`; None for all.
     phi: feature map or kernel; None for the softmax kernel, the block as it
@@ -58,7 +61,6 @@ def apply_block_dual(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 and one Transformer layer;
     normalisations and gates derived here.
   """
-  _checks.check_block(architecture, block, x, positions, mask)
   x = _forward.clear(x, mask)
   heads = _forward.heads(architecture, block, x, positions=positions)
   outputs = _dual_heads.predict_heads(
@@ -74,12 +76,13 @@ def apply_block_dual(
   return jax.vmap(complete)(points, learnt, x)
 
 
+@door
 def apply_blocks_dual(
   architecture: Architecture,
   blocks: Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
   phi: FeatureMap | Kernel | None = None,
 ) -> Float[Array, 'N d_model']:
@@ -92,7 +95,7 @@ def apply_blocks_dual(
     architecture: what the shapes of the parameters do not say.
     blocks: the parameters, each with a leading axis `L`.
     x: the residual stream. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens, which others may see; the rest is read as zeros. Shape
       `[N]`; None for all.
     phi: feature map or kernel; None for the softmax kernel.
@@ -114,7 +117,7 @@ def apply_blocks_dual(
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.
   """
-  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  _checks.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
     stream = apply_block_dual(

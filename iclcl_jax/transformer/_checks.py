@@ -1,132 +1,101 @@
-"""Checks of blocks and of the sequence that they read."""
+"""Checks of blocks, whose shapes depend on the part that an array plays."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax.transformer._types import Architecture, Block, Linear
+from iclcl_jax.types import Array, Float
 
-_WEIGHTS = {
-  'query': 'd_model H d_k',
-  'key': 'd_model G d_k',
-  'value': 'd_model G d_k',
-  'output': 'H d_k d_model',
-  'gate': 'd_model d_ff',
-  'up': 'd_model d_ff',
-  'down': 'd_ff d_model',
-}
-_BIASES = {
-  'query': 'H d_k',
-  'key': 'G d_k',
-  'value': 'G d_k',
-  'output': 'd_model',
-  'gate': 'd_ff',
-  'up': 'd_ff',
-  'down': 'd_model',
+# Axes that a linear map reads and writes; a bias has the latter.
+_AXES = {
+  'query': ('d_model', 'H d_k'),
+  'key': ('d_model', 'G d_k'),
+  'value': ('d_model', 'G d_k'),
+  'output': ('H d_k', 'd_model'),
+  'gate': ('d_model', 'd_ff'),
+  'up': ('d_model', 'd_ff'),
+  'down': ('d_ff', 'd_model'),
 }
 
 
 def check_block(
-  architecture: Architecture,
-  block: Block,
-  x: Any,
-  positions: Any,
-  mask: Any,
+  architecture: Architecture, block: Block, x: Float[Array, 'N d_model']
 ) -> None:
-  """Checks one block and the sequence `[N, d_model]` that it reads."""
-  check_sequence(architecture, x, positions, mask)
+  """Checks one block and that it fits the sequence that it reads."""
+  if not isinstance(architecture, Architecture):
+    raise ValueError(
+      f'architecture is a {type(architecture).__name__}; expected a '
+      'transformer.Architecture.'
+    )
   sizes = {'d_model': x.shape[1]}
   for path, array, axes in _arrays(block):
-    _check_parameter(path, array, axes, sizes)
-  _check_dtypes(x, block)
-  heads, groups = sizes['H'], sizes['G']
-  if groups == 0 or heads % groups:
-    raise ValueError(
-      f'block.query has {heads} heads and block.key has {groups}; expected a '
-      'multiple, so that each key-value head serves as many query heads.'
-    )
+    _validate.check_array(path, array, axes)
+    for axis, size in zip(axes.split(), array.shape, strict=True):
+      expected = sizes.setdefault(axis, size)
+      if size != expected:
+        raise ValueError(
+          f'{path} has shape {list(array.shape)}; expected {axis} = {expected} '
+          f'in [{", ".join(axes.split())}], as in x and the parameters before '
+          'it.'
+        )
+    if array.dtype != x.dtype:
+      raise ValueError(
+        f'{path} has dtype {array.dtype} and x {x.dtype}; expected one dtype. '
+        'Cast the other, for example with jax.tree.map(lambda p: p.astype('
+        'x.dtype), block).'
+      )
+  check_groups('block.query', sizes['H'], 'block.key', sizes['G'])
 
 
 def check_blocks(
-  architecture: Architecture,
-  blocks: Block,
-  x: Any,
-  positions: Any,
-  mask: Any,
+  architecture: Architecture, blocks: Block, x: Float[Array, 'N d_model']
 ) -> None:
-  """Checks a stack of blocks, whose arrays have a leading axis `L`."""
-  check_sequence(architecture, x, positions, mask)
-  counts = {}
+  """Checks a stack of blocks and that it fits the sequence that it reads.
+
+  Args:
+    architecture: what the shapes of the parameters do not say.
+    blocks: the parameters, each with a leading axis `L`.
+    x: the residual stream. Shape `[N, d_model]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or there is no layer.
+  """
+  first: dict[str, int] = {}
   for path, array, axes in _arrays(blocks):
-    if array.ndim != len(axes.split()) + 1 or array.shape[0] == 0:
+    if array.ndim != len(axes.split()) + 1 or len(array) == 0:
       expected = ', '.join(('L', *axes.split()))
       raise ValueError(
         f'{path} has shape {list(array.shape)}; expected [{expected}] with at '
         'least one layer. Stack blocks with jax.tree.map(lambda *x: '
         'jnp.stack(x), *blocks).'
       )
-    counts[path] = array.shape[0]
-  if len(set(counts.values())) > 1:
-    (path, count), *others = counts.items()
-    other = next(item for item in others if item[1] != count)
-    _validate.check_same('L', path, count, *other)
-  check_block(architecture, shapes_of_one(blocks), x, positions, mask)
-
-
-def check_sequence(
-  architecture: Architecture, x: Any, positions: Any, mask: Any
-) -> None:
-  """Checks the tokens, their positions and which are valid."""
-  if not isinstance(architecture, Architecture):
-    raise ValueError(
-      f'architecture is a {type(architecture).__name__}; expected a '
-      'transformer.Architecture.'
-    )
-  _validate.check_array('x', x, 'N d_model')
-  if x.shape[0] == 0:
-    raise ValueError('x is empty (N = 0); expected at least one token.')
-  if positions is not None:
-    check_positions('positions', positions, x.shape[0])
-  if mask is not None:
-    _validate.check_mask(mask, x.shape[0])
-
-
-def check_positions(name: str, positions: Any, size: int) -> None:
-  """Checks positions: integers of shape `[N]`."""
-  dtype = getattr(positions, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-    found = type(positions).__name__ if dtype is None else f'of dtype {dtype}'
-    raise ValueError(
-      f'{name} is {found}; expected integers, such as jnp.arange(N).'
-    )
-  if positions.shape != (size,):
-    raise ValueError(
-      f'{name} has shape {list(positions.shape)}; expected [{size}], one for '
-      'each token.'
-    )
-
-
-def shapes_of_one(blocks: Block) -> Any:
-  """The shapes of one block of a stack."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks
+    first = first or {path: len(array)}
+    _validate.check_same('L', *next(iter(first.items())), path, len(array))
+  one = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks
   )
+  check_block(architecture, one, x)
 
 
-def _arrays(block: Block):
-  """Yields path, array and axes of every parameter."""
-  if not isinstance(block, Block):
+def check_groups(name: str, heads: int, key_name: str, groups: int) -> None:
+  """Checks that key-value heads serve equal numbers of query heads."""
+  if groups == 0 or heads % groups:
     raise ValueError(
-      f'block is a {type(block).__name__}; expected a transformer.Block.'
+      f'{name} has {heads} heads and {key_name} has {groups}; expected a '
+      'multiple, so that each key-value head serves as many query heads.'
     )
+
+
+def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
+  """Yields path, array and axes of every parameter."""
   for name in ('attention_norm', 'ffn_norm'):
-    norm = getattr(block, name)
-    yield f'block.{name}.scale', norm.scale, 'd_model'
-    if norm.bias is not None:
-      yield f'block.{name}.bias', norm.bias, 'd_model'
-  for name, axes in _WEIGHTS.items():
+    for field, array in getattr(block, name)._asdict().items():
+      if array is not None:
+        yield f'block.{name}.{field}', array, 'd_model'
+  for name, (reads, writes) in _AXES.items():
     linear = getattr(block, name)
     if linear is None and name == 'gate':
       continue
@@ -135,28 +104,6 @@ def _arrays(block: Block):
         f'block.{name} is a {type(linear).__name__}; expected a '
         'transformer.Linear.'
       )
-    yield f'block.{name}.weight', linear.weight, axes
+    yield f'block.{name}.weight', linear.weight, f'{reads} {writes}'
     if linear.bias is not None:
-      yield f'block.{name}.bias', linear.bias, _BIASES[name]
-
-
-def _check_parameter(path, array, axes, sizes) -> None:
-  _validate.check_array(path, array, axes)
-  for axis, size in zip(axes.split(), array.shape, strict=True):
-    expected = sizes.setdefault(axis, size)
-    if size != expected:
-      raise ValueError(
-        f'{path} has shape {list(array.shape)}; expected {axis} = {expected} '
-        f'in [{", ".join(axes.split())}], as in x and the parameters before '
-        'it.'
-      )
-
-
-def _check_dtypes(x, block) -> None:
-  for path, array, _ in _arrays(block):
-    if array.dtype != x.dtype:
-      raise ValueError(
-        f'{path} has dtype {array.dtype} and x {x.dtype}; expected one dtype. '
-        f'Cast the other, for example with jax.tree.map(lambda p: p.astype('
-        'x.dtype), block).'
-      )
+      yield f'block.{name}.bias', linear.bias, writes

@@ -1,8 +1,8 @@
 """Heads as dual models: one training set for each key-value head.
 
-The training set of a key-value head are its keys and values; its query heads
-ask the same dual model and differ in their test inputs alone. How often it is
-trained depends on who sees what:
+The keys and values of a key-value head are its training set. The query heads
+that share it ask the same dual model and differ in their test inputs alone. How
+often the model is trained depends on the mask:
 
 =========================  ==================================================
 all see the same           one state answers every query
@@ -15,6 +15,7 @@ Nothing here calls softmax attention.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
 from iclcl_jax import (
   _validate,
@@ -24,7 +25,8 @@ from iclcl_jax import (
   losses,
   moments,
 )
-from iclcl_jax.transformer import _forward, _parts
+from iclcl_jax._door import door
+from iclcl_jax.transformer import _checks, _forward, _parts
 from iclcl_jax.transformer._types import Architecture
 from iclcl_jax.types import (
   Array,
@@ -41,11 +43,12 @@ _CHUNK_SIZE = 64
 SOFTMAX_KERNEL = kernels.ExponentialKernel()
 
 
+@door
 def predict_heads(
   architecture: Architecture,
   heads: _forward.Heads,
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
   phi: FeatureMap | Kernel | None = None,
 ) -> Float[Array, 'H N d_k']:
@@ -62,7 +65,7 @@ def predict_heads(
   Args:
     architecture: says which position sees which.
     heads: queries, keys and values, see `transformer.heads`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens. Shape `[N]`; None for all.
     phi: feature map or kernel; None for the softmax kernel.
 
@@ -84,44 +87,71 @@ def predict_heads(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head; Katharopoulos et
     al., arXiv:2006.16236, eq. 9 (online).
   """
-  phi = SOFTMAX_KERNEL if phi is None else phi
-  queries, keys, values, seen = prepare(architecture, heads, positions, mask)
-  answer_fn = answer_fn_of(architecture, positions)
-
-  def answer(queries, keys, values):
-    return answer_fn(phi, queries, keys, values, seen)
-
-  return jax.vmap(answer)(queries, keys, values).reshape(heads.queries.shape)
-
-
-def answer_fn_of(architecture: Architecture, positions: Array | None):
-  """The cheapest way to train that serves who sees what."""
+  answer_fn = answer_per_query
   if architecture.visible is _parts.bidirectional:
-    return answer_from_one_state
-  in_order = architecture.visible is _parts.causal and positions is None
-  return answer_online if in_order else answer_per_query
+    answer_fn = answer_from_one_state
+  elif architecture.visible is _parts.causal and positions is None:
+    answer_fn = answer_online
+  return _answer(answer_fn, architecture, heads, positions, mask, phi)
 
 
-def prepare(
+@door
+def predict_heads_autodiff(
   architecture: Architecture,
   heads: _forward.Heads,
-  positions: Array | None,
-  mask: Mask | None,
-) -> tuple[Array, Array, Array, Bool[Array, 'N N']]:
-  """Checks heads and groups queries by the key-value head that they ask.
+  *,
+  positions: Int[Array, ' N'] | None = None,
+  mask: Mask | None = None,
+  phi: FeatureMap | Kernel | None = None,
+) -> Float[Array, 'H N d_k']:
+  """Answers as `predict_heads`, with weights from `jax.grad` of the loss.
 
-  Returns queries `[G, H / G, N, d_k]`, keys and values `[G, N, d_k]` with zeros
-  in masked rows, and who sees whom `[N, N]`.
+  The definition. The token itself gives the zero-shot weights, all others that
+  it sees are demonstrations: one gradient for each position and key-value head.
+
+  Args:
+    architecture: says which position sees which.
+    heads: queries, keys and values, see `transformer.heads`.
+    positions: as in `predict_heads`.
+    mask: as in `predict_heads`.
+    phi: as in `predict_heads`.
+
+  Returns:
+    The predictions. Shape `[H, N, d_k]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree.
+
+  Example:
+    >>> from iclcl_jax import transformer
+    >>> architecture, block = transformer.example()
+    >>> heads = transformer.heads(architecture, block, jnp.eye(3, 4))
+    >>> pair = predict_heads, predict_heads_autodiff
+    >>> bool(jnp.allclose(*(predict(architecture, heads) for predict in pair)))
+    True
+
+  References:
+    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
+  return _answer(answer_by_gradients, architecture, heads, positions, mask, phi)
+
+
+def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
+  """Groups queries by the key-value head that they ask, and answers them."""
   queries, keys, values = heads
+  _checks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   positions = _forward.default_positions(keys[0], positions)
-  _forward.check_heads(queries, keys, values, positions, positions, mask)
   seen = _forward.visibility(architecture, positions, positions, mask)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
     values = jnp.where(mask[None, :, None], values, 0)
-  queries = queries.reshape(keys.shape[0], -1, *queries.shape[1:])
-  return queries, keys, values, seen
+  phi = SOFTMAX_KERNEL if phi is None else phi
+  groups = queries.reshape(len(keys), -1, *queries.shape[1:])
+
+  def answer(queries, keys, values):
+    return answer_fn(phi, queries, keys, values, seen)
+
+  return jax.vmap(answer)(groups, keys, values).reshape(queries.shape)
 
 
 def answer_from_one_state(
@@ -218,11 +248,7 @@ def answer_by_gradients(
   values: Float[Array, 'N d_v'],
   seen: Bool[Array, 'N N'],
 ) -> Float[Array, 'r N d_v']:
-  """As `answer_per_query`, with weights from `jax.grad` of the loss.
-
-  The token itself gives the zero-shot weights, all others that it sees are
-  demonstrations: one gradient for each position and key-value head.
-  """
+  """Trains as `answer_per_query`, by `jax.grad` of the loss."""
 
   def answer(row):
     queries, mask, index = row

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.transformer import _checks
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Mask
@@ -29,12 +31,13 @@ class Heads(NamedTuple):
   values: Float[Array, 'G N d_k']
 
 
+@door
 def heads(
   architecture: Architecture,
   block: Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
 ) -> Heads:
   """Returns queries, keys and values: normalised, projected, rotated.
 
@@ -42,7 +45,7 @@ def heads(
     architecture: what the shapes of the parameters do not say.
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
 
   Returns:
     The `Heads`.
@@ -60,7 +63,7 @@ def heads(
     Vaswani et al., arXiv:1706.03762, section 3.2.2; Ainslie et al.,
     arXiv:2305.13245 (grouped queries).
   """
-  _checks.check_block(architecture, block, x, positions, None)
+  _checks.check_block(architecture, block, x)
   positions = default_positions(x, positions)
   tokens = normalise_before(architecture, block.attention_norm, x)
 
@@ -78,13 +81,14 @@ def heads(
   )
 
 
+@door
 def attend(
   architecture: Architecture,
   queries: Float[Array, 'H M d_k'],
   keys: Float[Array, 'G N d_k'],
   values: Float[Array, 'G N d_k'],
-  query_positions: Array,
-  key_positions: Array,
+  query_positions: Int[Array, ' M'],
+  key_positions: Int[Array, ' N'],
   *,
   mask: Mask | None = None,
 ) -> Float[Array, 'H M d_k']:
@@ -98,8 +102,8 @@ def attend(
     queries: rotated queries. Shape `[H, M, d_k]`.
     keys: rotated keys, such as those of a cache. Shape `[G, N, d_k]`.
     values: their values. Shape `[G, N, d_k]`.
-    query_positions: integers. Shape `[M]`.
-    key_positions: integers. Shape `[N]`.
+    query_positions: of the queries. Shape `[M]`.
+    key_positions: of the keys. Shape `[N]`.
     mask: valid keys. Shape `[N]`; None for all.
 
   Returns:
@@ -118,7 +122,7 @@ def attend(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  check_heads(queries, keys, values, query_positions, key_positions, mask)
+  _checks.check_groups('queries', len(queries), 'keys', len(keys))
   seen = visibility(architecture, query_positions, key_positions, mask)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
@@ -135,13 +139,14 @@ def attend(
   return jnp.einsum('grn,gnd->grd', weights, values).reshape(queries.shape)
 
 
+@door
 def complete(
   architecture: Architecture,
   block: Block,
   x: Float[Array, 'N d_model'],
   outputs: Float[Array, 'H N d_k'],
 ) -> Float[Array, 'N d_model']:
-  """Everything behind the heads: output projection and feed-forward network.
+  """Applies what stands behind the heads: projection and feed-forward network.
 
   Args:
     architecture: what the shapes of the parameters do not say.
@@ -166,12 +171,13 @@ def complete(
   return normalise_after(architecture, block.ffn_norm, stream)
 
 
+@door
 def apply_block(
   architecture: Architecture,
   block: Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
   """Applies one Transformer block.
@@ -180,7 +186,7 @@ def apply_block(
     architecture: what the shapes of the parameters do not say.
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens, which others may see; the rest is read as zeros. Shape
       `[N]`; None for all.
 
@@ -200,7 +206,6 @@ def apply_block(
     Vaswani et al., arXiv:1706.03762, section 3; Xiong et al.,
     arXiv:2002.04745 (both placements of the normalisation).
   """
-  _checks.check_block(architecture, block, x, positions, mask)
   x = clear(x, mask)
   positions = default_positions(x, positions)
   seen = heads(architecture, block, x, positions=positions)
@@ -208,12 +213,13 @@ def apply_block(
   return complete(architecture, block, x, outputs)
 
 
+@door
 def apply_blocks(
   architecture: Architecture,
   blocks: Block,
   x: Float[Array, 'N d_model'],
   *,
-  positions: Array | None = None,
+  positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
   """Applies a stack of blocks by `jax.lax.scan`: one compiled block.
@@ -222,7 +228,7 @@ def apply_blocks(
     architecture: what the shapes of the parameters do not say.
     blocks: the parameters, each with a leading axis `L`.
     x: the residual stream. Shape `[N, d_model]`.
-    positions: integers. Shape `[N]`; None for `0, 1, ...`.
+    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens, which others may see; the rest is read as zeros. Shape
       `[N]`; None for all.
 
@@ -240,7 +246,7 @@ def apply_blocks(
     >>> apply_blocks(architecture, blocks, jnp.ones((3, 4))).shape
     (3, 4)
   """
-  _checks.check_blocks(architecture, blocks, x, positions, mask)
+  _checks.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
     stream = apply_block(
@@ -254,7 +260,7 @@ def apply_blocks(
 def feed_forward(
   architecture: Architecture, block: Block, tokens: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
-  """The feed-forward network, gated if the block has a gate.
+  """Applies the feed-forward network, gated if the block has a gate.
 
   Args:
     architecture: holds the activation.
@@ -372,26 +378,3 @@ def _split_heads(linear: Linear, tokens: Array) -> Array:
   rows = tokens @ linear.weight.reshape(tokens.shape[1], -1)
   result = jnp.swapaxes(rows.reshape(-1, num_heads, width), 0, 1)
   return result if linear.bias is None else result + linear.bias[:, None]
-
-
-def check_heads(queries, keys, values, query_positions, key_positions, mask):
-  _validate.check_array('queries', queries, 'H M d_k')
-  _validate.check_array('keys', keys, 'G N d_k')
-  _validate.check_array('values', values, 'G N d_k')
-  if keys.shape != values.shape or keys.shape[2] != queries.shape[2]:
-    raise ValueError(
-      f'queries, keys and values have shapes {list(queries.shape)}, '
-      f'{list(keys.shape)} and {list(values.shape)}; expected [H, M, d_k] and '
-      'twice [G, N, d_k].'
-    )
-  if keys.shape[0] == 0 or queries.shape[0] % keys.shape[0]:
-    raise ValueError(
-      f'queries have {queries.shape[0]} heads and keys {keys.shape[0]}; '
-      'expected a multiple, so that each key-value head serves as many query '
-      'heads.'
-    )
-  _validate.check_dtypes(queries=queries, keys=keys, values=values)
-  _checks.check_positions('query_positions', query_positions, queries.shape[1])
-  _checks.check_positions('key_positions', key_positions, keys.shape[1])
-  if mask is not None:
-    _validate.check_mask(mask, keys.shape[1])

@@ -81,7 +81,7 @@ class Block(NamedTuple):
 
 
 class Normalization(Protocol):
-  """A normalisation of one token, and the affine map that it is there."""
+  """A normalisation of one token, and its matrix at that token."""
 
   def __call__(
     self, parameters: Norm, x: Float[Array, ' d_model']
