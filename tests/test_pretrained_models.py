@@ -308,7 +308,7 @@ def test_unexpected_tensor_is_named(name):
     ('llama', {'num_hidden_layers': True}, 'expected a positive integer'),
     ('llama', {'num_key_value_heads': 3}, 'expected a divisor'),
     ('llama', {'head_dim': 7}, 'expected an even one'),
-    ('llama', {'rms_norm_eps': 'small'}, 'expected a number'),
+    ('llama', {'rms_norm_eps': 'small'}, 'expected a finite positive'),
     ('llama', {'rms_norm_eps': 0.0}, 'expected a finite positive'),
     ('llama', {'attention_bias': 'no'}, 'expected true or false'),
     (
@@ -364,7 +364,7 @@ def test_base_of_rotation_is_read_from_either_place():
     (np.array([-1]), 'id -1'),
     (np.zeros(17, int), '17 tokens .* context is 16'),
     (np.zeros((2, 3), int), r'shape \[2, 3\]; expected \[N\].*jax.vmap'),
-    (np.zeros(3), 'dtype float64; expected an array of integers'),
+    (np.zeros(3), 'dtype float64; expected an integer dtype'),
     ([1, 2], 'tokens is a list'),
   ],
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from iclcl_jax import _validate, transformer
+from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.types import Array, Bool, Float
@@ -30,6 +31,7 @@ class KeyValueCache(NamedTuple):
   length: Int[Array, '']
 
 
+@door
 def prefill(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -56,7 +58,7 @@ def prefill(
   _model.check_causal(model)
   _model.check_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
-  _validate.check_count('cache_length', cache_length, minimum=num_tokens)
+  _validate.at_least(num_tokens, cache_length=cache_length)
   _model.check_length(model, cache_length)
   cache = _empty_cache(model, cache_length)
   valid = jnp.ones(num_tokens, bool) if mask is None else mask
@@ -95,13 +97,17 @@ def decode_step(
       f'cache has {num_slots} slots, all in use; expected a free one. Call '
       'prefill with a larger cache_length.'
     )
-  token = jnp.asarray(token)[None]
-  _model.check_prompt(model, token)
+  token = jnp.asarray(token)
+  _validate.check_kind('token', token, (), _validate.INTEGER)
+  _model.check_prompt(model, token[None])
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
-  states, cache = _extend(model, cache, token, position, jnp.ones(1, bool))
+  states, cache = _extend(
+    model, cache, token[None], position, jnp.ones(1, bool)
+  )
   return _model.unembed(model, states)[0], cache
 
 
+@door
 def generate(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -129,7 +135,7 @@ def generate(
       continued prompt does not fit into the context, or the model is an
       encoder.
   """
-  _validate.check_count('num_tokens', num_tokens)
+  _validate.at_least(1, num_tokens=num_tokens)
   _model.check_prompt(model, tokens, mask)
   scores, cache = prefill(
     model, tokens, cache_length=tokens.shape[0] + num_tokens, mask=mask

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import _pytree, _validate, transformer
+from iclcl_jax._door import door
 from iclcl_jax.transformer import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Bool, Float
 
@@ -56,6 +57,7 @@ class LanguageModel:
     return self.embedding.shape[0]
 
 
+@door
 def embed(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -120,7 +122,7 @@ def normalise(
 def positions_of(
   tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None = None
 ) -> Int[Array, ' N']:
-  """Positions of the tokens: how many valid ones stand before each.
+  """Returns the position of each token: how many valid ones stand before it.
 
   Args:
     tokens: ids of the prompt. Shape `[N]`.
@@ -139,6 +141,7 @@ def positions_of(
   return jnp.maximum(jnp.cumsum(mask) - 1, 0)
 
 
+@door
 def hidden_states(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -146,7 +149,7 @@ def hidden_states(
   mask: Bool[Array, ' N'] | None = None,
   token_types: Int[Array, ' N'] | None = None,
 ) -> Float[Array, 'N d_model']:
-  """Runs the blocks over a prompt: what an encoder answers.
+  """Runs the blocks over a prompt, as an encoder answers it.
 
   One sequence; `jax.vmap` makes batches, with a mask for each. Only one block
   is compiled.
@@ -176,6 +179,7 @@ def hidden_states(
   return normalise(model, model.final_norm, x)
 
 
+@door
 def unembed(
   model: LanguageModel, states: Float[Array, 'N d_model']
 ) -> Float[Array, 'N vocab']:
@@ -198,6 +202,7 @@ def unembed(
   return result if model.head.bias is None else result + model.head.bias[None]
 
 
+@door
 def logits(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -221,6 +226,7 @@ def logits(
   return unembed(model, hidden_states(model, tokens, mask=mask))
 
 
+@door
 def next_token_logits(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -245,13 +251,14 @@ def next_token_logits(
   return unembed(model, states[last_valid(tokens, mask)][None])[0]
 
 
+@door
 def next_token_log_probs(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
   *,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, ' vocab']:
-  """Log-probabilities of the token after a prompt.
+  """Returns log-probabilities of the token after a prompt.
 
   Args:
     model: the model.
@@ -314,32 +321,29 @@ def check_prompt(
 ) -> None:
   """Checks a prompt; its ids and its mask only where they are concrete."""
   check_model(model)
-  dtype = getattr(tokens, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+  if jnp.iinfo(tokens.dtype).bits < 32:
     raise ValueError(
-      f'tokens is a {type(tokens).__name__} of dtype {dtype}; expected an '
-      'array of integers [N]. Wrap the ids in jnp.asarray(ids, jnp.int32).'
-    )
-  if jnp.iinfo(dtype).bits < 32:
-    raise ValueError(
-      f'tokens has dtype {dtype}; expected int32, which holds every id. Cast '
-      'them with tokens.astype(jnp.int32).'
-    )
-  if tokens.ndim != 1:
-    raise ValueError(
-      f'tokens has shape {list(tokens.shape)}; expected [N]. Use jax.vmap for '
-      'a batch of prompts.'
+      f'tokens has dtype {tokens.dtype}; expected int32, which holds every id. '
+      'Cast them with tokens.astype(jnp.int32).'
     )
   check_length(model, tokens.shape[0])
-  if mask is not None:
-    _validate.check_mask(mask, tokens.shape[0])
-    if _validate.is_concrete(mask) and not np.any(mask):
-      raise ValueError(
-        'mask excludes every token, so the prompt is empty; expected at least '
-        'one valid token.'
-      )
-  if _validate.is_concrete(tokens):
-    _check_ids(np.asarray(tokens), model.vocabulary_size)
+  known = mask is not None and _validate.is_concrete(mask)
+  if known and not np.any(mask):
+    raise ValueError(
+      'mask excludes every token, so the prompt is empty; expected at least '
+      'one valid token.'
+    )
+  if not _validate.is_concrete(tokens):
+    return
+  ids = np.asarray(tokens)
+  outside = ids[(ids < 0) | (ids >= model.vocabulary_size)]
+  if outside.size:
+    raise ValueError(
+      f'tokens holds the id {outside[0]}, but the vocabulary has '
+      f'{model.vocabulary_size} tokens; expected ids from 0 to '
+      f'{model.vocabulary_size - 1}. Use the tokeniser that belongs to this '
+      'model.'
+    )
 
 
 def check_length(model: LanguageModel, length: int) -> None:
@@ -354,15 +358,4 @@ def check_length(model: LanguageModel, length: int) -> None:
       f'{length} tokens are asked of a model whose context is '
       f'{model.context_length}; expected no more. Shorten the prompt or ask '
       'for fewer new tokens.'
-    )
-
-
-def _check_ids(tokens: np.ndarray, vocabulary_size: int) -> None:
-  """Checks that all ids are in the vocabulary."""
-  outside = tokens[(tokens < 0) | (tokens >= vocabulary_size)]
-  if outside.size:
-    raise ValueError(
-      f'tokens holds the id {outside[0]}, but the vocabulary has '
-      f'{vocabulary_size} tokens; expected ids from 0 to '
-      f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
     )

@@ -1,9 +1,8 @@
 """Checked access to the config and the tensors of a checkpoint."""
 
-import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,9 @@ import numpy as np
 from iclcl_jax import _validate
 from iclcl_jax.transformer import Linear, Norm
 from iclcl_jax.types import Array
+
+Shape: TypeAlias = tuple[int, ...]
+Arrange: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 def gelu(x: Array) -> Array:
@@ -35,7 +37,7 @@ ACTIVATIONS = {
 
 
 def activation(config: Mapping[str, Any], name: str, default: str) -> Callable:
-  """The activation that the config names."""
+  """Reads the activation that the config names."""
   found = config.get(name) or default
   if not isinstance(found, str) or found not in ACTIVATIONS:
     raise ValueError(
@@ -48,9 +50,8 @@ def activation(config: Mapping[str, Any], name: str, default: str) -> Callable:
 def count(
   config: Mapping[str, Any], name: str, default: int | None = None
 ) -> int:
-  """A positive integer of the config; without default it is required."""
-  found = config.get(name)
-  found = default if found is None else found
+  """Reads a positive integer of the config; without default it is required."""
+  found = _setting(config, name, default)
   if found is None:
     raise ValueError(
       f'config has no {name!r}; expected a positive integer. Use the complete '
@@ -64,12 +65,10 @@ def count(
 
 
 def number(config: Mapping[str, Any], name: str, default: float) -> float:
-  """A positive number of the config."""
-  found = config.get(name)
-  found = default if found is None else found
-  if isinstance(found, bool) or not isinstance(found, int | float):
-    raise ValueError(f'config[{name!r}] is {found!r}; expected a number.')
-  if not 0 < found < float('inf'):
+  """Reads a finite positive number of the config."""
+  found = _setting(config, name, default)
+  is_number = isinstance(found, int | float) and not isinstance(found, bool)
+  if not is_number or not 0 < found < float('inf'):
     raise ValueError(
       f'config[{name!r}] is {found!r}; expected a finite positive number.'
     )
@@ -77,12 +76,16 @@ def number(config: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def switch(config: Mapping[str, Any], name: str, default: bool) -> bool:
-  """A truth value of the config."""
-  found = config.get(name)
-  found = default if found is None else found
+  """Reads a truth value of the config."""
+  found = _setting(config, name, default)
   if not isinstance(found, bool):
     raise ValueError(f'config[{name!r}] is {found!r}; expected true or false.')
   return found
+
+
+def _setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
+  found = config.get(name)
+  return default if found is None else found
 
 
 def require(config: Mapping[str, Any], name: str, expected: Any) -> None:
@@ -96,7 +99,7 @@ def require(config: Mapping[str, Any], name: str, expected: Any) -> None:
 
 
 def head_width(width: int, num_heads: int) -> int:
-  """Width of one head, when the heads share the width of the model."""
+  """Returns the width of one head of several that share a width."""
   if width % num_heads:
     raise ValueError(
       f'a width of {width} does not divide into {num_heads} heads; expected a '
@@ -105,43 +108,70 @@ def head_width(width: int, num_heads: int) -> int:
   return width // num_heads
 
 
-def identity(array: np.ndarray) -> np.ndarray:
-  """Leaves a tensor as it is stored."""
-  return array
-
-
-def transposed(*shape: int) -> Callable[[np.ndarray], np.ndarray]:
+def transposed(*shape: int) -> Arrange:
   """Arranges a stored `[out, in]` as `[in, out]`, then reshapes."""
   return lambda array: array.T.reshape(shape) if shape else array.T
 
 
-def reshaped(*shape: int) -> Callable[[np.ndarray], np.ndarray]:
+def reshaped(*shape: int) -> Arrange:
   """Arranges a tensor in another shape."""
   return lambda array: array.reshape(shape)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensors:
-  """Tensors whose names and shapes were checked.
+  """The tensors of a checkpoint, each checked when it is taken.
 
-  Attributes:
-    named: the tensors, by name without prefix.
-    num_layers: number of layers.
-    dtype: dtype of the arrays that are made of them.
+  Names are those of the family, without prefix; `{}` in a template stands for
+  the number of a layer.
   """
 
-  named: Mapping[str, np.ndarray]
-  num_layers: int
-  dtype: np.dtype
+  def __init__(
+    self,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    num_layers: int,
+    prefix: str,
+    ignored: Sequence[str],
+    dtype: Any,
+  ):
+    """Reads which tensors there are.
 
-  def array(self, name: str, arrange: Callable = identity) -> Array:
-    """One tensor."""
-    return jnp.asarray(np.array(arrange(self.named[name]), self.dtype))
+    Args:
+      tensors: arrays by name.
+      num_layers: number of layers.
+      prefix: what may stand before the names.
+      ignored: patterns of names without prefix that are not needed.
+      dtype: dtype to make, or None for that of the tensors.
 
-  def stacked(self, template: str, arrange: Callable = identity) -> Array:
-    """A tensor of all layers, with the leading axis `L`."""
-    arrays = [self.named[template.format(n)] for n in range(self.num_layers)]
-    stack = np.empty((len(arrays), *arrange(arrays[0]).shape), self.dtype)
+    Raises:
+      ValueError: if `dtype` cannot be made.
+    """
+    self._num_layers, self._prefix = num_layers, prefix
+    self._rest = {
+      name.removeprefix(prefix): (name, array)
+      for name, array in tensors.items()
+      if not any(
+        fnmatch.fnmatchcase(name.removeprefix(prefix), pattern)
+        for pattern in ignored
+      )
+    }
+    arrays = [array for _, array in self._rest.values()]
+    self._dtype = _common_dtype(arrays, dtype)
+
+  def array(
+    self, name: str, shape: Shape, arrange: Arrange = np.asarray
+  ) -> Array:
+    """Takes one tensor, stored with `shape`."""
+    array = np.array(arrange(self._take(name, shape)), self._dtype)
+    return jnp.asarray(array)
+
+  def stacked(
+    self, template: str, shape: Shape, arrange: Arrange = np.asarray
+  ) -> Array:
+    """Takes a tensor of all layers, with the leading axis `L`."""
+    names = [template.format(n) for n in range(self._num_layers)]
+    arrays = [self._take(name, shape) for name in names]
+    stack = np.empty((len(arrays), *arrange(arrays[0]).shape), self._dtype)
     for row, array in zip(stack, arrays, strict=True):
       row[...] = arrange(array)
     return jnp.asarray(stack)
@@ -149,150 +179,88 @@ class Tensors:
   def linears(
     self,
     template: str,
-    arrange: Callable = identity,
-    arrange_bias: Callable = identity,
+    shape: Shape,
+    arrange: Arrange = np.asarray,
+    *,
+    bias: Shape | None,
+    arrange_bias: Arrange = np.asarray,
   ) -> Linear:
-    """An affine map of all layers; its bias only if it was expected."""
-    bias = template + '.bias'
+    """Takes an affine map of all layers; `bias` is the shape of its bias."""
     return Linear(
-      self.stacked(template + '.weight', arrange),
-      self.stacked(bias, arrange_bias) if self._has(bias) else None,
+      self.stacked(template + '.weight', shape, arrange),
+      None
+      if bias is None
+      else self.stacked(template + '.bias', bias, arrange_bias),
     )
 
-  def norms(self, template: str) -> Norm:
-    """A normalisation of all layers."""
-    bias = template + '.bias'
+  def norms(self, template: str, width: int, *, has_bias: bool = True) -> Norm:
+    """Takes a normalisation of all layers."""
     return Norm(
-      self.stacked(template + '.weight'),
-      self.stacked(bias) if self._has(bias) else None,
+      self.stacked(template + '.weight', (width,)),
+      self.stacked(template + '.bias', (width,)) if has_bias else None,
     )
 
-  def norm(self, stem: str) -> Norm:
-    """A normalisation outside of the layers."""
-    bias = stem + '.bias'
+  def norm(self, stem: str, width: int, *, has_bias: bool = True) -> Norm:
+    """Takes a normalisation outside of the layers."""
     return Norm(
-      self.array(stem + '.weight'),
-      self.array(bias) if bias in self.named else None,
+      self.array(stem + '.weight', (width,)),
+      self.array(stem + '.bias', (width,)) if has_bias else None,
     )
 
-  def _has(self, template: str) -> bool:
-    return template.format(0) in self.named
+  def tied(self, embedding: str, head: str) -> None:
+    """Takes a copy of the embedding that was stored as the head.
 
+    Args:
+      embedding: name of the embedding.
+      head: name of the head.
 
-def of_layers(
-  shapes: Mapping[str, tuple[int, ...]], num_layers: int
-) -> dict[str, tuple[int, ...]]:
-  """Expected shapes of every layer, from templates with `{}`."""
-  return {
-    template.format(n): shape
-    for n in range(num_layers)
-    for template, shape in shapes.items()
-  }
-
-
-def without_copy(
-  tensors: Mapping[str, np.ndarray], *, copy: str, original: str
-) -> dict[str, np.ndarray]:
-  """Drops a tied head that was stored beside the embedding.
-
-  Args:
-    tensors: arrays by name.
-    copy: name of the head.
-    original: how the name of the embedding ends.
-
-  Returns:
-    The other tensors.
-
-  Raises:
-    ValueError: if the two differ.
-  """
-  found = next((tensors[n] for n in tensors if n.endswith(original)), None)
-  head = tensors.get(copy)
-  differs = head is not None and found is not None
-  if differs and not np.array_equal(head, found):  # type: ignore[arg-type]
-    raise ValueError(
-      f'tensor {copy!r} differs from the embedding {original!r}, but the '
-      'config ties them. Set tie_word_embeddings to false in config.json if '
-      'the model was trained with a head of its own.'
-    )
-  return {name: array for name, array in tensors.items() if name != copy}
-
-
-def take(
-  tensors: Mapping[str, np.ndarray],
-  shapes: Mapping[str, tuple[int, ...]],
-  *,
-  num_layers: int,
-  prefix: str,
-  ignored: Sequence[str],
-  dtype: Any,
-) -> Tensors:
-  """Checks that the tensors are those that the architecture needs.
-
-  Args:
-    tensors: arrays by name.
-    shapes: expected shape of each, by name without prefix.
-    num_layers: number of layers.
-    prefix: what may stand before the names.
-    ignored: patterns of names without prefix that are not needed.
-    dtype: dtype to make, or None for that of the tensors.
-
-  Returns:
-    The tensors that are needed.
-
-  Raises:
-    ValueError: if one is missing, has another shape, is not floating, or is
-      unexpected.
-  """
-  named = {name.removeprefix(prefix): array for name, array in tensors.items()}
-  stored = {name.removeprefix(prefix): name for name in tensors}
-  for name, shape in shapes.items():
-    _check_tensor(name, named, shape, prefix)
-  for name in named:
-    known = any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
-    if name not in shapes and not known:
+    Raises:
+      ValueError: if the two differ.
+    """
+    _, copy = self._rest.pop(head, (head, None))
+    _, original = self._rest.get(embedding, (embedding, copy))
+    if copy is not None and not np.array_equal(copy, original):
       raise ValueError(
-        f'tensor {stored[name]!r} of shape {list(named[name].shape)} is '
-        'unexpected; the config describes an architecture without it. Check '
-        'that config and tensors belong together.'
+        f'tensor {head!r} differs from the embedding {embedding!r}, but the '
+        'config ties them. Set tie_word_embeddings to false in config.json if '
+        'the model was trained with a head of its own.'
       )
-  taken = {name: named[name] for name in shapes}
-  return Tensors(
-    named=taken, num_layers=num_layers, dtype=_common_dtype(taken, dtype)
-  )
+
+  def check_all_taken(self) -> None:
+    """Raises `ValueError` if a tensor is left that nobody took."""
+    for name, array in self._rest.values():
+      raise ValueError(
+        f'tensor {name!r} of shape {list(array.shape)} is unexpected; the '
+        'config describes an architecture without it. Check that config and '
+        'tensors belong together.'
+      )
+
+  def _take(self, name: str, shape: Shape) -> np.ndarray:
+    if name not in self._rest:
+      raise ValueError(
+        f'tensor {name!r} (or {self._prefix + name!r}) is missing; expected '
+        f'shape {list(shape)}. Check that the download is complete and that '
+        'config and tensors belong together.'
+      )
+    _, array = self._rest.pop(name)
+    if tuple(array.shape) != shape:
+      raise ValueError(
+        f'tensor {name!r} has shape {list(array.shape)}; expected '
+        f'{list(shape)} from the config. Check that config and tensors belong '
+        'together.'
+      )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise ValueError(
+        f'tensor {name!r} has dtype {array.dtype}; expected floating-point '
+        'numbers. Dequantise the checkpoint first.'
+      )
+    return array
 
 
-def _check_tensor(
-  name: str,
-  named: Mapping[str, np.ndarray],
-  shape: tuple[int, ...],
-  prefix: str,
-) -> None:
-  """Checks that a needed tensor is there, of its shape, and floating."""
-  if name not in named:
-    raise ValueError(
-      f'tensor {name!r} (or {prefix + name!r}) is missing; expected shape '
-      f'{list(shape)}. Check that the download is complete and that config '
-      'and tensors belong together.'
-    )
-  array = named[name]
-  if tuple(array.shape) != shape:
-    raise ValueError(
-      f'tensor {name!r} has shape {list(array.shape)}; expected '
-      f'{list(shape)} from the config. Check that config and tensors belong '
-      'together.'
-    )
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(
-      f'tensor {name!r} has dtype {array.dtype}; expected floating-point '
-      'numbers. Dequantise the checkpoint first.'
-    )
-
-
-def _common_dtype(named: Mapping[str, np.ndarray], dtype: Any) -> np.dtype:
+def _common_dtype(arrays: Sequence[np.ndarray], dtype: Any) -> np.dtype:
   """The requested dtype, or that of the tensors."""
   if dtype is None:
-    found = {np.dtype(array.dtype) for array in named.values()}
+    found = {np.dtype(array.dtype) for array in arrays}
     widest = np.float64 if np.dtype(np.float64) in found else np.float32
     return _canonical(found.pop() if len(found) == 1 else np.dtype(widest))
   _validate.check_float_dtype('dtype', dtype)

@@ -12,7 +12,41 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 @dataclasses.dataclass(frozen=True)
-class RMSNorm:
+class _Normalisation:
+  """What both normalisations share: a linear part, scaled and shifted."""
+
+  epsilon: float
+
+  def __post_init__(self):
+    _validate.non_negative(epsilon=self.epsilon)
+
+  def __call__(
+    self, parameters: Norm, x: Float[Array, ' d_model']
+  ) -> Float[Array, ' d_model']:
+    """Returns the normalised token."""
+    row = self.linear_part(parameters, x, x)
+    return row if parameters.bias is None else row + parameters.bias
+
+  def linear_part(
+    self,
+    parameters: Norm,
+    x: Float[Array, ' d_model'],
+    y: Float[Array, ' d_model'],
+  ) -> Float[Array, ' d_model']:
+    """Returns `y P(x)`, where `self(parameters, x) = x P(x) + bias`."""
+    _validate.check_array('x', x, 'd_model')
+    x, wide = _widen(x), _widen(y)
+    scale = _common_scale(x)
+    inverse = _inverse_root(self._spread(x * scale), self.epsilon, scale)
+    result = self._spread(wide * scale) * inverse
+    return result.astype(y.dtype) * parameters.scale
+
+  def _spread(self, x: Array) -> Array:
+    """What is divided by the root of its mean square."""
+    raise NotImplementedError
+
+
+class RMSNorm(_Normalisation):
   r"""Divides by the root mean square: :math:`x\,\gamma / \mathrm{rms}(x)`.
 
   Args:
@@ -29,35 +63,15 @@ class RMSNorm:
     Zhang & Sennrich, arXiv:1910.07467, eq. 4.
   """
 
-  epsilon: float
-
-  def __post_init__(self):
-    _validate.check_scalar('epsilon', self.epsilon, minimum=0)
-
-  def __call__(
-    self, parameters: Norm, x: Float[Array, ' d_model']
-  ) -> Float[Array, ' d_model']:
-    """Returns the normalised token."""
-    return _shift(parameters, self.linear_part(parameters, x, x))
-
-  def linear_part(
-    self,
-    parameters: Norm,
-    x: Float[Array, ' d_model'],
-    y: Float[Array, ' d_model'],
-  ) -> Float[Array, ' d_model']:
-    r"""Returns `y P(x)` with :math:`P = \mathrm{diag}(\gamma)/\mathrm{rms}`."""
-    _validate.check_array('x', x, 'd_model')
-    wide = _widen(x)
-    scale = _common_scale(wide)
-    inverse = _inverse_root(wide * scale, self.epsilon, scale)
-    result = _widen(y) * scale * inverse
-    return result.astype(y.dtype) * parameters.scale
+  def _spread(self, x: Array) -> Array:
+    return x
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(_Normalisation):
   r"""Centres and divides by the deviation, then scales and shifts.
+
+  At one token it is the matrix
+  :math:`P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)` and a bias.
 
   Args:
     epsilon: added to the variance.
@@ -73,33 +87,8 @@ class LayerNorm:
     Ba et al., arXiv:1607.06450, eq. 3.
   """
 
-  epsilon: float
-
-  def __post_init__(self):
-    _validate.check_scalar('epsilon', self.epsilon, minimum=0)
-
-  def __call__(
-    self, parameters: Norm, x: Float[Array, ' d_model']
-  ) -> Float[Array, ' d_model']:
-    """Returns the normalised token."""
-    return _shift(parameters, self.linear_part(parameters, x, x))
-
-  def linear_part(
-    self,
-    parameters: Norm,
-    x: Float[Array, ' d_model'],
-    y: Float[Array, ' d_model'],
-  ) -> Float[Array, ' d_model']:
-    r"""Returns `y P(x)`.
-
-    .. math:: P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)
-    """
-    _validate.check_array('x', x, 'd_model')
-    wide = _widen(x)
-    scale = _common_scale(wide)
-    inverse = _inverse_root(_centre(wide * scale), self.epsilon, scale)
-    result = _centre(_widen(y) * scale) * inverse
-    return result.astype(y.dtype) * parameters.scale
+  def _spread(self, x: Array) -> Array:
+    return x - jnp.mean(x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,91 +136,31 @@ class Rotary:
 
 
 def unrotated(x: Float[Array, ' d_k'], position: Array) -> Float[Array, ' d_k']:
-  """Leaves queries and keys as they are.
-
-  Args:
-    x: a query or key. Shape `[d_k]`.
-    position: its position. Shape `[]`.
-
-  Returns:
-    `x`.
-
-  Example:
-    >>> unrotated(jnp.ones(2), jnp.array(3)).tolist()
-    [1.0, 1.0]
-  """
+  """Returns a query or key `[d_k]` as it is, whatever its position `[]`."""
   del position
   return x
 
 
 def causal(query_position: Array, key_position: Array) -> Bool[Array, '']:
-  """Whether a token sees another: itself and those before it.
-
-  Args:
-    query_position: position of the one that looks. Shape `[]`.
-    key_position: position of the one that is looked at. Shape `[]`.
-
-  Returns:
-    A boolean. Shape `[]`.
-
-  Example:
-    >>> bool(causal(jnp.array(1), jnp.array(2)))
-    False
-  """
+  """Whether a token sees another: itself and those before it. Shapes `[]`."""
   return key_position <= query_position
 
 
 def bidirectional(
   query_position: Array, key_position: Array
 ) -> Bool[Array, '']:
-  """Whether a token sees another: always.
-
-  Args:
-    query_position: position of the one that looks. Shape `[]`.
-    key_position: position of the one that is looked at. Shape `[]`.
-
-  Returns:
-    A boolean. Shape `[]`.
-
-  Example:
-    >>> bool(bidirectional(jnp.array(1), jnp.array(2)))
-    True
-  """
+  """Whether a token sees another: always. Shapes `[]`."""
   del query_position, key_position
   return jnp.ones((), bool)
 
 
 def normalised(normalise: Callable[[Array], Array], x: Array) -> Array:
-  """Returns `normalise(x)`.
-
-  Args:
-    normalise: a normalisation.
-    x: a token. Shape `[d_model]`.
-
-  Returns:
-    The normalised token.
-
-  Example:
-    >>> normalised(lambda x: x / 2, 4.0)
-    2.0
-  """
+  """Returns `normalise(x)` of a token `[d_model]`."""
   return normalise(x)
 
 
 def as_it_is(normalise: Callable[[Array], Array], x: Array) -> Array:
-  """Returns `x`.
-
-  Args:
-    normalise: a normalisation that stands elsewhere.
-    x: a token. Shape `[d_model]`.
-
-  Returns:
-    The same token.
-
-  Example:
-    >>> as_it_is(lambda x: x / 2, 4.0)
-    4.0
-  """
+  """Returns a token `[d_model]` whose normalisation stands elsewhere."""
   del normalise
   return x
 
@@ -259,11 +188,3 @@ def _inverse_root(x: Array, epsilon: float, scale: Array) -> Array:
   square = jnp.mean(x * x) + epsilon * scale * scale
   is_zero = square == 0  # A scaled epsilon may underflow.
   return jnp.where(is_zero, 0, jax.lax.rsqrt(jnp.where(is_zero, 1, square)))
-
-
-def _centre(x: Array) -> Array:
-  return x - jnp.mean(x)
-
-
-def _shift(parameters: Norm, x: Array) -> Array:
-  return x if parameters.bias is None else x + parameters.bias

@@ -7,6 +7,7 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax.pretrained import _model
+from iclcl_jax.types import Array
 
 
 def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
@@ -15,67 +16,40 @@ def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
   _model.check_prompt(model, tokens, mask)
 
 
-def check_segments(
-  model: _model.LanguageModel,
-  tokens: Any,
-  segment_ids: Any,
-  num_segments: int,
-  mask: Any,
-) -> None:
-  """Checks the prompt and which demonstration each of its tokens belongs to."""
-  check_prompt(model, tokens, mask)
-  _validate.check_count('num_segments', num_segments)
-  dtype = getattr(segment_ids, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.signedinteger):
+def check_segments(segment_ids: Array, num_segments: int) -> None:
+  """Checks which demonstration each token belongs to."""
+  _validate.at_least(1, num_segments=num_segments)
+  if not _validate.is_concrete(segment_ids):
+    return
+  outside = (segment_ids < -1) | (segment_ids >= num_segments)
+  if np.any(outside):
     raise ValueError(
-      f'segment_ids is a {type(segment_ids).__name__} of dtype {dtype}; '
-      'expected an array of signed integers [N], as mark_spans returns.'
+      f'segment_ids holds {np.asarray(segment_ids)[outside][0]}; expected -1 '
+      f'for tokens of no demonstration, or 0 to {num_segments - 1} '
+      '(num_segments less one).'
     )
-  if segment_ids.shape != tokens.shape:
-    raise ValueError(
-      f'segment_ids has shape {list(segment_ids.shape)}; expected '
-      f'{list(tokens.shape)}, one for each token.'
-    )
-  if _validate.is_concrete(segment_ids):
-    outside = (segment_ids < -1) | (segment_ids >= num_segments)
-    if np.any(outside):
-      raise ValueError(
-        f'segment_ids holds {np.asarray(segment_ids)[outside][0]}; expected '
-        f'-1 for tokens of no demonstration, or 0 to {num_segments - 1} '
-        '(num_segments less one).'
-      )
 
 
 def check_position(tokens: Any, position: Any, mask: Any) -> Any:
   """Checks the position that is read; the last valid token by default."""
   if position is None:
     return _model.last_valid(tokens, mask)
-  array = position if hasattr(position, 'dtype') else np.asarray(position)
-  if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape != ():
+  _check_index(
+    'position', position, len(tokens), 'the index of a token of the prompt'
+  )
+  known = mask is not None and _validate.is_concrete(mask, position)
+  if known and not np.asarray(mask)[int(position)]:
     raise ValueError(
-      f'position is {position!r}; expected one integer, the index of a token.'
+      f'position is {int(position)}, a token that mask excludes; expected a '
+      'valid token.'
     )
-  if _validate.is_concrete(position):
-    size = tokens.shape[0]
-    if not 0 <= int(position) < size:
-      raise ValueError(
-        f'position is {int(position)}; expected 0 to {size - 1}, the index of '
-        'a token of the prompt.'
-      )
-    known = mask is not None and _validate.is_concrete(mask)
-    if known and not np.asarray(mask)[int(position)]:
-      raise ValueError(
-        f'position is {int(position)}, a token that mask excludes; expected '
-        'a valid token.'
-      )
   return jnp.asarray(position)
 
 
-def check_excluded(tokens: Any, position: Any, mask: Any, excluded: Any) -> Any:
+def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
   """Checks the excluded tokens and returns the mask of those that are left."""
   if excluded is None:
     return mask
-  _validate.check_mask(excluded, tokens.shape[0], name='excluded')
   known = _validate.is_concrete(excluded, position)
   if known and bool(excluded[int(position)]):
     raise ValueError(
@@ -92,24 +66,24 @@ def check_labels(
   """Checks two token ids."""
   _model.check_head(model)
   for name, value in (('label', label), ('other_label', other_label)):
-    dtype = getattr(value, 'dtype', None)
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if dtype is not None:
-      is_integer = jnp.issubdtype(dtype, jnp.integer) and value.shape == ()
-    if not is_integer:
-      raise ValueError(
-        f'{name} is {value!r}; expected the id of one token, as '
-        "tokenizer.single_id(' Positive') returns."
-      )
-    size = model.vocabulary_size
-    if _validate.is_concrete(value) and not 0 <= int(value) < size:
-      raise ValueError(
-        f'{name} is {int(value)}; expected an id from 0 to {size - 1}. Use the '
-        'tokenizer of this model.'
-      )
+    expected = (
+      "an id of this model, as tokenizer.single_id(' Positive') returns"
+    )
+    _check_index(name, value, model.vocabulary_size, expected)
   known = _validate.is_concrete(label, other_label)
   if known and int(label) == int(other_label):
     raise ValueError(
       f'label and other_label are both {int(label)}, so their logits do not '
       'differ; expected two labels.'
+    )
+
+
+def _check_index(name: str, value: Any, size: int, expected: str) -> None:
+  kind = getattr(value, 'dtype', type(value))
+  is_integer = np.shape(value) == () and jnp.issubdtype(kind, jnp.integer)
+  known = is_integer and _validate.is_concrete(value)
+  if not is_integer or (known and not 0 <= int(value) < size):
+    raise ValueError(
+      f'{name} is {value!r}; expected one integer from 0 to {size - 1}, '
+      f'{expected}.'
     )

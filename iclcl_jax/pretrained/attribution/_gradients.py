@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
+from iclcl_jax._door import door
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._readings import members_of, scan_layers
@@ -35,6 +36,7 @@ class DemonstrationGradients(NamedTuple):
   drop_shares: Float[Array, 'L G S']
 
 
+@door
 def demonstration_gradients(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -77,7 +79,8 @@ def demonstration_gradients(
     Ren & Liu, arXiv:2310.13220, the loss of Theorem 3.1; its drop in one step
     derived here.
   """
-  _checks.check_segments(model, tokens, segment_ids, num_segments, mask)
+  _checks.check_prompt(model, tokens, mask)
+  _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, position, mask)
 
   def read(block, x, heads, outputs, seen):
@@ -94,7 +97,7 @@ def _gradients(
   values: Float[Array, 'N d_k'],
   members: Bool[Array, 'S N'],
 ) -> DemonstrationGradients:
-  """Inner products of gradients, each relative to its largest key."""
+  """Gradients of one dual model, each relative to its largest key."""
   width = keys.shape[1]
   inside = jnp.any(members, axis=0)
   sizes = jnp.sum(keys * keys, axis=1) / (2 * width**0.5)

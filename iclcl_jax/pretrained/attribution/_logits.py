@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from iclcl_jax import transformer
+from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
@@ -114,6 +115,7 @@ def direct_logit_attribution(
   )
 
 
+@door
 def attribute(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -144,7 +146,6 @@ def attribute(
   Raises:
     ValueError: as `read_heads` and `direct_logit_attribution`.
   """
-  _checks.check_prompt(model, tokens, mask)
   _checks.check_labels(model, label, other_label)
   readings = read_heads(
     model,
@@ -157,6 +158,7 @@ def attribute(
   return direct_logit_attribution(model, readings, label, other_label)
 
 
+@door
 def logit_difference(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -191,7 +193,7 @@ def logit_difference(
   _checks.check_labels(model, label, other_label)
   position = _checks.check_position(tokens, position, mask)
   excluded = hidden if excluded is None else excluded
-  visible = _checks.check_excluded(tokens, position, mask, excluded)
+  visible = _checks.check_excluded(position, mask, excluded)
   positions = _model.positions_of(tokens, mask)
   x = transformer.apply_blocks(
     model.architecture,

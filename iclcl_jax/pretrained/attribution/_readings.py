@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from iclcl_jax import transformer
+from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
@@ -42,6 +43,7 @@ class HeadReadings(NamedTuple):
   last: Float[Array, ' d_model']
 
 
+@door
 def read_heads(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -79,7 +81,8 @@ def read_heads(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
     demonstrations.
   """
-  _checks.check_segments(model, tokens, segment_ids, num_segments, mask)
+  _checks.check_prompt(model, tokens, mask)
+  _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, position, mask)
 
   def read(block, x, heads, outputs, seen):
@@ -128,7 +131,7 @@ def scan_layers(
 
 
 def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
-  """Tokens of each segment that the position sees; the last is the rest."""
+  """The tokens of each segment that the position sees; the rest comes last."""
   names = jnp.arange(num_segments, dtype=segment_ids.dtype)
   chosen = segment_ids[None] == names[:, None]
   rest = ~jnp.any(chosen, axis=0)
@@ -141,7 +144,11 @@ def _read_segments(
   values: Float[Array, 'G N d_k'],
   members: Bool[Array, 'T N'],
 ) -> tuple[Array, Array, Array, Array]:
-  """Reads a dual state for each segment, and merges them, all but one too."""
+  """Reads one dual state for each segment, and merges them.
+
+  Returns what each adds to the output, log shares, the log normaliser, and for
+  each segment the output of all others merged.
+  """
   (num_heads, width), num_groups = query.shape, keys.shape[0]
   rows = (query / width**0.5).reshape(num_groups, -1, width)
   scores = jnp.einsum('grd,gnd->grn', rows, keys)[:, :, None]
