@@ -1,11 +1,9 @@
 """The gap between a loss and its mean, in closed form over a whole ball."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, coefficients, dual, moments
+from iclcl_jax import _validate, dual, forms, moments
 from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
@@ -70,15 +68,9 @@ def mean_embedding(
   labels = (visible(values, mask).astype(size.dtype) / size).astype(
     values.dtype
   )
-  return _absorb(phi, jnp.asarray(keys), labels, mask, chunk_size)
-
-
-def _absorb(phi: Any, keys, labels, mask, chunk_size: int) -> dual.State:
-  if not _validate.is_feature_map(phi):
-    empty = coefficients.empty(phi, keys, labels)
-    return coefficients.absorb(phi, empty, keys, labels, mask)
-  state = moments.empty(phi, keys, labels)
-  return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+  form, keys = forms.form_of(phi), jnp.asarray(keys)
+  state = form.empty(phi, keys, labels)
+  return form.absorb_stream(phi, state, keys, labels, chunk_size, mask)
 
 
 def gap_supremum(
@@ -128,7 +120,9 @@ def gap_supremum(
       f'ball is a {type(ball).__name__}; expected a Ball, bounds.FROBENIUS or '
       'bounds.SPECTRAL.'
     )
-  both, dtype = _difference(population, sample), sample.mass.dtype
+  form, dtype = forms.form_of(phi), sample.mass.dtype
+  opposite = form.with_weights(sample, -form.get_weights(sample))
+  both = form.merge(population, opposite)
   if isinstance(both, DualState):
     log_norm = state_norms(both, 1, ball)[0]
   else:
@@ -244,13 +238,6 @@ def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
   # In two steps, each finite: weights of zero stay zero at any scale.
   root = jnp.minimum(jnp.exp(top / 2), jnp.finfo(top.dtype).max)
   return (jnp.sum(scaled) * root * root).astype(dtype)
-
-
-def _difference(a: dual.State, b: dual.State) -> dual.State:
-  if isinstance(a, DualState) and isinstance(b, DualState):
-    return moments.merge(a, b._replace(weights=-b.weights))
-  opposite = b._replace(coefficients=-b.coefficients)  # type: ignore
-  return coefficients.merge(a, opposite)  # type: ignore[arg-type]
 
 
 def _check_state(phi: FeatureMap | Kernel, name: str, state: dual.State):

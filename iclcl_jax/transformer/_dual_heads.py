@@ -21,6 +21,7 @@ from iclcl_jax import (
   _validate,
   coefficients,
   dual,
+  forms,
   kernels,
   losses,
   moments,
@@ -163,7 +164,7 @@ def answer_from_one_state(
 ) -> Float[Array, 'r N d_v']:
   """Trains once and answers all: every query sees the tokens of the first."""
   mask = seen[0]
-  state = dual.zero_shot(phi, keys[:0], values[:0])
+  state = dual.empty(phi, keys, values)
   state = dual.one_step(phi, state, keys, values, mask=mask)
   has_seen = jnp.any(mask)
 
@@ -187,7 +188,7 @@ def answer_online(
   """
   mask = jnp.diagonal(seen)
   is_feature_map = _validate.is_feature_map(phi)
-  state = dual.zero_shot(phi, keys[:0], values[:0])
+  state = dual.empty(phi, keys, values)
   if not is_feature_map:
     zeros = jnp.zeros(keys.shape[0], values.dtype)
     state = KernelDualState(keys, jnp.zeros_like(values), zeros)
@@ -231,7 +232,7 @@ def answer_per_query(
   def answer(row):
     queries, mask = row
     if _validate.is_feature_map(phi):
-      state = dual.zero_shot(phi, keys[:0], values[:0])
+      state = dual.empty(phi, keys, values)
       state = dual.one_step(phi, state, keys, values, mask=mask)
     else:  # Rows that are not seen have mass 0: no copy of the coefficients.
       state = KernelDualState(keys, values, mask.astype(values.dtype))
@@ -306,7 +307,6 @@ def _over_positions(answer, queries, *rows):
 
 def _read(phi, state, query, has_seen) -> Array:
   """`dual.predict`, with zeros for a state that has seen no token."""
-  form = moments if _validate.is_feature_map(phi) else coefficients
-  reading = form.read(phi, state, query)
+  reading = forms.form_of(phi).read(phi, state, query)
   denominator = jnp.where(has_seen, reading.denominator, 1)
   return jnp.where(has_seen, reading.numerator, 0) / denominator
