@@ -18,11 +18,15 @@ ROWS = [
 ]
 
 
-def test_readme_code_prints_what_it_says():
-  text = (ROOT / 'README.md').read_text()
-  assert len(doctest.DocTestParser().get_examples(text)) > 10
-  # In a process of its own: the README speaks of JAX's default settings.
-  command = [sys.executable, '-m', 'doctest', 'README.md']
+@pytest.mark.parametrize(
+  ('path', 'least'),
+  [('README.md', 10), ('docs/accounts.md', 5), ('docs/equations.md', 20)],
+)
+def test_code_prints_what_it_says(path, least):
+  text = (ROOT / path).read_text()
+  assert len(doctest.DocTestParser().get_examples(text)) > least
+  # In a process of its own: documents speak of JAX's default settings.
+  command = [sys.executable, '-m', 'doctest', path]
   result = subprocess.run(
     command, cwd=ROOT, capture_output=True, text=True, check=False
   )

@@ -25,8 +25,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What still waits for a user. It may only shrink, and is to be empty.
 WITHOUT_USER = frozenset(
   [
-    'accounts.softmax_regression.problem',
-    'accounts.softmax_regression_bounds.lipschitz_in_document',
     'attention.weights',
     'budget.feature_budget',
     'budget.relative_covariance',
@@ -42,10 +40,7 @@ WITHOUT_USER = frozenset(
     'modified.highest_scores',
     'modified.random_choice',
     'modified.unnormalised',
-    'pretrained.logits',
     'storage.save',
-    'transformer.apply_blocks_dual',
-    'transformer.fold_labels',
   ]
 )
 

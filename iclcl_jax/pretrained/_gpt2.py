@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import transformer
@@ -68,15 +67,16 @@ def _blocks(
   heads = _reading.count(config, 'n_head')
   d_k = _reading.head_width(d, heads)
   d_ff = _reading.count(config, 'n_inner', 4 * d)
-  joint = tensors.linears('h.{}.attn.c_attn', (d, 3 * d), bias=(3 * d,))
+  joint = 'h.{}.attn.c_attn.'
+  weights = tensors.stacked(joint + 'weight', (d, 3 * d))
+  biases = tensors.stacked(joint + 'bias', (3 * d,))
   # Queries, keys and values stand side by side in one projection.
-  thirds = zip(*(jnp.split(x, 3, axis=-1) for x in joint), strict=True)
   query, key, value = (
     Linear(
-      weight.reshape(-1, d, heads, d_k),
-      bias.reshape(-1, heads, d_k),
+      weights[..., part * d : (part + 1) * d].reshape(-1, d, heads, d_k),
+      biases[..., part * d : (part + 1) * d].reshape(-1, heads, d_k),
     )
-    for weight, bias in thirds
+    for part in range(3)
   )
   return transformer.Block(
     attention_norm=tensors.norms('h.{}.ln_1', d),

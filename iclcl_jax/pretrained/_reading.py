@@ -218,8 +218,9 @@ class Tensors:
       ValueError: if the two differ.
     """
     _, copy = self._rest.pop(head, (head, None))
-    _, original = self._rest.get(embedding, (embedding, copy))
-    if copy is not None and not np.array_equal(copy, original):
+    if copy is None or embedding not in self._rest:
+      return
+    if not np.array_equal(copy, self._rest[embedding][1]):
       raise ValueError(
         f'tensor {head!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
