@@ -1,0 +1,607 @@
+"""Does one trained layer do one step of gradient descent? Linear and softmax.
+
+Layers are trained from small random weights and compared with the step whose
+size is the best for the test tasks; the linear one also on scaled inputs, along
+the line to the constructed weights, and in its products. Softmax layers, with
+one head and with two, run with `--parts=softmax`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.linear_regression_gd import training
+from experiments.linear_regression_gd.training import CLOSE, SOURCE
+from iclcl_jax.accounts import linear_regression_gd as account
+
+if TYPE_CHECKING:
+  from experiments.linear_regression_gd import Config
+
+ALIGNED = 0.999
+SCALES = np.linspace(0.5, 2.0, 13)
+FRACTIONS = np.linspace(0.0, 1.0, 11)
+LAYERS = {
+  'linear': training.Stack(),
+  'softmax_1': training.Stack(account.softmax_weights),
+  'softmax_2': training.Stack(account.softmax_weights, num_heads=2),
+}
+LOOKS = {
+  'linear': ('linear attention', drawing.BLUE, 'o'),
+  'softmax_2': ('softmax, two heads', drawing.ORANGE, 's'),
+  'softmax_1': ('softmax, one head', drawing.GREEN, '^'),
+}
+
+
+class Descent(NamedTuple):
+  """One step of GD with the best step size for the test tasks.
+
+  Attributes:
+    layer: as constructed, a stack of one layer.
+    rate: its step size.
+    behaviour: predictions and slopes.
+    loss: its loss.
+    loss_centred: loss of a step on centred inputs, with a size of its own.
+    mean_prediction: mean absolute prediction.
+    mean_slope: mean norm of the slope.
+  """
+
+  layer: account.SelfAttention
+  rate: Any
+  behaviour: training.Behaviour
+  loss: Any
+  loss_centred: Any
+  mean_prediction: Any
+  mean_slope: Any
+
+
+class Curve(NamedTuple):
+  """How a layer comes to the step during training.
+
+  Attributes:
+    steps: of the records that are kept. Shape `[T]`.
+    seconds: of training all seeds.
+    found: loss and metrics of these records. Shapes `[S, T]`.
+  """
+
+  steps: np.ndarray
+  seconds: float
+  found: training.Alignment
+
+
+class Scaled(NamedTuple):
+  """Losses at other scales of the inputs.
+
+  Attributes:
+    trained: shape `[S, A]`.
+    gd: of the step with the size fitted at scale 1. Shape `[A]`.
+    closed_form: its expectation. Shape `[A]`.
+  """
+
+  trained: Any
+  gd: Any
+  closed_form: Any
+
+
+class Products(NamedTuple):
+  """What the products of a trained layer say about its step; shapes `[S]`.
+
+  Attributes:
+    learning_rate: the learnt step size.
+    diagonal_min: least entry of the diagonal of the query-key product.
+    diagonal_max: largest entry.
+    off_diagonal: largest absolute entry beside the diagonal.
+    rest_of_value_column: largest value-output entry of inputs, over that of
+      the label.
+    matrix: the query-key product times the latter. Shape `[S, d_x, d_x]`.
+  """
+
+  learning_rate: Any
+  diagonal_min: Any
+  diagonal_max: Any
+  off_diagonal: Any
+  rest_of_value_column: Any
+  matrix: Any
+
+
+class Results(NamedTuple):
+  """Trained single layers beside one step.
+
+  Attributes:
+    descent: the step.
+    curves: by layer.
+    scaled: losses of the linear layer at other input scales.
+    interpolation: losses between it and the constructed one. Shape `[S, F]`.
+    products: its products.
+  """
+
+  descent: Descent
+  curves: Mapping[str, Curve]
+  scaled: Scaled
+  interpolation: Any
+  products: Products
+
+
+@lab.once
+def trained_linear(config: 'Config') -> training.Trained:
+  """The linear layer, where stacks start as well."""
+  return _train(config, 'linear')
+
+
+def _train(config: 'Config', name: str) -> training.Trained:
+  num_steps = config.num_steps if name == 'linear' else config.softmax_steps
+  recipe = training.Recipe(
+    num_steps,
+    config.record_every,
+    config.batch_size,
+    config.learning_rate,
+    config.clip,
+  )
+  source = training.linear_source(config)
+  return training.train(
+    config, _model(config, name), source, recipe, list(LAYERS).index(name)
+  )
+
+
+def _model(config: 'Config', name: str) -> training.Model:
+  return training.stack_model(LAYERS[name], config.d_x + 1)
+
+
+def measure(config: 'Config') -> Results:
+  """Trains single layers, and compares with one step of gradient descent."""
+  tasks = training.test_tasks(config)
+  names = LAYERS if 'softmax' in config.parts else ['linear']
+  descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
+  curves = {}
+  for name in names:
+    records, steps, seconds = (
+      trained_linear(config) if name == 'linear' else _train(config, name)
+    )
+    answer = _model(config, name).answer
+    align = lab.compile_quickly(
+      lambda r, answer=answer: training.alignment(
+        answer, r, tasks, descent.behaviour
+      )
+    )
+    few = _few(len(steps))
+    some = jax.tree.map(lambda w, few=few: w[:, few], records)
+    curves[name] = Curve(steps[few], seconds, align(some))
+  compare = lab.compile_quickly(
+    lambda layers: (
+      _scaled(config, layers, tasks, descent),
+      _interpolation(config, layers, tasks, descent),
+      _products(config, layers),
+    )
+  )
+  others = compare(trained_linear(config).last())
+  return jax.device_get(Results(descent, curves, *others))
+
+
+def _few(count: int) -> np.ndarray:
+  """The first records, then ever fewer, and the last."""
+  grid = np.unique(np.round(np.geomspace(1, count, 16)).astype(int) - 1)
+  return np.union1d(grid, np.arange(min(count, 8)))
+
+
+def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
+  answer = _model(config, 'linear').answer
+
+  def constructed(rate):
+    return account.repeat(
+      account.construct(
+        rate, config.num_demonstrations, d_x=config.d_x, dtype=jnp.float32
+      ),
+      1,
+    )
+
+  def fitted(tokens):
+    """Predictions of a step of size 1, and the best size."""
+    directions = training.predictions(answer, constructed(1.0), tokens)
+    return directions, account.fit_learning_rate(directions, tasks.targets)
+
+  _, rate = fitted(tasks.tokens)
+  layer = constructed(rate)
+  found = training.behaviour(answer, layer, tasks)
+  context = tasks.tokens[:, :-1]
+  centred = context.at[..., :-1].add(
+    -jnp.mean(context[..., :-1], axis=1, keepdims=True)
+  )
+  directions, centred_rate = fitted(
+    jnp.concatenate([centred, tasks.tokens[:, -1:]], axis=1)
+  )
+  return Descent(
+    layer=layer,
+    rate=rate,
+    behaviour=found,
+    loss=training.mean_loss(found.answers, tasks.targets),
+    loss_centred=training.mean_loss(centred_rate * directions, tasks.targets),
+    mean_prediction=jnp.mean(jnp.abs(found.answers)),
+    mean_slope=jnp.mean(jnp.linalg.norm(found.slopes, axis=1)),
+  )
+
+
+def _scaled(config: 'Config', layers, tasks, descent: Descent) -> Scaled:
+  answer = _model(config, 'linear').answer
+
+  def scales(layer):
+    def one_scale(scale):
+      answers = training.predictions(answer, layer, scale * tasks.tokens)
+      return training.mean_loss(answers, scale * tasks.targets)
+
+    return jax.lax.map(one_scale, jnp.asarray(SCALES, jnp.float32))
+
+  rate = account.optimal_learning_rate(training.linear_tasks(config))
+  expected = [
+    account.expected_loss(training.linear_tasks(config, a), rate)
+    for a in SCALES
+  ]
+  return Scaled(
+    jax.lax.map(scales, layers),
+    scales(descent.layer),
+    jnp.asarray(expected, jnp.float32),
+  )
+
+
+def _interpolation(config: 'Config', layers, tasks, descent: Descent):
+  """Losses between the trained layer and the constructed one, `[S, F]`."""
+  end = _folded(config, descent.layer)
+  answer = _model(config, 'linear').answer
+
+  def one(layer):
+    start = _folded(config, layer)
+
+    def between(fraction):
+      mixed = account.repeat(account.interpolate(start, end, fraction), 1)
+      answers = training.predictions(answer, mixed, tasks.tokens)
+      return training.mean_loss(answers, tasks.targets)
+
+    return jax.lax.map(between, jnp.asarray(FRACTIONS, jnp.float32))
+
+  return jax.lax.map(one, layers)
+
+
+def _products(config: 'Config', layers) -> Products:
+  def one(layer):
+    folded = _folded(config, layer)
+    matrix = folded.query_key[0, : config.d_x, : config.d_x]
+    column = folded.value_output[0, :, -1]
+    off = matrix - jnp.diag(jnp.diagonal(matrix))
+    return Products(
+      learning_rate=-config.num_demonstrations * column[-1],
+      diagonal_min=jnp.min(jnp.diagonal(matrix)),
+      diagonal_max=jnp.max(jnp.diagonal(matrix)),
+      off_diagonal=jnp.max(jnp.abs(off)),
+      rest_of_value_column=jnp.max(jnp.abs(column[:-1])) / jnp.abs(column[-1]),
+      matrix=matrix * column[-1],
+    )
+
+  return jax.lax.map(one, layers)
+
+
+def _folded(config: 'Config', layers) -> account.Folded:
+  """Products of a stack of one layer, in the scale of the constructed one."""
+  layer = jax.tree.map(lambda w: w[0], layers)
+  return account.normalise(account.fold(layer), d_x=config.d_x)
+
+
+def estimates(results: Results) -> dict[str, lab.Estimate]:
+  """Means over seeds at the end of training."""
+  ends = {
+    name: training.Alignment(*(x[:, -1] for x in curve.found))
+    for name, curve in results.curves.items()
+  }
+  linear, between = ends['linear'], results.interpolation
+  loss_gd = float(results.descent.loss)
+  ratio = results.scaled.trained / results.scaled.gd[None] - 1
+  samples = {
+    'loss_trained': linear.loss,
+    'loss_trained_minus_gd': linear.loss - loss_gd,
+    'preds_diff': linear.preds_diff,
+    'model_diff': linear.model_diff,
+    'model_cos': linear.model_cos,
+    'learning_rate_learnt': results.products.learning_rate,
+    'loss_halfway_minus_larger_end': between[:, len(FRACTIONS) // 2]
+    - np.maximum(between[:, 0], between[:, -1]),
+    'scale_deviation': np.max(np.abs(ratio), axis=1),
+  }
+  if 'softmax_2' in ends:
+    one, two = ends['softmax_1'], ends['softmax_2']
+    samples |= {
+      'loss_softmax_1': one.loss,
+      'loss_softmax_2': two.loss,
+      'softmax_2_minus_gd': two.loss - loss_gd,
+      'softmax_1_minus_2': one.loss - two.loss,
+      'model_cos_softmax_1': one.model_cos,
+      'model_cos_softmax_2': two.model_cos,
+    }
+  return {name: statistics.mean(x) for name, x in samples.items()}
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  found = estimates(results)
+  best = float(results.descent.rate)
+
+  def claim(name, place, text, statistic, key, **limits):
+    return lab.Claim(
+      id=f'linear-regression-gd-{name}',
+      source=f'{SOURCE}, {place}' if place else SOURCE,
+      claim=text,
+      statistic=statistic,
+      estimate=found[key],
+      **limits,
+    )
+
+  rows = [
+    claim(
+      'loss',
+      'figure 2',
+      'a trained layer of linear self-attention reaches the loss of one step',
+      'loss minus that of one step with the best step size on the same tasks, '
+      f'mean over seeds; at most {CLOSE}',
+      'loss_trained_minus_gd',
+      at_most=CLOSE,
+    ),
+    claim(
+      'model-cos',
+      'figure 2',
+      'it learns the model that one step learns',
+      'Model cos, mean over seeds; at least .999',
+      'model_cos',
+      at_least=ALIGNED,
+    ),
+    claim(
+      'step-size',
+      '',
+      'its step size is the best one',
+      'learnt step size, mean over seeds; within 5 % of the best on the test '
+      f'tasks, {best:.3f}',
+      'learning_rate_learnt',
+      at_least=0.95 * best,
+      at_most=1.05 * best,
+    ),
+    claim(
+      'interpolation',
+      'figure 2',
+      'the average of trained and constructed weights does as well as both',
+      'loss halfway minus the larger loss of the two ends, mean over seeds; at '
+      f'most {CLOSE}',
+      'loss_halfway_minus_larger_end',
+      at_most=CLOSE,
+    ),
+    claim(
+      'input-scale',
+      'figure 3',
+      'it generalises over the scale of inputs as gradient descent does',
+      'largest relative deviation of its loss from that of one step, inputs '
+      'scaled by .5 to 2, mean over seeds; at most .1',
+      'scale_deviation',
+      at_most=0.1,
+    ),
+  ]
+  if 'softmax_2' not in results.curves:
+    return rows
+  return rows + [
+    claim(
+      'softmax-heads',
+      'appendix A.9',
+      'softmax needs two heads',
+      'loss with one head minus loss with two, mean over seeds; above .05',
+      'softmax_1_minus_2',
+      at_least=0.05,
+    ),
+    claim(
+      'softmax-near',
+      'appendix A.9',
+      'softmax with two heads comes near gradient descent',
+      'loss minus that of one step, mean over seeds; at most .03',
+      'softmax_2_minus_gd',
+      at_most=0.03,
+    ),
+    lab.Claim(
+      id='linear-regression-gd-softmax-equal',
+      source='control',
+      claim='softmax with two heads is one step of gradient descent',
+      statistic='Model cos, mean over seeds; at least .999 as for the linear '
+      'layer',
+      estimate=found['model_cos_softmax_2'],
+      at_least=ALIGNED,
+    ),
+  ]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  intervals, descent = estimates(results), results.descent
+  linear, tasks = results.curves['linear'], training.linear_tasks(config)
+  best = account.optimal_learning_rate(tasks)
+  products = results.products._asdict()
+  del products['matrix']
+  return {
+    **{name: estimate.value for name, estimate in intervals.items()},
+    'intervals_95_percent': intervals,
+    'loss_gd': float(descent.loss),
+    'loss_gd_centred_inputs': float(descent.loss_centred),
+    'loss_closed_form': float(account.expected_loss(tasks, best)),
+    'loss_zero_predictor': float(account.expected_loss(tasks, 0.0)),
+    'learning_rate_gd': float(descent.rate),
+    'learning_rate_closed_form': float(best),
+    'mean_absolute_prediction_gd': float(descent.mean_prediction),
+    'mean_norm_of_slope_gd': float(descent.mean_slope),
+    'training_seconds': linear.seconds / config.num_seeds,
+    'training_seconds_all_seeds': linear.seconds,
+    'loss_trained_by_seed': linear.found.loss[:, -1],
+    'model_cos_by_seed': linear.found.model_cos[:, -1],
+    'num_seeds': config.num_seeds,
+    'learnt_products_by_seed': products,
+  }
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  return [
+    {'layer': name, 'seed': seed, 'step': int(step)}
+    | {key: float(x[seed, i]) for key, x in curve.found._asdict().items()}
+    for name, curve in results.curves.items()
+    for i, step in enumerate(curve.steps)
+    for seed in range(config.num_seeds)
+  ]
+
+
+def sentence(config: 'Config', results: Results) -> str:
+  found = estimates(results)
+  cos = results.curves['linear'].found.model_cos[:, -1]
+  tasks = training.linear_tasks(config)
+  theory = account.expected_loss(tasks, account.optimal_learning_rate(tasks))
+  text = (
+    f'Trained, one layer ends at a loss of {found["loss_trained"].value:.4f}, '
+    f'{found["loss_trained_minus_gd"]:+.4f} from one step with the best step '
+    f'size, and {np.sum(cos >= ALIGNED)} of {len(cos)} seeds learn its model '
+    f'to a Model cos of {ALIGNED} or more (smallest {np.min(cos):.4f}); theory '
+    f'expects a loss of {theory:.4f}.'
+  )
+  if 'softmax_2' not in results.curves:
+    return text
+  return (
+    f'{text} Softmax with two heads ends '
+    f'{found["softmax_2_minus_gd"].value:.4f} above gradient descent with a '
+    f'Model cos of {found["model_cos_softmax_2"].value:.3f}, with one head '
+    f'{found["softmax_1_minus_2"].value:.4f} above two.'
+  )
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  seeds = f'{config.num_seeds} seeds'
+  softmax = (
+    f', those of softmax for {config.softmax_steps:,}'
+    if 'softmax_2' in results.curves
+    else ''
+  )
+  return [
+    lab.Figure(
+      'training',
+      _draw_training(config, results),
+      'Training from a small random start: loss on '
+      f'{config.num_test_tasks:,} fixed tasks (left) and Model cos with one '
+      'step of gradient descent (right), one thin line for each of '
+      f'{seeds}, a marked line for the median. Dashed: one step with the best '
+      'step size; dotted: the same on centred inputs; dash-dotted: predicting '
+      f'0. The linear layer was trained for {config.num_steps:,} '
+      f'steps{softmax}.',
+    ),
+    lab.Figure(
+      'generalisation',
+      _draw_generalisation(results),
+      'Left: loss when context and query are scaled by a factor that training '
+      'never saw (1 is training): the trained linear layer (mean and 95 % '
+      f'interval over {seeds}), one step of gradient descent with the step '
+      'size fitted at 1, and its closed form. Right: loss of the layers '
+      'between trained weights (0) and constructed ones (1), thin lines for '
+      'seeds, both rescaled to unit query-key products.',
+    ),
+    lab.Figure(
+      'products',
+      _draw_products(config, results),
+      'The query-key product of the trained linear layer, times its '
+      'value-output entry for labels, for the first seed (left) and as '
+      'constructed with the best step size (right). Both are multiples of the '
+      'identity, up to what training left.',
+    ),
+  ]
+
+
+def _draw_training(config: 'Config', results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  for name, (label, color, marker) in LOOKS.items():
+    if name not in results.curves:
+      continue
+    steps, _, found = results.curves[name]
+    for axis, values in ((left, found.loss), (right, found.model_cos)):
+      axis.plot(steps, values.T, color=color, lw=0.6, alpha=0.6)
+      axis.plot(
+        steps,
+        np.median(values, axis=0),
+        color=color,
+        marker=marker,
+        mfc='white',
+        label=label,
+      )
+  zero = account.expected_loss(training.linear_tasks(config), 0.0)
+  for loss, line, label in (
+    (results.descent.loss, '--', 'one step of GD'),
+    (results.descent.loss_centred, ':', 'GD, centred inputs'),
+    (zero, '-.', 'predicting 0'),
+  ):
+    color = drawing.BLACK if line == '--' else drawing.GREY
+    left.axhline(loss, color=color, ls=line, label=label)
+  right.axhline(1, color=drawing.BLACK, ls='--')
+  left.set(ylabel='loss (half squared error)', xlabel='training steps')
+  right.set(ylabel='Model cos with one step', xlabel='training steps')
+  for axis in (left, right):
+    axis.set_xscale('symlog', linthresh=config.record_every, linscale=0.5)
+    axis.set_xlim(left=0)
+  figure.legend(
+    *left.get_legend_handles_labels(), loc='outside upper center', ncols=3
+  )
+  return figure
+
+
+def _draw_generalisation(results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  scaled = results.scaled
+  training.draw_losses(
+    left, SCALES, scaled.trained, marker='o', color=drawing.BLUE, ls='none',
+    label='trained layer',
+  )  # fmt: skip
+  left.plot(
+    SCALES, scaled.gd, '+', color=drawing.ORANGE, ms=10, label='one GD step'
+  )
+  left.plot(SCALES, scaled.closed_form, 'k--', label='theory')
+  left.axvline(1, color=drawing.GREY, lw=0.8)
+  left.set(yscale='log', xlabel='scale of the inputs', ylabel='loss')
+  least, most = np.min(scaled.closed_form), np.max(scaled.closed_form)
+  left.set_ylim(0.5 * least, 2 * most)
+  left.legend()
+  between = results.interpolation
+  right.plot(FRACTIONS, between.T, color=drawing.BLUE, lw=0.7, alpha=0.7)
+  right.plot(
+    FRACTIONS, np.median(between, axis=0), 'o-', color=drawing.BLUE,
+    mfc='white', label='interpolated (median)',
+  )  # fmt: skip
+  loss = results.descent.loss
+  right.axhline(loss, color=drawing.BLACK, ls='--', label='one GD step')
+  right.set(
+    xlabel='trained (0) to constructed (1)',
+    ylabel='loss',
+    ylim=(0.97 * loss, max(1.05 * loss, 1.02 * np.max(between))),
+  )
+  right.legend()
+  return figure
+
+
+def _draw_products(config: 'Config', results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
+  rate = float(results.descent.rate) / config.num_demonstrations
+  found = results.products.matrix[0]
+  made = -rate * np.eye(config.d_x)
+  for axis, matrix, title in zip(
+    axes, (found, made), ('trained', 'constructed'), strict=True
+  ):
+    image = axis.imshow(matrix, cmap='PuOr', vmin=-rate, vmax=rate)
+    axis.set(title=title, xlabel='input of the key')
+    axis.spines[:].set_visible(True)
+  axes[0].set_ylabel('input of the query')
+  figure.colorbar(image, ax=axes, label='product of weights')
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -1,0 +1,317 @@
+"""Does attention on a network learn sine waves as a step on its last layer?
+
+Sine waves are no linear task, but a network that is trained with the layer
+turns them into one.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.linear_regression_gd import training
+from experiments.linear_regression_gd.training import CLOSE
+from iclcl_jax.accounts import linear_regression_gd as account
+
+if TYPE_CHECKING:
+  from experiments.linear_regression_gd import Config
+
+FIRST_LABEL = 32
+CLIP = 1.0
+LEARNING_RATE = 5e-3
+NUM_GRID = 61
+
+
+class Results(NamedTuple):
+  """Attention on a network, and one step on the last layer of a network.
+
+  Attributes:
+    steps: of the records. Shape `[T]`.
+    loss_attention: losses of the records. Shape `[S, T]`.
+    loss_descent: likewise, of the step.
+    preds_diff: mean distance of their final predictions. Shape `[S]`.
+    preds_diff_of_seeds: of the steps of two seeds. Shape `[S]`.
+    mean_prediction: mean absolute prediction of the steps. Shape `[S]`.
+    loss_zero: loss of predicting 0.
+    context: demonstrations of one task. Shape `[N, 2]`.
+    grid: queries along it. Shape `[G]`.
+    along_attention: their predictions. Shape `[S, G]`.
+    along_descent: likewise, of the step.
+  """
+
+  steps: np.ndarray
+  loss_attention: Any
+  loss_descent: Any
+  preds_diff: Any
+  preds_diff_of_seeds: Any
+  mean_prediction: Any
+  loss_zero: Any
+  context: Any
+  grid: Any
+  along_attention: Any
+  along_descent: Any
+
+
+def source(num_demonstrations: int, *, phase_lane: int) -> training.Source:
+  """Sine waves `A sin(x + phase)`: A of U(.1, .5), phase of U(0, pi).
+
+  Args:
+    num_demonstrations: of each task.
+    phase_lane: number that the phase is made of: -1 for one of its own, -2 for
+      that of the amplitude, so that one fixes the other, as in the released
+      code.
+
+  Returns:
+    The source, inputs from U(-5, 5).
+  """
+
+  def make(uniform):
+    inputs = 5 * uniform[:, :-2]
+    amplitude = 0.3 + 0.2 * uniform[:, -2:-1]
+    phase = math.pi / 2 * (1 + uniform[:, phase_lane][:, None])
+    labels = amplitude * jnp.sin(inputs + phase)
+    visible = labels.at[:, -1].set(0)
+    return training.Tasks(jnp.stack([inputs, visible], axis=2), labels[:, -1:])
+
+  return training.Source((num_demonstrations + 3,), make)
+
+
+def _init_network(key, d_in: int, width: int) -> dict[str, Any]:
+  """An embedding, then one residual block that widens by 4."""
+  shapes = {
+    'embed': (d_in, width),
+    'wide': (width, 4 * width),
+    'narrow': (4 * width, width),
+  }
+  params = {
+    name: jax.random.normal(k, shape, jnp.float32) / shape[0] ** 0.5
+    for (name, shape), k in zip(
+      shapes.items(), jax.random.split(key, 3), strict=True
+    )
+  }
+  return params | {
+    'embed_bias': jnp.zeros(width, jnp.float32),
+    'bias': jnp.zeros(4 * width, jnp.float32),
+  }
+
+
+def network(params, rows):
+  """The network, row by row. Shape `[M, width]`."""
+  rows = rows @ params['embed'] + params['embed_bias'][None]
+  wide = jax.nn.gelu(rows @ params['wide'] + params['bias'][None])
+  return rows + wide @ params['narrow']
+
+
+def attention_on_network(width: int) -> training.Model:
+  """A network on tokens, then one layer of linear self-attention."""
+  layer = training.stack_model(training.Stack(init_scale=5.0), width)
+
+  def init(key):
+    keys = jax.random.split(key)
+    return _init_network(keys[0], 2, width), layer.init(keys[1])
+
+  def answer(params, rows):
+    return layer.answer(params[1], network(params[0], rows))
+
+  return training.Model(init, answer)
+
+
+def descent_on_network(width: int) -> training.Model:
+  """A network on inputs, then one step of GD on its last layer.
+
+  Network, start of the last layer, and step size are trained.
+  """
+
+  def init(key):
+    keys = jax.random.split(key)
+    head = 0.01 * jax.random.normal(keys[1], (1, width), jnp.float32)
+    return _init_network(keys[0], 1, width), head, jnp.zeros((), jnp.float32)
+
+  def answer(params, rows):
+    body, head, log_rate = params
+    inputs = network(body, rows[:, :-1])
+    tokens = account.make_tokens(
+      inputs[:-1], rows[:-1, -1:], inputs[-1], initial=head
+    )
+    layer = account.construct(jnp.exp(log_rate), len(rows) - 1, initial=head)
+    # The query's row starts at -W_0 m(x_q): the prediction includes W_0.
+    return -account.attend_query(layer, tokens)[-1:]
+
+  return training.Model(init, answer)
+
+
+def measure(config: 'Config') -> Results:
+  """Trains both, and compares them on fresh waves."""
+  waves = source(
+    config.num_demonstrations,
+    phase_lane=-2 if config.sine_shared_key else -1,
+  )
+  attention = attention_on_network(config.sine_width)
+  descent = descent_on_network(config.sine_width)
+  recipe = training.cosine_recipe(
+    config.sine_steps, config.sine_batch_size, LEARNING_RATE, CLIP
+  )
+  first, second = (
+    training.train(config, model, waves, recipe, FIRST_LABEL + label)
+    for label, model in enumerate((attention, descent))
+  )
+  key = jax.random.fold_in(jax.random.key(config.seed), 2**18)
+  shape = config.num_test_tasks, *waves.num_lanes
+  tasks = waves.make(jax.random.uniform(key, shape, jnp.float32, minval=-1))
+
+  @lab.compile_quickly
+  def compare(*records):
+    rows = tasks.tokens[0]
+    grid = jnp.linspace(-5, 5, NUM_GRID, dtype=jnp.float32)
+    along = jax.vmap(lambda x: rows.at[-1, 0].set(x))(grid)
+    losses, answers, waves = [], [], []
+    for model, kept in zip((attention, descent), records, strict=True):
+
+      def predict(params, tokens, answer=model.answer):
+        return training.predictions(answer, params, tokens)[:, 0]
+
+      last = jax.tree.map(lambda w: w[:, -1], kept)
+      losses.append(training.losses_of_records(model.answer, kept, tasks))
+      answers.append(jax.lax.map(lambda p, f=predict: f(p, tasks.tokens), last))
+      waves.append(jax.lax.map(lambda p, f=predict: f(p, along), last))
+    a, b = answers
+    return Results(
+      first.steps,
+      *losses,
+      preds_diff=jnp.mean(jnp.abs(a - b), axis=1),
+      preds_diff_of_seeds=jnp.mean(jnp.abs(b - jnp.roll(b, 1, axis=0)), axis=1),
+      mean_prediction=jnp.mean(jnp.abs(b), axis=1),
+      loss_zero=jnp.mean(tasks.targets**2) / 2,
+      context=rows[:-1],
+      grid=grid,
+      along_attention=waves[0],
+      along_descent=waves[1],
+    )
+
+  return jax.device_get(compare(first.records, second.records))
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  del config
+  attention, descent = (
+    x[:, -1] for x in (results.loss_attention, results.loss_descent)
+  )
+  return [
+    lab.Claim(
+      id=f'linear-regression-gd-sine-{name}',
+      source=f'{training.SOURCE}, figure 5',
+      claim=text,
+      statistic=statistic,
+      estimate=statistics.mean(samples),
+      at_most=limit,
+    )
+    for name, text, statistic, samples, limit in (
+      (
+        'loss',
+        'attention on a network does as well on sine waves as one step on the '
+        'last layer of a network',
+        'loss minus that of the step, each with its own trained network, mean '
+        f'over seeds; at most {CLOSE}',
+        attention - descent,
+        CLOSE,
+      ),
+      (
+        'learns',
+        'attention on a network learns sine waves in context',
+        'loss over that of predicting 0, mean over seeds; at most .2',
+        attention / results.loss_zero,
+        0.2,
+      ),
+      (
+        'predictions',
+        'both predict the same',
+        'mean absolute difference of their predictions minus that of steps of '
+        'two seeds, mean over seeds; at most 0',
+        results.preds_diff - results.preds_diff_of_seeds,
+        0.0,
+      ),
+    )
+  ]
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  del config
+  samples = {
+    'loss_attention': results.loss_attention[:, -1],
+    'loss_descent': results.loss_descent[:, -1],
+    'preds_diff': results.preds_diff,
+    'preds_diff_of_seeds': results.preds_diff_of_seeds,
+    'mean_prediction': results.mean_prediction,
+  }
+  found: dict[str, Any] = {k: statistics.mean(v) for k, v in samples.items()}
+  return {'sine': found | {'loss_zero_predictor': results.loss_zero}}
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  del config
+  return [
+    *training.loss_rows(
+      'sine_attention', results.steps, results.loss_attention
+    ),
+    *training.loss_rows('sine_descent', results.steps, results.loss_descent),
+  ]
+
+
+def sentence(config: 'Config', results: Results) -> str:
+  del config
+  return (
+    'On sine waves attention on a network ends at '
+    f'{np.mean(results.loss_attention[:, -1]):.4f}, one step on the last layer '
+    f'of a network at {np.mean(results.loss_descent[:, -1]):.4f} (predicting '
+    f'0: {results.loss_zero:.4f}).'
+  )
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  for label, losses, along, color, marker, line in (
+    (
+      'attention on a network', results.loss_attention,
+      results.along_attention, drawing.BLUE, 'o', '-',
+    ),
+    (
+      'GD on the last layer', results.loss_descent, results.along_descent,
+      drawing.ORANGE, 's', '--',
+    ),
+  ):  # fmt: skip
+    training.draw_losses(  # The start is off any scale.
+      left, results.steps[1:], losses[:, 1:], color=color, marker=marker,
+      label=label,
+    )  # fmt: skip
+    right.plot(results.grid, along.T, color=color, ls=line, lw=1, alpha=0.8)
+    right.plot([], [], color=color, ls=line, label=label)
+  zero = results.loss_zero
+  left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
+  left.set(yscale='log', xlabel='training steps')
+  left.set_ylabel('loss (half squared error)')
+  left.legend(loc='lower left')
+  right.plot(
+    *results.context.T, 'o', color=drawing.BLACK, ms=7, label='demonstrations',
+    zorder=3,
+  )  # fmt: skip
+  right.set(xlabel='input of the query', ylabel='prediction')
+  right.margins(y=0.35)
+  right.legend(loc='upper center', ncols=2)
+  caption = (
+    'Sine waves. Left: loss of a network with one layer of linear '
+    'self-attention on top, and of one gradient step on the last layer of a '
+    'network whose start and step size are trained, mean and 95 % interval '
+    f'over {config.num_seeds} seeds. Right: predictions of all seeds of both '
+    'along one task.'
+  )
+  return [lab.Figure('sine', figure, caption)]
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

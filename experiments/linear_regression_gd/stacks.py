@@ -1,0 +1,269 @@
+"""Do stacks of trained layers do as many steps of GD, or of GD++?"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.linear_regression_gd import one_layer, steps, training
+from iclcl_jax.accounts import linear_regression_gd as account
+
+if TYPE_CHECKING:
+  from experiments.linear_regression_gd import Config
+
+FIRST_LABEL = 16
+CLIP = 0.1
+DEEP = 3
+SLOWER = 0.3
+
+
+class Found(NamedTuple):
+  """A trained stack beside tuned descent of as many steps, on the same tasks.
+
+  Attributes:
+    loss: of all records. Shape `[S, T]`.
+    loss_gd: of GD.
+    loss_peer: of GD++ with as many factors as the stack has distinct layers.
+    model_cos_gd: Model cos of the trained stack with GD. Shape `[S]`.
+    model_cos_peer: with the peer. Shape `[S]`.
+    preds_diff_peer: distance of its predictions from the peer's. Shape `[S]`.
+    model_cos_of_peers: Model cos of GD and the peer.
+  """
+
+  loss: Any
+  loss_gd: Any
+  loss_peer: Any
+  model_cos_gd: Any
+  model_cos_peer: Any
+  preds_diff_peer: Any
+  model_cos_of_peers: Any
+
+
+class Row(NamedTuple):
+  """One stack.
+
+  Attributes:
+    kind: looped or untied.
+    num_layers: number of layers.
+    peer: the method of `steps` that it is compared with beside GD.
+    steps: of the records. Shape `[T]`.
+    seconds: of training all seeds.
+    found: how it compares.
+  """
+
+  kind: str
+  num_layers: int
+  peer: str
+  steps: np.ndarray
+  seconds: float
+  found: Found
+
+  @property
+  def reached(self) -> np.ndarray:
+    """Share of the way from GD (0) to the peer (1), by seed."""
+    way = self.found.loss_gd - self.found.loss_peer
+    return (self.found.loss_gd - self.found.loss[:, -1]) / way
+
+
+def measure(config: 'Config') -> list[Row]:
+  """Trains stacks: looped ones, and an untied one of the first depth.
+
+  Every layer starts as the trained single layer of its seed: from small random
+  weights, three of five stacks of five layers never leave the plateau of
+  predicting 0.
+  """
+  kinds = [('looped', number) for number in config.num_steps_of_gd]
+  kinds.append(('untied', config.num_steps_of_gd[0]))
+  return [
+    _train(config, kind, number, FIRST_LABEL + index)
+    for index, (kind, number) in enumerate(kinds)
+  ]
+
+
+def _train(config: 'Config', kind: str, number: int, label: int) -> Row:
+  distinct, peer = (1, 'GD++') if kind == 'looped' else (number, steps.UNTIED)
+  stack = training.Stack(num_layers=number, num_distinct=distinct)
+  model = training.stack_model(stack, config.d_x + 1)
+  initial = jax.tree.map(
+    lambda w: jnp.repeat(w, distinct, axis=1),
+    one_layer.trained_linear(config).last(),
+  )
+  deep = number > DEEP  # Smaller steps, on half the tasks.
+  recipe = training.cosine_recipe(
+    config.deep_steps,
+    max(1, config.deep_batch_size // (1 + deep)),
+    config.deep_learning_rate * (SLOWER if deep else 1),
+    CLIP,
+  )
+  source = training.linear_source(config)
+  trained = training.train(config, model, source, recipe, label, initial)
+  factors = {
+    row.method: jnp.asarray([row.learning_rates, row.contractions], jnp.float32)
+    for row in steps.measure(config)
+    if row.num_steps == number
+  }
+  tasks = training.test_tasks(config)
+  compare = lab.compile_quickly(
+    lambda records, *pair: _compare(model.answer, records, pair, tasks)
+  )
+  found = compare(trained.records, factors['GD'], factors[peer])
+  return Row(
+    kind, number, peer, trained.steps, trained.seconds, jax.device_get(found)
+  )
+
+
+def _compare(answer, records, factors, tasks: training.Tasks) -> Found:
+  plain, peer = (
+    training.behaviour(training.descent_answer, x, tasks) for x in factors
+  )
+  last = jax.tree.map(lambda w: w[:, -1:], records)
+  with_gd, with_peer = (
+    training.alignment(answer, last, tasks, x) for x in (plain, peer)
+  )
+  return Found(
+    loss=training.losses_of_records(answer, records, tasks),
+    loss_gd=training.mean_loss(plain.answers, tasks.targets),
+    loss_peer=training.mean_loss(peer.answers, tasks.targets),
+    model_cos_gd=with_gd.model_cos[:, 0],
+    model_cos_peer=with_peer.model_cos[:, 0],
+    preds_diff_peer=with_peer.preds_diff[:, 0],
+    model_cos_of_peers=account.model_cosine(plain.slopes, peer.slopes),
+  )
+
+
+def claims(config: 'Config', results: list[Row]) -> list[lab.Claim]:
+  """Trained stacks against tuned descent of as many steps."""
+  del config
+  rows = []
+  for row in results:
+    what = f'{row.num_layers} {row.kind} layers'
+    found = row.found
+    for name, text, statistic, samples, limits in (
+      (
+        'beats-gd',
+        f'{what} of trained linear self-attention beat as many steps of GD',
+        'loss minus that of tuned GD on the same tasks, mean over seeds; '
+        'below 0',
+        found.loss[:, -1] - found.loss_gd,
+        {'at_most': 0.0},
+      ),
+      (
+        'reaches-gd-plus-plus',
+        f'{what} come as low as tuned {row.peer}',
+        'share of the way from the loss of GD (0) to that of '
+        f'{row.peer} (1), same tasks, mean over seeds; at least .9',
+        row.reached,
+        {'at_least': 0.9},
+      ),
+      (
+        'is-gd-plus-plus',
+        f'{what} learn models more like those of {row.peer} than of GD',
+        f'Model cos with {row.peer} minus Model cos with GD, mean over '
+        'seeds; above 0',
+        found.model_cos_peer - found.model_cos_gd,
+        {'at_least': 0.0},
+      ),
+    ):
+      rows.append(
+        lab.Claim(
+          id=f'linear-regression-gd-{row.kind}-{row.num_layers}-{name}',
+          source=f'{training.SOURCE}, figure 4',
+          claim=text,
+          statistic=statistic,
+          estimate=statistics.mean(samples),
+          **limits,
+        )
+      )
+  return rows
+
+
+def summary(config: 'Config', results: list[Row]) -> dict[str, Any]:
+  del config
+  return {
+    'stacks': [
+      {
+        'kind': row.kind,
+        'num_layers': row.num_layers,
+        'peer': row.peer,
+        'seconds': row.seconds,
+        'loss_gd': row.found.loss_gd,
+        'loss_peer': row.found.loss_peer,
+        'model_cos_of_peers': row.found.model_cos_of_peers,
+        'loss_by_seed': row.found.loss[:, -1],
+        'loss': statistics.mean(row.found.loss[:, -1]),
+        'share_of_the_way': statistics.mean(row.reached),
+        'model_cos_gd': statistics.mean(row.found.model_cos_gd),
+        'model_cos_peer': statistics.mean(row.found.model_cos_peer),
+        'preds_diff_peer': statistics.mean(row.found.preds_diff_peer),
+      }
+      for row in results
+    ]
+  }
+
+
+def metrics(config: 'Config', results: list[Row]) -> list[dict[str, Any]]:
+  del config
+  return [
+    line
+    for row in results
+    for line in training.loss_rows(
+      f'{row.kind}_{row.num_layers}', row.steps, row.found.loss
+    )
+  ]
+
+
+def sentence(config: 'Config', results: list[Row]) -> str:
+  del config
+  parts = [
+    f'{row.num_layers} {row.kind} layers end at '
+    f'{np.mean(row.found.loss[:, -1]):.4f} (tuned GD {row.found.loss_gd:.4f}, '
+    f'{row.peer} {row.found.loss_peer:.4f}, Model cos with {row.peer} '
+    f'{np.mean(row.found.model_cos_peer):.3f})'
+    for row in results
+  ]
+  return f'Trained stacks, on the same tasks: {"; ".join(parts)}.'
+
+
+def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  count = len(results)
+  figure, axes = plt.subplots(
+    1, count, figsize=(3.8 * count, 3.8), sharey=True, squeeze=False
+  )
+  for axis, row in zip(axes[0], results, strict=True):
+    training.draw_losses(
+      axis, row.steps, row.found.loss, color=drawing.BLUE, marker='o',
+      label='trained layers',
+    )  # fmt: skip
+    # The names stand where the training is not: it starts at GD.
+    for name, loss, color, line, x in (
+      ('GD', row.found.loss_gd, drawing.BLACK, '--', 0.98),
+      (row.peer, row.found.loss_peer, drawing.ORANGE, '-.', 0.02),
+    ):
+      axis.axhline(loss, color=color, ls=line)
+      axis.annotate(
+        name, (x, loss), xycoords=('axes fraction', 'data'), xytext=(0, 3),
+        textcoords='offset points', color=color,
+        ha='right' if x > 0.5 else 'left',
+      )  # fmt: skip
+    title = f'{row.num_layers} {row.kind} layers'
+    axis.set(title=title, xlabel='training steps', ylim=(0, None))
+  axes[0, 0].set_ylabel('loss (half squared error)')
+  axes[0, -1].legend(loc='lower left')
+  caption = (
+    'Linear self-attention of several layers, looped (all layers share their '
+    f'weights) or untied: loss on {config.num_test_tasks:,} fixed tasks '
+    'against training steps, mean and 95 % interval over '
+    f'{config.num_seeds} seeds. Every layer starts as the trained single '
+    'layer. Lines: tuned gradient descent and GD++ of as many steps on the '
+    'same tasks.'
+  )
+  return [lab.Figure('stacks', figure, caption)]
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -1,0 +1,397 @@
+"""What is trained, on which tasks, how, and what is asked of it afterwards.
+
+Evaluation draws from `jax.random`. Training needs a thousand million numbers,
+and there `jax.random` would take longer than the training itself, so every
+number has a lane: a xorshift generator of 32 bits with a multiplicative output
+(Marsaglia, J. Stat. Softw. 8(14), 2003; Vigna, arXiv:1402.6246), seeded by
+`jax.random.bits`, of which only the upper bits are used.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.lab.training import train as train_one
+from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.linear_regression_gd import Config
+
+SOURCE = 'von Oswald et al., arXiv:2212.07677'
+CLOSE = 0.002  # Excess of a loss that counts as none.
+NUM_RECORDS = 10
+INIT_VARIANCE = 0.002
+LARGEST_ACTIVATION = 10.0  # As published, for more than three layers.
+
+
+class Tasks(NamedTuple):
+  """Prompts of in-context regression.
+
+  Attributes:
+    tokens: rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
+    targets: the labels of the queries. Shape `[B, 1]`.
+  """
+
+  tokens: Float[Array, 'B M D']
+  targets: Float[Array, 'B 1']
+
+
+class Source(NamedTuple):
+  """Where the tasks of a training come from.
+
+  Attributes:
+    num_lanes: uniform numbers that a task takes, by shape.
+    make: `(U(-1, 1) numbers [B, *num_lanes]) -> Tasks`.
+  """
+
+  num_lanes: tuple[int, ...]
+  make: Callable[[Array], Tasks]
+
+
+def linear_source(config: 'Config') -> Source:
+  """Linear tasks: inputs uniform, weights normal."""
+
+  def make(uniform):
+    edge = jnp.float32(1 - 2**-23)
+    normal = jax.lax.erf_inv(jnp.clip(uniform[:, -1], min=-edge, max=edge))
+    inputs = config.half_range * uniform[:, :-1]
+    return _label(inputs, jnp.float32(2**0.5) * normal)
+
+  return Source((config.num_demonstrations + 2, config.d_x), make)
+
+
+def _label(inputs: Float[Array, 'B M d_x'], weights) -> Tasks:
+  """Labels inputs, and hides the label of the last."""
+  labels = jnp.sum(inputs * weights[:, None], axis=2)
+  visible = labels.at[:, -1].set(0)
+  tokens = jnp.concatenate([inputs, visible[..., None]], axis=2)
+  return Tasks(tokens, labels[:, -1:])
+
+
+def init_lanes(key, batch_size: int, source: Source) -> Array:
+  """Seeds a lane for every number of a batch. Shape `[B, *num_lanes]`."""
+  bits = jax.random.bits(key, (batch_size, *source.num_lanes), jnp.uint32)
+  lanes = jnp.maximum(bits, jnp.uint32(1))  # 0 would stay 0.
+  for _ in range(8):
+    lanes = _advance(lanes)
+  return lanes
+
+
+def draw_lanes(lanes: Array, source: Source) -> tuple[Array, Tasks]:
+  """Draws a batch for training, and moves the lanes on."""
+  lanes = _advance(lanes)
+  upper = (lanes * jnp.uint32(0x9E3779B1)) >> jnp.uint32(8)
+  # The middle of each of the 2^24 cells: symmetric. Rounding may reach 1.
+  uniform = (upper.astype(jnp.float32) + 0.5) * jnp.float32(2**-23) - 1
+  return lanes, source.make(uniform)
+
+
+def _advance(lanes: Array) -> Array:
+  lanes = lanes ^ (lanes << jnp.uint32(13))
+  lanes = lanes ^ (lanes >> jnp.uint32(17))
+  return lanes ^ (lanes << jnp.uint32(5))
+
+
+def draw(key, count: int, config: 'Config') -> Tasks:
+  """Draws linear tasks for evaluation: inputs uniform, weights normal."""
+  key_inputs, key_weights = jax.random.split(key)
+  shape = count, config.num_demonstrations + 1, config.d_x
+  half = config.half_range
+  inputs = jax.random.uniform(
+    key_inputs, shape, jnp.float32, minval=-half, maxval=half
+  )
+  weights = jax.random.normal(key_weights, (count, config.d_x), jnp.float32)
+  return _label(inputs, weights)
+
+
+def test_tasks(config: 'Config') -> Tasks:
+  """The fixed tasks on which single layers and stacks are evaluated."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 2**17)
+  return draw(key, config.num_test_tasks, config)
+
+
+def linear_tasks(config: 'Config', scale: float = 1.0) -> account.LinearTasks:
+  """The distribution of the linear tasks, inputs scaled."""
+  return account.LinearTasks(
+    d_x=config.d_x,
+    num_demonstrations=config.num_demonstrations,
+    moments=account.uniform_moments(scale * config.half_range),
+  )
+
+
+AnswerFn = Callable[[Any, Array], Array]  # (params, tokens [M, D]) -> [1]
+
+
+class Model(NamedTuple):
+  """A model of in-context learning.
+
+  Attributes:
+    init: `key -> params`.
+    answer: `(params, tokens [M, D]) -> [1]`.
+  """
+
+  init: Callable[[Any], Any]
+  answer: AnswerFn
+
+
+class Stack(NamedTuple):
+  """Layers of self-attention.
+
+  Attributes:
+    weights_fn: linear or softmax weights.
+    num_heads: number of heads.
+    num_layers: number of layers.
+    num_distinct: 1 if all layers share their weights, else `num_layers`.
+    init_scale: factor of the published initial weights.
+  """
+
+  weights_fn: Callable[..., Any] = account.linear_weights
+  num_heads: int = 1
+  num_layers: int = 1
+  num_distinct: int = 1
+  init_scale: float = 1.0
+
+
+def stack_model(stack: Stack, d_model: int) -> Model:
+  """Self-attention alone: small truncated normal weights, by distinct layer."""
+  attend = functools.partial(account.attend, weights_fn=stack.weights_fn)
+  times = stack.num_layers // stack.num_distinct
+
+  def init(key):
+    shape = (stack.num_distinct, stack.num_heads, d_model, d_model)
+    scale = (INIT_VARIANCE / stack.num_layers / d_model) ** 0.5
+    scale = scale * stack.init_scale
+    return account.SelfAttention(
+      *(
+        scale * jax.random.truncated_normal(k, -2, 2, shape, jnp.float32)
+        for k in jax.random.split(key, 4)
+      )
+    )
+
+  def answer(layers, rows):
+    layers = jax.tree.map(lambda w: jnp.concatenate([w] * times), layers)
+    if stack.num_layers <= 3:
+      return account.predict(layers, rows, weights_fn=stack.weights_fn)
+
+    def step(rows, layer):
+      rows = attend(layer, rows)
+      return jnp.clip(rows, -LARGEST_ACTIVATION, LARGEST_ACTIVATION), None
+
+    before = jax.tree.map(lambda w: w[:-1], layers)
+    last = jax.tree.map(lambda w: w[-1], layers)
+    rows = jax.lax.scan(step, rows, before)[0]
+    return -account.attend_query(last, rows, weights_fn=stack.weights_fn)[-1:]
+
+  return Model(init, answer)
+
+
+def descent_answer(factors, rows):
+  """GD++; GD where the contractions are 0. Params: both factors `[2, K]`."""
+  return account.descend_plus_plus(
+    rows[:-1, :-1], rows[:-1, -1:], rows[-1, :-1], *factors
+  )
+
+
+class Recipe(NamedTuple):
+  """How a model is trained.
+
+  Attributes:
+    num_steps: number of steps.
+    record_every: steps between records.
+    batch_size: fresh tasks of a step.
+    learning_rate: of Adam: a number, or a schedule of optax.
+    clip: largest norm of the gradient.
+  """
+
+  num_steps: int
+  record_every: int
+  batch_size: int
+  learning_rate: Any
+  clip: float
+
+
+def cosine_recipe(
+  num_steps: int, batch_size: int, largest: float, clip: float
+) -> Recipe:
+  """A learning rate that rises for a twentieth, then falls to a hundredth."""
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, largest, max(1, num_steps // 20), num_steps, largest / 100
+  )
+  every = num_steps // NUM_RECORDS
+  return Recipe(num_steps, every, batch_size, schedule, clip)
+
+
+class Trained(NamedTuple):
+  """What a training leaves.
+
+  Attributes:
+    records: weights with leading axes of seeds and records, the first before
+      training.
+    steps: of the records. Shape `[T]`.
+    seconds: of training all seeds, compiling excluded.
+  """
+
+  records: Any
+  steps: np.ndarray
+  seconds: float
+
+  def last(self) -> Any:
+    """Weights after training, leading axis of seeds."""
+    return jax.tree.map(lambda w: w[:, -1], self.records)
+
+
+def train(
+  config: 'Config',
+  model: Model,
+  source: Source,
+  recipe: Recipe,
+  label: int,
+  initial: Any = None,
+) -> Trained:
+  """Trains all seeds, and keeps the weights every `record_every` steps.
+
+  Args:
+    config: settings: root of random numbers, number of seeds.
+    model: what is trained.
+    source: its tasks.
+    recipe: how.
+    label: sets the random numbers of this training apart.
+    initial: weights of every seed, leading axis `S`; None to draw them.
+
+  Returns:
+    The records.
+  """
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(recipe.clip),
+    optax.adam(recipe.learning_rate, b1=0.9, b2=0.98),
+  )
+
+  def loss(params, tasks):
+    answers = predictions(model.answer, params, tasks.tokens)
+    return mean_loss(answers, tasks.targets)
+
+  def one_seed(args):
+    seed, initial = args
+    root = jax.random.fold_in(jax.random.key(config.seed), seed)
+    keys = jax.random.split(jax.random.fold_in(root, label))
+    return train_one(
+      loss,
+      model.init(keys[0]) if initial is None else initial,
+      functools.partial(draw_lanes, source=source),
+      init_lanes(keys[1], recipe.batch_size, source),
+      optimizer,
+      num_steps=recipe.num_steps,
+      record_every=recipe.record_every,
+    )
+
+  seeds = jnp.arange(config.num_seeds)
+  run: Any = lab.compile_quickly(lambda *args: jax.lax.map(one_seed, args))
+  run = run.lower(seeds, initial).compile()
+  start = time.perf_counter()
+  records = jax.block_until_ready(run(seeds, initial))
+  seconds = time.perf_counter() - start
+  steps = np.arange(0, recipe.num_steps + 1, recipe.record_every)
+  return Trained(records, steps, seconds)
+
+
+def predictions(answer: AnswerFn, params, tokens):
+  """Answers of one model for many prompts. Shape `[B, 1]`."""
+  return jax.vmap(lambda rows: answer(params, rows))(tokens)
+
+
+def mean_loss(answers, targets):
+  """Half the mean squared error, the published loss."""
+  return jnp.mean((answers - targets) ** 2) / 2
+
+
+def losses_of_records(answer: AnswerFn, records, tasks: Tasks):
+  """Losses of all records of all seeds. Shape `[S, T]`."""
+
+  def one(params):
+    answers = predictions(answer, params, tasks.tokens)
+    return mean_loss(answers, tasks.targets)
+
+  return jax.lax.map(lambda seed: jax.lax.map(one, seed), records)
+
+
+class Behaviour(NamedTuple):
+  """What a model does on the test tasks.
+
+  Attributes:
+    answers: its predictions. Shape `[B, 1]`.
+    slopes: their derivatives in the query, what it has learnt. Shape
+      `[B, d_x]`.
+  """
+
+  answers: Array
+  slopes: Array
+
+
+def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
+  """Predictions of one model, and their slopes in the query."""
+  d_x = tasks.tokens.shape[2] - 1
+
+  def slope(rows):
+    of_rows = functools.partial(answer, params)
+    return account.sensitivity(of_rows, rows, d_x=d_x)[0]
+
+  answers = predictions(answer, params, tasks.tokens)
+  return Behaviour(answers, jax.vmap(slope)(tasks.tokens))
+
+
+class Alignment(NamedTuple):
+  """Loss, and how alike a model and a reference are; shapes `[S, T]`.
+
+  Attributes:
+    loss: half the mean squared error.
+    preds_diff: mean distance of the predictions.
+    model_diff: mean distance of their slopes.
+    model_cos: mean cosine of the slopes.
+  """
+
+  loss: Array
+  preds_diff: Array
+  model_diff: Array
+  model_cos: Array
+
+
+def alignment(
+  answer: AnswerFn, records, tasks: Tasks, reference: Behaviour
+) -> Alignment:
+  """Compares all records of all seeds with a reference."""
+
+  def one(params):
+    answers, slopes = behaviour(answer, params, tasks)
+    return Alignment(
+      mean_loss(answers, tasks.targets),
+      account.predictions_difference(answers, reference.answers),
+      account.model_difference(slopes, reference.slopes),
+      account.model_cosine(slopes, reference.slopes),
+    )
+
+  return jax.lax.map(lambda seed: jax.lax.map(one, seed), records)
+
+
+def loss_rows(name: str, steps, losses) -> list[dict[str, Any]]:
+  """Losses `[S, T]` as rows of `metrics.jsonl`."""
+  return [
+    {'layer': name, 'seed': seed, 'step': int(step), 'loss': float(loss)}
+    for seed, curve in enumerate(losses)
+    for step, loss in zip(steps, curve, strict=True)
+  ]
+
+
+def draw_losses(axis: Any, steps, losses, **look: Any) -> None:
+  """Mean over seeds of losses `[S, T]` with the band of its interval."""
+  rows = [statistics.mean(column) for column in losses.T]
+  drawing.band(axis, steps, rows, mfc='white', **look)
