@@ -1,25 +1,35 @@
-r"""The accounts as memories: what a layer does between projections and answer.
+r"""The accounts as layers, and their tuning and training.
 
-A memory reads a stream of keys and values and answers the query from the first
-`n` of them, for several `n`. Its gates are the few numbers of its inner
-learner. With the projections that the account predicts - keys and queries are
-the inputs, values the labels - a memory is the account's learner; with trained
+A memory is what a layer does between projections and answer: it reads a stream
+of keys and values and answers the query from the first `n` of them, for several
+`n`. Its gates are the few numbers of its inner learner. With the projections
+that the account predicts - keys and queries are the inputs, values the labels -
+a memory is the account's learner, and its gates are tuned; with trained
 projections it is a layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from iclcl_jax import losses
+from experiments import lab
+from experiments.lab.training import train
+from iclcl_jax import losses, tasks
 from iclcl_jax.accounts import linear_regression_gd, meta_optimizer
 from iclcl_jax.accounts import online_learners as learners
 from iclcl_jax.types import Array, Float
 
+if TYPE_CHECKING:
+  from experiments.accounts import Config
+
 NUM_STEPS = 2  # Of gradient descent and GD++.
 NUM_EPOCHS = 4  # Of SGD on the demonstrations.
+CLIP = 1.0
+INIT_SCALE = 0.5
 
 
 class Gate(NamedTuple):
@@ -248,3 +258,211 @@ MEMORIES = {
     (Gate('ridge', jnp.exp, -1.0),),
   ),
 }
+
+
+class Layer(NamedTuple):
+  """A memory between projections; the answers of its heads are summed.
+
+  Attributes:
+    queries: Shape `[H, d_x + 1, d_x]`.
+    keys: Shape `[H, d_x + 1, d_x]`.
+    values: Shape `[H, d_x + 1, 1]`.
+    gates: free numbers behind the gates. Shape `[G]`.
+  """
+
+  queries: Float[Array, 'H D d_x']
+  keys: Float[Array, 'H D d_x']
+  values: Float[Array, 'H D 1']
+  gates: Float[Array, ' G']
+
+
+def predicted(memory: Memory, d_x: int) -> Layer:
+  """Keys and queries are inputs, values are labels; gates at their start."""
+  signs = jnp.asarray(memory.signs, jnp.float32)[:, None, None]
+  identity = jnp.eye(d_x + 1, d_x, dtype=jnp.float32)[None]
+  label = jnp.zeros((1, d_x + 1, 1), jnp.float32).at[:, -1].set(1)
+  gates = jnp.asarray([gate.start for gate in memory.gates], jnp.float32)
+  ones = jnp.ones_like(signs)
+  return Layer(signs * identity, ones * identity, signs * label, gates)
+
+
+def mirrored(layer: Layer) -> Layer:
+  """Queries and values with the other sign.
+
+  As good on average where inputs are symmetric about 0, and the same layer if
+  it is linear in the query.
+  """
+  return layer._replace(queries=-layer.queries, values=-layer.values)
+
+
+def random(key, memory: Memory, d_x: int) -> Layer:
+  """Random projections."""
+  like = predicted(memory, d_x)
+  queries, keys, values = (
+    INIT_SCALE * jax.random.normal(k, w.shape, w.dtype)
+    for k, w in zip(jax.random.split(key, 3), like[:3], strict=True)
+  )
+  return Layer(queries, keys, values, like.gates)
+
+
+def answers(
+  memory: Memory, layer: Layer, tokens: Float[Array, 'M D'], lengths: Array
+) -> Float[Array, ' L']:
+  """Answers the query, the last row, from the first rows of the context.
+
+  Args:
+    memory: the inner learner.
+    layer: projections and gates.
+    tokens: rows `(x_i, y_i)`, then `(x_q, 0)`.
+    lengths: how many rows are read. Shape `[L]`.
+  """
+  gates = [
+    gate.transform(free)
+    for gate, free in zip(memory.gates, layer.gates, strict=True)
+  ]
+
+  def head(queries, keys, values):
+    context, query = tokens[:-1], tokens[-1] @ queries
+    stream = learners.Stream(
+      jnp.broadcast_to(query, (len(context), len(query))),
+      context @ keys,
+      context @ values,
+    )
+    return memory.answer(stream, gates, lengths)[:, 0]
+
+  return jnp.sum(jax.vmap(head)(*layer[:3]), axis=0)
+
+
+def draw(key, count: int, size: int, config: 'Config', scale=1.0):
+  """Draws prompts with noisy labels, inputs scaled; equal for equal keys."""
+
+  def one(key):
+    key_task, key_prompt, key_noise = jax.random.split(key, 3)
+    matrix = jax.random.normal(key_task, (1, config.d_x), jnp.float32)
+    prompt = tasks.linear_regression(
+      key_prompt, size, matrix, input_fn=lambda *a: scale * tasks.uniform(*a)
+    )
+    noise = config.noise * jax.random.normal(key_noise, (size,), jnp.float32)
+    return prompt._replace(tokens=prompt.tokens.at[:-1, -1].add(noise))
+
+  return jax.vmap(one)(jax.random.split(key, count))
+
+
+class Prompts(NamedTuple):
+  """What all learners share.
+
+  Attributes:
+    training: batches of each seed. Axes `[S, P, B, ...]`.
+    testing: long prompts. Axes `[S, T, ...]`.
+    scaled: the same prompts at all scales, as short as in training. Axes
+      `[S, A, T, ...]`.
+    keys: of the random projections. Shape `[S]`.
+  """
+
+  training: tasks.RegressionPrompt
+  testing: tasks.RegressionPrompt
+  scaled: tasks.RegressionPrompt
+  keys: Array
+
+
+@lab.once
+def draw_all(config: 'Config') -> Prompts:
+  """Draws what all learners share."""
+  size, scales = (
+    config.num_demonstrations,
+    jnp.asarray(config.scales, 'float32'),
+  )
+  shape = min(config.num_batches, config.num_steps), config.batch_size
+
+  def training(key):
+    return jax.tree.map(
+      lambda x: x.reshape(*shape, *x.shape[1:]),
+      draw(key, shape[0] * shape[1], size, config),
+    )
+
+  def testing(key):
+    count, longest = config.num_test_prompts, max(config.lengths)
+    return jax.lax.map(
+      # The same prompts at all scales.
+      lambda a: draw(jax.random.clone(key), count, longest, config, a),
+      scales,
+    )
+
+  def seed_keys(purpose):
+    root = jax.random.fold_in(jax.random.key(config.seed), purpose)
+    return jax.random.split(root, config.num_seeds)
+
+  @lab.compile_quickly
+  def everything():
+    keys, keys_test, keys_fit = (seed_keys(use) for use in range(3))
+    tested = jax.lax.map(testing, keys_test)
+    # Of other scales only prompts as long as in training are asked for.
+    short = jnp.delete(tested.tokens, np.s_[size:-1], axis=3)
+    one = config.scales.index(1.0)
+    return Prompts(
+      training=jax.lax.map(training, keys),
+      testing=jax.tree.map(lambda x: x[:, one], tested),
+      scaled=tested._replace(tokens=short),
+      keys=keys_fit,
+    )
+
+  return everything()
+
+
+def fit(
+  memory: Memory, prompts: tasks.RegressionPrompt, keys: Array, config: 'Config'
+) -> Layer:
+  """Tunes gates, then trains layers, both in one program.
+
+  Args:
+    memory: the inner learner.
+    prompts: batches of all seeds. Axes `[S, P, B, ...]`.
+    keys: a key for each seed. Shape `[S]`.
+    config: settings.
+
+  Returns:
+    Layers with leading axes `[K, S]`: first those that keep the predicted
+    projections and learn the gates; then, if the memory is that of a layer,
+    those that start from random projections and learn everything.
+  """
+  rates = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(CLIP), optax.adam(rates, b2=0.99)
+  )
+  lengths = jnp.asarray([config.num_demonstrations])
+
+  def run(layer, is_free, batches):
+    def loss(layer, batch):
+      fixed = jax.tree.map(jax.lax.stop_gradient, layer)
+      held = jax.tree.map(lambda a, b: jnp.where(is_free, a, b), layer, fixed)
+      held = held._replace(gates=layer.gates)
+      guess = jax.vmap(lambda t: answers(memory, held, t, lengths))(
+        batch.tokens
+      )
+      return jnp.mean((guess - batch.target) ** 2)
+
+    def draw_batch(index):  # The batches are used again in turn.
+      count = batches.tokens.shape[0]
+      return index + 1, jax.tree.map(lambda x: x[index % count], batches)
+
+    records = train(
+      loss,
+      layer,
+      draw_batch,
+      jnp.zeros((), jnp.int32),
+      optimizer,
+      num_steps=config.num_steps,
+      record_every=config.num_steps,
+    )
+    return jax.tree.map(lambda w: w[-1], records)
+
+  start = jax.tree.map(
+    lambda a, b: jnp.stack([jnp.broadcast_to(a, b.shape), b]),
+    predicted(memory, config.d_x),
+    jax.vmap(lambda key: random(key, memory, config.d_x))(keys),
+  )
+  is_free = jnp.arange(1 + memory.is_layer) == 1
+  start = jax.tree.map(lambda w: w[: len(is_free)], start)
+  kinds = jax.vmap(run, in_axes=(0, 0, None))  # Tuned alone, or trained.
+  seeds = jax.vmap(kinds, in_axes=(1, None, 0), out_axes=1)
+  return seeds(start, is_free, prompts)

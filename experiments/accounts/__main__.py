@@ -1,0 +1,3 @@
+from experiments import accounts, lab
+
+lab.main(accounts)

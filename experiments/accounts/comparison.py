@@ -1,0 +1,667 @@
+"""How well does each account learn, and does a trained layer learn like it?
+
+Losses are mean squared errors over that of predicting 0 on the same prompts.
+Ratios are geometric means over seeds, whose prompts both sides share.
+"""
+
+import concurrent.futures
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.accounts import layers
+from experiments.accounts.layers import MEMORIES
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
+
+if TYPE_CHECKING:
+  from experiments.accounts import Config
+
+CLOSE = {'at_least': 0.95, 'at_most': 1.05}  # Ratios that count as the same.
+ALIGNED = 0.99
+KINDS = TUNED, TRAINED = 0, 1
+OSWALD = 'von Oswald et al., arXiv:2212.07677'
+CARRIED = '(on language), carried over to this task'
+# Better, worse, where the claim is from, and its words.
+ORDERS = (
+  (
+    'two-head softmax',
+    'softmax',
+    f'{OSWALD}, appendix (softmax self-attention)',
+    'two softmax heads learn better than one',
+  ),
+  (
+    'delta rule',
+    'linear attention',
+    'Schlag et al., arXiv:2102.11174, section 4',
+    'the delta rule learns better than linear attention',
+  ),
+  (
+    'gated delta rule',
+    'delta rule',
+    f'Yang et al., arXiv:2412.06464 {CARRIED}',
+    'a gate improves the delta rule',
+  ),
+  (
+    'delta rule (momentum)',
+    'delta rule',
+    f'Behrouz et al., arXiv:2501.00663 {CARRIED}',
+    'momentum improves the delta rule',
+  ),
+  (
+    'momentum attention',
+    'softmax',
+    f'Dai et al., arXiv:2212.10559, Table 6 {CARRIED}',
+    'momentum attention learns better than softmax attention',
+  ),
+)
+
+
+class Alike(NamedTuple):
+  """Trained layers beside tuned ones, or beside their mirror images.
+
+  Whichever of the two predicts more alike, at the length of training.
+
+  Attributes:
+    mirrored: whether it is the mirror image.
+    ratio: loss of trained over that of tuned.
+    difference: Preds diff over the mean prediction.
+    cosine: Model cos.
+  """
+
+  mirrored: Array
+  ratio: Float[Array, ' S']
+  difference: Float[Array, ' S']
+  cosine: Float[Array, ' S']
+
+  @property
+  def num_apart(self) -> int:
+    """Seeds that are not as good as the inner step, or better."""
+    return len(self.ratio) - _num_within(self.ratio, **CLOSE)
+
+
+class Learner(NamedTuple):
+  """One memory with leading axes `[K, S]`: tuned and, of layers, trained.
+
+  Attributes:
+    gates: its numbers.
+    loss: by number of demonstrations.
+    scaled: by scale of the inputs.
+    alike: trained beside tuned layers; None of what is only tuned.
+  """
+
+  gates: Float[Array, 'K S G']
+  loss: Float[Array, 'K S L']
+  scaled: Float[Array, 'K S A']
+  alike: Alike | None
+
+
+Results = Mapping[str, Learner]
+
+
+def measure(config: 'Config') -> Results:
+  """Tunes, trains and measures all memories, two programs at a time.
+
+  Most of each is compiling, on one core.
+  """
+  names = [name for name in MEMORIES if name in config.learners]
+  prompts = jax.block_until_ready(layers.draw_all(config))
+  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    running = {
+      name: pool.submit(_measure_one, config, name, prompts)
+      for name in reversed(names)  # The slow ones first.
+    }
+    return {name: running[name].result() for name in names}
+
+
+def _measure_one(
+  config: 'Config', name: str, prompts: layers.Prompts
+) -> Learner:
+  """Fits one memory, and measures it: one program."""
+  memory = MEMORIES[name]
+
+  @lab.compile_quickly
+  def everything(prompts):
+    fitted = layers.fit(memory, prompts.training, prompts.keys, config)
+    by_seed = jax.tree.map(lambda w: jnp.swapaxes(w, 0, 1), fitted)
+    return jax.lax.map(
+      lambda a: _evaluate(config, memory, *a),
+      (by_seed, prompts.testing, prompts.scaled),
+    )
+
+  # Every learner starts from the same random projections.
+  keys = jax.random.clone(prompts.keys)
+  found = jax.device_get(everything(prompts._replace(keys=keys)))
+  gates, loss, scaled = (np.swapaxes(x, 0, 1) for x in found[:3])
+  return Learner(gates, loss, scaled, found.alike)
+
+
+def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
+  """Measures the tuned and the trained layer of one seed."""
+  lengths = jnp.asarray(config.lengths)
+  here = jnp.asarray([config.num_demonstrations])
+
+  def loss(layer, prompts, lengths):
+    guess = jax.vmap(lambda t: layers.answers(memory, layer, t, lengths))(
+      prompts.tokens
+    )
+    zero = jnp.mean(prompts.target**2)
+    return jnp.mean((guess - prompts.target) ** 2, axis=0) / zero
+
+  def one(layer):
+    at_scale = jax.lax.map(lambda p: loss(layer, p, here)[0], scaled)
+    return loss(layer, testing, lengths), at_scale
+
+  curve, at_scale = jax.lax.map(one, fitted)
+  gates = [
+    gate.transform(fitted.gates[:, index])
+    for index, gate in enumerate(memory.gates)
+  ]
+  alike = None
+  if memory.is_layer:
+    # Prompts of the length of training, scale 1.
+    short = jax.tree.map(lambda x: x[config.scales.index(1.0)], scaled)
+    alike = _compare(config, memory, fitted, short)
+  return Learner(jnp.stack(gates, axis=-1), curve, at_scale, alike)
+
+
+def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
+  """Compares the trained layer with the tuned one and its mirror image."""
+  here = jnp.asarray([config.num_demonstrations])
+
+  def behaviour(layer, tokens):
+    def answer(rows):
+      return layers.answers(memory, layer, rows, here)
+
+    slope = account.sensitivity(answer, tokens, d_x=config.d_x)[0]
+    return answer(tokens), slope
+
+  tuned = jax.tree.map(lambda w: w[TUNED], fitted)
+  trained = jax.tree.map(lambda w: w[TRAINED], fitted)
+  three = jax.tree.map(
+    lambda *w: jnp.stack(w), tuned, layers.mirrored(tuned), trained
+  )
+  guess, slopes = jax.lax.map(
+    lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens),
+    three,
+  )
+  gaps = jnp.stack(
+    [account.predictions_difference(guess[2], guess[i]) for i in range(2)]
+  )
+  # A layer that is its own mirror image is not mirrored, whatever rounding.
+  nearer = (gaps[1] < 0.99 * gaps[0]).astype(int)
+  losses = jnp.mean((guess - prompts.target[None]) ** 2, axis=(1, 2))
+  return Alike(
+    mirrored=nearer,
+    ratio=losses[2] / losses[nearer],
+    difference=gaps[nearer] / jnp.mean(jnp.abs(guess[nearer])),
+    cosine=account.model_cosine(slopes[2], slopes[nearer]),
+  )
+
+
+def _num_within(
+  values, at_least: float = -np.inf, at_most: float = np.inf
+) -> int:
+  """How many seeds lie in a range."""
+  return int(np.sum((at_least <= values) & (values <= at_most)))
+
+
+def identifier(name: str) -> str:
+  """The id of a claim."""
+  return f'accounts-{name.replace(" ", "-").replace(",", "")}'
+
+
+def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+  at = config.lengths.index(config.num_demonstrations)
+  return [
+    *_trained_is_tuned(config, results),
+    *_orders(results, at),
+    *_of_tuned(results, at),
+    *_elsewhere(config, results, at),
+  ]
+
+
+def _claim(name, source, words, statistic, samples, *, mean_fn, **allowed):
+  """A claim on a mean, with the seeds beside it: one of them can move it."""
+  samples = np.asarray(samples)
+  return lab.Claim(
+    id=identifier(name),
+    source=source,
+    claim=words,
+    statistic=f'{statistic}; median {np.median(samples):.3g}, '
+    f'{_num_within(samples, **allowed)} of {len(samples)} seeds in that range',
+    estimate=mean_fn(samples),
+    **allowed,
+  )
+
+
+def _ratio_claim(name, source, words, statistic, ratios, **allowed):
+  return _claim(
+    name,
+    source,
+    words,
+    f'{statistic}; geometric mean',
+    ratios,
+    mean_fn=statistics.geometric_mean,
+    **allowed,
+  )
+
+
+def _trained_is_tuned(config: 'Config', results: Results):
+  for name, learner in results.items():
+    if learner.alike is None:
+      continue
+    yield _ratio_claim(
+      f'trained-{name}',
+      MEMORIES[name].account,
+      f'{name}: a trained layer learns as well as its predicted inner step, '
+      'and no better',
+      'loss of trained over that of tuned (or its mirror image) at '
+      f'{config.num_demonstrations} demonstrations, within '
+      f'{CLOSE["at_least"]} to {CLOSE["at_most"]}',
+      learner.alike.ratio,
+      **CLOSE,
+    )
+    yield _claim(
+      f'aligned-{name}',
+      MEMORIES[name].account,
+      f'{name}: a trained layer depends on the query as its predicted inner '
+      'step does',
+      'cosine of the derivatives of both answers in the query (Model cos), at '
+      f'least {ALIGNED}; mean',
+      learner.alike.cosine,
+      mean_fn=statistics.mean,
+      at_least=ALIGNED,
+    )
+
+
+def _orders(results: Results, at: int):
+  for better, worse, source, words in ORDERS:
+    if {better, worse} <= results.keys():
+      yield _ratio_claim(
+        f'{better}-beats-{worse}',
+        source,
+        words,
+        'ratio of losses of trained layers at the training length, below 1',
+        results[better].loss[TRAINED, :, at]
+        / results[worse].loss[TRAINED, :, at],
+        at_most=1.0,
+      )
+
+
+def _of_tuned(results: Results, at: int):
+  tuned = {name: row.loss[TUNED, :, at] for name, row in results.items()}
+  if {'softmax', 'linear attention'} <= results.keys():
+    yield _ratio_claim(
+      'one-head-is-not-gd',
+      OSWALD,
+      'one softmax head falls short of one step of gradient descent',
+      'ratio of losses of the trained head and the tuned step, above 1',
+      results['softmax'].loss[TRAINED, :, at] / tuned['linear attention'],
+      at_least=1.0,
+    )
+  if {'GD (2 steps)', 'GD++ (2 steps)'} <= results.keys():
+    yield _ratio_claim(
+      'gd-plus-plus-beats-gd',
+      f'{OSWALD}, section 4',
+      'two steps of GD++ learn better than two of gradient descent',
+      'ratio of losses, tuned, below 1',
+      tuned['GD++ (2 steps)'] / tuned['GD (2 steps)'],
+      at_most=1.0,
+    )
+  mesa = tuned.pop('least squares (mesa)', None)
+  if mesa is not None and tuned:
+    ratios = {k: statistics.paired_ratio(x, mesa) for k, x in tuned.items()}
+    best = min(ratios, key=lambda name: ratios[name].value)
+    yield lab.Claim(
+      id='accounts-least-squares-is-best',
+      source='von Oswald et al., arXiv:2309.05858',
+      claim='ridge regression in the context learns best of all',
+      statistic=f'loss of the next best, {best}, over its loss, tuned, above 1',
+      estimate=ratios[best],
+      at_least=1.0,
+    )
+
+
+def _elsewhere(config: 'Config', results: Results, at: int):
+  largest, longest = config.scales[-1], config.lengths[-1]
+  if 'linear attention' in results:
+    scaled = results['linear attention'].scaled[..., -1]
+    yield _ratio_claim(
+      'linear-scale',
+      f'{OSWALD}, Fig. 2 (out of distribution)',
+      'trained linear self-attention follows one step of gradient descent to '
+      'other input scales',
+      f'loss of trained over that of tuned with inputs times {largest:g}, '
+      f'within {CLOSE["at_least"]} to {CLOSE["at_most"]}',
+      scaled[TRAINED] / scaled[TUNED],
+      **CLOSE,
+    )
+  if 'delta rule' in results:
+    yield _ratio_claim(
+      'delta-scale',
+      'stability of the delta rule, step size times |k|^2 <= 2 (Yang et al., '
+      'arXiv:2406.06484)',
+      'a trained delta rule does not carry over to larger inputs',
+      f'its loss over that of predicting 0, inputs times {largest:g}, above 1',
+      results['delta rule'].scaled[TRAINED, :, -1],
+      at_least=1.0,
+    )
+  for name, learner in results.items():
+    if learner.alike is not None:
+      loss = learner.loss[TRAINED]
+      yield _ratio_claim(
+        f'length-{name}',
+        'length generalisation, a question of this comparison',
+        f'{name}: a trained layer gains from more demonstrations than in '
+        'training',
+        f'loss at {longest} over that at {config.num_demonstrations} '
+        'demonstrations, below 1',
+        loss[:, -1] / loss[:, at],
+        at_most=1.0,
+      )
+
+
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
+  return {
+    'learners': [_line(config, *row) for row in results.items()],
+    'closed_form_loss': _closed_form(config),
+    'lengths': config.lengths,
+    'scales': config.scales,
+    'loss_by_length': _means(results, 'loss'),
+    'loss_by_scale': _means(results, 'scaled'),
+    'loss_unit': 'mean squared error over that of predicting 0',
+  }
+
+
+def _line(config: 'Config', name: str, learner: Learner) -> dict[str, Any]:
+  """One line of the table of learners."""
+  at = config.lengths.index(config.num_demonstrations)
+  gates = learner.gates[TUNED].mean(axis=0)
+  line: dict[str, Any] = {
+    'learner': name,
+    'account': MEMORIES[name].account,
+    'tuned': {
+      gate.name: float(value)
+      for gate, value in zip(MEMORIES[name].gates, gates, strict=True)
+    },
+    'loss_tuned': statistics.mean(learner.loss[TUNED, :, at]),
+    'loss_tuned_longest': float(learner.loss[TUNED, :, -1].mean()),
+  }
+  if learner.alike is None:
+    return line
+  alike = learner.alike
+  return line | {
+    'loss_trained': statistics.mean(learner.loss[TRAINED, :, at]),
+    'trained_over_tuned': statistics.geometric_mean(alike.ratio),
+    'ratios': alike.ratio,
+    'ratio_median': float(np.median(alike.ratio)),
+    'num_apart': alike.num_apart,
+    'model_cos': statistics.mean(alike.cosine),
+    'preds_diff_relative': statistics.mean(alike.difference),
+    'num_mirrored': int(alike.mirrored.sum()),
+  }
+
+
+def _means(results: Results, name: str) -> dict[str, Any]:
+  return {
+    learner: dict(
+      zip(('tuned', 'trained'), getattr(row, name).mean(axis=1), strict=False)
+    )
+    for learner, row in results.items()
+  }
+
+
+def _closed_form(config: 'Config') -> list[float]:
+  """Expected loss of one step, tuned at the training length, by length."""
+
+  def tasks(size):
+    return account.LinearTasks(
+      d_x=config.d_x,
+      num_demonstrations=size,
+      moments=account.uniform_moments(1.0),
+      noise_variance=config.noise**2,
+    )
+
+  rate = account.optimal_learning_rate(tasks(config.num_demonstrations))
+  zero = config.d_x / 6
+  return [
+    float(account.expected_loss(tasks(n), rate) / zero) for n in config.lengths
+  ]
+
+
+def tables(config: 'Config', results: Results) -> dict[str, Any]:
+  rows = []
+  for name, learner in results.items():
+    line = _line(config, name, learner)
+    rows.append(
+      {
+        'learner': name,
+        'tuned': ', '.join(f'{k} {v:.3g}' for k, v in line['tuned'].items()),
+        'loss': line['loss_tuned'].value,
+        'longest': line['loss_tuned_longest'],
+        'trained': line['loss_trained'].value if learner.alike else '-',
+        'ratio': line['trained_over_tuned'].value if learner.alike else '-',
+        'apart': line.get('num_apart', '-'),
+        'Model cos': line['model_cos'].value if learner.alike else '-',
+        'mirrored': line.get('num_mirrored', '-'),
+      }
+    )
+  return {'learners': rows}
+
+
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  rows = []
+  for name, learner in results.items():
+    for values, field, places in (
+      (learner.loss, 'num_demonstrations', config.lengths),
+      (learner.scaled, 'scale', config.scales),
+    ):
+      for kind, seed, column in np.ndindex(values.shape):
+        rows.append(
+          {
+            'learner': name,
+            'kind': ('tuned', 'trained')[kind],
+            'seed': seed,
+            field: places[column],
+            'loss': float(values[kind, seed, column]),
+          }
+        )
+  return rows
+
+
+class Look(NamedTuple):
+  """Every learner has a marker and, within a colour, a line style."""
+
+  colour: str
+  line: str
+  marker: str
+
+
+LOOKS = {
+  'softmax': Look(drawing.BLACK, '-', 'o'),
+  'momentum attention': Look(drawing.GREY, '--', 'x'),
+  'softmax regression': Look(drawing.PINK, '-', 'p'),
+  'gated decay': Look(drawing.SKY, '--', 'v'),
+  'linear attention': Look(drawing.BLUE, '-', 's'),
+  'two-head softmax': Look(drawing.BLACK, '-.', 'h'),
+  'GD (2 steps)': Look(drawing.BLUE, '--', 'd'),
+  'delta rule': Look(drawing.ORANGE, '-', '^'),
+  'gated delta rule': Look(drawing.YELLOW, '--', '<'),
+  'delta rule (momentum)': Look(drawing.ORANGE, ':', '+'),
+  'GD++ (2 steps)': Look(drawing.BLUE, ':', 'D'),
+  'SGD (4 epochs)': Look(drawing.PINK, '--', '*'),
+  'least squares (mesa)': Look(drawing.GREEN, '-', 'P'),
+}
+SHOWN = (
+  'softmax',
+  'two-head softmax',
+  'gated decay',
+  'linear attention',
+  'delta rule',
+  'least squares (mesa)',
+)
+FRAME = 3e-4, 8.0
+TICKS = -20, -5, -1, 0, 1, 5, 20, 100  # Excess losses, in percent.
+
+
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  caption = (
+    'In-context linear regression by every account, on the same prompts '
+    f'(d = {config.d_x}, inputs from U(-1, 1), label noise {config.noise:g}); '
+    'losses over that of predicting 0. (a) The inner learners that the '
+    'accounts predict, their one or two numbers tuned at '
+    f'{config.num_demonstrations} demonstrations (dotted line), at other '
+    'numbers of them; curves that coincide cover each other. (b) Layers whose '
+    'projections are trained: excess of their loss over that of the tuned '
+    'inner learner, a dot for each seed and the geometric mean; the axis is '
+    'linear within 1 % (grey) and logarithmic beyond. Right, how many seeds '
+    'lie outside 5 % (dashed lines), and the mean over seeds of the cosine of '
+    'the derivatives of both answers in the query. '
+    'A softmax layer may find the mirror image of the predicted one - queries '
+    'and values with the other sign - which is as good for symmetric inputs; '
+    'then the cosine is to the mirror image. (c) Inputs scaled at test time, '
+    'and (d) more demonstrations than in training: lines are tuned, markers '
+    f'trained. {config.num_seeds} seeds, each with {config.num_test_prompts} '
+    'test prompts of its own; shades and bars are 95 % intervals of the mean. '
+    'Means of losses are geometric; losses outside the frames are left out.'
+  )
+  return [lab.Figure('accounts', _draw(config, results), caption)]
+
+
+def _draw(config: 'Config', results: Results) -> Any:
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(2, 2, figsize=(12, 9.4))
+  learners, alike, scale, length = axes.ravel()
+  shown = {name: results[name] for name in SHOWN if name in results}
+  _curves(learners, config.lengths, _losses(results, 'loss'), [TUNED])
+  _ratios(alike, results)
+  _curves(scale, config.scales, _losses(shown, 'scaled'), KINDS)
+  _curves(length, config.lengths, _losses(shown, 'loss'), KINDS)
+  for axis in (learners, length):
+    axis.set_xscale('log')
+    axis.set_xticks(config.lengths, [str(n) for n in config.lengths])
+    axis.minorticks_off()
+    axis.axvline(config.num_demonstrations, color=drawing.GREY, linestyle=':')
+    axis.set_xlabel('number of demonstrations N (log scale)')
+  scale.set_xticks(config.scales, [f'{a:g}' for a in config.scales])
+  scale.axvline(1, color=drawing.GREY, linestyle=':')
+  scale.set_xlabel('scale of the inputs at test time')
+  learners.set_title('(a) predicted inner learners, tuned')
+  alike.set_title('(b) trained layers against them', pad=30)
+  scale.set_title('(c) input scale: tuned (lines), trained (markers)')
+  length.set_title('(d) length: tuned (lines), trained (markers)')
+  handles, labels = learners.get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside lower center', ncols=4)
+  return figure
+
+
+def _losses(results: Results, name: str) -> dict[str, np.ndarray]:
+  return {learner: getattr(row, name) for learner, row in results.items()}
+
+
+def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
+  """Means over seeds with their intervals, against the places."""
+  for name, values in losses.items():
+    look = LOOKS[name]
+    tuned, *trained = (
+      [statistics.geometric_mean(column) for column in values[kind].T]
+      for kind in kinds
+    )
+    drawing.band(
+      axis,
+      places,
+      tuned,
+      linestyle=look.line,
+      color=look.colour,
+      marker='' if trained else look.marker,
+      label=name,
+    )
+    for estimates in trained:
+      mean, low, high = np.array(estimates).T
+      axis.errorbar(
+        places,
+        mean,
+        yerr=[mean - low, high - mean],
+        linestyle='none',
+        marker=look.marker,
+        markerfacecolor='white',
+        color=look.colour,
+        capsize=3,
+      )
+  axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
+  axis.set_yscale('log')
+  axis.set_ylim(*FRAME)
+  axis.set_ylabel('loss / loss of predicting 0')
+
+
+def _ratios(axis, results: Results) -> None:
+  """Excess loss of each trained layer over its tuned inner learner."""
+  rows = {k: row.alike for k, row in results.items() if row.alike is not None}
+  for place, (name, alike) in enumerate(rows.items()):
+    look = LOOKS[name]
+    mean, low, high = (
+      100 * (x - 1) for x in statistics.geometric_mean(alike.ratio)
+    )
+    axis.errorbar(
+      mean,
+      place - 0.2,
+      xerr=[[mean - low], [high - mean]],
+      marker=look.marker,
+      markersize=8,
+      markerfacecolor='white',
+      color=look.colour,
+      capsize=4,
+    )
+    excess = 100 * (alike.ratio - 1)
+    heights = np.full(len(excess), place + 0.2)
+    axis.plot(excess, heights, 'o', color=look.colour, ms=4, alpha=0.6)
+    _beside(axis, place, f'{alike.num_apart} of {len(excess)}', 1.1)
+    _beside(axis, place, f'{np.mean(alike.cosine):.3f}', 1.28)
+  _beside(axis, -1.1, 'seeds\noutside', 1.1)
+  _beside(axis, -1.1, 'mean\ncosine', 1.28)
+  _percent(axis)
+  axis.set_yticks(range(len(rows)), list(rows))
+  axis.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _beside(axis, place: float, entry: str, column: float) -> None:
+  """Writes into a column right of the axis."""
+  axis.text(
+    column,
+    place,
+    entry,
+    transform=axis.get_yaxis_transform(),
+    ha='center',
+    va='center',
+  )
+
+
+def _percent(axis) -> None:
+  axis.set_xscale('symlog', linthresh=1, linscale=0.6)
+  axis.set_xticks(TICKS, [f'{tick:g}' for tick in TICKS])
+  axis.set_xticks([], minor=True)
+  low, high = axis.get_xlim()  # No seed is left out.
+  axis.set_xlim(min(low, TICKS[0]), max(high, TICKS[-1]))
+  axis.axvspan(-1, 1, color=drawing.GREY, alpha=0.2, linewidth=0)
+  axis.axvline(0, color=drawing.BLACK, linewidth=0.8)
+  for edge in CLOSE.values():
+    axis.axvline(100 * (edge - 1), color=drawing.GREY, ls='--', lw=1)
+  axis.set_xlabel('excess loss of the trained layer (%)')
+
+
+PART = lab.Part(
+  measure,
+  claims,
+  figures,
+  summary=summary,
+  tables=tables,
+  metrics=metrics,
+)
