@@ -56,9 +56,9 @@ class Config(lab.Config):
     choices=tuple(layers.MEMORIES),
   )
   accounts: tuple[str, ...] = lab.option(
-    identities.ACCOUNTS,
+    tuple(identities.IDENTITIES),
     'whose identities are checked',
-    choices=identities.ACCOUNTS,
+    choices=tuple(identities.IDENTITIES),
   )
   num_demonstrations: int = lab.option(
     10, 'demonstrations at which is trained', minimum=1
@@ -115,19 +115,14 @@ class Config(lab.Config):
 
 def conclude(config: Config, results, claims) -> str:
   """What to remember of a run."""
-  exact = [row for row in results['identities'] if row.statement.exact]
-  worst = max(row.difference for row in exact)
-  learners = results['comparison']
+  exact, learners = results['identities'].identities, results['comparison']
   at = config.lengths.index(config.num_demonstrations)
-  tuned = {
+  losses = {
     name: np.mean(row.loss[comparison.TUNED, :, at])
     for name, row in learners.items()
   }
-  losses = ', '.join(
-    f'{name} {tuned[name]:.2g}'
-    for name in sorted(tuned, key=lambda k: -tuned[k])
-  )
-  alike = {name: x.alike for name, x in learners.items() if x.alike is not None}
+  order = sorted(losses, key=lambda name: -losses[name])
+  alike = {k: row.alike for k, row in learners.items() if row.alike is not None}
   apart = ', '.join(
     f'{name} {row.num_apart} (worst ratio {max(row.ratio):.2g})'
     for name, row in alike.items()
@@ -135,20 +130,20 @@ def conclude(config: Config, results, claims) -> str:
   )
 
   def named(prefix, verdict):
-    names = [
-      name
-      for name in alike
-      if claims[comparison.identifier(f'{prefix}-{name}')].verdict == verdict
-    ]
-    return ', '.join(names) or 'none'
+    ids = {name: comparison.identifier(f'{prefix}-{name}') for name in alike}
+    found = [k for k, name in ids.items() if claims[name].verdict == verdict]
+    return ', '.join(found) or 'none'
 
   return (
-    f'All {len(exact)} identities hold to {worst:.0e} in float64, on the same '
+    f'All {len(exact)} identities hold to '
+    f'{max(row.difference for row in exact):.0e} in float64, on the same '
     f'demonstrations. As learners of {config.num_demonstrations} '
     f'demonstrations of width {config.d_x} the accounts differ; loss over that '
-    f'of predicting 0, tuned: {losses}. Trained layers learn as well as the '
-    'inner step they are predicted to be, within 5 % in the geometric mean '
-    f'over seeds, for: {named("trained", "reproduced")}; differently for: '
+    'of predicting 0, tuned: '
+    f'{", ".join(f"{name} {losses[name]:.2g}" for name in order)}. Trained '
+    'layers learn as well as the inner step they are predicted to be, within '
+    f'5 % in the geometric mean over seeds, for: '
+    f'{named("trained", "reproduced")}; differently for: '
     f'{named("trained", "not reproduced")}; undecided for: '
     f'{named("trained", "undecided")}. Seeds of {config.num_seeds} that lie '
     f'outside these 5 %: {apart or "none"}. Their dependence on the query is '

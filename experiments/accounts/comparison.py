@@ -64,15 +64,10 @@ ORDERS = (
 
 
 class Alike(NamedTuple):
-  """Trained layers beside tuned ones, or beside their mirror images.
+  """Trained layers beside tuned ones at the length of training, by seed.
 
-  Whichever of the two predicts more alike, at the length of training.
-
-  Attributes:
-    mirrored: whether it is the mirror image.
-    ratio: loss of trained over that of tuned.
-    difference: Preds diff over the mean prediction.
-    cosine: Model cos.
+  Or beside their mirror images, if those predict more alike: the ratio of
+  losses, Preds diff over the mean prediction, and Model cos.
   """
 
   mirrored: Array
@@ -87,13 +82,9 @@ class Alike(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """One memory with leading axes `[K, S]`: tuned and, of layers, trained.
+  """Gates and losses of one memory: tuned and, if it is a layer, trained.
 
-  Attributes:
-    gates: its numbers.
-    loss: by number of demonstrations.
-    scaled: by scale of the inputs.
-    alike: trained beside tuned layers; None of what is only tuned.
+  Losses are by number of demonstrations `L` and by scale of the inputs `A`.
   """
 
   gates: Float[Array, 'K S G']
@@ -227,29 +218,23 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   ]
 
 
-def _claim(name, source, words, statistic, samples, *, mean_fn, **allowed):
-  """A claim on a mean, with the seeds beside it: one of them can move it."""
-  samples = np.asarray(samples)
+def _claim(name, source, words, statistic, ratios, **allowed) -> lab.Claim:
+  """A claim on a ratio, with its geometric mean and its seeds."""
   return lab.Claim(
     id=identifier(name),
     source=source,
     claim=words,
-    statistic=f'{statistic}; median {np.median(samples):.3g}, '
-    f'{_num_within(samples, **allowed)} of {len(samples)} seeds in that range',
-    estimate=mean_fn(samples),
+    statistic=f'{statistic}; geometric mean{_seeds(ratios, **allowed)}',
+    estimate=statistics.geometric_mean(ratios),
     **allowed,
   )
 
 
-def _ratio_claim(name, source, words, statistic, ratios, **allowed):
-  return _claim(
-    name,
-    source,
-    words,
-    f'{statistic}; geometric mean',
-    ratios,
-    mean_fn=statistics.geometric_mean,
-    **allowed,
+def _seeds(values, **allowed) -> str:
+  """The seeds one by one, beside a mean that one of them can move."""
+  return (
+    f'; median {np.median(values):.3g}, {_num_within(values, **allowed)} of '
+    f'{len(values)} seeds in that range'
   )
 
 
@@ -257,7 +242,7 @@ def _trained_is_tuned(config: 'Config', results: Results):
   for name, learner in results.items():
     if learner.alike is None:
       continue
-    yield _ratio_claim(
+    yield _claim(
       f'trained-{name}',
       MEMORIES[name].account,
       f'{name}: a trained layer learns as well as its predicted inner step, '
@@ -268,15 +253,15 @@ def _trained_is_tuned(config: 'Config', results: Results):
       learner.alike.ratio,
       **CLOSE,
     )
-    yield _claim(
-      f'aligned-{name}',
-      MEMORIES[name].account,
-      f'{name}: a trained layer depends on the query as its predicted inner '
-      'step does',
-      'cosine of the derivatives of both answers in the query (Model cos), at '
-      f'least {ALIGNED}; mean',
-      learner.alike.cosine,
-      mean_fn=statistics.mean,
+    cosine = learner.alike.cosine
+    yield lab.Claim(
+      id=identifier(f'aligned-{name}'),
+      source=MEMORIES[name].account,
+      claim=f'{name}: a trained layer depends on the query as its predicted '
+      'inner step does',
+      statistic='cosine of the derivatives of both answers in the query (Model '
+      f'cos), at least {ALIGNED}; mean{_seeds(cosine, at_least=ALIGNED)}',
+      estimate=statistics.mean(cosine),
       at_least=ALIGNED,
     )
 
@@ -284,7 +269,7 @@ def _trained_is_tuned(config: 'Config', results: Results):
 def _orders(results: Results, at: int):
   for better, worse, source, words in ORDERS:
     if {better, worse} <= results.keys():
-      yield _ratio_claim(
+      yield _claim(
         f'{better}-beats-{worse}',
         source,
         words,
@@ -298,7 +283,7 @@ def _orders(results: Results, at: int):
 def _of_tuned(results: Results, at: int):
   tuned = {name: row.loss[TUNED, :, at] for name, row in results.items()}
   if {'softmax', 'linear attention'} <= results.keys():
-    yield _ratio_claim(
+    yield _claim(
       'one-head-is-not-gd',
       OSWALD,
       'one softmax head falls short of one step of gradient descent',
@@ -307,7 +292,7 @@ def _of_tuned(results: Results, at: int):
       at_least=1.0,
     )
   if {'GD (2 steps)', 'GD++ (2 steps)'} <= results.keys():
-    yield _ratio_claim(
+    yield _claim(
       'gd-plus-plus-beats-gd',
       f'{OSWALD}, section 4',
       'two steps of GD++ learn better than two of gradient descent',
@@ -333,7 +318,7 @@ def _elsewhere(config: 'Config', results: Results, at: int):
   largest, longest = config.scales[-1], config.lengths[-1]
   if 'linear attention' in results:
     scaled = results['linear attention'].scaled[..., -1]
-    yield _ratio_claim(
+    yield _claim(
       'linear-scale',
       f'{OSWALD}, Fig. 2 (out of distribution)',
       'trained linear self-attention follows one step of gradient descent to '
@@ -344,7 +329,7 @@ def _elsewhere(config: 'Config', results: Results, at: int):
       **CLOSE,
     )
   if 'delta rule' in results:
-    yield _ratio_claim(
+    yield _claim(
       'delta-scale',
       'stability of the delta rule, step size times |k|^2 <= 2 (Yang et al., '
       'arXiv:2406.06484)',
@@ -356,7 +341,7 @@ def _elsewhere(config: 'Config', results: Results, at: int):
   for name, learner in results.items():
     if learner.alike is not None:
       loss = learner.loss[TRAINED]
-      yield _ratio_claim(
+      yield _claim(
         f'length-{name}',
         'length generalisation, a question of this comparison',
         f'{name}: a trained layer gains from more demonstrations than in '
@@ -436,26 +421,6 @@ def _closed_form(config: 'Config') -> list[float]:
   ]
 
 
-def tables(config: 'Config', results: Results) -> dict[str, Any]:
-  rows = []
-  for name, learner in results.items():
-    line = _line(config, name, learner)
-    rows.append(
-      {
-        'learner': name,
-        'tuned': ', '.join(f'{k} {v:.3g}' for k, v in line['tuned'].items()),
-        'loss': line['loss_tuned'].value,
-        'longest': line['loss_tuned_longest'],
-        'trained': line['loss_trained'].value if learner.alike else '-',
-        'ratio': line['trained_over_tuned'].value if learner.alike else '-',
-        'apart': line.get('num_apart', '-'),
-        'Model cos': line['model_cos'].value if learner.alike else '-',
-        'mirrored': line.get('num_mirrored', '-'),
-      }
-    )
-  return {'learners': rows}
-
-
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   rows = []
   for name, learner in results.items():
@@ -476,28 +441,21 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   return rows
 
 
-class Look(NamedTuple):
-  """Every learner has a marker and, within a colour, a line style."""
-
-  colour: str
-  line: str
-  marker: str
-
-
+# Every learner has a marker and, within a colour, a line style.
 LOOKS = {
-  'softmax': Look(drawing.BLACK, '-', 'o'),
-  'momentum attention': Look(drawing.GREY, '--', 'x'),
-  'softmax regression': Look(drawing.PINK, '-', 'p'),
-  'gated decay': Look(drawing.SKY, '--', 'v'),
-  'linear attention': Look(drawing.BLUE, '-', 's'),
-  'two-head softmax': Look(drawing.BLACK, '-.', 'h'),
-  'GD (2 steps)': Look(drawing.BLUE, '--', 'd'),
-  'delta rule': Look(drawing.ORANGE, '-', '^'),
-  'gated delta rule': Look(drawing.YELLOW, '--', '<'),
-  'delta rule (momentum)': Look(drawing.ORANGE, ':', '+'),
-  'GD++ (2 steps)': Look(drawing.BLUE, ':', 'D'),
-  'SGD (4 epochs)': Look(drawing.PINK, '--', '*'),
-  'least squares (mesa)': Look(drawing.GREEN, '-', 'P'),
+  'softmax': (drawing.BLACK, '-', 'o'),
+  'momentum attention': (drawing.GREY, '--', 'x'),
+  'softmax regression': (drawing.PINK, '-', 'p'),
+  'gated decay': (drawing.SKY, '--', 'v'),
+  'linear attention': (drawing.BLUE, '-', 's'),
+  'two-head softmax': (drawing.BLACK, '-.', 'h'),
+  'GD (2 steps)': (drawing.BLUE, '--', 'd'),
+  'delta rule': (drawing.ORANGE, '-', '^'),
+  'gated delta rule': (drawing.YELLOW, '--', '<'),
+  'delta rule (momentum)': (drawing.ORANGE, ':', '+'),
+  'GD++ (2 steps)': (drawing.BLUE, ':', 'D'),
+  'SGD (4 epochs)': (drawing.PINK, '--', '*'),
+  'least squares (mesa)': (drawing.GREEN, '-', 'P'),
 }
 SHOWN = (
   'softmax',
@@ -570,7 +528,7 @@ def _losses(results: Results, name: str) -> dict[str, np.ndarray]:
 def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
   """Means over seeds with their intervals, against the places."""
   for name, values in losses.items():
-    look = LOOKS[name]
+    colour, line, marker = LOOKS[name]
     tuned, *trained = (
       [statistics.geometric_mean(column) for column in values[kind].T]
       for kind in kinds
@@ -579,9 +537,9 @@ def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
       axis,
       places,
       tuned,
-      linestyle=look.line,
-      color=look.colour,
-      marker='' if trained else look.marker,
+      linestyle=line,
+      color=colour,
+      marker='' if trained else marker,
       label=name,
     )
     for estimates in trained:
@@ -591,9 +549,9 @@ def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
         mean,
         yerr=[mean - low, high - mean],
         linestyle='none',
-        marker=look.marker,
+        marker=marker,
         markerfacecolor='white',
-        color=look.colour,
+        color=colour,
         capsize=3,
       )
   axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
@@ -605,43 +563,29 @@ def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
 def _ratios(axis, results: Results) -> None:
   """Excess loss of each trained layer over its tuned inner learner."""
   rows = {k: row.alike for k, row in results.items() if row.alike is not None}
+  excess = {name: 100 * (alike.ratio - 1) for name, alike in rows.items()}
+  means = {
+    name: lab.Estimate(
+      *(100 * (x - 1) for x in statistics.geometric_mean(alike.ratio))
+    )
+    for name, alike in rows.items()
+  }
+  drawing.forest(axis, means, offset=-0.2, mfc='white', capsize=4)
   for place, (name, alike) in enumerate(rows.items()):
-    look = LOOKS[name]
-    mean, low, high = (
-      100 * (x - 1) for x in statistics.geometric_mean(alike.ratio)
-    )
-    axis.errorbar(
-      mean,
-      place - 0.2,
-      xerr=[[mean - low], [high - mean]],
-      marker=look.marker,
-      markersize=8,
-      markerfacecolor='white',
-      color=look.colour,
-      capsize=4,
-    )
-    excess = 100 * (alike.ratio - 1)
-    heights = np.full(len(excess), place + 0.2)
-    axis.plot(excess, heights, 'o', color=look.colour, ms=4, alpha=0.6)
-    _beside(axis, place, f'{alike.num_apart} of {len(excess)}', 1.1)
-    _beside(axis, place, f'{np.mean(alike.cosine):.3f}', 1.28)
-  _beside(axis, -1.1, 'seeds\noutside', 1.1)
-  _beside(axis, -1.1, 'mean\ncosine', 1.28)
+    heights = np.full(len(excess[name]), place + 0.2)
+    axis.plot(excess[name], heights, 'o', color=drawing.GREY, ms=4, alpha=0.7)
+    apart = f'{alike.num_apart} of {len(alike.ratio)}'
+    for column, entry in ((1.1, apart), (1.28, f'{alike.cosine.mean():.3f}')):
+      _beside(axis, column, place, entry)
+  _beside(axis, 1.1, -1.1, 'seeds\noutside')
+  _beside(axis, 1.28, -1.1, 'mean\ncosine')
   _percent(axis)
-  axis.set_yticks(range(len(rows)), list(rows))
-  axis.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _beside(axis, place: float, entry: str, column: float) -> None:
+def _beside(axis, column: float, place: float, entry: str) -> None:
   """Writes into a column right of the axis."""
-  axis.text(
-    column,
-    place,
-    entry,
-    transform=axis.get_yaxis_transform(),
-    ha='center',
-    va='center',
-  )
+  frame = axis.get_yaxis_transform()
+  axis.text(column, place, entry, transform=frame, ha='center', va='center')
 
 
 def _percent(axis) -> None:
@@ -657,11 +601,4 @@ def _percent(axis) -> None:
   axis.set_xlabel('excess loss of the trained layer (%)')
 
 
-PART = lab.Part(
-  measure,
-  claims,
-  figures,
-  summary=summary,
-  tables=tables,
-  metrics=metrics,
-)
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -33,7 +33,7 @@ INIT_SCALE = 0.5
 
 
 class Gate(NamedTuple):
-  """A number of an inner learner.
+  """A number of an inner learner: its name, its range, and where to start.
 
   Attributes:
     name: what it is.
@@ -51,8 +51,8 @@ class Memory(NamedTuple):
 
   Attributes:
     account: the paper behind it.
-    answer: `(tokens, gates, lengths) -> [L, 1]`: answers to the last query
-      from the first `lengths` tokens.
+    answer: `(tokens, gates, length) -> [1]`: the answer to the last query from
+      the first `length` tokens.
     gates: its numbers, in the order in which `answer` takes them.
     signs: sign of queries and of values in each predicted head.
     is_layer: whether a layer is trained around it, or it is only tuned.
@@ -65,146 +65,126 @@ class Memory(NamedTuple):
   is_layer: bool = True
 
 
-def rate(start: float = -1.0) -> Gate:
-  return Gate('step size', jnp.exp, start)
+def _scores(tokens) -> Float[Array, ' N']:
+  return tokens.keys @ tokens.queries[-1]
 
 
-def linear_attention(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def _seen(tokens, length) -> Float[Array, ' N']:
+  """One where the prefix holds the token."""
+  count = tokens.keys.shape[0]
+  return (jnp.arange(count) < length).astype(tokens.keys.dtype)
+
+
+def linear_attention(tokens, gates, length) -> Float[Array, ' 1']:
   """One step of gradient descent on the mean squared loss, from 0."""
-  scores = tokens.keys @ tokens.queries[-1]
-  seen = _seen_by_all(tokens, lengths)
-  count = lengths[:, None].astype(scores.dtype)
-  return gates[0] / count * ((seen * scores[None]) @ tokens.values)
+  weights = _seen(tokens, length) * _scores(tokens)
+  return gates[0] / length.astype(weights.dtype) * (weights @ tokens.values)
 
 
-def softmax(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def _softmax_of(scores, tokens, length) -> Float[Array, ' N']:
+  """Softmax over the prefix, zeros beyond."""
+  seen = _seen(tokens, length) > 0
+  return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+
+
+def softmax(tokens, gates, length) -> Float[Array, ' 1']:
   """Nadaraya-Watson: softmax attention with a sharpness of its own."""
-  scores = gates[0] * (tokens.keys @ tokens.queries[-1])
-  return _prefix_weights(scores, lengths) @ tokens.values
+  scores = gates[0] * _scores(tokens)
+  return _softmax_of(scores, tokens, length) @ tokens.values
 
 
-def scaled_softmax(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def scaled_softmax(tokens, gates, length) -> Float[Array, ' 1']:
   """A head of several: softmax times a size."""
-  return gates[1] * softmax(tokens, gates, lengths)
+  return gates[1] * softmax(tokens, gates, length)
 
 
-def momentum_attention(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def momentum_attention(tokens, gates, length) -> Float[Array, ' 1']:
   """Softmax attention plus the decayed sum of the past values."""
   padded = jnp.pad(tokens.values, [(0, 1), (0, 0)])
   past = meta_optimizer.momentum_values(padded, decay=gates[1])
-  return softmax(tokens, gates, lengths) + past[lengths]
+  return softmax(tokens, gates, length) + past[length]
 
 
-def gated_decay(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def gated_decay(tokens, gates, length) -> Float[Array, ' 1']:
   """Linear attention; every later token shrinks what is there."""
-  scores = tokens.keys @ tokens.queries[-1]
-  later = lengths[:, None] - 1 - jnp.arange(scores.shape[0])[None]
-  shrunk = gates[1] ** jnp.maximum(later, 0).astype(scores.dtype)
-  weights = _seen_by_all(tokens, lengths) * shrunk * scores[None]
-  return gates[0] * (weights @ tokens.values)
+  scores = _scores(tokens)
+  later = jnp.maximum(length - 1 - jnp.arange(scores.shape[0]), 0)
+  shrunk = gates[1] ** later.astype(scores.dtype)
+  return gates[0] * ((_seen(tokens, length) * shrunk * scores) @ tokens.values)
 
 
-def heavy_ball(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def heavy_ball(tokens, gates, length) -> Float[Array, ' 1']:
+  """The delta rule with momentum."""
   outputs = learners.descend(
     tokens, loss=losses.squared, rates=gates[0], momentum=gates[1]
   )
-  return outputs[lengths - 1]
+  return outputs[length - 1]
 
 
-def delta_rule(tokens, gates, lengths) -> Float[Array, 'L 1']:
-  return learners.delta_recurrence(tokens, rates=gates[0])[lengths - 1]
+def delta_rule(tokens, gates, length) -> Float[Array, ' 1']:
+  """A step on the squared loss for each token."""
+  return learners.delta_recurrence(tokens, rates=gates[0])[length - 1]
 
 
-def gated_delta_rule(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def gated_delta_rule(tokens, gates, length) -> Float[Array, ' 1']:
+  """Decay, then such a step."""
   outputs = learners.delta_recurrence(tokens, rates=gates[0], decays=gates[1])
-  return outputs[lengths - 1]
+  return outputs[length - 1]
 
 
-def least_squares(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def least_squares(tokens, gates, length) -> Float[Array, ' 1']:
   """Ridge regression, solved for each length alone."""
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
-
-  def prefix(length):
-    seen = tokens.keys * _seen(tokens, length)[:, None].astype(identity.dtype)
-    gram = seen.T @ seen + gates[0] * identity
-    read = jnp.linalg.solve(gram, tokens.queries[-1])
-    return (seen @ read) @ tokens.values
-
-  return jax.vmap(prefix)(lengths)
+  seen = tokens.keys * _seen(tokens, length)[:, None]
+  gram = seen.T @ seen + gates[0] * identity
+  read = jnp.linalg.solve(gram, tokens.queries[-1])
+  return (seen @ read) @ tokens.values
 
 
-def sgd(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def sgd(tokens, gates, length) -> Float[Array, ' 1']:
   """Several epochs of SGD on the demonstrations, one of them a step."""
   again = jax.tree.map(lambda x: jnp.concatenate([x] * NUM_EPOCHS), tokens)
-
-  def prefix(length):
-    seen = _seen(tokens, length).astype(tokens.keys.dtype)
-    rates = jnp.concatenate([gates[0] * seen] * NUM_EPOCHS)
-    return learners.delta_recurrence(again, rates=rates)[-1]
-
-  return jax.vmap(prefix)(lengths)
+  rates = jnp.concatenate([gates[0] * _seen(tokens, length)] * NUM_EPOCHS)
+  return learners.delta_recurrence(again, rates=rates)[-1]
 
 
-def gd(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def gd(tokens, gates, length) -> Float[Array, ' 1']:
   """Steps of gradient descent on the mean squared loss."""
-  return gd_plus_plus(tokens, (gates[0], jnp.zeros_like(gates[0])), lengths)
+  return gd_plus_plus(tokens, (gates[0], jnp.zeros_like(gates[0])), length)
 
 
-def gd_plus_plus(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def gd_plus_plus(tokens, gates, length) -> Float[Array, ' 1']:
   """GD++, whose contraction is of the mean outer product of the inputs."""
-  size = tokens.keys.shape[0]
-  ones = jnp.ones(NUM_STEPS, tokens.keys.dtype)
-
-  def prefix(length):
-    seen = _seen(tokens, length)[:, None].astype(tokens.keys.dtype)
-    count = length.astype(tokens.keys.dtype)
-    return linear_regression_gd.descend_plus_plus(
-      tokens.keys * seen,
-      tokens.values * seen,
-      tokens.queries[-1],
-      gates[0] * size / count * ones,
-      gates[1] / count * ones,
-    )
-
-  return jax.vmap(prefix)(lengths)
+  size, seen = tokens.keys.shape[0], _seen(tokens, length)[:, None]
+  count, ones = length.astype(seen.dtype), jnp.ones(NUM_STEPS, seen.dtype)
+  return linear_regression_gd.descend_plus_plus(
+    tokens.keys * seen,
+    tokens.values * seen,
+    tokens.queries[-1],
+    gates[0] * size / count * ones,
+    gates[1] / count * ones,
+  )
 
 
-def softmax_regression(tokens, gates, lengths) -> Float[Array, 'L 1']:
+def softmax_regression(tokens, gates, length) -> Float[Array, ' 1']:
   r"""One step of softmax regression: documents of inputs, targets of labels.
 
   The labels are logits of a target :math:`b = \mathrm{softmax}(y)`, and the
   answer is the query's logit, up to the step size.
   """
-  target = _prefix_weights(tokens.values[:, 0], lengths)
-  seen = _seen_by_all(tokens, lengths)
-  count = lengths[:, None].astype(target.dtype)
-  scores = tokens.keys @ tokens.queries[-1]
-  return gates[0] * ((target - seen / count) @ scores)[:, None]
+  target = _softmax_of(tokens.values[:, 0], tokens, length)
+  uniform = _seen(tokens, length) / length.astype(target.dtype)
+  return (gates[0] * ((target - uniform) @ _scores(tokens)))[None]
 
 
-def _seen(tokens, length) -> Array:
-  return jnp.arange(tokens.keys.shape[0]) < length
-
-
-def _seen_by_all(tokens, lengths) -> Float[Array, 'L N']:
-  """One where a prefix holds the token."""
-  seen = jnp.arange(tokens.keys.shape[0])[None] < lengths[:, None]
-  return seen.astype(tokens.keys.dtype)
-
-
-def _prefix_weights(scores, lengths) -> Float[Array, 'L N']:
-  """Softmax over each prefix, zeros beyond."""
-  seen = jnp.arange(scores.shape[0])[None] < lengths[:, None]
-  return jax.nn.softmax(jnp.where(seen, scores[None], -jnp.inf), axis=1)
+def _rate(start: float = -1.0) -> Gate:
+  return Gate('step size', jnp.exp, start)
 
 
 _SHARPNESS = Gate('sharpness', jnp.exp, 0.0)
+_DECAY = Gate('decay', jax.nn.sigmoid, 2.0)
 _OSWALD = 'von Oswald et al., arXiv:2212.07677'
 _REN = 'Ren & Liu, arXiv:2310.13220'
-
-
-def _fraction(name: str, start: float) -> Gate:
-  return Gate(name, jax.nn.sigmoid, start)
 
 
 MEMORIES = {
@@ -212,45 +192,45 @@ MEMORIES = {
   'momentum attention': Memory(
     'Dai et al., arXiv:2212.10559',
     momentum_attention,
-    (_SHARPNESS, _fraction('decay of past values', -1.0)),
+    (_SHARPNESS, Gate('decay of past values', jax.nn.sigmoid, -1.0)),
   ),
   'softmax regression': Memory(
     'Li et al., arXiv:2304.13276',
     softmax_regression,
-    (rate(0.0),),
+    (_rate(0.0),),
     is_layer=False,
   ),
   'gated decay': Memory(
     'Yang et al., arXiv:2312.06635',
     gated_decay,
-    (rate(), _fraction('decay', 2.0)),
+    (_rate(), _DECAY),
   ),
-  'linear attention': Memory(_OSWALD, linear_attention, (rate(0.0),)),
+  'linear attention': Memory(_OSWALD, linear_attention, (_rate(0.0),)),
   'two-head softmax': Memory(
     _OSWALD, scaled_softmax, (_SHARPNESS, Gate('size', jnp.exp, 0.0)), (1, -1)
   ),
-  'GD (2 steps)': Memory(_OSWALD, gd, (rate(0.0),), is_layer=False),
+  'GD (2 steps)': Memory(_OSWALD, gd, (_rate(0.0),), is_layer=False),
   'delta rule': Memory(
-    'Schlag et al., arXiv:2102.11174', delta_rule, (rate(),)
+    'Schlag et al., arXiv:2102.11174', delta_rule, (_rate(),)
   ),
   'gated delta rule': Memory(
     'Yang et al., arXiv:2412.06464',
     gated_delta_rule,
-    (rate(), _fraction('decay', 2.0)),
+    (_rate(), _DECAY),
   ),
   'delta rule (momentum)': Memory(
     'Behrouz et al., arXiv:2501.00663',
     heavy_ball,
-    (rate(-2.0), _fraction('momentum', -1.0)),
+    (_rate(-2.0), Gate('momentum', jax.nn.sigmoid, -1.0)),
   ),
   'GD++ (2 steps)': Memory(
     _OSWALD,
     gd_plus_plus,
-    (rate(0.0), Gate('contraction', jnp.exp, -1.0)),
+    (_rate(0.0), Gate('contraction', jnp.exp, -1.0)),
     is_layer=False,
   ),
   'SGD (4 epochs)': Memory(
-    'Irie et al., arXiv:2202.05798', sgd, (rate(),), is_layer=False
+    'Irie et al., arXiv:2202.05798', sgd, (_rate(),), is_layer=False
   ),
   'least squares (mesa)': Memory(
     'von Oswald et al., arXiv:2309.05858',
@@ -263,11 +243,7 @@ MEMORIES = {
 class Layer(NamedTuple):
   """A memory between projections; the answers of its heads are summed.
 
-  Attributes:
-    queries: Shape `[H, d_x + 1, d_x]`.
-    keys: Shape `[H, d_x + 1, d_x]`.
-    values: Shape `[H, d_x + 1, 1]`.
-    gates: free numbers behind the gates. Shape `[G]`.
+  The gates are the free numbers behind those of the memory.
   """
 
   queries: Float[Array, 'H D d_x']
@@ -328,7 +304,8 @@ def answers(
       context @ keys,
       context @ values,
     )
-    return memory.answer(stream, gates, lengths)[:, 0]
+    answer = jax.vmap(lambda length: memory.answer(stream, gates, length)[0])
+    return answer(lengths)
 
   return jnp.sum(jax.vmap(head)(*layer[:3]), axis=0)
 
