@@ -18,20 +18,19 @@ References:
 
 import dataclasses
 import os
-import time
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import equivalence_figures, harness
-from experiments.claims import claims_text, judge
-from iclcl_jax import _validate
+from experiments import lab
+from experiments.lab import figures as drawing
 from iclcl_jax.accounts import training_data_attention as account
+from iclcl_jax.types import Array, Float
 
-COMMAND = 'python -m experiments.training_data_attention --workdir=DIR'
 SOURCE = 'Irie et al., arXiv:2202.05798'
 NUM_CLASSES = 10
 EXACT = 1e-10
@@ -41,164 +40,142 @@ NUM_VOTES = 500  # Largest scores that count, as in the paper.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  seed: int = harness.option(0, 'root of all random numbers')
-  num_seeds: int = harness.option(5, 'independent runs, at least 5')
-  hidden_widths: tuple[int, ...] = harness.option((64, 64), 'hidden layers')
-  num_steps: int = harness.option(1000, 'training steps')
-  batch_size: int = harness.option(32, 'images of a step')
-  learning_rate: float = harness.option(0.05, 'step size')
-  momentum: float = harness.option(0.9, 'of the heavy ball')
-  weight_decay: float = harness.option(1e-4, 'coupled, added to the gradient')
-  num_test: int = harness.option(360, 'held-out images')
-  num_recalled: int = harness.option(60, 'test images that are recalled')
-
-  def __post_init__(self):
-    _validate.check_count('seed', self.seed, minimum=0)
-    _validate.check_count('num_seeds', self.num_seeds, minimum=5)
-    for name in ('num_steps', 'batch_size', 'num_test', 'num_recalled'):
-      _validate.check_count(name, getattr(self, name))
-    for width in self.hidden_widths:
-      _validate.check_count('hidden_widths', width)
-    _validate.check_scalar('learning_rate', self.learning_rate, minimum=0)
-    _validate.check_scalar('weight_decay', self.weight_decay, minimum=0)
-    _validate.check_momentum(self.momentum)
-    if self.num_recalled > self.num_test:
-      raise ValueError(
-        f'num_recalled is {self.num_recalled}; expected at most num_test, '
-        f'{self.num_test}.'
-      )
-
-
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Trains, recalls, attributes, draws.
-
-  Args:
-    config: settings.
-    workdir: folder of all results.
-
-  Returns:
-    The summary.
-
-  Raises:
-    ValueError: if the workdir cannot be used.
-  """
-  start = time.perf_counter()
-  path = harness.open_workdir(config, workdir)
-  data = _digits(config)
-  with harness.float64_on_host(), jax.default_matmul_precision('highest'):
-    measure = harness.compile_quickly(
-      lambda seeds: _measure(config, data, seeds)
-    )
-    result = jax.device_get(measure(jnp.arange(config.num_seeds)))
-  summary = _summarise(config, data, result)
-  summary['seconds'] = time.perf_counter() - start
-  harness.write_metrics(
-    path,
-    [
-      {'seed': seed, 'test_accuracy': accuracy, 'residual': residual}
-      for seed, (accuracy, residual) in enumerate(
-        zip(result['accuracy'], result['residual'], strict=True)
-      )
-    ],
+class Config(lab.Config):
+  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+  num_seeds: int = lab.option(5, 'independent runs', minimum=5)
+  hidden_widths: tuple[int, ...] = lab.option(
+    (64, 64), 'widths of the hidden layers', minimum=1
   )
-  with equivalence_figures.style():
-    harness.save_figure(path, 'attended', _attended(data, result))
-    harness.save_figure(path, 'votes', _votes(result))
-  summary = dict(harness.write_summary(path, summary))
-  print(claims_text(summary))
-  return summary
+  num_steps: int = lab.option(1000, 'training steps', minimum=1)
+  batch_size: int = lab.option(32, 'images of a training step', minimum=1)
+  learning_rate: float = lab.option(0.05, 'step size of SGD', minimum=0)
+  momentum: float = lab.option(0.9, 'heavy-ball momentum', minimum=0, below=1)
+  weight_decay: float = lab.option(1e-4, 'coupled weight decay', minimum=0)
+  num_test: int = lab.option(360, 'held-out images', minimum=1)
+  num_recalled: int = lab.option(60, 'test images that are recalled', minimum=1)
+
+  def check(self):
+    self.require(
+      self.num_recalled <= self.num_test,
+      'num_recalled',
+      f'at most num_test, {self.num_test}',
+    )
+
+  @classmethod
+  def tiny(cls):
+    sizes = {'num_steps': 60, 'batch_size': 16, 'num_test': 50}
+    return cls(hidden_widths=(8,), num_recalled=4, **sizes)
 
 
-def _digits(config: Config) -> dict[str, np.ndarray]:
-  """Images in `[0, 1]`, flat, in an order of their own."""
+class Digits(NamedTuple):
+  """Flat images with pixels in `[0, 1]`, and their classes, split in two."""
+
+  images: Float[Array, 'n d']
+  labels: Array
+  test_images: Float[Array, 'm d']
+  test_labels: Array
+
+
+class Results(NamedTuple):
+  """What the history says of the first test images, by seed.
+
+  Attributes:
+    accuracy: on all test images.
+    residual: largest difference of a layer and its recall, over images and
+      layers, relative to the largest output.
+    predicted: class of each recalled image.
+    vote_agrees: by layer, how often the largest scores favour that class.
+    contributions: of each training image to the score of that class.
+  """
+
+  accuracy: Float[Array, ' S']
+  residual: Float[Array, ' S']
+  predicted: Array
+  vote_agrees: Float[Array, 'S depth']
+  contributions: Float[Array, 'S recalled n']
+
+
+def _digits(config: Config) -> Digits:
+  """The images that ship with scikit-learn, in an order of their own."""
   import sklearn.datasets
 
   bunch = sklearn.datasets.load_digits()
   order = np.random.default_rng(config.seed).permutation(len(bunch.target))
   images, labels = bunch.data[order] / 16, bunch.target[order]
-  if config.num_test >= len(labels):
-    raise ValueError(
-      f'num_test is {config.num_test}; expected fewer than the '
-      f'{len(labels)} images.'
-    )
-  return {
-    'images': images[config.num_test :],
-    'labels': labels[config.num_test :],
-    'test_images': images[: config.num_test],
-    'test_labels': labels[: config.num_test],
-  }
+  count = config.num_test
+  config.require(
+    count < len(labels), 'num_test', f'fewer than the {len(labels)} images'
+  )
+  return Digits(images[count:], labels[count:], images[:count], labels[:count])
 
 
-def _measure(config: Config, data, seeds) -> dict[str, Any]:
-  """Everything of all seeds, one after the other: histories are large."""
-  images, labels = jnp.asarray(data['images']), jnp.asarray(data['labels'])
-  tests = jnp.asarray(data['test_images'])
+@lab.float64_on_host()
+@jax.default_matmul_precision('highest')
+def measure(config: Config) -> Results:
+  """Trains, recalls and attributes, seed by seed: histories are large."""
+  digits = _digits(config)
+  run = lab.compile_quickly(
+    lambda seeds: jax.lax.map(lambda s: _one_seed(config, digits, s), seeds)
+  )
+  return jax.device_get(run(jnp.arange(config.num_seeds)))
+
+
+def _one_seed(config: Config, digits: Digits, seed) -> Results:
+  images, labels, tests, test_labels = map(jnp.asarray, digits)
   widths = (images.shape[1], *config.hidden_widths, NUM_CLASSES)
-  options = {
-    'learning_rate': config.learning_rate,
-    'momentum': config.momentum,
-    'weight_decay': config.weight_decay,
-  }
+  names = 'learning_rate', 'momentum', 'weight_decay'
+  options = {name: getattr(config, name) for name in names}
   left = account.remains(config.num_steps, **options)
+  key = jax.random.fold_in(jax.random.key(config.seed), seed)
+  key_network, key_batches = jax.random.split(key)
+  start = account.init_network(key_network, widths, dtype=images.dtype)
+  shape = config.num_steps, config.batch_size
+  batches = jax.random.randint(key_batches, shape, 0, len(images))
+  params, histories = account.train(start, images, labels, batches, **options)
+  inputs, outputs = jax.vmap(lambda x: account.layer_inputs(params, x))(tests)
+  predicted = jnp.argmax(outputs, axis=1)
 
-  def one_seed(seed):
-    key = jax.random.fold_in(jax.random.key(config.seed), seed)
-    key_network, key_batches = jax.random.split(key)
-    start = account.init_network(key_network, widths, dtype=images.dtype)
-    shape = config.num_steps, config.batch_size
-    batches = jax.random.randint(key_batches, shape, 0, len(images))
-    params, histories = account.train(start, images, labels, batches, **options)
-    inputs, outputs = jax.vmap(lambda x: account.layer_inputs(params, x))(tests)
-    predicted = jnp.argmax(outputs, axis=1)
+  def recall(rows):
+    """Largest difference over the layers, relative to what was added."""
+    worst = jnp.zeros(())
+    for before, after, history, row in zip(
+      start, params, histories, rows, strict=True
+    ):
+      output = account.recall(before, history, left, row)
+      gap = jnp.max(jnp.abs(output - after @ row))
+      worst = jnp.maximum(worst, gap / jnp.max(jnp.abs(output)))
+    return worst
 
-    def recall(rows):
-      """Largest difference over the layers, relative to what was added."""
-      worst = jnp.zeros(())
-      for before, after, history, row in zip(
-        start, params, histories, rows, strict=True
-      ):
-        output = account.recall(before, history, left, row)
-        gap = jnp.max(jnp.abs(output - after @ row))
-        worst = jnp.maximum(worst, gap / jnp.max(jnp.abs(output)))
-      return worst
+  def attribute(row):
+    x, label = row
+    direction = jax.nn.one_hot(label, NUM_CLASSES, dtype=x.dtype)
+    visits = account.attribute(histories[-1], left, x, direction)
+    return jnp.zeros(len(images)).at[batches].add(visits)
 
-    def attribute(row):
-      x, label = row
-      direction = jax.nn.one_hot(label, NUM_CLASSES, dtype=x.dtype)
-      visits = account.attribute(histories[-1], left, x, direction)
-      return jnp.zeros(len(images)).at[batches].add(visits)
+  def vote(row, history):
+    """The class that the largest absolute scores belong to."""
+    scores = jnp.abs(history.inputs @ row).ravel()
+    largest, visits = jax.lax.top_k(scores, min(NUM_VOTES, scores.shape[0]))
+    classes = labels[batches.ravel()[visits]]
+    return jnp.argmax(jnp.zeros(NUM_CLASSES).at[classes].add(largest))
 
-    def vote(row, history):
-      """The class that the largest absolute scores belong to."""
-      scores = jnp.abs(history.inputs @ row).ravel()
-      largest, visits = jax.lax.top_k(scores, min(NUM_VOTES, scores.shape[0]))
-      classes = labels[batches.ravel()[visits]]
-      return jnp.argmax(jnp.zeros(NUM_CLASSES).at[classes].add(largest))
+  def agree(rows):
+    *rows, label = rows
+    votes = [vote(*pair) for pair in zip(rows, histories, strict=True)]
+    return jnp.stack(votes) == label
 
-    def agree(rows):
-      *rows, label = rows
-      votes = [vote(*pair) for pair in zip(rows, histories, strict=True)]
-      return jnp.stack(votes) == label
-
-    count = config.num_recalled
-    recalled = tuple(x[:count] for x in inputs)
-    return {
-      'accuracy': jnp.mean(predicted == jnp.asarray(data['test_labels'])),
-      'residual': jnp.max(jax.lax.map(recall, recalled)),
-      'predicted': predicted[:count],
-      'vote_agrees': jnp.mean(
-        jax.lax.map(agree, (*recalled, predicted[:count])), axis=0
-      ),
-      'contributions': jax.lax.map(
-        attribute, (recalled[-1], predicted[:count])
-      ),
-    }
-
-  return jax.lax.map(one_seed, seeds)
+  recalled = tuple(x[: config.num_recalled] for x in inputs)
+  shown = predicted[: config.num_recalled]
+  return Results(
+    accuracy=jnp.mean(predicted == test_labels),
+    residual=jnp.max(jax.lax.map(recall, recalled)),
+    predicted=shown,
+    vote_agrees=jnp.mean(jax.lax.map(agree, (*recalled, shown)), axis=0),
+    contributions=jax.lax.map(attribute, (recalled[-1], shown)),
+  )
 
 
-def share_interval(shares: Any, num_images: int) -> dict[str, float]:
+def share(shares: Any, num_images: int) -> lab.Estimate:
   """Mean share of all seeds with Wilson's 95 % interval, within `[0, 1]`.
 
   All seeds are asked about the same images, so the images are counted once.
@@ -206,150 +183,172 @@ def share_interval(shares: Any, num_images: int) -> dict[str, float]:
   Args:
     shares: share of the images, one for each seed.
     num_images: how many images a share is of.
-
-  Returns:
-    `{'mean': ..., 'low': ..., 'high': ...}`.
   """
   mean, squared = float(np.mean(shares)), 1.959964**2 / num_images
   middle = (mean + squared / 2) / (1 + squared)
   half = (squared * (mean * (1 - mean) + squared / 4)) ** 0.5 / (1 + squared)
   low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-  return {'mean': mean, 'low': min(low, mean), 'high': max(high, mean)}
+  return lab.Estimate(mean, min(low, mean), max(high, mean))
 
 
-def _summarise(config: Config, data, result) -> dict[str, Any]:
-  residual = float(np.max(result['residual']))
-  accuracy = share_interval(result['accuracy'], config.num_test)
-  votes = [
-    share_interval(x, config.num_recalled) for x in result['vote_agrees'].T
-  ]
-  claims = [
-    {
-      'id': 'training-data-identity',
-      'source': SOURCE,
-      'claim': 'every linear layer of a trained network answers as attention '
-      'over its training history',
-      'statistic': 'largest relative difference over layers, test images and '
+def _accuracy(config: Config, results: Results) -> lab.Estimate:
+  return share(results.accuracy, config.num_test)
+
+
+def _votes(config: Config, results: Results) -> list[lab.Estimate]:
+  """How often the votes of a layer agree with the prediction."""
+  return [share(x, config.num_recalled) for x in results.vote_agrees.T]
+
+
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  return [
+    lab.Claim(
+      id='training-data-identity',
+      source=SOURCE,
+      claim='every linear layer of a trained network answers as attention over '
+      'its training history',
+      statistic='largest relative difference over layers, test images and '
       f'seeds, float64; at most {EXACT:g}',
-      'value': residual,
-      'interval': None,
-      'verdict': judge(residual, residual, at_most=EXACT),
-      'command': COMMAND,
-    },
-    {
-      'id': 'training-data-accuracy',
-      'source': 'control',
-      'claim': 'the network is worth explaining',
-      'statistic': f'test accuracy, mean over seeds, Wilson interval for '
+      estimate=lab.exactly(np.max(results.residual)),
+      at_most=EXACT,
+    ),
+    lab.Claim(
+      id='training-data-accuracy',
+      source='control',
+      claim='the network is worth explaining',
+      statistic='test accuracy, mean over seeds, Wilson interval for '
       f'{config.num_test} images; at least {GOOD_ACCURACY}',
-      'value': accuracy['mean'],
-      'interval': [accuracy['low'], accuracy['high']],
-      'verdict': judge(
-        accuracy['low'], accuracy['high'], at_least=GOOD_ACCURACY
-      ),
-      'command': COMMAND,
-    },
+      estimate=_accuracy(config, results),
+      at_least=GOOD_ACCURACY,
+    ),
     *(
-      {
-        'id': f'training-data-vote-{depth}',
-        'source': f'{SOURCE}, section 4',
-        'claim': 'the largest unsigned attention scores belong to training '
-        f'images of the predicted class, layer {depth}',
-        'statistic': f'fraction of test images where the {NUM_VOTES} largest '
+      lab.Claim(
+        id=f'training-data-vote-{depth}',
+        source=f'{SOURCE}, section 4',
+        claim='the largest unsigned attention scores belong to training images '
+        f'of the predicted class, layer {depth}',
+        statistic=f'fraction of test images where the {NUM_VOTES} largest '
         'absolute scores, summed by class, favour the predicted one, mean over '
         f'seeds, Wilson interval for {config.num_recalled} images; at least '
         '0.5 (chance: 0.1)',
-        'value': vote['mean'],
-        'interval': [vote['low'], vote['high']],
-        'verdict': judge(vote['low'], vote['high'], at_least=0.5),
-        'command': COMMAND,
-      }
-      for depth, vote in enumerate(votes, 1)
+        estimate=vote,
+        at_least=0.5,
+      )
+      for depth, vote in enumerate(_votes(config, results), 1)
     ),
   ]
+
+
+def summary(config: Config, results: Results) -> dict[str, Any]:
+  accuracy = _accuracy(config, results)
   return {
-    'residual_float64': residual,
-    'test_accuracy': accuracy['mean'],
+    'residual_float64': np.max(results.residual),
+    'test_accuracy': accuracy.value,
     'test_accuracy_95_percent_interval': accuracy,
-    'vote_agrees_by_layer': votes,
+    'vote_agrees_by_layer': _votes(config, results),
     'num_seeds': config.num_seeds,
-    'claims': claims,
-    'figures': [
-      {
-        'file': 'figures/attended.png',
-        'caption': 'Test images (left, with the predicted class) and the '
-        'training images that add most to, and take most from, the score of '
-        'that class, with what each contributes over all its visits. Inputs of '
-        'the last layer are not negative, so there an image supports its own '
-        'class and opposes the others by construction; which images are '
-        'loudest is what can be learnt here. One seed, the first test image of '
-        'each predicted class.',
-      },
-      {
-        'file': 'figures/votes.png',
-        'caption': 'How often the class with the largest sum of absolute '
-        f'attention scores (the {NUM_VOTES} largest) is the predicted one, by '
-        f'layer: mean over {config.num_recalled} test images, one dot for each '
-        f'of {config.num_seeds} seeds. Dashed: chance.',
-      },
-    ],
-    'conclusion': (
-      f'A network with a test accuracy of {accuracy["mean"]:.3f} '
-      f'[{accuracy["low"]:.3f}, {accuracy["high"]:.3f}] is reproduced from its '
-      'initial weights and its training history alone, layer by layer, up to '
-      f'{residual:.1e} (float64). The values it attends to are error signals, '
-      'not labels. Without them, the largest scores vote for the predicted '
-      'class in '
-      + ', '.join(f'{vote["mean"]:.0%}' for vote in votes)
-      + ' of the test images (layers in order; chance is 10%).'
-    ),
   }
 
 
-def _attended(data, result) -> Any:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+  pairs = zip(results.accuracy, results.residual, strict=True)
+  return [
+    {'seed': seed, 'test_accuracy': accuracy, 'residual': residual}
+    for seed, (accuracy, residual) in enumerate(pairs)
+  ]
+
+
+def figures(config: Config, results: Results) -> list[lab.Figure]:
+  return [
+    lab.Figure(
+      'attended',
+      _draw_attended(_digits(config), results),
+      'Test images (left, with the predicted class) and the training images '
+      'that add most to, and take most from, the score of that class, with '
+      'what each contributes over all its visits. Inputs of the last layer are '
+      'not negative, so there an image supports its own class and opposes the '
+      'others by construction; which images are loudest is what can be learnt '
+      'here. One seed, the first test image of each predicted class.',
+    ),
+    lab.Figure(
+      'votes',
+      _draw_votes(results),
+      'How often the class with the largest sum of absolute attention scores '
+      f'(the {NUM_VOTES} largest) is the predicted one, by layer: mean over '
+      f'{config.num_recalled} test images, one dot for each of '
+      f'{config.num_seeds} seeds. Dashed: chance.',
+    ),
+  ]
+
+
+def _draw_attended(digits: Digits, results: Results) -> Any:
   """Test images, and the training images that spoke loudest."""
   import matplotlib.pyplot as plt
 
-  predicted, scores = result['predicted'][0], result['contributions'][0]
+  predicted = results.predicted[0]
   rows = [int(np.argmax(predicted == c)) for c in np.unique(predicted)]
   figure, axes = plt.subplots(
-    len(rows), 2 * NUM_SHOWN + 1, figsize=(11, 1.15 * len(rows)), squeeze=False
+    len(rows), 2 * NUM_SHOWN + 1, figsize=(11, 1.3 * len(rows)), squeeze=False
   )
   for line, row in zip(axes, rows, strict=True):
-    order = np.argsort(scores[row])
+    scores = results.contributions[0, row]
+    order = np.argsort(scores)
     shown = [*order[::-1][:NUM_SHOWN], *order[:NUM_SHOWN]]
-    _image(line[0], data['test_images'][row], f'predicted {predicted[row]}')
+    _image(line[0], digits.test_images[row], f'predicted {predicted[row]}')
     for axis, index in zip(line[1:], shown, strict=True):
-      title = f'{data["labels"][index]}: {scores[row, index]:+.2f}'
-      _image(axis, data['images'][index], title)
+      title = f'{digits.labels[index]}: {scores[index]:+.2f}'
+      _image(axis, digits.images[index], title)
   figure.suptitle(
     'test image | most supporting training images | most opposing (class: '
-    'contribution)',
-    fontsize=12,
+    'contribution)'
   )
   return figure
 
 
 def _image(axis, pixels, title: str) -> None:
   axis.imshow(pixels.reshape(8, 8), cmap='gray_r', vmin=0, vmax=1)
-  axis.set_title(title, fontsize=8, loc='center')
+  axis.set_title(title, fontsize=9, loc='center')
   axis.set(xticks=[], yticks=[])
   axis.spines[:].set_visible(True)
 
 
-def _votes(result) -> Any:
+def _draw_votes(results: Results) -> Any:
   import matplotlib.pyplot as plt
 
   figure, axis = plt.subplots(figsize=(6, 3.2))
-  shares = result['vote_agrees'].T
-  for depth, share in enumerate(shares, 1):
-    marks = np.full(share.shape, depth)
-    axis.plot(marks, share, 'o', mfc='none', color=equivalence_figures.BLUE)
-  axis.axhline(1 / NUM_CLASSES, color='black', linestyle='--')
+  shares = results.vote_agrees.T
+  for depth, votes in enumerate(shares, 1):
+    marks = np.full(votes.shape, depth)
+    axis.plot(marks, votes, 'o', mfc='none', color=drawing.BLUE)
+  axis.axhline(1 / NUM_CLASSES, color=drawing.BLACK, linestyle='--')
   axis.set_xticks(range(1, len(shares) + 1))
   axis.set(ylim=(0, 1.04), xlabel='layer', ylabel='votes that agree')
   return figure
 
 
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)
+PARTS = {'history': PART}
+
+
+def conclude(config: Config, results, claims) -> str:
+  """What to remember of a run."""
+  del claims
+  found = results['history']
+  votes = ', '.join(f'{x.value:.0%}' for x in _votes(config, found))
+  return (
+    f'A network with a test accuracy of {_accuracy(config, found):.3f} is '
+    'reproduced from its initial weights and its training history alone, layer '
+    f'by layer, up to {np.max(found.residual):.1e} (float64). The values it '
+    'attends to are error signals, not labels. Without them, the largest '
+    f'scores vote for the predicted class in {votes} of the test images '
+    '(layers in order; chance is 10%).'
+  )
+
+
+def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
+  """Runs the experiment, as `lab.run` does."""
+  return lab.run(PARTS, config, workdir, conclude=conclude)
+
+
 if __name__ == '__main__':
-  harness.run_binary(Config, run)
+  lab.main(sys.modules[__name__])

@@ -8,73 +8,93 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import claims
+from experiments import lab
 from experiments import linear_regression_gd as experiment
-from experiments import linear_regression_gd_data as data
-from experiments import linear_regression_gd_step_claims as step_claims
-from experiments import linear_regression_gd_steps as steps
-from tests import tolerances
+from experiments.linear_regression_gd import sine, steps, training
+from iclcl_jax.accounts import linear_regression_gd as account
+from tests import experiment_battery, tolerances
 
-TINY = experiment.Config(
-  d_x=2,
-  num_demonstrations=4,
-  batch_size=64,
-  num_steps=300,
-  softmax_steps=50,
-  record_every=50,
-  learning_rate=1e-2,
-  num_test_tasks=200,
+ALL = dataclasses.replace(
+  experiment.Config.tiny(),
+  parts=experiment.OPTIONAL,
   num_tuning_tasks=500,
   num_yardstick_tasks=600,
   num_steps_of_gd=(2,),
-  parts=('softmax', 'steps'),
+  deep_steps=300,
+  deep_batch_size=32,
+  sine_steps=60,
+  sine_batch_size=16,
+  sine_width=6,
+  alternating_steps=20,
+  alternating_batch_size=8,
+  alternating_size=2,
 )
+SEEDS = ALL.num_seeds
+
+tiny = experiment_battery.tiny_run(experiment)
+
+
+def test_tiny_run_is_complete(tiny):
+  experiment_battery.check_complete(experiment, *tiny)
+  drawn = {row['file'] for row in tiny[0]['figures']}
+  assert drawn == {
+    f'figures/{name}.png' for name in ('training', 'generalisation', 'products')
+  }
 
 
 @pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('tiny')
-  # As users run it; optax promotes dtypes and ranks.
-  with (
-    jax.enable_x64(False),
-    jax.numpy_dtype_promotion('standard'),
-    jax.numpy_rank_promotion('allow'),
-  ):
-    return experiment.run(TINY, workdir), workdir
+def everything(tmp_path_factory):
+  """All questions: the summary, the typed results, the rows of metrics."""
+  folder, results = tmp_path_factory.mktemp('all'), {}
+
+  def keep(name, part):
+    def measure(config):
+      results[name] = part.measure(config)
+      return results[name]
+
+    return part._replace(measure=measure)
+
+  parts = {name: keep(name, part) for name, part in experiment.PARTS.items()}
+  summary = lab.run(parts, ALL, folder, conclude=experiment.conclude)
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return summary, results, [json.loads(line) for line in lines]
 
 
-def test_summary_has_the_numbers_that_decide(tiny):
-  summary, workdir = tiny
-  assert summary == json.loads((workdir / 'summary.json').read_text())
-  assert 0 < summary['construction_residual_float64'] < 1e-12
-  assert summary['training_seconds'] > 0
-  assert summary['loss_gd'] < 0.8 * summary['loss_zero_predictor']
-  assert summary['preds_diff'] > 0
-  claims.check(summary['claims'])
+def test_every_question_claims_draws_and_concludes(everything):
+  summary, _, _ = everything
+  names = [row['id'] for row in summary['claims']]
+  for part, count in (('looped', 3), ('untied-2', 3 + 1), ('gdpp', 2),
+                      ('construction', 3), ('softmax', 3), ('sine', 3),
+                      ('alternating', 2)):  # fmt: skip
+    assert sum(part in name for name in names) == count
+  assert len(summary['figures']) == 7
+  assert 'sine waves' in summary['conclusion']
+  assert summary['sine'].keys() > {'loss_attention', 'loss_zero_predictor'}
 
 
-def test_a_trained_layer_nears_gradient_descent(tiny):
-  """Already after few steps; at the start the loss is that of 0."""
-  summary, _ = tiny
-  gap = summary['loss_zero_predictor'] - summary['loss_gd']
-  assert min(summary['loss_trained_by_seed']) < summary['loss_gd'] + 0.5 * gap
-  assert summary['model_cos'] > 0.5
+def test_constructions_are_exact(everything):
+  summary, results, _ = everything
+  assert all(0 < residual < 1e-12 for residual in results['constructions'])
   verdicts = {row['id']: row['verdict'] for row in summary['claims']}
   assert verdicts['linear-regression-gd-construction'] == 'reproduced'
 
 
-def test_metrics_start_at_the_zero_predictor(tiny):
-  _, workdir = tiny
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  first = [row for row in rows if row.get('step') == 0]
-  assert len(first) == 3 * TINY.num_seeds
+def test_a_trained_layer_nears_gradient_descent(everything):
+  """Already after few steps; at the start the loss is that of 0."""
+  summary, _, rows = everything
+  gap = summary['loss_zero_predictor'] - summary['loss_gd']
+  assert gap > 0.2 * summary['loss_zero_predictor']
+  assert min(summary['loss_trained_by_seed']) < summary['loss_gd'] + 0.5 * gap
+  assert summary['model_cos'] > 0.5
+  assert summary['preds_diff'] > 0
+  assert summary['training_seconds'] > 0
+  first = [row for row in rows if row.get('step') == 0 and 'model_cos' in row]
+  assert len(first) == 3 * SEEDS
   assert np.ptp([row['loss'] for row in first]) < 1e-3
 
 
-def test_tuning_finds_the_minimum(tiny):
-  summary, _ = tiny
-  rows = summary['steps_of_gd']
+def test_tuning_finds_the_minimum(everything):
+  rows = everything[0]['steps_of_gd']
   assert [row['method'] for row in rows] == ['GD', 'GD', 'GD++', steps.UNTIED]
   assert max(row['tuning_gradient'] for row in rows) < 1e-2
   losses = [row['loss'] for row in rows]
@@ -84,62 +104,91 @@ def test_tuning_finds_the_minimum(tiny):
   assert all(row['yardstick'] is None for row in rows)
 
 
-def test_both_losses_of_descent_agree_with_the_closed_form(tiny):
+def test_both_losses_of_descent_agree_with_the_closed_form(everything):
   """Sampled tasks, and tasks integrated out, share no arithmetic."""
-  summary, _ = tiny
-  for row in summary['steps_of_gd']:
-    gap = abs(row['loss'] - row['sampled_loss'])
-    error = np.hypot(row['standard_error'], row['sampled_standard_error'])
+  summary, results, _ = everything
+  for row in results['steps']:
+    gap = abs(row.loss - row.sampled_loss)
+    error = np.hypot(row.standard_error, row.sampled_standard_error)
     assert gap < tolerances.SIGMAS * error
-  first = summary['steps_of_gd'][0]
+  first = results['steps'][0]
   # With more steps, rare inputs weigh more than what is integrated out.
-  assert first['standard_error'] < first['sampled_standard_error']
-  gap = abs(first['loss'] - summary['loss_closed_form'])
-  assert gap < tolerances.SIGMAS * first['standard_error']
+  assert first.standard_error < first.sampled_standard_error
+  gap = abs(first.loss - summary['loss_closed_form'])
+  assert gap < tolerances.SIGMAS * first.standard_error
 
 
 def test_yardsticks_are_held_against_losses():
-  row = {
-    'method': 'GD++',
-    'num_steps': 5,
-    'loss': 0.0520 * 1.01,
-    'standard_error': 1e-4,
-    'sampled_loss': 0.0520 * 1.03,
-    'sampled_standard_error': 1e-4,
-  }
+  row = steps.Tuned(
+    method='GD++',
+    num_steps=5,
+    learning_rates=np.ones(5),
+    contractions=np.ones(5),
+    tuning_gradient=0.0,
+    loss=0.0520 * 1.01,
+    standard_error=1e-4,
+    minus_gd_loss=-1.0,
+    minus_gd_standard_error=0.1,
+    sampled_loss=0.0520 * 1.03,
+    sampled_standard_error=1e-4,
+  )
   config = experiment.Config(num_yardstick_tasks=60_000)
-  judged = step_claims.with_yardstick(config, row)
-  assert judged['yardstick'] == 0.0520
-  assert judged['deviation'] == pytest.approx(0.5)
-  assert judged['sampled_deviation'] == pytest.approx(1.5)
-  noisy = {**row, 'sampled_standard_error': 0.00052}
-  judged = step_claims.with_yardstick(config, noisy)
-  assert judged['sampled_deviation'] == pytest.approx(1.0)
+  found = steps.gap(config, row)
+  assert found['yardstick'] == 0.0520
+  assert found['deviation'] == pytest.approx(0.5)
+  assert found['sampled_deviation'] == pytest.approx(1.5)
+  noisy = row._replace(sampled_standard_error=0.00052)
+  found = steps.gap(config, noisy)
+  assert found['sampled_deviation'] == pytest.approx(1.0)
   # Times 2 with the standard error of the yardstick.
-  assert judged['sampled_deviation_wide'] == pytest.approx(0.5)
-  claims_ = step_claims.of_steps([judged | {
-    'minus_gd_loss': -1.0, 'minus_gd_standard_error': 0.1,
-  }])  # fmt: skip
-  assert [row['verdict'] for row in claims_] == ['reproduced'] * 3
+  assert found['sampled_deviation_wide'] == pytest.approx(0.5)
+  claims = steps.claims(config, [noisy])
+  assert [claim.verdict for claim in claims] == ['reproduced'] * 3
 
 
-def test_figures_are_those_of_the_summary(tiny):
-  summary, workdir = tiny
-  drawn = {f'figures/{path.name}' for path in workdir.glob('figures/*.png')}
-  assert {row['file'] for row in summary['figures']} == drawn
+def test_stacks_start_as_the_trained_layer_and_learn(everything):
+  looped, untied = everything[1]['stacks']
+  assert (looped.kind, untied.kind) == ('looped', 'untied')
+  assert looped.loss_gd > looped.loss_peer > untied.loss_peer
+  np.testing.assert_allclose(looped.loss[:, 0], untied.loss[:, 0], rtol=1e-5)
+  for row in (looped, untied):
+    assert row.loss.shape == (SEEDS, 11)
+    # In even widths, single layers and loops of them may be stuck.
+    assert np.min(row.loss[:, -1]) < 0.9 * np.min(row.loss[:, 0])
+    assert 0 < row.model_cos_of_peers < 1
+
+
+def test_the_way_from_gd_to_its_peer(everything):
+  row = everything[1]['stacks'][0]
+  loss = np.array([[1, 0.25]])
+  row = row._replace(loss_gd=0.4, loss_peer=0.2, loss=loss)
+  assert row.reached == pytest.approx([0.75])
+
+
+def test_networks_learn_sine_waves(everything):
+  found = everything[1]['sine']
+  for losses in (found.loss_attention, found.loss_descent):
+    assert np.all(losses[:, -1] < losses[:, 0])
+  assert found.along_descent.shape == (SEEDS, len(found.grid))
+
+
+def test_separate_tokens_read_each_other(everything):
+  found = everything[1]['alternating']
+  np.testing.assert_allclose(found.copied.sum(axis=2), 1, atol=1e-5)
+  assert found.loss_gd < found.loss_zero
+  assert abs(found.loss_gd - found.loss_closed_form) < 0.03
 
 
 @pytest.fixture(scope='module')
 def drawn():
   """Batches of the training generator, one after the other."""
-  config = dataclasses.replace(TINY, d_x=5, batch_size=512)
-
-  source = data.linear_source(config)
+  config = dataclasses.replace(ALL, d_x=5)
+  source = training.linear_source(config)
 
   def batch(lanes, _):
-    return data.draw_lanes(lanes, source)
+    return training.draw_lanes(lanes, source)
 
-  lanes = data.init_lanes(jax.random.key(0), config.batch_size, source)
+  lanes = training.init_lanes(jax.random.key(0), 512, source)
   _, tasks = jax.jit(lambda x: jax.lax.scan(batch, x, length=40))(lanes)
   return config, jax.tree.map(np.asarray, tasks)
 
@@ -166,15 +215,61 @@ def test_training_data_have_their_moments(drawn):
 
 def test_training_data_have_the_loss_of_the_closed_form(drawn):
   config, tasks = drawn
-  flat = data.Tasks(*(x.reshape(-1, *x.shape[2:]) for x in tasks))
-  expected = steps.linear_tasks(config)
-  rate = steps.account.optimal_learning_rate(expected)
+  flat = training.Tasks(*(x.reshape(-1, *x.shape[2:]) for x in tasks))
+  expected = training.linear_tasks(config)
+  rate = account.optimal_learning_rate(expected)
   factors = jnp.asarray([[rate], [0.0]], jnp.float32)
-  losses = jax.jit(steps.losses)(jax.tree.map(jnp.asarray, flat), factors)
+  losses = jax.jit(steps.sampled_losses)(
+    jax.tree.map(jnp.asarray, flat), factors
+  )
   bound = tolerances.SIGMAS * float(np.std(losses)) / losses.size**0.5
-  target = steps.account.expected_loss(expected, rate)
+  target = account.expected_loss(expected, rate)
   assert bound < 0.1 * target
   assert abs(float(jnp.mean(losses)) - target) < bound
+
+
+@pytest.mark.parametrize(('lane', 'tied'), [(-1, False), (-2, True)])
+def test_phase_and_amplitude_of_sine_waves(lane, tied):
+  rng = np.random.default_rng(0)
+  uniform = jnp.asarray(rng.uniform(-1, 1, (2000, 13)), jnp.float32)
+  # Two inputs at which a wave shows its sine and its cosine part.
+  uniform = uniform.at[:, 0].set(0).at[:, 1].set(np.pi / 10)
+  tasks = sine.source(10, phase_lane=lane).make(uniform)
+  parts = np.asarray(tasks.tokens[:, :2, 1], np.float64).T
+  amplitude, phase = np.hypot(*parts), np.arctan2(*parts)
+  assert np.all((amplitude > 0.1 - 1e-5) & (amplitude < 0.5 + 1e-5))
+  assert np.all((phase > -1e-5) & (phase < np.pi + 1e-5))
+  correlation = np.corrcoef(amplitude, phase)[0, 1]
+  assert (correlation > 0.999) == tied
+  assert tied or abs(correlation) < 5 / 2000**0.5
+  assert not tasks.tokens[:, -1, 1].any()
+
+
+@pytest.mark.parametrize('num_layers', [2, 4])
+def test_a_stack_is_the_layers_of_the_account(num_layers):
+  """Both the short way and that with bounded activations."""
+  rng = np.random.default_rng(0)
+  rows = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+  stack = training.Stack(num_layers=num_layers, init_scale=5.0)
+  model = training.stack_model(stack, 3)
+  layer = model.init(jax.random.key(0))
+  layers = account.repeat(jax.tree.map(lambda w: w[0], layer), num_layers)
+  expected = jax.jit(account.predict)(layers, rows)
+  answer = jax.jit(model.answer)(layer, rows)
+  np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
+def test_a_step_on_the_last_layer_is_gradient_descent():
+  model = sine.descent_on_network(4)
+  body, head, log_rate = model.init(jax.random.key(0))
+  head = 10 * head
+  rng = np.random.default_rng(0)
+  rows = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32).at[-1, 1].set(0)
+  answer = jax.jit(model.answer)((body, head, log_rate), rows)
+  moved = sine.network(body, rows[:, :-1])
+  rates = jnp.exp(log_rate)[None]
+  weights = account.descend(moved[:-1], rows[:-1, 1:], rates, initial=head)
+  np.testing.assert_allclose(answer, weights @ moved[-1], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -182,24 +277,16 @@ def test_training_data_have_the_loss_of_the_closed_form(drawn):
   [
     ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
     ('num_steps', 301, 'num_steps is 301; expected a multiple of record_every'),
-    ('half_range', 0.0, 'half_range is 0; expected a positive number'),
+    ('half_range', 0.0, r'half_range is 0\.0; expected a finite number > 0'),
     ('clip', np.nan, 'clip is nan'),
     ('num_steps_of_gd', (1,), 'num_steps_of_gd is 1; expected an integer >= 2'),
     ('num_test_tasks', 1, 'num_test_tasks is 1'),
     ('num_steps_of_gd', (), 'num_steps_of_gd is empty'),
     ('deep_steps', 11, 'deep_steps is 11; expected a multiple of 10'),
     ('sine_width', 0, 'sine_width is 0'),
-    ('parts', ('sines',), "parts names 'sines'; expected any of softmax"),
-    ('parts', ('stacks',), 'parts has stacks without steps'),
+    ('parts', ('sines',), "parts is 'sines'; expected 'softmax' or 'steps'"),
+    ('alternating_size', 0, 'alternating_size is 0'),
   ],
 )
 def test_bad_settings_are_named(field, value, message):
-  with pytest.raises(ValueError, match=message):
-    dataclasses.replace(TINY, **{field: value})
-
-
-def test_another_config_in_the_workdir_is_named(tiny):
-  _, workdir = tiny
-  other = dataclasses.replace(TINY, clip=0.5)
-  with pytest.raises(ValueError, match='workdir holds a run with clip'):
-    experiment.run(other, workdir)
+  experiment_battery.check_refused(experiment, {field: value}, message)

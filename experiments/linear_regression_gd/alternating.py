@@ -17,6 +17,7 @@ from experiments.lab import statistics
 from experiments.linear_regression_gd import training
 from experiments.linear_regression_gd.training import CLOSE
 from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
@@ -30,24 +31,19 @@ WAVE_LENGTH = 1e4
 
 
 class Results(NamedTuple):
-  """Two trained layers beside one step.
+  """Two trained layers beside one step, on the same tasks.
 
-  Attributes:
-    steps: of the records. Shape `[T]`.
-    loss: losses of the records. Shape `[S, T]`.
-    loss_gd: of one step with the best step size on the same tasks.
-    loss_zero: of predicting 0.
-    loss_closed_form: what one step is expected to reach.
-    copied: mean attention of the first layer, all rows but the query's. Shape
-      `[S, 2 N, 2 N + 1]`.
+  Losses of the records, of the best step and what it is expected to reach, and
+  of predicting 0; the mean attention of all rows but the query's in the first
+  layer.
   """
 
   steps: np.ndarray
-  loss: Any
-  loss_gd: Any
-  loss_zero: Any
+  loss: Float[Array, 'S T']
+  loss_gd: Float[Array, '']
+  loss_zero: Float[Array, '']
   loss_closed_form: float
-  copied: Any
+  copied: Float[Array, 'S 2*N 2*N+1']
 
   @property
   def within_pairs(self) -> np.ndarray:
@@ -149,32 +145,29 @@ def _copied(params, tasks: training.Tasks):
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
-  source = f'{training.SOURCE}, section 5'
   return [
-    lab.Claim(
-      id='linear-regression-gd-alternating-loss',
-      source=source,
-      claim='two trained layers on separate tokens reach the loss of one step',
-      statistic='loss minus that of one step with the best step size on the '
-      f'same tasks, mean over seeds; at most {CLOSE}',
-      estimate=statistics.mean(results.loss[:, -1] - results.loss_gd),
+    training.claim(
+      'alternating-loss',
+      'section 5',
+      'two trained layers on separate tokens reach the loss of one step',
+      'loss minus that of one step with the best step size on the same tasks, '
+      f'mean over seeds; at most {CLOSE}',
+      results.loss[:, -1] - results.loss_gd,
       at_most=CLOSE,
     ),
-    lab.Claim(
-      id='linear-regression-gd-alternating-copy',
-      source=source,
-      claim='the first of them joins inputs and their labels',
-      statistic='mean attention of an input to its own label, or of a label to '
-      'its own input, whichever is larger; mean over seeds; at least .5',
-      estimate=statistics.mean(results.within_pairs),
+    training.claim(
+      'alternating-copy',
+      'section 5',
+      'the first of them joins inputs and their labels',
+      'mean attention of an input to its own label, or of a label to its own '
+      'input, whichever is larger; mean over seeds; at least .5',
+      results.within_pairs,
       at_least=0.5,
     ),
   ]
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  del config
   return {
     'alternating': {
       'loss': statistics.mean(results.loss[:, -1]),
@@ -188,12 +181,10 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
-  del config
   return training.loss_rows('alternating', results.steps, results.loss)
 
 
 def sentence(config: 'Config', results: Results) -> str:
-  del config
   return (
     'On separate tokens a softmax layer and a linear one end at '
     f'{np.mean(results.loss[:, -1]):.4f}, one step at '

@@ -128,7 +128,6 @@ def _relative(a, b):
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
   plain = f'largest relative error, float64; at most {EXACT:g}'
   return [
     lab.Claim(
@@ -169,7 +168,6 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  del config
   return {
     'construction_residual_float64': results.layers,
     'copy_residual_float64': results.copy,
@@ -178,7 +176,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def sentence(config: 'Config', results: Results) -> str:
-  del config
   return (
     'Constructed linear self-attention does gradient descent up to '
     f'{results.layers:.1e} (float64).'

@@ -17,8 +17,9 @@ from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
 from experiments.linear_regression_gd import training
-from experiments.linear_regression_gd.training import CLOSE, SOURCE
+from experiments.linear_regression_gd.training import CLOSE
 from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
@@ -41,33 +42,19 @@ LOOKS = {
 class Descent(NamedTuple):
   """One step of GD with the best step size for the test tasks.
 
-  Attributes:
-    layer: as constructed, a stack of one layer.
-    rate: its step size.
-    behaviour: predictions and slopes.
-    loss: its loss.
-    loss_centred: loss of a step on centred inputs, with a size of its own.
-    mean_prediction: mean absolute prediction.
-    mean_slope: mean norm of the slope.
+  As a constructed stack of one layer, with its step size, what it does, its
+  loss, and the loss of a step on centred inputs, with a size of its own.
   """
 
   layer: account.SelfAttention
-  rate: Any
+  rate: Float[Array, '']
   behaviour: training.Behaviour
-  loss: Any
-  loss_centred: Any
-  mean_prediction: Any
-  mean_slope: Any
+  loss: Float[Array, '']
+  loss_centred: Float[Array, '']
 
 
 class Curve(NamedTuple):
-  """How a layer comes to the step during training.
-
-  Attributes:
-    steps: of the records that are kept. Shape `[T]`.
-    seconds: of training all seeds.
-    found: loss and metrics of these records. Shapes `[S, T]`.
-  """
+  """How a layer comes to the step: the records that are kept."""
 
   steps: np.ndarray
   seconds: float
@@ -75,55 +62,39 @@ class Curve(NamedTuple):
 
 
 class Scaled(NamedTuple):
-  """Losses at other scales of the inputs.
+  """Losses at other scales of the inputs; those of the step, fitted at 1."""
 
-  Attributes:
-    trained: shape `[S, A]`.
-    gd: of the step with the size fitted at scale 1. Shape `[A]`.
-    closed_form: its expectation. Shape `[A]`.
-  """
-
-  trained: Any
-  gd: Any
-  closed_form: Any
+  trained: Float[Array, 'S A']
+  gd: Float[Array, ' A']
+  closed_form: Float[Array, ' A']
 
 
 class Products(NamedTuple):
-  """What the products of a trained layer say about its step; shapes `[S]`.
+  """What the products of a trained layer say about its step.
 
-  Attributes:
-    learning_rate: the learnt step size.
-    diagonal_min: least entry of the diagonal of the query-key product.
-    diagonal_max: largest entry.
-    off_diagonal: largest absolute entry beside the diagonal.
-    rest_of_value_column: largest value-output entry of inputs, over that of
-      the label.
-    matrix: the query-key product times the latter. Shape `[S, d_x, d_x]`.
+  The learnt step size; entries of the query-key product, on the diagonal and
+  beside it; the largest value-output entry of inputs over that of the label;
+  and the query-key product times the latter.
   """
 
-  learning_rate: Any
-  diagonal_min: Any
-  diagonal_max: Any
-  off_diagonal: Any
-  rest_of_value_column: Any
-  matrix: Any
+  learning_rate: Float[Array, ' S']
+  diagonal_min: Float[Array, ' S']
+  diagonal_max: Float[Array, ' S']
+  off_diagonal: Float[Array, ' S']
+  rest_of_value_column: Float[Array, ' S']
+  matrix: Float[Array, 'S d_x d_x']
 
 
 class Results(NamedTuple):
-  """Trained single layers beside one step.
+  """One step, trained layers by name, and the linear one elsewhere.
 
-  Attributes:
-    descent: the step.
-    curves: by layer.
-    scaled: losses of the linear layer at other input scales.
-    interpolation: losses between it and the constructed one. Shape `[S, F]`.
-    products: its products.
+  On scaled inputs, on the line to the constructed layer, and in its products.
   """
 
   descent: Descent
   curves: Mapping[str, Curve]
   scaled: Scaled
-  interpolation: Any
+  interpolation: Float[Array, 'S F']
   products: Products
 
 
@@ -220,8 +191,6 @@ def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
     behaviour=found,
     loss=training.mean_loss(found.answers, tasks.targets),
     loss_centred=training.mean_loss(centred_rate * directions, tasks.targets),
-    mean_prediction=jnp.mean(jnp.abs(found.answers)),
-    mean_slope=jnp.mean(jnp.linalg.norm(found.slopes, axis=1)),
   )
 
 
@@ -289,8 +258,8 @@ def _folded(config: 'Config', layers) -> account.Folded:
   return account.normalise(account.fold(layer), d_x=config.d_x)
 
 
-def estimates(results: Results) -> dict[str, lab.Estimate]:
-  """Means over seeds at the end of training."""
+def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
+  """What claims and summary take means of, at the end of training."""
   ends = {
     name: training.Alignment(*(x[:, -1] for x in curve.found))
     for name, curve in results.curves.items()
@@ -319,105 +288,95 @@ def estimates(results: Results) -> dict[str, lab.Estimate]:
       'model_cos_softmax_1': one.model_cos,
       'model_cos_softmax_2': two.model_cos,
     }
-  return {name: statistics.mean(x) for name, x in samples.items()}
+  return samples
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
-  found = estimates(results)
+  found = _at_end(results)
   best = float(results.descent.rate)
-
-  def claim(name, place, text, statistic, key, **limits):
-    return lab.Claim(
-      id=f'linear-regression-gd-{name}',
-      source=f'{SOURCE}, {place}' if place else SOURCE,
-      claim=text,
-      statistic=statistic,
-      estimate=found[key],
-      **limits,
-    )
-
   rows = [
-    claim(
+    training.claim(
       'loss',
       'figure 2',
       'a trained layer of linear self-attention reaches the loss of one step',
       'loss minus that of one step with the best step size on the same tasks, '
       f'mean over seeds; at most {CLOSE}',
-      'loss_trained_minus_gd',
+      found['loss_trained_minus_gd'],
       at_most=CLOSE,
     ),
-    claim(
+    training.claim(
       'model-cos',
       'figure 2',
       'it learns the model that one step learns',
       'Model cos, mean over seeds; at least .999',
-      'model_cos',
+      found['model_cos'],
       at_least=ALIGNED,
     ),
-    claim(
+    training.claim(
       'step-size',
       '',
       'its step size is the best one',
       'learnt step size, mean over seeds; within 5 % of the best on the test '
       f'tasks, {best:.3f}',
-      'learning_rate_learnt',
+      found['learning_rate_learnt'],
       at_least=0.95 * best,
       at_most=1.05 * best,
     ),
-    claim(
+    training.claim(
       'interpolation',
       'figure 2',
       'the average of trained and constructed weights does as well as both',
       'loss halfway minus the larger loss of the two ends, mean over seeds; at '
       f'most {CLOSE}',
-      'loss_halfway_minus_larger_end',
+      found['loss_halfway_minus_larger_end'],
       at_most=CLOSE,
     ),
-    claim(
+    training.claim(
       'input-scale',
       'figure 3',
       'it generalises over the scale of inputs as gradient descent does',
       'largest relative deviation of its loss from that of one step, inputs '
       'scaled by .5 to 2, mean over seeds; at most .1',
-      'scale_deviation',
+      found['scale_deviation'],
       at_most=0.1,
     ),
   ]
   if 'softmax_2' not in results.curves:
     return rows
-  return rows + [
-    claim(
+  return [
+    *rows,
+    training.claim(
       'softmax-heads',
       'appendix A.9',
       'softmax needs two heads',
       'loss with one head minus loss with two, mean over seeds; above .05',
-      'softmax_1_minus_2',
+      found['softmax_1_minus_2'],
       at_least=0.05,
     ),
-    claim(
+    training.claim(
       'softmax-near',
       'appendix A.9',
       'softmax with two heads comes near gradient descent',
       'loss minus that of one step, mean over seeds; at most .03',
-      'softmax_2_minus_gd',
+      found['softmax_2_minus_gd'],
       at_most=0.03,
     ),
-    lab.Claim(
-      id='linear-regression-gd-softmax-equal',
-      source='control',
-      claim='softmax with two heads is one step of gradient descent',
-      statistic='Model cos, mean over seeds; at least .999 as for the linear '
-      'layer',
-      estimate=found['model_cos_softmax_2'],
+    training.claim(
+      'softmax-equal',
+      'control',
+      'softmax with two heads is one step of gradient descent',
+      'Model cos, mean over seeds; at least .999 as for the linear layer',
+      found['model_cos_softmax_2'],
       at_least=ALIGNED,
     ),
   ]
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  intervals, descent = estimates(results), results.descent
+  descent = results.descent
+  intervals = {k: statistics.mean(x) for k, x in _at_end(results).items()}
   linear, tasks = results.curves['linear'], training.linear_tasks(config)
+  answers, slopes = descent.behaviour
   best = account.optimal_learning_rate(tasks)
   products = results.products._asdict()
   del products['matrix']
@@ -430,8 +389,8 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
     'loss_zero_predictor': float(account.expected_loss(tasks, 0.0)),
     'learning_rate_gd': float(descent.rate),
     'learning_rate_closed_form': float(best),
-    'mean_absolute_prediction_gd': float(descent.mean_prediction),
-    'mean_norm_of_slope_gd': float(descent.mean_slope),
+    'mean_absolute_prediction_gd': np.mean(np.abs(answers)),
+    'mean_norm_of_slope_gd': np.mean(np.linalg.norm(slopes, axis=1)),
     'training_seconds': linear.seconds / config.num_seeds,
     'training_seconds_all_seeds': linear.seconds,
     'loss_trained_by_seed': linear.found.loss[:, -1],
@@ -452,7 +411,7 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 
 def sentence(config: 'Config', results: Results) -> str:
-  found = estimates(results)
+  found = {k: statistics.mean(x) for k, x in _at_end(results).items()}
   cos = results.curves['linear'].found.model_cos[:, -1]
   tasks = training.linear_tasks(config)
   theory = account.expected_loss(tasks, account.optimal_learning_rate(tasks))

@@ -17,6 +17,7 @@ from experiments.lab import statistics
 from experiments.linear_regression_gd import training
 from experiments.linear_regression_gd.training import CLOSE
 from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
@@ -30,31 +31,21 @@ NUM_GRID = 61
 class Results(NamedTuple):
   """Attention on a network, and one step on the last layer of a network.
 
-  Attributes:
-    steps: of the records. Shape `[T]`.
-    loss_attention: losses of the records. Shape `[S, T]`.
-    loss_descent: likewise, of the step.
-    preds_diff: mean distance of their final predictions. Shape `[S]`.
-    preds_diff_of_seeds: of the steps of two seeds. Shape `[S]`.
-    mean_prediction: mean absolute prediction of the steps. Shape `[S]`.
-    loss_zero: loss of predicting 0.
-    context: demonstrations of one task. Shape `[N, 2]`.
-    grid: queries along it. Shape `[G]`.
-    along_attention: their predictions. Shape `[S, G]`.
-    along_descent: likewise, of the step.
+  Losses of the records, distances of the final predictions (of the two, and of
+  the steps of two seeds), and predictions along one task.
   """
 
   steps: np.ndarray
-  loss_attention: Any
-  loss_descent: Any
-  preds_diff: Any
-  preds_diff_of_seeds: Any
-  mean_prediction: Any
-  loss_zero: Any
-  context: Any
-  grid: Any
-  along_attention: Any
-  along_descent: Any
+  loss_attention: Float[Array, 'S T']
+  loss_descent: Float[Array, 'S T']
+  preds_diff: Float[Array, ' S']
+  preds_diff_of_seeds: Float[Array, ' S']
+  mean_prediction: Float[Array, ' S']
+  loss_zero: Float[Array, '']
+  context: Float[Array, 'N 2']
+  grid: Float[Array, ' G']
+  along_attention: Float[Array, 'S G']
+  along_descent: Float[Array, 'S G']
 
 
 def source(num_demonstrations: int, *, phase_lane: int) -> training.Source:
@@ -197,50 +188,39 @@ def measure(config: 'Config') -> Results:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
-  attention, descent = (
-    x[:, -1] for x in (results.loss_attention, results.loss_descent)
-  )
+  attention = results.loss_attention[:, -1]
   return [
-    lab.Claim(
-      id=f'linear-regression-gd-sine-{name}',
-      source=f'{training.SOURCE}, figure 5',
-      claim=text,
-      statistic=statistic,
-      estimate=statistics.mean(samples),
-      at_most=limit,
-    )
-    for name, text, statistic, samples, limit in (
-      (
-        'loss',
-        'attention on a network does as well on sine waves as one step on the '
-        'last layer of a network',
-        'loss minus that of the step, each with its own trained network, mean '
-        f'over seeds; at most {CLOSE}',
-        attention - descent,
-        CLOSE,
-      ),
-      (
-        'learns',
-        'attention on a network learns sine waves in context',
-        'loss over that of predicting 0, mean over seeds; at most .2',
-        attention / results.loss_zero,
-        0.2,
-      ),
-      (
-        'predictions',
-        'both predict the same',
-        'mean absolute difference of their predictions minus that of steps of '
-        'two seeds, mean over seeds; at most 0',
-        results.preds_diff - results.preds_diff_of_seeds,
-        0.0,
-      ),
-    )
+    training.claim(
+      'sine-loss',
+      'figure 5',
+      'attention on a network does as well on sine waves as one step on the '
+      'last layer of a network',
+      'loss minus that of the step, each with its own trained network, mean '
+      f'over seeds; at most {CLOSE}',
+      attention - results.loss_descent[:, -1],
+      at_most=CLOSE,
+    ),
+    training.claim(
+      'sine-learns',
+      'figure 5',
+      'attention on a network learns sine waves in context',
+      'loss over that of predicting 0, mean over seeds; at most .2',
+      attention / results.loss_zero,
+      at_most=0.2,
+    ),
+    training.claim(
+      'sine-predictions',
+      'figure 5',
+      'both predict the same',
+      'mean absolute difference of their predictions minus that of steps of '
+      'two seeds, mean over seeds; at most 0',
+      results.preds_diff - results.preds_diff_of_seeds,
+      at_most=0.0,
+    ),
   ]
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  del config
   samples = {
     'loss_attention': results.loss_attention[:, -1],
     'loss_descent': results.loss_descent[:, -1],
@@ -253,7 +233,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
-  del config
   return [
     *training.loss_rows(
       'sine_attention', results.steps, results.loss_attention
@@ -263,7 +242,6 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 
 def sentence(config: 'Config', results: Results) -> str:
-  del config
   return (
     'On sine waves attention on a network ends at '
     f'{np.mean(results.loss_attention[:, -1]):.4f}, one step on the last layer '
@@ -296,7 +274,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
   left.set(yscale='log', xlabel='training steps')
   left.set_ylabel('loss (half squared error)')
-  left.legend(loc='lower left')
+  left.legend(loc='upper right')
   right.plot(
     *results.context.T, 'o', color=drawing.BLACK, ms=7, label='demonstrations',
     zorder=3,

@@ -11,6 +11,7 @@ from experiments.lab import figures as drawing
 from experiments.lab import statistics
 from experiments.linear_regression_gd import one_layer, steps, training
 from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
@@ -21,38 +22,11 @@ DEEP = 3
 SLOWER = 0.3
 
 
-class Found(NamedTuple):
+class Row(NamedTuple):
   """A trained stack beside tuned descent of as many steps, on the same tasks.
 
-  Attributes:
-    loss: of all records. Shape `[S, T]`.
-    loss_gd: of GD.
-    loss_peer: of GD++ with as many factors as the stack has distinct layers.
-    model_cos_gd: Model cos of the trained stack with GD. Shape `[S]`.
-    model_cos_peer: with the peer. Shape `[S]`.
-    preds_diff_peer: distance of its predictions from the peer's. Shape `[S]`.
-    model_cos_of_peers: Model cos of GD and the peer.
-  """
-
-  loss: Any
-  loss_gd: Any
-  loss_peer: Any
-  model_cos_gd: Any
-  model_cos_peer: Any
-  preds_diff_peer: Any
-  model_cos_of_peers: Any
-
-
-class Row(NamedTuple):
-  """One stack.
-
-  Attributes:
-    kind: looped or untied.
-    num_layers: number of layers.
-    peer: the method of `steps` that it is compared with beside GD.
-    steps: of the records. Shape `[T]`.
-    seconds: of training all seeds.
-    found: how it compares.
+  The peer is the method of `steps` with as many factors as the stack has
+  distinct layers. Losses are those of all records.
   """
 
   kind: str
@@ -60,13 +34,19 @@ class Row(NamedTuple):
   peer: str
   steps: np.ndarray
   seconds: float
-  found: Found
+  loss: Float[Array, 'S T']
+  loss_gd: float
+  loss_peer: float
+  model_cos_gd: Float[Array, ' S']
+  model_cos_peer: Float[Array, ' S']
+  preds_diff_peer: Float[Array, ' S']
+  model_cos_of_peers: float
 
   @property
-  def reached(self) -> np.ndarray:
-    """Share of the way from GD (0) to the peer (1), by seed."""
-    way = self.found.loss_gd - self.found.loss_peer
-    return (self.found.loss_gd - self.found.loss[:, -1]) / way
+  def reached(self) -> Float[Array, ' S']:
+    """Share of the way from GD (0) to the peer (1)."""
+    way = self.loss_gd - self.loss_peer
+    return (self.loss_gd - self.loss[:, -1]) / way
 
 
 def measure(config: 'Config') -> list[Row]:
@@ -111,12 +91,11 @@ def _train(config: 'Config', kind: str, number: int, label: int) -> Row:
     lambda records, *pair: _compare(model.answer, records, pair, tasks)
   )
   found = compare(trained.records, factors['GD'], factors[peer])
-  return Row(
-    kind, number, peer, trained.steps, trained.seconds, jax.device_get(found)
-  )
+  what = kind, number, peer, trained.steps, trained.seconds
+  return Row(*what, **jax.device_get(found))
 
 
-def _compare(answer, records, factors, tasks: training.Tasks) -> Found:
+def _compare(answer, records, factors, tasks: training.Tasks) -> dict[str, Any]:
   plain, peer = (
     training.behaviour(training.descent_answer, x, tasks) for x in factors
   )
@@ -124,81 +103,67 @@ def _compare(answer, records, factors, tasks: training.Tasks) -> Found:
   with_gd, with_peer = (
     training.alignment(answer, last, tasks, x) for x in (plain, peer)
   )
-  return Found(
-    loss=training.losses_of_records(answer, records, tasks),
-    loss_gd=training.mean_loss(plain.answers, tasks.targets),
-    loss_peer=training.mean_loss(peer.answers, tasks.targets),
-    model_cos_gd=with_gd.model_cos[:, 0],
-    model_cos_peer=with_peer.model_cos[:, 0],
-    preds_diff_peer=with_peer.preds_diff[:, 0],
-    model_cos_of_peers=account.model_cosine(plain.slopes, peer.slopes),
-  )
+  return {
+    'loss': training.losses_of_records(answer, records, tasks),
+    'loss_gd': training.mean_loss(plain.answers, tasks.targets),
+    'loss_peer': training.mean_loss(peer.answers, tasks.targets),
+    'model_cos_gd': with_gd.model_cos[:, 0],
+    'model_cos_peer': with_peer.model_cos[:, 0],
+    'preds_diff_peer': with_peer.preds_diff[:, 0],
+    'model_cos_of_peers': account.model_cosine(plain.slopes, peer.slopes),
+  }
 
 
 def claims(config: 'Config', results: list[Row]) -> list[lab.Claim]:
   """Trained stacks against tuned descent of as many steps."""
-  del config
-  rows = []
-  for row in results:
-    what = f'{row.num_layers} {row.kind} layers'
-    found = row.found
-    for name, text, statistic, samples, limits in (
-      (
-        'beats-gd',
-        f'{what} of trained linear self-attention beat as many steps of GD',
-        'loss minus that of tuned GD on the same tasks, mean over seeds; '
-        'below 0',
-        found.loss[:, -1] - found.loss_gd,
-        {'at_most': 0.0},
-      ),
-      (
-        'reaches-gd-plus-plus',
-        f'{what} come as low as tuned {row.peer}',
-        'share of the way from the loss of GD (0) to that of '
-        f'{row.peer} (1), same tasks, mean over seeds; at least .9',
-        row.reached,
-        {'at_least': 0.9},
-      ),
-      (
-        'is-gd-plus-plus',
-        f'{what} learn models more like those of {row.peer} than of GD',
-        f'Model cos with {row.peer} minus Model cos with GD, mean over '
-        'seeds; above 0',
-        found.model_cos_peer - found.model_cos_gd,
-        {'at_least': 0.0},
-      ),
-    ):
-      rows.append(
-        lab.Claim(
-          id=f'linear-regression-gd-{row.kind}-{row.num_layers}-{name}',
-          source=f'{training.SOURCE}, figure 4',
-          claim=text,
-          statistic=statistic,
-          estimate=statistics.mean(samples),
-          **limits,
-        )
-      )
-  return rows
+  return [claim for row in results for claim in _claims(row)]
+
+
+def _claims(row: Row) -> list[lab.Claim]:
+  name = f'{row.kind}-{row.num_layers}'
+  what = f'{row.num_layers} {row.kind} layers'
+  return [
+    training.claim(
+      f'{name}-beats-gd',
+      'figure 4',
+      f'{what} of trained linear self-attention beat as many steps of GD',
+      'loss minus that of tuned GD on the same tasks, mean over seeds; below 0',
+      row.loss[:, -1] - row.loss_gd,
+      at_most=0.0,
+    ),
+    training.claim(
+      f'{name}-reaches-gd-plus-plus',
+      'figure 4',
+      f'{what} come as low as tuned {row.peer}',
+      'share of the way from the loss of GD (0) to that of '
+      f'{row.peer} (1), same tasks, mean over seeds; at least .9',
+      row.reached,
+      at_least=0.9,
+    ),
+    training.claim(
+      f'{name}-is-gd-plus-plus',
+      'figure 4',
+      f'{what} learn models more like those of {row.peer} than of GD',
+      f'Model cos with {row.peer} minus Model cos with GD, mean over seeds; '
+      'above 0',
+      row.model_cos_peer - row.model_cos_gd,
+      at_least=0.0,
+    ),
+  ]
 
 
 def summary(config: 'Config', results: list[Row]) -> dict[str, Any]:
-  del config
+  kept = 'kind', 'num_layers', 'peer', 'seconds', 'loss_gd', 'loss_peer'
+  means = 'model_cos_gd', 'model_cos_peer', 'preds_diff_peer'
   return {
     'stacks': [
       {
-        'kind': row.kind,
-        'num_layers': row.num_layers,
-        'peer': row.peer,
-        'seconds': row.seconds,
-        'loss_gd': row.found.loss_gd,
-        'loss_peer': row.found.loss_peer,
-        'model_cos_of_peers': row.found.model_cos_of_peers,
-        'loss_by_seed': row.found.loss[:, -1],
-        'loss': statistics.mean(row.found.loss[:, -1]),
+        **{name: getattr(row, name) for name in kept},
+        'model_cos_of_peers': row.model_cos_of_peers,
+        'loss_by_seed': row.loss[:, -1],
+        'loss': statistics.mean(row.loss[:, -1]),
         'share_of_the_way': statistics.mean(row.reached),
-        'model_cos_gd': statistics.mean(row.found.model_cos_gd),
-        'model_cos_peer': statistics.mean(row.found.model_cos_peer),
-        'preds_diff_peer': statistics.mean(row.found.preds_diff_peer),
+        **{name: statistics.mean(getattr(row, name)) for name in means},
       }
       for row in results
     ]
@@ -206,23 +171,21 @@ def summary(config: 'Config', results: list[Row]) -> dict[str, Any]:
 
 
 def metrics(config: 'Config', results: list[Row]) -> list[dict[str, Any]]:
-  del config
   return [
     line
     for row in results
     for line in training.loss_rows(
-      f'{row.kind}_{row.num_layers}', row.steps, row.found.loss
+      f'{row.kind}_{row.num_layers}', row.steps, row.loss
     )
   ]
 
 
 def sentence(config: 'Config', results: list[Row]) -> str:
-  del config
   parts = [
     f'{row.num_layers} {row.kind} layers end at '
-    f'{np.mean(row.found.loss[:, -1]):.4f} (tuned GD {row.found.loss_gd:.4f}, '
-    f'{row.peer} {row.found.loss_peer:.4f}, Model cos with {row.peer} '
-    f'{np.mean(row.found.model_cos_peer):.3f})'
+    f'{np.mean(row.loss[:, -1]):.4f} (tuned GD {row.loss_gd:.4f}, '
+    f'{row.peer} {row.loss_peer:.4f}, Model cos with {row.peer} '
+    f'{np.mean(row.model_cos_peer):.3f})'
     for row in results
   ]
   return f'Trained stacks, on the same tasks: {"; ".join(parts)}.'
@@ -237,13 +200,13 @@ def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
   )
   for axis, row in zip(axes[0], results, strict=True):
     training.draw_losses(
-      axis, row.steps, row.found.loss, color=drawing.BLUE, marker='o',
+      axis, row.steps, row.loss, color=drawing.BLUE, marker='o',
       label='trained layers',
     )  # fmt: skip
     # The names stand where the training is not: it starts at GD.
     for name, loss, color, line, x in (
-      ('GD', row.found.loss_gd, drawing.BLACK, '--', 0.98),
-      (row.peer, row.found.loss_peer, drawing.ORANGE, '-.', 0.02),
+      ('GD', row.loss_gd, drawing.BLACK, '--', 0.98),
+      (row.peer, row.loss_peer, drawing.ORANGE, '-.', 0.02),
     ):
       axis.axhline(loss, color=color, ls=line)
       axis.annotate(

@@ -15,6 +15,7 @@ from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.linear_regression_gd import training
 from iclcl_jax.accounts import linear_regression_gd as account
+from iclcl_jax.types import Float
 
 if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
@@ -38,26 +39,17 @@ NEAR = 0.02  # Relative difference from a yardstick.
 
 
 class Tuned(NamedTuple):
-  """A method with its best factors, and how far it gets.
+  """A method with its best factors, and how far it gets in `K` steps.
 
-  Attributes:
-    method: GD, GD++ or GD++ with factors of its own for each step.
-    num_steps: number of steps `K`.
-    learning_rates: step sizes. Shape `[K]`.
-    contractions: of GD++, else 0. Shape `[K]`.
-    tuning_gradient: largest entry of the gradient that tuning has left.
-    loss: mean loss, tasks and queries integrated out.
-    standard_error: of the loss.
-    minus_gd_loss: loss minus that of GD, paired over inputs.
-    minus_gd_standard_error: of the difference.
-    sampled_loss: mean loss on sampled tasks.
-    sampled_standard_error: of that.
+  Losses are means with standard errors: tasks and queries integrated out;
+  minus that of GD, paired over inputs; and on sampled tasks. The gradient is
+  the largest entry that tuning has left; contractions of GD are 0.
   """
 
   method: str
   num_steps: int
-  learning_rates: np.ndarray
-  contractions: np.ndarray
+  learning_rates: Float[np.ndarray, ' K']
+  contractions: Float[np.ndarray, ' K']
   tuning_gradient: float
   loss: float
   standard_error: float
@@ -81,18 +73,20 @@ def measure(config: 'Config') -> list[Tuned]:
     names = _methods(config, num_steps)
     factors, slopes, exact = _tune_all(config, inputs, names, num_steps)
     sampled = _sample_losses(config, root, factors)
-    rows += [
-      Tuned(
-        name,
-        num_steps,
-        *factors[i],
-        float(np.max(np.abs(slopes[i]))),
-        *_mean_and_error(exact[i]),
-        *_mean_and_error(exact[i] - exact[0]),
-        *_mean_and_error(sampled[:, i]),
+    for i, name in enumerate(names):
+      rates, contractions = factors[i]
+      rows.append(
+        Tuned(
+          name,
+          num_steps,
+          rates,
+          contractions,
+          float(np.max(np.abs(slopes[i]))),
+          *_mean_and_error(exact[i]),
+          *_mean_and_error(exact[i] - exact[0]),
+          *_mean_and_error(sampled[:, i]),
+        )
       )
-      for i, name in enumerate(names)
-    ]
   return rows
 
 
@@ -129,7 +123,7 @@ def _tune_all(config: 'Config', inputs, names, num_steps: int) -> Any:
     Factors `[methods, 2, K]`, gradients that are left, losses `[methods, B]`.
   """
   tasks = training.linear_tasks(config)
-  best = account.optimal_learning_rate(tasks)
+  best = float(account.optimal_learning_rate(tasks))
   first = np.log([best, best / config.num_demonstrations**2])
   free = jnp.asarray([[1.0, float(name != 'GD')] for name in names])
   shared = np.full((num_steps, num_steps), 1 / num_steps)
@@ -186,9 +180,10 @@ def tune(loss_fn, start) -> tuple[Any, Any]:
       (value, logs, slope),
       best,
     )
-    updates, state = optimizer.update(
-      slope, state, logs, value=value, grad=slope, value_fn=loss_fn
-    )
+    with jax.numpy_dtype_promotion('standard'):  # Optax needs it.
+      updates, state = optimizer.update(
+        slope, state, logs, value=value, grad=slope, value_fn=loss_fn
+      )
     return (optax.apply_updates(logs, updates), state, best), None
 
   best = jnp.full((), jnp.inf, start.dtype), start, start
@@ -225,80 +220,58 @@ def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
   return float(values.mean()), float(error)
 
 
-class Gap(NamedTuple):
-  """A loss beside that of the independent computation.
-
-  Strictly, a loss may miss by 2 % or by three of its own standard errors. The
-  wide reading counts the standard error of the yardstick too, which has fewer
-  tasks.
-
-  Attributes:
-    yardstick: the loss of the independent computation.
-    relative_difference: of the loss with tasks integrated out.
-    deviation: the difference in units of what is allowed.
-    sampled_relative_difference: of the loss on sampled tasks.
-    sampled_deviation: likewise.
-    sampled_deviation_wide: likewise, by the wide reading.
-  """
-
-  yardstick: float
-  relative_difference: float
-  deviation: float
-  sampled_relative_difference: float
-  sampled_deviation: float
-  sampled_deviation_wide: float
-
-
 def _is_published(config: 'Config') -> bool:
   settings = config.d_x, config.num_demonstrations, config.half_range
   return settings == (10, 10, 0.5)
 
 
-def gap(config: 'Config', row: Tuned) -> Gap | None:
-  """Compares a loss with its yardstick, if these are the settings of one."""
+def gap(config: 'Config', row: Tuned) -> dict[str, float | None]:
+  """Compares a loss with that of the independent computation, if there is one.
+
+  Deviations are in units of what is allowed. Strictly, a loss may miss by 2 %
+  or by three of its own standard errors. The wide reading counts the standard
+  error of the yardstick too, which has fewer tasks.
+  """
   expected = YARDSTICKS.get((row.method, row.num_steps))
   if not _is_published(config) or expected is None:
-    return None
+    return {'yardstick': None}
   error = row.sampled_standard_error
   both = error * (1 + config.num_yardstick_tasks / YARDSTICK_TASKS) ** 0.5
 
   def deviation(loss, error):
     return abs(loss - expected) / max(NEAR * expected, 3 * error)
 
-  return Gap(
-    yardstick=expected,
-    relative_difference=row.loss / expected - 1,
-    deviation=deviation(row.loss, row.standard_error),
-    sampled_relative_difference=row.sampled_loss / expected - 1,
-    sampled_deviation=deviation(row.sampled_loss, error),
-    sampled_deviation_wide=deviation(row.sampled_loss, both),
-  )
+  return {
+    'yardstick': expected,
+    'relative_difference': row.loss / expected - 1,
+    'deviation': deviation(row.loss, row.standard_error),
+    'sampled_relative_difference': row.sampled_loss / expected - 1,
+    'sampled_deviation': deviation(row.sampled_loss, error),
+    'sampled_deviation_wide': deviation(row.sampled_loss, both),
+  }
 
 
 def claims(config: 'Config', results: list[Tuned]) -> list[lab.Claim]:
   """GD++ against GD, and all against the yardsticks."""
   rows = [_better(row) for row in results if row.method != 'GD']
+  exact = 'loss with tasks and queries integrated out, given the inputs'
   for row in results:
     found = gap(config, row)
-    if found is None:
+    if found['yardstick'] is None:
       continue
-    for suffix, deviation, what in (
-      (
-        '',
-        found.deviation,
-        'loss with tasks and queries integrated out, given the inputs',
-      ),
-      ('-sampled', found.sampled_deviation, 'loss on sampled tasks'),
+    for suffix, key, what in (
+      ('', 'deviation', exact),
+      ('-sampled', 'sampled_deviation', 'loss on sampled tasks'),
     ):
       rows.append(
         lab.Claim(
           id=f'{_identifier(row)}-yardstick{suffix}',
           source='control',
           claim=f'{row.num_steps} tuned steps of {row.method} reach the loss '
-          f'{found.yardstick} of an independent computation ({what})',
+          f'{found["yardstick"]} of an independent computation ({what})',
           statistic='difference in units of 2 % or 3 standard errors of the '
           'own loss, whichever is larger; at most 1',
-          estimate=lab.exactly(deviation),
+          estimate=lab.exactly(found[key]),
           at_most=1.0,
         )
       )
@@ -325,38 +298,14 @@ def _identifier(row: Tuned) -> str:
 
 
 def summary(config: 'Config', results: list[Tuned]) -> dict[str, Any]:
-  rows = []
-  for row in results:
-    found = gap(config, row)
-    beside = {'yardstick': None} if found is None else found._asdict()
-    rows.append(row._asdict() | beside)
-  return {'steps_of_gd': rows}
-
-
-def tables(config: 'Config', results: list[Tuned]) -> dict[str, Any]:
-  return {
-    'steps': [
-      {
-        'method': row.method,
-        'steps': row.num_steps,
-        'step sizes': ' '.join(f'{x:.3g}' for x in row.learning_rates),
-        'contractions': ' '.join(f'{x:.3g}' for x in row.contractions),
-        'loss': f'{row.loss:.5f}',
-        'sampled': f'{row.sampled_loss:.4f}',
-        'yardstick': '-' if (at := gap(config, row)) is None else at.yardstick,
-      }
-      for row in results
-    ]
-  }
+  return {'steps_of_gd': [x._asdict() | gap(config, x) for x in results]}
 
 
 def metrics(config: 'Config', results: list[Tuned]) -> list[dict[str, Any]]:
-  del config
   return [row._asdict() for row in results]
 
 
 def sentence(config: 'Config', results: list[Tuned]) -> str:
-  del config
   parts = ', '.join(
     f'{row.method} {row.loss:.4f} after {row.num_steps}' for row in results
   )
@@ -404,6 +353,4 @@ def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
   ]
 
 
-PART = lab.Part(
-  measure, claims, figures, summary=summary, tables=tables, metrics=metrics
-)
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -325,16 +325,10 @@ def losses_of_records(answer: AnswerFn, records, tasks: Tasks):
 
 
 class Behaviour(NamedTuple):
-  """What a model does on the test tasks.
+  """Predictions, and their derivatives in the query: what is learnt."""
 
-  Attributes:
-    answers: its predictions. Shape `[B, 1]`.
-    slopes: their derivatives in the query, what it has learnt. Shape
-      `[B, d_x]`.
-  """
-
-  answers: Array
-  slopes: Array
+  answers: Float[Array, 'B 1']
+  slopes: Float[Array, 'B d_x']
 
 
 def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
@@ -350,19 +344,15 @@ def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
 
 
 class Alignment(NamedTuple):
-  """Loss, and how alike a model and a reference are; shapes `[S, T]`.
+  """Losses of all records of all seeds, and how alike a reference they are.
 
-  Attributes:
-    loss: half the mean squared error.
-    preds_diff: mean distance of the predictions.
-    model_diff: mean distance of their slopes.
-    model_cos: mean cosine of the slopes.
+  Mean distance of predictions and of slopes, and mean cosine of slopes.
   """
 
-  loss: Array
-  preds_diff: Array
-  model_diff: Array
-  model_cos: Array
+  loss: Float[Array, 'S T']
+  preds_diff: Float[Array, 'S T']
+  model_diff: Float[Array, 'S T']
+  model_cos: Float[Array, 'S T']
 
 
 def alignment(
@@ -380,6 +370,20 @@ def alignment(
     )
 
   return jax.lax.map(lambda seed: jax.lax.map(one, seed), records)
+
+
+def claim(
+  name: str, place: str, text: str, statistic: str, samples: Any, **range_: Any
+) -> lab.Claim:
+  """A claim of the paper, or a control, on a mean over seeds."""
+  return lab.Claim(
+    id=f'linear-regression-gd-{name}',
+    source=place if place == 'control' else f'{SOURCE}, {place}'.rstrip(', '),
+    claim=text,
+    statistic=statistic,
+    estimate=statistics.mean(samples),
+    **range_,
+  )
 
 
 def loss_rows(name: str, steps, losses) -> list[dict[str, Any]]:
