@@ -27,7 +27,7 @@ def tiny_run(experiment):
   return tiny
 
 
-def check_complete(experiment, summary, folder):
+def check_complete(experiment, summary, folder, config=None):
   """Files, claims, figures, tables; asked for again, it answers at once."""
   assert summary == json.loads((folder / 'summary.json').read_text())
   assert summary['conclusion'].endswith('.')
@@ -42,7 +42,8 @@ def check_complete(experiment, summary, folder):
   for line in (folder / 'metrics.jsonl').read_text().splitlines():
     assert isinstance(json.loads(line or '{}'), dict)
   stamps = {path: path.stat().st_mtime_ns for path in folder.rglob('*.*')}
-  assert experiment.run(experiment.Config.tiny(), folder) == summary
+  config = experiment.Config.tiny() if config is None else config
+  assert experiment.run(config, folder) == summary
   again = {path: path.stat().st_mtime_ns for path in folder.rglob('*.*')}
   again = {k: v for k, v in again.items() if 'probe' not in k.name}
   assert {k: v for k, v in stamps.items() if k.is_file()} == {

@@ -379,6 +379,21 @@ def test_excluding_the_first_tokens_is_deleting_them(name):
   assert gap <= 1e-11 if 'llama' in name else gap > 1e-3
 
 
+@pytest.mark.parametrize('name', ['llama', 'gpt2'])
+def test_without_a_demonstration_is_the_shorter_prompt(name):
+  """Learned positions move up, too; padding counts for nothing."""
+  model = model_of(name)
+  found = jax.jit(
+    lambda tokens, segments, mask: attribution.logit_differences_without(
+      model, tokens, segments, LABEL, OTHER, num_segments=3, mask=mask
+    )
+  )(np.pad(TOKENS, (0, 2)), np.pad(SEGMENTS, (0, 2)), np.pad(MASK, (0, 2)))
+  for number, value in enumerate(found):
+    shorter = TOKENS[SEGMENTS != number]
+    expected = attribution.logit_difference(model, shorter, LABEL, OTHER)
+    assert abs(value - expected) <= 1e-11
+
+
 def test_spans_are_marked():
   assert SEGMENTS.tolist() == [-1, 0, 0, 0, 1, 1, 2, 2, 2, -1, -1, -1]
 

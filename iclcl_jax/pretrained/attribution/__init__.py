@@ -23,6 +23,9 @@ References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1.
 """
 
+from iclcl_jax.pretrained.attribution._deletion import (
+  logit_differences_without,
+)
 from iclcl_jax.pretrained.attribution._gradients import (
   DemonstrationGradients,
   demonstration_gradients,
@@ -47,6 +50,7 @@ __all__ = [
   'demonstration_gradients',
   'direct_logit_attribution',
   'logit_difference',
+  'logit_differences_without',
   'mark_spans',
   'read_heads',
   'token_spans',

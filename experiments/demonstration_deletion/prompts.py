@@ -1,10 +1,10 @@
-"""Few-shot prompts of real reviews, whole and with a demonstration deleted."""
+"""Few-shot prompts of real reviews."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import review_text
+from experiments.demonstration_deletion import reviews
 from iclcl_jax.pretrained import Tokenizer, attribution
 
 # The first token of a prompt draws much attention whatever it is: it must not
@@ -26,8 +26,6 @@ class Prompts(NamedTuple):
     tokens: ids. Shape `[P, N]`.
     mask: tokens that are no padding. Shape `[P, N]`.
     segment_ids: demonstration of each token, -1 for the rest. Shape `[P, N]`.
-    shortened: ids without each demonstration. Shape `[P, S, M]`.
-    shortened_mask: tokens of these that are no padding. Shape `[P, S, M]`.
     positive: labels of the demonstrations. Shape `[P, S]`.
     query_positive: what the critic of the query thought. Shape `[P]`.
     lengths: tokens of each demonstration. Shape `[P, S]`.
@@ -36,8 +34,6 @@ class Prompts(NamedTuple):
   tokens: np.ndarray
   mask: np.ndarray
   segment_ids: np.ndarray
-  shortened: np.ndarray
-  shortened_mask: np.ndarray
   positive: np.ndarray
   query_positive: np.ndarray
   lengths: np.ndarray
@@ -61,9 +57,8 @@ def make(config: Any, tokenizer: Tokenizer) -> Prompts:
   """
   kinds = _kinds(config)
   stock = _short_reviews(config, tokenizer, kinds)
-  reviews = [[stock[bool(kind)].pop() for kind in row] for row in kinds]
-  encoded = [_encode(tokenizer, row) for row in reviews]
-  return _pad(encoded, kinds)
+  drawn = [[stock[bool(kind)].pop() for kind in row] for row in kinds]
+  return _pad([_encode(tokenizer, row) for row in drawn], kinds)
 
 
 def _kinds(config: Any) -> np.ndarray:
@@ -77,16 +72,16 @@ def _kinds(config: Any) -> np.ndarray:
 
 def _short_reviews(
   config: Any, tokenizer: Tokenizer, kinds: np.ndarray
-) -> dict[bool, list[review_text.Review]]:
+) -> dict[bool, list[reviews.Review]]:
   """Reviews of both kinds that are short enough as demonstrations."""
   needed = max(np.sum(kinds), np.sum(~kinds))
-  found = review_text.reviews(
+  found = reviews.draw(
     2 * round(SPARE * needed) + 20,
     seed=config.seed,
     min_words=MIN_WORDS,
     max_words=MAX_WORDS,
   )
-  stock: dict[bool, list[review_text.Review]] = {True: [], False: []}
+  stock: dict[bool, list[reviews.Review]] = {True: [], False: []}
   for review in reversed(found):
     text = _demonstration(review.text, review.positive)
     if len(tokenizer.encode(text)) <= config.max_tokens:
@@ -106,11 +101,11 @@ def _demonstration(text: str, positive: bool) -> str:
 
 
 def _encode(
-  tokenizer: Tokenizer, reviews: list[review_text.Review]
+  tokenizer: Tokenizer, row: list[reviews.Review]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ids of one prompt and the demonstration that each belongs to."""
   text, spans = INSTRUCTION, []
-  *demonstrations, query = reviews
+  *demonstrations, query = row
   for review in demonstrations:
     begin = len(text)
     text += _demonstration(review.text, review.positive)
@@ -125,32 +120,22 @@ def _pad(
   encoded: list[tuple[np.ndarray, np.ndarray]], kinds: np.ndarray
 ) -> Prompts:
   """Stacks prompts of different lengths."""
-  size = kinds.shape[1] - 1
-  shortened = [
-    [tokens[ids != number] for number in range(size)] for tokens, ids in encoded
-  ]
-  long = _round(max(len(tokens) for tokens, _ in encoded))
-  short = _round(max(len(row) for rows in shortened for row in rows))
+  sizes = np.array([len(tokens) for tokens, _ in encoded])
+  length = -(-sizes.max() // ROUNDING) * ROUNDING
 
-  def pad(row, length, fill):
-    return np.concatenate([row, np.full(length - len(row), fill, row.dtype)])
+  def stack(rows, fill):
+    return np.stack(
+      [np.pad(x, (0, length - len(x)), constant_values=fill) for x in rows]
+    )
 
-  def mask(row, length):
-    return np.arange(length) < len(row)
-
+  tokens, segment_ids = zip(*encoded, strict=True)
+  segment_ids = stack(segment_ids, -1)
+  numbers = np.arange(kinds.shape[1] - 1)
   return Prompts(
-    tokens=np.stack([pad(tokens, long, 0) for tokens, _ in encoded]),
-    mask=np.stack([mask(tokens, long) for tokens, _ in encoded]),
-    segment_ids=np.stack([pad(ids, long, -1) for _, ids in encoded]),
-    shortened=np.array([[pad(x, short, 0) for x in xs] for xs in shortened]),
-    shortened_mask=np.array([[mask(x, short) for x in xs] for xs in shortened]),
+    tokens=stack(tokens, 0),
+    mask=np.arange(length) < sizes[:, None],
+    segment_ids=segment_ids,
     positive=kinds[:, :-1],
     query_positive=kinds[:, -1],
-    lengths=np.stack(
-      [np.bincount(ids[ids >= 0], minlength=size) for _, ids in encoded]
-    ),
+    lengths=(segment_ids[:, None] == numbers[:, None]).sum(axis=2),
   )
-
-
-def _round(length: int) -> int:
-  return -(-length // ROUNDING) * ROUNDING

@@ -1,0 +1,3 @@
+from experiments import demonstration_deletion, lab
+
+lab.main(demonstration_deletion)
