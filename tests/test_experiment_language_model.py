@@ -1,10 +1,9 @@
 """`experiments.language_model`: a small model in full, SmolLM2 where it is."""
 
 import dataclasses
+import functools
 import html.parser
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,22 @@ import numpy as np
 import pytest
 
 from experiments import benchmark_language_model as benchmark
-from experiments import claims, harness
+from experiments import lab
 from experiments import language_model as experiment
-from experiments import language_model_attribution as attributing
-from experiments import language_model_claims as judging
-from experiments import language_model_features as features
-from experiments import language_model_measure as measure
-from experiments import language_model_page as page
-from experiments import language_model_prompt as prompts
+from experiments.language_model import (
+  identity,
+  page,
+  prompts,
+  random_features,
+  reading,
+)
 from iclcl_jax import pretrained
+from tests import experiment_battery
 from tests import pretrained_files as files
 
 # Two labels, ' t' and ' the', that are one token of the small model.
 PROMPT = 'ok = the\n\nhe = t\n\n12 = the\n\nkk = t\n\nhe = the\n\nok ='
-TINY = experiment.Config(
-  prompt=PROMPT,
-  top_tokens=3,
-  greedy_tokens=3,
-  num_features=(64,),
-  feature_heads=2,
-)
+TINY = dataclasses.replace(experiment.Config.tiny(), prompt=PROMPT)
 
 
 @pytest.fixture(scope='module')
@@ -41,9 +36,13 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def tiny(directory, tmp_path_factory):
+def config(directory):
+  return dataclasses.replace(TINY, model_path=directory)
+
+
+@pytest.fixture(scope='module')
+def tiny(config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('out')
-  config = dataclasses.replace(TINY, model_path=directory)
   return experiment.run(config, workdir), workdir
 
 
@@ -52,15 +51,15 @@ def loaded(directory):
   return pretrained.load(directory)
 
 
-@harness.compile_quickly
+@lab.compile_quickly
 def table_of(model, tokens):
   """Log-probabilities of the tokens after each token."""
   return jax.nn.log_softmax(pretrained.logits(model, tokens))
 
 
-def test_summary_has_the_numbers_that_decide(tiny):
+def test_tiny_run_is_complete(tiny, config):
   summary, workdir = tiny
-  assert summary == json.loads((workdir / 'summary.json').read_text())
+  experiment_battery.check_complete(experiment, *tiny, config=config)
   assert summary['holds']
   assert 0 < summary['max_residual_float32'] < 1e-5
   assert 0 < summary['max_residual_float64'] < 1e-12
@@ -122,25 +121,24 @@ def test_deletion_is_a_forward_pass_of_the_shorter_prompt(tiny, loaded):
   np.testing.assert_allclose(effect, expected, atol=1e-4)
 
 
-def test_claims_and_figures_are_ready_for_the_page(tiny):
-  summary, workdir = tiny
-  claims.check(summary['claims'])
-  assert summary['conclusion'].endswith('.')
-  drawn = {f'figures/{path.name}' for path in workdir.glob('figures/*.png')}
-  assert {row['file'] for row in summary['figures']} == drawn
-  assert all(row['caption'].endswith('.') for row in summary['figures'])
-
-
-def test_verdicts_follow_the_numbers(tiny):
-  broken = tiny[0] | {
-    'max_residual_float32': 2e-5,
-    'max_residual_float64': float('nan'),
-    'next_token_total_variation': 1.0,
-    'holds': False,
+def test_verdicts_follow_the_numbers(config):
+  found = identity.measure(config)
+  single = found.certified['float32']
+  broken = dataclasses.replace(
+    single.certificate, max_residual=2e-5, holds=False
+  )
+  wrong = {
+    'float32': single._replace(
+      certificate=broken, chain_log_probs=single.chain_log_probs[:, ::-1]
+    ),
+    'float64': single._replace(
+      certificate=dataclasses.replace(broken, max_residual=float('nan'))
+    ),
   }
-  verdicts = [row['verdict'] for row in judging.claims(broken)]
-  assert verdicts[:3] == ['not reproduced'] * 3
-  assert 'is NOT one gradient step' in judging.conclusion(broken)
+  results = found._replace(certified=wrong)
+  verdicts = [claim.verdict for claim in identity.claims(config, results)]
+  assert verdicts == ['not reproduced'] * 3
+  assert 'is NOT one gradient step' in identity.sentence(results)
 
 
 class _Reader(html.parser.HTMLParser):
@@ -173,17 +171,26 @@ def test_page_stands_alone_and_speaks_without_colour(tiny):
   assert discs == summary['num_heads']
 
 
-def test_page_escapes_the_prompt():
-  assert '&lt;b&gt;' in page._token(' <b>', 1.0, 1.0, False)
-  assert page._token('\n', 1.0, 1.0, False) == '<br>'
-  assert '↵' in page._token('\n', 1.0, 1.0, True)
-  assert 'against' in page._token(' x', -1.0, -1.0, True)
+def test_page_escapes_the_prompt(config):
+  hostile = dataclasses.replace(
+    config,
+    prompt='<script>x</script> = the\n\nok = t\n\nhe =',
+    num_features=(0,),
+    greedy_tokens=0,
+  )
+  text = page.pages(hostile, page.measure(hostile))['report.html']
+  assert '&lt;' in text
+  assert '<script' not in text
+  token = functools.partial(page.token, value=1.0, size=1.0, is_first=False)
+  assert token('\n', is_numbered=False)[0::7] == ('', '\n')
+  assert token('\n', is_numbered=True)[0::7] == ('↵', '\n')
+  assert token(' x', is_numbered=True)[0::6] == ('x', ' ')
 
 
 def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
   found = tiny[0]['random_features']['shrunk']
   assert found['factors'][-1] == 1
-  for name in features.MAPS:
+  for name in random_features.MAPS:
     predicted = np.array(found['predicted'][name])
     measured = np.array(found['measured'][name])
     small = predicted < 0.05
@@ -194,31 +201,34 @@ def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
 
 def test_heads_of_the_study_are_those_of_the_model(loaded):
   tokens = jnp.asarray(loaded.tokenizer.encode(PROMPT))
-  inputs = features.collect(loaded.model, tokens, num_heads=9, num_queries=3)
+  inputs = random_features.collect(
+    loaded.model, tokens, num_heads=9, num_queries=3
+  )
   assert inputs.queries.shape == (2, 4, 3, 8)
   assert inputs.keys.shape == (2, 4, len(tokens), 8)
   assert inputs.positions[-1] == len(tokens) - 1
   np.testing.assert_array_equal(inputs.keys[:, 0], inputs.keys[:, 1])
   assert np.any(inputs.keys[:, 1] != inputs.keys[:, 2])
   # A mean is the answer of queries of zero.
-  errors = features.mean_errors(inputs._replace(queries=0 * inputs.queries))
+  errors = random_features.mean_errors(
+    inputs._replace(queries=0 * inputs.queries)
+  )
   np.testing.assert_allclose(errors, 0, atol=1e-6)
-  assert np.all(features.mean_errors(inputs) > 1e-3)
+  assert np.all(random_features.mean_errors(inputs) > 1e-3)
 
 
-def test_a_prompt_without_demonstrations_compares_the_likeliest(loaded):
-  prompt = prompts.parse('ok the')
-  assert prompt.demonstration_labels == []
-  assert prompts.labels(prompt, '', loaded.tokenizer) is None
+def test_a_prompt_without_demonstrations_compares_the_likeliest(config):
   log_probs = np.array([-3.0, -1.0, -9.0, -2.0])
   assert prompts.likelier_first(None, log_probs) == (1, 3)
   assert prompts.likelier_first((0, 3), log_probs) == (3, 0)
-  tokens = jnp.asarray(loaded.tokenizer.encode('ok the'))
-  segments = np.full(len(tokens), -1)
-  found = attributing.attribute(loaded.model, tokens, segments, (1, 3))
+  bare = dataclasses.replace(config, prompt='ok the', num_features=(0,))
+  assert prompts.load(bare).labels is None
+  found = reading.measure(bare)
   assert found.of_demonstrations.size == 0
   total = found.rest + found.embedding + found.biases
   np.testing.assert_allclose(total, found.logit_difference, atol=1e-4)
+  text = page.pages(bare, page.measure(bare))['report.html']
+  assert 'there are not two to compare' in text
 
 
 def test_demonstrations_are_found_and_cut():
@@ -243,13 +253,6 @@ def test_demonstrations_are_found_and_cut():
   ).demonstration_labels == ['x', 'y']
 
 
-def test_tokens_belong_where_they_begin():
-  prompt = prompts.parse('a = x\n\nb = y\n\nc =')
-  spans = np.array([[0, 0], [0, 4], [4, 8], [8, 14], [14, 17]])
-  segments = prompts.segments(prompt, spans)
-  assert segments.tolist() == [-1, 0, 0, 1, -1]
-
-
 def test_prompt_file_loses_one_line_break(tmp_path):
   path = tmp_path / 'prompt.txt'
   path.write_text('a\n\n')
@@ -258,9 +261,8 @@ def test_prompt_file_loses_one_line_break(tmp_path):
   assert prompts.parse(prompts.read('', '')).demonstration_labels
 
 
-def test_bad_input_is_named(directory, loaded, tmp_path):
+def test_bad_input_is_named(config, tmp_path):
   def fails(match, **changes):
-    config = dataclasses.replace(TINY, model_path=directory)
     with pytest.raises(ValueError, match=match):
       experiment.run(dataclasses.replace(config, **changes), tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -293,8 +295,9 @@ def test_bad_input_is_named(directory, loaded, tmp_path):
   ],
 )
 def test_bad_setting_is_named(field, value):
-  with pytest.raises(ValueError, match=f'{field} is'):
-    dataclasses.replace(TINY, **{field: value})
+  experiment_battery.check_refused(
+    experiment, {field: value}, f'{field} is .*expected'
+  )
 
 
 def test_without_weights_the_demo_passes_on(monkeypatch, tmp_path, capsys):
@@ -309,30 +312,6 @@ def test_without_weights_the_demo_passes_on(monkeypatch, tmp_path, capsys):
   with pytest.raises(ValueError, match='--no-deps'):
     experiment.run(experiment.Config(), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
-
-
-def test_command_names_bad_flags(tmp_path):
-  result = subprocess.run(
-    [
-      *(sys.executable, '-m', 'experiments.language_model'),
-      *(f'--workdir={tmp_path / "out"}', '--top_tokens=0'),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert result.returncode == 1
-  assert 'error: top_tokens is 0; expected an integer >= 1' in result.stderr
-  assert not (tmp_path / 'out').exists()
-
-
-def test_total_variation_is_that_of_the_definition():
-  rng = np.random.default_rng(0)
-  first, second = rng.dirichlet(np.ones(5), 2)
-  expected = np.maximum(first - second, 0).sum()
-  found = measure.total_variation(np.log(first), np.log(second))
-  np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_benchmark_compares_the_same_pass(tmp_path, monkeypatch, capsys):

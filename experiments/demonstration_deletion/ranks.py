@@ -391,6 +391,7 @@ def _draw_ranks(results: Results) -> Any:
           zorder=4,
         )
     axis.set_title(TITLES[question])
+    axis.set_xticks([-1, -0.5, 0, 0.5, 1])
     axis.set_xlabel('Spearman correlation with deletion')
   handles = [
     plt.Line2D([], [], color=color, marker=marker, ls='', mfc=fill, label=text)

@@ -1,4 +1,4 @@
-"""Few-shot prompts: their blocks, demonstrations and labels, found in the text.
+"""A few-shot prompt on its way to the model: text, demonstrations, tokens.
 
 A prompt is blocks with blank lines between them; the last one is the query. A
 block is a demonstration if its last word but one is the query's last word, such
@@ -8,13 +8,18 @@ as `Sentiment:`; its last word is then its label. All other blocks instruct.
 import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-DEFAULT = pathlib.Path(__file__).with_name('language_model_prompt.txt')
-OTHER = -1  # Segment of tokens that belong to no demonstration.
+from experiments import lab
+from iclcl_jax import pretrained
+from iclcl_jax.pretrained import attribution
+from iclcl_jax.types import Array
+
+DEFAULT = pathlib.Path(__file__).with_name('prompt.txt')
 
 
 class Prompt(NamedTuple):
@@ -32,6 +37,74 @@ class Prompt(NamedTuple):
   spans: np.ndarray
   demonstration_labels: list[str]
   query_begin: int
+
+
+class Loaded(NamedTuple):
+  """A model and a prompt in its tokens, what every question starts from.
+
+  Attributes:
+    model: the model, in float32.
+    tokenizer: its words.
+    prompt: the prompt, taken apart.
+    tokens: its ids. Shape `[N]`.
+    token_texts: the characters that each token covers.
+    segments: demonstration of each token, -1 for the rest. Shape `[N]`.
+    labels: ids of the two labels; None if there are not two.
+  """
+
+  model: pretrained.LanguageModel
+  tokenizer: pretrained.Tokenizer
+  prompt: Prompt
+  tokens: Array
+  token_texts: list[str]
+  segments: np.ndarray
+  labels: tuple[int, int] | None
+
+
+@lab.once
+def load(config: Any) -> Loaded:
+  """Reads prompt and model, and checks that they fit.
+
+  Args:
+    config: settings of the experiment.
+
+  Returns:
+    The `Loaded`.
+
+  Raises:
+    ValueError: if a file is missing or truncated, the prompt is empty or too
+      long, or a label is not one token.
+  """
+  prompt = parse(
+    read(config.prompt, config.prompt_file),
+    separator=config.separator,
+    num_demonstrations=config.num_demonstrations,
+  )
+  path = config.model_path or pretrained.smollm2.weights_path()
+  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  tokens = tokenizer.encode(prompt.text)
+  length = len(tokens) + max(config.greedy_tokens - 1, 0)
+  if length > model.context_length:
+    raise ValueError(
+      f'prompt has {len(tokens)} tokens and greedy_tokens is '
+      f'{config.greedy_tokens}; expected at most {model.context_length} '
+      'together, the context of the model. Shorten one of them.'
+    )
+  segments = np.full(len(tokens), -1, np.int32)
+  if len(prompt.spans):
+    spans = attribution.token_spans(
+      tokenizer, prompt.text, prompt.spans.tolist()
+    )
+    segments = attribution.mark_spans(spans, len(tokens))
+  return Loaded(
+    model,
+    tokenizer,
+    prompt,
+    jnp.asarray(tokens),
+    [prompt.text[begin:end] for begin, end in tokenizer.spans(prompt.text)],
+    segments,
+    labels(prompt, config.labels, tokenizer),
+  )
 
 
 def read(prompt: str, prompt_file: str) -> str:
@@ -137,24 +210,6 @@ def _blocks(text: str, separator: str) -> list[tuple[int, int]]:
   return [(a, b) for a, b in pairs if text[a:b].strip()]
 
 
-def segments(prompt: Prompt, token_spans: np.ndarray) -> np.ndarray:
-  """Which demonstration each token belongs to.
-
-  Args:
-    prompt: the prompt.
-    token_spans: characters of each token. Shape `[N, 2]`.
-
-  Returns:
-    Number of the demonstration, or `OTHER`; a token belongs where it begins,
-    and tokens that were added around the text belong to none. Shape `[N]`.
-  """
-  result = np.full(len(token_spans), OTHER, np.int32)
-  begins, ends = token_spans.T
-  for index, (first, last) in enumerate(prompt.spans):
-    result[(begins >= first) & (begins < last) & (ends > begins)] = index
-  return result
-
-
 def labels(
   prompt: Prompt, chosen: str, tokenizer: Any
 ) -> tuple[int, int] | None:
@@ -201,6 +256,19 @@ def likelier_first(
     pair = tuple(np.argsort(-log_probs, kind='stable')[:2].tolist())
   first, second = sorted(pair, key=lambda index: -log_probs[index])
   return first, second
+
+
+def printable(token_text: Callable[[int], str], index: int) -> str:
+  r"""Text of a token without spaces, or its id where that shows nothing.
+
+  Example:
+    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 0)
+    'a'
+    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 2)
+    'token 2'
+  """
+  text = token_text(index).strip()
+  return text if text and '\ufffd' not in text else f'token {index}'
 
 
 def _label_id(tokenizer: Any, word: str) -> int:

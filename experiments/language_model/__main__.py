@@ -1,0 +1,3 @@
+from experiments import lab, language_model
+
+lab.main(language_model)

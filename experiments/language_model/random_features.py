@@ -1,0 +1,673 @@
+"""Could random features stand in for the softmax of a real model?
+
+Errors are of single attention outputs, relative: `|h_R - h| / |h|` of one head
+at one position, with the tokens that this position sees.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.language_model import identity, prompts
+from iclcl_jax import (
+  attention,
+  budget,
+  features,
+  pretrained,
+  projections,
+  transformer,
+)
+from iclcl_jax.types import Array
+
+MAPS: dict[str, Any] = {
+  'positive': features.PositiveFeatures,
+  'hyperbolic': features.HyperbolicFeatures,
+  'trigonometric': features.TrigonometricFeatures,
+}
+PROJECTIONS: dict[str, Any] = {
+  'gaussian': projections.gaussian,
+  'orthogonal': projections.orthogonal,
+}
+GAUSSIAN = {'gaussian': projections.gaussian}
+SHRINK_FACTORS = 0.1, 0.2, 0.3, 0.6, 1.0
+TARGET = 0.1  # Relative error of an output that is asked for.
+JUDGED = 'positive, orthogonal'
+# Colour, marker and its size (positive and hyperbolic features often coincide),
+# line of the prediction.
+LOOKS = {
+  'positive': (drawing.BLUE, 'o', 12, '-'),
+  'hyperbolic': (drawing.GREEN, 's', 5, '--'),
+  'trigonometric': (drawing.ORANGE, '^', 8, ':'),
+}
+
+
+class HeadInputs(NamedTuple):
+  """What chosen heads see at chosen positions.
+
+  Attributes:
+    queries: rotated. Shape `[L, H, M, d_k]`.
+    keys: rotated. Shape `[L, H, N, d_k]`.
+    values: Shape `[L, H, N, d_k]`.
+    positions: of the queries; a query sees the tokens up to its own. Shape
+      `[M]`.
+  """
+
+  queries: np.ndarray
+  keys: np.ndarray
+  values: np.ndarray
+  positions: np.ndarray
+
+
+def collect(
+  model: pretrained.LanguageModel,
+  tokens: Array,
+  *,
+  num_heads: int,
+  num_queries: int,
+) -> HeadInputs:
+  """Reads queries, keys and values off a forward pass.
+
+  Args:
+    model: the model.
+    tokens: ids of the prompt. Shape `[N]`.
+    num_heads: query heads of a layer, evenly chosen; at most all.
+    num_queries: positions, evenly chosen from the later half of the prompt.
+
+  Returns:
+    The `HeadInputs`.
+  """
+  total = model.blocks.query.weight.shape[2]
+  groups = model.blocks.key.weight.shape[2]
+  chosen = _evenly(0, total - 1, num_heads)
+  positions = _evenly(len(tokens) // 2, len(tokens) - 1, num_queries)
+
+  def step(stream, block):
+    heads = transformer.heads(model.architecture, block, stream)
+    stream = transformer.apply_block(model.architecture, block, stream)
+    owners = chosen * groups // total
+    return stream, (
+      heads.queries[chosen][:, positions],
+      heads.keys[owners],
+      heads.values[owners],
+    )
+
+  def read(model, tokens):
+    x = pretrained.embed(model, tokens)
+    return jax.lax.scan(step, x, model.blocks)[1]
+
+  with jax.default_matmul_precision('highest'):
+    arrays = jax.device_get(lab.compile_quickly(read)(model, tokens))
+  queries, keys, values = arrays
+  return HeadInputs(queries, keys, values, positions)
+
+
+def _evenly(first: int, last: int, count: int) -> np.ndarray:
+  """At most `count` different integers, the last one among them."""
+  return np.unique(np.linspace(last, first, count).round().astype(int))
+
+
+def errors_of(
+  inputs: HeadInputs,
+  projection_fns: Mapping[str, Any],
+  num_directions: int,
+  num_draws: int,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Relative errors of attention by random features.
+
+  Args:
+    inputs: of the heads.
+    projection_fns: such as `PROJECTIONS`, by name.
+    num_directions: rows `R` of the projections.
+    num_draws: of each projection.
+    seed: of the draws.
+
+  Returns:
+    Errors by `'map, projection'`. Shapes `[D, L, H, M]`.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), num_directions)
+  draw = functools.partial(
+    _draw, tuple(projection_fns.values()), num_directions
+  )
+  keys = jax.random.split(key, num_draws)
+  dim = inputs.keys.shape[-1]
+  directions = lab.compile_quickly(
+    lambda keys: jax.lax.map(lambda k: draw(dim, k), keys)
+  )(keys)
+  heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs[:3])
+  found = jax.device_get(_all_errors(directions, inputs.positions, heads))
+  shape = num_draws, *inputs.queries.shape[:3]
+  return {
+    f'{name}, {projection}': array[:, index].reshape(shape)
+    for name, array in found.items()
+    for index, projection in enumerate(projection_fns)
+  }
+
+
+def _draw(projection_fns, num_directions, dim, key) -> Array:
+  """One draw of each projection. Shape `[P, R, d_k]`."""
+  keys = jax.random.split(key, len(projection_fns))
+  rows = [
+    fn(key, num_directions, dim, dtype=jnp.float32)
+    for fn, key in zip(projection_fns, keys, strict=True)
+  ]
+  return jnp.stack(rows)
+
+
+@lab.compile_quickly
+def _all_errors(directions, positions, heads) -> dict[str, Array]:
+  """Errors by map. Shapes `[D, P, L H, M]`."""
+
+  def of_head(directions, head):
+    queries, keys, values = head
+    mask = jnp.arange(keys.shape[0])[None] <= positions[:, None]
+    return {
+      name: _errors(make(directions), mask, queries, keys, values)
+      for name, make in MAPS.items()
+    }
+
+  def of_projection(directions):
+    return jax.lax.map(functools.partial(of_head, directions), heads)
+
+  return jax.lax.map(lambda rows: jax.lax.map(of_projection, rows), directions)
+
+
+def _errors(phi, mask, queries, keys, values) -> Array:
+  """Of one head: an error for each query. Shape `[M]`."""
+  exact = jax.vmap(
+    lambda query, seen: attention.softmax_attention(
+      query, keys, values, mask=seen
+    )
+  )(queries, mask)
+  estimate = jax.vmap(
+    lambda query, seen: attention.kernel_attention(
+      phi, query, keys, values, mask=seen
+    )
+  )(queries, mask)
+  return _relative(estimate, exact)
+
+
+def _relative(estimate, exact) -> Array:
+  return jnp.linalg.norm(estimate - exact, axis=-1) / jnp.linalg.norm(
+    exact, axis=-1
+  )
+
+
+def mean_errors(inputs: HeadInputs) -> np.ndarray:
+  """Errors of the plain mean of the visible values. Shape `[L, H, M]`."""
+  queries, keys, values, positions = inputs
+  scores = np.einsum('lhmd,lhnd->lhmn', queries, keys) / keys.shape[-1] ** 0.5
+  seen = np.arange(keys.shape[2])[None] <= positions[:, None]
+  scores = np.where(seen, scores.astype(np.float64), -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  exact = weights @ values
+  mean = (seen / seen.sum(-1, keepdims=True)) @ values
+  return np.linalg.norm(mean - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+
+
+def predict(inputs: HeadInputs, num_directions: int) -> dict[str, np.ndarray]:
+  """Root-mean-square output errors that the feature budget predicts.
+
+  To first order and for independent directions, over the queries of a head;
+  they fall as `1 / sqrt(R)` and are valid up to `budget.LARGEST_VALID_ERROR`.
+
+  Args:
+    inputs: of the heads.
+    num_directions: rows `R`.
+
+  Returns:
+    Predicted errors by map. Shapes `[L, H, M]`.
+  """
+  shape = inputs.queries.shape[:3]
+  result = {name: np.zeros(shape) for name in MAPS}
+  for layer, head, row in np.ndindex(shape):
+    seen = slice(inputs.positions[row] + 1)
+    arrays = (
+      inputs.queries[layer, head, row][None],
+      inputs.keys[layer, head, seen],
+      inputs.values[layer, head, seen],
+    )
+    for name, feature_map in MAPS.items():
+      result[name][layer, head, row] = budget.predicted_output_error(
+        feature_map,
+        *(jnp.asarray(array) for array in arrays),
+        num_directions=num_directions,
+      )
+  return result
+
+
+class Shrunk(NamedTuple):
+  """The same heads with queries and keys multiplied by a factor.
+
+  Attributes:
+    factors: the last one is 1, the model as it is. Shape `[F]`.
+    num_directions: directions `R`.
+    measured: root-mean-square errors over draws and heads of every layer, by
+      map. Shapes `[F]`.
+    predicted: the same as the budget predicts. Shapes `[F]`.
+  """
+
+  factors: tuple[float, ...]
+  num_directions: int
+  measured: dict[str, np.ndarray]
+  predicted: dict[str, np.ndarray]
+
+
+class Results(NamedTuple):
+  """Random features on the heads of a model.
+
+  Attributes:
+    counts: directions `R` that were tried.
+    num_tokens: tokens of the prompt.
+    errors: by `R` and `'map, projection'`. Shapes `[D, L, H, M]`.
+    mean_errors: of the plain mean of the visible values. Shape `[L, H, M]`.
+    log_needed: log10 of the predicted directions for an error of `TARGET`, by
+      map. Shapes `[L, H, M]`.
+    shrunk: `Shrunk`, the check of the prediction.
+  """
+
+  counts: tuple[int, ...]
+  num_tokens: int
+  errors: dict[int, dict[str, np.ndarray]]
+  mean_errors: np.ndarray
+  log_needed: dict[str, np.ndarray]
+  shrunk: Shrunk
+
+  @property
+  def judged(self) -> np.ndarray:
+    """Errors with the most directions of the map that is judged."""
+    return self.errors[self.counts[-1]][JUDGED]
+
+
+@lab.once
+def measure(config: Any) -> Results | None:
+  """Tries random features on the heads, and predicts how many they need.
+
+  Args:
+    config: of `experiments.language_model`.
+
+  Returns:
+    The `Results`; None if the config asks for no directions.
+  """
+  if config.num_features == (0,):
+    return None
+  identity.first_pass(config)  # Not beside what is timed.
+  loaded = prompts.load(config)
+  inputs = collect(
+    loaded.model, loaded.tokens, num_heads=config.feature_heads, num_queries=1
+  )
+  counts = tuple(sorted(config.num_features))
+  errors = {
+    count: errors_of(
+      inputs, PROJECTIONS, count, config.feature_draws, config.seed
+    )
+    for count in counts
+  }
+  predicted = predict(inputs, counts[-1])
+  return Results(
+    counts,
+    len(loaded.tokens),
+    errors,
+    mean_errors(inputs),
+    {k: directions_needed(v, counts[-1]) for k, v in predicted.items()},
+    shrink(inputs, counts[-1], config.feature_draws, config.seed),
+  )
+
+
+def shrink(
+  inputs: HeadInputs, num_directions: int, num_draws: int, seed: int
+) -> Shrunk:
+  """Compares measured with predicted errors as queries and keys shrink.
+
+  Args:
+    inputs: of the heads; one head of every third layer is used.
+    num_directions: rows `R` of a Gaussian projection.
+    num_draws: of the projection.
+    seed: of the draws.
+
+  Returns:
+    The `Shrunk`.
+  """
+  one = inputs._replace(
+    queries=inputs.queries[::3, :1],
+    keys=inputs.keys[::3, :1],
+    values=inputs.values[::3, :1],
+  )
+  found: dict[str, dict[str, list[Any]]] = {'measured': {}, 'predicted': {}}
+  for factor in SHRINK_FACTORS:
+    small = one._replace(
+      queries=one.queries * np.float32(factor),
+      keys=one.keys * np.float32(factor),
+    )
+    measured = errors_of(small, GAUSSIAN, num_directions, num_draws, seed)
+    predicted = predict(small, num_directions)
+    for name in MAPS:
+      rows = measured[f'{name}, gaussian'], predicted[name]
+      for kind, array in zip(found, rows, strict=True):
+        found[kind].setdefault(name, []).append(np.sqrt(np.mean(array**2)))
+  arrays = {
+    kind: {name: np.array(row) for name, row in rows.items()}
+    for kind, rows in found.items()
+  }
+  return Shrunk(
+    SHRINK_FACTORS, num_directions, arrays['measured'], arrays['predicted']
+  )
+
+
+def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
+  """Log10 of the directions that reach `TARGET`, at least 0.
+
+  Args:
+    predicted: errors with `num_directions`.
+    num_directions: rows `R`.
+
+  Returns:
+    The logarithms. The shape of `predicted`.
+
+  Example:
+    >>> directions_needed(np.array([1.0]), 10).tolist()
+    [3.0]
+  """
+  with np.errstate(divide='ignore'):
+    log_error = np.log10(np.asarray(predicted, np.float64) / TARGET)
+  return np.maximum(np.log10(num_directions) + 2 * log_error, 0)
+
+
+def claims(config: Any, results: Results | None) -> list[lab.Claim]:
+  del config
+  if results is None:
+    return []
+  return [
+    lab.Claim(
+      id='language-model-random-features',
+      source='Ren & Liu, arXiv:2310.13220, random features in place of the '
+      'softmax',
+      claim=f'{results.counts[-1]} positive random features imitate the heads '
+      'of a real model',
+      statistic='median relative error of an output over '
+      f'{results.mean_errors[..., 0].size} heads, orthogonal directions; at '
+      'most 0.1',
+      estimate=lab.Estimate(
+        float(np.median(results.judged)), *_median_interval(results.judged)
+      ),
+      at_most=TARGET,
+    )
+  ]
+
+
+def _median_interval(errors: np.ndarray) -> list[float]:
+  """95 % bootstrap interval of the median over heads."""
+  heads = np.median(errors, axis=(0, 3)).ravel()
+  rng = np.random.default_rng(0)
+  draws = rng.choice(heads, (2000, heads.size))
+  return np.quantile(np.median(draws, axis=1), [0.025, 0.975]).tolist()
+
+
+def summary(config: Any, results: Results | None) -> dict[str, Any]:
+  del config
+  if results is None:
+    return {'random_features': None}
+  most = results.errors[results.counts[-1]]
+  needed = results.log_needed
+  return {
+    'random_features': {
+      'median_error': {
+        count: {name: np.median(x) for name, x in rows.items()}
+        for count, rows in results.errors.items()
+      },
+      'median_error_interval': {
+        k: _median_interval(x) for k, x in most.items()
+      },
+      'median_error_of_plain_mean': np.median(results.mean_errors),
+      'num_heads': results.mean_errors[..., 0].size,
+      'num_draws': len(results.judged),
+      'log10_directions_needed': {
+        name: np.quantile(x, [0.1, 0.5, 0.9]) for name, x in needed.items()
+      },
+      'log10_directions_needed_least': {k: x.min() for k, x in needed.items()},
+      'shrunk': results.shrunk._asdict(),
+    }
+  }
+
+
+def metrics(results: Results, layer: int) -> dict[str, Any]:
+  """What a row of metrics holds of a layer."""
+  return {
+    'median_feature_error': {
+      count: {name: np.median(x[:, layer]) for name, x in rows.items()}
+      for count, rows in results.errors.items()
+    },
+    'log10_directions_needed': {
+      name: np.median(x[layer]) for name, x in results.log_needed.items()
+    },
+  }
+
+
+def sentence(results: Results | None) -> str:
+  """What to remember of this question."""
+  if results is None:
+    return ''
+  error = np.median(results.judged)
+  verb = 'imitate' if error <= TARGET else 'do not imitate'
+  return (
+    f'Positive random features {verb} these heads: with {results.counts[-1]} '
+    f'directions the median relative error of an output is {error:.2f}, beside '
+    f'{np.median(results.mean_errors):.2f} for the plain mean of all values, '
+    'and for 10 % the feature budget asks for '
+    f'10^{np.median(results.log_needed["positive"]):.0f} directions in the '
+    'median head.'
+  )
+
+
+def captions(results: Results | None) -> dict[str, str]:
+  """What each figure shows."""
+  if results is None:
+    return {}
+  return {
+    'random_features': 'Random features on the queries and keys of the model: '
+    'measured errors against the number of directions, directions that the '
+    'feature budget predicts for an error of 10 %, and predicted beside '
+    'measured errors as queries and keys are shrunk.',
+    'random_features_layers': 'Median relative error of the outputs of the '
+    'heads of each layer by random features, orthogonal directions, beside '
+    'that of the plain mean of the visible values.',
+  }
+
+
+def figures(config: Any, results: Results | None) -> list[lab.Figure]:
+  del config
+  if results is None:
+    return []
+  drawn = _overview(results), _layers(results)
+  return [
+    lab.Figure(name, drawing_, text)
+    for (name, text), drawing_ in zip(
+      captions(results).items(), drawn, strict=True
+    )
+  ]
+
+
+def _overview(results: Results) -> Any:
+  """Errors against R; directions needed; the prediction checked."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 3, figsize=(15.5, 5.2))
+  _errors(axes[0], results)
+  _needed(axes[1], results)
+  _check(axes[2], results)
+  return figure
+
+
+def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
+  """Median and two quantiles of each row."""
+  return [
+    lab.Estimate(*np.quantile(row, [0.5, low, high]).tolist()) for row in rows
+  ]
+
+
+def _errors(axis, results: Results) -> None:
+  for name, (color, marker, size, _) in LOOKS.items():
+    look = {
+      'color': color,
+      'marker': marker,
+      'ms': size,
+      'mfc': 'none' if name == 'positive' else color,
+      'mew': 1.8,
+    }
+    for projection in PROJECTIONS:
+      # Median over positions and draws of each head; a band from head to head.
+      heads = [
+        np.median(results.errors[r][f'{name}, {projection}'], axis=(0, 3))
+        for r in results.counts
+      ]
+      label = f'{name}, {projection}'
+      if projection == 'orthogonal':
+        bands = _quantiles(heads, 0.25, 0.75)
+        drawing.band(axis, results.counts, bands, label=label, **look)
+      else:
+        values = [np.median(x) for x in heads]
+        axis.plot(results.counts, values, '--', label=label, **look)
+  axis.axhline(
+    np.median(results.mean_errors),
+    color=drawing.BLACK,
+    linestyle=':',
+    linewidth=2,
+    label='plain mean of values',
+  )
+  axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
+  _note(axis, 'error of 10 %', TARGET)
+  axis.set_xscale('log', base=2)
+  axis.set_yscale('log')
+  axis.set_ylim(TARGET / 30, None)
+  axis.set_xticks(results.counts, [str(r) for r in results.counts])
+  axis.set_xlabel('random directions R')
+  axis.set_ylabel('relative error of the output')
+  axis.set_title('measured: median, quartiles of heads')
+  axis.legend(loc='lower left')
+
+
+def _note(axis, text: str, height: float) -> None:
+  """A remark above a horizontal line, at its right end."""
+  axis.annotate(
+    text,
+    (0.99, height),
+    xycoords=('axes fraction', 'data'),
+    xytext=(0, 4),
+    textcoords='offset points',
+    ha='right',
+    color='#404040',
+  )
+
+
+def _needed(axis, results: Results) -> None:
+  steps = np.arange(results.mean_errors.shape[0])
+  for name, (color, marker, size, _) in LOOKS.items():
+    drawing.band(
+      axis,
+      steps,
+      _quantiles(results.log_needed[name], 0, 1),
+      marker=marker,
+      color=color,
+      ms=size * 0.7,
+      mfc='none' if name == 'positive' else color,
+      label=name,
+    )
+  height = np.log10(results.num_tokens)
+  axis.axhline(height, color=drawing.BLACK, linestyle=':')
+  _note(axis, f'tokens of the prompt ({results.num_tokens})', height)
+  axis.set_ylim(0, None)
+  axis.set_xlabel('layer')
+  axis.set_ylabel('$\\log_{10}$ of the directions R')
+  axis.set_title('predicted: R for an error of 10 %')
+  axis.legend(loc='upper right')
+
+
+def _check(axis, results: Results) -> None:
+  found = results.shrunk
+  for name, (color, marker, size, line) in LOOKS.items():
+    axis.plot(
+      found.factors,
+      found.predicted[name],
+      line,
+      color=color,
+      label=f'{name}, predicted',
+    )
+    axis.plot(
+      found.factors,
+      found.measured[name],
+      marker,
+      color=color,
+      markerfacecolor='white',
+      markeredgewidth=1.8,
+      markersize=max(size, 8),
+      label=f'{name}, measured',
+    )
+  limit = budget.LARGEST_VALID_ERROR
+  axis.axhspan(limit, 1e9, color=drawing.GREY, alpha=0.15, linewidth=0)
+  _note(axis, 'prediction not valid', limit)
+  axis.set_yscale('log')
+  smallest = min(
+    min(rows[name].min() for name in MAPS)
+    for rows in (found.measured, found.predicted)
+  )
+  axis.set_ylim(bottom=max(smallest / 2, 1e-6))
+  axis.set_xlabel('queries and keys multiplied by (1: the model)')
+  axis.set_ylabel('relative error of the output, r.m.s.')
+  axis.set_title(f'the prediction checked, R = {found.num_directions}')
+  axis.set_ylim(top=3e3)
+  axis.legend(loc='upper right')
+
+
+def _layers(results: Results) -> Any:
+  """Median error of each layer, a panel for each map, a line for each R."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(
+    len(MAPS), 1, figsize=(10, 9), sharex=True, sharey=True
+  )
+  steps = np.arange(results.mean_errors.shape[0])
+  shades = np.linspace(0.6, 0, len(results.counts))
+  for axis, name in zip(axes, MAPS, strict=True):
+    for index, count in enumerate(results.counts):
+      array = results.errors[count][f'{name}, orthogonal']
+      axis.plot(
+        steps,
+        np.median(array, axis=(0, 2, 3)),
+        marker=drawing.look(index)['marker'],
+        markersize=6,
+        color=str(shades[index]),
+        linewidth=1.3,
+        label=f'R = {count}',
+      )
+    axis.plot(
+      steps,
+      np.median(results.mean_errors, axis=(1, 2)),
+      ':',
+      color=drawing.BLUE,
+      linewidth=2.5,
+      label='plain mean of values',
+    )
+    axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
+    axis.set_yscale('log')
+    axis.set_title(f'{name} features, orthogonal directions')
+    axis.set_ylabel('relative error')
+  axes[0].annotate(
+    'error of 10 %', (0, TARGET), xytext=(0, 4), textcoords='offset points'
+  )
+  axes[0].legend(
+    ncols=len(results.counts) + 1,
+    loc='lower center',
+    bbox_to_anchor=(0.5, 1.12),
+  )
+  axes[-1].set_xlabel('layer')
+  return figure
+
+
+PART = lab.Part(measure, claims, figures, summary=summary)

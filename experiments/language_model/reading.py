@@ -1,0 +1,355 @@
+"""Which tokens and demonstrations was the answer read from?"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.language_model import identity, prompts
+from iclcl_jax.pretrained import attribution
+
+MAX_BARS = 40
+
+
+class Results(NamedTuple):
+  """The difference of two logits behind a prompt, taken apart.
+
+  Positive numbers speak for the first label, the likelier one.
+
+  Attributes:
+    loaded: model and prompt.
+    label_ids: the two tokens that are compared.
+    labels: their texts.
+    probabilities: theirs, as the next token.
+    logit_difference: logit of the first label less that of the second.
+    identity_error: what the sum of all terms lacks, over the sum of their
+      absolute values.
+    of_tokens: what the heads read from each token. Shape `[N]`.
+    of_heads: what each head reads, from the whole prompt. Shape `[L, H]`.
+    of_demonstrations: what the heads read from each. Shape `[S]`.
+    rest: what they read from all other tokens.
+    embedding: of the last token itself.
+    biases: of all blocks and of the head.
+    removal: what the difference loses if each head alone forgets the
+      demonstration, to first order, summed over heads. Shape `[S]`.
+    deletion: what it loses in a forward pass of the prompt without the
+      demonstration. Shape `[S]`.
+    drop_shares: share of a demonstration in the loss drop of a dual model,
+      mean over layers and key-value heads. Shape `[S]`.
+  """
+
+  loaded: prompts.Loaded
+  label_ids: tuple[int, int]
+  labels: tuple[str, str]
+  probabilities: list[float]
+  logit_difference: float
+  identity_error: float
+  of_tokens: np.ndarray
+  of_heads: np.ndarray
+  of_demonstrations: np.ndarray
+  rest: float
+  embedding: float
+  biases: float
+  removal: np.ndarray
+  deletion: np.ndarray
+  drop_shares: np.ndarray
+
+
+@lab.once
+@jax.default_matmul_precision('highest')
+def measure(config: Any) -> Results:
+  """Takes the difference of two logits behind the prompt apart."""
+  forward, _ = identity.first_pass(config)
+  loaded = prompts.load(config)
+  model, tokens, segments = loaded.model, loaded.tokens, loaded.segments
+  pair = prompts.likelier_first(loaded.labels, forward.log_probs)
+
+  def of_tokens(model, tokens, labels):
+    numbers = jnp.arange(len(tokens))
+    return attribution.attribute(
+      model, tokens, numbers, *labels, num_segments=len(tokens)
+    )
+
+  labels = jnp.asarray(pair)
+  found = jax.device_get(lab.compile_quickly(of_tokens)(model, tokens, labels))
+  terms = (
+    *(found.contributions, found.rest, found.embedding),
+    *(found.biases, found.final_bias),
+  )
+  flat = np.concatenate([np.ravel(x).astype(np.float64) for x in terms])
+  difference = float(found.logit_difference)
+  rows = found.contributions.sum((0, 1), dtype=np.float64)
+  removal, without, shares = _of_demonstrations(loaded, labels)
+  return Results(
+    loaded=loaded,
+    label_ids=pair,
+    labels=tuple(prompts.printable(loaded.tokenizer.token, i) for i in pair),
+    probabilities=[float(np.exp(forward.log_probs[i])) for i in pair],
+    logit_difference=difference,
+    identity_error=float(abs(flat.sum() - difference) / np.abs(flat).sum()),
+    of_tokens=rows,
+    of_heads=found.contributions.sum(2, dtype=np.float64),
+    of_demonstrations=np.array(
+      [rows[segments == index].sum() for index in range(len(removal))]
+    ),
+    rest=float(rows[segments < 0].sum()),
+    embedding=float(found.embedding),
+    biases=float(found.biases.sum(dtype=np.float64) + found.final_bias),
+    removal=removal,
+    deletion=difference - without,
+    drop_shares=shares,
+  )
+
+
+def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
+  """Removal from heads, differences without each, shares of the loss drop."""
+  count = len(loaded.prompt.demonstration_labels)
+  if not count:
+    return [np.zeros(0)] * 3
+
+  def measure(model, tokens, segments, labels):
+    prompt = model, tokens, segments
+    effects = attribution.attribute(
+      *prompt, *labels, num_segments=count
+    ).removal_effects
+    gradients = attribution.demonstration_gradients(*prompt, num_segments=count)
+    return (
+      jnp.sum(effects, axis=(0, 1)),
+      attribution.logit_differences_without(
+        *prompt, *labels, num_segments=count
+      ),
+      jnp.mean(gradients.drop_shares, axis=(0, 1)),
+    )
+
+  segments = jnp.asarray(loaded.segments)
+  call = lab.compile_quickly(measure)
+  found = jax.device_get(call(loaded.model, loaded.tokens, segments, labels))
+  return [np.asarray(x, np.float64) for x in found]
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  del config
+  return [
+    lab.Claim(
+      id='language-model-attribution',
+      source='Elhage et al. (2021), direct paths',
+      claim='contributions of heads and tokens sum to the difference of two '
+      'logits',
+      statistic='what the sum lacks over the sum of absolute values, float32; '
+      'at most 1e-05',
+      estimate=lab.exactly(results.identity_error),
+      at_most=1e-5,
+    )
+  ]
+
+
+def demonstrations(results: Results) -> list[dict[str, Any]]:
+  """A row for each demonstration."""
+  return [
+    {
+      'number': index + 1,
+      'label': label,
+      'contribution': results.of_demonstrations[index],
+      'removal_effect': results.removal[index],
+      'deletion_effect': results.deletion[index],
+      'loss_drop_share': results.drop_shares[index],
+    }
+    for index, label in enumerate(results.loaded.prompt.demonstration_labels)
+  ]
+
+
+def summary(config: Any, results: Results) -> dict[str, Any]:
+  return {
+    'attribution': {
+      'labels': results.labels,
+      'label_ids': results.label_ids,
+      'labels_note': labels_note(config, results),
+      'label_probabilities': results.probabilities,
+      'logit_difference': results.logit_difference,
+      'identity_error': results.identity_error,
+      'demonstrations': demonstrations(results),
+      'first_token': {
+        'contribution': results.of_tokens[0],
+        'demonstration': int(results.loaded.segments[0]) + 1 or None,
+      },
+      'rest': results.rest,
+      'embedding': results.embedding,
+      'biases': results.biases,
+      'rank_correlation_with_deletion': {
+        'contribution': rank_correlation(results, results.of_demonstrations),
+        'removal_effect': rank_correlation(results, results.removal),
+      },
+      'contribution_of_heads': results.of_heads,
+    }
+  }
+
+
+def tables(config: Any, results: Results) -> dict[str, Any]:
+  del config
+  rows = demonstrations(results)
+  return {'demonstrations': rows} if rows else {}
+
+
+def labels_note(config: Any, results: Results) -> str:
+  """Why these two tokens are compared; empty if they are the labels."""
+  names = sorted(set(results.loaded.prompt.demonstration_labels))
+  if config.labels or len(names) == 2:
+    return ''
+  reason = f'The demonstrations have {len(names)} labels'
+  if len(names) < 2:
+    reason = 'The prompt has no demonstrations'
+  if len(names) == 1:
+    reason = f'All demonstrations have the label {names[0]!r}'
+  return (
+    f'{reason}, so there are not two to compare: the two likeliest next tokens '
+    'stand in for them (--labels=A,B chooses others).'
+  )
+
+
+def first_token_note(results: Results) -> str:
+  """What was read from the first token, and whose number holds it."""
+  number = results.loaded.segments[0] + 1
+  holder = f'demonstration {number}' if number else 'the rest of the prompt'
+  return (
+    f'{results.of_tokens[0]:+.2f} was read from the first token, where heads '
+    f'rest that find nothing to read; it counts for {holder}'
+  )
+
+
+def rank_correlation(results: Results, predicted: np.ndarray) -> float | None:
+  """With the effect of deletion; None for fewer than four demonstrations."""
+  if len(predicted) < 4:
+    return None
+  return float(statistics.rank_correlation(predicted, results.deletion))
+
+
+def sentence(results: Results) -> str:
+  """What to remember of this question; nothing without demonstrations."""
+  contributions = results.of_demonstrations
+  if not contributions.size:
+    return ''
+  best = int(np.argmax(contributions))
+  text = (
+    f'Of the logit difference of {results.logit_difference:.2f} in favour of '
+    f'{results.labels[0]!r}, the heads of the last position read '
+    f'{contributions.sum():.2f} from the {contributions.size} demonstrations, '
+    f'most from number {best + 1} ({contributions[best]:.2f}).'
+  )
+  ranks = [
+    rank_correlation(results, x) for x in (contributions, results.removal)
+  ]
+  if None in ranks:
+    return text
+  return (
+    f'{text} What a forward pass without a demonstration says is a question '
+    "of its own: on this prompt, which tells little, Spearman's rank "
+    f'correlation with the deletion effect over {contributions.size} '
+    f'demonstrations is {ranks[0]:.2f} for the contribution and '
+    f'{ranks[1]:.2f} for the removal effect.'
+  )
+
+
+def caption(results: Results) -> str:
+  """What the figure shows."""
+  first, second = results.labels
+  return (
+    'What the heads read at the last position: each bar and disc is a part of '
+    f'the logit of {first!r} less that of {second!r}, with gates and '
+    'normalisations frozen. Bars are sums over all heads, of the tokens of one '
+    'demonstration (the first also holds the token where idle heads rest, '
+    'unless other text comes before it); the diamond is what deleting it from '
+    'the prompt really takes away.'
+  )
+
+
+def figures(config: Any, results: Results) -> list[lab.Figure]:
+  del config
+  import matplotlib.pyplot as plt
+
+  count = max(len(results.of_demonstrations), 1)
+  height = max(5.4, 2.2 + 0.42 * min(count + 2, MAX_BARS))
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(13, height), width_ratios=(1, 1.25)
+  )
+  _bars(left, results)
+  _discs(right, results)
+  first, second = results.labels
+  figure.suptitle(
+    f'Logit of "{first}" less that of "{second}": '
+    f'{results.logit_difference:.2f}, read by the heads of the last position '
+    'from the prompt'
+  )
+  return [lab.Figure('attribution', figure, caption(results))]
+
+
+def _bars(axis, results: Results) -> None:
+  """A bar for each demonstration, and what deleting it takes away."""
+  labels = results.loaded.prompt.demonstration_labels[:MAX_BARS]
+  shown = len(labels)
+  names = [f'{index + 1}  {label}' for index, label in enumerate(labels)]
+  names += ['rest of the prompt', 'embedding, biases']
+  rest = [results.rest, results.embedding + results.biases]
+  values = np.concatenate([results.of_demonstrations[:shown], rest])
+  places = np.arange(len(names))
+  for chosen, color, hatch, text in (
+    (values >= 0, drawing.BLUE, '', 'contribution, towards the answer'),
+    (values < 0, 'white', '////', 'contribution, against it'),
+  ):
+    edge = drawing.ORANGE if hatch else drawing.BLUE
+    axis.barh(
+      *(places[chosen], values[chosen]),
+      height=0.62,
+      color=color,
+      edgecolor=edge,
+      hatch=hatch,
+      label=text,
+    )
+  for array, marker, label in (
+    (results.removal, 'o', 'removed from the heads, to first order'),
+    (results.deletion, 'D', 'deleted from the prompt, measured'),
+  ):
+    look = {'color': drawing.BLACK, 'mfc': 'white', 'ms': 7, 'mew': 1.6}
+    if shown:
+      axis.plot(array[:shown], places[:shown], marker, label=label, **look)
+  axis.axvline(0, color=drawing.GREY, linewidth=1)
+  axis.set_yticks(places, names)
+  axis.invert_yaxis()
+  axis.set_xlabel(f'logits towards "{results.labels[0]}"')
+  axis.set_title('by demonstration and its label')
+  axis.legend(loc='upper center', bbox_to_anchor=(0.4, -0.12), ncols=2)
+
+
+def _discs(axis, results: Results) -> None:
+  """A disc for each head: area is size, filled is towards the answer."""
+  values = results.of_heads.T
+  num_heads, num_layers = values.shape
+  largest = np.abs(values).max()
+  x, y = np.meshgrid(np.arange(num_layers), np.arange(num_heads))
+  for chosen, color, fill, label in (
+    (values >= 0, drawing.BLUE, drawing.BLUE, 'towards the answer'),
+    (values < 0, drawing.ORANGE, 'none', 'against it'),
+  ):
+    axis.scatter(
+      x[chosen],
+      y[chosen],
+      s=150 * np.abs(values[chosen]) / largest,
+      facecolor=fill,
+      edgecolor=color,
+      linewidth=1.5,
+      label=label,
+    )
+  axis.set(xlim=(-1, num_layers), ylim=(num_heads, -1))
+  axis.set_xticks(range(0, num_layers, max(1, num_layers // 10)))
+  axis.set_yticks(range(0, num_heads, max(1, num_heads // 10)))
+  axis.set(xlabel='layer', ylabel='head')
+  axis.set_title(f'by head (largest disc: {largest:.2f} logits)')
+  axis.legend(
+    loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, markerscale=0.8
+  )
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, tables=tables)
