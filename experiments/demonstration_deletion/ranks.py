@@ -110,9 +110,9 @@ def measure(config: Any) -> Results:
 
 
 def one_prompt(
-  model: pretrained.LanguageModel, labels: list[int], prompt: prompting.Prompts
+  model: pretrained.LanguageModel, labels: list[int], prompt: Any
 ) -> Effects:
-  """Measures one prompt: arrays without the axis `P`."""
+  """Measures one prompt: `Prompts` of JAX arrays, without the axis `P`."""
   size = prompt.positive.shape[0]
   segments, mask = prompt.segment_ids, prompt.mask
   options = {'num_segments': size, 'mask': mask}
@@ -124,12 +124,11 @@ def one_prompt(
   removed = attribution.logit_differences_without(
     model, prompt.tokens, segments, *labels, **options
   )
-  hidden = jax.lax.map(
+  hidden = jax.vmap(
     lambda number: attribution.logit_difference(
       model, prompt.tokens, *labels, mask=mask, excluded=segments == number
-    ),
-    jnp.arange(size, dtype=segments.dtype),
-  )
+    )
+  )(jnp.arange(size, dtype=segments.dtype))
   terms = (
     *(parts.contributions, parts.rest, parts.embedding),
     *(parts.biases, parts.final_bias),
@@ -299,7 +298,7 @@ def tables(config: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
   rows = []
   for question, methods in results.ranks.items():
     for name, found in methods.items():
-      row = {'effect': question, 'method': name}
+      row: dict[str, Any] = {'effect': question, 'method': name}
       for key, samples in found._asdict().items():
         value, low, high = statistics.mean(samples)
         row |= {key: value, f'{key}_low': low, f'{key}_high': high}

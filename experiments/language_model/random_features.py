@@ -485,23 +485,23 @@ def figures(config: Any, results: Results | None) -> list[lab.Figure]:
   del config
   if results is None:
     return []
-  drawn = _overview(results), _layers(results)
+  drawn = _draw_overview(results), _draw_layers(results)
   return [
-    lab.Figure(name, drawing_, text)
-    for (name, text), drawing_ in zip(
+    lab.Figure(name, figure, text)
+    for (name, text), figure in zip(
       captions(results).items(), drawn, strict=True
     )
   ]
 
 
-def _overview(results: Results) -> Any:
+def _draw_overview(results: Results) -> Any:
   """Errors against R; directions needed; the prediction checked."""
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(1, 3, figsize=(15.5, 5.2))
-  _errors(axes[0], results)
-  _needed(axes[1], results)
-  _check(axes[2], results)
+  _draw_errors(axes[0], results)
+  _draw_needed(axes[1], results)
+  _draw_check(axes[2], results)
   return figure
 
 
@@ -512,7 +512,7 @@ def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
   ]
 
 
-def _errors(axis, results: Results) -> None:
+def _draw_errors(axis, results: Results) -> None:
   for name, (color, marker, size, _) in LOOKS.items():
     look = {
       'color': color,
@@ -566,7 +566,7 @@ def _note(axis, text: str, height: float) -> None:
   )
 
 
-def _needed(axis, results: Results) -> None:
+def _draw_needed(axis, results: Results) -> None:
   steps = np.arange(results.mean_errors.shape[0])
   for name, (color, marker, size, _) in LOOKS.items():
     drawing.band(
@@ -589,7 +589,7 @@ def _needed(axis, results: Results) -> None:
   axis.legend(loc='upper right')
 
 
-def _check(axis, results: Results) -> None:
+def _draw_check(axis, results: Results) -> None:
   found = results.shrunk
   for name, (color, marker, size, line) in LOOKS.items():
     axis.plot(
@@ -625,7 +625,7 @@ def _check(axis, results: Results) -> None:
   axis.legend(loc='upper right')
 
 
-def _layers(results: Results) -> Any:
+def _draw_layers(results: Results) -> Any:
   """Median error of each layer, a panel for each map, a line for each R."""
   import matplotlib.pyplot as plt
 

@@ -84,10 +84,13 @@ def measure(config: Any) -> Results:
   difference = float(found.logit_difference)
   rows = found.contributions.sum((0, 1), dtype=np.float64)
   removal, without, shares = _of_demonstrations(loaded, labels)
+  first, second = (
+    prompts.printable(loaded.tokenizer.token, index) for index in pair
+  )
   return Results(
     loaded=loaded,
     label_ids=pair,
-    labels=tuple(prompts.printable(loaded.tokenizer.token, i) for i in pair),
+    labels=(first, second),
     probabilities=[float(np.exp(forward.log_probs[i])) for i in pair],
     logit_difference=difference,
     identity_error=float(abs(flat.sum() - difference) / np.abs(flat).sum()),

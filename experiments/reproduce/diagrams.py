@@ -187,7 +187,7 @@ def _draw(
   figure, axis = plt.subplots(figsize=(11, 4.6 * top))
   axis.set(xlim=(-0.01, 1.01), ylim=(-0.02, top))
   axis.axis('off')
-  text = {'ha': 'center', 'va': 'center'}
+  text: dict[str, Any] = {'ha': 'center', 'va': 'center'}
   patches, middles = {}, {}
   for name, box in boxes.items():
     patches[name] = plt.Rectangle(
