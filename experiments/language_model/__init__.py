@@ -37,11 +37,13 @@ References:
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from experiments import lab
+from experiments.lab import tables
 from experiments.language_model import (
   identity,
   page,
@@ -119,6 +121,26 @@ def conclude(config: Config, results, claims) -> str:
   return page.conclusion(results['page'])
 
 
+def closing(summary: Mapping[str, Any]) -> str:
+  """What the command prints last: next tokens, demonstrations, costs."""
+  likeliest = ', '.join(
+    f'{row["text"]!r} {math.exp(row["log_probability"]):.3f}'
+    for row in summary['top_tokens'][:5]
+  )
+  rows = summary['attribution']['demonstrations']
+  return '\n'.join(
+    [
+      f'likeliest tokens  {likeliest}',
+      f'continuation      {summary["greedy_text"]!r}',
+      f'forward pass      {summary["forward_seconds"]:.2f} s, certificate '
+      f'{summary["certificate_seconds"]:.2f} s',
+      f'in all            {summary["seconds"]["total"]:.0f} s, '
+      f'{summary["peak_memory_bytes"] / 2**30:.1f} GiB',
+      *([tables.text(rows)] if rows else []),
+    ]
+  )
+
+
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the experiment, as `lab.run` does, two parts at a time.
 
@@ -140,4 +162,6 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
     except ValueError as error:
       print(f'The language model is left out: {error}')
       return {'skipped': str(error)}
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+  return lab.run(
+    PARTS, config, workdir, conclude=conclude, closing=closing, workers=2
+  )
