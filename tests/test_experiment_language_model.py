@@ -124,16 +124,20 @@ def test_deletion_is_a_forward_pass_of_the_shorter_prompt(tiny, loaded):
 def test_verdicts_follow_the_numbers(config):
   found = identity.measure(config)
   single = found.certified['float32']
-  broken = dataclasses.replace(
-    single.certificate, max_residual=2e-5, holds=False
-  )
+
+  def broken(residual):
+    return dataclasses.replace(
+      single.certificate,
+      max_residual_closed_form=residual,
+      max_residual_autodiff=residual,
+      verdict='fails',
+    )
+
   wrong = {
     'float32': single._replace(
-      certificate=broken, chain_log_probs=single.chain_log_probs[:, ::-1]
+      certificate=broken(2e-5), chain_log_probs=single.chain_log_probs[:, ::-1]
     ),
-    'float64': single._replace(
-      certificate=dataclasses.replace(broken, max_residual=float('nan'))
-    ),
+    'float64': single._replace(certificate=broken(float('nan'))),
   }
   results = found._replace(certified=wrong)
   verdicts = [claim.verdict for claim in identity.claims(config, results)]

@@ -190,7 +190,7 @@ def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   return np.sum(np.abs(first - second), axis=-1) / 2
 
 
-def _of_next_token(results: Results) -> float:
+def next_token_distance(results: Results) -> float:
   """Distance of the timed forward pass and the chain, behind the prompt."""
   chain = results.certified['float32'].chain_log_probs[0]
   return float(total_variation(results.forward.log_probs, chain))
@@ -219,7 +219,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
     claim='the chain of dual models predicts the same next token',
     statistic='total variation of the next-token distributions, float32; at '
     'most 1e-05',
-    estimate=lab.exactly(_of_next_token(results)),
+    estimate=lab.exactly(next_token_distance(results)),
     at_most=1e-5,
   )
   return [*found, chain]
@@ -245,7 +245,7 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
     'num_layers': single.certificate.num_layers,
     'num_heads': single.certificate.num_heads,
     'holds': all(found.certificate.holds for found in certified.values()),
-    'next_token_total_variation': _of_next_token(results),
+    'next_token_total_variation': next_token_distance(results),
     'next_token_total_variation_float64': certified['float64'].total_variations[
       0
     ],
@@ -317,7 +317,7 @@ def sentence(results: Results) -> str:
     f'its dual model at all {single.num_positions} positions, to '
     f'{single.max_residual:.1e} in float32 and {double.max_residual:.1e} in '
     'float64. The chain of dual models gives next-token probabilities within a '
-    f'total variation of {_of_next_token(results):.1e}'
+    f'total variation of {next_token_distance(results):.1e}'
     f'{continues if count else ""}.'
   )
 

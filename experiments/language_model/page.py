@@ -137,7 +137,7 @@ def pages(config: Any, results: Results) -> dict[str, str]:
     positions=identity.positions_note(answer),
     residuals=_map(identity.residuals(answer.certified['float32'])),
     num_tokens=len(answer.loaded.tokens),
-    distance=identity.claims(config, answer)[-1].estimate.value,
+    distance=identity.next_token_distance(answer),
     found=found,
     heads=_map(found.of_heads),
     rows=reading.demonstrations(found),
