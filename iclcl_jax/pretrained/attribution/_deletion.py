@@ -9,8 +9,6 @@ from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._logits import logit_difference
 from iclcl_jax.types import Array, Bool, Float
 
-BATCH_SIZE = 4  # Prompts of a forward pass.
-
 
 def logit_differences_without(
   model: LanguageModel,
@@ -24,8 +22,8 @@ def logit_differences_without(
 ) -> Float[Array, ' S']:
   """The difference of two logits behind a prompt without each demonstration.
 
-  A forward pass of each shortened prompt, a few at a time: the tokens of the
-  demonstration are masked, and those behind it move up. This is what
+  A forward pass of each shortened prompt, one after the other: the tokens of
+  the demonstration are masked, and those behind it move up. This is what
   `removal_effects` and `contributions` may be compared with.
 
   Args:
@@ -56,4 +54,4 @@ def logit_differences_without(
     )
 
   numbers = jnp.arange(num_segments, dtype=segment_ids.dtype)
-  return jax.lax.map(without, numbers, batch_size=BATCH_SIZE)
+  return jax.lax.map(without, numbers)
