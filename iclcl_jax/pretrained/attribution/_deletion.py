@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
+from iclcl_jax._door import door
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._logits import logit_difference
 from iclcl_jax.types import Array, Bool, Float
 
 
+@door
 def logit_differences_without(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
@@ -42,8 +44,7 @@ def logit_differences_without(
   Raises:
     ValueError: as `read_heads` and `logit_difference`.
   """
-  _checks.check_segments(model, tokens, segment_ids, num_segments, mask)
-  _checks.check_labels(model, label, other_label)
+  _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, None, mask)
 
   def without(number):

@@ -168,7 +168,6 @@ def logit_difference(
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
   excluded: Bool[Array, ' N'] | None = None,
-  hidden: Bool[Array, ' N'] | None = None,  # Another name, for a while.
 ) -> Float[Array, '']:
   """The difference of two logits by a forward pass: what attribution predicts.
 
@@ -192,7 +191,6 @@ def logit_difference(
   _checks.check_prompt(model, tokens, mask)
   _checks.check_labels(model, label, other_label)
   position = _checks.check_position(tokens, position, mask)
-  excluded = hidden if excluded is None else excluded
   visible = _checks.check_excluded(position, mask, excluded)
   positions = _model.positions_of(tokens, mask)
   x = transformer.apply_blocks(
