@@ -3,26 +3,6 @@
 from typing import Any
 
 TINY: dict[str, dict[str, Any]] = {
-  'equivalence': {
-    'num_seeds': 5,
-    'num_demonstrations': (3,),
-    'num_epochs': 2,
-    'tokens_per_epoch': 24,
-    'num_features': 16,
-    'num_test_prompts': 4,
-    'num_dual_prompts': 2,
-    'dual_epochs': 3,
-  },
-  'approximation': {
-    'num_draws': 20,
-    'num_seeds': 5,
-    'num_features': (48, 96, 192),
-    'heatmap_features': (48, 192),
-    'reference_features': 96,
-    'standard_deviations': (1.0,),
-    'second_num_demonstrations': 7,
-    'num_epochs': 1,
-  },
   'modifications': {
     'num_seeds': 3,
     'num_epochs': 4,
@@ -43,20 +23,6 @@ TINY: dict[str, dict[str, Any]] = {
     'tokens_per_epoch': 16,
     'num_features': 8,
     'num_test_prompts': 2,
-  },
-  'generalization': {
-    'num_seeds': 5,
-    'num_samples': 3,
-    'num_demonstrations': (2, 4, 8),
-    'width': 2,
-    'widths': (1, 2, 4),
-    'width_demonstrations': 8,
-    'num_features': 6,
-    'num_signs': 4,
-    'num_sign_samples': 2,
-    'num_weights': 4,
-    'num_traces': 5,
-    'trace_demonstrations': 64,
   },
   'softmax_regression': {
     'num_seeds': 5,
