@@ -205,19 +205,14 @@ def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
 
 def test_heads_of_the_study_are_those_of_the_model(loaded):
   tokens = jnp.asarray(loaded.tokenizer.encode(PROMPT))
-  inputs = random_features.collect(
-    loaded.model, tokens, num_heads=9, num_queries=3
-  )
-  assert inputs.queries.shape == (2, 4, 3, 8)
+  inputs = random_features.collect(loaded.model, tokens, num_heads=9)
+  assert inputs.queries.shape == (2, 4, 8)
   assert inputs.keys.shape == (2, 4, len(tokens), 8)
-  assert inputs.positions[-1] == len(tokens) - 1
   np.testing.assert_array_equal(inputs.keys[:, 0], inputs.keys[:, 1])
   assert np.any(inputs.keys[:, 1] != inputs.keys[:, 2])
   # A mean is the answer of queries of zero.
-  errors = random_features.mean_errors(
-    inputs._replace(queries=0 * inputs.queries)
-  )
-  np.testing.assert_allclose(errors, 0, atol=1e-6)
+  alike = inputs._replace(queries=0 * inputs.queries)
+  np.testing.assert_allclose(random_features.mean_errors(alike), 0, atol=1e-6)
   assert np.all(random_features.mean_errors(inputs) > 1e-3)
 
 

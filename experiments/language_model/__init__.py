@@ -118,7 +118,7 @@ PARTS = {
 def conclude(config: Config, results, claims) -> str:
   """What to remember of a run."""
   del config, claims
-  return page.conclusion(results['page'])
+  return ' '.join(page.conclusions(results['page']))
 
 
 def closing(summary: Mapping[str, Any]) -> str:

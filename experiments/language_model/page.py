@@ -92,14 +92,14 @@ def measure(config: Any) -> Results:
   )
 
 
-def conclusion(results: Results) -> str:
-  """One paragraph, from the numbers."""
+def conclusions(results: Results) -> list[str]:
+  """What to remember of each question, from the numbers."""
   sentences = (
     identity.sentence(results.identity),
     reading.sentence(results.reading),
     random_features.sentence(results.features),
   )
-  return ' '.join(filter(None, sentences))
+  return [text for text in sentences if text]
 
 
 def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def pages(config: Any, results: Results) -> dict[str, str]:
     **random_features.captions(results.features),
   }
   text = environment.get_template('page.html').render(
-    conclusion=conclusion(results),
+    conclusions=conclusions(results),
     certified=answer.certified,
     bounds=identity.BOUNDS,
     positions=identity.positions_note(answer),

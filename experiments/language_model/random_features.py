@@ -1,7 +1,7 @@
 """Could random features stand in for the softmax of a real model?
 
 Errors are of single attention outputs, relative: `|h_R - h| / |h|` of one head
-at one position, with the tokens that this position sees.
+at the last position.
 """
 
 import functools
@@ -48,28 +48,22 @@ LOOKS = {
 
 
 class HeadInputs(NamedTuple):
-  """What chosen heads see at chosen positions.
+  """What chosen heads see at the last position of the prompt.
 
   Attributes:
-    queries: rotated. Shape `[L, H, M, d_k]`.
-    keys: rotated. Shape `[L, H, N, d_k]`.
+    queries: rotated. Shape `[L, H, d_k]`.
+    keys: rotated, of all tokens. Shape `[L, H, N, d_k]`.
     values: Shape `[L, H, N, d_k]`.
-    positions: of the queries; a query sees the tokens up to its own. Shape
-      `[M]`.
   """
 
   queries: np.ndarray
   keys: np.ndarray
   values: np.ndarray
-  positions: np.ndarray
 
 
+@jax.default_matmul_precision('highest')
 def collect(
-  model: pretrained.LanguageModel,
-  tokens: Array,
-  *,
-  num_heads: int,
-  num_queries: int,
+  model: pretrained.LanguageModel, tokens: Array, num_heads: int
 ) -> HeadInputs:
   """Reads queries, keys and values off a forward pass.
 
@@ -77,39 +71,26 @@ def collect(
     model: the model.
     tokens: ids of the prompt. Shape `[N]`.
     num_heads: query heads of a layer, evenly chosen; at most all.
-    num_queries: positions, evenly chosen from the later half of the prompt.
 
   Returns:
     The `HeadInputs`.
   """
   total = model.blocks.query.weight.shape[2]
-  groups = model.blocks.key.weight.shape[2]
-  chosen = _evenly(0, total - 1, num_heads)
-  positions = _evenly(len(tokens) // 2, len(tokens) - 1, num_queries)
+  chosen = np.unique(np.linspace(total - 1, 0, num_heads).round().astype(int))
+  owners = chosen * model.blocks.key.weight.shape[2] // total
 
   def step(stream, block):
     heads = transformer.heads(model.architecture, block, stream)
     stream = transformer.apply_block(model.architecture, block, stream)
-    owners = chosen * groups // total
-    return stream, (
-      heads.queries[chosen][:, positions],
-      heads.keys[owners],
-      heads.values[owners],
+    return stream, HeadInputs(
+      heads.queries[chosen][:, -1], heads.keys[owners], heads.values[owners]
     )
 
   def read(model, tokens):
     x = pretrained.embed(model, tokens)
     return jax.lax.scan(step, x, model.blocks)[1]
 
-  with jax.default_matmul_precision('highest'):
-    arrays = jax.device_get(lab.compile_quickly(read)(model, tokens))
-  queries, keys, values = arrays
-  return HeadInputs(queries, keys, values, positions)
-
-
-def _evenly(first: int, last: int, count: int) -> np.ndarray:
-  """At most `count` different integers, the last one among them."""
-  return np.unique(np.linspace(last, first, count).round().astype(int))
+  return jax.device_get(lab.compile_quickly(read)(model, tokens))
 
 
 def errors_of(
@@ -129,20 +110,26 @@ def errors_of(
     seed: of the draws.
 
   Returns:
-    Errors by `'map, projection'`. Shapes `[D, L, H, M]`.
+    Errors by `'map, projection'`. Shapes `[D, L, H]`.
   """
-  key = jax.random.fold_in(jax.random.key(seed), num_directions)
-  draw = functools.partial(
-    _draw, tuple(projection_fns.values()), num_directions
-  )
-  keys = jax.random.split(key, num_draws)
+  root = jax.random.fold_in(jax.random.key(seed), num_directions)
   dim = inputs.keys.shape[-1]
-  directions = lab.compile_quickly(
-    lambda keys: jax.lax.map(lambda k: draw(dim, k), keys)
-  )(keys)
-  heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs[:3])
-  found = jax.device_get(_all_errors(directions, inputs.positions, heads))
-  shape = num_draws, *inputs.queries.shape[:3]
+
+  def draw(key):  # One of each projection, `[P, R, d_k]`.
+    keys = jax.random.split(key, len(projection_fns))
+    return jnp.stack(
+      [
+        fn(key, num_directions, dim, dtype=jnp.float32)
+        for fn, key in zip(projection_fns.values(), keys, strict=True)
+      ]
+    )
+
+  directions = lab.compile_quickly(lambda keys: jax.lax.map(draw, keys))(
+    jax.random.split(root, num_draws)
+  )
+  heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
+  found = jax.device_get(_all_errors(directions, heads))
+  shape = num_draws, *inputs.queries.shape[:2]
   return {
     f'{name}, {projection}': array[:, index].reshape(shape)
     for name, array in found.items()
@@ -150,26 +137,19 @@ def errors_of(
   }
 
 
-def _draw(projection_fns, num_directions, dim, key) -> Array:
-  """One draw of each projection. Shape `[P, R, d_k]`."""
-  keys = jax.random.split(key, len(projection_fns))
-  rows = [
-    fn(key, num_directions, dim, dtype=jnp.float32)
-    for fn, key in zip(projection_fns, keys, strict=True)
-  ]
-  return jnp.stack(rows)
-
-
 @lab.compile_quickly
-def _all_errors(directions, positions, heads) -> dict[str, Array]:
-  """Errors by map. Shapes `[D, P, L H, M]`."""
+def _all_errors(directions, heads) -> dict[str, Array]:
+  """Errors by map. Shapes `[D, P, L H]`."""
 
   def of_head(directions, head):
-    queries, keys, values = head
-    mask = jnp.arange(keys.shape[0])[None] <= positions[:, None]
-    return {
-      name: _errors(make(directions), mask, queries, keys, values)
+    exact = attention.softmax_attention(*head)
+    estimates = {
+      name: attention.kernel_attention(make(directions), *head)
       for name, make in MAPS.items()
+    }
+    return {
+      name: jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact)
+      for name, x in estimates.items()
     }
 
   def of_projection(directions):
@@ -178,67 +158,38 @@ def _all_errors(directions, positions, heads) -> dict[str, Array]:
   return jax.lax.map(lambda rows: jax.lax.map(of_projection, rows), directions)
 
 
-def _errors(phi, mask, queries, keys, values) -> Array:
-  """Of one head: an error for each query. Shape `[M]`."""
-  exact = jax.vmap(
-    lambda query, seen: attention.softmax_attention(
-      query, keys, values, mask=seen
-    )
-  )(queries, mask)
-  estimate = jax.vmap(
-    lambda query, seen: attention.kernel_attention(
-      phi, query, keys, values, mask=seen
-    )
-  )(queries, mask)
-  return _relative(estimate, exact)
-
-
-def _relative(estimate, exact) -> Array:
-  return jnp.linalg.norm(estimate - exact, axis=-1) / jnp.linalg.norm(
-    exact, axis=-1
-  )
-
-
 def mean_errors(inputs: HeadInputs) -> np.ndarray:
-  """Errors of the plain mean of the visible values. Shape `[L, H, M]`."""
-  queries, keys, values, positions = inputs
-  scores = np.einsum('lhmd,lhnd->lhmn', queries, keys) / keys.shape[-1] ** 0.5
-  seen = np.arange(keys.shape[2])[None] <= positions[:, None]
-  scores = np.where(seen, scores.astype(np.float64), -np.inf)
+  """Errors of the plain mean of all values. Shape `[L, H]`."""
+  queries, keys, values = inputs
+  scores = np.einsum('lhd,lhnd->lhn', queries, keys) / keys.shape[-1] ** 0.5
+  scores = scores.astype(np.float64)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
-  exact = weights @ values
-  mean = (seen / seen.sum(-1, keepdims=True)) @ values
-  return np.linalg.norm(mean - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+  exact = np.einsum('lhn,lhnd->lhd', weights, values)
+  distance = np.linalg.norm(values.mean(axis=2) - exact, axis=-1)
+  return distance / np.linalg.norm(exact, axis=-1)
 
 
 def predict(inputs: HeadInputs, num_directions: int) -> dict[str, np.ndarray]:
   """Root-mean-square output errors that the feature budget predicts.
 
-  To first order and for independent directions, over the queries of a head;
-  they fall as `1 / sqrt(R)` and are valid up to `budget.LARGEST_VALID_ERROR`.
+  To first order and for independent directions; they fall as `1 / sqrt(R)` and
+  are valid up to `budget.LARGEST_VALID_ERROR`.
 
   Args:
     inputs: of the heads.
     num_directions: rows `R`.
 
   Returns:
-    Predicted errors by map. Shapes `[L, H, M]`.
+    Predicted errors by map. Shapes `[L, H]`.
   """
-  shape = inputs.queries.shape[:3]
+  shape = inputs.queries.shape[:2]
   result = {name: np.zeros(shape) for name in MAPS}
-  for layer, head, row in np.ndindex(shape):
-    seen = slice(inputs.positions[row] + 1)
-    arrays = (
-      inputs.queries[layer, head, row][None],
-      inputs.keys[layer, head, seen],
-      inputs.values[layer, head, seen],
-    )
+  for at in np.ndindex(shape):
+    query, keys, values = (jnp.asarray(x[at]) for x in inputs)
     for name, feature_map in MAPS.items():
-      result[name][layer, head, row] = budget.predicted_output_error(
-        feature_map,
-        *(jnp.asarray(array) for array in arrays),
-        num_directions=num_directions,
+      result[name][at] = budget.predicted_output_error(
+        feature_map, query[None], keys, values, num_directions=num_directions
       )
   return result
 
@@ -266,10 +217,10 @@ class Results(NamedTuple):
   Attributes:
     counts: directions `R` that were tried.
     num_tokens: tokens of the prompt.
-    errors: by `R` and `'map, projection'`. Shapes `[D, L, H, M]`.
-    mean_errors: of the plain mean of the visible values. Shape `[L, H, M]`.
+    errors: by `R` and `'map, projection'`. Shapes `[D, L, H]`.
+    mean_errors: of the plain mean of the visible values. Shape `[L, H]`.
     log_needed: log10 of the predicted directions for an error of `TARGET`, by
-      map. Shapes `[L, H, M]`.
+      map. Shapes `[L, H]`.
     shrunk: `Shrunk`, the check of the prediction.
   """
 
@@ -300,9 +251,7 @@ def measure(config: Any) -> Results | None:
     return None
   identity.first_pass(config)  # Not beside what is timed.
   loaded = prompts.load(config)
-  inputs = collect(
-    loaded.model, loaded.tokens, num_heads=config.feature_heads, num_queries=1
-  )
+  inputs = collect(loaded.model, loaded.tokens, config.feature_heads)
   counts = tuple(sorted(config.num_features))
   errors = {
     count: errors_of(
@@ -335,30 +284,21 @@ def shrink(
   Returns:
     The `Shrunk`.
   """
-  one = inputs._replace(
-    queries=inputs.queries[::3, :1],
-    keys=inputs.keys[::3, :1],
-    values=inputs.values[::3, :1],
+  queries, keys, values = (x[::3, :1] for x in inputs)
+  measured, predicted = (
+    {name: np.zeros(len(SHRINK_FACTORS)) for name in MAPS} for _ in range(2)
   )
-  found: dict[str, dict[str, list[Any]]] = {'measured': {}, 'predicted': {}}
-  for factor in SHRINK_FACTORS:
-    small = one._replace(
-      queries=one.queries * np.float32(factor),
-      keys=one.keys * np.float32(factor),
-    )
-    measured = errors_of(small, GAUSSIAN, num_directions, num_draws, seed)
-    predicted = predict(small, num_directions)
+  for index, factor in enumerate(np.float32(SHRINK_FACTORS)):
+    small = HeadInputs(queries * factor, keys * factor, values)
+    errors = errors_of(small, GAUSSIAN, num_directions, num_draws, seed)
+    expected = predict(small, num_directions)
     for name in MAPS:
-      rows = measured[f'{name}, gaussian'], predicted[name]
-      for kind, array in zip(found, rows, strict=True):
-        found[kind].setdefault(name, []).append(np.sqrt(np.mean(array**2)))
-  arrays = {
-    kind: {name: np.array(row) for name, row in rows.items()}
-    for kind, rows in found.items()
-  }
-  return Shrunk(
-    SHRINK_FACTORS, num_directions, arrays['measured'], arrays['predicted']
-  )
+      for row, found in (
+        (measured, errors[f'{name}, gaussian']),
+        (predicted, expected[name]),
+      ):
+        row[name][index] = np.sqrt(np.mean(found**2))
+  return Shrunk(SHRINK_FACTORS, num_directions, measured, predicted)
 
 
 def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
@@ -392,7 +332,7 @@ def claims(config: Any, results: Results | None) -> list[lab.Claim]:
       claim=f'{results.counts[-1]} positive random features imitate the heads '
       'of a real model',
       statistic='median relative error of an output over '
-      f'{results.mean_errors[..., 0].size} heads, orthogonal directions; at '
+      f'{results.mean_errors.size} heads, orthogonal directions; at '
       'most 0.1',
       estimate=lab.Estimate(
         float(np.median(results.judged)), *_median_interval(results.judged)
@@ -404,7 +344,7 @@ def claims(config: Any, results: Results | None) -> list[lab.Claim]:
 
 def _median_interval(errors: np.ndarray) -> list[float]:
   """95 % bootstrap interval of the median over heads."""
-  heads = np.median(errors, axis=(0, 3)).ravel()
+  heads = np.median(errors, axis=0).ravel()
   rng = np.random.default_rng(0)
   draws = rng.choice(heads, (2000, heads.size))
   return np.quantile(np.median(draws, axis=1), [0.025, 0.975]).tolist()
@@ -426,7 +366,7 @@ def summary(config: Any, results: Results | None) -> dict[str, Any]:
         k: _median_interval(x) for k, x in most.items()
       },
       'median_error_of_plain_mean': np.median(results.mean_errors),
-      'num_heads': results.mean_errors[..., 0].size,
+      'num_heads': results.mean_errors.size,
       'num_draws': len(results.judged),
       'log10_directions_needed': {
         name: np.quantile(x, [0.1, 0.5, 0.9]) for name, x in needed.items()
@@ -522,9 +462,9 @@ def _draw_errors(axis, results: Results) -> None:
       'mew': 1.8,
     }
     for projection in PROJECTIONS:
-      # Median over positions and draws of each head; a band from head to head.
+      # Median over draws of each head; a band from head to head.
       heads = [
-        np.median(results.errors[r][f'{name}, {projection}'], axis=(0, 3))
+        np.median(results.errors[r][f'{name}, {projection}'], axis=0)
         for r in results.counts
       ]
       label = f'{name}, {projection}'
@@ -639,7 +579,7 @@ def _draw_layers(results: Results) -> Any:
       array = results.errors[count][f'{name}, orthogonal']
       axis.plot(
         steps,
-        np.median(array, axis=(0, 2, 3)),
+        np.median(array, axis=(0, 2)),
         marker=drawing.look(index)['marker'],
         markersize=6,
         color=str(shades[index]),
@@ -648,7 +588,7 @@ def _draw_layers(results: Results) -> Any:
       )
     axis.plot(
       steps,
-      np.median(results.mean_errors, axis=(1, 2)),
+      np.median(results.mean_errors, axis=1),
       ':',
       color=drawing.BLUE,
       linewidth=2.5,
