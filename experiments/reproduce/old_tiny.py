@@ -24,14 +24,4 @@ TINY: dict[str, dict[str, Any]] = {
     'num_features': 8,
     'num_test_prompts': 2,
   },
-  'softmax_regression': {
-    'num_seeds': 5,
-    'num_words': (4, 6),
-    'widths': (2, 3),
-    'num_tasks': 4,
-    'num_steps': 4,
-    'num_records': 2,
-    'words_per_batch': 24,
-    'num_test': 2,
-  },
 }

@@ -1,0 +1,3 @@
+from experiments import lab, softmax_regression
+
+lab.main(softmax_regression)

@@ -1,0 +1,105 @@
+"""Are the closed forms and identities of softmax regression exact?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import lab
+from experiments.softmax_regression.tasks import LI, OURS, claim
+from iclcl_jax.accounts import softmax_regression as account
+
+NUM_PROBLEMS, SIZE = 50, (12, 5)
+EXACT = 1e-11
+IDENTITIES = {
+  'gradient': (OURS, 'the closed forms are the three gradients'),
+  'hessian': (OURS, 'the closed form is the Hessian'),
+  'target_shift': (
+    f'{LI}, main theorem',
+    'a shift of the weights is a shift of the target',
+  ),
+  'data_shift': (
+    OURS,
+    'a rank-one shift of the document does exactly what a shift of the weights '
+    'does',
+  ),
+  'linear_attention': (
+    OURS,
+    'the first gradient step from 0 is linear attention over the words',
+  ),
+}
+Errors = Mapping[str, Any]  # Relative, the largest over problems.
+
+
+@lab.float64_on_host()
+@jax.default_matmul_precision('highest')
+def measure(config: Any) -> Errors:
+
+  def one(key):
+    keys = jax.random.split(key, 3)
+    document = jax.random.normal(keys[0], SIZE)
+    target = jax.nn.softmax(3 * jax.random.normal(keys[1], SIZE[:1]))
+    old, new = jax.random.normal(keys[2], (2, SIZE[1]))
+    return _errors(account.Problem(document, target), old, new)
+
+  @lab.compile_quickly
+  def largest():
+    keys = jax.random.split(jax.random.key(config.seed), NUM_PROBLEMS)
+    return jax.tree.map(jnp.max, jax.lax.map(one, keys))
+
+  return jax.device_get(largest())
+
+
+def _errors(posed: account.Problem, old: Any, new: Any) -> Errors:
+  ours = account.gradients(posed, old)
+  theirs, slope = jax.grad(account.loss, argnums=(0, 1))(posed, old)
+  pairs = (
+    (ours.weights, slope),
+    (ours.document, theirs.document),
+    (ours.target, theirs.target),
+  )
+  curvature = jax.hessian(account.loss, argnums=1)(posed, old)
+  before = account.predict(posed.document, old)
+  after = account.predict(posed.document, new)
+  target = account.shifted_target(posed.target, before, after)
+  moved = account.smallest_data_shift(posed.document, old, new)
+  step = account.weight_shift(posed, jnp.zeros_like(old), learning_rate=3.0)
+  return {
+    'gradient': jnp.max(jnp.stack([_error(*pair) for pair in pairs])),
+    'hessian': _error(account.hessian(posed, old), curvature),
+    'target_shift': _error(after - posed.target, before - target),
+    'data_shift': _error(account.predict(moved, old), after),
+    'linear_attention': _error(
+      account.attend(posed, posed.document, learning_rate=3.0),
+      posed.document @ step,
+    ),
+  }
+
+
+def _error(a: Any, b: Any) -> Any:
+  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
+
+
+def claims(config: Any, errors: Errors) -> list[lab.Claim]:
+  del config
+  return [
+    claim(
+      name.replace('_', '-'),
+      source,
+      text,
+      f'largest relative error, float64; at most {EXACT:g}',
+      errors[name],
+      at_most=EXACT,
+    )
+    for name, (source, text) in IDENTITIES.items()
+  ]
+
+
+def summary(config: Any, errors: Errors) -> dict[str, Any]:
+  del config
+  names = 'gradient', 'hessian'
+  return {f'{name}_residual_float64': errors[name] for name in names}
+
+
+PART = lab.Part(measure, claims, summary=summary)

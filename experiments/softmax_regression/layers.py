@@ -1,0 +1,428 @@
+"""Do self-attention layers, trained on such tasks, take that step?"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.softmax_regression import one_step
+from experiments.softmax_regression.tasks import (
+  CLOSE_COSINE,
+  FRAMES,
+  LI,
+  Size,
+  Tasks,
+  claim,
+  cosine,
+  draw,
+  seed_keys,
+  unit_rate,
+)
+from iclcl_jax.accounts import softmax_regression as account
+
+CLOSE_LOSS = 0.05
+PUBLISHED = 'softmax, two heads'
+PANELS = {
+  'loss_ratio': 'loss / loss at start',
+  'preds_diff': 'Preds diff',
+  'model_diff': 'Model diff',
+  'model_cos': 'Model cos',
+}
+
+
+class Layer(NamedTuple):
+  """An attention layer without its parameters.
+
+  Attributes:
+    normalise: scores `[M, n]` to attention weights.
+    signs: initial output weight of each head; a head of sign 0 stays silent.
+  """
+
+  normalise: Callable[[Any], Any]
+  signs: tuple[float, ...]
+
+
+LAYERS = {
+  'linear': Layer(lambda scores: scores / scores.shape[1], (1.0,)),
+  'softmax, one head': Layer(lambda s: jax.nn.softmax(s, axis=1), (1.0,)),
+  PUBLISHED: Layer(lambda s: jax.nn.softmax(s, axis=1), (1.0, -1.0)),
+}
+
+
+class Curves(NamedTuple):
+  """A layer beside one gradient step. Shapes `[frames, seeds, records]`.
+
+  Attributes:
+    loss_ratio: loss of the layer over that at the start.
+    gd_ratio: loss of the step over that at the start.
+    loss_over_gd: loss of the layer over that of the step.
+    preds_diff: distance of the predictions over the move of the step.
+    model_diff: distance of the slopes in the query over that of the step.
+    model_cos: cosine of these slopes.
+    logit_cos: cosine of the logits.
+    preds_diff_absolute: `preds_diff` as published, not divided.
+    model_diff_absolute: `model_diff` as published, not divided.
+  """
+
+  loss_ratio: Any
+  gd_ratio: Any
+  loss_over_gd: Any
+  preds_diff: Any
+  model_diff: Any
+  model_cos: Any
+  logit_cos: Any
+  preds_diff_absolute: Any
+  model_diff_absolute: Any
+
+
+class Results(NamedTuple):
+  """Trained layers by name and size, and the steps that they are beside."""
+
+  runs: Mapping[tuple[str, Size], Curves]
+  steps: one_step.Results
+
+
+@jax.numpy_dtype_promotion('standard')  # Optax mixes them in its powers.
+def measure(config: Any) -> Results:
+  """Every layer at one size, and the published one at all trained sizes."""
+  steps = one_step.measure(config)
+  few, middle = config.num_words[0], config.middle
+  jobs = {(few, middle): tuple(LAYERS), (few, config.widths[0]): (PUBLISHED,)}
+  # The cost of a layer is quadratic in n: not at the largest.
+  jobs |= {(n, middle): (PUBLISHED,) for n in config.num_words[1:-1]}
+  runs = {}
+  for size, names in jobs.items():
+    factors = steps[size].rate_weights.mean(axis=1)
+    rates = jnp.asarray(factors * unit_rate(size), float)
+
+    def fit(rates, size=size, names=names):
+      return train(config, names, size, rates)
+
+    found = jax.device_get(lab.compile_quickly(fit)(rates))
+    runs |= {(name, size): found[name] for name in names}
+  return Results(runs, steps)
+
+
+def initialise(key: Any, layer: Layer, width: int) -> dict[str, Any]:
+  """Draws parameters: each head has queries, keys and an output weight."""
+  keys = jax.random.split(key)
+  shape = len(layer.signs), width, width
+  return {
+    'queries': jax.random.normal(keys[0], shape) / width**0.5,
+    'keys': jax.random.normal(keys[1], shape) / width**0.5,
+    'outputs': jnp.asarray(layer.signs, float),
+  }
+
+
+def answer(layer: Layer, params: Any, posed: account.Problem, queries: Any):
+  """Logits of the queries; values are the targets, less their mean, alone."""
+  size = posed.document.shape
+  values = unit_rate(size) * (posed.target - 1 / size[0])
+
+  def head(into_queries, into_keys, output):
+    scores = (queries @ into_queries) @ (posed.document @ into_keys).T
+    return output * (layer.normalise(scores) @ values)
+
+  heads = params['queries'], params['keys'], params['outputs']
+  return jnp.sum(jax.vmap(head)(*heads), axis=0)
+
+
+def train(
+  config: Any, names: tuple[str, ...], size: Size, rates: Any
+) -> dict[str, Curves]:
+  """Trains layers on the same fresh tasks, for all frames and seeds.
+
+  Args:
+    config: of the experiment.
+    names: of the layers.
+    size: words of a document and their width.
+    rates: step size of gradient descent for each frame.
+
+  Returns:
+    Their curves, by name.
+  """
+  schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+  batch = max(1, config.words_per_batch // size[0])
+
+  def objective(params, layer, tasks):
+    def one(task):
+      logits = answer(layer, params, task.posed, task.queries)
+      error = jax.nn.softmax(logits) - task.answer
+      start = task.answer - 1 / size[0]
+      return jnp.sum(error**2), jnp.sum(start**2)
+
+    ours, start = jax.vmap(one)(tasks)
+    return jnp.mean(ours) / jnp.mean(start)
+
+  def tasks_of(key, count, frame):
+    keys = jax.random.split(key, count)
+    return jax.vmap(lambda k: draw(k, size, frame))(keys)
+
+  def one_run(key, frame, rate):
+    key_start, key_tasks, key_test = jax.random.split(key, 3)
+    test = tasks_of(key_test, config.num_test, frame)
+
+    def step(carry, index):
+      tasks = tasks_of(jax.random.fold_in(key_tasks, index), batch, frame)
+      for name, (params, state) in carry.items():
+        slope = jax.grad(objective)(params, LAYERS[name], tasks)
+        updates, state = optimizer.update(slope, state)
+        carry = carry | {name: (optax.apply_updates(params, updates), state)}
+      return carry, None
+
+    def record(carry, indices):
+      params = {name: params for name, (params, _) in carry.items()}
+      return jax.lax.scan(step, carry, indices)[0], params
+
+    carry = {}
+    for name in names:  # All from the same key, as if each were alone.
+      key_same = jax.random.clone(key_start)
+      params = initialise(key_same, LAYERS[name], size[1])
+      carry[name] = params, optimizer.init(params)
+    indices = jnp.arange(config.num_steps).reshape(config.num_records, -1)
+    carry, records = jax.lax.scan(record, carry, indices)
+    return {
+      name: jax.lax.map(
+        lambda p, name=name: compare(LAYERS[name], p, test, rate),
+        jax.tree.map(
+          lambda x, y: jnp.concatenate([x, y[None]]),
+          records[name],
+          carry[name][0],
+        ),
+      )
+      for name in names
+    }
+
+  def one_frame(frame, rate):
+    return jax.vmap(lambda key: one_run(key, frame, rate))(keys)
+
+  keys = seed_keys(config, size, 1)
+  # What does not depend on the frame, such as documents, is drawn once.
+  return jax.vmap(one_frame)(jnp.arange(len(FRAMES)), rates)
+
+
+def compare(layer: Layer, params: Any, tests: Tasks, rate) -> Curves:
+  """Compares a layer with one gradient step, in means over tasks."""
+
+  def one(task):
+    def ours(queries):
+      return answer(layer, params, task.posed, queries)
+
+    zero = jnp.zeros(task.posed.document.shape[1], task.answer.dtype)
+    weights = account.weight_shift(task.posed, zero, learning_rate=rate)
+    logits = ours(task.queries)
+    steps = account.attend(task.posed, task.queries, learning_rate=rate)
+    # A logit depends on its own query alone: one gradient has all rows.
+    slopes = jax.grad(lambda q: jnp.sum(ours(q)))(task.queries)
+    f, g = jax.nn.softmax(logits), jax.nn.softmax(steps)
+    away = jnp.linalg.norm(slopes - weights[None], axis=1)
+    size = jnp.linalg.norm(weights)
+    cosines = (slopes @ weights) / (jnp.linalg.norm(slopes, axis=1) * size)
+    start = 1 / task.answer.shape[0]
+    losses = (jnp.sum((x - task.answer) ** 2) / 2 for x in (f, g, start))
+    moves = jnp.linalg.norm(f - g), jnp.linalg.norm(g - start)
+    models = jnp.mean(away), size, jnp.mean(cosines)
+    return *losses, *moves, *models, cosine(logits, steps)
+
+  loss, loss_gd, loss_start, preds, moved, model, size, *cosines = jax.tree.map(
+    jnp.mean, jax.vmap(one)(tests)
+  )
+  return Curves(
+    loss / loss_start,
+    loss_gd / loss_start,
+    loss / loss_gd,
+    preds / moved,
+    model / size,
+    *cosines,
+    preds,
+    model,
+  )
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  few, middle = config.num_words[0], config.middle
+  found = results.runs[PUBLISHED, (few, middle)]
+  rows = []
+  for frame, name in enumerate(FRAMES):
+    where = f'n = {few}, d = {middle}, {name}, mean over repetitions'
+    start, end = (
+      Curves(*(x[frame, :, record] for x in found)) for record in (0, -1)
+    )
+    slug = name.replace(' ', '-')
+    source = f'{LI}, figures'
+    rows += [
+      claim(
+        f'{slug}-loss',
+        source,
+        'the trained layer reaches the loss of one gradient step',
+        f'loss of the layer over that of the step; {where}; within '
+        f'{CLOSE_LOSS:.0%} of 1',
+        end.loss_over_gd,
+        at_least=1 - CLOSE_LOSS,
+        at_most=1 + CLOSE_LOSS,
+      ),
+      claim(
+        f'{slug}-cosine-rises',
+        source,
+        'Model cos rises with training',
+        f'Model cos at the end less that at the start; {where}; above 0',
+        end.model_cos - start.model_cos,
+        at_least=1e-9,
+      ),
+      claim(
+        f'{slug}-cosine',
+        source,
+        'the trained layer is sensitive to its queries as the step is',
+        f'Model cos at the end; {where}; at least {CLOSE_COSINE}',
+        end.model_cos,
+        at_least=CLOSE_COSINE,
+      ),
+      claim(
+        f'{slug}-predictions',
+        source,
+        'predictions come closer with training',
+        f'Preds diff at the end over that at the start; {where}; below 1',
+        end.preds_diff / start.preds_diff,
+        at_most=1 - 1e-9,
+      ),
+    ]
+  return rows
+
+
+def figures(config: Any, results: Results) -> list[lab.Figure]:
+  runs = f'means over {config.num_seeds} repetitions with 95 % intervals'
+  training = (
+    'Self-attention layers during training, against one gradient step on '
+    f'softmax regression with the best common rate (n = {config.num_words[0]} '
+    f'words of width {config.middle}): {runs}. Left: target independent of the '
+    'document, predicted for the same words. Right: the words of a new '
+    'document. Preds diff and Model diff are divided by the size of what the '
+    'step does, so 1 means as far away as no step at all. Curves that leave a '
+    'panel start above it.'
+  )
+  sizes = (
+    f'Loss after one gradient step, relative to the start: {runs}. Dotted: the '
+    'linearised closed form for the frame in place. Diamonds and crosses: the '
+    f'layer with {PUBLISHED.split(", ")[1]}, trained {config.num_steps} steps.'
+  )
+  return [
+    lab.Figure('training', _draw_training(config, results), training),
+    lab.Figure('sizes', _draw_sizes(config, results), sizes),
+  ]
+
+
+def _draw_training(config: Any, results: Results) -> Any:
+  """Four metrics against steps, one column for each frame."""
+  import matplotlib.pyplot as plt
+
+  size = config.num_words[0], config.middle
+  figure, axes = plt.subplots(4, 2, figsize=(11, 12), sharex=True)
+  steps = np.linspace(0, config.num_steps, config.num_records + 1)
+  for row, (metric, label) in zip(axes, PANELS.items(), strict=True):
+    for frame, axis in enumerate(row):
+      for index, name in enumerate(LAYERS, start=1):
+        samples = getattr(results.runs[name, size], metric)[frame].T
+        estimates = [statistics.mean(x) for x in samples]
+        look = drawing.look(index) | {'label': name, 'mfc': 'white', 'ms': 5}
+        drawing.band(axis, steps, estimates, **look)
+      axis.set_ylim(0, 1.7)
+    row[0].set_ylabel(label)
+  for frame, name in enumerate(FRAMES):
+    ratio = results.runs['linear', size].gd_ratio[frame, :, -1].mean()
+    black: Any = {'color': drawing.BLACK, 'ls': ':'}
+    axes[0, frame].axhline(ratio, label='one gradient step', **black)
+    axes[0, frame].set(title=name, ylim=(0, 1.5))
+    axes[3, frame].axhline(1, **black)
+    axes[3, frame].set(xlabel='training steps', ylim=(-0.15, 1.08))
+  handles = axes[0, 0].get_legend_handles_labels()
+  figure.legend(*handles, loc='outside upper center', ncols=4)
+  return figure
+
+
+def _draw_sizes(config: Any, results: Results) -> Any:
+  """One gradient step against words and width, and the published layer."""
+  import matplotlib.pyplot as plt
+
+  middle, most = config.middle, config.num_words[-1]
+  figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+  cells = (
+    [(n, middle) for n in config.num_words],
+    [(most, d) for d in config.widths],
+  )
+  looks = (drawing.BLUE, 'o', '-', 'D'), (drawing.ORANGE, 's', '--', 'x')
+  for index, (axis, line) in enumerate(zip(axes, cells, strict=True)):
+    x = np.array([cell[index] for cell in line], float)
+    trained = [cell for cell in line if (PUBLISHED, cell) in results.runs]
+    for frame, (colour, marker, ls, sign) in enumerate(looks):
+      drawing.band(
+        axis,
+        x,
+        [
+          statistics.mean(results.steps[cell].ratio_weights[frame])
+          for cell in line
+        ],
+        color=colour,
+        marker=marker,
+        ls=ls,
+        mfc='white',
+        label=f'one gradient step, {FRAMES[frame]}',
+      )
+      axis.plot(
+        [cell[index] for cell in trained],
+        [
+          results.runs[PUBLISHED, cell].loss_ratio[frame, :, -1].mean()
+          for cell in trained
+        ],
+        sign,
+        color=colour,
+        ms=8,
+        mfc='none',
+        label=f'trained layer, {FRAMES[frame]}',
+      )
+    theory = [n / (n + d) for n, d in line]
+    axis.plot(x, theory, ':', color=drawing.BLACK, label='n / (n + d)')
+    axis.set(xscale='log')
+    axis.set_xticks(x, [f'{v:g}' for v in x])
+    axis.minorticks_off()
+    axis.axhline(1, color=drawing.GREY, lw=0.8)
+  axes[0].set(title=f'd = {middle}', xlabel='words n')
+  axes[1].set(title=f'n = {most}', xlabel='width d')
+  axes[0].set_ylabel('loss / loss at start')
+  axes[0].set_ylim(bottom=0)
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
+  return figure
+
+
+def summary(config: Any, results: Results) -> dict[str, Any]:
+  del config
+  return {
+    'trained_layers': [
+      {'layer': layer, 'num_words': n, 'width': d, 'frame': name}
+      | {k: statistics.mean(x[frame, :, -1]) for k, x in found.items()}
+      for (layer, (n, d)), curves in results.runs.items()
+      for found in (curves._asdict(),)
+      for frame, name in enumerate(FRAMES)
+    ]
+  }
+
+
+def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+  """One row for each layer, size, frame, repetition and record."""
+  every = config.num_steps // config.num_records
+  return [
+    {'layer': layer, 'num_words': n, 'width': d, 'frame': FRAMES[place[0]]}
+    | {'repetition': place[1], 'step': every * place[2]}
+    | {key: x[place] for key, x in curves._asdict().items()}
+    for (layer, (n, d)), curves in results.runs.items()
+    for place in np.ndindex(curves.loss_ratio.shape)
+  ]
+
+
+PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

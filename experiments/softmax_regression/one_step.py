@@ -1,0 +1,194 @@
+"""How far does one gradient step go, and is it a step on the document?"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import statistics
+from experiments.softmax_regression.tasks import (
+  CLOSE_COSINE,
+  CONTROL,
+  FRAMES,
+  LI,
+  OURS,
+  Size,
+  claim,
+  cosine,
+  draw,
+  seed_keys,
+  unit_rate,
+)
+from iclcl_jax.accounts import softmax_regression as account
+
+NUM_RATES = 60
+
+
+class Step(NamedTuple):
+  """One step with the best common rate. Shapes `[frames, seeds]`.
+
+  Attributes:
+    cosine: of the moves of the logits by a step on weights and on document.
+    ratio_weights: loss after the step over that at the start.
+    rate_weights: its rate, relative to `unit_rate`.
+    ratio_without_self: the same without what each word keeps of its own target.
+    ratio_data: the same for a step on the document; only in place.
+  """
+
+  cosine: Any
+  ratio_weights: Any
+  rate_weights: Any
+  ratio_without_self: Any
+  ratio_data: Any
+
+
+Results = Mapping[Size, Step]
+
+
+def sizes(config: Any) -> list[Size]:
+  """Where one gradient step is measured."""
+  few, most = config.num_words[0], config.num_words[-1]
+  found = [(n, config.middle) for n in config.num_words]
+  found += [(most, d) for d in config.widths] + [(few, config.widths[0])]
+  return sorted(set(found))
+
+
+@lab.once
+def measure(config: Any) -> Results:
+  def of(size):
+    return lab.compile_quickly(lambda: one_step(config, size))()
+
+  return {size: jax.device_get(of(size)) for size in sizes(config)}
+
+
+def one_step(config: Any, size: Size) -> Step:
+  """One gradient step with the best common rate, judged on fresh tasks."""
+  factors = jnp.logspace(-2, 2, NUM_RATES)
+
+  def one_task(key, frame):
+    key, key_start = jax.random.split(key)
+    task = draw(key, size, frame)
+    unit = unit_rate(size)
+    step = account.attend(task.posed, task.queries, learning_rate=unit)
+    centred = task.posed.target - 1 / size[0]
+    own = jnp.sum(task.posed.document**2, axis=1) * centred * unit / size[0]
+    weights, data = _shifts(task.posed, key_start)
+    logits = {
+      'weights': step,
+      'without_self': step - own,
+      'data': size[0] ** 2 * data,  # A data step cannot answer new queries.
+    }
+
+    def losses(z):
+      def loss(factor):
+        error = jax.nn.softmax(factor * z) - task.answer
+        return jnp.sum(error**2) / 2
+
+      return jax.vmap(loss)(jnp.append(factors, 0))
+
+    return jax.tree.map(losses, logits), cosine(weights, data)
+
+  def one_seed(key, frame):
+    keys = jax.random.split(key, 2 * config.num_tasks)
+    losses, cosines = jax.vmap(one_task, in_axes=(0, None))(keys, frame)
+    found = {}
+    for name, loss in losses.items():
+      search, test = jnp.split(loss, 2)
+      best = jnp.argmin(jnp.mean(search[:, :-1], axis=0))
+      ends = jnp.mean(test, axis=0)
+      found[f'ratio_{name}'] = ends[best] / ends[-1]
+      found[f'rate_{name}'] = factors[best]
+    return Step(jnp.mean(cosines), *(found[name] for name in Step._fields[1:]))
+
+  def one_frame(frame):
+    return jax.lax.map(lambda key: one_seed(key, frame), keys)
+
+  keys = seed_keys(config, size, 0)
+  # What does not depend on the frame, such as documents, is drawn once.
+  return jax.vmap(one_frame)(jnp.arange(len(FRAMES)))
+
+
+def _shifts(posed: account.Problem, key: Any) -> tuple[Any, Any]:
+  """Moves of the logits by a step on weights and on document, near x = 0."""
+  x = 0.01 * jax.random.normal(key, (posed.document.shape[1],))
+  logits = posed.document @ x
+  new = account.weight_shift(posed, x, learning_rate=1.0)
+  # Of rate 1 / |x|^2, so that it does not vanish with x.
+  rate = 1 / (x @ x)
+  rewritten = account.data_shift(posed, x, learning_rate=rate)
+  return posed.document @ new - logits, rewritten @ x - logits
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  size = config.num_words[-1], config.middle
+  found = results[size]
+  where = f'n = {size[0]}, d = {size[1]}, mean over repetitions'
+  gains = [
+    float((1 - x.ratio_weights[0]).mean() * (n + d) / d)
+    for (n, d), x in results.items()
+  ]
+  return [
+    claim(
+      'shifts-agree',
+      f'{LI}, title ("closeness")',
+      'a step on the weights and one on the document move the logits alike',
+      f'cosine of the two moves, in place; {where}; at least {CLOSE_COSINE}',
+      found.cosine[0],
+      at_least=CLOSE_COSINE,
+    ),
+    claim(
+      'closed-form',
+      OURS,
+      'in place, the best step removes the share d / (n + d) of the loss',
+      'measured share over d / (n + d), mean and range over all sizes; within '
+      '[.95, 1.25] (the closed form is linearised)',
+      lab.Estimate(float(np.mean(gains)), min(gains), max(gains)),
+      at_least=0.95,
+      at_most=1.25,
+    ),
+    claim(
+      'memory',
+      CONTROL,
+      'in place, a gradient step gains nothing but what each word keeps of its '
+      'own target',
+      "loss ratio of the best step without a word's own target; "
+      f'{where}; at least .998',
+      found.ratio_without_self[0],
+      at_least=0.998,
+    ),
+    claim(
+      'generalises',
+      CONTROL,
+      'held out, a gradient step answers words that it has not seen',
+      f'loss ratio of the best step; {where}; at most .95',
+      found.ratio_weights[1],
+      at_most=0.95,
+    ),
+  ]
+
+
+def summary(config: Any, results: Results) -> dict[str, Any]:
+  del config
+  return {
+    'one_gradient_step': [
+      {
+        'num_words': n,
+        'width': d,
+        'frame': name,
+        'rate_over_closed_form': found.rate_weights[frame].mean(),
+        'closed_form_ratio': None if frame else n / (n + d),
+        'ratio_weights': statistics.mean(found.ratio_weights[frame]),
+        'ratio_without_self': statistics.mean(found.ratio_without_self[frame]),
+        'cosine': statistics.mean(found.cosine[frame]),
+        'ratio_data': None if frame else statistics.mean(found.ratio_data[0]),
+      }
+      for (n, d), found in results.items()
+      for frame, name in enumerate(FRAMES)
+    ]
+  }
+
+
+PART = lab.Part(measure, claims, summary=summary)
