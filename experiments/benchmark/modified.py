@@ -1,4 +1,4 @@
-"""Rows of the benchmark: modified attentions beside the plain ones.
+"""What do modified attentions cost beside the plain ones?
 
 Regularised and augmented attention are linear in the length with a feature map,
 as plain attention is. Negative samples are chosen by score, so that every score
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark_tools import Goal
+from experiments.benchmark import timing
+from experiments.benchmark.timing import Goal, by_map, compile_call
 from iclcl_jax import attention, features, kernels, modified
 
 BLOCK = 128  # Queries whose scores are held at a time.
@@ -27,7 +28,7 @@ NEGATIVES: dict[str, Any] = {
 }
 
 
-class Rows(NamedTuple):
+class Comparison(NamedTuple):
   """Calls, and what each modified one is compared with.
 
   Attributes:
@@ -41,7 +42,29 @@ class Rows(NamedTuple):
   bound: float
 
 
-def linear(phi: features.PositiveFeatures) -> Rows:
+def measure(config: Any) -> timing.Rows:
+  """Linear forms of all heads, quadratic ones of one head."""
+  phi = timing.feature_map(config)
+  arrays = timing.heads(config, config.length)
+  one_head = tuple(array[:1] for array in arrays)
+  found: list[Goal] = []
+  seconds: dict[str, float] = {}
+  for compared, heads, repetitions in (
+    (linear(phi), arrays, config.repetitions),
+    (quadratic(phi), one_head, -(-config.repetitions // 2)),
+  ):
+    calls = {
+      name: compile_call(by_map(fn), *heads).call
+      for name, fn in compared.calls.items()
+    }
+    seconds |= timing.measure(calls, repetitions)
+    found += goals(compared, seconds)
+  product = {'matmul': timing.matmul(config)}
+  seconds |= timing.measure(product, config.repetitions)
+  return timing.Rows('modified attention', found, seconds, {})
+
+
+def linear(phi: features.PositiveFeatures) -> Comparison:
   """Regularised and augmented attention, streamed and causal."""
   streamed, causal = 'streamed, plain', 'causal, plain'
   ridge = modified.regularised(strength=STRENGTH)
@@ -61,17 +84,17 @@ def linear(phi: features.PositiveFeatures) -> Rows:
     causal: functools.partial(attention.causal_kernel_attention, phi),
   }
   calls |= {name: functools.partial(fn, phi) for name, (fn, _) in rows.items()}
-  return Rows(calls, {name: plain for name, (_, plain) in rows.items()}, 1.3)
+  plain = {name: base for name, (_, base) in rows.items()}
+  return Comparison(calls, plain, 1.3)
 
 
-def quadratic(phi: features.PositiveFeatures) -> Rows:
+def quadratic(phi: features.PositiveFeatures) -> Comparison:
   """Negative samples, beside plain attention with written-out scores."""
   softmax = kernels.ExponentialKernel()
   exact, written = 'softmax, scores in blocks', 'feature map, scores in blocks'
-  query, token = 'negatives of each query', 'negatives of each token'
   fns = {
-    query: modified.negative(**NEGATIVES).stream,
-    token: modified.token_negative(**NEGATIVES).stream,
+    'negatives of each query': modified.negative(**NEGATIVES).stream,
+    'negatives of each token': modified.token_negative(**NEGATIVES).stream,
   }
   calls: dict[str, Callable[..., Any]] = {
     exact: softmax_in_blocks,
@@ -83,19 +106,19 @@ def quadratic(phi: features.PositiveFeatures) -> Rows:
       row = f'{base.split(",")[0]}, {name}'
       calls[row] = functools.partial(fn, kind, chunk_size=BLOCK)
       plain[row] = base
-  return Rows(calls, plain, 2)
+  return Comparison(calls, plain, 2)
 
 
-def goals(rows: Rows, seconds: Mapping[str, float]) -> list[Goal]:
+def goals(compared: Comparison, seconds: timing.Seconds) -> list[Goal]:
   """Ratios of times, modified to plain."""
   return [
     Goal(
       f'{name}: time / time of {plain}',
       seconds[name] / seconds[plain],
-      rows.bound,
+      compared.bound,
       False,
     )
-    for name, plain in rows.plain.items()
+    for name, plain in compared.plain.items()
   ]
 
 

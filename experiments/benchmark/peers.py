@@ -1,4 +1,4 @@
-"""What the benchmark measures against: PyTorch and performer-pytorch.
+"""Against what is measured? PyTorch and performer-pytorch.
 
 Every function gives a call without arguments that computes once and returns
 NumPy arrays, or None where its package is not installed.

@@ -1,0 +1,3 @@
+from experiments import benchmark, lab
+
+lab.main(benchmark)
