@@ -7,12 +7,12 @@ from iclcl_jax.types import Array, Float
 
 
 def widen(x: Array) -> Array:
-  """At least float32, in which sums and factorisations are done."""
+  """Casts half precisions to float32, in which sums and solves are done."""
   return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def scaled(x: Float[Array, '*d']) -> tuple[Float[Array, ''], Array]:
-  """The largest entry, 1 for none, and the widened rest of size 1 at most.
+  """Returns the largest entry (1 if all are 0), and `x` divided by it, widened.
 
   No gradient runs through the scale: what is scaled back does not depend on it.
   """
@@ -23,13 +23,13 @@ def scaled(x: Float[Array, '*d']) -> tuple[Float[Array, ''], Array]:
 
 
 def norm(x: Float[Array, '*d']) -> Float[Array, '']:
-  """The 2-norm, widened, whose squares neither overflow nor vanish."""
+  """Returns the widened 2-norm; no square over- or underflows."""
   scale, rest = scaled(x)
   return scale * jnp.sqrt(jnp.sum(rest**2))
 
 
 def unit(x: Float[Array, ' d']) -> Float[Array, ' d']:
-  """The vector of norm 1 along `x`, widened; NaN, with gradient 0, for 0."""
+  """Returns the widened unit vector along `x`; NaN, with gradient 0, for 0."""
   rest = scaled(x)[1]
   square = jnp.sum(rest**2)
   length = jnp.sqrt(jnp.where(square == 0, 1, square))
@@ -37,5 +37,5 @@ def unit(x: Float[Array, ' d']) -> Float[Array, ' d']:
 
 
 def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
-  """Cosine of two vectors in their dtype; NaN, with gradient 0, if one is 0."""
+  """Returns a cosine in the dtype of `a`; NaN, with gradient 0, if one is 0."""
   return jnp.sum(unit(a) * unit(b)).astype(a.dtype)

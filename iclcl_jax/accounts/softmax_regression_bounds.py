@@ -53,7 +53,7 @@ def log_published_bound(
 def log_chained_bound(
   num_words: int, radius: float | Array
 ) -> Float[Array, '']:
-  r"""Returns the logarithm of `4 R n^1.5 exp(4 R^2)`, where the lemmas lead.
+  r"""Returns the logarithm of `4 R n^1.5 exp(4 R^2)`, which the lemmas give.
 
   It bounds the same ratio, from the norms of `exp(A x)`, their differences and
   a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.

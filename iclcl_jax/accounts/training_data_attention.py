@@ -31,7 +31,7 @@ Params = tuple[Float[Array, 'd_out d_in'], ...]
 
 
 class History(NamedTuple):
-  """What one linear layer saw while it was trained.
+  """The inputs and error signals of one linear layer during training.
 
   Attributes:
     inputs: inputs of the layer, a 1 appended. Shape `[T, B, d_in]`.

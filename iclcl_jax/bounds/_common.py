@@ -30,7 +30,7 @@ class LogValue(NamedTuple):
 
   @property
   def value(self) -> Float[Array, '*shape']:
-    """The number itself, which may overflow."""
+    """Returns the number itself, which may overflow."""
     return jnp.exp(self.log_value)
 
 
@@ -53,7 +53,7 @@ class Ball(NamedTuple):
 
 
 def _sum_of_roots(gram: Float[Array, 'd d']) -> Float[Array, '']:
-  """The nuclear norm of `M` from `M M^T`; eigenvalues of rounding are 0."""
+  """Returns the nuclear norm of `M` from `M M^T`; rounding counts as 0."""
   eigenvalues = jnp.linalg.eigvalsh(gram)
   noise = eigenvalues[-1] * gram.shape[0] * jnp.finfo(gram.dtype).eps
   kept = eigenvalues > noise
@@ -100,18 +100,18 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
 def visible(
   rows: Float[Array, 'N d'], mask: Mask | None
 ) -> Float[Array, 'N d']:
-  """The rows, zeros where the mask is False."""
+  """Returns the rows, zeros where the mask is False."""
   return rows if mask is None else jnp.where(mask[:, None], rows, 0)
 
 
 def wide(dtype):
-  """The dtype to compute in: half precision cannot count, nor decompose."""
+  """Returns the dtype to compute in: float32 for half precisions."""
   dtype = jax.dtypes.canonicalize_dtype(dtype)
   return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
-  """Log of the Euclidean norm of each row; no square under- or overflows."""
+  """Returns the log of each row's norm; no square under- or overflows."""
   top = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1))
   empty = top == 0
   top = jnp.where(empty, 1, top)
@@ -121,7 +121,7 @@ def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
 
 
 def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
-  """The number of visible rows, in their dtype or float32."""
+  """Counts the visible rows, in their dtype or float32."""
   dtype = wide(rows.dtype)
   if mask is not None and _validate.is_concrete(mask) and not mask.any():
     raise ValueError(

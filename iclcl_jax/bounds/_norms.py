@@ -55,7 +55,7 @@ def log_diagonal(
 def wide_log_diagonal(
   phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None, chunk_size: int
 ) -> Float[Array, ' N']:
-  """`log_diagonal` of checked keys, in float32 at least."""
+  """Computes `log_diagonal` in float32 at least."""
   dtype = wide(keys.dtype)
   is_map = _validate.is_feature_map(phi)
 
@@ -73,7 +73,7 @@ def wide_log_diagonal(
 
 
 def _log_kernel(kernel, x, y) -> Float[Array, '']:
-  """`log k(x, y)`, of a kernel that is positive there."""
+  """Returns `log k(x, y)` of a kernel that is positive there."""
   if hasattr(kernel, 'log_kernel'):
     return coefficients.evaluate(kernel.log_kernel, x, y)
   return jnp.log(coefficients.evaluate(kernel, x, y))
@@ -140,7 +140,7 @@ def log_norms(
   mask: Mask | None,
   chunk_size: int,
 ) -> Float[Array, ' P']:
-  r"""Log of the norms of :math:`\sum_i u_{pi}\,\phi(k_i)^\top`, P sums at once.
+  r"""Returns log norms of `P` sums :math:`\sum_i u_{pi}\,\phi(k_i)^\top`.
 
   Args:
     phi: feature map or kernel.
@@ -179,7 +179,7 @@ def log_norms(
 
 
 def _split_scale(array: Array) -> tuple[Float[Array, ''], Array]:
-  """The log of the largest entry, and the array divided by that entry."""
+  """Returns the log of the largest entry, and the array divided by it."""
   top = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))
   top = jnp.where(top == 0, 1, top)
   return jnp.log(top), array / top
@@ -188,7 +188,7 @@ def _split_scale(array: Array) -> tuple[Float[Array, ''], Array]:
 def state_norms(
   state: DualState, num_sums: int, ball: Ball
 ) -> Float[Array, ' P']:
-  """Log of the norms of the weights, split by rows into `P` matrices."""
+  """Returns log norms of the weights, split by rows into `P` matrices."""
   dtype = wide(state.weights.dtype)
   log_scale = state.log_scale.astype(dtype)
   top = moments.largest(log_scale)
@@ -203,7 +203,7 @@ def state_norms(
 
 
 def _kernel_norms(kernel, chunks, labels_fn, num_sums, ball):
-  """`log_norms` from the Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
+  """Computes `log_norms` from Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
 
   Kernel values are divided by the roots of both diagonal entries, and values
   are multiplied by them: every number is then at most of order one.
@@ -247,7 +247,7 @@ def _log_gram_norm(ball: Ball, gram: Float[Array, 'd d']) -> Float[Array, '']:
 
 
 def _row_scales(kernel, chunk):
-  """Log of the length of each key's feature, and the size of each value."""
+  """Returns log lengths of the keys' features, and sizes of the values."""
   _, keys, values, mask = chunk
   norms = wide_log_diagonal(kernel, keys, mask, keys.shape[0]) / 2
   sizes = jnp.max(jnp.abs(values), axis=1)
@@ -255,7 +255,7 @@ def _row_scales(kernel, chunk):
 
 
 def _cosines(kernel, chunk, norm, other, other_norm):
-  """Cosines of features `[c, c]`; zero where a feature vanishes."""
+  """Returns cosines of features `[c, c]`; 0 where a feature vanishes."""
   _, keys, values, mask = chunk
   _, other_keys, _, other_mask = other
 
@@ -278,7 +278,7 @@ def _cosines(kernel, chunk, norm, other, other_norm):
 
 
 def _chunks(keys, values, mask, chunk_size: int):
-  """Row numbers, keys, values and mask in whole chunks `[n, c, ...]`."""
+  """Splits row numbers, keys, values and mask into chunks `[n, c, ...]`."""
   keys, values = visible(keys, mask), visible(values, mask)
   size = keys.shape[0]
   chunk_size = min(chunk_size, size)

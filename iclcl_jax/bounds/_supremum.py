@@ -82,7 +82,7 @@ def gap_supremum(
   ball: Ball = FROBENIUS,
   chunk_size: int = CHUNK_SIZE,
 ) -> LogValue:
-  r"""The largest gap over the ball, in closed form.
+  r"""Returns the largest gap over the ball, in closed form.
 
   .. math:: \sup_{|W| \le w} (L - \hat L)
      = w\,\Bigl|E[v\,\phi(k)^\top] - \frac1N\sum_i v_i\,\phi(k_i)^\top\Bigr|_*
@@ -150,7 +150,7 @@ def representation_loss(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, '']:
-  r"""The mean loss :math:`\hat L = -\frac1N \sum_i v_i^\top W\phi(k_i)`.
+  r"""Returns the mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
   Args:
     phi: feature map or kernel.
@@ -183,7 +183,7 @@ def representation_loss(
 
 
 def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
-  """`<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
+  """Returns `<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
   one = jnp.ones((), values.dtype)
 
   def predict(key):
@@ -199,7 +199,7 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
 def expected_loss(
   phi: FeatureMap | Kernel, state: dual.State, population: dual.State
 ) -> Float[Array, '']:
-  r"""The loss over the distribution: `-<W, E[v phi(k)^T]>`.
+  r"""Returns the loss over the distribution, `-<W, E[v phi(k)^T]>`.
 
   Args:
     phi: feature map or kernel.

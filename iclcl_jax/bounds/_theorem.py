@@ -34,7 +34,7 @@ class GeneralizationBound(NamedTuple):
 
   @property
   def total(self) -> LogValue:
-    """The sum of both terms."""
+    """Returns the sum of both terms."""
     return LogValue(
       jnp.logaddexp(self.complexity.log_value, self.confidence.log_value)
     )
@@ -53,7 +53,7 @@ def generalization_bound(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> GeneralizationBound:
-  r"""Theorem 3.2 with explicit constants, from the demonstrations alone.
+  r"""Bounds the gap from the demonstrations alone: Theorem 3.2 with constants.
 
   .. math:: L - \hat L \le 2\hat R_{\mathrm{bound}}
      + 3\cdot 2B\sqrt{\log(2/\delta) / (2N)}
@@ -121,7 +121,9 @@ def one_sided_bound(
   loss_bound: Positive,
   delta: float | Array,
 ) -> GeneralizationBound:
-  r"""The sharper bound of the Frobenius ball, if the distribution is known.
+  r"""Bounds the gap of the Frobenius ball where the distribution is known.
+
+  Sharper than `generalization_bound`.
 
   .. math:: L - \hat L \le w\sqrt{E[|v|^2 k(k,k)] / N}
      + 2B\sqrt{\log(1/\delta) / (2N)}
@@ -171,7 +173,7 @@ def published_bound(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> GeneralizationBound:
-  r"""Theorem 3.2 as published, its hidden constants set to 1.
+  r"""Evaluates Theorem 3.2 as published, its hidden constants set to 1.
 
   .. math:: w \rho d \sqrt{\mathrm{Tr} K} / N + \sqrt{\log(1/\delta) / N}
 

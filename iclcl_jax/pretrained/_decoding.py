@@ -14,7 +14,7 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 class KeyValueCache(NamedTuple):
-  """What the heads need of the tokens so far; `S` slots, filled from the left.
+  """Keys and values of the tokens so far, in `S` slots filled from the left.
 
   Attributes:
     keys: rotated keys. Shape `[L, G, S, d_k]`.
@@ -39,7 +39,7 @@ def prefill(
   cache_length: int,
   mask: Bool[Array, ' N'] | None = None,
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
-  """Reads a prompt at once.
+  """Reads a whole prompt into a new cache.
 
   Args:
     model: a causal language model.
@@ -115,7 +115,7 @@ def generate(
   num_tokens: int,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Int[Array, ' T']:
-  """Continues a prompt by the likeliest token, again and again.
+  """Continues a prompt by the likeliest token each time.
 
   One prompt; `jax.vmap` over tokens and masks makes batches of prompts that
   were padded to one length on either side. The cost of a token does not grow
@@ -155,7 +155,7 @@ def generate(
 
 
 def _empty_cache(model: LanguageModel, num_slots: int) -> KeyValueCache:
-  """A cache without tokens."""
+  """Makes a cache without tokens."""
   num_layers, _, num_groups, width = model.blocks.key.weight.shape
   zeros = jnp.zeros(
     (num_layers, num_groups, num_slots, width), model.embedding.dtype

@@ -102,7 +102,7 @@ def _blocks(
 
 
 def _heads(config: Mapping[str, Any], d: int) -> tuple[int, int, int]:
-  """Numbers of query and key-value heads, and their width."""
+  """Reads the numbers of query and key-value heads, and their width."""
   heads = _reading.count(config, 'num_attention_heads')
   groups = _reading.count(config, 'num_key_value_heads', heads)
   if heads % groups:
@@ -123,7 +123,7 @@ def _heads(config: Mapping[str, Any], d: int) -> tuple[int, int, int]:
 
 
 def _rotary_base(config: Mapping[str, Any]) -> float:
-  """Base of the rotary angles, in either of the two places it is kept."""
+  """Reads the base of the rotary angles, which either of two settings holds."""
   scaling = config.get('rope_parameters') or config.get('rope_scaling') or {}
   if not isinstance(scaling, Mapping):
     raise ValueError(

@@ -235,16 +235,10 @@ def next_token_logits(
 ) -> Float[Array, ' vocab']:
   """Scores the token after a prompt, without the head at other positions.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
+  Takes what `logits` takes; raises `ValueError` as it does.
 
   Returns:
     The logits after the last valid token. Shape `[vocab]`.
-
-  Raises:
-    ValueError: as `logits`.
   """
   check_head(model)
   states = hidden_states(model, tokens, mask=mask)
@@ -260,16 +254,10 @@ def next_token_log_probs(
 ) -> Float[Array, ' vocab']:
   """Returns log-probabilities of the token after a prompt.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
+  Takes what `logits` takes; raises `ValueError` as it does.
 
   Returns:
     The log-probabilities; their exponentials sum to one. Shape `[vocab]`.
-
-  Raises:
-    ValueError: as `logits`.
   """
   return jax.nn.log_softmax(next_token_logits(model, tokens, mask=mask))
 
@@ -277,7 +265,7 @@ def next_token_log_probs(
 def last_valid(
   tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None
 ) -> Int[Array, '']:
-  """Index of the last token that is no padding."""
+  """Returns the index of the last token that is no padding."""
   if mask is None:
     return jnp.asarray(tokens.shape[0] - 1)
   return tokens.shape[0] - 1 - jnp.argmax(mask[::-1])
@@ -347,7 +335,7 @@ def check_prompt(
 
 
 def check_length(model: LanguageModel, length: int) -> None:
-  """Checks that so many tokens fit into the context."""
+  """Checks that a number of tokens fits into the context."""
   if length == 0:
     raise ValueError(
       'tokens is empty (N = 0); expected at least one token. For an empty '

@@ -183,7 +183,7 @@ def _check_magic(path: pathlib.Path) -> None:
 
 
 def _reader_type(gguf: Any) -> type:
-  """The reader of the package, reading from a plain array.
+  """Makes the reader of the package read from a plain array.
 
   It makes a view of its bytes for every token and merge of the tokenizer;
   views of a plain array take a third of the time of views of a `np.memmap`.
@@ -204,7 +204,7 @@ def _reader_type(gguf: Any) -> type:
 def _entry(
   file: GGUFFile, name: str, kind: type[Any], default: Any = None
 ) -> Any:
-  """One entry of the metadata, checked; `default` if it may be absent."""
+  """Reads one entry of the metadata; `default` if it may be absent."""
   value = file.metadata.get(name, default)
   if value is None:
     raise ValueError(
@@ -221,7 +221,7 @@ def _entry(
 
 
 def _llama_config(file: GGUFFile) -> dict[str, Any]:
-  """The config of a Hugging Face llama, without what the tensors say."""
+  """Reads the config of a Hugging Face llama, without what the tensors say."""
   num_heads = _entry(file, 'llama.attention.head_count', int)
   width = _entry(file, 'llama.embedding_length', int)
   head_dim = _entry(
@@ -265,7 +265,7 @@ def _llama_config(file: GGUFFile) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-  """The shortest decimal that is stored as this float32, as `1e-05`."""
+  """Returns the shortest decimal of a float32, such as `1e-05`."""
   return float(str(np.float32(value)))
 
 
@@ -275,7 +275,7 @@ def _has(file: GGUFFile, suffix: str) -> bool:
 
 
 def _llama_name(file: GGUFFile, name: str) -> str:
-  """The Hugging Face name of a tensor of a llama."""
+  """Returns the Hugging Face name of a tensor of a llama."""
   stem, _, kind = name.rpartition('.')
   number = re.match(r'blk\.(\d+)\.', stem)
   pattern = re.sub(r'^blk\.\d+\.', 'blk.N.', stem)
@@ -290,7 +290,7 @@ def _llama_name(file: GGUFFile, name: str) -> str:
 
 
 def _dequantized(file: GGUFFile, tensor: Any) -> np.ndarray:
-  """A float32 copy of a tensor, in NumPy's order of axes."""
+  """Copies a tensor as float32, in NumPy's order of axes."""
   gguf = import_reader('gguf')
   try:
     array = gguf.dequantize(tensor.data, tensor.tensor_type)

@@ -92,7 +92,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
-  """Tensors of all shards, as the index lists them."""
+  """Reads the tensors of all shards, as the index lists them."""
   index = directory / _INDEX
   weight_map = read_json(index).get('weight_map')
   if not isinstance(weight_map, dict) or not all(
@@ -134,7 +134,7 @@ def _place(shard: str | None) -> str:
 
 
 def _tensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and arrays of one file, one after the other."""
+  """Yields names and arrays of one file."""
   safetensors = import_reader('safetensors')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:

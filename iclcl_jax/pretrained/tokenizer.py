@@ -39,7 +39,7 @@ class Tokenizer:
     self.vocab_size = 1 + max(vocabulary.values(), default=-1)
 
   def encode(self, text: str) -> np.ndarray:
-    """Token ids of `text`, with what the model expects around it.
+    """Returns token ids of `text`, with what the model expects around it.
 
     Args:
       text: any text. Names of special tokens in it become these tokens.
@@ -51,7 +51,7 @@ class Tokenizer:
     return _ids(self._encoding(text).ids)
 
   def spans(self, text: str) -> np.ndarray:
-    """Which characters of `text` each of its tokens covers.
+    """Returns which characters of `text` each of its tokens covers.
 
     Args:
       text: any text.
@@ -64,7 +64,7 @@ class Tokenizer:
     return _ids(self._encoding(text).offsets).reshape(-1, 2)
 
   def single_id(self, text: str) -> int:
-    """Id of a text that is one token, such as a label.
+    """Returns the id of a text that is one token, such as a label.
 
     Args:
       text: the text; a label within a line usually begins with a space.
@@ -86,11 +86,11 @@ class Tokenizer:
     return int(encoding.ids[0])
 
   def token(self, index: int) -> str:
-    """Text of one token; part of a character is shown as a `�`."""
+    """Returns the text of one token, `�` for a part of a character."""
     return self.decode([index])
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of token ids, special tokens included.
+    """Returns the text of token ids, special tokens included.
 
     Args:
       ids: token ids, as of `encode`.
@@ -205,7 +205,7 @@ def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
 
 
 def _entries(file: gguf_files.GGUFFile, name: str) -> list[str]:
-  """A list of strings in the metadata."""
+  """Reads a list of strings of the metadata."""
   entries = file.metadata.get(name)
   if not isinstance(entries, list) or not all(
     isinstance(entry, str) for entry in entries
@@ -219,7 +219,7 @@ def _entries(file: gguf_files.GGUFFile, name: str) -> list[str]:
 
 
 def _split_digits(tokenizers: Any) -> Any:
-  """Each digit apart, then words as in GPT-2."""
+  """Cuts text into digits, one by one, and words as in GPT-2."""
   return tokenizers.pre_tokenizers.Sequence(
     [
       tokenizers.pre_tokenizers.Digits(individual_digits=True),
@@ -229,7 +229,7 @@ def _split_digits(tokenizers: Any) -> Any:
 
 
 def _split_words(tokenizers: Any) -> Any:
-  """Words with the space before them, as in GPT-2."""
+  """Cuts text into words with the space before them, as in GPT-2."""
   return tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False, use_regex=True
   )
@@ -242,7 +242,7 @@ _PRE_TOKENIZERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _pre_tokenizer(file: gguf_files.GGUFFile, tokenizers: Any) -> Any:
-  """What cuts the text before byte pairs are merged."""
+  """Returns what cuts the text before byte pairs are merged."""
   kind = file.metadata.get('tokenizer.ggml.model')
   if kind != 'gpt2':
     raise ValueError(

@@ -269,7 +269,7 @@ def gradient_state(
   own: Mask,
   demonstrations: Mask,
 ) -> dual.State:
-  """The state after one step along `jax.grad` of the contrastive loss.
+  """Returns the state after one step along `jax.grad` of the loss.
 
   The same as `dual.zero_shot`, then `dual.one_step_autodiff`. For a kernel it
   is written out: the one zero-shot row is evaluated at the demonstrations, in
@@ -306,7 +306,7 @@ def _over_positions(answer, queries, *rows):
 
 
 def _read(phi, state, query, has_seen) -> Array:
-  """`dual.predict`, with zeros for a state that has seen no token."""
+  """Predicts as `dual.predict`; zeros from a state that has seen no token."""
   reading = forms.form_of(phi).read(phi, state, query)
   denominator = jnp.where(has_seen, reading.denominator, 1)
   return jnp.where(has_seen, reading.numerator, 0) / denominator

@@ -8,7 +8,7 @@ from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 
 
 def example() -> tuple[Architecture, Block]:
-  """A small block of the Llama family, all weights 1: for examples.
+  """Makes a small block of the Llama family, all weights 1, for examples.
 
   Returns:
     The architecture, and a block with `d_model = 4`, two query heads of width

@@ -18,7 +18,7 @@ from iclcl_jax.types import Array, Float, Mask
 
 
 class Heads(NamedTuple):
-  """What the heads of one block see.
+  """Queries, keys and values of the heads of one block.
 
   Attributes:
     queries: rotated queries. Shape `[H, N, d_k]`.
@@ -92,7 +92,7 @@ def attend(
   *,
   mask: Mask | None = None,
 ) -> Float[Array, 'H M d_k']:
-  r"""Softmax attention of all heads, with the scale :math:`1/\sqrt{d_k}`.
+  r"""Attends with all heads, softmax with the scale :math:`1/\sqrt{d_k}`.
 
   Keys and values are not repeated for the query heads that share them. A query
   that sees no key gets zeros.
@@ -308,7 +308,7 @@ def add_bias(linear: Linear, rows: Array) -> Array:
 def merge_heads(
   output: Linear, outputs: Float[Array, 'H N d_k']
 ) -> Float[Array, 'N d_model']:
-  """The output projection: the sum of `h W_O^h` over heads, and its bias."""
+  """Projects outputs of heads: the sum of `h W_O^h` over heads, and a bias."""
   rows = jnp.swapaxes(outputs, 0, 1).reshape(outputs.shape[1], -1)
   weight = output.weight.reshape(rows.shape[1], -1)
   return add_bias(output, rows @ weight)
@@ -317,7 +317,7 @@ def merge_heads(
 def normalise_before(
   architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
-  """What a sublayer reads, row by row."""
+  """Normalises what a sublayer reads, where the placement says so."""
   normalise = _normalise_fn(architecture, parameters)
   return jax.vmap(lambda row: architecture.placement.before(normalise, row))(x)
 
@@ -325,7 +325,7 @@ def normalise_before(
 def normalise_after(
   architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
-  """What becomes of the sum of a sublayer's input and output, row by row."""
+  """Normalises the sum behind a sublayer, where the placement says so."""
   normalise = _normalise_fn(architecture, parameters)
   return jax.vmap(lambda row: architecture.placement.after(normalise, row))(x)
 
@@ -340,12 +340,12 @@ def _normalise_fn(architecture: Architecture, parameters: Norm):
 
 
 def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:
-  """Zeros in masked rows: a NaN there would return in the gradient."""
+  """Puts zeros in masked rows: a NaN there would return in the gradient."""
   return x if mask is None else jnp.where(mask[:, None], x, 0)
 
 
 def default_positions(x: Array, positions: Array | None) -> Array:
-  """The positions `0, 1, ...` unless others are given."""
+  """Returns the positions `0, 1, ...` unless others are given."""
   return jnp.arange(x.shape[0]) if positions is None else positions
 
 
@@ -355,7 +355,7 @@ def visibility(
   key_positions: Array,
   mask: Mask | None,
 ) -> Array:
-  """Which query sees which key. Shape `[M, N]`."""
+  """Returns which query sees which key. Shape `[M, N]`."""
 
   def sees(query_position, key_position):
     result = architecture.visible(query_position, key_position)

@@ -32,7 +32,7 @@ from iclcl_jax.types import Array, Float
 
 
 class Linearisation(NamedTuple):
-  """Where a block is read, token by token: what fixes its affine map.
+  """What fixes the affine map of a block at each token.
 
   For one token the leading axis `N` is missing.
 
@@ -113,16 +113,6 @@ def map_label(
   Returns:
     The mapped label. Shape `[d_model]`.
 
-  Example:
-    >>> import jax
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> points = linearise(
-    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
-    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
-    >>> map_label(architecture, block, point, jnp.zeros(4)).tolist()
-    [0.0, 0.0, 0.0, 0.0]
-
   References:
     Derived here.
   """
@@ -154,16 +144,6 @@ def bias_of(
 
   Returns:
     The bias of the dual model. Shape `[d_model]`.
-
-  Example:
-    >>> import jax
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> points = linearise(
-    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
-    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
-    >>> bias_of(architecture, block, point, jnp.zeros(4)).tolist()
-    [0.0, 0.0, 0.0, 0.0]
 
   References:
     Derived here.
@@ -197,16 +177,6 @@ def fold_labels(
   Returns:
     The labels. Shape `[H, N, d_model]`.
 
-  Example:
-    >>> import jax
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> points = linearise(
-    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
-    >>> point = jax.tree.map(lambda leaf: leaf[0], points)
-    >>> fold_labels(architecture, block, point, jnp.ones((1, 3, 2))).shape
-    (2, 3, 4)
-
   References:
     Derived here.
   """
@@ -221,7 +191,7 @@ def fold_labels(
 
 
 def _apply(architecture, block, point, at_zero, row) -> Array:
-  """The affine map of a block at a point; `at_zero` is the activation's."""
+  """Applies the affine map of a block; `at_zero` is the activation at 0."""
 
   def at(parameters: Norm, x):
     def normalise(y):
@@ -240,7 +210,7 @@ def _apply(architecture, block, point, at_zero, row) -> Array:
 
 
 def _gate(architecture, block, tokens) -> Float[Array, 'N d_ff']:
-  """The diagonal `G`: `(g(z) - g(0)) / z`, or `g(z)` on the other branch."""
+  """Returns the diagonal `G`: `(g(z) - g(0)) / z`, or `g(z)` if gated."""
   if block.gate is not None:
     gate = _forward.apply_linear(block.gate, tokens)
     return _forward.activate(architecture, gate)

@@ -42,7 +42,7 @@ class _Normalisation:
     return result.astype(y.dtype) * parameters.scale
 
   def _spread(self, x: Array) -> Array:
-    """What is divided by the root of its mean square."""
+    """Returns what is divided by the root of its mean square."""
     raise NotImplementedError
 
 
@@ -170,13 +170,13 @@ post_norm = Placement(before=as_it_is, after=normalised)
 
 
 def _widen(x: Array) -> Array:
-  """Sums of squares and angles need more than half precision."""
+  """Casts half precisions to float32, which squares and angles need."""
   is_half = jnp.finfo(x.dtype).bits < 32
   return x.astype(jnp.float32) if is_half else x
 
 
 def _common_scale(x: Array) -> Array:
-  """A power of two, so without rounding, that makes squares representable."""
+  """Returns a power of two (no rounding) that keeps squares in range."""
   smallest = jnp.finfo(x.dtype).minexp
   _, exponent = jnp.frexp(jnp.max(jnp.abs(x)))
   exponent = jnp.clip(exponent, smallest // 2, -smallest)
@@ -184,7 +184,7 @@ def _common_scale(x: Array) -> Array:
 
 
 def _inverse_root(x: Array, epsilon: float, scale: Array) -> Array:
-  """One over the root of the mean square of `x`, which is scaled, + epsilon."""
+  """Returns 1 / sqrt(mean square + epsilon) of `x`, which is scaled."""
   square = jnp.mean(x * x) + epsilon * scale * scale
   is_zero = square == 0  # A scaled epsilon may underflow.
   return jnp.where(is_zero, 0, jax.lax.rsqrt(jnp.where(is_zero, 1, square)))

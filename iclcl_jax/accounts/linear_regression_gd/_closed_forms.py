@@ -125,7 +125,7 @@ def kernel_step(
 
 
 def _check_not_negative(eigenvalues) -> None:
-  """Eigenvalues of a product `X^T X`, as a solver returns them."""
+  """Checks that eigenvalues of `X^T X` are not negative beyond rounding."""
   if not eigenvalues.size or not _validate.is_concrete(eigenvalues):
     return
   lowest = float(jnp.min(eigenvalues))

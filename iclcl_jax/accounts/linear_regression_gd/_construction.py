@@ -105,7 +105,7 @@ def construct_plus_plus(
 
 
 def _layer_of_inputs(d_x: int, values, outputs) -> SelfAttention:
-  """A layer of one head whose scores are inner products of inputs."""
+  """Makes a layer of one head whose scores are inner products of inputs."""
   kept = jnp.arange(values.shape[0]) < d_x
   select = jnp.diag(kept.astype(values.dtype))
   return SelfAttention(*(w[None] for w in (select, select, values, outputs)))

@@ -117,7 +117,7 @@ def predict(
   d_y: int = 1,
   weights_fn: WeightsFn = linear_weights,
 ) -> Float[Array, ' d_y']:
-  """Answers the query: minus the label part of its row after all layers.
+  """Answers the query by minus the label part of its row after all layers.
 
   Args:
     layers: weights, stacked along a leading axis of layers; see `repeat`.

@@ -147,7 +147,7 @@ def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
 
 
 def _gain_and_spread(tasks: LinearTasks):
-  """Coefficients of `-2 eta` and `eta^2` in the loss."""
+  """Returns the coefficients of `-2 eta` and `eta^2` in the loss."""
   d_x, size = tasks.d_x, tasks.num_demonstrations
   second, fourth = tasks.moments
   good = size - tasks.num_distractors

@@ -45,7 +45,7 @@ def make_tokens(
 
 
 def context_only(num_tokens: int) -> Bool[Array, 'M M']:
-  """The mask of the construction: every row sees all rows but the query's.
+  """Returns the mask of the construction: rows see all rows but the query's.
 
   Args:
     num_tokens: number of rows, `N + 1`.
@@ -70,7 +70,7 @@ def initial_weights(
   labels: Float[Array, 'N d_y'],
   initial: Float[Array, 'd_y d_x'] | None,
 ) -> Float[Array, 'd_y d_x']:
-  """The weights `W_0`: 0 unless others are given."""
+  """Returns the weights `W_0`: 0 unless others are given."""
   if initial is not None:
     return initial
   return jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)

@@ -39,7 +39,7 @@ class Mix(NamedTuple):
 def meta_gradients(
   keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> Float[Array, 'N d_v d_k']:
-  """Returns what each token adds to the weights: `v_i` times `k_i`, outer.
+  """Returns what each token adds to the weights: the outer product `v_i k_i`.
 
   Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
   loss that a model was trained on.
@@ -130,7 +130,7 @@ def softmax_mix(
   *,
   num_query_tokens: int,
 ) -> Mix:
-  r"""Splits softmax attention into zero-shot part and demonstrations, exactly.
+  r"""Splits softmax attention exactly into zero-shot part and demonstrations.
 
   .. math:: F = (1 - \lambda)\, F_{ZSL} + \lambda F_{demo}
 

@@ -103,7 +103,7 @@ def momentum_attention(
   decay: float | Array,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
-  r"""Causal softmax attention plus a decayed sum of past values; one head.
+  r"""Adds a decayed sum of past values to causal softmax attention; one head.
 
   .. math:: o_t = \mathrm{softmax}(q_t K_{\le t}^\top / \sqrt{d_k})\, V_{\le t}
      + \sum_{i < t} \eta^{t - i} v_i
@@ -178,7 +178,7 @@ def decode(
   *,
   decay: float | Array,
 ) -> tuple[MomentumState, Float[Array, ' d_v']]:
-  """Reads one token: `momentum_attention`, step by step.
+  """Reads one token, as `momentum_attention` does for the whole sequence.
 
   Momentum adds one vector for each head to the cache of keys and values.
 

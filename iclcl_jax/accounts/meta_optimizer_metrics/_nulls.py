@@ -1,4 +1,4 @@
-"""What a similarity is worth if the two updates have nothing in common."""
+"""Null distributions: similarities of updates that have nothing in common."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def random_null(
   *,
   num_draws: int,
 ) -> Float[Array, ' draws']:
-  """A metric with random updates of the size of the finetuned ones.
+  """Draws the metric with random updates of the size of the finetuned ones.
 
   Gaussian, norm-matched along the last axis, and sent through the same metric.
   For one without baseline, such as `lambda a, b, _: kendall(a, b)`, pass zeros
@@ -68,7 +68,7 @@ def permuted_null(
   *,
   num_draws: int,
 ) -> Float[Array, ' draws']:
-  """A metric with each finetuned update taken from another query.
+  """Draws the metric with each finetuned update taken from another query.
 
   It keeps what all queries share, so a metric above `random_null` but not above
   this one says nothing of the query.

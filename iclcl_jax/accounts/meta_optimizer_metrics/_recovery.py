@@ -11,7 +11,7 @@ from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
 
 
 class Recovery(NamedTuple):
-  """Examples that learning in context recovers of those finetuning gains.
+  """How many of the examples that finetuning gains are recovered in context.
 
   Attributes:
     recovered: right finetuned and in context, wrong zero-shot: a count.
@@ -28,7 +28,7 @@ class Recovery(NamedTuple):
 
   @property
   def lift(self) -> Float[Array, '']:
-    """Rec2FTP above its chance level, in points."""
+    """Returns Rec2FTP less its chance level, in points."""
     return self.percent - self.chance
 
 
@@ -38,7 +38,7 @@ def recovery(
   finetuned: Bool[Array, ' Q'],
   zero_shot: Bool[Array, ' Q'],
 ) -> Recovery:
-  """Counts what both recover: Rec2FTP and its chance level.
+  """Counts the examples that both learn: Rec2FTP and its chance level.
 
   Args:
     in_context: whether each query was answered right. Shape `[Q]`.
@@ -79,7 +79,9 @@ def recovery_null(
   *,
   num_draws: int,
 ) -> Float[Array, ' draws']:
-  """Rec2FTP with answers in context permuted among what zero-shot gets wrong.
+  """Draws Rec2FTP with answers in context permuted.
+
+  They are permuted among the examples that zero-shot gets wrong.
 
   Args:
     key: consumed.
@@ -109,7 +111,7 @@ def recovery_null(
 
 
 def _ratio(part, whole):
-  """A quotient that is NaN, without a warning, where the whole is 0."""
+  """Divides; NaN, without a warning, where the whole is 0."""
   part, whole = (jnp.asarray(x, _float_of(x)) for x in (part, whole))
   return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))
 

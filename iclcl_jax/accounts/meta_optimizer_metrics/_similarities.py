@@ -14,7 +14,7 @@ def update_similarity(
   finetuned: Float[Array, ' d'],
   zero_shot: Float[Array, ' d'],
 ) -> Float[Array, '']:
-  """SimAOU: cosine of the two updates of an attention output.
+  """Returns SimAOU, the cosine of the two updates of an attention output.
 
   Of unrelated updates it is 0 only if they have no component along the
   baseline; see `partial_update_similarity`.
@@ -43,7 +43,7 @@ def normalised_update_similarity(
   finetuned: Float[Array, ' d'],
   zero_shot: Float[Array, ' d'],
 ) -> Float[Array, '']:
-  r"""SimAOU as first published: of outputs that are normalised first.
+  r"""Returns SimAOU as first published, of outputs that are normalised first.
 
   Biased: independent noise of relative variance `s^2` scores
   :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
@@ -72,7 +72,7 @@ def partial_update_similarity(
   finetuned: Float[Array, ' d'],
   zero_shot: Float[Array, ' d'],
 ) -> Float[Array, '']:
-  """SimAOU of what the updates add across the baseline.
+  """Returns SimAOU of the parts of the updates orthogonal to the baseline.
 
   Args:
     in_context: as in `update_similarity`. Shape `[d]`.
@@ -104,7 +104,7 @@ def partial_update_similarity(
 def map_similarity(
   in_context: Float[Array, 'H N'], other: Float[Array, 'H N']
 ) -> Float[Array, '']:
-  """SimAM: cosine of attention logits on the query's tokens, mean over heads.
+  """Returns SimAM, the mean cosine over heads of attention logits.
 
   Args:
     in_context: logits before the softmax, one row a head. Shape `[H, N]`.
@@ -128,7 +128,7 @@ def map_update_similarity(
   finetuned: Float[Array, 'H N'],
   zero_shot: Float[Array, 'H N'],
 ) -> Float[Array, '']:
-  """SimAM-delta: cosine of the updates of attention logits, mean over heads.
+  """Returns SimAM-delta, the mean cosine of the updates of attention logits.
 
   Args:
     in_context: as in `map_similarity`. Shape `[H, N]`.
@@ -152,7 +152,7 @@ def map_update_similarity(
 def kendall(
   in_context: Float[Array, ' N'], finetuned: Float[Array, ' N']
 ) -> Float[Array, '']:
-  """Kendall's tau-a of two orders of the training tokens.
+  """Returns Kendall's tau-a of two orders of the training tokens.
 
   Args:
     in_context: attention logits on the demonstration tokens, summed over heads.
@@ -183,7 +183,7 @@ def kendall(
 
 @door
 def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
-  """Cosine of two vectors, NaN if one is 0.
+  """Returns the cosine of two vectors, NaN if one is 0.
 
   Args:
     a: a vector. Shape `[d]`.
@@ -199,6 +199,6 @@ def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
 
 
 def _updates(in_context, finetuned, zero_shot):
-  """Both updates, widened before the difference can overflow."""
+  """Returns both updates, widened before the difference can overflow."""
   base = _numerics.widen(zero_shot)
   return tuple(_numerics.widen(x) - base for x in (in_context, finetuned))

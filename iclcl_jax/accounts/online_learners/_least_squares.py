@@ -63,7 +63,7 @@ def least_squares(
 def recursive_least_squares(
   tokens: Stream, *, ridge: float | Array
 ) -> Float[Array, 'N d_v']:
-  r"""`least_squares` by a rank-one update for each token.
+  r"""Solves `least_squares` by a rank-one update for each token.
 
   .. math:: W_t = W_{t-1} + (v_t - W_{t-1}\phi(k_t))\,
      \frac{(P_{t-1}\phi(k_t))^\top}{1 + \phi(k_t)^\top P_{t-1}\,\phi(k_t)}

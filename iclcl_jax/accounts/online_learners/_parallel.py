@@ -21,7 +21,7 @@ def linear_parallel(
   initial: Float[Array, 'd_v R'] | None = None,
   chunk_size: int = 64,
 ) -> Float[Array, 'N d_v']:
-  r"""`linear_recurrence` with matrix products inside chunks.
+  r"""Computes `linear_recurrence` with matrix products inside chunks.
 
   .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
@@ -63,7 +63,7 @@ def delta_parallel(
   initial: Float[Array, 'd_v R'] | None = None,
   chunk_size: int = 64,
 ) -> Float[Array, 'N d_v']:
-  r"""`delta_recurrence` with a triangular solve inside chunks.
+  r"""Computes `delta_recurrence` with a triangular solve inside chunks.
 
   The rows :math:`u_t` are step times error signal, so the delta rule is linear
   attention with these values:
@@ -130,7 +130,7 @@ def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
 
 
 def _decay_products(decays):
-  """Products of the decays after `j` up to `i`, and up to `i` from the start.
+  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`.
 
   They are multiplied, not exponentials of differences of logarithms: factors of
   any sign, zeros among them, have the products and slopes of the recurrence.

@@ -20,7 +20,7 @@ def linear_recurrence(
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
   initial: Float[Array, 'd_v R'] | None = None,
 ) -> Float[Array, 'N d_v']:
-  r"""Linear attention with decay.
+  r"""Runs linear attention with decay.
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
 
@@ -58,7 +58,7 @@ def delta_recurrence(
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
   initial: Float[Array, 'd_v R'] | None = None,
 ) -> Float[Array, 'N d_v']:
-  r"""The (gated) delta rule.
+  r"""Runs the (gated) delta rule.
 
   .. math:: W_t = g_t W_{t-1}\,(I - \beta_t\,\phi(k_t)\phi(k_t)^\top)
      + \beta_t\, v_t\,\phi(k_t)^\top
@@ -95,7 +95,7 @@ def delta_recurrence(
 def momentum_attention_weights(
   num_tokens: int, momentum: float | Array
 ) -> Float[Array, 'N N']:
-  r"""Factors that the heavy ball puts on past tokens of linear attention.
+  r"""Returns the weights that the heavy ball gives to past tokens.
 
   .. math:: o_t = \sum_{i\le t} \frac{1 - \mu^{t-i+1}}{1 - \mu}\,
      (\phi(q_t)^\top\phi(k_i))\, v_i
@@ -134,7 +134,7 @@ def softmax_recurrence(
   *,
   mask: Mask | None = None,
 ) -> Float[Array, ' d_v']:
-  r"""Softmax attention as running SGD on :math:`\tfrac12|o - v_i|^2`.
+  r"""Computes softmax attention by running SGD on :math:`\tfrac12|o - v_i|^2`.
 
   The step size of token `i` is its own normalised weight among the tokens so
   far. Every query runs its own: no state of finite size serves all.

@@ -112,7 +112,7 @@ def descend(
 def broadcast_gates(
   tokens: Stream, rates: Any, decays: Any
 ) -> tuple[Float[Array, ' N'], Array]:
-  """Step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
+  """Returns step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
   size, width = tokens.keys.shape
   rates = _as_gate('rates', rates, tokens, [(), (size,)])
   decays = _as_gate('decays', decays, tokens, [(), (size,), (size, width)])
@@ -138,7 +138,7 @@ def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
 
 
 def initial_state(tokens: Stream, initial: Array | None) -> Array:
-  """The state before the first token: 0 unless one is given."""
+  """Returns the state before the first token: 0 unless one is given."""
   if initial is not None:
     return initial
   shape = tokens.values.shape[1], tokens.keys.shape[1]

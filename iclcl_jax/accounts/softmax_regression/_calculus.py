@@ -28,7 +28,7 @@ class Gradients(NamedTuple):
 def predict(
   document: Float[Array, 'n d'], weights: Float[Array, ' d']
 ) -> Float[Array, ' n']:
-  """Returns `f = softmax(A x)`; no exponential of a logit is ever formed alone.
+  """Returns `f = softmax(A x)` without exponentials that overflow.
 
   Args:
     document: words `A`. Shape `[n, d]`.

@@ -46,7 +46,7 @@ def demonstration_gradients(
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
 ) -> DemonstrationGradients:
-  r"""Gradient norm and loss drop of every demonstration in every dual model.
+  r"""Returns gradient norm and loss drop of each demonstration in each model.
 
   .. math:: \langle G_s, G_t \rangle
     = \sum_{i \in s} \sum_{j \in t} (v_i^\top v_j)\, k(k_i, k_j)
@@ -124,5 +124,5 @@ def _gradients(
 
 
 def _log(x: Array) -> Array:
-  """The logarithm, `-inf` where rounding has left nothing."""
+  """Returns the logarithm, `-inf` where rounding has left nothing."""
   return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)

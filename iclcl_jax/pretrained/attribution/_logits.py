@@ -127,7 +127,9 @@ def attribute(
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
 ) -> LogitAttribution:
-  """`read_heads`, then `direct_logit_attribution`.
+  """Attributes a difference of two logits to heads and demonstrations.
+
+  It is `read_heads`, then `direct_logit_attribution`.
 
   Args:
     model: a causal language model.
@@ -169,7 +171,7 @@ def logit_difference(
   mask: Bool[Array, ' N'] | None = None,
   excluded: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, '']:
-  """The difference of two logits by a forward pass: what attribution predicts.
+  """Computes by a forward pass the difference of logits that is attributed.
 
   Args:
     model: a causal language model.
@@ -206,7 +208,7 @@ def logit_difference(
 
 
 def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
-  """The difference of two logits as a function of the final state."""
+  """Returns the difference of two logits as a linear function of the state."""
   if model.head is None:
     return model.embedding[label] - model.embedding[other_label], 0.0
   weight, bias = model.head

@@ -1,4 +1,4 @@
-"""What one position reads, head by head and segment by segment."""
+"""The readings of one position, head by head and segment by segment."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 class HeadReadings(NamedTuple):
-  """What one position reads, head by head and segment by segment.
+  """The readings of one position, head by head and segment by segment.
 
   Attributes:
     outputs: share of each segment in the output of each head, the sum of its
@@ -109,7 +109,7 @@ def scan_layers(
   mask: Array | None,
   read: Callable[..., Any],
 ) -> tuple[Array, Any]:
-  """The forward pass; what `read` returns is stacked over the layers."""
+  """Runs the blocks and stacks over the layers what `read` returns."""
   architecture = model.architecture
   positions = _model.positions_of(tokens, mask)
   seen = jax.vmap(architecture.visible, in_axes=(None, 0))(
@@ -131,7 +131,7 @@ def scan_layers(
 
 
 def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
-  """The tokens of each segment that the position sees; the rest comes last."""
+  """Returns which tokens of each segment are seen; the rest comes last."""
   names = jnp.arange(num_segments, dtype=segment_ids.dtype)
   chosen = segment_ids[None] == names[:, None]
   rest = ~jnp.any(chosen, axis=0)

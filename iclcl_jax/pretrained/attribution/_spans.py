@@ -13,7 +13,7 @@ Spans = Sequence[tuple[int, int]]
 
 
 def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
-  """Says of each token to which demonstration it belongs.
+  """Returns the number of the demonstration that each token belongs to.
 
   Args:
     spans: begin and end (exclusive) of each demonstration, in tokens.
@@ -100,7 +100,7 @@ def token_spans(
 
 
 def _pair(name: str, span: Any) -> tuple[int, int]:
-  """Begin and end of a span as plain integers."""
+  """Returns begin and end of a span as plain integers."""
   try:
     begin, end = (operator.index(edge) for edge in span)
   except (TypeError, ValueError) as error:
