@@ -399,19 +399,22 @@ def test_spans_are_marked():
 
 
 @pytest.mark.parametrize(
-  ('spans', 'message'),
+  ('spans', 'num_tokens', 'message'),
   [
-    ([], 'spans is empty'),
-    ([(0, 3), (2, 4)], 'overlaps with spans.0.'),
-    ([(3, 3)], 'begin < end'),
-    ([(-1, 3)], '0 <= begin'),
-    ([(0, 13)], 'the number of tokens'),
-    ([5], 'expected two integers'),
+    ([], 12, 'spans is empty'),
+    ([(0, 3), (2, 4)], 12, 'overlaps with spans.0.'),
+    ([(3, 3)], 12, 'begin < end'),
+    ([(-1, 3)], 12, '0 <= begin'),
+    ([(0, 13)], 12, 'the number of tokens'),
+    ([5], 12, 'expected two integers'),
+    ([(0.5, 2)], 12, 'expected two integers'),
+    (None, 12, 'spans is a NoneType'),
+    ([(0, 1)], -3, 'num_tokens is -3'),
   ],
 )
-def test_bad_spans_are_errors(spans, message):
+def test_bad_spans_are_errors(spans, num_tokens, message):
   with pytest.raises(ValueError, match=message):
-    attribution.mark_spans(spans, 12)
+    attribution.mark_spans(spans, num_tokens)
 
 
 class Words:

@@ -647,64 +647,62 @@ def test_a_vanishing_kernel_has_complexity_zero():
 
 KEYS, VALUES = draw(3)
 GOOD = {'radius': 1.0, 'loss_bound': 1.0, 'delta': 0.1}
+KEY, PHI, KERNEL = jax.random.key(0), MAPS['positive'], KERNELS['exponential']
+
+
+def total(keys=KEYS, values=VALUES, **change):
+  return bounds.generalization_bound(PHI, keys, values, **(GOOD | change))
+
+
+def published(**change):
+  given = {'radius': 1.0, 'value_bound': 1.0, 'dimension_factor': 1.0}
+  return bounds.published_bound(PHI, KEYS, **(given | change), delta=0.1)
+
+
+def signs(key=KEY, num_draws=1, ball=bounds.FROBENIUS):
+  return bounds.rademacher_draws(
+    key, PHI, KEYS, VALUES, radius=1.0, num_draws=num_draws, ball=ball
+  )
+
+
+def gap(phi, population, sample, **options):
+  """The gap of means over the demonstrations, of features or of a kernel."""
+  states = (
+    bounds.mean_embedding(p, KEYS, VALUES) for p in (population, sample)
+  )
+  return bounds.gap_supremum(phi, *states, radius=1.0, **options)
 
 
 @pytest.mark.parametrize(
-  ('change', 'message'),
+  ('message', 'call'),
   [
-    ({'radius': 0.0}, 'radius is 0; expected a positive number'),
-    ({'radius': -1.0}, 'radius is -1; expected a positive number'),
-    ({'radius': math.inf}, 'radius is inf; expected a finite number'),
-    ({'loss_bound': 0.0}, 'loss_bound is 0; expected a positive number'),
-    ({'delta': 0.0}, r'delta is 0; expected a probability in \(0, 1\)'),
-    ({'delta': 1.0}, r'delta is 1; expected a probability in \(0, 1\)'),
-    ({'chunk_size': 0}, 'chunk_size is 0; expected an integer >= 1'),
-    ({'ball': 'frobenius'}, 'ball is a str; expected a Ball'),
-    ({'mask': np.ones(2, bool)}, r'mask has shape \[2\]; expected \[3\]'),
+    ('radius is 0; expected a positive number', lambda: total(radius=0.0)),
+    ('radius is -1; expected a positive number', lambda: total(radius=-1.0)),
+    ('radius is inf; expected a finite number', lambda: total(radius=math.inf)),
+    ('loss_bound is 0; expected a positive', lambda: total(loss_bound=0.0)),
+    (r'delta is 0; expected a probability in \(0, 1\)',
+     lambda: total(delta=0.0)),
+    (r'delta is 1; expected a probability in \(0, 1\)',
+     lambda: total(delta=1.0)),
+    ('chunk_size is 0; expected an integer >= 1', lambda: total(chunk_size=0)),
+    ('ball is a str; expected a Ball', lambda: total(ball='frobenius')),
+    (r'mask has shape \[2\]; expected \[3\]',
+     lambda: total(mask=np.ones(2, bool))),
+    ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),
+    ('num_demonstrations is 0', lambda: bounds.one_sided_bound(1.0, 0, **GOOD)),
+    ('second_moment is -1', lambda: bounds.one_sided_bound(-1.0, 3, **GOOD)),
+    ('value_bound is 0', lambda: published(value_bound=0.0)),
+    ('dimension_factor is 0', lambda: published(dimension_factor=0.0)),
+    ('num_draws is 0', lambda: signs(num_draws=0)),
+    ('key is a int', lambda: signs(key=0)),
+    ('ball is a NoneType; expected', lambda: signs(ball=None)),
+    ('ball is a float; expected', lambda: gap(PHI, PHI, PHI, ball=2.0)),
+    ('population is a DualState; expected a', lambda: gap(KERNEL, PHI, PHI)),
+    ('sample is a KernelDualState; expected', lambda: gap(PHI, PHI, KERNEL)),
+    ('state is a KernelDualState; expected', lambda: bounds.expected_loss(
+      PHI, *(bounds.mean_embedding(p, KEYS, VALUES) for p in (KERNEL, PHI)))),
   ],
-)
-def test_bad_input_is_named(change, message):
+)  # fmt: skip
+def test_bad_input_is_named(message, call):
   with pytest.raises(ValueError, match=message):
-    bounds.generalization_bound(
-      MAPS['positive'], KEYS, VALUES, **(GOOD | change)
-    )
-
-
-def test_more_bad_input_is_named():
-  phi, kernel = MAPS['positive'], KERNELS['exponential']
-  with pytest.raises(ValueError, match='keys is empty'):
-    bounds.generalization_bound(phi, KEYS[:0], VALUES[:0], **GOOD)
-  with pytest.raises(ValueError, match='num_demonstrations is 0'):
-    bounds.one_sided_bound(1.0, 0, **GOOD)
-  with pytest.raises(ValueError, match='second_moment is -1'):
-    bounds.one_sided_bound(-1.0, 3, **GOOD)
-  for name in ('value_bound', 'dimension_factor'):
-    arguments = {
-      'radius': 1.0,
-      'value_bound': 1.0,
-      'dimension_factor': 1.0,
-      'delta': 0.1,
-      name: 0.0,
-    }
-    with pytest.raises(ValueError, match=f'{name} is 0'):
-      bounds.published_bound(phi, KEYS, **arguments)
-  with pytest.raises(ValueError, match='num_draws is 0'):
-    bounds.rademacher_draws(
-      jax.random.key(0), phi, KEYS, VALUES, radius=1.0, num_draws=0
-    )
-  with pytest.raises(ValueError, match='key is a int'):
-    bounds.rademacher_draws(0, phi, KEYS, VALUES, radius=1.0, num_draws=1)
-  state = bounds.mean_embedding(phi, KEYS, VALUES)
-  with pytest.raises(ValueError, match='ball is a float; expected'):
-    bounds.gap_supremum(phi, state, state, radius=1.0, ball=2.0)
-  with pytest.raises(ValueError, match='ball is a NoneType; expected'):
-    bounds.rademacher_draws(
-      jax.random.key(0), phi, KEYS, VALUES, radius=1, num_draws=1, ball=None
-    )
-  with pytest.raises(ValueError, match='population is a DualState; expected a'):
-    bounds.gap_supremum(kernel, state, state, radius=1.0)
-  other = bounds.mean_embedding(kernel, KEYS, VALUES)
-  with pytest.raises(ValueError, match='sample is a KernelDualState; expected'):
-    bounds.gap_supremum(phi, state, other, radius=1.0)
-  with pytest.raises(ValueError, match='state is a KernelDualState; expected'):
-    bounds.expected_loss(phi, other, state)
+    call()

@@ -271,69 +271,6 @@ def test_nobody_keeps_their_own_update_in_the_permuted_null():
   np.testing.assert_array_equal(null, jnp.zeros(50))
 
 
-def test_bad_input_is_named():
-  queries, keys, values = stream()
-  head = account.Head(*draw((D, D_K), (D, D_V)))
-  (tokens,) = draw((M, D))
-  key, right = jax.random.key(0), jnp.array([True, False])
-  null = functools.partial(
-    metrics.permuted_null, key, metrics.update_similarity
-  )
-  state = account.start_decoding(1, D_K, D_V, dtype=jnp.float64)
-  state, _ = account.decode(state, queries[0], keys[0], values[0], decay=0.1)
-  for call, message in (
-    (
-      lambda: account.momentum_attention(queries, keys, values, decay=1.0),
-      'decay is 1; expected a number below 1',
-    ),
-    (lambda: account.momentum_values(values, decay=-0.1), r'decay is -0\.1'),
-    (
-      lambda: account.momentum_attention(queries[1:], keys, values, decay=0.1),
-      'queries and keys disagree in N: 8 and 9',
-    ),
-    (
-      lambda: account.softmax_mix(queries[0], keys, values, num_query_tokens=N),
-      'num_query_tokens is 9 of 9',
-    ),
-    (
-      lambda: account.finetuned_update(tokens[:, 1:], head, head),
-      'tokens and head.keys disagree in d: 6 and 7',
-    ),
-    (
-      lambda: account.finetuned_update(tokens, head, account.Head(*head[::-1])),
-      'head.keys and changes.keys disagree in d_k: 5 and 3',
-    ),
-    (
-      lambda: account.decode(state, queries[0], keys[0], values[0], decay=0.1),
-      'state is full: it holds 1 tokens of 1',
-    ),
-    (lambda: account.start_decoding(0, 1, 1), 'capacity is 0'),
-    (
-      lambda: metrics.recovery(right, right, values[:2, 0]),
-      'zero_shot has dtype float64; expected booleans',
-    ),
-    (
-      lambda: metrics.recovery(right, right[1:], right),
-      r'finetuned has shape \[1\]; expected \[2\]: Q is 2',
-    ),
-    (
-      lambda: metrics.update_similarity(values[0], values[0], queries[0]),
-      'in_context and zero_shot disagree in d: 3 and 5',
-    ),
-    (lambda: metrics.kendall(jnp.ones(1), jnp.ones(1)), 'at least two'),
-    (
-      lambda: null(values[:1], values[:1], values[:1], num_draws=1),
-      'in_context has 1 query',
-    ),
-    (
-      lambda: null(values, values, values, num_draws=0),
-      'num_draws is 0',
-    ),
-  ):
-    with pytest.raises(ValueError, match=message):
-      call()
-
-
 SIMILARITIES = {
   'update': metrics.update_similarity,
   'normalised': metrics.normalised_update_similarity,
@@ -397,36 +334,63 @@ def test_a_full_state_decodes_to_nan_under_jit():
   assert finite == [True, True, False]
 
 
+QUERIES, KEYS, VALUES = stream()
+TOKENS, *PROJECTIONS = draw((M, D), (D, D_K), (D, D_V))
+HEAD, RIGHT = account.Head(*PROJECTIONS), jnp.array([True, False])
+ONES = [jnp.ones((2, 3))] * 3
+PERMUTED = functools.partial(
+  metrics.permuted_null, jax.random.key(0), metrics.update_similarity
+)
+
+
+def attend(queries=QUERIES, decay=0.1):
+  return account.momentum_attention(queries, KEYS, VALUES, decay=decay)
+
+
+def decode_twice():
+  state = account.start_decoding(1, D_K, D_V, dtype=jnp.float64)
+  for token in zip(QUERIES, KEYS, VALUES, strict=True):
+    state, _ = account.decode(state, *token, decay=0.1)
+
+
 @pytest.mark.parametrize(
   ('message', 'call'),
   [
-    (
-      'similarity is a str',
-      lambda: metrics.random_null(
-        jax.random.key(0), 'cos', *[jnp.ones((2, 3))] * 3, num_draws=2
-      ),
-    ),
-    (
-      'state.keys and query disagree in d_k: 3 and 2',
-      lambda: account.decode(
-        account.start_decoding(2, 3, 1),
-        *(jnp.ones(n, jnp.float32) for n in (2, 3, 1)),
-        decay=0.5,
-      ),
-    ),
-    (
-      'head is a tuple',
-      lambda: account.finetuned_update(
-        jnp.ones((2, 3)), (jnp.ones((3, 2)),) * 2, (jnp.ones((3, 2)),) * 2
-      ),
-    ),
+    ('decay is 1; expected a number below 1', lambda: attend(decay=1.0)),
+    (r'decay is -0\.1', lambda: account.momentum_values(VALUES, decay=-0.1)),
+    ('queries and keys disagree in N: 8 and 9', lambda: attend(QUERIES[1:])),
+    ('num_query_tokens is 9 of 9', lambda: account.softmax_mix(
+      QUERIES[0], KEYS, VALUES, num_query_tokens=N)),
+    ('tokens and head.keys disagree in d: 6 and 7',
+     lambda: account.finetuned_update(TOKENS[:, 1:], HEAD, HEAD)),
+    ('head.keys and changes.keys disagree in d_k: 5 and 3',
+     lambda: account.finetuned_update(
+       TOKENS, HEAD, account.Head(*HEAD[::-1]))),
+    ('head is a tuple',
+     lambda: account.finetuned_update(TOKENS, tuple(HEAD), HEAD)),
+    ('state is full: it holds 1 tokens of 1', decode_twice),
+    ('state.keys and query disagree in d_k: 3 and 2', lambda: account.decode(
+      account.start_decoding(2, 3, 1),
+      *(jnp.ones(n, jnp.float32) for n in (2, 3, 1)), decay=0.5)),
+    ('capacity is 0', lambda: account.start_decoding(0, 1, 1)),
     ('dtype is', lambda: account.start_decoding(2, 3, 1, dtype=int)),
-    (
-      'a and b disagree in d',
-      lambda: metrics.cosine(jnp.ones(2), jnp.ones(3)),
-    ),
+    ('zero_shot has dtype float64; expected booleans',
+     lambda: metrics.recovery(RIGHT, RIGHT, VALUES[:2, 0])),
+    (r'finetuned has shape \[1\]; expected \[2\]: Q is 2',
+     lambda: metrics.recovery(RIGHT, RIGHT[1:], RIGHT)),
+    ('in_context and zero_shot disagree in d: 3 and 5',
+     lambda: metrics.update_similarity(VALUES[0], VALUES[0], QUERIES[0])),
+    ('at least two', lambda: metrics.kendall(jnp.ones(1), jnp.ones(1))),
+    ('a and b disagree in d', lambda: metrics.cosine(jnp.ones(2), jnp.ones(3))),
+    ('in_context has 1 query',
+     lambda: PERMUTED(*[VALUES[:1]] * 3, num_draws=1)),
+    ('num_draws is 0', lambda: PERMUTED(*[VALUES] * 3, num_draws=0)),
+    ('activations disagree',
+     lambda: PERMUTED(VALUES, VALUES, KEYS, num_draws=1)),
+    ('similarity is a str', lambda: metrics.random_null(
+      jax.random.key(0), 'cos', *ONES, num_draws=2)),
   ],
-)
-def test_what_cannot_be_compared_is_named(message, call):
+)  # fmt: skip
+def test_bad_input_is_named(message, call):
   with pytest.raises(ValueError, match=message):
     call()

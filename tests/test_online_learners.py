@@ -259,46 +259,6 @@ def test_everything_batches():
     )
 
 
-def test_bad_input_is_named():
-  tokens, gates = draw()
-  for call, message in (
-    (
-      lambda: learners.descend(tuple(tokens)),
-      'tokens is a tuple; expected a S',
-    ),
-    (lambda: learners.descend(tokens, momentum=1.0), 'momentum is 1; expected'),
-    (lambda: learners.descend(tokens, momentum=-0.1), r'momentum is -0\.1'),
-    (lambda: learners.descend(tokens, loss=3), 'loss is a int'),
-    (
-      lambda: learners.descend(tokens, rates=jnp.ones(3)),
-      r'rates has shape \[',
-    ),
-    (
-      lambda: learners.descend(tokens, initial=jnp.ones((2, 2))),
-      'tokens.values and initial disagree in d_v: 4 and 2',
-    ),
-    (
-      lambda: learners.linear_parallel(tokens, decays=gates['vector']),
-      'no chunked form',
-    ),
-    (
-      lambda: learners.delta_parallel(tokens, chunk_size=0),
-      'chunk_size is 0',
-    ),
-    (lambda: learners.least_squares(tokens, ridge=0.0), 'ridge is 0; expected'),
-    (
-      lambda: learners.recursive_least_squares(tokens, ridge=np.nan),
-      'ridge is nan',
-    ),
-    (
-      lambda: learners.stream(abs, *tokens),
-      'expected a FeatureMap',
-    ),
-  ):
-    with pytest.raises(ValueError, match=message):
-      call()
-
-
 @pytest.mark.parametrize('factor', [0.0, 1e-8, -0.5])
 @pytest.mark.parametrize(
   'pair',
@@ -334,7 +294,33 @@ def test_least_squares_of_half_precision(dtype):
   np.testing.assert_allclose(found.astype(jnp.float64), reference, atol=0.1)
 
 
-@pytest.mark.parametrize('name', ['decays', 'rates'])
-def test_gates_that_are_no_numbers_are_named(name):
-  with pytest.raises(ValueError, match=f"{name} is 'a'"):
-    learners.delta_recurrence(draw()[0], **{name: 'a'})
+TOKENS, GATES = draw()
+delta = functools.partial(learners.delta_recurrence, TOKENS)
+descend = functools.partial(learners.descend, TOKENS)
+
+
+@pytest.mark.parametrize(
+  ('message', 'call'),
+  [
+    ('tokens is a tuple; expected a Stream',
+     lambda: learners.descend(tuple(TOKENS))),
+    ('momentum is 1; expected', lambda: descend(momentum=1.0)),
+    (r'momentum is -0\.1', lambda: descend(momentum=-0.1)),
+    ('loss is a int', lambda: descend(loss=3)),
+    (r'rates has shape \[', lambda: descend(rates=jnp.ones(3))),
+    ("decays is 'a'", lambda: delta(decays='a')),
+    ("rates is 'a'", lambda: delta(rates='a')),
+    ('tokens.values and initial disagree in d_v: 4 and 2',
+     lambda: descend(initial=jnp.ones((2, 2)))),
+    ('no chunked form',
+     lambda: learners.linear_parallel(TOKENS, decays=GATES['vector'])),
+    ('chunk_size is 0', lambda: learners.delta_parallel(TOKENS, chunk_size=0)),
+    ('ridge is 0; expected', lambda: learners.least_squares(TOKENS, ridge=0.0)),
+    ('ridge is nan',
+     lambda: learners.recursive_least_squares(TOKENS, ridge=np.nan)),
+    ('expected a FeatureMap', lambda: learners.stream(abs, *TOKENS)),
+  ],
+)  # fmt: skip
+def test_bad_input_is_named(message, call):
+  with pytest.raises(ValueError, match=message):
+    call()

@@ -297,37 +297,40 @@ def test_unexpected_tensor_is_named(name):
     pretrained.from_checkpoint(Checkpoint(config, tensors))
 
 
+UNSCALED = {'rope_parameters': None}
+
+
 @pytest.mark.parametrize(
   ('name', 'change', 'message'),
   [
     ('llama', {'model_type': 'mamba'}, "'mamba'; expected one of llama"),
     ('llama', {'model_type': None}, 'None; expected one of llama'),
+    ('llama', {'model_type': []}, r'model_type.* is \[\]'),
     ('llama', {'hidden_act': 'xielu'}, "'xielu'; expected one of gelu"),
+    ('llama', {'hidden_act': ['silu']}, r'hidden_act.* is \['),
     ('llama', {'hidden_size': None}, "no 'hidden_size'"),
     ('llama', {'hidden_size': 24.0}, 'expected a positive integer'),
     ('llama', {'num_hidden_layers': True}, 'expected a positive integer'),
+    ('llama', {'num_hidden_layers': 10**9}, 'is 1000000000, but there are'),
     ('llama', {'num_key_value_heads': 3}, 'expected a divisor'),
     ('llama', {'head_dim': 7}, 'expected an even one'),
     ('llama', {'rms_norm_eps': 'small'}, 'expected a finite positive'),
     ('llama', {'rms_norm_eps': 0.0}, 'expected a finite positive'),
     ('llama', {'attention_bias': 'no'}, 'expected true or false'),
-    (
-      'llama',
-      {'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}},
-      "scaling 'yarn'",
-    ),
-    (
-      'llama',
-      {'rope_parameters': None, 'rope_scaling': {'type': 'linear'}},
-      "scaling 'linear'",
-    ),
+    ('llama', {'sliding_window': 8}, r'sliding_window.* is 8'),
+    ('llama', {'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}},
+     "scaling 'yarn'"),
+    ('llama', UNSCALED | {'rope_scaling': {'type': 'linear'}},
+     "scaling 'linear'"),
+    ('llama', UNSCALED | {'rope_scaling': 'linear'}, 'rotary positions'),
+    ('llama', UNSCALED | {'rope_scaling': [1]}, 'rotary positions'),
     ('llama', {'head_dim': None, 'num_attention_heads': 10}, 'does not divide'),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'only False is'),
     ('gpt2', {'activation_function': 'gelu_fast'}, "'gelu_fast'"),
     ('bert', {'is_decoder': True}, 'only False is'),
     ('bert', {'position_embedding_type': 'relative_key'}, "only 'absolute'"),
   ],
-)
+)  # fmt: skip
 def test_unsupported_config_is_named(name, change, message):
   config, tensors = checkpoint_of(name)
   with pytest.raises(ValueError, match=message):
@@ -364,144 +367,100 @@ def test_base_of_rotation_is_read_from_either_place():
     (np.array([-1]), 'id -1'),
     (np.zeros(17, int), '17 tokens .* context is 16'),
     (np.zeros((2, 3), int), r'shape \[2, 3\]; expected \[N\].*jax.vmap'),
+    (np.array(1), r'tokens has shape \[\]; expected \[N\]'),
     (np.zeros(3), 'dtype float64; expected an integer dtype'),
+    (np.zeros(3, np.uint8), 'dtype uint8; expected int32'),
+    (np.zeros(3, np.int8), 'dtype int8; expected int32'),
+    (np.zeros(3, np.uint16), 'dtype uint16; expected int32'),
     ([1, 2], 'tokens is a list'),
+    ('abc', 'tokens is a str'),
   ],
 )
-@pytest.mark.parametrize('function', ['logits', 'hidden_states', 'embed'])
+@pytest.mark.parametrize(
+  'function',
+  [
+    pretrained.logits,
+    pretrained.hidden_states,
+    pretrained.embed,
+    functools.partial(pretrained.generate, num_tokens=2),
+  ],
+  ids=['logits', 'hidden_states', 'embed', 'generate'],
+)
 def test_unfit_prompt_is_named(function, tokens, message):
   with pytest.raises(ValueError, match=message):
-    getattr(pretrained, function)(model_of('gpt2'), tokens)
+    function(model_of('gpt2'), tokens)
 
 
-def test_unfit_mask_is_named():
-  model = model_of('gpt2')
-  for mask, message in (
-    (np.ones(7), 'mask has dtype'),
-    (np.ones(6, bool), r'mask has shape \[6\]'),
-    (np.zeros(7, bool), 'mask excludes every token'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      pretrained.logits(model, TOKENS, mask=mask)
-
-
-def test_encoder_has_no_logits_and_others_no_token_types():
-  encoder = model_of('bert')
-  for call in (
-    lambda: pretrained.logits(encoder, TOKENS),
-    lambda: pretrained.next_token_log_probs(encoder, TOKENS),
-    lambda: pretrained.unembed(encoder, jnp.ones((2, 24))),
-    lambda: pretrained.generate(encoder, TOKENS, num_tokens=1),
-    lambda: pretrained.prefill(encoder, TOKENS, cache_length=9),
-  ):
-    with pytest.raises(ValueError, match='encoder without a head'):
-      call()
-  with pytest.raises(ValueError, match='token_types were given'):
-    pretrained.embed(model_of('gpt2'), TOKENS, token_types=TOKENS)
-
-
-def test_unfit_decoding_is_named():
-  model = model_of('gpt2')
-  with pytest.raises(ValueError, match='num_tokens is 0; expected an integer'):
-    pretrained.generate(model, TOKENS, num_tokens=0)
-  with pytest.raises(ValueError, match=r'17 tokens .* context is 16'):
-    pretrained.generate(model, TOKENS, num_tokens=10)
-  with pytest.raises(ValueError, match='tokens is empty'):
-    pretrained.generate(model, TOKENS[:0], num_tokens=10)
-  with pytest.raises(ValueError, match='cache_length is 6'):
-    pretrained.prefill(model, TOKENS, cache_length=6)
-
-
-def test_a_pair_and_an_unknown_id_are_named():
+def seeing_ahead(visible):
   model = model_of('llama')
-  pair = pretrained.Pretrained(model, None)
-  with pytest.raises(ValueError, match='Unpack what load returns'):
-    pretrained.logits(pair, jnp.arange(3))
-  _, cache = pretrained.prefill(model, jnp.arange(3), cache_length=5)
-  with pytest.raises(ValueError, match='holds the id 1000000'):
-    pretrained.decode_step(model, cache, 10**6)
+  architecture = dataclasses.replace(model.architecture, visible=visible)
+  return dataclasses.replace(model, architecture=architecture)
 
 
-@pytest.mark.parametrize('path', [None, 3])
-def test_a_path_that_is_none_is_named(path):
-  with pytest.raises(ValueError, match='path is a '):
-    pretrained.load(path)
-  with pytest.raises(ValueError, match='banana'):
-    pretrained.load('.', dtype='banana')
+def full_cache():
+  return pretrained.prefill(model_of('llama'), jnp.arange(3), cache_length=5)[1]
 
 
-def test_a_span_of_fractions_is_named():
-  with pytest.raises(ValueError, match=r'expected two integers'):
-    pretrained.attribution.mark_spans([(0.5, 2)], 4)
-
-
-@pytest.mark.parametrize('dtype', ['uint8', 'int8', 'uint16'])
-def test_ids_that_do_not_hold_the_vocabulary_are_refused(dtype):
-  model = model_of('llama')
-  tokens = jnp.array([1, 2], dtype)
-  for function in (
-    lambda: pretrained.generate(model, tokens, num_tokens=2),
-    lambda: pretrained.logits(model, tokens),
-  ):
-    with pytest.raises(ValueError, match=f'dtype {dtype}; expected int32'):
-      function()
-
-
-@pytest.mark.parametrize('tokens', [[1, 2], 'abc', np.array(1)])
-def test_a_prompt_that_is_no_row_of_ids_is_named(tokens):
-  with pytest.raises(ValueError, match='tokens'):
-    pretrained.generate(model_of('llama'), tokens, num_tokens=2)
-
-
-def test_a_model_that_sees_ahead_does_not_generate():
-  model = model_of('llama')
-  for visible in (
-    transformer.bidirectional,
-    lambda query, key: jnp.ones((), bool),
-  ):
-    architecture = dataclasses.replace(model.architecture, visible=visible)
-    other = dataclasses.replace(model, architecture=architecture)
-    with pytest.raises(ValueError, match='bidirectional'):
-      pretrained.generate(other, TOKENS, num_tokens=2)
-    with pytest.raises(ValueError, match='bidirectional'):
-      jax.jit(
-        lambda tokens, model=other: pretrained.attribution.logit_difference(
-          model, tokens, 1, 2
-        )
-      )(TOKENS)
-
-
-def test_a_cache_that_is_none_is_named():
-  with pytest.raises(ValueError, match='cache is a NoneType'):
-    pretrained.decode_step(model_of('llama'), None, 1)
+NO_HEAD = 'encoder without a head'
 
 
 @pytest.mark.parametrize(
-  ('options', 'message'),
+  ('message', 'function', 'name', 'arguments', 'options'),
   [
-    ({'model_type': []}, r'model_type.* is \[\]'),
-    ({'hidden_act': ['silu']}, r'hidden_act.* is \['),
-    ({'rope_scaling': 'linear'}, 'rotary positions'),
-    ({'rope_scaling': [1]}, 'rotary positions'),
-    ({'num_hidden_layers': 10**9}, r'is 1000000000, but there are only'),
-    ({'sliding_window': 8}, r'sliding_window.* is 8'),
+    ('mask has dtype', 'logits', 'gpt2', (TOKENS,), {'mask': np.ones(7)}),
+    (r'mask has shape \[6\]', 'logits', 'gpt2', (TOKENS,),
+     {'mask': np.ones(6, bool)}),
+    ('mask excludes every token', 'logits', 'gpt2', (TOKENS,),
+     {'mask': np.zeros(7, bool)}),
+    (NO_HEAD, 'logits', 'bert', (TOKENS,), {}),
+    (NO_HEAD, 'next_token_log_probs', 'bert', (TOKENS,), {}),
+    (NO_HEAD, 'unembed', 'bert', (np.ones((2, 24)),), {}),
+    (NO_HEAD, 'generate', 'bert', (TOKENS,), {'num_tokens': 1}),
+    (NO_HEAD, 'prefill', 'bert', (TOKENS,), {'cache_length': 9}),
+    ('token_types were given', 'embed', 'gpt2', (TOKENS,),
+     {'token_types': TOKENS}),
+    ('num_tokens is 0; expected an integer', 'generate', 'gpt2', (TOKENS,),
+     {'num_tokens': 0}),
+    ('17 tokens .* context is 16', 'generate', 'gpt2', (TOKENS,),
+     {'num_tokens': 10}),
+    ('cache_length is 6', 'prefill', 'gpt2', (TOKENS,), {'cache_length': 6}),
+    ('cache is a NoneType', 'decode_step', 'llama', (None, 1), {}),
   ],
-)
-def test_odd_settings_are_named(options, message):
-  checkpoint = checkpoint_of('llama')
-  config = {**checkpoint.config, 'rope_parameters': None, **options}
+)  # fmt: skip
+def test_unfit_calls_are_named(message, function, name, arguments, options):
   with pytest.raises(ValueError, match=message):
-    pretrained.from_checkpoint(checkpoint._replace(config=config))
+    getattr(pretrained, function)(model_of(name), *arguments, **options)
 
 
-def test_a_path_that_cannot_be_is_named():
-  for path in ('', 'x' * 5000):
-    with pytest.raises(ValueError, match=f"path is '{path[:20]}"):
-      pretrained.load(path)
+@pytest.mark.parametrize(
+  'visible',
+  [transformer.bidirectional, lambda query, key: jnp.ones((), bool)],
+)
+def test_a_model_that_sees_ahead_does_not_generate(visible):
+  model = seeing_ahead(visible)
+  difference = pretrained.attribution.logit_difference
+  for call in (
+    lambda: pretrained.generate(model, TOKENS, num_tokens=2),
+    lambda: jax.jit(lambda tokens: difference(model, tokens, 1, 2))(TOKENS),
+  ):
+    with pytest.raises(ValueError, match='bidirectional'):
+      call()
 
 
-def test_spans_that_are_none_are_named():
-  with pytest.raises(ValueError, match='spans is a NoneType'):
-    pretrained.attribution.mark_spans(None, 10)
-  with pytest.raises(ValueError, match='num_tokens is -3'):
-    pretrained.attribution.mark_spans([(0, 1)], -3)
+@pytest.mark.parametrize(
+  ('message', 'call'),
+  [
+    ('Unpack what load returns', lambda: pretrained.logits(
+      pretrained.Pretrained(model_of('llama'), None), jnp.arange(3))),
+    ('holds the id 1000000', lambda: pretrained.decode_step(
+      model_of('llama'), full_cache(), 10**6)),
+    ('path is a NoneType', lambda: pretrained.load(None)),
+    ('path is a int', lambda: pretrained.load(3)),
+    ("path is ''", lambda: pretrained.load('')),
+    ("path is 'xxxxxxxxxxxxxxxxxxxx", lambda: pretrained.load('x' * 5000)),
+    ('banana', lambda: pretrained.load('.', dtype='banana')),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_loaded_or_read_is_named(message, call):
+  with pytest.raises(ValueError, match=message):
+    call()

@@ -277,33 +277,3 @@ def test_shards_in_half_precision_equal_transformers(peers, tmp_path):
   )
   assert_close(found, answers_of(rounded, tokens_of(1))[0], 'float32')
   assert np.max(np.abs(found - answers_of(peer, tokens_of(1))[0])) > 1e-3
-
-
-def test_smollm2_equals_transformers():
-  """Next-token distribution and greedy continuation of a trained model."""
-  checkpoint = pretrained.read_gguf(pretrained.smollm2.weights_path())
-  config = transformers.LlamaConfig(**checkpoint.config)
-  config._attn_implementation = 'eager'
-  peer = transformers.LlamaForCausalLM(config).eval()
-  tensors = {k: torch.tensor(x) for k, x in checkpoint.tensors.items()}
-  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
-  peer.load_state_dict(tensors)
-  model = pretrained.from_checkpoint(checkpoint)
-  tokens = np.array([504, 3575, 282, 4649, 314])  # The capital of France is
-  expected = torch.tensor(answers_of(peer, tokens[None])[0, -1])
-  expected = torch.log_softmax(expected, dim=0).numpy()
-  found = np.asarray(jax.jit(pretrained.next_token_log_probs)(model, tokens))
-  distance = 0.5 * np.sum(np.abs(np.exp(found) - np.exp(expected)))
-  assert distance <= 1e-5
-  generated = jax.jit(pretrained.generate, static_argnames='num_tokens')(
-    model, tokens, num_tokens=24
-  )
-  with torch.no_grad():
-    continued = peer.generate(
-      torch.tensor(tokens)[None],
-      attention_mask=torch.ones((1, 5), dtype=torch.int64),
-      max_new_tokens=24,
-      do_sample=False,
-      eos_token_id=None,
-    )
-  np.testing.assert_array_equal(generated, continued.numpy()[0, 5:])

@@ -228,52 +228,30 @@ DOCUMENT, TARGET = POSED
   [
     ('target has sum 2', account.problem, (DOCUMENT, 2 * TARGET)),
     ('disagree in n: 12 and 11', account.problem, (DOCUMENT, TARGET[1:])),
-    (
-      'document has entries that are not finite',
-      account.problem,
-      (DOCUMENT.at[0, 0].set(jnp.nan), TARGET),
-    ),
-    (
-      'dtypes disagree',
-      account.problem,
-      (DOCUMENT, TARGET.astype(jnp.float32)),
-    ),
+    ('document has entries that are not finite', account.problem,
+     (DOCUMENT.at[0, 0].set(jnp.nan), TARGET)),
+    ('dtypes disagree', account.problem,
+     (DOCUMENT, TARGET.astype(jnp.float32))),
     ('document has shape .0, 5.', account.problem, (DOCUMENT[:0], TARGET[:0])),
     ('disagree in d: 5 and 4', account.loss, (POSED, OLD[1:])),
-    (
-      'weights are all 0',
-      account.smallest_data_shift,
-      (DOCUMENT, 0 * OLD, NEW),
-    ),
-    (
-      'learning_rate is inf',
-      functools.partial(account.weight_shift, learning_rate=np.inf),
-      (POSED, OLD),
-    ),
+    ('weights are all 0', account.smallest_data_shift,
+     (DOCUMENT, 0 * OLD, NEW)),
+    ('learning_rate is inf',
+     functools.partial(account.weight_shift, learning_rate=np.inf),
+     (POSED, OLD)),
     ('num_words is 0', bounds.log_published_bound, (0, 1.0)),
     (r'radius is -1\.0', bounds.log_published_bound, (3, -1.0)),
-    (
-      'before has shape .2, 1.; expected .n.',
-      account.shifted_target,
-      (two(), two(2, 1), two()),
-    ),
-    (
-      'prediction and target disagree in n: 2 and 1',
-      account.logit_hessian,
-      (two(), two(1)),
-    ),
-    (
-      'prediction and vector disagree in n: 2 and 3',
-      account.apply_jacobian,
-      (two(), two(3)),
-    ),
-    (
-      'posed.document and queries disagree in d: 3 and 2',
-      functools.partial(account.attend, learning_rate=1.0),
-      (account.Problem(two(2, 3), two()), two(2, 2)),
-    ),
+    ('before has shape .2, 1.; expected .n.', account.shifted_target,
+     (two(), two(2, 1), two())),
+    ('prediction and target disagree in n: 2 and 1', account.logit_hessian,
+     (two(), two(1))),
+    ('prediction and vector disagree in n: 2 and 3', account.apply_jacobian,
+     (two(), two(3))),
+    ('posed.document and queries disagree in d: 3 and 2',
+     functools.partial(account.attend, learning_rate=1.0),
+     (account.Problem(two(2, 3), two()), two(2, 2))),
   ],
-)
+)  # fmt: skip
 def test_bad_input_is_named(message, function, arguments):
   with pytest.raises(ValueError, match=message):
     function(*arguments)

@@ -139,87 +139,57 @@ def test_everything_batches_and_differentiates():
   np.testing.assert_allclose(jax.jacrev(recall)(rows[0]), after[0], atol=1e-11)
 
 
-def test_bad_input_is_named():
-  params, inputs, labels, batches = problem()
-  _, histories = trained('sgd')
-  left = account.remains(NUM_STEPS, learning_rate=0.1)
-  row = jnp.ones(WIDTHS[0] + 1)
-  train = functools.partial(account.train, params)
-  key = jax.random.key(0)
-  for call, message in (
-    (lambda: account.init_network(key, (3,)), 'widths is'),
-    (lambda: account.init_network(key, (3, 0)), 'widths is 0'),
-    (lambda: account.init_network(0, (3, 2)), 'typed random key'),
-    (
-      lambda: train(inputs, labels, batches, learning_rate=-1.0),
-      r'learning_rate is -1\.0',
-    ),
-    (
-      lambda: train(inputs, labels, batches, learning_rate=1.0, momentum=1.0),
-      'momentum is 1; expected',
-    ),
-    (
-      lambda: train(inputs, labels.astype(float), batches, learning_rate=1.0),
-      'labels has dtype float64; expected an integer dtype',
-    ),
-    (
-      lambda: train(inputs, labels, batches[0], learning_rate=1.0),
-      'batches has shape .4.; expected .T, B.',
-    ),
-    (
-      lambda: train(inputs[:, 1:], labels, batches, learning_rate=1.0),
-      'inputs and params disagree in d',
-    ),
-    (
-      lambda: account.recall(params[1], histories[0], left, row),
-      'initial and history.* disagree in d_(in|out)',
-    ),
-    (
-      lambda: account.recall(params[0], histories[1], left, row),
-      'initial and history.inputs disagree in d_in',
-    ),
-    (
-      lambda: account.recall(
-        params[0], histories[0], account.remains(3, learning_rate=0.1), row
-      ),
-      'left and history disagree in T: 3 and 30',
-    ),
-    (
-      lambda: account.attribute(histories[0], left, row, jnp.ones(2)),
-      'history.signals and direction disagree in d_out',
-    ),
-    (lambda: account.remains(0, learning_rate=0.1), 'num_steps is 0'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      call()
+NAMES = 'params', 'inputs', 'labels', 'batches'
+DATA = dict(zip(NAMES, problem(), strict=True))
+PARAMS, INPUTS, LABELS, BATCHES = DATA.values()
 
 
 @pytest.mark.parametrize(
   ('message', 'change'),
   [
-    (
-      'labels ranges from 0 to 3',
-      {'labels': lambda x: x.at[0].set(3).at[1].set(0)},
-    ),
-    ('labels ranges from -1', {'labels': lambda x: x.at[0].set(-1)}),
-    (
-      'batches ranges from',
-      {'batches': lambda x: x.at[0, 0].set(NUM_EXAMPLES)},
-    ),
-    ('batches has shape \\[0, 4\\]', {'batches': lambda x: x[:0]}),
-    ('batches has shape \\[30, 0\\]', {'batches': lambda x: x[:, :0]}),
-    ('dtypes disagree', {'inputs': lambda x: x.astype(jnp.float32)}),
-    ('params has no layer', {'params': lambda x: x[:0]}),
-    ('disagree in width', {'params': lambda x: (x[0], x[2])}),
+    (r'learning_rate is -1\.0', {'learning_rate': -1.0}),
+    ('momentum is 1; expected', {'momentum': 1.0}),
+    ('labels has dtype float64; expected an integer dtype',
+     {'labels': LABELS.astype(float)}),
+    (r'batches has shape \[4\]; expected \[T, B\]', {'batches': BATCHES[0]}),
+    (r'batches has shape \[0, 4\]', {'batches': BATCHES[:0]}),
+    (r'batches has shape \[30, 0\]', {'batches': BATCHES[:, :0]}),
+    ('inputs and params disagree in d', {'inputs': INPUTS[:, 1:]}),
+    ('labels ranges from 0 to 3', {'labels': LABELS.at[0].set(3).at[1].set(0)}),
+    ('labels ranges from -1', {'labels': LABELS.at[0].set(-1)}),
+    ('batches ranges from', {'batches': BATCHES.at[0, 0].set(NUM_EXAMPLES)}),
+    ('dtypes disagree', {'inputs': INPUTS.astype(jnp.float32)}),
+    ('params has no layer', {'params': ()}),
+    ('disagree in width', {'params': (PARAMS[0], PARAMS[2])}),
   ],
-)
+)  # fmt: skip
 def test_what_cannot_be_trained_on_is_named(message, change):
-  names = 'params', 'inputs', 'labels', 'batches'
-  arguments = dict(zip(names, problem(), strict=True))
-  for name, fn in change.items():
-    arguments[name] = fn(arguments[name])
   with pytest.raises(ValueError, match=message):
-    account.train(**arguments, learning_rate=0.1)
+    account.train(**(DATA | {'learning_rate': 0.1} | change))
+
+
+def test_bad_input_is_named():
+  _, histories = trained('sgd')
+  left = account.remains(NUM_STEPS, learning_rate=0.1)
+  few = account.remains(3, learning_rate=0.1)
+  row, key = jnp.ones(WIDTHS[0] + 1), jax.random.key(0)
+  for message, function, *arguments in (
+    ('widths is', account.init_network, key, (3,)),
+    ('widths is 0', account.init_network, key, (3, 0)),
+    ('typed random key', account.init_network, 0, (3, 2)),
+    ('initial and history.* disagree in d_(in|out)', account.recall, PARAMS[1],
+     histories[0], left, row),
+    ('initial and history.inputs disagree in d_in', account.recall, PARAMS[0],
+     histories[1], left, row),
+    ('left and history disagree in T: 3 and 30', account.recall, PARAMS[0],
+     histories[0], few, row),
+    ('history.signals and direction disagree in d_out', account.attribute,
+     histories[0], left, row, jnp.ones(2)),
+    ('num_steps is 0', functools.partial(account.remains, learning_rate=1.0),
+     0),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+      function(*arguments)
 
 
 def test_a_list_of_layers_is_trained_too():
