@@ -207,28 +207,22 @@ def test_absent_gguf_is_an_error(tmp_path):
     ({'llama.embedding_length': None}, r"lacks.*'llama.embedding_length'"),
     ({'llama.feed_forward_length': None}, r"lacks.*forward_length'"),
     ({'llama.attention.head_count': None}, r"lacks.*head_count'"),
-    (
-      {'llama.attention.layer_norm_rms_epsilon': None},
-      r"lacks.*layer_norm_rms_epsilon'",
-    ),
+    ({'llama.attention.layer_norm_rms_epsilon': None},
+     r"lacks.*layer_norm_rms_epsilon'"),
     ({'llama.block_count': 0}, r"block_count' is 0; expected a positive int"),
     ({'llama.block_count': 'two'}, r"block_count' is 'two'; expected"),
-    (
-      {'llama.attention.head_count': [4, 2]},
-      r'head_count.*\[4, 2\].*same for all blocks',
-    ),
+    ({'llama.attention.head_count': [4, 2]},
+     r'head_count.*\[4, 2\].*same for all blocks'),
     ({'llama.rope.dimension_count': 4}, r'rotates 4 of the 8 coordinates'),
-    (
-      {'llama.rope.scaling.type': 'linear'},
-      r"model.gguf: .*scaling.type' is 'linear'",
-    ),
+    ({'llama.rope.scaling.type': 'linear'},
+     r"model.gguf: .*scaling.type' is 'linear'"),
     ({'llama.attention.head_count': 3}, r'has 32 rows; expected a multiple'),
     ({'split.count': 3}, r'one of 3 parts.*--merge'),
     ({'split.count': 'many'}, r"split.count' is 'many'"),
     ({'llama.block_count': 3}, r'model.gguf: tensor .*layers.2.* is missing'),
     ({'llama.feed_forward_length': 48}, r'model.gguf: tensor .* has shape'),
   ],
-)
+)  # fmt: skip
 def test_wrong_gguf_metadata_is_an_error(tmp_path, arrays, changes, message):
   metadata = files.METADATA | {'llama.rope.dimension_count': None} | changes
   path = files.write_gguf(tmp_path / 'model.gguf', arrays, metadata)
@@ -236,37 +230,28 @@ def test_wrong_gguf_metadata_is_an_error(tmp_path, arrays, changes, message):
     pretrained.load(path)
 
 
-def test_other_gguf_architecture_is_an_error(tmp_path, arrays):
-  path = files.write_gguf(tmp_path / 'model.gguf', arrays, architecture='mamba')
-  with pytest.raises(ValueError, match=r"architecture 'mamba'; expected 'lla"):
-    pretrained.load(path)
+EMBEDDING, ONES = 'model.embed_tokens.weight', np.ones(8, np.float32)
 
 
 @pytest.mark.parametrize(
-  'name', ['rope_freqs.weight', 'blk.0.ffn_gate_exps.weight', 'blk.0.attn_q.a']
-)
-def test_unknown_gguf_tensor_is_an_error(tmp_path, arrays, name):
-  extra = arrays | {name: np.ones(8, np.float32)}
-  path = files.write_gguf(tmp_path / 'model.gguf', extra)
-  with pytest.raises(ValueError, match=rf'model.gguf has a tensor {name!r}'):
-    pretrained.load(path)
-
-
-def test_missing_gguf_tensor_is_an_error(tmp_path, arrays):
-  for name, message in (
-    ('model.embed_tokens.weight', r"lacks the tensor 'token_embd.weight'"),
-    (QUERY, r'model.gguf: tensor .*q_proj.weight.* is missing'),
-  ):
-    part = {k: v for k, v in arrays.items() if k != name}
-    path = files.write_gguf(tmp_path / 'model.gguf', part)
-    with pytest.raises(ValueError, match=message):
-      pretrained.load(path)
-
-
-def test_unreadable_quantisation_is_an_error(tmp_path, arrays):
-  strange = arrays | {GATE: np.ones((4, 4), np.int8)}
-  path = files.write_gguf(tmp_path / 'model.gguf', strange)
-  with pytest.raises(ValueError, match=r'stored as I8.*Choose another'):
+  ('changes', 'architecture', 'message'),
+  [
+    ({}, 'mamba', r"architecture 'mamba'; expected 'lla"),
+    *(({name: ONES}, 'llama', rf'model.gguf has a tensor {name!r}') for name in
+      ('rope_freqs.weight', 'blk.0.ffn_gate_exps.weight', 'blk.0.attn_q.a')),
+    ({EMBEDDING: None}, 'llama', r"lacks the tensor 'token_embd.weight'"),
+    ({QUERY: None}, 'llama', r'model.gguf: tensor .*q_proj.weight.* is miss'),
+    ({GATE: np.ones((4, 4), np.int8)}, 'llama', r'as I8.*Choose another'),
+  ],
+)  # fmt: skip
+def test_wrong_gguf_content_is_an_error(
+  tmp_path, arrays, changes, architecture, message
+):
+  content = {k: v for k, v in (arrays | changes).items() if v is not None}
+  path = files.write_gguf(
+    tmp_path / 'model.gguf', content, architecture=architecture
+  )
+  with pytest.raises(ValueError, match=message):
     pretrained.load(path)
 
 
@@ -325,14 +310,6 @@ def weight_map(directory):
   return json.loads(path.read_text())['weight_map']
 
 
-def test_missing_shard_is_an_error(sharded):
-  shards(sharded)[1].unlink()
-  with pytest.raises(
-    ValueError, match=r'lacks 1 of 2 shards: model-00002-of-00002.safetensors'
-  ):
-    pretrained.load(sharded)
-
-
 @pytest.mark.parametrize('size', [0, 7, 100, 5000])
 def test_truncated_shard_is_an_error(sharded, size):
   shard = shards(sharded)[0]
@@ -341,34 +318,31 @@ def test_truncated_shard_is_an_error(sharded, size):
     pretrained.load(sharded)
 
 
-def test_tensor_that_the_index_does_not_list_is_an_error(sharded):
-  listed = weight_map(sharded)
-  del listed[GATE]
-  files.write_index(sharded, listed)
-  with pytest.raises(ValueError, match=rf'{GATE}.*lists nowhere'):
-    pretrained.load(sharded)
+def elsewhere(listed, first, second):
+  other = second if listed[GATE] == first else first
+  return listed | {GATE: other}
 
 
-def test_tensor_in_another_shard_than_listed_is_an_error(sharded):
-  listed = weight_map(sharded)
-  first, second = shards(sharded)
-  other = second.name if listed[GATE] == first.name else first.name
-  files.write_index(sharded, listed | {GATE: other})
-  with pytest.raises(ValueError, match=rf'{GATE}.*lists in {other}'):
-    pretrained.load(sharded)
-
-
-def test_tensor_that_no_shard_holds_is_an_error(sharded):
-  listed = weight_map(sharded) | {'model.extra': shards(sharded)[0].name}
-  files.write_index(sharded, listed)
-  with pytest.raises(ValueError, match=r"lacks the tensor 'model.extra'"):
-    pretrained.load(sharded)
-
-
-@pytest.mark.parametrize('listed', [None, ['a'], {'a': 1}, {'a': '../x'}])
-def test_index_that_is_no_map_is_an_error(sharded, listed):
-  files.write_index(sharded, listed)
-  with pytest.raises(ValueError, match=r"index.json has no 'weight_map'"):
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda listed, *_: {k: v for k, v in listed.items() if k != GATE},
+     rf'{GATE}.*lists nowhere'),
+    (elsewhere, rf'{GATE}.*lists in model-0000.-of-00002'),
+    (lambda listed, first, _: listed | {'model.extra': first},
+     r"lacks the tensor 'model.extra'"),
+    (lambda listed, *_: listed | {'model.extra': 'model-3.safetensors'},
+     r'lacks 1 of 3 shards: model-3.safetensors'),
+    *((lambda *_, listed=listed: listed, r"index.json has no 'weight_map'")
+      for listed in (None, ['a'], {'a': 1}, {'a': '../x'})),
+  ],
+)  # fmt: skip
+def test_an_index_that_disagrees_with_its_shards_is_an_error(
+  sharded, change, message
+):
+  names = (path.name for path in shards(sharded))
+  files.write_index(sharded, change(weight_map(sharded), *names))
+  with pytest.raises(ValueError, match=message):
     pretrained.load(sharded)
 
 
