@@ -209,15 +209,15 @@ def _check_axes(arrays: list[tuple[str, _Array, Any]]) -> None:
           f'is {known} in {first}.'
         )
       _validate.check_same(axis, first, known, name, size)
-      if size == 0:
+      if size == 0 and kind is _validate.FLOATING:
         _check_may_be_empty(name, axis, array.shape)
 
 
 def _check_may_be_empty(name: str, axis: str, shape: tuple[int, ...]) -> None:
   if axis == 'N':
     raise ValueError(
-      f'{name} is empty (N = 0); expected at least one demonstration. A model '
-      'that has seen none is dual.empty.'
+      f'{name} is empty (N = 0); expected at least one demonstration or token. '
+      'A model that has seen none is dual.empty.'
     )
   if axis == 'd' or axis.startswith('d_'):
     raise ValueError(
