@@ -31,7 +31,6 @@ from iclcl_jax.transformer import _checks, _forward, _parts
 from iclcl_jax.transformer._types import Architecture
 from iclcl_jax.types import (
   Array,
-  Bool,
   FeatureMap,
   Float,
   Kernel,
@@ -155,13 +154,12 @@ def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   return jax.vmap(answer)(groups, keys, values).reshape(queries.shape)
 
 
-def answer_from_one_state(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'r N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  seen: Bool[Array, 'N N'],
-) -> Float[Array, 'r N d_v']:
+# How one key-value head answers: queries `[r, N, d_k]` of the query heads that
+# share it, keys `[N, d_k]`, values `[N, d_v]`, who sees whom `[N, N]`; answers
+# `[r, N, d_v]`.
+
+
+def answer_from_one_state(phi, queries, keys, values, seen) -> Array:
   """Trains once and answers all: every query sees the tokens of the first."""
   mask = seen[0]
   state = dual.empty(phi, keys, values)
@@ -174,13 +172,7 @@ def answer_from_one_state(
   return jax.vmap(jax.vmap(answer))(queries)
 
 
-def answer_online(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'r N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  seen: Bool[Array, 'N N'],
-) -> Float[Array, 'r N d_v']:
+def answer_online(phi, queries, keys, values, seen) -> Array:
   """Learns token after token and answers the queries of each.
 
   The state of a kernel grows by rows, and the carry of a scan cannot: here the
@@ -220,13 +212,7 @@ def answer_online(
   return jnp.swapaxes(answers, 0, 1)
 
 
-def answer_per_query(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'r N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  seen: Bool[Array, 'N N'],
-) -> Float[Array, 'r N d_v']:
+def answer_per_query(phi, queries, keys, values, seen) -> Array:
   """Trains a state for each position, on the tokens that it sees."""
 
   def answer(row):
@@ -242,13 +228,7 @@ def answer_per_query(
   return _over_positions(answer, queries, seen)
 
 
-def answer_by_gradients(
-  phi: FeatureMap | Kernel,
-  queries: Float[Array, 'r N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  seen: Bool[Array, 'N N'],
-) -> Float[Array, 'r N d_v']:
+def answer_by_gradients(phi, queries, keys, values, seen) -> Array:
   """Trains as `answer_per_query`, by `jax.grad` of the loss."""
 
   def answer(row):
