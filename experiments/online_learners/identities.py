@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from iclcl_jax import features, losses
+from iclcl_jax import attention, features, losses
 from iclcl_jax.accounts import online_learners as learners
 
 EXACT = 1e-12
@@ -90,12 +90,28 @@ def _forms(
       (f, ridge)
       for f in (learners.least_squares, learners.recursive_least_squares)
     ],
+    'softmax': [
+      (functools.partial(_over_prefixes, attend), {})
+      for attend in (attention.softmax_attention, learners.softmax_recurrence)
+    ],
   }
 
 
 def _momentum_attention(tokens: learners.Stream) -> jax.Array:
   weights = learners.momentum_attention_weights(tokens.keys.shape[0], MOMENTUM)
   return (weights * (tokens.queries @ tokens.keys.T)) @ tokens.values
+
+
+def _over_prefixes(
+  attend: Callable[..., jax.Array], tokens: learners.Stream
+) -> jax.Array:
+  """Lets every query attend to the tokens up to its own."""
+  seen = jnp.tril(jnp.ones((len(tokens.keys),) * 2, bool))
+
+  def answer(query, mask):
+    return attend(query, tokens.keys, tokens.values, mask=mask)
+
+  return jax.vmap(answer)(tokens.queries, seen)
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
