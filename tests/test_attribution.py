@@ -461,7 +461,10 @@ def encoder(visible=transformer.bidirectional, tied=True):
     (lambda: {'model': encoder()}, 'bidirectional'),
     (lambda: {'model': encoder(transformer.causal, False)}, 'without a head'),
     (lambda: {'model': 3}, 'expected a pretrained.LanguageModel'),
-    (lambda: {'tokens': TOKENS[:0]}, 'empty'),
+    (
+      lambda: {'tokens': TOKENS[:0], 'segment_ids': SEGMENTS[:0]},
+      'tokens is empty',
+    ),
     (
       lambda: {'segment_ids': SEGMENTS[1:]},
       'tokens and segment_ids disagree in N: 12 and 11',
