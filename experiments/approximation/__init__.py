@@ -57,7 +57,6 @@ from experiments.approximation import (
   trained_layer,
 )
 from experiments.approximation.estimates import PAPER_MAP
-from experiments.lab import tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +74,7 @@ class Config(lab.Config):
     increasing=True,
   )
   heatmap_features: tuple[int, ...] = lab.option(
-    (120, 480, 1200, 4800),
-    'those with heatmaps',
-    min_items=2,
-    increasing=True,
+    (120, 480, 1200, 4800), 'those with heatmaps', min_items=2, increasing=True
   )
   reference_features: int = lab.option(
     1200, 'the one at which the layer is trained and entries are compared'
@@ -169,33 +165,6 @@ def conclude(config, results, claims) -> str:
   )
 
 
-def closing(summary: Mapping[str, Any]) -> str:
-  """The numbers of the papers' map, by condition."""
-  slopes = summary['slope_of_log_error_per_log_direction'][PAPER_MAP.name]
-  residuals = summary['algebra_residual_float64_by_map'][PAPER_MAP.name]
-  norms = summary['squared_norm_of_sum_over_sqrt_dim']
-
-  def text(estimate):
-    return '{mean:.3g} [{low:.3g}, {high:.3g}]'.format(**estimate)
-
-  rows = [
-    {
-      'inputs': name,
-      'mean |q+k|2/sqrt(d)': norms[name]['mean'],
-      'slope attention MSE': text(slopes[name]['attention_mse']),
-      'slope output MSE': text(slopes[name]['output_mse']),
-      'output error': f'{error["mean"]:.1%}',
-      'dual residual': f'{residual:.0e}',
-    }
-    for (name, error), residual in zip(
-      summary['approximation_error'].items(), residuals, strict=True
-    )
-  ]
-  return (
-    f'{PAPER_MAP.name} features against exact softmax\n\n{tables.text(rows)}'
-  )
-
-
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, closing=closing)
+  return lab.run(PARTS, config, workdir, conclude=conclude)

@@ -226,8 +226,7 @@ def draw_directions(
   @jax.jit
   def draw(keys):
     return jax.lax.map(
-      lambda key: projection(key, int(starts[-1]), dim, dtype=jnp.float32),
-      keys,
+      lambda key: projection(key, int(starts[-1]), dim, dtype=jnp.float32), keys
     )
 
   pool = draw(jax.random.split(key, num_draws))

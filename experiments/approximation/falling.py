@@ -153,6 +153,23 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
+def tables(config: 'Config', results: Results) -> dict[str, Any]:
+  """Slopes of log error against log R, and the error at the reference."""
+  errors = errors_at(config, results)
+  rows = [
+    {
+      'inputs': name,
+      'mean |q+k|2/sqrt(d)': results.data.conditions[name]
+      .squared_norms()
+      .mean(),
+      'output error': errors[name].value,
+    }
+    | {f'slope of {estimates.words(k)}': x.value for k, x in fits.items()}
+    for name, fits in slopes(results.data, PAPER_MAP).items()
+  ]
+  return {'papers_map': rows}
+
+
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   return [
     lab.Figure(
@@ -246,4 +263,4 @@ def _draw_slopes(data: Measurements) -> Any:
   return figure
 
 
-PART = lab.Part(measure, claims, figures, summary=summary)
+PART = lab.Part(measure, claims, figures, summary=summary, tables=tables)

@@ -134,9 +134,7 @@ def _draw_heatmaps(
 
   shape = len(names), len(sizes) + 1
   figure, axes = plt.subplots(
-    *shape,
-    figsize=(2.8 * shape[1] + 1.2, 2.9 * shape[0] + 0.8),
-    squeeze=False,
+    *shape, figsize=(2.8 * shape[1] + 1.2, 2.9 * shape[0] + 0.8), squeeze=False
   )
   for row, name in zip(axes, names, strict=True):
     condition = data.conditions[name]

@@ -20,6 +20,10 @@ NUM_HELD_OUT = 256
 KERNELS = ('trained_directions', 'fresh_directions', 'exact_softmax')
 
 
+def _float64(array: Any) -> np.ndarray:
+  return np.asarray(array, np.float64)
+
+
 class Condition(NamedTuple):
   """Queries, keys and values of every draw.
 
@@ -45,7 +49,7 @@ class Condition(NamedTuple):
 
   def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns exact log-kernel, attention matrices and outputs, in float64."""
-    queries, keys, values = map(np.float64, self[1:4])
+    queries, keys, values = map(_float64, self[1:4])
     logits = queries @ keys.swapaxes(1, 2) / keys.shape[2] ** 0.5
     weights = np.exp(logits - logits.max(axis=2, keepdims=True))
     weights = weights / weights.sum(axis=2, keepdims=True)
@@ -53,7 +57,7 @@ class Condition(NamedTuple):
 
   def squared_norms(self, sign: int = 1) -> np.ndarray:
     """`|q + sign k|^2 / sqrt(d_k)` of every pair. Shape `[D, n, n]`."""
-    queries, keys = np.float64(self.queries), np.float64(self.keys)
+    queries, keys = _float64(self.queries), _float64(self.keys)
     norms = np.sum(queries**2, 2)[:, :, None] + np.sum(keys**2, 2)[:, None]
     products = queries @ keys.swapaxes(1, 2)
     return np.maximum(norms + 2 * sign * products, 0) / keys.shape[2] ** 0.5
@@ -138,9 +142,11 @@ def trained(
   losses = jax.jit(jax.vmap(_losses))(params, runs.phi, fresh, held_out)
   tokens = held_out.tokens[:, :per_seed]
   shape = config.num_draws, num_demonstrations + 1, -1
-  rows = [np.asarray(tokens @ x[:, None]).reshape(shape) for x in params]
+  queries, keys, values = (
+    np.asarray(tokens @ x[:, None]).reshape(shape) for x in params
+  )
   return TrainedLayers(
-    Condition('trained', *rows, num_units=config.num_seeds),
+    Condition('trained', queries, keys, values, config.num_seeds),
     jnp.repeat(runs.phi.projection, per_seed, axis=0),
     {name: np.asarray(losses[name], np.float64) for name in KERNELS},
   )

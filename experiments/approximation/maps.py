@@ -147,11 +147,7 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
   *controlled, trained = data.conditions
   names, sizes = [*controlled[:3], trained], config.num_features
   figure, axes = plt.subplots(
-    2,
-    len(names),
-    figsize=(4.7 * len(names), 9),
-    squeeze=False,
-    sharey='col',
+    2, len(names), figsize=(4.7 * len(names), 9), squeeze=False, sharey='col'
   )
   for row, view in zip(axes, VIEWS, strict=True):
     for axis, name in zip(row, names, strict=True):
@@ -163,8 +159,7 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
           method, data.conditions[name], 'output_relative', shown
         )
         value = np.median(errors, axis=0)
-        look = {**drawing.look(i), 'ls': '-', 'ms': 4, 'lw': 1.2}
-        look.pop('linestyle')
+        look = drawing.look(i) | {'linestyle': '-', 'ms': 4, 'lw': 1.2}
         axis.plot(sizes, value, **look)
         labels.append((value[-1], _short(method), look['color']))
       estimates.log_axes(axis, sizes)
@@ -203,7 +198,7 @@ def _draw_compared(config: 'Config', data: Measurements) -> Any:
     sharey=True,
     squeeze=False,
   )
-  looks = (
+  looks: tuple[dict[str, Any], ...] = (
     {'offset': -0.14, 'fmt': 'o', 'color': drawing.BLUE},
     {'offset': 0.14, 'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'},
   )

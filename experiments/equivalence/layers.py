@@ -101,8 +101,7 @@ def residual_claims(
 
 
 def residual_summary(
-  residuals: Mapping[int, Mapping[str, float]],
-  tolerances: Mapping[str, float],
+  residuals: Mapping[int, Mapping[str, float]], tolerances: Mapping[str, float]
 ) -> dict[str, Any]:
   """The largest residuals, and whether rounding explains all of them.
 

@@ -38,13 +38,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import lab
-from experiments.generalization import (
-  bound,
-  distribution,
-  search,
-  trace,
-  width,
-)
+from experiments.generalization import bound, distribution, search, trace, width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

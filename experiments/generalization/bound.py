@@ -187,7 +187,7 @@ def curves(found: Mapping[int, Mapping[str, Gap]], kind: str) -> Gap:
   return jax.tree.map(lambda *x: np.stack([y.mean(1) for y in x], 1), *rows)
 
 
-def slope(sizes: Any, rows: np.ndarray) -> lab.Estimate:
+def slope(sizes: Any, rows: Any) -> lab.Estimate:
   """Slope of log rows `[S, n]` against log sizes: mean over seeds."""
   return statistics.mean(statistics.log_slope(sizes)(rows))
 
@@ -310,7 +310,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 
 def band(
-  axis: Any, x: Any, rows: np.ndarray, colour: str, line: str, label: str
+  axis: Any, x: Any, rows: Any, colour: str, line: str, label: str
 ) -> None:
   """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
   found = [statistics.mean(column) for column in rows.T]

@@ -63,11 +63,7 @@ def measure(config: 'Config') -> Results:
 
 
 def unsettled(
-  key: Array,
-  *,
-  scales: Mapping[str, float],
-  sizes: Any,
-  gap_sizes: Any,
+  key: Array, *, scales: Mapping[str, float], sizes: Any, gap_sizes: Any
 ) -> Results:
   """Traces and gaps of keys uniform in a cube and normal with some scales.
 
@@ -99,8 +95,7 @@ def unsettled(
       return bound.kernel_norm(kernel, keys[:largest], signs, shown)
 
     return Regime(
-      running_log_trace(keys, sizes),
-      jax.lax.map(gap, jnp.asarray(gap_sizes)),
+      running_log_trace(keys, sizes), jax.lax.map(gap, jnp.asarray(gap_sizes))
     )
 
   found = jax.lax.map(regime, jnp.asarray(list(scales.values())))
