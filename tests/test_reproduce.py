@@ -40,25 +40,6 @@ SUMMARY = {
 
 
 @pytest.mark.parametrize(
-  ('low', 'high', 'verdict'),
-  [
-    (0.2, 0.8, 'reproduced'),
-    (0.0, 1.0, 'reproduced'),
-    (-0.1, 0.5, 'undecided'),
-    (0.5, 1.1, 'undecided'),
-    (-1.0, 2.0, 'undecided'),
-    (1.1, 2.0, 'not reproduced'),
-    (-2.0, -0.1, 'not reproduced'),
-    (float('nan'), 0.5, 'not reproduced'),
-    (0.5, float('nan'), 'not reproduced'),
-  ],
-)
-def test_an_interval_is_judged_as_a_whole(low, high, verdict):
-  estimate = lab.Estimate(0.5, low, high)
-  assert lab.judge(estimate, at_least=0, at_most=1) == verdict
-
-
-@pytest.mark.parametrize(
   ('claims', 'message'),
   [
     ([{'id': 'a'}], "claim 'a' lacks source, claim"),
