@@ -13,11 +13,12 @@ from experiments.approximation import (
   estimates,
   falling,
   identity,
+  inputs,
   maps,
 )
 from experiments.approximation.inputs import Condition
-from experiments.lab import statistics
-from iclcl_jax import attention
+from experiments.lab import pretraining, statistics
+from iclcl_jax import attention, features, projections
 from tests import experiment_battery, tolerances
 
 tiny = experiment_battery.tiny_run(experiment)
@@ -158,6 +159,29 @@ def test_estimated_weights_are_those_of_the_library():
   relative = np.linalg.norm(outputs - exact) / np.linalg.norm(exact)
   np.testing.assert_allclose(
     record.errors['output_relative'][3], relative, rtol=1e-3
+  )
+
+
+def test_losses_of_trained_layers_are_told_by_their_kernel():
+  seeds = pretraining.init_seeds(0, 2, num_features=8)
+  own, fresh = (jax.tree.map(lambda x, i=i: x[i], seeds.runs) for i in (0, 1))
+  prompts = pretraining.draw_prompts(
+    seeds.testing[0], jnp.arange(4), lambda _: own.task_matrix, 3
+  )
+  losses = inputs._losses(own.params, own.phi, fresh.phi, prompts)
+  zero = jnp.mean(prompts.target**2)
+  for name, phi in (('trained', own.phi), ('fresh', fresh.phi)):
+    expected = pretraining.evaluate(own.params, phi, prompts) / zero
+    np.testing.assert_allclose(losses[f'{name}_directions'], expected)
+  many = features.PositiveFeatures(
+    projections.gaussian(
+      jax.random.key(1), 20000, pretraining.TOKEN_DIM, dtype=jnp.float32
+    )
+  )
+  small = jax.tree.map(lambda x: x / 4, own.params)
+  losses = inputs._losses(small, many, fresh.phi, prompts)
+  np.testing.assert_allclose(
+    losses['exact_softmax'], losses['trained_directions'], rtol=0.02
   )
 
 

@@ -273,6 +273,23 @@ def test_verdicts_follow_the_numbers():
   }
 
 
+def test_losses_are_of_the_own_task_and_of_the_next_seeds():
+  params, phi, _, prompts = layers.trained(TINY)[3]
+  losses = learning.measure(TINY)[3]
+  evaluate = lab.compile_quickly(pretraining.evaluate)
+  for name, other in (('attention', 1), ('unseen_task', 2)):
+    layer, shown = (
+      jax.tree.map(lambda x, i=i: x[i], tree)
+      for tree, i in (((params, phi), 1), (prompts, other))
+    )
+    np.testing.assert_allclose(
+      getattr(losses, name)[1], evaluate(*layer, shown), rtol=1e-4
+    )
+  zero = np.mean(prompts.target**2, axis=(1, 2))
+  np.testing.assert_allclose(losses.zero_predictor, zero, rtol=1e-6)
+  np.testing.assert_allclose(losses.zero_unseen, np.roll(zero, -1), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('field', 'value'),
   [

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import generalization as experiment
 from experiments import lab
-from experiments.generalization import bound, distribution, search, trace
+from experiments.generalization import bound, distribution, search, trace, width
 from tests import experiment_battery, oracles
 
 TINY = experiment.Config.tiny()
@@ -101,6 +101,17 @@ def test_bounds_are_their_formulas(measured):
     moment = known.softmax.second_moment
     for expected in gap.expected.T:
       np.testing.assert_allclose(expected, np.sqrt(moment / size))
+
+
+def test_balls_differ_as_their_norms():
+  for size, found in width.measure(TINY).items():
+    frobenius, spectral = found['frobenius'], found['spectral']
+    np.testing.assert_allclose(
+      spectral.complexity / frobenius.complexity, size**0.5
+    )
+    ratio = spectral.supremum / frobenius.supremum
+    assert np.all(ratio >= 1 - 1e-12)
+    assert np.all(ratio <= size**0.5 + 1e-12)
 
 
 def test_slopes_of_exact_powers():
