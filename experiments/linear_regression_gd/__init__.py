@@ -36,6 +36,7 @@ References:
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -63,36 +64,28 @@ PARTS = {name: question.PART for name, question in QUESTIONS.items()}
 OPTIONAL = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
 
 
+count = functools.partial(lab.option, minimum=1)
+size = functools.partial(lab.option, above=0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
-  d_x: int = lab.option(10, 'width of the inputs', minimum=1)
-  num_demonstrations: int = lab.option(
-    10, 'demonstrations of each task', minimum=1
-  )
-  half_range: float = lab.option(0.5, 'inputs are from U(-a, a)', above=0)
-  batch_size: int = lab.option(
-    2048, 'fresh tasks of a training step of single layers', minimum=1
-  )
-  num_steps: int = lab.option(
-    5000, 'training steps of the linear layer', minimum=1
-  )
-  softmax_steps: int = lab.option(
-    2000, 'training steps of softmax layers', minimum=1
-  )
-  record_every: int = lab.option(
-    100, 'training steps between records of single layers', minimum=1
-  )
-  learning_rate: float = lab.option(1e-3, 'of Adam, for single layers', above=0)
-  clip: float = lab.option(
-    1e-3, 'largest norm of the gradient of single layers', above=0
-  )
+  d_x: int = count(10, 'width of the inputs')
+  num_demonstrations: int = count(10, 'demonstrations of each task')
+  half_range: float = size(0.5, 'inputs are from U(-a, a): a')
+  batch_size: int = count(2048, 'fresh tasks of a step, single layers')
+  num_steps: int = count(5000, 'training steps of the linear layer')
+  softmax_steps: int = count(2000, 'training steps of softmax layers')
+  record_every: int = count(100, 'steps between records of single layers')
+  learning_rate: float = size(1e-3, 'of Adam, for single layers')
+  clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
     10_000, 'tasks of every evaluation', minimum=2
   )
-  num_tuning_tasks: int = lab.option(
-    20_000, 'draws of inputs on which step sizes of GD are tuned', minimum=1
+  num_tuning_tasks: int = count(
+    20_000, 'draws of inputs on which step sizes of GD are tuned'
   )
   num_yardstick_tasks: int = lab.option(
     200_000, 'tasks on which losses of GD are measured', minimum=2
@@ -102,37 +95,27 @@ class Config(lab.Config):
     'steps of GD and GD++, layers of stacks; the first also untied',
     minimum=2,
   )
-  deep_steps: int = lab.option(2000, 'training steps of stacks', minimum=1)
-  deep_batch_size: int = lab.option(
-    256, 'fresh tasks of a training step of stacks', minimum=1
-  )
-  deep_learning_rate: float = lab.option(
-    1e-2, 'largest learning rate of stacks', above=0
-  )
+  deep_steps: int = count(2000, 'training steps of stacks')
+  deep_batch_size: int = count(256, 'fresh tasks of a step, stacks')
+  deep_learning_rate: float = size(1e-2, 'largest learning rate of stacks')
   parts: tuple[str, ...] = lab.option(
     OPTIONAL,
     'what to run beside constructions and one linear layer',
     choices=OPTIONAL,
     min_items=0,
   )
-  sine_steps: int = lab.option(1000, 'training steps on sine waves', minimum=1)
-  sine_batch_size: int = lab.option(
-    128, 'fresh sine waves of a training step', minimum=1
-  )
-  sine_width: int = lab.option(
-    20, 'width of the network on sine waves', minimum=1
-  )
+  sine_steps: int = count(1000, 'training steps on sine waves')
+  sine_batch_size: int = count(128, 'fresh waves of a step')
+  sine_width: int = count(20, 'width of the network on sine waves')
   sine_shared_key: bool = lab.option(
-    False, 'draw the phase of a sine from the random number of its amplitude'
+    False, 'draw the phase of a wave from the random number of its amplitude'
   )
-  alternating_steps: int = lab.option(
-    2000, 'training steps on separate tokens', minimum=1
+  alternating_steps: int = count(2000, 'training steps on separate tokens')
+  alternating_batch_size: int = count(
+    256, 'fresh tasks of a step, separate tokens'
   )
-  alternating_batch_size: int = lab.option(
-    256, 'fresh tasks of a training step on separate tokens', minimum=1
-  )
-  alternating_size: int = lab.option(
-    5, 'width of inputs and demonstrations, separate tokens', minimum=1
+  alternating_size: int = count(
+    5, 'width of inputs and demonstrations, separate tokens'
   )
 
   def check(self):

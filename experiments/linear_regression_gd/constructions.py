@@ -20,10 +20,9 @@ SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 class Results(NamedTuple):
   """Largest relative errors of what is constructed, in float64.
 
-  Attributes:
-    layers: one and four layers against GD from any `W_0`, and against GD++.
-    copy: a copy layer and two layers on separate tokens against two steps.
-    kernel: the layer on features against a step of kernel regression.
+  One and four layers against GD from any `W_0` and against GD++; a copy layer
+  and two layers on separate tokens against two steps; the layer on features
+  against a step of kernel regression.
   """
 
   layers: Any
@@ -128,43 +127,40 @@ def _relative(a, b):
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  plain = f'largest relative error, float64; at most {EXACT:g}'
   return [
-    lab.Claim(
-      id=f'linear-regression-gd-{name}',
-      source=f'{SOURCE}, {place}',
-      claim=text,
-      statistic=statistic,
-      estimate=lab.exactly(residual),
-      at_most=EXACT,
-    )
-    for name, place, text, statistic, residual in (
-      (
-        'construction',
-        'proposition 1',
-        'constructed layers do gradient descent, and GD++, from any W_0',
-        'largest relative error over 1 and 4 layers and random problems, '
-        f'float64; at most {EXACT:g}',
-        results.layers,
-      ),
-      (
-        'copy-construction',
-        'section 5',
-        'a constructed copy layer, then constructed layers, do gradient '
-        'descent on inputs and labels that come as separate tokens',
-        plain,
-        results.copy,
-      ),
-      (
-        'kernel-construction',
-        'proposition 2',
-        'the constructed layer on features of a network is one step of kernel '
-        'regression',
-        plain,
-        results.kernel,
-      ),
-    )
+    _claim(
+      'construction',
+      'proposition 1',
+      'constructed layers do gradient descent, and GD++, from any W_0',
+      results.layers,
+      what='largest relative error over 1 and 4 layers and random problems',
+    ),
+    _claim(
+      'copy-construction',
+      'section 5',
+      'a constructed copy layer, then constructed layers, do gradient descent '
+      'on inputs and labels that come as separate tokens',
+      results.copy,
+    ),
+    _claim(
+      'kernel-construction',
+      'proposition 2',
+      'the constructed layer on features of a network is one step of kernel '
+      'regression',
+      results.kernel,
+    ),
   ]
+
+
+def _claim(name, place, text, residual, what='largest relative error'):
+  return lab.Claim(
+    id=f'linear-regression-gd-{name}',
+    source=f'{SOURCE}, {place}',
+    claim=text,
+    statistic=f'{what}, float64; at most {EXACT:g}',
+    estimate=lab.exactly(residual),
+    at_most=EXACT,
+  )
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:

@@ -105,52 +105,45 @@ def trained_linear(config: 'Config') -> training.Trained:
 
 
 def _train(config: 'Config', name: str) -> training.Trained:
-  num_steps = config.num_steps if name == 'linear' else config.softmax_steps
   recipe = training.Recipe(
-    num_steps,
+    config.num_steps if name == 'linear' else config.softmax_steps,
     config.record_every,
     config.batch_size,
     config.learning_rate,
     config.clip,
   )
-  source = training.linear_source(config)
-  return training.train(
-    config, _model(config, name), source, recipe, list(LAYERS).index(name)
-  )
+  model = training.stack_model(LAYERS[name], config.d_x + 1)
+  source, label = training.linear_source(config), list(LAYERS).index(name)
+  return training.train(config, model, source, recipe, label)
 
 
-def _model(config: 'Config', name: str) -> training.Model:
-  return training.stack_model(LAYERS[name], config.d_x + 1)
+def _answer(config: 'Config', name: str) -> training.AnswerFn:
+  return training.stack_model(LAYERS[name], config.d_x + 1).answer
 
 
 def measure(config: 'Config') -> Results:
   """Trains single layers, and compares with one step of gradient descent."""
   tasks = training.test_tasks(config)
-  names = LAYERS if 'softmax' in config.parts else ['linear']
   descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
-  curves = {}
-  for name in names:
-    records, steps, seconds = (
-      trained_linear(config) if name == 'linear' else _train(config, name)
-    )
-    answer = _model(config, name).answer
-    align = lab.compile_quickly(
-      lambda r, answer=answer: training.alignment(
-        answer, r, tasks, descent.behaviour
-      )
-    )
-    few = _few(len(steps))
-    some = jax.tree.map(lambda w, few=few: w[:, few], records)
-    curves[name] = Curve(steps[few], seconds, align(some))
-  compare = lab.compile_quickly(
-    lambda layers: (
-      _scaled(config, layers, tasks, descent),
-      _interpolation(config, layers, tasks, descent),
-      _products(config, layers),
-    )
+  names = LAYERS if 'softmax' in config.parts else ['linear']
+  curves = {name: _curve(config, name, tasks, descent) for name in names}
+  elsewhere = lab.compile_quickly(
+    lambda layers: _elsewhere(config, layers, tasks, descent)
   )
-  others = compare(trained_linear(config).last())
-  return jax.device_get(Results(descent, curves, *others))
+  found = elsewhere(trained_linear(config).last())
+  return jax.device_get(Results(descent, curves, *found))
+
+
+def _curve(config: 'Config', name: str, tasks, descent: Descent) -> Curve:
+  records, steps, seconds = (
+    trained_linear(config) if name == 'linear' else _train(config, name)
+  )
+  answer, few = _answer(config, name), _few(len(steps))
+  align = lab.compile_quickly(
+    lambda some: training.alignment(answer, some, tasks, descent.behaviour)
+  )
+  found = align(jax.tree.map(lambda w: w[:, few], records))
+  return Curve(steps[few], seconds, found)
 
 
 def _few(count: int) -> np.ndarray:
@@ -160,15 +153,11 @@ def _few(count: int) -> np.ndarray:
 
 
 def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
-  answer = _model(config, 'linear').answer
+  answer, size = _answer(config, 'linear'), config.num_demonstrations
 
   def constructed(rate):
-    return account.repeat(
-      account.construct(
-        rate, config.num_demonstrations, d_x=config.d_x, dtype=jnp.float32
-      ),
-      1,
-    )
+    layer = account.construct(rate, size, d_x=config.d_x, dtype=jnp.float32)
+    return account.repeat(layer, 1)
 
   def fitted(tokens):
     """Predictions of a step of size 1, and the best size."""
@@ -178,78 +167,63 @@ def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
   _, rate = fitted(tasks.tokens)
   layer = constructed(rate)
   found = training.behaviour(answer, layer, tasks)
-  context = tasks.tokens[:, :-1]
-  centred = context.at[..., :-1].add(
-    -jnp.mean(context[..., :-1], axis=1, keepdims=True)
-  )
-  directions, centred_rate = fitted(
-    jnp.concatenate([centred, tasks.tokens[:, -1:]], axis=1)
-  )
+  centre = jnp.mean(tasks.tokens[:, :-1, :-1], axis=1, keepdims=True)
+  directions, centred_rate = fitted(tasks.tokens.at[:, :-1, :-1].add(-centre))
   return Descent(
-    layer=layer,
-    rate=rate,
-    behaviour=found,
+    layer,
+    rate,
+    found,
     loss=training.mean_loss(found.answers, tasks.targets),
     loss_centred=training.mean_loss(centred_rate * directions, tasks.targets),
   )
 
 
-def _scaled(config: 'Config', layers, tasks, descent: Descent) -> Scaled:
-  answer = _model(config, 'linear').answer
+def _elsewhere(config: 'Config', layers, tasks, descent: Descent):
+  """Other scales of the inputs, the way to the constructed layer, products."""
+  answer, end = _answer(config, 'linear'), _folded(config, descent.layer)
+
+  def loss(layer, scale=1.0):
+    answers = training.predictions(answer, layer, scale * tasks.tokens)
+    return training.mean_loss(answers, scale * tasks.targets)
 
   def scales(layer):
-    def one_scale(scale):
-      answers = training.predictions(answer, layer, scale * tasks.tokens)
-      return training.mean_loss(answers, scale * tasks.targets)
+    grid = jnp.asarray(SCALES, jnp.float32)
+    return jax.lax.map(lambda scale: loss(layer, scale), grid)
 
-    return jax.lax.map(one_scale, jnp.asarray(SCALES, jnp.float32))
+  def on_the_way(layer):
+    start = _folded(config, layer)
+    return jax.lax.map(
+      lambda x: loss(account.repeat(account.interpolate(start, end, x), 1)),
+      jnp.asarray(FRACTIONS, jnp.float32),
+    )
 
   rate = account.optimal_learning_rate(training.linear_tasks(config))
   expected = [
-    account.expected_loss(training.linear_tasks(config, a), rate)
-    for a in SCALES
+    account.expected_loss(training.linear_tasks(config, scale), rate)
+    for scale in SCALES
   ]
-  return Scaled(
-    jax.lax.map(scales, layers),
-    scales(descent.layer),
-    jnp.asarray(expected, jnp.float32),
+  scaled = Scaled(
+    trained=jax.lax.map(scales, layers),
+    gd=scales(descent.layer),
+    closed_form=jnp.asarray(expected, jnp.float32),
   )
+  products = jax.lax.map(lambda layer: _products(config, layer), layers)
+  return scaled, jax.lax.map(on_the_way, layers), products
 
 
-def _interpolation(config: 'Config', layers, tasks, descent: Descent):
-  """Losses between the trained layer and the constructed one, `[S, F]`."""
-  end = _folded(config, descent.layer)
-  answer = _model(config, 'linear').answer
-
-  def one(layer):
-    start = _folded(config, layer)
-
-    def between(fraction):
-      mixed = account.repeat(account.interpolate(start, end, fraction), 1)
-      answers = training.predictions(answer, mixed, tasks.tokens)
-      return training.mean_loss(answers, tasks.targets)
-
-    return jax.lax.map(between, jnp.asarray(FRACTIONS, jnp.float32))
-
-  return jax.lax.map(one, layers)
-
-
-def _products(config: 'Config', layers) -> Products:
-  def one(layer):
-    folded = _folded(config, layer)
-    matrix = folded.query_key[0, : config.d_x, : config.d_x]
-    column = folded.value_output[0, :, -1]
-    off = matrix - jnp.diag(jnp.diagonal(matrix))
-    return Products(
-      learning_rate=-config.num_demonstrations * column[-1],
-      diagonal_min=jnp.min(jnp.diagonal(matrix)),
-      diagonal_max=jnp.max(jnp.diagonal(matrix)),
-      off_diagonal=jnp.max(jnp.abs(off)),
-      rest_of_value_column=jnp.max(jnp.abs(column[:-1])) / jnp.abs(column[-1]),
-      matrix=matrix * column[-1],
-    )
-
-  return jax.lax.map(one, layers)
+def _products(config: 'Config', layer) -> Products:
+  folded = _folded(config, layer)
+  matrix = folded.query_key[0, : config.d_x, : config.d_x]
+  column = folded.value_output[0, :, -1]
+  off = matrix - jnp.diag(jnp.diagonal(matrix))
+  return Products(
+    learning_rate=-config.num_demonstrations * column[-1],
+    diagonal_min=jnp.min(jnp.diagonal(matrix)),
+    diagonal_max=jnp.max(jnp.diagonal(matrix)),
+    off_diagonal=jnp.max(jnp.abs(off)),
+    rest_of_value_column=jnp.max(jnp.abs(column[:-1])) / jnp.abs(column[-1]),
+    matrix=matrix * column[-1],
+  )
 
 
 def _folded(config: 'Config', layers) -> account.Folded:
@@ -412,33 +386,25 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 def sentence(config: 'Config', results: Results) -> str:
   found = {k: statistics.mean(x) for k, x in _at_end(results).items()}
-  cos = results.curves['linear'].found.model_cos[:, -1]
-  tasks = training.linear_tasks(config)
-  theory = account.expected_loss(tasks, account.optimal_learning_rate(tasks))
   text = (
     f'Trained, one layer ends at a loss of {found["loss_trained"].value:.4f}, '
     f'{found["loss_trained_minus_gd"]:+.4f} from one step with the best step '
-    f'size, and {np.sum(cos >= ALIGNED)} of {len(cos)} seeds learn its model '
-    f'to a Model cos of {ALIGNED} or more (smallest {np.min(cos):.4f}); theory '
-    f'expects a loss of {theory:.4f}.'
+    f'size, with a Model cos of {found["model_cos"]:.4f}.'
   )
-  if 'softmax_2' not in results.curves:
-    return text
-  return (
-    f'{text} Softmax with two heads ends '
-    f'{found["softmax_2_minus_gd"].value:.4f} above gradient descent with a '
-    f'Model cos of {found["model_cos_softmax_2"].value:.3f}, with one head '
-    f'{found["softmax_1_minus_2"].value:.4f} above two.'
-  )
+  if 'softmax_2_minus_gd' in found:
+    text += (
+      ' Softmax with two heads ends '
+      f'{found["softmax_2_minus_gd"].value:.4f} above gradient descent, with '
+      f'one head {found["softmax_1_minus_2"].value:.4f} above two.'
+    )
+  return text
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   seeds = f'{config.num_seeds} seeds'
-  softmax = (
-    f', those of softmax for {config.softmax_steps:,}'
-    if 'softmax_2' in results.curves
-    else ''
-  )
+  softmax = ''
+  if 'softmax_2' in results.curves:
+    softmax = f', those of softmax for {config.softmax_steps:,}'
   return [
     lab.Figure(
       'training',
@@ -483,13 +449,9 @@ def _draw_training(config: 'Config', results: Results) -> Any:
     for axis, values in ((left, found.loss), (right, found.model_cos)):
       axis.plot(steps, values.T, color=color, lw=0.6, alpha=0.6)
       axis.plot(
-        steps,
-        np.median(values, axis=0),
-        color=color,
-        marker=marker,
-        mfc='white',
-        label=label,
-      )
+        steps, np.median(values, axis=0), color=color, marker=marker,
+        mfc='white', label=label,
+      )  # fmt: skip
   zero = account.expected_loss(training.linear_tasks(config), 0.0)
   for loss, line, label in (
     (results.descent.loss, '--', 'one step of GD'),

@@ -306,10 +306,8 @@ def metrics(config: 'Config', results: list[Tuned]) -> list[dict[str, Any]]:
 
 
 def sentence(config: 'Config', results: list[Tuned]) -> str:
-  parts = ', '.join(
-    f'{row.method} {row.loss:.4f} after {row.num_steps}' for row in results
-  )
-  return f'Tuned step sizes reach, in expectation: {parts} steps.'
+  parts = [f'{x.method} {x.loss:.4f} after {x.num_steps}' for x in results]
+  return f'Tuned step sizes reach, in expectation: {", ".join(parts)} steps.'
 
 
 def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
