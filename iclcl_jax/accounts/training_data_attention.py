@@ -224,9 +224,6 @@ def remains(
     momentum: as in `train`.
     weight_decay: as in `train`.
 
-  Returns:
-    The `Remains`.
-
   Raises:
     ValueError: if `num_steps < 1`, or a hyper-parameter is out of range.
 

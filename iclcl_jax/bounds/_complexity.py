@@ -48,9 +48,6 @@ def rademacher_bound(
     mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: keys whose features are held at a time.
 
-  Returns:
-    The bound.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
       `radius` is not positive and finite, `ball` is no `Ball`, or

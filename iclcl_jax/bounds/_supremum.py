@@ -95,9 +95,6 @@ def gap_supremum(
     ball: `FROBENIUS` or `SPECTRAL`.
     chunk_size: with a kernel, tokens that are read at a time.
 
-  Returns:
-    The supremum.
-
   Raises:
     ValueError: if `phi` and the states do not belong together, `radius` is not
       positive and finite, or `ball` is no `Ball`.

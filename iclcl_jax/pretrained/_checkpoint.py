@@ -25,9 +25,6 @@ def import_reader(name: str) -> Any:
   Args:
     name: the package, or a module of it.
 
-  Returns:
-    The module.
-
   Raises:
     ValueError: if it is not installed; the message says how to install it.
   """

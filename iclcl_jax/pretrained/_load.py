@@ -33,9 +33,6 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       `config.json`, `model.safetensors` (or shards) and `tokenizer.json`.
     dtype: of the parameters; by default as stored, float32 if quantised.
 
-  Returns:
-    The model and the tokenizer.
-
   Raises:
     ValueError: if nothing is there, a file is missing, truncated or corrupt,
       the architecture is unknown, tensors are missing or of wrong shapes, or

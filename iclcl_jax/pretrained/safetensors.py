@@ -66,9 +66,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Args:
     path: the file.
 
-  Returns:
-    The object.
-
   Raises:
     ValueError: if the file is missing, no JSON, or holds no object.
   """

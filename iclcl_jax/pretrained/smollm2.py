@@ -51,9 +51,6 @@ def load(*, dtype: Any = None) -> Pretrained:
   Args:
     dtype: of the parameters; float32 by default.
 
-  Returns:
-    The model and its tokenizer.
-
   Raises:
     ValueError: as :func:`weights_path` and `pretrained.load`.
   """

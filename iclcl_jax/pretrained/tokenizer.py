@@ -132,9 +132,6 @@ def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
   Args:
     directory: it holds `tokenizer.json`.
 
-  Returns:
-    The tokenizer.
-
   Raises:
     ValueError: if the file is missing or corrupt, or `tokenizers` is not
       installed.
@@ -165,9 +162,6 @@ def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
 
   Args:
     file: of `gguf.open_gguf`.
-
-  Returns:
-    The tokenizer.
 
   Raises:
     ValueError: if the file carries another kind of tokenizer or none, or

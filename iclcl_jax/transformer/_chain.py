@@ -106,14 +106,6 @@ def apply_blocks_dual(
   Raises:
     ValueError: if shapes or dtypes disagree.
 
-  Example:
-    >>> import jax.numpy as jnp
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> blocks = jax.tree.map(lambda p: jnp.stack([p, p]), block)
-    >>> apply_blocks_dual(architecture, blocks, jnp.ones((3, 4))).shape
-    (3, 4)
-
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.
   """

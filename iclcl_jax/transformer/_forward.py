@@ -47,9 +47,6 @@ def heads(
     x: the residual stream. Shape `[N, d_model]`.
     positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
 
-  Returns:
-    The `Heads`.
-
   Raises:
     ValueError: if shapes or dtypes disagree.
 
@@ -156,13 +153,6 @@ def complete(
 
   Returns:
     The residual stream behind the block. Shape `[N, d_model]`.
-
-  Example:
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> complete(
-    ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2))).shape
-    (3, 4)
   """
   stream = x + merge_heads(block.output, outputs)
   stream = normalise_after(architecture, block.attention_norm, stream)
@@ -237,14 +227,6 @@ def apply_blocks(
 
   Raises:
     ValueError: if shapes or dtypes disagree.
-
-  Example:
-    >>> import jax
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> blocks = jax.tree.map(lambda p: jnp.stack([p, p]), block)
-    >>> apply_blocks(architecture, blocks, jnp.ones((3, 4))).shape
-    (3, 4)
   """
   _checks.check_blocks(architecture, blocks, x)
 
@@ -269,12 +251,6 @@ def feed_forward(
 
   Returns:
     Its output, without the residual stream. Shape `[N, d_model]`.
-
-  Example:
-    >>> from iclcl_jax import transformer
-    >>> architecture, block = transformer.example()
-    >>> feed_forward(architecture, block, jnp.ones((3, 4))).shape
-    (3, 4)
 
   References:
     Shazeer, arXiv:2002.05202, eq. 6 (gated).

@@ -92,9 +92,6 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
     folded: the products.
     d_x: width of the inputs; the mean diagonal of this block becomes 1.
 
-  Returns:
-    The rescaled products.
-
   Raises:
     ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
       head is 0 (its result is not finite under `jit`).
@@ -123,9 +120,6 @@ def interpolate(
     start: products of the first; see `normalise`.
     end: products of the second, of equal shapes.
     fraction: 0 for the first, 1 for the second.
-
-  Returns:
-    The layer.
 
   Raises:
     ValueError: if shapes disagree, or `fraction` is not finite.

@@ -31,9 +31,6 @@ def uniform_moments(half_range: float | Array) -> Moments:
   Args:
     half_range: the number `a`: half of the range that papers often state.
 
-  Returns:
-    The moments.
-
   Raises:
     ValueError: if `half_range` is negative or not finite.
   """
@@ -101,9 +98,6 @@ def expected_loss(
     tasks: the distribution of tasks.
     learning_rate: the step size `eta`.
 
-  Returns:
-    The expected loss.
-
   Raises:
     ValueError: if `learning_rate` is not finite.
 
@@ -130,9 +124,6 @@ def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
 
   Args:
     tasks: the distribution of tasks.
-
-  Returns:
-    The step size `eta`.
 
   Raises:
     ValueError: if inputs or tasks are always 0: then no step helps.

@@ -142,9 +142,6 @@ def softmax_mix(
     num_query_tokens: how many of them, at the end, are the query's; at least 1
       and fewer than `N`.
 
-  Returns:
-    The `Mix`.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or a side is empty.
 

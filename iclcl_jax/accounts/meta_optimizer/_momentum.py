@@ -152,9 +152,6 @@ def start_decoding(
     value_dim: width of values.
     dtype: dtype of the stream.
 
-  Returns:
-    The state.
-
   Raises:
     ValueError: if a size is not positive, or `dtype` is no floating-point
       dtype.

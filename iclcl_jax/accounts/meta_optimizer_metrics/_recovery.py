@@ -45,9 +45,6 @@ def recovery(
     finetuned: likewise.
     zero_shot: likewise.
 
-  Returns:
-    The `Recovery`.
-
   Raises:
     ValueError: if they are no booleans, or differ in size.
 

@@ -39,9 +39,6 @@ def stream(
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
 
-  Returns:
-    The `Stream`.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or `phi` is no feature map.
   """

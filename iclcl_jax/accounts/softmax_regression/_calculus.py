@@ -88,9 +88,6 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
     posed: the problem.
     weights: `x`. Shape `[d]`.
 
-  Returns:
-    The `Gradients`.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
 

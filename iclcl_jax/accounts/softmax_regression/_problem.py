@@ -34,9 +34,6 @@ def problem(
     document: words, one a row. Shape `[n, d]`.
     target: nonnegative entries that sum to one. Shape `[n]`.
 
-  Returns:
-    The `Problem`.
-
   Raises:
     ValueError: if shapes or dtypes disagree, an entry is not finite, or the
       target is outside the simplex.

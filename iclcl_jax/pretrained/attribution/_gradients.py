@@ -69,9 +69,6 @@ def demonstration_gradients(
       by default.
     mask: tokens that are no padding. Shape `[N]`.
 
-  Returns:
-    The `DemonstrationGradients`.
-
   Raises:
     ValueError: as `read_heads`.
 

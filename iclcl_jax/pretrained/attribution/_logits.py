@@ -77,9 +77,6 @@ def direct_logit_attribution(
     label: token id whose logit counts.
     other_label: token id whose logit is subtracted.
 
-  Returns:
-    The `LogitAttribution`.
-
   Raises:
     ValueError: if the model has no head, or a label is not in the vocabulary.
 
@@ -141,9 +138,6 @@ def attribute(
     num_segments: number of demonstrations `S`.
     position: index of the token that is read; the last valid one by default.
     mask: tokens that are no padding. Shape `[N]`.
-
-  Returns:
-    The `LogitAttribution`.
 
   Raises:
     ValueError: as `read_heads` and `direct_logit_attribution`.

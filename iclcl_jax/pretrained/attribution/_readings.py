@@ -69,9 +69,6 @@ def read_heads(
     position: index of the token that is read; the last valid one by default.
     mask: tokens that are no padding. Shape `[N]`.
 
-  Returns:
-    The `HeadReadings`.
-
   Raises:
     ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens;
       if `position` is not a valid token. Values are looked at outside of `jit`
