@@ -46,8 +46,6 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     ),
     embedding_norm=tensors.norm('embeddings.LayerNorm', d),
     blocks=_blocks(config, tensors, d),
-    final_norm=None,
-    head=None,
     architecture=transformer.Architecture(
       placement=transformer.post_norm,
       normalization=transformer.LayerNorm(
@@ -58,7 +56,6 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       visible=transformer.bidirectional,
     ),
     context_length=context,
-    tied=False,
   )
   tensors.check_all_taken()
   return model

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from iclcl_jax import transformer
 from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._checkpoint import Checkpoint
@@ -32,18 +30,13 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     ignored=IGNORED,
     dtype=dtype,
   )
-  if tied:
-    tensors.tied('wte.weight', 'lm_head.weight')
+  head = tensors.head('wte.weight', (vocabulary, d), tied=tied)
   model = LanguageModel(
     embedding=tensors.array('wte.weight', (vocabulary, d)),
     position_embedding=tensors.array('wpe.weight', (context, d)),
-    token_type_embedding=None,
-    embedding_norm=None,
     blocks=_blocks(config, tensors, d),
     final_norm=tensors.norm('ln_f', d),
-    head=None
-    if tied
-    else Linear(tensors.array('lm_head.weight', (vocabulary, d), np.transpose)),
+    head=head,
     architecture=transformer.Architecture(
       placement=transformer.pre_norm,
       normalization=transformer.LayerNorm(

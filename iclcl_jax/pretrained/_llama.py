@@ -9,7 +9,6 @@ from iclcl_jax import transformer
 from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.transformer import Linear
 
 # Tables that other versions of the format store; they follow from the config.
 IGNORED = ('layers.*.self_attn.rotary_emb.inv_freq', 'rotary_emb.inv_freq')
@@ -29,18 +28,12 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     ignored=IGNORED,
     dtype=dtype,
   )
-  if tied:
-    tensors.tied('embed_tokens.weight', 'lm_head.weight')
+  head = tensors.head('embed_tokens.weight', (vocabulary, d), tied=tied)
   model = LanguageModel(
     embedding=tensors.array('embed_tokens.weight', (vocabulary, d)),
-    position_embedding=None,
-    token_type_embedding=None,
-    embedding_norm=None,
     blocks=_blocks(config, tensors, d),
     final_norm=tensors.norm('norm', d, has_bias=False),
-    head=None
-    if tied
-    else Linear(tensors.array('lm_head.weight', (vocabulary, d), np.transpose)),
+    head=head,
     architecture=transformer.Architecture(
       placement=transformer.pre_norm,
       normalization=transformer.RMSNorm(

@@ -36,15 +36,15 @@ class LanguageModel:
   """
 
   embedding: Float[Array, 'vocab d_model']
-  position_embedding: Float[Array, 'context d_model'] | None
-  token_type_embedding: Float[Array, 'types d_model'] | None
-  embedding_norm: Norm | None
+  position_embedding: Float[Array, 'context d_model'] | None = None
+  token_type_embedding: Float[Array, 'types d_model'] | None = None
+  embedding_norm: Norm | None = None
   blocks: Block
-  final_norm: Norm | None
-  head: Linear | None
+  final_norm: Norm | None = None
+  head: Linear | None = None
   architecture: Architecture = dataclasses.field(metadata={'static': True})
   context_length: int = dataclasses.field(metadata={'static': True})
-  tied: bool = dataclasses.field(metadata={'static': True})
+  tied: bool = dataclasses.field(default=False, metadata={'static': True})
 
   @property
   def num_layers(self) -> int:

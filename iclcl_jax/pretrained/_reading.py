@@ -207,25 +207,30 @@ class Tensors:
       self.array(stem + '.bias', (width,)) if has_bias else None,
     )
 
-  def tied(self, embedding: str, head: str) -> None:
-    """Takes a copy of the embedding that was stored as the head.
+  def head(self, embedding: str, shape: Shape, *, tied: bool) -> Linear | None:
+    """Takes the map to the vocabulary; None if the embedding is tied to it.
 
     Args:
-      embedding: name of the embedding.
-      head: name of the head.
+      embedding: name of the embedding, which a tied head may repeat.
+      shape: of both.
+      tied: whether the config ties them.
 
     Raises:
-      ValueError: if the two differ.
+      ValueError: if a tied head is stored and differs from the embedding.
     """
-    _, copy = self._rest.pop(head, (head, None))
+    name = 'lm_head.weight'
+    if not tied:
+      return Linear(self.array(name, shape, np.transpose))
+    _, copy = self._rest.pop(name, (name, None))
     if copy is None or embedding not in self._rest:
-      return
+      return None
     if not np.array_equal(copy, self._rest[embedding][1]):
       raise ValueError(
-        f'tensor {head!r} differs from the embedding {embedding!r}, but the '
+        f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
         'the model was trained with a head of its own.'
       )
+    return None
 
   def check_all_taken(self) -> None:
     """Raises `ValueError` if a tensor is left that nobody took."""
