@@ -1,12 +1,12 @@
 """Language models in NumPy float64, from tensors as Hugging Face names them.
 
-Small random checkpoints and their forward pass, one token and one head at a
-time. Nothing of the package is imported.
+Small random checkpoints, and their forward pass by the blocks of
+`oracles_transformer`. Nothing of the package is imported.
 """
 
-import math
-
 import numpy as np
+
+from tests import oracles_transformer as blocks
 
 LLAMA = {
   'model_type': 'llama',
@@ -144,93 +144,48 @@ def random_tensors(shapes, seed=0, dtype=np.float64):
   }
 
 
-def _linear(x, tensors, name):
-  y = x @ tensors[name + '.weight'].T
-  return y + tensors[name + '.bias'] if name + '.bias' in tensors else y
+def parameters(tensors, layer, names, norms, *, is_transposed=True):
+  """One block in the layout of `oracles_transformer`."""
+  p = {}
+  for key, name in names.items():
+    weight = tensors[f'{layer}{name}.weight']
+    p['w_' + key] = weight.T if is_transposed else weight
+    if f'{layer}{name}.bias' in tensors:
+      p['b_' + key] = tensors[f'{layer}{name}.bias']
+  for index, name in enumerate(norms, 1):
+    p[f'norm_{index}'] = tensors[f'{layer}{name}.weight']
+    p[f'shift_{index}'] = tensors.get(f'{layer}{name}.bias')
+  return p
 
 
-def _conv1d(x, tensors, name):
-  return x @ tensors[name + '.weight'] + tensors[name + '.bias']
-
-
-def _layer_norm(x, tensors, name, epsilon):
-  centred = x - x.mean(-1, keepdims=True)
-  deviation = np.sqrt(x.var(-1, keepdims=True) + epsilon)
-  return (
-    centred / deviation * tensors[name + '.weight'] + tensors[name + '.bias']
-  )
-
-
-def _rms_norm(x, weight, epsilon):
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * weight
-
-
-def _gelu(x):
-  return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def _gelu_new(x):
-  inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-  return 0.5 * x * (1 + np.tanh(inner))
-
-
-def _silu(x):
-  return x / (1 + np.exp(-x))
-
-
-def _attend(queries, keys, values, visible):
-  """One head, query by query. Rows are tokens."""
-  out = np.zeros((len(queries), values.shape[1]))
-  for i, query in enumerate(queries):
-    seen = [j for j in range(len(keys)) if visible(i, j)]
-    scores = np.array([keys[j] @ query for j in seen]) / math.sqrt(len(query))
-    weights = np.exp(scores - scores.max())
-    out[i] = (weights / weights.sum()) @ values[seen]
-  return out
-
-
-def _rotate(x, base):
-  """Turns the pair `(i, i + d_k/2)` of token p by p base^(-2i/d_k)."""
-  half = x.shape[1] // 2
-  angles = np.outer(np.arange(len(x)), base ** (-np.arange(half) / half))
-  turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
-  return np.concatenate([turned.real, turned.imag], axis=1)
+LLAMA_NAMES = {key: f'self_attn.{key}_proj' for key in 'qkvo'} | {
+  key: f'mlp.{key}_proj' for key in ('gate', 'up', 'down')
+}
+GPT2_NAMES = {'o': 'attn.c_proj', 'up': 'mlp.c_fc', 'down': 'mlp.c_proj'}
+BERT_NAMES = {
+  'q': 'attention.self.query',
+  'k': 'attention.self.key',
+  'v': 'attention.self.value',
+  'o': 'attention.output.dense',
+  'up': 'intermediate.dense',
+  'down': 'output.dense',
+}
 
 
 def llama_logits(config, tensors, tokens):
   """Logits of a Llama after each token."""
-  d_k, base = config['head_dim'], config['rope_parameters']['rope_theta']
-  heads, groups = config['num_attention_heads'], config['num_key_value_heads']
-  epsilon = config['rms_norm_eps']
+  base, epsilon = (
+    config['rope_parameters']['rope_theta'],
+    config['rms_norm_eps'],
+  )
+  counts = config['num_attention_heads'], config['num_key_value_heads']
+  norms = 'input_layernorm', 'post_attention_layernorm'
   x = tensors['model.embed_tokens.weight'][tokens]
   for n in range(config['num_hidden_layers']):
-    layer = f'model.layers.{n}.'
-    y = _rms_norm(x, tensors[layer + 'input_layernorm.weight'], epsilon)
-    q, k, v = (
-      _linear(y, tensors, f'{layer}self_attn.{name}_proj') for name in 'qkv'
-    )
-    outputs = []
-    for h in range(heads):
-      g = h // (heads // groups)
-      of_h, of_g = slice(h * d_k, (h + 1) * d_k), slice(g * d_k, (g + 1) * d_k)
-      outputs.append(
-        _attend(
-          _rotate(q[:, of_h], base),
-          _rotate(k[:, of_g], base),
-          v[:, of_g],
-          lambda i, j: j <= i,
-        )
-      )
-    x = x + _linear(
-      np.concatenate(outputs, axis=1), tensors, layer + 'self_attn.o_proj'
-    )
-    y = _rms_norm(
-      x, tensors[layer + 'post_attention_layernorm.weight'], epsilon
-    )
-    gate = _silu(_linear(y, tensors, layer + 'mlp.gate_proj'))
-    up = _linear(y, tensors, layer + 'mlp.up_proj')
-    x = x + _linear(gate * up, tensors, layer + 'mlp.down_proj')
-  x = _rms_norm(x, tensors['model.norm.weight'], epsilon)
+    p = parameters(tensors, f'model.layers.{n}.', LLAMA_NAMES, norms)
+    x = blocks.llama_block(p, x, *counts, base, epsilon)
+  scale = tensors['model.norm.weight']
+  x = np.stack([blocks.rms_norm(row, scale, epsilon) for row in x])
   tied = config['tie_word_embeddings']
   head = 'model.embed_tokens.weight' if tied else 'lm_head.weight'
   return x @ tensors[head].T
@@ -242,20 +197,16 @@ def gpt2_logits(config, tensors, tokens):
   heads, epsilon = config['n_head'], config['layer_norm_epsilon']
   x = tensors['wte.weight'][tokens] + tensors['wpe.weight'][: len(tokens)]
   for n in range(config['n_layer']):
-    layer = f'h.{n}.'
-    y = _layer_norm(x, tensors, layer + 'ln_1', epsilon)
-    joint = _conv1d(y, tensors, layer + 'attn.c_attn')
-    q, k, v = (np.split(part, heads, 1) for part in np.split(joint, 3, 1))
-    outputs = [
-      _attend(q[h], k[h], v[h], lambda i, j: j <= i) for h in range(heads)
-    ]
-    x = x + _conv1d(
-      np.concatenate(outputs, axis=1), tensors, layer + 'attn.c_proj'
+    p = parameters(
+      tensors, f'h.{n}.', GPT2_NAMES, ('ln_1', 'ln_2'), is_transposed=False
     )
-    y = _layer_norm(x, tensors, layer + 'ln_2', epsilon)
-    y = _gelu_new(_conv1d(y, tensors, layer + 'mlp.c_fc'))
-    x = x + _conv1d(y, tensors, layer + 'mlp.c_proj')
-  return _layer_norm(x, tensors, 'ln_f', epsilon) @ tensors['wte.weight'].T
+    for kind, name in (('w', 'weight'), ('b', 'bias')):
+      thirds = np.split(tensors[f'h.{n}.attn.c_attn.{name}'], 3, axis=-1)
+      p |= {f'{kind}_{key}': x for key, x in zip('qkv', thirds, strict=True)}
+    x = blocks.gpt2_block(p, x, heads, epsilon)
+  norm = tensors['ln_f.weight'], tensors['ln_f.bias']
+  x = np.stack([blocks.layer_norm(row, *norm, epsilon) for row in x])
+  return x @ tensors['wte.weight'].T
 
 
 def bert_hidden_states(config, tensors, tokens, token_types):
@@ -264,20 +215,13 @@ def bert_hidden_states(config, tensors, tokens, token_types):
   x = tensors['embeddings.word_embeddings.weight'][tokens]
   x = x + tensors['embeddings.position_embeddings.weight'][: len(tokens)]
   x = x + tensors['embeddings.token_type_embeddings.weight'][token_types]
-  x = _layer_norm(x, tensors, 'embeddings.LayerNorm', epsilon)
+  norm = (
+    tensors[f'embeddings.LayerNorm.{name}'] for name in ('weight', 'bias')
+  )
+  scale, shift = norm
+  x = np.stack([blocks.layer_norm(row, scale, shift, epsilon) for row in x])
+  norms = 'attention.output.LayerNorm', 'output.LayerNorm'
   for n in range(config['num_hidden_layers']):
-    layer = f'encoder.layer.{n}.'
-    q, k, v = (
-      np.split(_linear(x, tensors, f'{layer}attention.self.{name}'), heads, 1)
-      for name in ('query', 'key', 'value')
-    )
-    outputs = [
-      _attend(q[h], k[h], v[h], lambda i, j: True) for h in range(heads)
-    ]
-    y = np.concatenate(outputs, axis=1)
-    x = x + _linear(y, tensors, layer + 'attention.output.dense')
-    x = _layer_norm(x, tensors, layer + 'attention.output.LayerNorm', epsilon)
-    y = _gelu(_linear(x, tensors, layer + 'intermediate.dense'))
-    x = x + _linear(y, tensors, layer + 'output.dense')
-    x = _layer_norm(x, tensors, layer + 'output.LayerNorm', epsilon)
+    p = parameters(tensors, f'encoder.layer.{n}.', BERT_NAMES, norms)
+    x = blocks.bert_block(p, x, heads, epsilon)
   return x

@@ -18,8 +18,8 @@ def llama_block(p, x, num_heads, num_groups, base, epsilon, mask=None):
   rows = []
   for row in x:
     n = rms_norm(row, p['norm_2'], epsilon)
-    gate = [z / (1 + math.exp(-z)) for z in n @ p['w_gate']]
-    rows.append(row + (np.array(gate) * (n @ p['w_up'])) @ p['w_down'])
+    gate = [z / (1 + math.exp(-z)) for z in project(p, 'gate', n)]
+    rows.append(row + project(p, 'down', np.array(gate) * project(p, 'up', n)))
   return np.stack(rows)
 
 
@@ -32,8 +32,8 @@ def gpt2_block(p, x, num_heads, epsilon, mask=None):
   rows = []
   for row in x:
     n = layer_norm(row, p['norm_2'], p['shift_2'], epsilon)
-    hidden = np.array([gelu_tanh(z) for z in n @ p['w_up'] + p['b_up']])
-    rows.append(row + hidden @ p['w_down'] + p['b_down'])
+    hidden = np.array([gelu_tanh(z) for z in project(p, 'up', n)])
+    rows.append(row + project(p, 'down', hidden))
   return np.stack(rows)
 
 
@@ -44,12 +44,15 @@ def bert_block(p, x, num_heads, epsilon, mask=None):
   for row in sums:
     u = layer_norm(row, p['norm_1'], p['shift_1'], epsilon)
     hidden = [
-      z * (1 + math.erf(z / math.sqrt(2))) / 2
-      for z in u @ p['w_up'] + p['b_up']
+      z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in project(p, 'up', u)
     ]
-    total = u + np.array(hidden) @ p['w_down'] + p['b_down']
+    total = u + project(p, 'down', np.array(hidden))
     rows.append(layer_norm(total, p['norm_2'], p['shift_2'], epsilon))
   return np.stack(rows)
+
+
+def project(p, key, x):
+  return x @ p['w_' + key] + p.get('b_' + key, 0)
 
 
 def rms_norm(x, scale, epsilon):
@@ -79,9 +82,7 @@ def rotate(x, position, base):
 def attention(p, tokens, num_heads, num_groups, *, mask, causal, base=None):
   """Multi-head attention with its output projection, query by query."""
   size, width = len(tokens), p['w_q'].shape[1] // num_heads
-  q = tokens @ p['w_q'] + p.get('b_q', 0)
-  k = tokens @ p['w_k'] + p.get('b_k', 0)
-  v = tokens @ p['w_v'] + p.get('b_v', 0)
+  q, k, v = (project(p, key, tokens) for key in 'qkv')
   result = np.zeros((size, p['w_o'].shape[1])) + p.get('b_o', 0)
   for head in range(num_heads):
     own = slice(head * width, (head + 1) * width)

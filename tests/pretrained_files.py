@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests import oracles_pretrained as oracles
+
 REASON = "the readers need packages of the extra 'iclcl_jax[lm]'"
 gguf = pytest.importorskip('gguf', reason=REASON)
 tokenizers = pytest.importorskip('tokenizers', reason=REASON)
@@ -78,33 +80,10 @@ METADATA = {
 }
 
 
-def tensors(*, tied=False, seed=0):
+def tensors(*, tied=False):
   """Random tensors of a small llama, by their Hugging Face names."""
-  rng = np.random.default_rng(seed)
-  width_q, width_kv = NUM_HEADS * HEAD_DIM, NUM_GROUPS * HEAD_DIM
-  shapes = {
-    'model.embed_tokens': (len(TOKENS), D_MODEL),
-    'model.norm': (D_MODEL,),
-  }
-  if not tied:
-    shapes['lm_head'] = (len(TOKENS), D_MODEL)
-  for n in range(NUM_LAYERS):
-    layer = f'model.layers.{n}.'
-    shapes |= {
-      layer + 'input_layernorm': (D_MODEL,),
-      layer + 'post_attention_layernorm': (D_MODEL,),
-      layer + 'self_attn.q_proj': (width_q, D_MODEL),
-      layer + 'self_attn.k_proj': (width_kv, D_MODEL),
-      layer + 'self_attn.v_proj': (width_kv, D_MODEL),
-      layer + 'self_attn.o_proj': (D_MODEL, width_q),
-      layer + 'mlp.gate_proj': (D_FF, D_MODEL),
-      layer + 'mlp.up_proj': (D_FF, D_MODEL),
-      layer + 'mlp.down_proj': (D_MODEL, D_FF),
-    }
-  return {
-    f'{name}.weight': rng.normal(size=shape, scale=0.5).astype(np.float32)
-    for name, shape in shapes.items()
-  }
+  shapes = oracles.llama_shapes(CONFIG | {'tie_word_embeddings': tied})
+  return oracles.random_tensors(shapes, dtype=np.float32)
 
 
 def gguf_name(name):
