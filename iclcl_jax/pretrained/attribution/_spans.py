@@ -30,7 +30,7 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
     >>> mark_spans([(1, 3), (3, 4)], 6).tolist()
     [-1, 0, 0, 1, -1, -1]
   """
-  _validate.check_count('num_tokens', num_tokens)
+  _validate.at_least(1, num_tokens=num_tokens)
   if not isinstance(spans, Sequence):
     raise ValueError(
       f'spans is a {type(spans).__name__}; expected a list of pairs, begin and '
@@ -40,12 +40,7 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
     raise ValueError('spans is empty; expected at least one demonstration.')
   result = np.full(num_tokens, -1, np.int32)
   for number, span in enumerate(spans):
-    begin, end = _pair(f'spans[{number}]', span)
-    if not 0 <= begin < end <= num_tokens:
-      raise ValueError(
-        f'spans[{number}] is {(begin, end)}; expected 0 <= begin < end <= '
-        f'{num_tokens}, the number of tokens. The end is exclusive.'
-      )
+    begin, end = _read_span(f'spans[{number}]', span, num_tokens, 'tokens')
     taken = result[begin:end]
     if np.any(taken >= 0):
       raise ValueError(
@@ -79,12 +74,8 @@ def token_spans(
   offsets = tokenizer.spans(text)
   result = []
   for number, span in enumerate(character_spans):
-    begin, end = _pair(f'character_spans[{number}]', span)
-    if not 0 <= begin < end <= len(text):
-      raise ValueError(
-        f'character_spans[{number}] is {(begin, end)}; expected 0 <= begin < '
-        f'end <= {len(text)}, the number of characters.'
-      )
+    name = f'character_spans[{number}]'
+    begin, end = _read_span(name, span, len(text), 'characters')
     inside = np.flatnonzero(
       (begin <= offsets[:, 0])
       & (offsets[:, 0] < end)
@@ -92,19 +83,24 @@ def token_spans(
     )
     if inside.size == 0:
       raise ValueError(
-        f'character_spans[{number}] is {(begin, end)}, and no token begins '
-        'there; expected a longer span.'
+        f'{name} is {(begin, end)}, and no token begins there; expected a '
+        'longer span.'
       )
     result.append((int(inside[0]), int(inside[-1]) + 1))
   return result
 
 
-def _pair(name: str, span: Any) -> tuple[int, int]:
-  """Returns begin and end of a span as plain integers."""
+def _read_span(name: str, span: Any, size: int, unit: str) -> tuple[int, int]:
+  """Returns begin and end of a span within `size` as plain integers."""
   try:
     begin, end = (operator.index(edge) for edge in span)
   except (TypeError, ValueError) as error:
     raise ValueError(
       f'{name} is {span!r}; expected two integers, begin and end (exclusive).'
     ) from error
+  if not 0 <= begin < end <= size:
+    raise ValueError(
+      f'{name} is {(begin, end)}; expected 0 <= begin < end <= {size}, the '
+      f'number of {unit}. The end is exclusive.'
+    )
   return begin, end
