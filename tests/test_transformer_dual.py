@@ -405,6 +405,10 @@ def test_wrong_arguments_are_named():
     transformer.predict_heads(architecture, heads, positions=jnp.arange(3))
   with pytest.raises(ValueError, match='mask has shape'):
     transformer.predict_heads(architecture, heads, mask=jnp.ones(3, bool))
+  with pytest.raises(ValueError, match='expected a multiple'):
+    transformer.predict_heads(
+      architecture, heads._replace(queries=heads.queries[:3])
+    )
   with pytest.raises(ValueError, match='phi is a str'):
     transformer.predict_heads(architecture, heads, phi='softmax')
   with pytest.raises(ValueError, match='x has shape'):

@@ -155,25 +155,25 @@ def softmax_recurrence(
   References:
     Milakov & Gimelshein, arXiv:1805.02867 (running softmax).
   """
-  seen = jnp.ones(len(keys), bool) if mask is None else mask
-  # A masked NaN would return in the gradient.
-  keys, values = (jnp.where(seen[:, None], x, 0) for x in (keys, values))
   lowest = jnp.finfo(keys.dtype).min
-  scores = jnp.where(seen, keys @ query / query.shape[0] ** 0.5, lowest)
+  if mask is not None:  # A masked NaN would return in the gradient.
+    keys = jnp.where(mask[:, None], keys, 0)
+    values = jnp.where(mask[:, None], values, 0)
+  scores = keys @ query / query.shape[0] ** 0.5
+  scores = scores if mask is None else jnp.where(mask, scores, lowest)
 
   def step(carry, token):
     output, largest, total = carry
-    score, value, is_seen = token
+    score, value = token
     top = jnp.maximum(largest, score)
-    weight = jnp.where(is_seen, jnp.exp(score - top), 0)
+    weight = jnp.exp(score - top)
     total = total * jnp.exp(largest - top) + weight
-    rate = weight / jnp.where(total > 0, total, 1)
-    output = output - rate * jax.grad(_half_square)(output, value)
+    output = output - weight / total * jax.grad(_half_square)(output, value)
     return (output, top, total), None
 
-  none = jnp.zeros((), keys.dtype)
-  start = jnp.zeros_like(values[0]), none + lowest, none
-  return jax.lax.scan(step, start, (scores, values, seen))[0][0]
+  zero = jnp.zeros((), keys.dtype)
+  start = jnp.zeros_like(values[0]), zero + lowest, zero
+  return jax.lax.scan(step, start, (scores, values))[0][0]
 
 
 def _half_square(
