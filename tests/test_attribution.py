@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
+from experiments import lab
 from iclcl_jax import dual, kernels, losses, pretrained, transformer
 from iclcl_jax.pretrained import Checkpoint, attribution
 from iclcl_jax.pretrained.attribution import _gradients, _readings
@@ -65,7 +65,7 @@ def trace_layers(model, tokens):
   return jax.lax.scan(step, pretrained.embed(model, tokens), model.blocks)[1]
 
 
-@harness.compile_quickly
+@lab.compile_quickly
 def measure(model, tokens, segments, position, mask):
   """Attribution and logits of one family, compiled once."""
   readings = attribution.read_heads(
@@ -80,17 +80,17 @@ def measure(model, tokens, segments, position, mask):
   return readings, parts, pretrained.logits(model, tokens, mask=mask)
 
 
-@harness.compile_quickly
+@lab.compile_quickly
 def demonstration_gradients(model, tokens, segments, mask):
   return attribution.demonstration_gradients(
     model, tokens, segments, num_segments=NUM_SEGMENTS, mask=mask
   )
 
 
-read_segments = harness.compile_quickly(_readings._read_segments)
-gradients = harness.compile_quickly(_gradients._gradients)
-difference = harness.compile_quickly(attribution.logit_difference)
-trace = harness.compile_quickly(trace_layers)
+read_segments = lab.compile_quickly(_readings._read_segments)
+gradients = lab.compile_quickly(_gradients._gradients)
+difference = lab.compile_quickly(attribution.logit_difference)
+trace = lab.compile_quickly(trace_layers)
 
 
 @functools.cache
