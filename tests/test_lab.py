@@ -12,12 +12,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
 from experiments import lab
 from experiments.lab import config as options
-from experiments.lab import loops, statistics, tables, workdir
+from experiments.lab import loops, statistics, tables, training, workdir
 from tests import experiment_battery
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -532,3 +533,23 @@ def test_quick_compilation_computes_the_same():
   np.testing.assert_allclose(
     fn(x, power=2), np.sum(np.exp(2 * np.asarray(x))), rtol=1e-14
   )
+
+
+def test_training_keeps_the_weights_of_gradient_descent():
+  """Each batch is a target, drawn from its predecessor."""
+
+  def loss(params, target):
+    return jnp.sum((params - target) ** 2)
+
+  def draw(target):
+    return target + 1, target + 1
+
+  records = training.train(
+    loss, jnp.zeros(2), draw, jnp.zeros(()), optax.sgd(0.25), num_steps=6,
+    record_every=2,
+  )  # fmt: skip
+  expected = [0.0]
+  for target in range(1, 7):  # Half of the way to each target.
+    expected.append((expected[-1] + target) / 2)
+  np.testing.assert_allclose(records[:, 0], expected[::2])
+  np.testing.assert_allclose(records[:, 1], expected[::2])

@@ -429,15 +429,10 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
       (learner.scaled, 'scale', config.scales),
     ):
       for kind, seed, column in np.ndindex(values.shape):
-        rows.append(
-          {
-            'learner': name,
-            'kind': ('tuned', 'trained')[kind],
-            'seed': seed,
-            field: places[column],
-            'loss': float(values[kind, seed, column]),
-          }
-        )
+        what = {'learner': name, 'kind': ('tuned', 'trained')[kind]}
+        where = {'seed': seed, field: places[column]}
+        loss = float(values[kind, seed, column])
+        rows.append(what | where | {'loss': loss})
   return rows
 
 
@@ -534,26 +529,15 @@ def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
       for kind in kinds
     )
     drawing.band(
-      axis,
-      places,
-      tuned,
-      linestyle=line,
-      color=colour,
+      axis, places, tuned, linestyle=line, color=colour, label=name,
       marker='' if trained else marker,
-      label=name,
-    )
+    )  # fmt: skip
     for estimates in trained:
       mean, low, high = np.array(estimates).T
       axis.errorbar(
-        places,
-        mean,
-        yerr=[mean - low, high - mean],
-        linestyle='none',
-        marker=marker,
-        markerfacecolor='white',
-        color=colour,
-        capsize=3,
-      )
+        places, mean, yerr=[mean - low, high - mean], linestyle='none',
+        marker=marker, markerfacecolor='white', color=colour, capsize=3,
+      )  # fmt: skip
   axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
   axis.set_yscale('log')
   axis.set_ylim(*FRAME)

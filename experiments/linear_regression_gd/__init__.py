@@ -79,7 +79,7 @@ class Config(lab.Config):
   num_steps: int = count(5000, 'training steps of the linear layer')
   softmax_steps: int = count(2000, 'training steps of softmax layers')
   record_every: int = count(100, 'steps between records of single layers')
-  learning_rate: float = size(1e-3, 'of Adam, for single layers')
+  learning_rate: float = size(1e-3, 'learning rate of Adam, single layers')
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
     10_000, 'tasks of every evaluation', minimum=2
