@@ -181,22 +181,17 @@ def train(
 
   def step(carry, rows):
     params, speeds = carry
-    nudges = tuple(
-      jnp.zeros(matrix.shape[0], inputs.dtype) for matrix in params
-    )
+    nudges = tuple(jnp.zeros_like(matrix[:, 0]) for matrix in params)
     slope = jax.grad(example_loss, argnums=1, has_aux=True)
     signals, seen = jax.vmap(slope, in_axes=(None, None, 0, 0))(
       params, nudges, inputs[rows], labels[rows]
     )
-    gradients = [d.T @ x for d, x in zip(signals, seen, strict=True)]
-    speeds = tuple(
-      momentum * speed + gradient + weight_decay * matrix
-      for speed, gradient, matrix in zip(speeds, gradients, params, strict=True)
+    gradients = jax.tree.map(lambda d, x: d.T @ x, signals, seen)
+    speeds = jax.tree.map(
+      lambda m, g, w: momentum * m + g + weight_decay * w,
+      *(speeds, gradients, params),
     )
-    params = tuple(
-      matrix - learning_rate * speed
-      for matrix, speed in zip(params, speeds, strict=True)
-    )
+    params = jax.tree.map(lambda w, m: w - learning_rate * m, params, speeds)
     return (params, speeds), tuple(map(History, seen, signals))
 
   speeds = jax.tree.map(jnp.zeros_like, params)
