@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _pytree, _validate
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, FeatureMap, Float
 
 
@@ -48,7 +49,6 @@ def _project(
 ) -> tuple[Float[Array, ' R'], Float[Array, '']]:
   r"""Returns :math:`\Omega y` and :math:`|y|^2 / 2`, `y = x / d_k^{1/4}`."""
   _validate.check_array('projection', projection, 'R d_k')
-  _validate.check_array('x', x, 'd_k')
   _validate.check_same(
     'd_k', 'x', x.shape[0], 'projection', projection.shape[1]
   )
@@ -88,6 +88,7 @@ class PositiveFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
@@ -127,6 +128,7 @@ class FeatureKernel:
     """Returns `phi(x) . phi(y)`."""
     return jnp.exp(self.log_kernel(x, y))
 
+  @door
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -163,6 +165,7 @@ class HyperbolicFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' _'], Float[Array, ' _']]:
@@ -203,6 +206,7 @@ class TrigonometricFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
@@ -228,11 +232,11 @@ class EluPlusOneFeatures(_FromScaled):
     Katharopoulos et al., arXiv:2006.16236, eq. 7.
   """
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' d_k'], Float[Array, ' d_k']]:
     """Returns `(log phi(x), ones)`. Shapes `[d_k]`."""
-    _validate.check_array('x', x, 'd_k')
     x = jnp.asarray(x)
     log_scale = jnp.log1p(jnp.maximum(x, 0)) + jnp.minimum(x, 0)
     return log_scale, jnp.ones_like(log_scale)
@@ -267,13 +271,13 @@ class TaylorFeatures(_FromScaled):
   order: int = dataclasses.field(default=2, metadata={'static': True})
 
   def __post_init__(self):
-    _validate.check_count('order', self.order, minimum=0)
+    _validate.at_least(0, order=self.order)
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
     """Returns `order * log s`, shape `[1]`, and monomials of `y / s`."""
-    _validate.check_array('x', x, 'd_k')
     x = jnp.asarray(x)
     y = x / x.shape[0] ** 0.25
     size = jax.lax.stop_gradient(jnp.maximum(1, jnp.max(jnp.abs(y))))
@@ -315,10 +319,10 @@ class IdentityFeatures(_FromScaled):
     Schlag et al., arXiv:2102.11174.
   """
 
+  @door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' d_k']]:
     """Returns `(0, x)`. Shapes `[1]` and `[d_k]`."""
-    _validate.check_array('x', x, 'd_k')
     x = jnp.asarray(x)
     return jnp.zeros(1, x.dtype), x

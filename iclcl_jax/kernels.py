@@ -11,18 +11,23 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
-from iclcl_jax.types import Float
+from iclcl_jax._door import door
+from iclcl_jax.types import Array, Float
 
 
-def _check(x, y) -> None:
-  _validate.check_array('x', x, 'd_k')
-  _validate.check_array('y', y, 'd_k')
-  _validate.check_same('d_k', 'x', x.shape[0], 'y', y.shape[0])
+class _FromLog:
+  """Gives a positive kernel its `__call__`."""
+
+  def __call__(
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
+    """Returns `k(x, y)`. Shape `[]`."""
+    return jnp.exp(self.log_kernel(x, y))  # type: ignore[attr-defined]
 
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExponentialKernel:
+class ExponentialKernel(_FromLog):
   r"""The softmax kernel :math:`\exp(x^\top y / \sqrt{d_k})`.
 
   Example:
@@ -33,22 +38,17 @@ class ExponentialKernel:
     Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
-  def __call__(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
-    return jnp.exp(self.log_kernel(x, y))
-
+  @door
   def log_kernel(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     """Returns the scaled score `x . y / sqrt(d_k)`."""
-    _check(x, y)
     return x @ y / x.shape[0] ** 0.5
 
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class GaussianKernel:
+class GaussianKernel(_FromLog):
   r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
 
   The factor of the softmax kernel that depends on the distance alone: for keys
@@ -62,16 +62,11 @@ class GaussianKernel:
     Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
-  def __call__(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
-    return jnp.exp(self.log_kernel(x, y))
-
+  @door
   def log_kernel(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     """Returns the logarithm of the kernel."""
-    _check(x, y)
     return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
 
 
@@ -88,10 +83,10 @@ class LinearKernel:
     Katharopoulos et al., arXiv:2006.16236.
   """
 
+  @door
   def __call__(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
-    _check(x, y)
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     return x @ y
 
 
@@ -116,13 +111,13 @@ class PolynomialKernel:
   offset: float = dataclasses.field(default=1.0, metadata={'static': True})
 
   def __post_init__(self):
-    _validate.check_count('degree', self.degree)
-    _validate.check_scalar('offset', self.offset, minimum=0)
+    _validate.at_least(1, degree=self.degree)
+    _validate.non_negative(offset=self.offset)
 
+  @door
   def __call__(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
-    _check(x, y)
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     return (x @ y / x.shape[0] ** 0.5 + self.offset) ** self.degree
 
 
@@ -150,12 +145,12 @@ class TruncatedExponentialKernel:
   order: int = dataclasses.field(default=2, metadata={'static': True})
 
   def __post_init__(self):
-    _validate.check_count('order', self.order, minimum=0)
+    _validate.at_least(0, order=self.order)
 
+  @door
   def __call__(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
-    _check(x, y)
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     score = x @ y / x.shape[0] ** 0.5
     term = total = jnp.ones_like(score)
     for degree in range(1, self.order + 1):
@@ -163,14 +158,14 @@ class TruncatedExponentialKernel:
       total = total + term
     return total
 
+  @door
   def remainder_bound(
-    self, x: Float[jax.Array, ' d_k'], y: Float[jax.Array, ' d_k']
-  ) -> Float[jax.Array, '']:
+    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
+  ) -> Float[Array, '']:
     r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`.
 
     Lagrange's form of the remainder.
     """
-    _check(x, y)
     score = x @ y / x.shape[0] ** 0.5
     power = self.order + 1
     log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
@@ -199,7 +194,7 @@ def truncation_order(score_bound: float, target_error: float) -> int:
     >>> truncation_order(1.0, 0.1), truncation_order(1.0, 0.01)
     (3, 5)
   """
-  _validate.check_scalar('score_bound', score_bound, minimum=0)
+  _validate.non_negative(score_bound=score_bound)
   _validate.check_scalar('target_error', target_error, minimum=1e-300)
   if target_error >= 1:
     raise ValueError(f'target_error is {target_error}; expected less than 1.')

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 
 
+@door
 def gaussian(
   key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
 ) -> Float[Array, 'R d']:
@@ -40,10 +42,11 @@ def gaussian(
   References:
     Choromanski et al., arXiv:2009.14794, section 2.3.
   """
-  _check(key, num_features, dim, dtype)
+  _check(num_features, dim, dtype)
   return jax.random.normal(key, (num_features, dim), dtype)
 
 
+@door
 def orthogonal(
   key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
 ) -> Float[Array, 'R d']:
@@ -73,7 +76,7 @@ def orthogonal(
   References:
     Yu et al., arXiv:1610.09072; Mezzadri, math-ph/0609050 (Haar measure).
   """
-  _check(key, num_features, dim, dtype)
+  _check(num_features, dim, dtype)
 
   def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
@@ -83,6 +86,7 @@ def orthogonal(
   return _stack_blocks(block, key, num_features, dim, dtype)
 
 
+@door
 def simplex(
   key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
 ) -> Float[Array, 'R d']:
@@ -110,7 +114,7 @@ def simplex(
   References:
     Reid et al., arXiv:2301.13856, eq. 7.
   """
-  _check(key, num_features, dim, dtype, min_dim=2)
+  _check(num_features, dim, dtype, min_dim=2)
 
   def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
@@ -121,6 +125,7 @@ def simplex(
   return _stack_blocks(block, key, num_features, dim, dtype)
 
 
+@door
 def simplex_plus(
   key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
 ) -> Float[Array, 'R d']:
@@ -150,7 +155,7 @@ def simplex_plus(
   References:
     Reid et al., arXiv:2301.13856, section 3.2.
   """
-  _check(key, num_features, dim, dtype, min_dim=2)
+  _check(num_features, dim, dtype, min_dim=2)
 
   def block(key, dtype):
     key_norms, key_rotation = jax.random.split(key)
@@ -208,9 +213,8 @@ def _stack_blocks(
   return blocks.reshape(num_blocks * dim, dim)[:num_features].astype(dtype)
 
 
-def _check(key, num_features, dim, dtype, *, min_dim: int = 1) -> None:
-  _validate.check_key('key', key)
-  _validate.check_count('num_features', num_features)
-  _validate.check_count('dim', dim, minimum=min_dim)
+def _check(num_features: int, dim: int, dtype, *, min_dim: int = 1) -> None:
+  _validate.at_least(1, num_features=num_features)
+  _validate.at_least(min_dim, dim=dim)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'dtype is {dtype}; expected a floating-point dtype.')

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 
 
@@ -24,10 +25,11 @@ class RegressionPrompt(NamedTuple):
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
-  """Inputs from `U(-1, 1)`, the default of the papers' experiments."""
+  """Draws inputs from `U(-1, 1)`, the default of the papers' experiments."""
   return jax.random.uniform(key, shape, dtype, minval=-1, maxval=1)
 
 
+@door
 def linear_regression(
   key: PRNGKeyArray,
   num_demonstrations: int,
@@ -62,9 +64,7 @@ def linear_regression(
   References:
     Ren & Liu, arXiv:2310.13220, section 5 (inputs and one matrix B).
   """
-  _validate.check_key('key', key)
-  _validate.check_count('num_demonstrations', num_demonstrations, minimum=0)
-  _validate.check_array('task_matrix', task_matrix, 'd_y d_x')
+  _validate.at_least(0, num_demonstrations=num_demonstrations)
   if not callable(input_fn):
     raise ValueError(
       f'input_fn is a {type(input_fn).__name__}; expected a function (key, '

@@ -27,7 +27,6 @@ WITHOUT_USER = frozenset(
   [
     'attention.weights',
     'budget.feature_budget',
-    'budget.relative_covariance',
     'budget.relative_variance',
     'budget.typical_squared_norms',
     'dual.merge',

@@ -32,7 +32,6 @@ from iclcl_jax.budget._output_error import (
 from iclcl_jax.budget._variance import (
   log_relative_variance,
   log_relative_variance_at,
-  relative_covariance,
   relative_variance,
 )
 
@@ -44,7 +43,6 @@ __all__ = [
   'log_relative_variance',
   'log_relative_variance_at',
   'predicted_output_error',
-  'relative_covariance',
   'relative_variance',
   'typical_squared_norms',
 ]

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from iclcl_jax import _validate, features, projections
-from iclcl_jax.types import Array
-
-Projection: TypeAlias = Callable[..., Array]
+from iclcl_jax.types import Projection
 
 
 class Family(NamedTuple):
-  """The map depends on `q + sign * k`; `even` if each row has both signs."""
+  """What the variance of a feature map depends on.
+
+  Attributes:
+    sign: the map's kernel error is a function of `q + sign * k`.
+    even: whether each direction is used with both signs.
+  """
 
   sign: int
   even: bool
@@ -34,6 +37,7 @@ COSINES: dict[Projection, Callable[[int], float | None]] = {
 
 
 def family_of(feature_map: type) -> Family:
+  """Returns the family of a class of random features."""
   if feature_map not in FAMILIES:
     found = getattr(feature_map, '__name__', type(feature_map).__name__)
     expected = ', '.join(f'features.{cls.__name__}' for cls in FAMILIES)
@@ -47,6 +51,7 @@ def family_of(feature_map: type) -> Family:
 
 
 def cosine_of(projection_fn: Projection, dim: int) -> float | None:
+  """Returns the inner product of unit directions of one block, if dependent."""
   if projection_fn not in COSINES:
     found = getattr(projection_fn, '__name__', type(projection_fn).__name__)
     expected = ', '.join(f'projections.{fn.__name__}' for fn in COSINES)
@@ -55,26 +60,16 @@ def cosine_of(projection_fn: Projection, dim: int) -> float | None:
       f'exists; expected one of the functions {expected}. Estimate the '
       'variance from draws instead.'
     )
-  minimum = 2 if projection_fn is projections.simplex else 1
-  _validate.check_count('dim', dim, minimum=minimum)
+  _validate.at_least(2 if projection_fn is projections.simplex else 1, dim=dim)
   return COSINES[projection_fn](dim)
 
 
-def host(name: str, array: Any, shape: str) -> np.ndarray:
-  if not _validate.is_concrete(array):
-    raise ValueError(
-      f'{name} is traced; a budget needs concrete values. Call it outside '
-      'jit, vmap and grad.'
-    )
-  _validate.check_array(name, array, shape)
-  return np.asarray(array, np.float64)
-
-
 def host_squares(squared_norms: Any) -> np.ndarray:
+  """Returns squared norms as float64 on the host, checked."""
   if not _validate.is_concrete(squared_norms):
     raise ValueError(
-      'squared_norms is traced; a budget needs concrete values. Call it '
-      'outside jit, vmap and grad.'
+      'squared_norms is traced; expected concrete numbers, which are read on '
+      'the host. Call it outside jit, vmap and grad.'
     )
   squares = np.asarray(squared_norms, np.float64)
   if not np.all(np.isfinite(squares) & (squares >= 0)):
@@ -86,10 +81,12 @@ def host_squares(squared_norms: Any) -> np.ndarray:
 
 
 def capped_exp(log: np.ndarray) -> np.ndarray:
+  """Returns the exponential, at most `exp(700)`."""
   return np.exp(np.minimum(log, 700.0))
 
 
 def log_sum_exp(x: np.ndarray) -> float:
+  """Returns the logarithm of a sum of exponentials."""
   shift = float(np.max(x))
   if shift == -math.inf:
     return shift

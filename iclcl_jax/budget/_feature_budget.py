@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from iclcl_jax import _validate
+from iclcl_jax._door import host_door
 from iclcl_jax.budget._common import (
-  Projection,
   capped_exp,
   family_of,
-  host,
   host_squares,
 )
 from iclcl_jax.budget._output_error import (
@@ -20,7 +19,7 @@ from iclcl_jax.budget._output_error import (
   verdict,
 )
 from iclcl_jax.budget._variance import log_relative_variance_at
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array, Float, Projection
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +94,7 @@ class FeatureBudget:
     return '\n'.join([*lines, f'  {"verdict":<24} {self.verdict}'])
 
 
+@host_door
 def feature_budget(
   feature_map: type,
   projection_fn: Projection,
@@ -134,9 +134,8 @@ def feature_budget(
     Choromanski et al., arXiv:2009.14794, lemma 2.
   """
   family = family_of(feature_map)
-  x, y = host('queries', queries, 'M d_k'), host('keys', keys, 'N d_k')
+  x, y = np.asarray(queries, np.float64), np.asarray(keys, np.float64)
   dim = x.shape[1]
-  _validate.check_same('d_k', 'queries', dim, 'keys', y.shape[1])
   norms = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None]
   squares = np.maximum(norms + 2 * family.sign * (x @ y.T), 0)
   output_error = None
@@ -165,7 +164,7 @@ def feature_budget_at(
   target_error: float = 0.1,
   output_error: float | None = None,
 ) -> FeatureBudget:
-  """`feature_budget` of pairs of which only `v` (or `u`) is known.
+  """Makes a budget of pairs of which only `v` (or `u`) is known.
 
   Args:
     feature_map: see `relative_variance`.
@@ -227,10 +226,11 @@ def feature_budget_at(
   )
 
 
+@host_door
 def typical_squared_norms(
   query_norms: Float[Array, ' M'], key_norms: Float[Array, ' N'], *, dim: int
 ) -> np.ndarray:
-  r"""`v` (and `u`) of pairs of unrelated directions, from their norms.
+  r"""Returns `v` (and `u`) of pairs of unrelated directions, from norms.
 
   .. math:: v = u = (|q|^2 + |k|^2) / \sqrt{d_k}
 
@@ -250,9 +250,6 @@ def typical_squared_norms(
     >>> budget.typical_squared_norms(np.ones(1), np.ones(2), dim=4).tolist()
     [[1.0, 1.0]]
   """
-  _validate.check_count('dim', dim)
-  x, y = (
-    host('query_norms', query_norms, 'M'),
-    host('key_norms', key_norms, 'N'),
-  )
+  _validate.at_least(1, dim=dim)
+  x, y = np.asarray(query_norms, np.float64), np.asarray(key_norms, np.float64)
   return (x[:, None] ** 2 + y[None] ** 2) / dim**0.5

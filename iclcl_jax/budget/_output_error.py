@@ -5,13 +5,15 @@ import math
 import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax.budget._common import capped_exp, family_of, host, log_sum_exp
+from iclcl_jax._door import host_door
+from iclcl_jax.budget._common import capped_exp, family_of, log_sum_exp
 from iclcl_jax.types import Array, Float
 
 # Above this predicted relative output error the prediction itself is invalid.
 LARGEST_VALID_ERROR = 0.2
 
 
+@host_door
 def predicted_output_error(
   feature_map: type,
   queries: Float[Array, 'M d_k'],
@@ -20,15 +22,17 @@ def predicted_output_error(
   *,
   num_directions: int,
 ) -> float:
-  r"""First-order error of the attention output, for independent rows.
+  r"""Predicts the error of the attention output, for independent rows.
 
   With softmax weights :math:`a` and output :math:`h` of a query,
 
   .. math:: E|\hat h - h|^2 \approx \tfrac1R \sum_{jl} a_j a_l
      (v_j - h)^\top (v_l - h)\, G_{jl},
 
-  `G` the exponentials of `relative_covariance`. Trust it up to
-  `LARGEST_VALID_ERROR`; beyond, one key takes all the weight, and the true
+  where for positive features :math:`G_{jl} = e^{z_j^\top z_l}` with
+  :math:`z_j = (q + k_j)/d_k^{1/4}`; for hyperbolic ones it is `cosh`, for
+  trigonometric ones `cosh` with `q - k_j`. That is the first order: trust it up
+  to `LARGEST_VALID_ERROR`. Beyond, one key takes all the weight, and the true
   error of positive maps saturates at order 1.
 
   Args:
@@ -52,10 +56,8 @@ def predicted_output_error(
     0.0
   """
   family = family_of(feature_map)
-  _validate.check_count('num_directions', num_directions)
-  x, y = host('queries', queries, 'M d_k'), host('keys', keys, 'N d_k')
-  v = host('values', values, 'N d_v')
-  _validate.check_tokens(y, v, queries=x)
+  _validate.at_least(1, num_directions=num_directions)
+  x, y, v = (np.asarray(a, np.float64) for a in (queries, keys, values))
   if not len(x):
     raise ValueError('queries is empty (M = 0); expected at least one query.')
   pairs = [_log_output_error(family, query, y, v) for query in x]

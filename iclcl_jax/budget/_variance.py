@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from iclcl_jax import _pair_series, _validate
+from iclcl_jax._door import host_door
 from iclcl_jax.budget._common import (
-  Projection,
   capped_exp,
   cosine_of,
   family_of,
-  host,
   host_squares,
 )
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array, Float, Projection
 
 
+@host_door
 def relative_variance(
   feature_map: type,
   projection_fn: Projection,
@@ -25,7 +25,7 @@ def relative_variance(
   *,
   num_directions: int,
 ) -> float:
-  r"""The variance of `phi(q) . phi(k)` over the square of its mean.
+  r"""Returns the variance of `phi(q) . phi(k)` over its squared mean.
 
   For independent rows :math:`(e^v - 1)/R`, :math:`(\cosh v - 1)/R` and
   :math:`(\cosh u - 1)/R`; rows of one block add their covariance.
@@ -64,6 +64,7 @@ def relative_variance(
   return float(capped_exp(np.asarray(log_variance)))
 
 
+@host_door
 def log_relative_variance(
   feature_map: type,
   projection_fn: Projection,
@@ -72,7 +73,7 @@ def log_relative_variance(
   *,
   num_directions: int,
 ) -> float:
-  """The logarithm of `relative_variance`, for pairs of any size.
+  """Returns the logarithm of `relative_variance`, for pairs of any size.
 
   Args:
     feature_map: see `relative_variance`.
@@ -96,8 +97,7 @@ def log_relative_variance(
     20000
   """
   family = family_of(feature_map)
-  x, y = host('query', query, 'd_k'), host('key', key, 'd_k')
-  _validate.check_same('d_k', 'query', x.size, 'key', y.size)
+  x, y = np.asarray(query, np.float64), np.asarray(key, np.float64)
   square = np.sum((x + family.sign * y) ** 2) / x.size**0.5
   log_variance = log_relative_variance_at(
     feature_map,
@@ -117,7 +117,7 @@ def log_relative_variance_at(
   dim: int,
   num_directions: int,
 ) -> np.ndarray:
-  r"""`log_relative_variance` of many pairs, given `v` (or `u`) of each.
+  r"""Returns the same of many pairs of which `v` (or `u`) is known.
 
   Args:
     feature_map: see `relative_variance`.
@@ -143,7 +143,7 @@ def log_relative_variance_at(
   """
   family = family_of(feature_map)
   cosine = cosine_of(projection_fn, dim)
-  _validate.check_count('num_directions', num_directions)
+  _validate.at_least(1, num_directions=num_directions)
   v = host_squares(squared_norms)
   scaled = -np.expm1(-v) if not family.even else np.expm1(-v) ** 2 / 2
   partners = _pair_series.mean_partners(num_directions, dim)
@@ -155,49 +155,3 @@ def log_relative_variance_at(
     scaled = scaled + partners * sum(pairs) / len(pairs)
   with np.errstate(divide='ignore'):
     return v + np.log(np.maximum(scaled, 0)) - math.log(num_directions)
-
-
-def relative_covariance(
-  feature_map: type,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  *,
-  num_directions: int,
-) -> np.ndarray:
-  r"""Covariances of the estimates of one query, for independent rows.
-
-  .. math:: \mathrm{Cov}(\hat K_j, \hat K_l)/(K_j K_l) =
-     (e^{z_j^\top z_l} - 1)/R, \quad z_j = (q + k_j)/d_k^{1/4}
-
-  for positive features; with `cosh` for hyperbolic ones, and with `cosh` and
-  `q - k_j` for trigonometric ones.
-
-  Args:
-    feature_map: see `relative_variance`.
-    query: one query. Shape `[d_k]`.
-    keys: keys seen through the same directions. Shape `[N, d_k]`.
-    num_directions: rows `R` of a `projections.gaussian`.
-
-  Returns:
-    The relative covariances. Shape `[N, N]`; entries are capped.
-
-  Raises:
-    ValueError: as `relative_variance`.
-
-  Example:
-    >>> from iclcl_jax import budget, features, projections
-    >>> budget.relative_covariance(features.PositiveFeatures, np.zeros(4),
-    ...                     np.zeros((2, 4)), num_directions=8).tolist()
-    [[0.0, 0.0], [0.0, 0.0]]
-
-  References:
-    The diagonal is lemma 2 of Choromanski et al., arXiv:2009.14794.
-  """
-  family = family_of(feature_map)
-  _validate.check_count('num_directions', num_directions)
-  x, y = host('query', query, 'd_k'), host('keys', keys, 'N d_k')
-  _validate.check_same('d_k', 'query', x.size, 'keys', y.shape[1])
-  z = x + family.sign * y
-  products = np.minimum(z @ z.T / x.size**0.5, 700)
-  growth = np.cosh(products) - 1 if family.even else np.expm1(products)
-  return growth / num_directions
