@@ -114,45 +114,6 @@ def check_same(
     )
 
 
-def check_tokens(
-  keys: Any,
-  values: Any,
-  mask: Any = None,
-  *,
-  query: Any = None,
-  queries: Any = None,
-  allow_empty: bool = False,
-) -> None:
-  """Checks keys `[N, d_k]`, values `[N, d_v]` and what goes with them."""
-  check_array('keys', keys, 'N d_k')
-  check_array('values', values, 'N d_v')
-  check_same('N', 'keys', keys.shape[0], 'values', values.shape[0])
-  arrays = {'keys': keys, 'values': values}
-  for name, width in (('keys', 'd_k'), ('values', 'd_v')):
-    if arrays[name].shape[1] == 0:
-      raise ValueError(
-        f'{name} has shape {list(arrays[name].shape)}; expected a width '
-        f'{width} of at least 1. Drop no feature columns, or check the axis '
-        'that was split.'
-      )
-  if keys.shape[0] == 0 and not allow_empty:
-    raise ValueError(
-      'keys is empty (N = 0); expected at least one demonstration. A model '
-      'that has seen none is dual.empty.'
-    )
-  if query is not None:
-    check_array('query', query, 'd_k')
-    check_same('d_k', 'query', query.shape[0], 'keys', keys.shape[1])
-    arrays['query'] = query
-  if queries is not None:
-    check_array('queries', queries, 'M d_k')
-    check_same('d_k', 'queries', queries.shape[1], 'keys', keys.shape[1])
-    arrays['queries'] = queries
-  check_dtypes(**arrays)
-  if mask is not None:
-    check_mask(mask, keys.shape[0])
-
-
 def check_dtypes(**arrays: Any) -> None:
   """Checks that all arrays have one dtype, as JAX will read them."""
   if len({array.dtype for array in arrays.values()}) < 2:
@@ -179,22 +140,6 @@ def check_float_dtype(name: str, dtype: Any) -> None:
     raise ValueError(
       f'{name} is {getattr(dtype, "__name__", dtype)}; expected a '
       'floating-point dtype of at least 16 bits, such as jnp.float32.'
-    )
-
-
-def check_mask(mask: Any, size: int, *, name: str = 'mask') -> None:
-  """Checks a mask of valid keys: booleans of shape `[N]`."""
-  if not hasattr(mask, 'dtype') or mask.dtype != jnp.bool_:
-    has_dtype = hasattr(mask, 'dtype') and hasattr(mask, 'shape')
-    found = f'has dtype {mask.dtype}' if has_dtype else f'is a {_type(mask)}'
-    raise ValueError(
-      f'{name} {found}; expected booleans, True for a valid key. '
-      'Compare first, for example jnp.arange(N) < length.'
-    )
-  if mask.shape != (size,):
-    raise ValueError(
-      f'{name} has shape {list(mask.shape)}; expected [{size}], one entry for '
-      'each key.'
     )
 
 
@@ -285,11 +230,6 @@ def check_scalar(
     if maximum < math.inf:
       expected += f' and <= {maximum:g}'
     raise ValueError(f'{name} is {number}; expected {expected}.')
-
-
-def check_momentum(momentum: Any) -> None:
-  """Checks that a momentum lies in `[0, 1)`."""
-  below_one(momentum=momentum)
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -12,16 +12,13 @@ A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 
 from iclcl_jax import _validate
-from iclcl_jax.types import Array, Float
-
-AttentionFn: TypeAlias = Callable[[Array, Array, Array], Array]
-Initializer: TypeAlias = Callable[..., Any]
-View: TypeAlias = Callable[[Array], Array]
+from iclcl_jax.types import Array, Float, SequenceAttentionFn, View
 
 
 class MLPView(nn.Module):
@@ -90,7 +87,7 @@ class Adapter(nn.Module):
   @nn.compact
   def __call__(self, tokens: Float[Array, 'N d_model']) -> Float[Array, 'N d']:
     _check_sizes(self, tokens)
-    _validate.check_scalar('scale', self.scale)
+    _validate.finite(scale=self.scale)
     linear = _matrix(self, 'linear', tokens, tokens.shape[1], self.width)
     hidden = _matrix(self, 'hidden', tokens, tokens.shape[1], self.hidden_dim)
     output = _matrix(self, 'output', tokens, self.hidden_dim, self.width)
@@ -100,8 +97,7 @@ class Adapter(nn.Module):
 
 def _check_sizes(view: Any, tokens: Array) -> None:
   _validate.check_array('tokens', tokens, 'N d_model')
-  _validate.check_count('width', view.width)
-  _validate.check_count('hidden_dim', view.hidden_dim)
+  _validate.at_least(1, width=view.width, hidden_dim=view.hidden_dim)
 
 
 def _matrix(module: Any, name: str, tokens: Array, rows: int, width: int):
@@ -138,7 +134,7 @@ class SelfAttention(nn.Module):
     Ren & Liu, arXiv:2310.13220, eq. 2; section 4.2 (views).
   """
 
-  attention_fn: AttentionFn
+  attention_fn: SequenceAttentionFn
   key_dim: int
   value_dim: int
   kernel_init: Initializer = nn.initializers.lecun_normal()
@@ -157,8 +153,7 @@ class SelfAttention(nn.Module):
       '(queries, keys, values) -> outputs, such as '
       'functools.partial(attention.stream_kernel_attention, phi)',
     )
-    _validate.check_count('key_dim', self.key_dim)
-    _validate.check_count('value_dim', self.value_dim)
+    _validate.at_least(1, key_dim=self.key_dim, value_dim=self.value_dim)
 
     queries = _matrix(self, 'query', tokens, tokens.shape[1], self.key_dim)
     keys = self._rows('key', tokens, self.key_view, self.key_dim)
@@ -213,7 +208,7 @@ class MultiHeadAttention(nn.Module):
     Vaswani et al., arXiv:1706.03762, section 3.2.2.
   """
 
-  attention_fn: AttentionFn
+  attention_fn: SequenceAttentionFn
   num_heads: int
   key_dim: int
   value_dim: int
@@ -227,7 +222,7 @@ class MultiHeadAttention(nn.Module):
     self, tokens: Float[Array, 'N d_model']
   ) -> Float[Array, 'N d_out']:
     _validate.check_array('tokens', tokens, 'N d_model')
-    _validate.check_count('num_heads', self.num_heads)
+    _validate.at_least(1, num_heads=self.num_heads)
     heads = nn.vmap(
       SelfAttention,
       in_axes=None,
@@ -246,7 +241,7 @@ class MultiHeadAttention(nn.Module):
     )
     outputs = heads(tokens).reshape(tokens.shape[0], -1)
     width = tokens.shape[1] if self.output_dim is None else self.output_dim
-    _validate.check_count('output_dim', width)
+    _validate.at_least(1, output_dim=width)
     shape = outputs.shape[1], width
     weights = self.param('output', self.kernel_init, shape, tokens.dtype)
     return outputs @ weights

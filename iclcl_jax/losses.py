@@ -9,16 +9,15 @@ attention. A loss that is a plain sum over demonstrations says so with
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.types import Array, Float
+from iclcl_jax._door import door
+from iclcl_jax.types import Array, Float, Loss, Penalty
 
-Loss: TypeAlias = Callable[..., Array]
 _LossT = TypeVar('_LossT', bound=Loss)
 
 
@@ -54,6 +53,7 @@ def is_sum_over_demonstrations(loss: Loss) -> bool:
 
 
 @sum_over_demonstrations
+@door
 def contrastive(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -81,11 +81,11 @@ def contrastive(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, without its factor
     `1 / (eta D)`.
   """
-  _check(predictions, values)
   return -jnp.sum(predictions * values)
 
 
 @sum_over_demonstrations
+@door
 def squared(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -112,7 +112,6 @@ def squared(
   References:
     Schlag et al., arXiv:2102.11174.
   """
-  _check(predictions, values)
   return jnp.sum((predictions - values) ** 2) / 2
 
 
@@ -141,10 +140,10 @@ def info_nce(temperature: float = 1.0) -> Loss:
   References:
     van den Oord et al., arXiv:1807.03748, eq. 4.
   """
-  _check_positive('temperature', temperature)
+  _validate.positive(temperature=temperature)
 
-  def loss(predictions, values):
-    _check(predictions, values)
+  @door
+  def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     return -jnp.trace(
       jax.nn.log_softmax(predictions @ values.T / temperature, axis=1)
     )
@@ -153,6 +152,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
 
 
 @sum_over_demonstrations
+@door
 def cosine(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -179,13 +179,13 @@ def cosine(
   References:
     Ren & Liu, arXiv:2310.13220, section 4 (why the plain loss is unbounded).
   """
-  _check(predictions, values)
   lengths = jnp.linalg.norm(predictions, axis=1) * jnp.linalg.norm(
     values, axis=1
   )
   return -jnp.sum(jnp.sum(predictions * values, axis=1) / lengths)
 
 
+@door
 def negatives(
   mixing: Float[Array, ' N'], gains: Float[Array, ' N'] | None = None
 ) -> Loss:
@@ -211,10 +211,9 @@ def negatives(
   References:
     Ren & Liu, arXiv:2310.13220, section 4.3.
   """
-  _validate.check_array('mixing', mixing, 'N')
 
-  def loss(predictions, values):
-    _check(predictions, values)
+  @door
+  def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'mixing', mixing.shape[0], 'values', size)
     positives = values if gains is None else gains[:, None] * values
@@ -223,6 +222,7 @@ def negatives(
   return loss
 
 
+@door
 def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   r"""Makes the contrastive loss with negatives of its own for each token.
 
@@ -246,10 +246,9 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.3.
   """
-  _validate.check_array('matrix', matrix, 'N N')
 
-  def loss(predictions, values):
-    _check(predictions, values)
+  @door
+  def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'matrix', matrix.shape[1], 'values', size)
     return -jnp.sum(predictions * (values - matrix @ values))
@@ -257,7 +256,7 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   return loss
 
 
-def ridge(strength: float | Array) -> Callable[[Float[Array, 'd_v R']], Array]:
+def ridge(strength: float | Array) -> Penalty:
   r"""Makes the penalty :math:`\tfrac{\alpha}{2}|W|_F^2`.
 
   It is evaluated at the plain weights, whose features may overflow where keys
@@ -280,7 +279,7 @@ def ridge(strength: float | Array) -> Callable[[Float[Array, 'd_v R']], Array]:
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1.
   """
-  _validate.check_scalar('strength', strength)
+  _validate.finite(strength=strength)
 
   def penalty(weights):
     return strength / 2 * jnp.sum(weights**2)
@@ -296,10 +295,16 @@ _TRIED = (
 
 
 def check_sum(loss: Loss) -> None:
-  """Raises a `ValueError` if a declared sum is found to be none.
+  """Checks that a loss declared a sum over demonstrations behaves as one.
 
-  Tries four rows: the slope of each must be what it is alone, whatever the
+  Four rows are tried: the slope of each must be what it is alone, whatever the
   order. Losses that hold traced or fixed-size arrays cannot be tried.
+
+  Args:
+    loss: a declared sum.
+
+  Raises:
+    ValueError: if the slope of a row depends on another or on its position.
   """
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)
@@ -328,7 +333,7 @@ def check_sum(loss: Loss) -> None:
 
 
 def check_loss(loss: Loss) -> None:
-  """Raises a `ValueError` unless `loss` is a function of two arrays."""
+  """Checks that a loss is a function of two arrays."""
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)
   _validate.check_function(
@@ -340,8 +345,8 @@ def check_loss(loss: Loss) -> None:
   )
 
 
-def check_penalty(penalty: Callable[[Array], Array] | None) -> None:
-  """Raises a `ValueError` unless `penalty` is a function or None."""
+def check_penalty(penalty: Penalty | None) -> None:
+  """Checks that a penalty is a function of one array, or None."""
   if penalty is not None:
     _validate.check_function(
       'penalty',
@@ -352,7 +357,7 @@ def check_penalty(penalty: Callable[[Array], Array] | None) -> None:
 
 
 def check_value(loss: Loss, values: Array) -> None:
-  """Raises a `ValueError` unless `loss(values, values)` is a real scalar."""
+  """Checks that a loss of these values is a real scalar."""
   _validate.check_real_scalar('loss', loss, values, values)
 
 
@@ -363,19 +368,3 @@ def declares_normaliser(loss: Loss) -> bool:
   except (TypeError, ValueError):  # A builtin tells nothing.
     return False
   return parameter is not None and parameter.default is parameter.empty
-
-
-def _check_positive(name: str, value: float) -> None:
-  _validate.check_scalar(name, value, minimum=0)
-  if _validate.is_concrete(value) and float(value) == 0:
-    raise ValueError(f'{name} is 0; expected a positive number.')
-
-
-def _check(predictions, values) -> None:
-  _validate.check_array('predictions', predictions, 'N d_v')
-  _validate.check_array('values', values, 'N d_v')
-  if predictions.shape != values.shape:
-    raise ValueError(
-      f'predictions has shape {list(predictions.shape)}, values has shape '
-      f'{list(values.shape)}; expected equal shapes [N, d_v].'
-    )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax.types import DualState, KernelDualState
+from iclcl_jax.types import DualState, KernelDualState, State
 
 _FORMAT = 'iclcl_jax.state.1'
 # Axes of each array, in the order of the state's fields.
@@ -25,9 +25,7 @@ _KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 
 
-def save(
-  path: str | os.PathLike[str], state: DualState | KernelDualState
-) -> None:
+def save(path: str | os.PathLike[str], state: State) -> None:
   """Saves a state to one file, all or nothing.
 
   The file is written under a temporary name in the same folder and then
@@ -73,7 +71,7 @@ def save(
   _write(pathlib.Path(path), contents)
 
 
-def load(path: str | os.PathLike[str]) -> DualState | KernelDualState:
+def load(path: str | os.PathLike[str]) -> State:
   """Loads a state that `save` wrote.
 
   Args:
@@ -85,9 +83,8 @@ def load(path: str | os.PathLike[str]) -> DualState | KernelDualState:
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if `path` is a folder, the file is corrupt or truncated, holds
-      something else,
-      lacks an array, has arrays whose shapes disagree, or holds float64 while
-      JAX computes in float32.
+      something else, lacks an array, has arrays whose shapes disagree, or
+      holds float64 while JAX computes in float32.
 
   Example:
     See :func:`save`.

@@ -45,7 +45,9 @@ __all__ = [
   'Projection',
   'Reading',
   'Selection',
+  'SequenceAttentionFn',
   'State',
+  'View',
 ]
 
 Mask: TypeAlias = Bool[Array, ' N']
@@ -58,6 +60,10 @@ Loss: TypeAlias = Callable[..., Array]
 Penalty: TypeAlias = Callable[[Array], Array]
 # `(key, num_features, dim, *, dtype) -> [R, d]`.
 Projection: TypeAlias = Callable[..., Array]
+# `(queries [N, d_k], keys [N, d_k], values [N, d_v]) -> [N, d_v]`.
+SequenceAttentionFn: TypeAlias = Callable[[Array, Array, Array], Array]
+# `(tokens [N, d_model]) -> [N, d]`: keys or values made of tokens.
+View: TypeAlias = Callable[[Array], Array]
 # `(weights [N], candidates [N], count) -> bool [N]`.
 Selection: TypeAlias = Callable[[Array, Array, int], Array]
 

@@ -25,6 +25,7 @@ from iclcl_jax.types import (
   Kernel,
   KernelDualState,
   Mask,
+  State,
 )
 
 
@@ -36,7 +37,7 @@ def mean_embedding(
   *,
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
-) -> dual.State:
+) -> State:
   r"""Returns the mean of :math:`v\,\phi(k)^\top` as weights of a dual model.
 
   The representation loss of `W` is minus its inner product with the mean over
@@ -75,8 +76,8 @@ def mean_embedding(
 
 def gap_supremum(
   phi: FeatureMap | Kernel,
-  population: dual.State,
-  sample: dual.State,
+  population: State,
+  sample: State,
   *,
   radius: Positive,
   ball: Ball = FROBENIUS,
@@ -140,7 +141,7 @@ def gap_supremum(
 @door
 def representation_loss(
   phi: FeatureMap | Kernel,
-  state: dual.State,
+  state: State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   *,
@@ -194,7 +195,7 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
 
 
 def expected_loss(
-  phi: FeatureMap | Kernel, state: dual.State, population: dual.State
+  phi: FeatureMap | Kernel, state: State, population: State
 ) -> Float[Array, '']:
   r"""Returns the loss over the distribution, `-<W, E[v phi(k)^T]>`.
 
@@ -237,7 +238,7 @@ def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
   return (jnp.sum(scaled) * root * root).astype(dtype)
 
 
-def _check_state(phi: FeatureMap | Kernel, name: str, state: dual.State):
+def _check_state(phi: FeatureMap | Kernel, name: str, state: State):
   is_map = _validate.is_feature_map(phi)
   expected = DualState if is_map else KernelDualState
   if not isinstance(state, expected):

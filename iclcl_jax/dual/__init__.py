@@ -25,12 +25,9 @@ from iclcl_jax.dual._steps import (
   zero_shot,
 )
 from iclcl_jax.dual._training import Trajectory, train, train_and_observe
-from iclcl_jax.types import Penalty, State
 
 __all__ = [
-  'Penalty',
   'Removal',
-  'State',
   'Trajectory',
   'empty',
   'merge',

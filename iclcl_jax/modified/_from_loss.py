@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, dual, losses
+from iclcl_jax import _validate, losses
 from iclcl_jax.modified._loss_attention import LossAttention
-from iclcl_jax.types import Array
+from iclcl_jax.types import Array, Loss, Penalty
 
 if TYPE_CHECKING:
   import optax
 
 
 def attention_from_loss(
-  loss: losses.Loss,
+  loss: Loss,
   *,
-  penalty: dual.Penalty | None = None,
+  penalty: Penalty | None = None,
   optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
 ) -> LossAttention:

@@ -10,7 +10,15 @@ from iclcl_jax import _pytree, _validate, attention, dual, losses
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax.types import (
+  Array,
+  FeatureMap,
+  Float,
+  Kernel,
+  Loss,
+  Mask,
+  Penalty,
+)
 
 _STATIC = {'static': True}
 
@@ -35,8 +43,8 @@ class LossAttention(Attention):
     decay: the part of `W_0` that the optimizer's weight decay removes.
   """
 
-  loss: losses.Loss = dataclasses.field(metadata=_STATIC)
-  penalty: dual.Penalty | None = dataclasses.field(metadata=_STATIC)
+  loss: Loss = dataclasses.field(metadata=_STATIC)
+  penalty: Penalty | None = dataclasses.field(metadata=_STATIC)
   step_size: float | Array
   decay: float | Array
 

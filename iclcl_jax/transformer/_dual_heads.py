@@ -36,6 +36,7 @@ from iclcl_jax.types import (
   Kernel,
   KernelDualState,
   Mask,
+  State,
 )
 
 # Queries whose states are held at a time.
@@ -248,7 +249,7 @@ def gradient_state(
   values: Float[Array, 'N d_v'],
   own: Mask,
   demonstrations: Mask,
-) -> dual.State:
+) -> State:
   """Returns the state after one step along `jax.grad` of the loss.
 
   The same as `dual.zero_shot`, then `dual.one_step_autodiff`. For a kernel it

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
-from iclcl_jax.types import Array, FeatureMap, Float
+from iclcl_jax.types import Array, FeatureMap, Float, Loss
 
 
 class Stream(NamedTuple):
@@ -49,7 +49,7 @@ def stream(
 def descend(
   tokens: Stream,
   *,
-  loss: losses.Loss = losses.contrastive,
+  loss: Loss = losses.contrastive,
   rates: float | Float[Array, ' N'] = 1.0,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
   momentum: float | Array = 0.0,
