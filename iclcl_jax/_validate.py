@@ -63,16 +63,7 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def check_array(name: str, array: Any, shape: str) -> None:
-  """Checks that `array` is a floating-point array of the rank of `shape`.
-
-  Args:
-    name: name of the argument, for the message.
-    array: the argument.
-    shape: expected axes, separated by blanks, such as `'N d_k'`.
-
-  Raises:
-    ValueError: if `array` is no array, has another rank, or is not floating.
-  """
+  """Checks for a floating-point array of the rank of `shape`, as `'N d_k'`."""
   check_kind(name, array, shape.split(), FLOATING)
 
 
@@ -185,16 +176,16 @@ def non_negative(**scalars: Any) -> None:
 
 def positive(**scalars: Any) -> None:
   """Checks that every argument is a finite scalar above 0."""
+  non_negative(**scalars)
   for name, value in scalars.items():
-    check_scalar(name, value, minimum=0)
     if is_concrete(value) and float(value) == 0:
       raise ValueError(f'{name} is 0; expected a positive number.')
 
 
 def below_one(**scalars: Any) -> None:
   """Checks that every argument is a scalar in `[0, 1)`, as a momentum is."""
+  non_negative(**scalars)
   for name, value in scalars.items():
-    check_scalar(name, value, minimum=0)
     if is_concrete(value) and float(value) >= 1:
       raise ValueError(
         f'{name} is {float(value):g}; expected a number below 1, or the past '
@@ -289,16 +280,7 @@ def check_result(name: str, result: Any, shape: tuple[int, ...]) -> None:
 def check_real_scalar(
   name: str, function: Callable[..., Any], *arrays: Any
 ) -> None:
-  """Raises unless `function(*arrays)` is a real scalar, to be differentiated.
-
-  Args:
-    name: name of the function, for the message.
-    function: a caller's function.
-    *arrays: its arguments, of which shapes and dtypes are read.
-
-  Raises:
-    ValueError: if it returns anything else.
-  """
+  """Raises unless `function(*arrays)` is a real scalar, which has a slope."""
   result = jax.eval_shape(function, *arrays)
   dtype = getattr(result, 'dtype', jnp.bool_)
   is_real = jnp.issubdtype(dtype, jnp.floating)
@@ -321,17 +303,7 @@ def check_feature_map(phi: Any, name: str = 'phi') -> None:
 
 
 def is_feature_map(phi: Any) -> bool:
-  """The one place that tells a feature map from a kernel.
-
-  Args:
-    phi: a `FeatureMap` (has `scaled`) or a `Kernel` (takes two arguments).
-
-  Returns:
-    True for a feature map, False for a kernel.
-
-  Raises:
-    ValueError: if `phi` is neither.
-  """
+  """Whether `phi` is a feature map (has `scaled`), or a kernel; else raises."""
   if isinstance(phi, type):
     raise ValueError(
       f'phi is the class {phi.__name__}; expected an instance. Call it first.'

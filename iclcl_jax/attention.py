@@ -125,19 +125,10 @@ def linear_attention(
 
   .. math:: h = \sum_i v_i\, \phi(k_i)^\top\phi(q)
 
-  Args:
-    phi: feature map of the kernel, or the kernel itself.
-    query: the test input. Shape `[d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    mask: valid keys. Shape `[N]`; None for all.
+  Arguments and errors are those of `kernel_attention`.
 
   Returns:
     The attention output. Shape `[d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no key, or `phi`
-      is neither a feature map nor a kernel.
 
   Example:
     >>> from iclcl_jax import features

@@ -1,7 +1,5 @@
 """The one place that chooses between a feature map and a kernel."""
 
-from typing import Any
-
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax.types import (
   DualState,
@@ -13,9 +11,7 @@ from iclcl_jax.types import (
 )
 
 
-def form_of(
-  phi: FeatureMap | Kernel, state: State | None = None
-) -> Form[Any, Any]:
+def form_of(phi: FeatureMap | Kernel, state: State | None = None) -> Form:
   """Returns the arithmetic of `phi`: sums of features, or rows of a kernel.
 
   Args:
@@ -43,6 +39,6 @@ def form_of(
   return moments if is_feature_map else coefficients
 
 
-def form_of_state(state: State) -> Form[Any, Any]:
+def form_of_state(state: State) -> Form:
   """Returns the arithmetic of a state."""
   return moments if isinstance(state, DualState) else coefficients

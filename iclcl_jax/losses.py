@@ -95,15 +95,7 @@ def squared(
 
   From `W = 0` its first step is that of `contrastive`; later ones differ.
 
-  Args:
-    predictions: `W phi(k_i)`. Shape `[N, d_v]`.
-    values: the labels. Shape `[N, d_v]`.
-
-  Returns:
-    The loss. Shape `[]`.
-
-  Raises:
-    ValueError: if the shapes disagree.
+  Arguments, result and errors are those of `contrastive`.
 
   Example:
     >>> float(squared(jnp.zeros((2, 3)), jnp.ones((2, 3))))
@@ -162,15 +154,7 @@ def cosine(
 
   Undefined at `W = 0`: start from query-side tokens.
 
-  Args:
-    predictions: `W phi(k_i)`. Shape `[N, d_v]`.
-    values: the labels. Shape `[N, d_v]`.
-
-  Returns:
-    The loss. Shape `[]`.
-
-  Raises:
-    ValueError: if the shapes disagree.
+  Arguments, result and errors are those of `contrastive`.
 
   Example:
     >>> round(float(cosine(jnp.ones((2, 3)), jnp.ones((2, 3)))), 5)

@@ -16,13 +16,7 @@ and heads.
 """
 
 from collections.abc import Callable
-from typing import (
-  NamedTuple,
-  Protocol,
-  TypeAlias,
-  TypeVar,
-  runtime_checkable,
-)
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -169,133 +163,54 @@ class Reading(NamedTuple):
   log_scale: Float[Array, '']
 
 
-_Phi = TypeVar('_Phi', contravariant=True)
-_S = TypeVar('_S')
-
-
-_Keys: TypeAlias = Float[Array, 'N d_k']
-_Values: TypeAlias = Float[Array, 'N d_v']
-_Query: TypeAlias = Float[Array, ' d_k']
-_Mask: TypeAlias = Mask | None
-
-
-class Form(Protocol[_Phi, _S]):
+class Form(Protocol):
   """The arithmetic of a dual model: how its sums over tokens are kept.
 
   Two modules follow it. :mod:`iclcl_jax.moments` sums features (the state is a
   `DualState`), :mod:`iclcl_jax.coefficients` keeps a row for each token of an
   exact kernel (a `KernelDualState`); `forms.form_of` tells which. States of one
-  form merge. Readings of any forms merge, if the query is the same.
+  form merge. Readings of any forms merge, if the query is the same. Rows are
+  keys `[N, d_k]` and values `[N, d_v]`; `weights` are what `get_weights` gives.
+
+  Attributes:
+    empty: `(phi, keys, values) -> state`. The state that has seen nothing;
+      widths and dtype are read.
+    absorb: `(phi, state, keys, values, mask=None) -> state`. Adds
+      `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass.
+    absorb_stream: `(phi, state, keys, values, chunk_size, mask=None) -> state`.
+      Does the same, and holds the features of one chunk at a time.
+    see: `(phi, state, keys, values, mask=None) -> state`. Adds tokens to the
+      mass alone: they are visible, and not yet learnt.
+    merge: `(a, b) -> state`. Adds states that saw different tokens.
+    remove: `(phi, state, key [d_k], label [d_v]) -> (state, growth [])`.
+      Removes a token; `growth` is that of the rounding errors.
+    read: `(phi, state, query [d_k]) -> Reading`.
+    scores: `(phi, query, keys, mask=None) -> ([N], log_scale [])`. The scaled
+      `phi(k_i) . phi(q)`.
+    score_terms: `(phi, query, keys, mask=None) -> ([N, _], log_scale [])`. The
+      summands of the scores, one for each feature if there are.
+    causal_sums: `(phi, queries [N, d_k], keys, values, chunk_size, mask=None)
+      -> [N, d_v + 2]`. What each position reads of the tokens up to itself:
+      sums of scored values, sum of scores, score of the own key. Each row has a
+      scale of its own.
+    gradient: `(phi, state, keys, values, rows, mask, loss) -> weights`. The
+      gradient of the loss of some rows.
+    penalty_gradient: `(phi, state, penalty) -> weights`.
+    get_weights: `(state) -> weights`. What an optimizer moves.
+    with_weights: `(state, weights) -> state`.
   """
 
-  def empty(self, phi: _Phi, /, keys: _Keys, values: _Values) -> _S:
-    """Returns the state that has seen nothing; reads widths and dtype."""
-    ...
-
-  def absorb(
-    self,
-    phi: _Phi,
-    /,
-    state: _S,
-    keys: _Keys,
-    values: _Values,
-    mask: _Mask = None,
-  ) -> _S:
-    """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
-    ...
-
-  def absorb_stream(
-    self,
-    phi: _Phi,
-    /,
-    state: _S,
-    keys: _Keys,
-    values: _Values,
-    chunk_size: int,
-    mask: _Mask = None,
-  ) -> _S:
-    """Does as `absorb`, and holds the features of one chunk at a time."""
-    ...
-
-  def see(
-    self,
-    phi: _Phi,
-    /,
-    state: _S,
-    keys: _Keys,
-    values: _Values,
-    mask: _Mask = None,
-  ) -> _S:
-    """Adds tokens to the mass alone: they are visible, and not yet learnt."""
-    ...
-
-  def merge(self, a: _S, b: _S) -> _S:
-    """Adds two states that saw different tokens through the same `phi`."""
-    ...
-
-  def remove(
-    self, phi: _Phi, /, state: _S, key: _Query, label: Float[Array, ' d_v']
-  ) -> tuple[_S, Float[Array, '']]:
-    """Removes one token; returns the state and the growth of rounding."""
-    ...
-
-  def read(self, phi: _Phi, /, state: _S, query: _Query) -> Reading:
-    """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
-    ...
-
-  def scores(
-    self, phi: _Phi, /, query: _Query, keys: _Keys, mask: _Mask = None
-  ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
-    """Returns `phi(k_i) . phi(q)` for every key and their common log-scale."""
-    ...
-
-  def score_terms(
-    self, phi: _Phi, /, query: _Query, keys: _Keys, mask: _Mask = None
-  ) -> tuple[Float[Array, 'N _'], Float[Array, '']]:
-    """Returns the summands of `scores`, one for each feature if there are."""
-    ...
-
-  def causal_sums(
-    self,
-    phi: _Phi,
-    /,
-    queries: _Keys,
-    keys: _Keys,
-    values: _Values,
-    chunk_size: int,
-    mask: _Mask = None,
-  ) -> Float[Array, 'N _']:
-    """Returns what each position reads of the tokens up to itself.
-
-    Sums of scored values, sum of scores, score of the own key. Shape
-    `[N, d_v + 2]`; each row has a scale of its own.
-    """
-    ...
-
-  def gradient(
-    self,
-    phi: _Phi,
-    /,
-    state: _S,
-    keys: _Keys,
-    values: _Values,
-    rows: Array,
-    mask: _Mask,
-    loss: Loss,
-  ) -> Array:
-    """Returns the gradient of the loss of some rows, shaped as the weights."""
-    ...
-
-  def penalty_gradient(
-    self, phi: _Phi, /, state: _S, penalty: Penalty
-  ) -> Array:
-    """Returns the gradient of a penalty, shaped as the weights."""
-    ...
-
-  def get_weights(self, state: _S) -> Array:
-    """Returns what an optimizer moves."""
-    ...
-
-  def with_weights(self, state: _S, weights: Array) -> _S:
-    """Returns the state with other weights."""
-    ...
+  empty: Callable[..., Any]
+  absorb: Callable[..., Any]
+  absorb_stream: Callable[..., Any]
+  see: Callable[..., Any]
+  merge: Callable[..., Any]
+  remove: Callable[..., tuple[Any, Array]]
+  read: Callable[..., Reading]
+  scores: Callable[..., tuple[Array, Array]]
+  score_terms: Callable[..., tuple[Array, Array]]
+  causal_sums: Callable[..., Array]
+  gradient: Callable[..., Array]
+  penalty_gradient: Callable[..., Array]
+  get_weights: Callable[..., Array]
+  with_weights: Callable[..., Any]

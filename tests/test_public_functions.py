@@ -25,21 +25,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What still waits for a user. It may only shrink, and is to be empty.
 WITHOUT_USER = frozenset(
   [
-    'attention.weights',
-    'budget.feature_budget',
-    'budget.relative_variance',
-    'budget.typical_squared_norms',
-    'dual.merge',
-    'dual.remove',
-    'dual.stream_predict',
     'dual.train',
-    'kernels.attention_error_bound',
-    'kernels.truncation_order',
-    'losses.paired_negatives',
     'modified.highest_scores',
     'modified.random_choice',
     'modified.unnormalised',
-    'storage.save',
   ]
 )
 
@@ -205,7 +194,7 @@ def uses_of_others():
 
 def uses_of_forms():
   """The methods of `types.Form`, called on what `form_of` returns."""
-  for name in vars(types.Form):
+  for name in types.Form.__annotations__:
     if not name.startswith('_'):
       for form in (moments, coefficients):
         yield {inspect.unwrap(getattr(form, name))}

@@ -30,7 +30,6 @@ from iclcl_jax.budget._output_error import (
   predicted_output_error,
 )
 from iclcl_jax.budget._variance import (
-  log_relative_variance,
   log_relative_variance_at,
   relative_variance,
 )
@@ -40,7 +39,6 @@ __all__ = [
   'FeatureBudget',
   'feature_budget',
   'feature_budget_at',
-  'log_relative_variance',
   'log_relative_variance_at',
   'predicted_output_error',
   'relative_variance',

@@ -58,47 +58,8 @@ def relative_variance(
     Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et
     al., arXiv:1610.09072 (orthogonal); Reid et al., arXiv:2301.13856 (simplex).
   """
-  log_variance = log_relative_variance(
-    feature_map, projection_fn, query, key, num_directions=num_directions
-  )
-  return float(capped_exp(np.asarray(log_variance)))
-
-
-@host_door
-def log_relative_variance(
-  feature_map: type,
-  projection_fn: Projection,
-  query: Float[Array, ' d_k'],
-  key: Float[Array, ' d_k'],
-  *,
-  num_directions: int,
-) -> float:
-  """Returns the logarithm of `relative_variance`, for pairs of any size.
-
-  Args:
-    feature_map: see `relative_variance`.
-    projection_fn: see `relative_variance`.
-    query: one query. Shape `[d_k]`.
-    key: one key. Shape `[d_k]`.
-    num_directions: rows `R` of the projection.
-
-  Returns:
-    The logarithm; minus infinity where the estimate is exact.
-
-  Raises:
-    ValueError: as `relative_variance`.
-
-  Example:
-    >>> from iclcl_jax import budget, features, projections
-    >>> x = np.full(4, 50.0)
-    >>> round(budget.log_relative_variance(
-    ...     features.PositiveFeatures, projections.gaussian, x, x,
-    ...     num_directions=1))
-    20000
-  """
-  family = family_of(feature_map)
   x, y = np.asarray(query, np.float64), np.asarray(key, np.float64)
-  square = np.sum((x + family.sign * y) ** 2) / x.size**0.5
+  square = np.sum((x + family_of(feature_map).sign * y) ** 2) / x.size**0.5
   log_variance = log_relative_variance_at(
     feature_map,
     projection_fn,
@@ -106,7 +67,7 @@ def log_relative_variance(
     dim=x.size,
     num_directions=num_directions,
   )
-  return float(log_variance)
+  return float(capped_exp(log_variance))
 
 
 def log_relative_variance_at(
@@ -117,7 +78,7 @@ def log_relative_variance_at(
   dim: int,
   num_directions: int,
 ) -> np.ndarray:
-  r"""Returns the same of many pairs of which `v` (or `u`) is known.
+  r"""Returns logarithms of `relative_variance` for many pairs, from `v` or `u`.
 
   Args:
     feature_map: see `relative_variance`.
@@ -128,7 +89,8 @@ def log_relative_variance_at(
     num_directions: rows `R` of the projection.
 
   Returns:
-    The logarithms. The shape of `squared_norms`.
+    The logarithms, minus infinity where the estimate is exact. The shape of
+    `squared_norms`.
 
   Raises:
     ValueError: as `relative_variance`, or if a squared norm is negative.

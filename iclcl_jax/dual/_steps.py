@@ -151,22 +151,16 @@ def stream_step(
   chunk_size: int = 1024,
   mask: Mask | None = None,
 ) -> DualState:
-  """`one_step` that holds the features of one chunk at a time.
+  """Takes the step of `one_step`, one chunk of demonstrations at a time.
+
+  Arguments, result and errors are those of `one_step`, except:
 
   Args:
     phi: feature map.
-    state: the state before the step.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    learning_rate: the step size `eta`.
     chunk_size: rows whose features are held at a time.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-
-  Returns:
-    The state after the step.
 
   Raises:
-    ValueError: as `one_step`; if `phi` is a kernel or `chunk_size < 1`.
+    ValueError: if `phi` is a kernel or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import dual, features

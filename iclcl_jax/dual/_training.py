@@ -65,7 +65,9 @@ def train(
     num_epochs: passes over the demonstrations.
     batch_size: demonstrations in a step, at most `N`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: `penalty(weights [d_v, R]) -> []`, added in every step.
+    penalty: `penalty(weights [d_v, R]) -> []`, added in every step; with a
+      kernel, the weights are those of an orthonormal basis of the span of the
+      keys.
 
   Returns:
     The state after training; its mass includes the demonstrations once.
@@ -117,26 +119,15 @@ def train_and_observe(
 ) -> Trajectory:
   """Trains as `train` does, and looks at the state after every step.
 
+  Arguments and errors are those of `train`, and:
+
   Args:
-    phi: feature map or kernel.
-    state: the state before training.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    optimizer: an optax transformation, with its learning rate.
-    num_epochs: passes over the demonstrations.
-    batch_size: demonstrations in a step, at most `N`.
     observe: function of the state, such as a prediction with a fixed
       `normaliser`.
-    loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
-      those of an orthonormal basis of the span of the keys.
 
   Returns:
     A `Trajectory`; observations have a leading axis of
     `num_epochs * ceil(N / batch_size)` steps.
-
-  Raises:
-    ValueError: as `train`.
   """
   _validate.at_least(1, num_epochs=num_epochs, batch_size=batch_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)

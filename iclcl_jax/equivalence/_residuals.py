@@ -80,18 +80,7 @@ def residuals(
   cause, however much they cancel. For another loss than the contrastive one
   the labels of its `modified.LossAttention` count beside the values.
 
-  Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-    values: their values. Shape `[N, d_v]`.
-    num_query_tokens: as `verify`, like all that follow.
-    mask: valid tokens. Shape `[N]`; None for all.
-    loss: what the dual model descends.
-    penalty: of its weights.
-    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
-    learning_rate: factor of the update.
-    attention_fn: the attention to be certified; None for the one of the loss.
+  Arguments are those of `verify`.
 
   Returns:
     The `Residuals`. With another loss, `closed_form` is the attention that
