@@ -425,70 +425,79 @@ def test_norms_alone():
 # Bad input.
 
 
-def test_maps_and_projections_without_a_closed_form_are_named():
-  x = np.zeros(4)
-
-  def variance(feature_map, projection_fn, dim=4):
-    return budget.relative_variance(
-      feature_map, projection_fn, x[:dim], x[:dim], num_directions=2
-    )
-
-  with pytest.raises(ValueError, match='projection_fn is simplex_plus, for wh'):
-    variance(POSITIVE, projections.simplex_plus)
-  with pytest.raises(
-    ValueError, match=r'no closed form .*projections\.simplex'
-  ):
-    variance(POSITIVE, lambda key: key)
-  with pytest.raises(ValueError, match='feature_map is TaylorFeatures; expect'):
-    variance(features.TaylorFeatures, GAUSSIAN)
-  with pytest.raises(ValueError, match='expected one of the classes features'):
-    variance(POSITIVE(jnp.ones((2, 4))), GAUSSIAN)
-  with pytest.raises(ValueError, match='dim is 1; expected an integer >= 2'):
-    variance(POSITIVE, SIMPLEX, dim=1)
+X, TOKENS = np.linspace(0, 1, 4), np.zeros((3, 4))
 
 
-def test_bad_arrays_and_numbers_are_named():
-  x, tokens = np.zeros(4), np.zeros((3, 4))
-
-  def feature_budget(queries=tokens, keys=tokens, values=None, **more):
-    more = {'num_directions': 8} | more
-    return budget.feature_budget(
-      POSITIVE, GAUSSIAN, queries, keys, values, **more
-    )
-
-  with pytest.raises(ValueError, match='num_directions is 0; expected an int'):
-    feature_budget(num_directions=0)
-  with pytest.raises(ValueError, match=r'target_error is 0\.0; expected'):
-    feature_budget(target_error=0.0)
-  with pytest.raises(ValueError, match=r'queries has shape \[4\]; expected \['):
-    feature_budget(queries=x)
-  with pytest.raises(ValueError, match='queries and keys disagree in d_k'):
-    feature_budget(keys=np.zeros((3, 5)))
-  with pytest.raises(ValueError, match='keys and values disagree in N: 3 and'):
-    feature_budget(values=np.zeros((2, 4)))
-  with pytest.raises(ValueError, match='keys is empty'):
-    feature_budget(keys=tokens[:0])
-  with pytest.raises(ValueError, match='squared_norms is empty'):
-    feature_budget(queries=tokens[:0])
-  with pytest.raises(ValueError, match='queries is empty'):
-    feature_budget(queries=tokens[:0], values=tokens)
-  with pytest.raises(ValueError, match='negative or non-finite'):
-    feature_budget(queries=tokens + np.nan)
-  with pytest.raises(ValueError, match='negative or non-finite'):
-    variance_at(POSITIVE, GAUSSIAN, -1.0, 4, 2)
-  with pytest.raises(ValueError, match='query and key disagree in d_k: 4 and'):
-    budget.relative_variance(POSITIVE, GAUSSIAN, x, x[:3], num_directions=2)
-  with pytest.raises(ValueError, match='query has dtype int64'):
-    budget.relative_variance(
-      POSITIVE, GAUSSIAN, x.astype(int), x, num_directions=2
-    )
+def feature_budget(queries=TOKENS, keys=TOKENS, values=None, **more):
+  more = {'num_directions': 8} | more
+  return budget.feature_budget(
+    POSITIVE, GAUSSIAN, queries, keys, values, **more
+  )
 
 
-def test_traced_values_are_named():
-  def traced(x):
-    return budget.relative_variance(POSITIVE, GAUSSIAN, x, x, num_directions=2)
+def variance(feature_map=POSITIVE, projection_fn=GAUSSIAN, x=X, y=X):
+  return budget.relative_variance(
+    feature_map, projection_fn, x, y, num_directions=2
+  )
 
-  with pytest.raises(ValueError, match='query is traced; expected concrete n'):
-    jax.jit(traced)(jnp.zeros(4))
-  with pytest.raises(ValueError, match='squared_norms is traced'):
-    jax.vmap(lambda v: variance_at(POSITIVE, GAUSSIAN, v, 4, 2))(jnp.ones(3))
+
+FAULTS = [
+  (
+    lambda: variance(POSITIVE, projections.simplex_plus),
+    'projection_fn is simplex_plus, for wh',
+  ),
+  (
+    lambda: variance(POSITIVE, lambda key: key),
+    r'no closed form .*projections\.simplex',
+  ),
+  (
+    lambda: variance(features.TaylorFeatures),
+    'feature_map is TaylorFeatures; expect',
+  ),
+  (
+    lambda: variance(POSITIVE(jnp.ones((2, 4)))),
+    'expected one of the classes features',
+  ),
+  (
+    lambda: variance(POSITIVE, SIMPLEX, X[:1], X[:1]),
+    'dim is 1; expected an integer >= 2',
+  ),
+  (lambda: variance(y=X[:3]), 'query and key disagree in d_k: 4 and'),
+  (lambda: variance(x=X.astype(int)), 'query has dtype int64'),
+  (
+    lambda: jax.jit(lambda x: variance(x=x))(X),
+    'query is traced; expect',
+  ),
+  (
+    lambda: feature_budget(num_directions=0),
+    'num_directions is 0; expect',
+  ),
+  (lambda: feature_budget(target_error=0.0), r'target_error is 0\.0; expected'),
+  (lambda: feature_budget(queries=X), r'queries has shape \[4\]; expected \['),
+  (
+    lambda: feature_budget(keys=np.zeros((3, 5))),
+    'queries and keys disagree in d_k',
+  ),
+  (
+    lambda: feature_budget(values=np.zeros((2, 4))),
+    'keys and values disagree in N: 3 and',
+  ),
+  (lambda: feature_budget(keys=TOKENS[:0]), 'keys is empty'),
+  (lambda: feature_budget(queries=TOKENS[:0]), 'squared_norms is empty'),
+  (
+    lambda: feature_budget(queries=TOKENS[:0], values=TOKENS),
+    'queries is empty',
+  ),
+  (lambda: feature_budget(queries=TOKENS + np.nan), 'negative or non-finite'),
+  (lambda: variance_at(POSITIVE, GAUSSIAN, -1.0, 4, 2), 'negative or non-fini'),
+  (
+    lambda: jax.vmap(lambda v: variance_at(POSITIVE, GAUSSIAN, v, 4, 2))(X),
+    'squared_norms is traced',
+  ),
+]
+
+
+@pytest.mark.parametrize(('call', 'message'), FAULTS, ids=range(len(FAULTS)))
+def test_what_does_not_fit_is_named(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()

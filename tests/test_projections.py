@@ -283,38 +283,38 @@ def test_a_key_determines_the_draw_under_jit_and_vmap(projection_fn):
   assert not np.allclose(stack[0], stack[1])
 
 
+KEY = jax.random.key(0)
+
+
 @pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ((0, 4), 'num_features is 0; expected an integer >= 1'),
-    ((2.0, 4), 'num_features is 2.0; expected an integer'),
-    ((True, 4), 'num_features is True; expected an integer'),
-    ((4, 0), 'dim is 0; expected an integer >= '),
-    ((4, -3), 'dim is -3; expected an integer >= '),
+    ((KEY, 0, 4), 'num_features is 0; expected an integer >= 1'),
+    ((KEY, 2.0, 4), 'num_features is 2.0; expected an integer'),
+    ((KEY, True, 4), 'num_features is True; expected an integer'),
+    ((KEY, 4, 0), 'dim is 0; expected an integer >= '),
+    ((KEY, 4, -3), 'dim is -3; expected an integer >= '),
+    ((jnp.zeros(2, jnp.uint32), 4, 3), 'expected a typed random key'),
+    ((0, 4, 3), 'key is a int; expected a typed'),
+    (
+      (jax.random.split(KEY, 2), 4, 3),
+      r'key has shape \[2\]; expected one',
+    ),
   ],
 )
-def test_bad_sizes_are_named(projection_fn, arguments, message):
+def test_bad_arguments_are_named(projection_fn, arguments, message):
   with pytest.raises(ValueError, match=message):
-    projection_fn(jax.random.key(0), *arguments)
+    projection_fn(*arguments)
+
+
+@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
+def test_bad_dtypes_are_named(projection_fn):
+  with pytest.raises(ValueError, match='expected a floating-point dtype'):
+    projection_fn(KEY, 4, 3, dtype=jnp.int32)
 
 
 @pytest.mark.parametrize('projection_fn', ALL[2:], ids=by_name)
 def test_a_simplex_needs_two_dimensions(projection_fn):
   with pytest.raises(ValueError, match='dim is 1; expected an integer >= 2'):
-    projection_fn(jax.random.key(0), 4, 1)
-
-
-@pytest.mark.parametrize('projection_fn', ALL, ids=by_name)
-def test_bad_keys_and_dtypes_are_named(projection_fn):
-  with pytest.raises(ValueError, match='expected a typed random key'):
-    projection_fn(jnp.zeros(2, jnp.uint32), 4, 3)
-  with pytest.raises(ValueError, match='key is a int; expected a typed'):
-    projection_fn(0, 4, 3)
-  keys = jax.random.split(jax.random.key(0), 2)
-  with pytest.raises(
-    ValueError, match=r'key has shape \[2\]; expected one key'
-  ):
-    projection_fn(keys, 4, 3)
-  with pytest.raises(ValueError, match='expected a floating-point dtype'):
-    projection_fn(jax.random.key(0), 4, 3, dtype=jnp.int32)
+    projection_fn(KEY, 4, 1)

@@ -234,150 +234,76 @@ def test_a_foreign_state_is_named(function):
     call(function, good(), phi=wider)
 
 
-WRONG = {
-  'rate_negative': (
-    dual.one_step,
-    {'learning_rate': -0.1},
-    r'learning_rate is -0\.1; expected a finite number >= 0',
-  ),
-  'rate_nan': (
-    dual.one_step_autodiff,
-    {'learning_rate': float('nan')},
-    r'learning_rate is nan; expected a finite number >= 0',
-  ),
-  'rate_infinite': (
-    dual.stream_step,
-    {'learning_rate': jnp.inf},
-    r'learning_rate is inf; expected a finite',
-  ),
-  'rate_vector': (
-    dual.one_step,
-    {'learning_rate': jnp.ones(2)},
-    r'learning_rate has shape \[2\]; expected a scalar\. Use jax\.vmap',
-  ),
-  'rate_text': (
-    dual.one_step,
-    {'learning_rate': 'fast'},
-    r"learning_rate is 'fast'; expected a finite number",
-  ),
-  'stream_chunk': (
-    attention.stream_kernel_attention,
-    {'chunk_size': 0},
-    r'chunk_size is 0; expected an integer >= 1\.$',
-  ),
-  'step_chunk': (
-    dual.stream_step,
-    {'chunk_size': 2.0},
-    r'chunk_size is 2\.0; expected an integer >= 1',
-  ),
-  'predict_chunk': (
-    dual.stream_predict,
-    {'chunk_size': -1},
-    r'chunk_size is -1; expected an integer >= 1',
-  ),
-  'causal_chunk': (
+def not_a_sum(predictions, values):
+  return jnp.mean(predictions * values)
+
+
+def a_vector(predictions, values):
+  return jnp.sum(predictions * values, axis=1)
+
+
+# function, option, what it is set to, what the message says of it.
+OPTIONS_OUT_OF_RANGE = [
+  (dual.one_step, 'learning_rate', -0.1, r'is -0\.1; expected a finite.* >= 0'),
+  (dual.one_step_autodiff, 'learning_rate', np.nan, r'is nan; .*number >= 0'),
+  (dual.stream_step, 'learning_rate', jnp.inf, r'is inf; expected a finite'),
+  (dual.one_step, 'learning_rate', jnp.ones(2), r'has shape \[2\].*jax\.vmap'),
+  (dual.one_step, 'learning_rate', 'fast', r"is 'fast'; expected a finite"),
+  (attention.stream_kernel_attention, 'chunk_size', 0, r'is 0; .* >= 1\.$'),
+  (dual.stream_step, 'chunk_size', 2.0, r'is 2\.0; expected an integer >= 1'),
+  (dual.stream_predict, 'chunk_size', -1, r'is -1; expected an integer >= 1'),
+  (
     attention.causal_kernel_attention,
-    {'chunk_size': 2.0},
-    r'chunk_size is 2.0; expected an integer >= 1\. Counts are static',
+    'chunk_size',
+    2.0,
+    r'.*Counts are static',
   ),
-  'loss_text': (
+  (dual.one_step_autodiff, 'loss', 'squared', r'is a str; .*losses\.contrast'),
+  (dual.one_step_autodiff, 'loss', a_vector, r'returns float32 \[5\]; .*\[\]'),
+  (
     dual.one_step_autodiff,
-    {'loss': 'contrastive'},
-    r'loss is a str; expected a function.*losses\.contrastive',
+    'loss',
+    not_a_sum,
+    r'is not declared a sum .*losses',
   ),
-  'loss_vector': (
-    dual.one_step_autodiff,
-    {
-      'loss': losses.sum_over_demonstrations(
-        lambda predictions, values: jnp.sum(predictions * values, axis=1)
-      )
-    },
-    r'loss returns float32 \[5\]; expected a scalar array \[\]',
-  ),
-  'loss_masked': (
-    dual.one_step_autodiff,
-    {'loss': lambda predictions, values: jnp.mean(predictions * values)},
-    r'loss is not declared a sum .*losses\.sum_over_demonstrations',
-  ),
-  'penalty': (
-    dual.one_step_autodiff,
-    {'penalty': 0.1},
-    r'penalty is a float; expected a function.*losses\.ridge',
-  ),
-  'optimizer': (
-    dual.one_step_autodiff,
-    {'optimizer': 0.1},
-    r'optimizer is a float; expected an optax transformation',
-  ),
-  'optimizer_of_more': (
-    dual.one_step_autodiff,
-    {'optimizer': optax.polyak_sgd()},
-    r'optimizer cannot be called.*value',
-  ),
-  'train_optimizer': (
+  (dual.train, 'loss', not_a_sum, r'is not declared a sum .*whole batches'),
+  (dual.one_step_autodiff, 'penalty', 0.1, r'is a float; .*losses\.ridge'),
+  (dual.one_step_autodiff, 'optimizer', 0.1, r'is a float; expected an optax'),
+  (dual.one_step_autodiff, 'optimizer', optax.polyak_sgd(), r'cannot .*value'),
+  (dual.train, 'optimizer', optax.sgd, r'is a function; expected an optax'),
+  (dual.train, 'num_epochs', 0, r'is 0; expected an integer >= 1'),
+  (dual.train, 'batch_size', 0, r'is 0; expected an integer >= 1'),
+  (
     dual.train,
-    {'optimizer': optax.sgd},
-    r'optimizer is a function; expected an optax transformation',
+    'batch_size',
+    N + 1,
+    r'is 6; expected at most the number of .*5',
   ),
-  'epochs': (
-    dual.train,
-    {'num_epochs': 0},
-    r'num_epochs is 0; expected an integer >= 1',
-  ),
-  'batch_small': (
-    dual.train,
-    {'batch_size': 0},
-    r'batch_size is 0; expected an integer >= 1',
-  ),
-  'batch_large': (
-    dual.train,
-    {'batch_size': N + 1},
-    r'batch_size is 6; expected at most the number of demonstrations, 5',
-  ),
-  'batch_loss': (
-    dual.train,
-    {'loss': lambda predictions, values: jnp.mean(predictions * values)},
-    r'loss is not declared a sum .*whole batches',
-  ),
-  'observe': (
-    dual.train_and_observe,
-    {'observe': 'mass'},
-    r'observe is a str; expected a function of the state',
-  ),
-  'normaliser': (
-    dual.predict,
-    {'normaliser': np.inf},
-    r'normaliser is inf; expected a finite',
-  ),
-  'query_tokens_negative': (
+  (dual.train_and_observe, 'observe', 'mass', r'is a str; expected a function'),
+  (dual.predict, 'normaliser', np.inf, r'is inf; expected a finite'),
+  (equivalence.verify, 'num_query_tokens', -1, r'is -1; .*integer >= 0'),
+  (equivalence.residuals, 'num_query_tokens', N, r'is 5 of 5 tokens; .*fewer'),
+  (equivalence.verify, 'arithmetic', 'highest', r'is a str; .*precision\.Ar'),
+  (equivalence.verify, 'attention_fn', 'softmax', r'is a str; .*\(phi, query'),
+  (equivalence.verify, 'attention_fn', lambda q, k: k, r'takes \(q, k\); '),
+  (
     equivalence.verify,
-    {'num_query_tokens': -1},
-    r'num_query_tokens is -1; expected an integer >= 0',
+    'attention_fn',
+    lambda *x: x[3],
+    r'returned \w+ \[5, 3\]',
   ),
-  'query_tokens_all': (
-    equivalence.residuals,
-    {'num_query_tokens': N},
-    r'num_query_tokens is 5 of 5 tokens; expected fewer',
-  ),
-  'arithmetic': (
-    equivalence.verify,
-    {'arithmetic': 'highest'},
-    r'arithmetic is a str; expected a precision\.Arithmetic',
-  ),
-}
+  (equivalence.verify, 'attention_fn', lambda *x: None, r'returned a NoneType'),
+]
 
 
-@pytest.mark.parametrize('case', list(WRONG))
-def test_a_bad_parameter_is_named(case):
-  function, options, message = WRONG[case]
-  with pytest.raises(ValueError, match=message):
-    call(function, good(), **options)
-
-
-def test_a_list_is_named():
-  arguments = good() | {'query': [1.0] * D_K}
-  with pytest.raises(ValueError, match=r'query is a list; .*jnp\.asarray'):
-    call(attention.softmax_attention, arguments)
+@pytest.mark.parametrize(
+  ('function', 'option', 'value', 'message'),
+  OPTIONS_OUT_OF_RANGE,
+  ids=[f'{row[0].__name__}-{row[1]}' for row in OPTIONS_OUT_OF_RANGE],
+)
+def test_a_bad_option_is_named(function, option, value, message):
+  with pytest.raises(ValueError, match=f'{option} {message}'):
+    call(function, good(), **{option: value})
 
 
 def test_traced_hyper_parameters_pass():
@@ -386,39 +312,6 @@ def test_traced_hyper_parameters_pass():
   jax.eval_shape(lambda rate: run(learning_rate=rate), jnp.float32(-1))
   with pytest.raises(ValueError, match=r'learning_rate has shape \[2\]'):
     jax.eval_shape(lambda rate: run(learning_rate=rate), jnp.ones(2))
-
-
-def test_width_of_values_must_fit_the_state():
-  arguments = good() | {'values': jnp.ones((N, D_V + 1), f32)}
-  for function in (dual.one_step, dual.one_step_autodiff, dual.train):
-    with pytest.raises(
-      ValueError, match=r'state\.weights and values disagree in d_v: 3 and 4'
-    ):
-      call(function, arguments)
-
-
-def test_queries_and_keys_of_causal_attention_must_pair():
-  arguments = good() | {'queries': good()['queries'][:2]}
-  with pytest.raises(ValueError, match=r'queries and keys disagree in N: 2'):
-    call(attention.causal_kernel_attention, arguments)
-
-
-def test_unmergeable_states_are_named():
-  state = good()['state']
-  kernel_state = good(KERNEL)['state']
-  narrow = jax.tree.map(lambda x: x[..., :2], state)
-  double = jax.tree.map(lambda x: x.astype(jnp.float64), state)
-  for bad, message in (
-    (
-      kernel_state,
-      r'a is a DualState, b a KernelDualState; expected states of the s',
-    ),
-    (narrow, r'a\.weights and b\.weights disagree in R: 4 and 2'),
-    (double, r'dtypes disagree \(a\.weights: float32, .*b\.weights: float64'),
-    (None, r'b is a NoneType; expected a DualState\(weights, mass, log_scale'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      dual.merge(state, bad)
 
 
 class _Wrong:
@@ -465,120 +358,82 @@ def test_own_kernels_are_checked(kernel, found):
       call(function, good(), kernel)
 
 
-def test_bad_removals_are_named():
-  arguments = good()
-  keys, values = arguments['keys'], arguments['values']
-  for key, value, rate, message in (
-    (keys, values[0], 1.0, r'key has shape \[5, 4\]; expected \[d_k\]'),
-    (keys[0], values, 1.0, r'value has shape \[5, 3\]; expected \[d_v\]'),
-    (keys[0], values[0, :2], 1.0, r'disagree in d_v: 3 and 2'),
-    (keys[0], values[0], -1.0, r'learning_rate is -1\.0'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      dual.remove(PHI, arguments['state'], key, value, learning_rate=rate)
+@pytest.mark.parametrize('phi', [PHI, KERNEL])
+@pytest.mark.parametrize('count', [0, 1])
+def test_a_penalty_that_is_a_vector_is_named(phi, count):
+  x, v = good()['keys'], good()['values']
+  options = {'penalty': lambda weights: jnp.sum(weights**2, axis=1)}
+  attend = modified.attention_from_loss(losses.contrastive, **options)
+  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
+    attend(phi, x[0], x, v, num_query_tokens=count)
+  state = dual.zero_shot(phi, x[:1], v[:1])
+  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
+    dual.one_step_autodiff(phi, state, x, v, **options)
 
 
-def test_bad_losses_and_penalties_are_named():
-  for loss in (losses.contrastive, losses.squared):
-    with pytest.raises(
-      ValueError, match=r'predictions and values disagree in N'
-    ):
-      loss(jnp.ones((2, 3)), jnp.ones((3, 3)))
-    with pytest.raises(ValueError, match=r'predictions has shape \[3\]; expec'):
-      loss(jnp.ones(3), jnp.ones(3))
-  for strength in (np.nan, np.inf, None):
-    with pytest.raises(ValueError, match=r'strength is .*; expected a finite'):
-      losses.ridge(strength)
+# Calls of one function each.
+
+G = good()
+Q, X, V, STATE = (G[name] for name in ('query', 'keys', 'values', 'state'))
+KEY, MATRIX = jax.random.key(0), jnp.ones((1, 2))
 
 
-def test_bad_tasks_are_named():
-  matrix = jnp.ones((1, 2))
-  for make, message in (
-    (lambda key: (key, -1, matrix), r'num_demonstrations is -1; expected an i'),
-    (lambda key: (key, 3, matrix[0]), r'task_matrix has shape \[2\]; expected'),
-    (lambda key: (0, 3, matrix), r'key is a int; expected a typed random key'),
-    (
-      lambda key: (jax.random.split(key), 3, matrix),
-      r'key has shape \[2\]; expected one key\. Use jax\.vmap',
-    ),
-  ):
-    with pytest.raises(ValueError, match=message):
-      tasks.linear_regression(*make(jax.random.key(0)))
-  with pytest.raises(ValueError, match=r'input_fn is a str; .*tasks\.uniform'):
-    tasks.linear_regression(jax.random.key(0), 3, matrix, input_fn='uniform')
+THREE = jnp.ones((3, 2))
 
 
-@pytest.mark.parametrize(
-  ('options', 'tokens', 'message'),
-  [
-    ({'attention_fn': 'softmax'}, jnp.ones((3, 2)), r'attention_fn is a str; '),
-    (
-      {'attention_fn': modified.attention_from_loss(losses.contrastive)},
-      jnp.ones((3, 2)),
-      r'attention_fn takes \(phi, query, keys, values, .*expected a function',
-    ),
-    (
-      {'attention_fn': lambda queries, keys, values: values[0]},
-      jnp.ones((3, 2)),
-      r'attention_fn returned float\d+ \[2\]; expected .* \[3, 2\]',
-    ),
-    ({}, jnp.ones(3), r'tokens has shape \[3\]; expected \[N, d_model\]'),
-    ({'key_dim': 0}, jnp.ones((3, 2)), r'key_dim is 0; expected an integer'),
-    ({'value_dim': 0}, jnp.ones((3, 2)), r'value_dim is 0; expected an int'),
-    ({'num_heads': 0}, jnp.ones((3, 2)), r'num_heads is 0; expected an int'),
-    ({'output_dim': 0}, jnp.ones((3, 2)), r'output_dim is 0; expected an int'),
-  ],
-)
-def test_bad_layers_are_named(options, tokens, message):
+def changed(function, **arguments):
+  return lambda: call(function, G | arguments)
+
+
+def merge(state):
+  return lambda: dual.merge(STATE, state)
+
+
+def remove(key, value, rate=1.0):
+  return lambda: dual.remove(PHI, STATE, key, value, learning_rate=rate)
+
+
+def task(*arguments, **options):
+  return lambda: tasks.linear_regression(*arguments, **options)
+
+
+def heads(tokens=THREE, **options):
   fn = functools.partial(attention.stream_kernel_attention, PHI)
-  sizes = {'num_heads': 1, 'key_dim': 2, 'value_dim': 2}
-  layer = layers.MultiHeadAttention(**({'attention_fn': fn} | sizes | options))
-  with pytest.raises(ValueError, match=message):
-    jax.eval_shape(layer.init, jax.random.key(0), tokens)
+  options = {
+    'attention_fn': fn,
+    'num_heads': 1,
+    'key_dim': 2,
+    'value_dim': 2,
+  } | options
+  layer = layers.MultiHeadAttention(**options)
+  return lambda: jax.eval_shape(layer.init, KEY, tokens)
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    (
-      {'augment_keys': None},
-      r'augment_keys is a NoneType; expected a function',
-    ),
-    ({'augment_values': lambda a, b: a}, r'augment_values takes \(a, b\); '),
-    ({'augment_keys': jnp.sum}, r'augment_keys returned \w+ \[3\]; .*\[3, 2\]'),
-    ({'augment_values': jnp.sum}, r'augment_values returned \w+ \[3\]; '),
-  ],
-)
-def test_bad_views_are_named(options, message):
-  x = jnp.ones((3, 2))
-  with pytest.raises(ValueError, match=message):
-    modified.augmented(**options)(PHI, x[0], x, x)
+def from_loss(loss=losses.contrastive, **options):
+  return lambda: modified.attention_from_loss(loss, **options)
 
 
-@pytest.mark.parametrize(
-  ('attention_fn', 'message'),
-  [
-    ('softmax', r'attention_fn is a str; expected a function \(phi, query'),
-    (lambda query, keys: keys, r'attention_fn takes \(query, keys\); '),
-    (lambda *arrays: arrays[3], r'returned \w+ \[3, 2\]; expected .* \[2\]'),
-    (lambda *arrays: None, r'attention_fn returned a NoneType; expected'),
-  ],
-)
-def test_an_attention_that_cannot_be_certified_is_named(attention_fn, message):
-  x = jnp.ones((3, 2))
-  with pytest.raises(ValueError, match=message):
-    equivalence.verify(PHI, x[0], x, x, attention_fn=attention_fn)
+def descend(loss):
+  return lambda: dual.one_step_autodiff(PHI, STATE, X, V, loss=loss)
 
 
-def test_a_selection_of_another_shape_is_named():
-  x = jnp.ones((3, 2))
-  attend = modified.negative(
-    num_negatives=1,
-    strength=0.5,
-    select=lambda weights, candidates, count: candidates[0],
-  )
-  with pytest.raises(ValueError, match=r'select returned bool \[\]; expected'):
-    attend(PHI, x[0], x, x)
+def attend(loss):
+  return lambda: modified.attention_from_loss(loss)(PHI, Q, X, V)
+
+
+def augmented(**options):
+  x = THREE
+  return lambda: modified.augmented(**options)(PHI, x[0], x, x)
+
+
+def negative(make=modified.negative, **options):
+  options = {'num_negatives': 1, 'strength': 0.5} | options
+  return lambda: make(**options)(PHI, Q, X, V)
+
+
+def many_negatives(make=modified.negative, **options):
+  options = {'num_negatives': 1, 'strength': 0.5} | options
+  return lambda: make(**options).stream(PHI, X, X, V)
 
 
 def one(predictions):
@@ -593,116 +448,142 @@ def last_keyword(predictions, *, normaliser):
   return jnp.sum(predictions) * normaliser
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'loss': one}, r'loss takes \(predictions\); expected a function loss\('),
-    ({'loss': three}, r'loss takes \(predictions, values, other\); expected'),
-    ({'loss': last_keyword}, r'loss takes \(predictions, normaliser\); exp'),
-    ({'penalty': three}, r'penalty takes \(predictions, .*losses\.ridge'),
-    ({'optimizer': optax.polyak_sgd()}, r'optimizer cannot be called.*value'),
-    (
-      {'optimizer': optax.sgd(optax.linear_schedule(0.0, 1.0, 10))},
-      r'optimizer does not move in its first step .*schedule',
-    ),
-    (
-      {'optimizer': optax.MultiSteps(optax.sgd(1.0), 2)},
-      r'optimizer does not move in its first step .*accumulated',
-    ),
-  ],
-)
-def test_what_makes_no_attention_is_named(options, message):
+WIDER = jnp.ones((N, D_V + 1), f32)
+RISING = optax.sgd(optax.linear_schedule(0.0, 1.0, 10))
+CALLS = [
+  (
+    changed(attention.softmax_attention, query=[1.0]),
+    r'query is a list; .*jnp\.',
+  ),
+  (
+    changed(dual.one_step, values=WIDER),
+    r'state\.weights and values .* d_v: 3',
+  ),
+  (changed(dual.one_step_autodiff, values=WIDER), r'state\.weights and values'),
+  (changed(dual.train, values=WIDER), r'state\.weights and values disagree in'),
+  (
+    changed(attention.causal_kernel_attention, queries=X[:2]),
+    r'queries and keys disagree in N: 2',
+  ),
+  (merge(good(KERNEL)['state']), r'a is a DualState, b a KernelDualState; exp'),
+  (
+    merge(jax.tree.map(lambda x: x[..., :2], STATE)),
+    r'a\.weights and b.* R: 4',
+  ),
+  (
+    merge(jax.tree.map(lambda x: x.astype(jnp.float64), STATE)),
+    r'dtypes disagree \(a\.weights: float32, .*b\.weights: float64',
+  ),
+  (
+    merge(None),
+    r'b is a NoneType; expected a DualState\(weights, mass, log_sc',
+  ),
+  (remove(X, V[0]), r'key has shape \[5, 4\]; expected \[d_k\]'),
+  (remove(X[0], V), r'value has shape \[5, 3\]; expected \[d_v\]'),
+  (remove(X[0], V[0, :2]), r'disagree in d_v: 3 and 2'),
+  (remove(X[0], V[0], -1.0), r'learning_rate is -1\.0'),
+  (
+    lambda: losses.contrastive(V, V[:2]),
+    r'predictions and values disagree in N',
+  ),
+  (lambda: losses.squared(V, V[:2]), r'predictions and values disagree in N'),
+  (lambda: losses.contrastive(V[0], V[0]), r'predictions has shape \[3\]; exp'),
+  (lambda: losses.squared(V[0], V[0]), r'predictions has shape \[3\]; expec'),
+  (lambda: losses.ridge(np.nan), r'strength is nan; expected a finite'),
+  (lambda: losses.ridge(np.inf), r'strength is inf; expected a finite'),
+  (lambda: losses.ridge(None), r'strength is None; expected a finite'),
+  (
+    task(KEY, -1, MATRIX),
+    r'num_demonstrations is -1; expected an integer >= 0',
+  ),
+  (task(KEY, 3, MATRIX[0]), r'task_matrix has shape \[2\]; expected'),
+  (task(0, 3, MATRIX), r'key is a int; expected a typed random key'),
+  (task(jax.random.split(KEY), 3, MATRIX), r'key has shape \[2\]; .*jax\.vmap'),
+  (
+    task(KEY, 3, MATRIX, input_fn='uniform'),
+    r'input_fn is a str; .*tasks\.uni',
+  ),
+  (heads(attention_fn='softmax'), r'attention_fn is a str; '),
+  (
+    heads(attention_fn=modified.attention_from_loss(losses.contrastive)),
+    r'attention_fn takes \(phi, query, keys, values, .*expected a function',
+  ),
+  (
+    heads(attention_fn=lambda queries, keys, values: values[0]),
+    r'attention_fn returned float\d+ \[2\]; expected .* \[3, 2\]',
+  ),
+  (heads(jnp.ones(3)), r'tokens has shape \[3\]; expected \[N, d_model\]'),
+  (heads(key_dim=0), r'key_dim is 0; expected an integer'),
+  (heads(value_dim=0), r'value_dim is 0; expected an integer'),
+  (heads(num_heads=0), r'num_heads is 0; expected an integer'),
+  (heads(output_dim=0), r'output_dim is 0; expected an integer'),
+  (augmented(augment_keys=None), r'augment_keys is a NoneType; expected a fun'),
+  (
+    augmented(augment_values=lambda a, b: a),
+    r'augment_values takes \(a, b\); ',
+  ),
+  (augmented(augment_keys=jnp.sum), r'augment_keys returned \w+ \[3\]; .*3, 2'),
+  (augmented(augment_values=jnp.sum), r'augment_values returned \w+ \[3\]; '),
+  (from_loss(one), r'loss takes \(predictions\); expected a function loss\('),
+  (from_loss(three), r'loss takes \(predictions, values, other\); expected'),
+  (from_loss(last_keyword), r'loss takes \(predictions, normaliser\); exp'),
+  (from_loss(penalty=three), r'penalty takes \(predictions, .*losses\.ridge'),
+  (from_loss(optimizer=optax.polyak_sgd()), r'optimizer cannot be called.*val'),
+  (from_loss(optimizer=RISING), r'optimizer does not move .*schedule'),
+  (
+    from_loss(optimizer=optax.MultiSteps(optax.sgd(1.0), 2)),
+    r'optimizer does not move in its first step .*accumulated',
+  ),
+  *(
+    (door(loss), f'loss returns {found}; expected a scalar')
+    for door in (attend, descend)
+    for loss, found in (
+      (lambda p, v: jnp.sum(p > v), r'int\d+ \[\]'),
+      (lambda p, v: jnp.all(p > v), r'bool \[\]'),
+      (lambda p, v: jax.lax.complex(p[0, 0], v[0, 0]), r'complex\d+ \[\]'),
+      (lambda p, v: jnp.sum(p * v, axis=0), r'float32 \[3\]'),
+      (lambda p, v: None, r'a NoneType'),
+    )
+  ),
+  *(
+    (door(**{option: value}), f'{option} {message}')
+    for door in (negative, many_negatives)
+    for option, value, message in (
+      (
+        'select',
+        modified.random_choice,
+        r'takes \(key\); .*random_choice\(key',
+      ),
+      ('select', 'lowest', r'is a str; expected a function \(weights'),
+      ('select', lambda w, c, n: w, r'returned float32 \[5\]; expected bool'),
+      ('select', lambda w, c, n: c[0], r'returned bool \[\]; expected'),
+      ('renormalise', lambda w: w, r'takes \(w\); expected a f'),
+    )
+  ),
+  *(
+    (many_negatives(make, candidates_fn=value), f'candidates_fn {message}')
+    for make in (modified.negative, modified.token_negative)
+    for value, message in (
+      (jnp.ones(N, bool), r'is a \w+; .*A mask is lambda position'),
+      ('a', r'is a str; expected a function \(position'),
+      (lambda i: i, r'takes \(i\); expected'),
+      (lambda i, j: i < 3, r'returned bool \[\]; expected'),
+      (lambda i, j: i + j, r'returned int\d+ \[5\]; expected bo'),
+    )
+  ),
+  (
+    lambda: modified.random_choice(jax.random.PRNGKey(0)),
+    r'key is an array of uint32 \[2\]; expected a typed',
+  ),
+  (lambda: precision.tolerance(int32), r'dtype is int32; expected one of floa'),
+]
+
+
+@pytest.mark.parametrize(('call', 'message'), CALLS, ids=range(len(CALLS)))
+def test_what_does_not_fit_is_named(call, message):
   # Optax itself is not strict.
   with (
     jax.numpy_dtype_promotion('standard'),
     pytest.raises(ValueError, match=message),
   ):
-    modified.attention_from_loss(**({'loss': losses.contrastive} | options))
-
-
-@pytest.mark.parametrize(
-  ('loss', 'found'),
-  [
-    (lambda p, v: jnp.sum(p > v), r'int\d+ \[\]'),
-    (lambda p, v: jnp.all(p > v), r'bool \[\]'),
-    (lambda p, v: jax.lax.complex(jnp.sum(p), jnp.sum(v)), r'complex\d+ \[\]'),
-    (lambda p, v: jnp.sum(p * v, axis=0), r'float32 \[3\]'),
-    (lambda p, v: None, r'a NoneType'),
-  ],
-)
-def test_a_loss_that_has_no_gradient_is_named(loss, found):
-  arguments = good()
-  with pytest.raises(ValueError, match=f'loss returns {found}; expected a sc'):
-    modified.attention_from_loss(loss)(
-      PHI, arguments['query'], arguments['keys'], arguments['values']
-    )
-  with pytest.raises(ValueError, match=f'loss returns {found}; expected a sc'):
-    dual.one_step_autodiff(
-      PHI, arguments['state'], arguments['keys'], arguments['values'], loss=loss
-    )
-
-
-@pytest.mark.parametrize('phi', [PHI, KERNEL])
-@pytest.mark.parametrize('count', [0, 1])
-def test_a_penalty_that_is_a_vector_is_named(phi, count):
-  x, v = good()['keys'], good()['values']
-  options = {'penalty': lambda weights: jnp.sum(weights**2, axis=1)}
-  attend = modified.attention_from_loss(losses.contrastive, **options)
-  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
-    attend(phi, x[0], x, v, num_query_tokens=count)
-  state = dual.zero_shot(phi, x[:1], v[:1])
-  with pytest.raises(ValueError, match=r'penalty returns float32 \[3\]; exp'):
-    dual.one_step_autodiff(phi, state, x, v, **options)
-
-
-NEGATIVES = {'num_negatives': 1, 'strength': 0.5}
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    (
-      {'select': modified.random_choice},
-      r'select takes \(key\); expected .* modified\.random_choice\(key\)',
-    ),
-    ({'select': 'lowest'}, r'select is a str; expected a function \(weights'),
-    ({'renormalise': lambda w: w}, r'renormalise takes \(w\); expected a f'),
-    (
-      {'select': lambda weights, candidates, count: weights},
-      r'select returned float32 \[5\]; expected booleans',
-    ),
-  ],
-)
-def test_bad_choices_of_negatives_are_named(options, message):
-  x, v = good()['keys'], good()['values']
-  with pytest.raises(ValueError, match=message):
-    modified.negative(**(NEGATIVES | options))(PHI, x[0], x, v)
-  with pytest.raises(ValueError, match=message):
-    modified.negative(**(NEGATIVES | options)).stream(PHI, x, x, v)
-
-
-@pytest.mark.parametrize(
-  ('candidates_fn', 'message'),
-  [
-    (jnp.ones(N, bool), r'candidates_fn is a \w+; .*A mask is lambda position'),
-    ('a', r'candidates_fn is a str; expected a function \(position'),
-    (lambda i: i, r'candidates_fn takes \(i\); expected'),
-    (lambda i, j: i < 3, r'candidates_fn returned bool \[\]; expected'),
-    (lambda i, j: i + j, r'candidates_fn returned int\d+ \[5\]; expected bo'),
-  ],
-)
-def test_candidates_are_a_function_of_positions(candidates_fn, message):
-  x, v = good()['keys'], good()['values']
-  for make in (modified.negative, modified.token_negative):
-    with pytest.raises(ValueError, match=message):
-      make(candidates_fn=candidates_fn, **NEGATIVES).stream(PHI, x, x, v)
-
-
-def test_old_keys_are_named():
-  with pytest.raises(ValueError, match=r'key is an array of uint32 \[2\]; exp'):
-    modified.random_choice(jax.random.PRNGKey(0))
-
-
-def test_unknown_dtypes_have_no_tolerance():
-  with pytest.raises(ValueError, match=r'dtype is int32; expected one of floa'):
-    precision.tolerance(int32)
+    call()
