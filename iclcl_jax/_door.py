@@ -103,7 +103,7 @@ def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
 
 
 def _read(name: str, position: int | None, annotation: Any) -> list[_Argument]:
-  """The argument, in a list; none if its annotation leaves all open."""
+  """Returns the argument in a list, or none if its annotation says nothing."""
   origin = typing.get_origin(annotation)
   is_union = origin in (typing.Union, python_types.UnionType)
   parts = typing.get_args(annotation) if is_union else (annotation,)
@@ -128,7 +128,7 @@ def _check_feature_map(name: str, phi: Any) -> None:
 
 
 def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
-  """The fields that are arrays; their count `n` is that of this argument."""
+  """Returns the fields that are arrays; a count `n` is their argument's own."""
   fields: list[_Argument] = []
   for position, field in enumerate(named_tuple._fields):
     annotation = named_tuple.__annotations__[field]
@@ -141,7 +141,7 @@ def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
 
 
 def _read_array(annotation: Any) -> _Array | None:
-  """Kind and axes; None for several kinds, a scalar, or any rank."""
+  """Returns kind and axes, or None for several kinds, a scalar, any rank."""
   dtypes = getattr(annotation, 'dtypes', ())
   if not isinstance(dtypes, tuple) or 'complex64' in dtypes:
     return None
@@ -182,7 +182,7 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
 
 
 def _arrays_of(name: str, types: dict, value: Any):
-  """The arrays among the fields of a `NamedTuple`."""
+  """Yields the arrays among the fields of a `NamedTuple`."""
   if type(value) not in types:
     known = (f'{t.__name__}({", ".join(t._fields)})' for t in types)
     raise ValueError(

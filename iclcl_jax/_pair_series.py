@@ -44,7 +44,7 @@ def scaled_covariance(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
 
 
 def mean_partners(num_directions: int, dim: int) -> float:
-  """The mean number of other rows in the block of a row."""
+  """Returns the mean number of other rows in the block of a row."""
   whole, rest = divmod(num_directions, dim)
   return (whole * dim * (dim - 1) + rest * (rest - 1)) / num_directions
 
@@ -72,7 +72,7 @@ def _poisson_mean(x: np.ndarray, top: np.ndarray, bottom: float) -> np.ndarray:
 
 
 def _power_series(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
-  """The same for small `t`, where the difference to 1 would cancel."""
+  """Returns the same for small `t`, where the difference to 1 would cancel."""
   s, weights = _angles(dim)
   k = np.arange(1, 32)
   factorials = np.cumprod(np.concatenate([[1.0], k]))
@@ -87,7 +87,7 @@ def _power_series(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _angles(dim: int) -> tuple[np.ndarray, np.ndarray]:
-  """Quadrature nodes and weights of `s`."""
+  """Returns quadrature nodes and weights of `s`."""
   nodes, weights = np.polynomial.legendre.leggauss(64)
   s = np.sin(math.pi / 4 * (nodes + 1))  # By symmetry, half of the range.
   weights = weights * np.exp((dim - 1) * np.log(s / s.max()))

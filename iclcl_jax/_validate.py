@@ -68,7 +68,7 @@ def check_array(name: str, array: Any, shape: str) -> None:
 
 
 def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
-  """`check_array` of numbers of any kind."""
+  """Checks for an array of this kind of numbers and of the rank of `axes`."""
   try:
     shape, dtype = array.shape, array.dtype
   except AttributeError:
@@ -321,7 +321,7 @@ def is_feature_map(phi: Any) -> bool:
 
 
 def describe(tree: Any) -> str:
-  """Types, dtypes and shapes of a result."""
+  """Describes types, dtypes and shapes of a result."""
   if isinstance(tree, tuple):
     return f'({", ".join(map(describe, tree))})'
   if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
@@ -330,12 +330,12 @@ def describe(tree: Any) -> str:
 
 
 def _type(value: Any) -> str:
-  """What a person calls the type of a value."""
+  """Returns what a person calls the type of a value."""
   return 'function' if callable(value) else type(value).__name__
 
 
 def _num_positional(function: Callable[..., Any]) -> int:
-  """Number of positional arguments without default; -1 if unknown."""
+  """Counts positional arguments without default; -1 if unknown."""
   try:
     parameters = inspect.signature(function).parameters.values()
   except (TypeError, ValueError):

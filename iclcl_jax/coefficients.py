@@ -164,7 +164,7 @@ def remove(
   key: Float[Array, ' d_k'],
   label: Float[Array, ' d_v'],
 ) -> tuple[KernelDualState, Float[Array, '']]:
-  """Clears the first row that holds the token; 1, or infinity if none does."""
+  """Clears the first row that holds the token; growth 1, infinite if none."""
   del kernel
   matches = (
     jnp.all(state.keys == key[None], axis=1)
@@ -238,7 +238,7 @@ def causal_sums(
   chunk_size: int,
   mask: Mask | None = None,
 ) -> Float[Array, 'N _']:
-  """Returns what each position reads: every score, in blocks of rows."""
+  """Returns what each position reads, score by score in blocks of rows."""
   rows, positions = labels(values, mask), jnp.arange(keys.shape[0])
 
   def sums(row):

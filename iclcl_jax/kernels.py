@@ -174,11 +174,11 @@ class TruncatedExponentialKernel:
 
 
 def truncation_order(score_bound: float, target_error: float) -> int:
-  r"""The order that the truncated exponential needs.
+  r"""Returns the order that the truncated exponential needs.
 
-  The smallest `p` whose relative error :math:`|T_p(t)/e^t - 1|` is at most
-  `target_error` for all scores :math:`|t| \le` `score_bound`; the worst one is
-  :math:`t = -` `score_bound`. Even orders alone are positive beyond.
+  It is the smallest `p` whose relative error :math:`|T_p(t)/e^t - 1|` is at
+  most `target_error` for all scores :math:`|t| \le` `score_bound`; the worst
+  one is :math:`t = -` `score_bound`. Even orders alone are positive beyond.
 
   Args:
     score_bound: largest `|x . y| / sqrt(d_k)`, at most `|x| |y| / sqrt(d_k)`.

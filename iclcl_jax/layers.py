@@ -101,7 +101,7 @@ def _check_sizes(view: Any, tokens: Array) -> None:
 
 
 def _matrix(module: Any, name: str, tokens: Array, rows: int, width: int):
-  """A parameter of `module` in the dtype of the tokens."""
+  """Returns a parameter of `module` in the dtype of the tokens."""
   return module.param(name, module.kernel_init, (rows, width), tokens.dtype)
 
 
@@ -164,7 +164,7 @@ class SelfAttention(nn.Module):
     return outputs
 
   def _rows(self, name, tokens, view, width):
-    """Keys or values: those of the view, or the projection."""
+    """Returns keys or values, made by the view or else by a projection."""
     if view is None:
       return tokens @ _matrix(self, name, tokens, tokens.shape[1], width)
     _check_view(f'{name}_view', view)
@@ -257,5 +257,5 @@ def _check_view(name: str, view: Any) -> None:
 
 
 def _unbound(view: View | None) -> View | None:
-  """A copy without parent, so that the head that uses it becomes its owner."""
+  """Copies a view without its parent: the head that uses it will own it."""
   return view.clone(parent=None) if isinstance(view, nn.Module) else view

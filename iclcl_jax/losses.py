@@ -57,7 +57,7 @@ def is_sum_over_demonstrations(loss: Loss) -> bool:
 def contrastive(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
-  r"""The loss whose gradient step is attention.
+  r"""Computes the loss whose gradient step is attention.
 
   .. math:: L(W) = -\sum_i v_i^\top W\phi(k_i)
 
@@ -89,7 +89,7 @@ def contrastive(
 def squared(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
-  r"""Half the summed squared error: the loss of the delta rule.
+  r"""Computes half the summed squared error, the loss of the delta rule.
 
   .. math:: L(W) = \tfrac12\sum_i |W\phi(k_i) - v_i|^2
 
@@ -108,7 +108,7 @@ def squared(
 
 
 def info_nce(temperature: float = 1.0) -> Loss:
-  r"""Makes the InfoNCE loss: pick the own value among those of all.
+  r"""Makes the InfoNCE loss: each token picks its value among those of all.
 
   .. math:: L(W) = -\sum_i \log\frac{\exp(v_i^\top W\phi(k_i)/\tau)}
      {\sum_j \exp(v_j^\top W\phi(k_i)/\tau)}
@@ -148,7 +148,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
 def cosine(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
-  r"""The normalised contrastive loss, bounded below by `-N`.
+  r"""Computes the normalised contrastive loss, bounded below by `-N`.
 
   .. math:: L(W) = -\sum_i \cos(v_i, W\phi(k_i))
 
@@ -208,7 +208,7 @@ def negatives(
 
 @door
 def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
-  r"""Makes the contrastive loss with negatives of its own for each token.
+  r"""Makes the contrastive loss in which each token has its own negatives.
 
   .. math:: L(W) = -\sum_i \Bigl(v_i - \sum_j M_{ij} v_j\Bigr)^\top W\phi(k_i)
 

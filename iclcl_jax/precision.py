@@ -65,7 +65,7 @@ class Arithmetic:
 
 
 def check_arithmetic(arithmetic: Any) -> None:
-  """Raises a `ValueError` unless it is told how to compute."""
+  """Raises a `ValueError` if `arithmetic` is no `Arithmetic`."""
   if not isinstance(arithmetic, Arithmetic):
     raise ValueError(
       f'arithmetic is a {type(arithmetic).__name__}; expected a '
@@ -154,7 +154,7 @@ def _evaluate(jaxpr, consts, args) -> list:
 
 
 def _custom_body(eqn) -> jax.extend.core.ClosedJaxpr | None:
-  """What `custom_jvp`, `custom_vjp` and `custom_vmap` compute, unbatched."""
+  """Returns the body of a `custom_jvp`, `_vjp` or `_vmap`, unbatched."""
   names = ('call_jaxpr', 'fun_jaxpr', 'call')
   bodies = [eqn.params[name] for name in names if name in eqn.params]
   is_custom = eqn.primitive.name.startswith('custom_')

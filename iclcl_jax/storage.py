@@ -141,7 +141,7 @@ def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
 
 
 def _to_bits(array: np.ndarray) -> np.ndarray:
-  """The array itself, or its bits if NumPy does not know its dtype."""
+  """Returns the array, or its bits if NumPy does not know its dtype."""
   is_native = array.dtype.isbuiltin == 1
   return array if is_native else array.view(f'u{array.dtype.itemsize}')
 

@@ -59,7 +59,7 @@ SequenceAttentionFn: TypeAlias = Callable[[Array, Array, Array], Array]
 # `(tokens [N, d_model]) -> [N, d]`: keys or values made of tokens.
 View: TypeAlias = Callable[[Array], Array]
 # `(weights [N], candidates [N], count) -> bool [N]`.
-Selection: TypeAlias = Callable[[Array, Array, int], Array]
+Selection: TypeAlias = Callable[[Array, Array, int | Array], Array]
 
 
 @runtime_checkable

@@ -39,6 +39,13 @@ train = jax.jit(
 merge = jax.jit(dual.merge)
 
 
+def fit(train, phi, start, keys, values, optimizer, epochs, batch, **options):
+  """`train` in one line."""
+  schedule = {'num_epochs': epochs, 'batch_size': batch}
+  options |= schedule | {'optimizer': optimizer}
+  return train(phi, start, keys, values, **options)
+
+
 def make_phi(dtype=F64):
   return features.PositiveFeatures(
     projections.gaussian(jax.random.key(0), R, D_K, dtype=dtype)
@@ -162,7 +169,7 @@ def test_query_free_form_equals_fixed_normaliser(name, dtype):
 
 def test_learning_rate_moves_the_weights_and_not_the_mass():
   phi, (_, keys, values) = make_phi(), make_tokens()
-  start = zero_shot(phi, keys[:0], values[:0])
+  start = dual.empty(phi, keys, values)
   one = one_step(phi, start, keys, values)
   third = one_step(phi, start, keys, values, learning_rate=0.25)
   np.testing.assert_array_equal(one.mass, third.mass)
@@ -181,15 +188,8 @@ def test_schedules_end_where_one_step_ends(name, batch_size, num_epochs):
   goal = predict(phi, one_step(phi, start, keys, values), query)
   optimizer = optax.sgd(1 / num_epochs)  # One, for one compilation.
   for order in (np.arange(N), np.random.default_rng(1).permutation(N)):
-    state = train(
-      phi,
-      start,
-      keys[order],
-      values[order],
-      optimizer=optimizer,
-      num_epochs=num_epochs,
-      batch_size=batch_size,
-    )
+    rows = keys[order], values[order]
+    state = fit(train, phi, start, *rows, optimizer, num_epochs, batch_size)
     close(predict(phi, state, query), goal)
 
 
@@ -199,9 +199,9 @@ def test_a_sweep_vmaps_over_rates():
   start = zero_shot(phi, keys[:1], values[:1])
 
   def weights(rate):
-    optimizer = optax.sgd(rate)
-    settings = {'optimizer': optimizer, 'num_epochs': 2, 'batch_size': N}
-    return dual.train(phi, start, keys, values, **settings).weights
+    return fit(
+      dual.train, phi, start, keys, values, optax.sgd(rate), 2, N
+    ).weights
 
   rates = jnp.array([0.1, 0.5])
   steps = [
@@ -227,14 +227,15 @@ def test_distance_to_attention_along_the_way(name):
   output = shares @ values
   missing = jnp.cumsum(terms[::-1], axis=0)[::-1]
   for epochs in (1, 4):
-    trajectory = dual.train_and_observe(
+    rows, optimizer = (keys[:5], values[:5]), optax.sgd(1 / epochs)
+    trajectory = fit(
+      dual.train_and_observe,
       phi,
       start,
-      keys[:5],
-      values[:5],
-      optimizer=optax.sgd(1 / epochs),
-      num_epochs=epochs,
-      batch_size=1,
+      *rows,
+      optimizer,
+      epochs,
+      1,
       observe=observe,
     )
     assert trajectory.observations.shape == (5 * epochs, D_V)
@@ -255,7 +256,7 @@ def test_step_minimises_the_proximal_objective():
   phi, (_, keys, values), eta = make_phi(), make_tokens(), 0.3
   rows = jax.vmap(phi)(keys)
   for start in (
-    zero_shot(phi, keys[:0], values[:0]),
+    dual.empty(phi, keys, values),
     zero_shot(phi, keys[:2], values[:2]),
   ):
     initial = unscaled(start)[0]
@@ -280,14 +281,8 @@ def test_ridge_penalty_shrinks_the_start():
   start = zero_shot(phi, keys[4:], values[4:])
   options = {'learning_rate': eta}
   plain = one_step(phi, start, keys[:4], values[:4], **options)
-  ridge = one_step_autodiff(
-    phi,
-    start,
-    keys[:4],
-    values[:4],
-    penalty=losses.ridge(alpha),
-    **options,
-  )
+  options |= {'penalty': losses.ridge(alpha)}
+  ridge = one_step_autodiff(phi, start, keys[:4], values[:4], **options)
   expected = unscaled(plain)[0] - eta * alpha * unscaled(start)[0]
   close(unscaled(ridge)[0], expected)
   close(ridge.mass, plain.mass)
@@ -320,20 +315,15 @@ def kernel_row(phi, key, keys):
 @BOTH
 def test_squared_loss_agrees_in_the_first_step_only(name):
   phi, (query, keys, values) = PHIS[name](), make_tokens()
-  start = zero_shot(phi, keys[:0], values[:0])
+  start = dual.empty(phi, keys, values)
   squared = functools.partial(
     one_step_autodiff, phi, loss=losses.squared, learning_rate=0.1
   )
   first = one_step(phi, start, keys, values, learning_rate=0.1)
   same_model(phi, squared(start, keys, values), first, query)
   after = squared(zero_shot(phi, keys, values), keys, values)
-  plain = one_step(
-    phi,
-    zero_shot(phi, keys, values),
-    keys,
-    values,
-    learning_rate=0.1,
-  )
+  start = zero_shot(phi, keys, values)
+  plain = one_step(phi, start, keys, values, learning_rate=0.1)
   difference = predict(phi, after, query) - predict(phi, plain, query)
   assert jnp.max(jnp.abs(difference)) > 1e-3
 
@@ -345,15 +335,9 @@ def test_squared_loss_is_the_delta_rule():
   for _ in range(2):
     for feature, label in zip(rows, labels, strict=True):
       weights += 0.2 * np.outer(label - weights @ feature, feature)
-  state = dual.train(
-    phi,
-    zero_shot(phi, keys[:0], values[:0]),
-    keys,
-    values,
-    loss=losses.squared,
-    optimizer=optax.sgd(0.2),
-    num_epochs=2,
-    batch_size=1,
+  start, optimizer = dual.empty(phi, keys, values), optax.sgd(0.2)
+  state = fit(
+    dual.train, phi, start, keys, values, optimizer, 2, 1, loss=losses.squared
   )
   close(unscaled(state)[0], weights)
 
@@ -382,21 +366,14 @@ def test_functional_gradient_is_the_feature_gradient(pair, optimizer, loss):
   """
   query, keys, values = make_tokens()
 
-  def train(phi):
-    state = dual.train(
-      phi,
-      zero_shot(phi, keys[:2], values[:2]),
-      keys,
-      values,
-      loss=loss,
-      optimizer=OPTIMIZERS[optimizer],
-      num_epochs=3,
-      batch_size=4,
-    )
+  def answer(phi):
+    start = zero_shot(phi, keys[:2], values[:2])
+    rule = OPTIMIZERS[optimizer]
+    state = fit(dual.train, phi, start, keys, values, rule, 3, 4, loss=loss)
     return predict(phi, state, query, normaliser=1.0)
 
   phi, kernel = PAIRS[pair]
-  close(train(phi), train(kernel))
+  close(answer(phi), answer(kernel))
 
 
 # States.
@@ -409,7 +386,7 @@ def test_merge_is_associative_and_knows_the_empty_state(name, dtype):
     zero_shot(phi, keys[rows], values[rows])
     for rows in (slice(0, 1), slice(1, 3), slice(3, 6))
   ]
-  empty = zero_shot(phi, keys[:0], values[:0])
+  empty = dual.empty(phi, keys, values)
   whole = zero_shot(phi, keys, values)
   a, b, c = parts
   for merged in (
@@ -439,7 +416,7 @@ def test_large_norms_survive_every_order(dtype):
   phi, (query, keys, values) = make_phi(dtype), make_tokens(dtype)
   keys = keys * jnp.asarray([30.0, 1, 1, 1, 1, 0.1], dtype)[:, None]
   for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]):
-    state = zero_shot(phi, keys[:0], values[:0])
+    state = dual.empty(phi, keys, values)
     for i in order:
       state = one_step(phi, state, keys[i : i + 1], values[i : i + 1])
     expected = attention.kernel_attention(phi, query, keys, values)
@@ -478,22 +455,20 @@ def test_kernel_removal_is_exact():
   assert float(jnp.sum(once.mass)) == 2 * N - 1
 
 
-def test_a_removed_row_is_not_found_again_even_with_value_zero():
+def test_a_row_that_is_not_there_or_the_only_one_loses_the_mass():
   kernel, (_, keys, values) = PHIS['exponential'](), make_tokens()
-  values = values.at[2].set(0)
-  state = zero_shot(kernel, keys, values)
-  rest = dual.remove(kernel, state, keys[2], values[2]).state
+  values = values.at[2].set(0)  # Found once even with the value zero.
+  rest = dual.remove(
+    kernel, zero_shot(kernel, keys, values), keys[2], values[2]
+  ).state
   assert float(jnp.sum(rest.mass)) == N - 1
-  with pytest.raises(ValueError, match='the mass is lost'):
-    dual.remove(kernel, rest, keys[2], values[2])
-
-
-def test_removing_the_only_row_of_a_kernel_loses_the_mass():
-  kernel, (_, keys, values) = PHIS['exponential'](), make_tokens()
-  for rows in (0, 1):
-    state = zero_shot(kernel, keys[:rows], values[:rows])
+  for state, row in (
+    (rest, 2),
+    (zero_shot(kernel, keys[:0], values[:0]), 0),
+    (zero_shot(kernel, keys[:1], values[:1]), 0),
+  ):
     with pytest.raises(ValueError, match='the mass is lost'):
-      dual.remove(kernel, state, keys[0], values[0])
+      dual.remove(kernel, state, keys[row], values[row])
 
 
 def dominated(width, dtype=F64):
@@ -510,7 +485,7 @@ def test_feature_removal_is_bounded_by_its_amplification(dtype):
   seen = []
   for width in (0.5, 1.0, 2.0):
     phi, query, keys, values = dominated(width, dtype)
-    start = zero_shot(phi, keys[:0], values[:0])
+    start = dual.empty(phi, keys, values)
     state = one_step(phi, start, keys, values, learning_rate=0.5)
     removal = dual.remove(phi, state, keys[2], values[2], learning_rate=0.5)
     rest = one_step(phi, start, keys[keep], values[keep], learning_rate=0.5)
@@ -524,17 +499,16 @@ def test_feature_removal_is_bounded_by_its_amplification(dtype):
 
 def test_lost_mass_is_an_error_or_not_a_number():
   phi, _, keys, values = dominated(8.0)
-  state = zero_shot(phi, keys, values)
-  with pytest.raises(ValueError, match='the mass is lost'):
-    dual.remove(phi, state, keys[2], values[2])
-  removal = jax.jit(dual.remove)(phi, state, keys[2], values[2])
-  assert jnp.isinf(removal.amplification)
-  assert all(bool(jnp.all(jnp.isnan(x))) for x in removal.state)
-  kernel = PHIS['exponential']()
-  state = zero_shot(kernel, keys, values)
-  removal = jax.jit(dual.remove)(kernel, state, keys[2] + 1, values[2])
-  assert jnp.isinf(removal.amplification)
-  assert all(bool(jnp.all(jnp.isnan(x))) for x in removal.state)
+  for map_or_kernel, key in (
+    (phi, keys[2]),
+    (PHIS['exponential'](), keys[2] + 1),
+  ):
+    state = zero_shot(map_or_kernel, keys, values)
+    with pytest.raises(ValueError, match='the mass is lost'):
+      dual.remove(map_or_kernel, state, key, values[2])
+    removal = jax.jit(dual.remove)(map_or_kernel, state, key, values[2])
+    assert jnp.isinf(removal.amplification)
+    assert all(bool(jnp.all(jnp.isnan(x))) for x in removal.state)
 
 
 # Masks.
@@ -687,14 +661,6 @@ def test_numpy_arrays_are_welcome():
   phi, tokens = make_phi(), make_tokens()
   query, keys, values = map(np.asarray, tokens)
   start = zero_shot(phi, keys[:1], values[:1])
-  state = dual.train(
-    phi,
-    start,
-    keys,
-    values,
-    optimizer=optax.sgd(1.0),
-    num_epochs=1,
-    batch_size=4,
-  )
+  state = fit(dual.train, phi, start, keys, values, optax.sgd(1.0), 1, 4)
   goal = one_step(phi, start, *tokens[1:])
   same_model(phi, state, goal, query)

@@ -324,7 +324,7 @@ def _check_heads(architecture, heads, positions, mask):
 
 
 def _relative(chain, forward) -> Float[Array, ' N']:
-  """Relative error of every token, in the largest coordinate."""
+  """Returns the relative error of every token, in the largest coordinate."""
   scale = jnp.max(jnp.abs(forward), axis=1)
   error = jnp.max(jnp.abs(chain - forward), axis=1)
   return precision.ratio(error, scale)
@@ -367,5 +367,5 @@ def _verdict(certificate, arithmetic) -> str:
 
 
 def _chain_tolerance(num_layers: int, tolerance: float) -> float:
-  """Rounding of so many layers; a larger error is no identity any more."""
+  """Returns the rounding of so many layers, at most what is an identity."""
   return min(num_layers * tolerance, _LARGEST_CHAIN_ERROR)

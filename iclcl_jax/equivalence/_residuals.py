@@ -147,13 +147,13 @@ class _Theorem:
 
   @functools.cached_property
   def start(self) -> State:
-    """The state that the query-side tokens give."""
+    """Returns the state that the query-side tokens give."""
     rows = slice(self.keys.shape[0] - self.num_query_tokens, None)
     return dual.zero_shot(self.phi, **self._tokens(rows))  # type: ignore[arg-type]
 
   @functools.cached_property
   def implied(self) -> modified.LossAttention:
-    """The attention that one step on the loss implies."""
+    """Returns the attention that one step on the loss implies."""
     return modified.attention_from_loss(
       self.loss,
       penalty=self.penalty,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
+from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray, Selection
 
 
 class Negatives(NamedTuple):
@@ -28,7 +28,6 @@ class Negatives(NamedTuple):
 Renormalisation: TypeAlias = Callable[
   [Array, Array, Array, float | Array], Negatives
 ]
-Selection: TypeAlias = Callable[[Array, Array, int | Array], Array]
 
 
 def lowest_scores(

@@ -11,12 +11,12 @@ from iclcl_jax.types import Array, FeatureMap, Float, Mask
 
 
 def zero_log_scale(dtype) -> float:
-  """The neutral log-scale: smaller than any, yet finite, so that it merges."""
+  """Returns the log-scale of nothing: below any other, yet finite."""
   return float(jnp.finfo(dtype).min)
 
 
 def largest(exponent: Array, axis: int | None = None) -> Array:
-  """The maximum, finite even for no row at all, and stopped from gradients."""
+  """Returns the maximum, finite even of no row and stopped from gradients."""
   neutral = zero_log_scale(exponent.dtype)
   return jax.lax.stop_gradient(jnp.max(exponent, axis=axis, initial=neutral))
 
