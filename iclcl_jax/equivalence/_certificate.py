@@ -1,6 +1,7 @@
 """The certificate of one head and one query."""
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -148,21 +149,17 @@ def verify(
   """
   precision.check_arithmetic(arithmetic)
 
-  def compute(query, keys, values):
-    return residuals(
-      phi,
-      query,
-      keys,
-      values,
-      num_query_tokens=num_query_tokens,
-      mask=mask,
-      loss=loss,
-      penalty=penalty,
-      optimizer=optimizer,
-      learning_rate=learning_rate,
-      attention_fn=attention_fn,
-    )
-
+  compute = functools.partial(
+    residuals,
+    phi,
+    num_query_tokens=num_query_tokens,
+    mask=mask,
+    loss=loss,
+    penalty=penalty,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    attention_fn=attention_fn,
+  )
   result = arithmetic.transform(compute)(query, keys, values)
   if not _validate.is_concrete(result, mask):
     raise ValueError(
