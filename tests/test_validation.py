@@ -289,10 +289,15 @@ OPTIONS_OUT_OF_RANGE = [
   (
     equivalence.verify,
     'attention_fn',
-    lambda *x: x[3],
+    lambda *x, mask=None: x[3],
     r'returned \w+ \[5, 3\]',
   ),
-  (equivalence.verify, 'attention_fn', lambda *x: None, r'returned a NoneType'),
+  (
+    equivalence.verify,
+    'attention_fn',
+    lambda *x, mask=None: None,
+    r'returned a NoneType',
+  ),
 ]
 
 
