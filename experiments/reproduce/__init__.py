@@ -28,7 +28,7 @@ from experiments import lab
 from experiments.lab import claims as judging
 from experiments.lab import tables
 from experiments.lab import workdir as folders
-from experiments.reproduce import diagrams, old_tiny
+from experiments.reproduce import diagrams
 from experiments.reproduce import page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
@@ -167,11 +167,7 @@ def _pool(config: Config) -> concurrent.futures.Executor:
 
 def _settings(config: Config, job: Job) -> Any:
   settings = importlib.import_module(f'experiments.{job.name}').Config
-  if not config.fast:
-    return settings(**job.options)
-  if not hasattr(settings, 'tiny'):
-    return settings(**old_tiny.TINY[job.name])
-  return settings.tiny()
+  return settings.tiny() if config.fast else settings(**job.options)
 
 
 def _run_job(job: Job, settings: Any, folder: folders.Workdir) -> str:

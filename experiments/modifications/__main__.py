@@ -1,0 +1,3 @@
+from experiments import lab, modifications
+
+lab.main(modifications)

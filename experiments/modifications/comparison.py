@@ -1,0 +1,251 @@
+"""Who is better: ratios to the plain layer, verdicts, claims and figures.
+
+The statements are those of the authors about Fig. 5 of v1 and Fig. 3b-d of v2.
+The rule: ten or more paired runs; better, poorer or comparable by the 95 %
+interval of the ratio to the plain layer.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.modifications.training import PLAIN, RATES, Results
+
+MIN_RUNS = 10  # Fewer runs decide nothing.
+MARGIN = 0.9, 1.1  # Ratios in between are comparable.
+AT_RATE = {
+  'fixed': 'at the fixed learning rate {rate:g}',
+  'tuned': 'with the learning rate of every layer tuned',
+}
+SOURCE = 'Ren & Liu, arXiv:2310.13220v1, Fig. 5 {}; v2, Fig. {}'
+WORDS = {
+  'better': 'below 1, not if it is above 1 or inside [0.9, 1.1] (comparable)',
+  'poorer': 'above 1, or the layer diverged; not if it is below 1 or inside '
+  '[0.9, 1.1] (comparable)',
+  'comparable': 'inside [0.9, 1.1], not if it is otherwise below or above 1',
+}
+FITS = {
+  'better': ('better', 'slightly better'),
+  'poorer': ('poorer', 'slightly poorer', 'diverged'),
+  'comparable': ('comparable', 'slightly better', 'slightly poorer'),
+}
+
+
+def verdict(value: lab.Estimate, num_runs: int) -> str:
+  """Better, poorer, comparable or inconclusive, in this order.
+
+  Args:
+    value: ratio to another layer's loss.
+    num_runs: how many runs it comes from.
+
+  Returns:
+    'better' if the interval lies below 1, 'poorer' above 1, with 'slightly '
+    before it if also within the margin; else 'comparable' within the margin;
+    'diverged' if a run did; else, or with too few runs, 'inconclusive'.
+  """
+  if not np.isfinite(value.value):
+    return 'diverged'
+  if num_runs < MIN_RUNS:
+    return 'inconclusive'
+  close = MARGIN[0] <= value.low and value.high <= MARGIN[1]
+  for word, holds in (('better', value.high < 1), ('poorer', value.low > 1)):
+    if holds:
+      return f'slightly {word}' if close else word
+  return 'comparable' if close else 'inconclusive'
+
+
+class Statement(NamedTuple):
+  """What the authors say of a layer's curve, beside that of the plain layer.
+
+  Attributes:
+    layer: its name.
+    measure: 'early' or 'held_out'.
+    expected: 'better', 'poorer' or 'comparable'.
+    text: the statement.
+  """
+
+  layer: str
+  measure: str
+  expected: str
+  text: str
+
+
+def judge(
+  config: Any, results: Results, source: str, statements: list[Statement]
+) -> list[lab.Claim]:
+  """Judges statements at the fixed learning rate and at tuned ones.
+
+  The rule: ten or more paired runs; better, poorer or comparable by the 95 %
+  interval of the ratio to the plain layer, see `verdict`.
+  """
+  rows = []
+  for rate in RATES:
+    for statement in statements:
+      value = results.ratio(rate, statement.measure, statement.layer)
+      label = verdict(value, config.num_seeds)
+      rows.append(claim(config, results, source, rate, statement, value, label))
+  return rows
+
+
+def fits(expected: str, label: str) -> str:
+  """The verdict on a statement, from that on the ratio."""
+  if label == 'inconclusive':
+    return 'undecided'
+  return 'reproduced' if label in FITS[expected] else 'not reproduced'
+
+
+def claim(
+  config: Any,
+  results: Results,
+  source: str,
+  rate: str,
+  statement: Statement,
+  value: lab.Estimate,
+  label: str,
+  note: str = '',
+) -> lab.Claim:
+  """A statement as a claim; undecided if the plain layer learnt nothing."""
+  name, measured, expected, text = statement
+  slug = '-'.join(f'{name} {text}'.replace('=', '').replace(',', '').split())
+  plain = statistics.geometric_mean(results.losses(rate, 'held_out', PLAIN))
+  # Where the plain layer has learnt nothing, that others are as good says
+  # little.
+  judged = fits(expected, label) if plain.high < 1 else 'undecided'
+  return lab.Claim(
+    id=f'modifications-{slug}-{rate}',
+    source=source,
+    claim=f'{name} {text} ({AT_RATE[rate].format(rate=config.rate)})',
+    statistic=f'{words(config, measured)} over that of the plain layer, '
+    f'geometric mean of {config.num_seeds} paired runs; reproduced if the 95 % '
+    f'interval is {WORDS[expected]}{note}',
+    estimate=value,
+    verdict=judged,
+  )
+
+
+def words(config: Any, measure: str) -> str:
+  """What a measure is, with its numbers."""
+  return {
+    'early': f'mean training loss of epochs 1-{config.early_epochs}',
+    'held_out': 'loss on held-out prompts after training',
+    'longer': f'loss on prompts of {config.longer_num_demonstrations} '
+    'demonstrations',
+    'scaled': f'loss with inputs {config.input_scale:g} times as large',
+    'other_task': 'loss on prompts of matrices B never seen',
+  }[measure]
+
+
+def memorisation(config: Any, results: Results) -> str:
+  """What the curves of a panel measure: stands beside every figure."""
+  fixed, tuned = (
+    {
+      measure: statistics.geometric_mean(results.losses(rate, measure, PLAIN))
+      for measure in ('held_out', 'other_task')
+    }
+    for rate in RATES
+  )
+  if config.multi_task:
+    return (
+      'Every prompt has a matrix B of its own. The held-out loss of the plain '
+      f'layer is {fixed["held_out"]} times that of predicting 0 at the fixed '
+      f'learning rate and {tuned["held_out"]} times at the tuned one.'
+    )
+  return (
+    'Training and test prompts of a run share one matrix B, so this measures '
+    'how well a layer memorises B, not in-context learning: on prompts of '
+    f'other matrices the loss of the plain layer is {fixed["other_task"]} '
+    'times that of predicting 0 at the fixed learning rate and '
+    f'{tuned["other_task"]} times at the tuned one, on held-out prompts of its '
+    f'own matrix {fixed["held_out"]} and {tuned["held_out"]} times.'
+  )
+
+
+def setting(config: Any) -> str:
+  """One sentence of a caption."""
+  return (
+    f'{config.num_seeds} paired runs, N = {config.num_demonstrations}, '
+    f'{config.input_distribution} inputs, fixed learning rate '
+    f'{config.rate:g}, {config.num_epochs} epochs of '
+    f'{config.tokens_per_epoch} tokens.'
+  )
+
+
+def curves(
+  config: Any,
+  results: Results,
+  name: str,
+  title: str,
+  shown: list[str],
+  short: Callable[[str], str] = lambda layer: layer,
+  window: int = 5,
+) -> lab.Figure:
+  """Draws the training curves of the plain layer and of those that are shown.
+
+  Args:
+    config: settings of the experiment.
+    results: of the panel.
+    name: of the panel.
+    title: of the figure.
+    shown: names of layers.
+    short: a layer's name as its curve is labelled.
+    window: epochs of the moving average.
+  """
+  import matplotlib.pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(7.5, 4.6))
+  fixed = config.rate_factors.index(1.0)
+  epochs, ends = np.arange(1, config.num_epochs + 1), []
+  for k, layer in enumerate([PLAIN, *shown]):
+    curve = results.curves[:, :, list(results.layers).index(layer), fixed]
+    means = [statistics.geometric_mean(row) for row in smooth(curve, window)]
+    drawing.band(
+      axis,
+      epochs,
+      means,
+      **drawing.look(k),
+      lw=2.2 if layer == PLAIN else 1.5,
+      markevery=(k * 2, max(config.num_epochs // 6, 1)),
+    )
+    colour = drawing.look(k)['color']
+    ends.append((means[-1].value, pretty(short(layer)), colour))
+  axis.set(yscale='log', xlabel='epoch', title=title)
+  low, high = axis.get_ylim()  # A factor of 2 looks like what it is.
+  axis.set_ylim(min(low, 0.5), max(high, 2.0))
+  axis.grid(alpha=0.25, lw=0.5)
+  drawing.plain_ticks(axis.yaxis)
+  drawing.label_ends(axis, [end for end in ends if np.isfinite(end[0])])
+  kind = 'fresh B per prompt' if config.multi_task else 'memorising one B'
+  axis.set_ylabel(f'training loss / loss of predicting 0\n({kind})')
+  caption = (
+    'Training loss of the modified layers at the fixed rate, relative to '
+    'predicting 0: geometric mean over runs with its 95 % interval, moving '
+    f'average over the last {window} epochs. {setting(config)} '
+    f'{memorisation(config, results)}'
+  )
+  return lab.Figure(f'training_loss_{name}', figure, caption)
+
+
+def smooth(curves: np.ndarray, width: int) -> np.ndarray:
+  """Means over the last `width` epochs (fewer at the start), along axis 0."""
+  sums = np.cumsum(curves, axis=0)
+  late = sums.copy()
+  late[width:] -= sums[:-width]
+  counts = np.minimum(np.arange(1, len(curves) + 1), width)
+  return late / counts.reshape(-1, *[1] * (curves.ndim - 1))
+
+
+def pretty(name: str) -> str:
+  """A layer's name with Greek letters."""
+  for word, symbol in (
+    ('alpha=', 'α = '),
+    ('beta=', 'β = '),
+    ('k=', 'k = '),
+    (' β', ', β'),
+    ('-0', '−0'),
+  ):
+    name = name.replace(word, symbol)
+  return name

@@ -1,0 +1,168 @@
+"""Do negative samples help, and does it matter which tokens they are?
+
+The `k` tokens of lowest score lose `beta`, which goes to all others in equal
+parts. The controls choose at random, the highest scores, or let the weights
+sum to `1 - beta`.
+
+References:
+  Ren & Liu, arXiv:2310.13220, section 4.3; v1, Fig. 5 right; v2, Fig. 3d.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import lab
+from experiments.modifications import comparison
+from experiments.modifications.comparison import Statement
+from experiments.modifications.training import (
+  PLAIN,
+  RATES,
+  Layer,
+  Results,
+  measure_panel,
+)
+from iclcl_jax import modified
+
+LOWEST, RANDOM, HIGHEST = 'lowest', 'random', 'highest'
+UNNORMALISED = 'lowest unnormalised'
+
+
+def anyone(position, positions):
+  """Candidates where the query's own token is one."""
+  return positions >= 0 * position
+
+
+def _by_noise(noise, weights, candidates, count):
+  del weights
+  return modified.lowest_scores(noise, candidates, count)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ByNoise(Layer):
+  """Negatives are chosen by the prompt's noise instead of by score."""
+
+  def predict(self, params, phi, prompt):
+    select = jax.tree_util.Partial(_by_noise, prompt.noise)
+    choice = dataclasses.replace(self.attend.choice, select=select)
+    attend = dataclasses.replace(self.attend, choice=choice)
+    return Layer(attend).predict(params, phi, prompt)
+
+
+# How negatives are chosen. All but the lowest are controls.
+CHOICES: dict[str, tuple[Callable[..., Layer], dict[str, Any]]] = {
+  LOWEST: (Layer, {}),
+  RANDOM: (ByNoise, {}),
+  HIGHEST: (Layer, {'select': modified.highest_scores}),
+  UNNORMALISED: (Layer, {'renormalise': modified.unnormalised}),
+}
+
+
+def name_of(choice: str, count: int, strength: float) -> str:
+  """Name of a layer with negatives; `choice` is a key of `CHOICES`."""
+  return f'{choice} k={count} beta={strength:g}'
+
+
+def cells(config: Any, choice: str = LOWEST) -> list[tuple[int, float]]:
+  """Numbers of negatives and strengths: weak negatives have all controls."""
+  weak = min(config.negative_strengths)
+  return [
+    (count, strength)
+    for count in config.negative_counts
+    for strength in config.negative_strengths
+    if choice in (LOWEST, RANDOM) or strength == weak
+  ]
+
+
+def layers(config: Any) -> dict[str, Layer]:
+  """All layers and controls, the plain one first."""
+  own = config.own_token_may_be_negative
+  candidates_fn = anyone if own else operator.ne
+
+  def layer(choice, count, strength):
+    make, options = CHOICES[choice]
+    return make(
+      modified.negative(
+        num_negatives=count,
+        strength=strength,
+        candidates_fn=candidates_fn,
+        **options,
+      )
+    )
+
+  return {PLAIN: layer(LOWEST, 1, 0.0)} | {
+    name_of(choice, *cell): layer(choice, *cell)
+    for choice in CHOICES
+    for cell in cells(config, choice)
+  }
+
+
+def published(config: Any) -> list[str]:
+  """The layers that the papers name."""
+  return [name_of(LOWEST, *cell) for cell in cells(config)]
+
+
+def controls(config: Any) -> list[tuple[str, str]]:
+  """Pairs of a modification and its control."""
+  return [
+    (name_of(LOWEST, *cell), name_of(choice, *cell))
+    for choice in CHOICES
+    if choice != LOWEST
+    for cell in cells(config, choice)
+  ]
+
+
+@lab.once
+def measure(config: Any) -> Results:
+  return measure_panel(config, 'negatives', layers(config))
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  """Some setting of negatives is faster, corrected for their number."""
+  names, rows = published(config), []
+  for rate in RATES:
+    ratios = [
+      results.ratio(rate, 'early', x, num_comparisons=len(names)) for x in names
+    ]
+    labels = [comparison.verdict(x, config.num_seeds) for x in ratios]
+    # The lowest significant ratio if there is one, else the lowest ratio.
+    order = np.argsort([x.value for x in ratios]).tolist()
+    best = next((i for i in order if 'better' in labels[i]), order[0])
+    judged = [comparison.fits('better', label) for label in labels]
+    first = 'reproduced', 'undecided', 'not reproduced'
+    rows.append(
+      comparison.claim(
+        config,
+        results,
+        comparison.SOURCE.format('right', '3d'),
+        rate,
+        Statement(
+          'negatives:', 'early', 'better', 'some setting converges faster'
+        ),
+        ratios[best],
+        min(judged, key=first.index),
+        f' in some of {len(names)} settings, each with the Bonferroni level; '
+        f'value and interval are of {names[best]}',
+      )
+    )
+  return rows
+
+
+def figures(config: Any, results: Results) -> list[lab.Figure]:
+  figure = comparison.curves(
+    config,
+    results,
+    'negatives',
+    'negatives: k lowest scores lose β',
+    published(config),
+    lambda name: name.removeprefix('lowest '),
+  )
+  return [figure]
+
+
+PART = lab.Part(measure, claims, figures)

@@ -1,0 +1,188 @@
+"""Does a layer that forgets learn faster, or end better, than the plain one?
+
+The printed form `(A - alpha I) V`, the strict one `(A - alpha diag(A)) V` that
+the loss implies, and, as a control of negative `alpha`, a residual path with a
+matrix of its own. With `alpha < 0` the printed form *is* a residual connection
+on the token's value, which is checked at the trained layers.
+
+References:
+  Ren & Liu, arXiv:2310.13220, section 4.1; v1, Fig. 5 left; v2, Fig. 3b.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import pretraining
+from experiments.modifications import comparison
+from experiments.modifications.comparison import Statement
+from experiments.modifications.training import (
+  LABELS,
+  PLAIN,
+  VALUE,
+  Layer,
+  Results,
+  draw_matrix,
+  measure_panel,
+  tests_of,
+)
+from iclcl_jax import features, modified
+
+NUM_IDENTITY_PROMPTS = 4  # Of each run.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Untied(Layer):
+  """The plain layer and a linear path from the query with its own matrix."""
+
+  strength: float
+
+  @property
+  def num_params(self):
+    return Layer.num_params + VALUE
+
+  def init(self, key, run):
+    matrix = draw_matrix(
+      jax.random.fold_in(key, 0), run.params.value.shape[0], LABELS
+    )
+    return super().init(key, run) | {'residual': matrix}
+
+  def predict(self, params, phi, prompt):
+    path = prompt.tokens[-1] @ params['residual']
+    return super().predict(params, phi, prompt) + self.strength * path
+
+
+class Measured(NamedTuple):
+  """The panel, and how well the residual connection is one.
+
+  Attributes:
+    panel: losses of all layers.
+    identity: largest difference of predictions over the largest prediction.
+  """
+
+  panel: Results
+  identity: float
+
+
+def name_of(form: str, alpha: float) -> str:
+  """Name of a regularised layer; `form` is printed or strict."""
+  return f'{form} alpha={alpha:+g}'
+
+
+def untied_name(strength: float) -> str:
+  """Name of the control with a residual path of its own."""
+  return f'untied residual {strength:g}'
+
+
+def alphas(config: Any) -> list[float]:
+  """Both signs of all strengths, from the largest."""
+  return sorted(
+    (s * x for x in config.strengths for s in (1.0, -1.0)), reverse=True
+  )
+
+
+def layers(config: Any) -> dict[str, Layer]:
+  """All layers and controls, the plain one first."""
+  forms = {
+    'printed': modified.regularised_as_printed,
+    'strict': modified.regularised,
+  }
+  return (
+    {PLAIN: Layer(modified.regularised(strength=0.0))}
+    | {
+      name_of(form, alpha): Layer(make(strength=alpha))
+      for form, make in forms.items()
+      for alpha in alphas(config)
+    }
+    | {
+      untied_name(x): Untied(modified.regularised(strength=0.0), x)
+      for x in sorted(config.strengths, reverse=True)
+    }
+  )
+
+
+def published(config: Any) -> list[str]:
+  """The layers that the papers name."""
+  return [name_of('printed', alpha) for alpha in alphas(config)]
+
+
+def controls(config: Any) -> list[tuple[str, str]]:
+  """Pairs of a modification and its control."""
+  return [(name_of('printed', -x), untied_name(x)) for x in config.strengths]
+
+
+@lab.once
+def measure(config: Any) -> Measured:
+  panel = measure_panel(config, 'regularised', layers(config))
+  return Measured(panel, residual_identity(config, panel))
+
+
+def residual_identity(config: Any, panel: Results) -> float:
+  """The printed form with `alpha < 0` beside a residual connection.
+
+  A plain layer, plus `-alpha` times the value of the query's token; at trained
+  layers of all runs and rates, in float64.
+  """
+  alpha = -max(config.strengths)
+  name = name_of('printed', alpha)
+  tokens = tests_of(config)['held_out'][0].tokens[:, :NUM_IDENTITY_PROMPTS]
+  arrays = panel.params[name], panel.directions[name], tokens
+  arrays = jax.tree.map(lambda x: np.asarray(x, np.float64), arrays)
+  attend = modified.regularised_as_printed(strength=alpha)
+
+  def both(params, directions, tokens):
+    plain = pretraining.LayerParams(
+      params['query'], params['key'], params['value']
+    )
+    phi = features.PositiveFeatures(directions)
+    label = pretraining.predict(plain, phi, tokens)
+    query, keys, values = pretraining.project(plain, tokens)
+    return attend(phi, query, keys, values), label - alpha * values[-1]
+
+  over_prompts = jax.vmap(both, (None, None, 0))
+  over_rates = jax.vmap(over_prompts, (0, None, None))
+  with lab.float64_on_host():
+    run = lab.compile_quickly(jax.vmap(over_rates))
+    first, second = run(*jax.tree.map(jnp.asarray, arrays))
+  finite = np.isfinite(first) & np.isfinite(second)
+  gap = np.where(finite, np.abs(first - second), 0)
+  return float(np.max(gap) / np.max(np.where(finite, np.abs(first), 0)))
+
+
+def claims(config: Any, results: Measured) -> list[lab.Claim]:
+  statements = []
+  for strength in config.strengths:
+    positive, negative = (name_of('printed', s * strength) for s in (1, -1))
+    statements += [
+      Statement(positive, 'held_out', 'poorer', 'converges to a poorer result'),
+      Statement(negative, 'early', 'better', 'converges faster'),
+      Statement(
+        negative, 'held_out', 'comparable', 'ends in a comparable result'
+      ),
+    ]
+  source = comparison.SOURCE.format('left', '3b')
+  return comparison.judge(config, results.panel, source, statements)
+
+
+def figures(config: Any, results: Measured) -> list[lab.Figure]:
+  figure = comparison.curves(
+    config,
+    results.panel,
+    'regularised',
+    'regularised, printed form (A − αI)V',
+    published(config),
+    lambda name: name.removeprefix('printed '),
+  )
+  return [figure]
+
+
+def summary(config: Any, results: Measured) -> dict[str, Any]:
+  return {'residual_identity_relative_error_float64': results.identity}
+
+
+PART = lab.Part(measure, claims, figures, summary)

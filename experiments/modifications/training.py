@@ -1,0 +1,464 @@
+"""Trains and tests layers side by side: a panel is one compiled program.
+
+Every layer is attention of `iclcl_jax.modified` on the projections of one
+token row each. All layers, learning rates and seeds of a panel take each SGD
+step together, on the same prompt of their seed; layers of one structure share
+one `vmap`. Only the query's label is predicted, so only the label column of the
+value projection is ever read. A run (seed) is the unit of every interval.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import pretraining, statistics
+from iclcl_jax import features, modified
+from iclcl_jax.types import Array, Float, Kernel, PRNGKeyArray
+
+PLAIN = 'plain'
+DIM, LABELS = pretraining.TOKEN_DIM, pretraining.LABEL_DIM
+# Trained numbers: queries and keys, and the label column of the values.
+PROJECTION, VALUE = DIM * DIM, DIM * LABELS
+RATES = 'fixed', 'tuned'
+
+
+class Prompt(NamedTuple):
+  """What a layer reads.
+
+  Attributes:
+    tokens: demonstrations, then the query. Shape `[n, d_model]`.
+    noise: a random number for each token. Shape `[n]`.
+  """
+
+  tokens: Float[Array, 'n d_model']
+  noise: Float[Array, ' n']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One attention on projected tokens; a pytree, whose settings are leaves.
+
+  Attributes:
+    attend: the attention.
+    num_params: trained numbers.
+  """
+
+  attend: modified.Attention
+  num_params: ClassVar[int] = 2 * PROJECTION + VALUE
+
+  def init(self, key: PRNGKeyArray, run: pretraining.Run) -> dict[str, Array]:
+    """The projections of a run; `key` is for matrices that it lacks."""
+    del key
+    query, keys, value = run.params
+    return {'query': query, 'key': keys, 'value': value[:, -LABELS:]}
+
+  def directions(self, key: PRNGKeyArray, run: pretraining.Run) -> Array:
+    """Those of the random features."""
+    del key
+    return run.phi.projection
+
+  def keys(self, params: Mapping[str, Array], tokens: Array) -> Array:
+    """The keys of all tokens. Shape `[n, d_k]`."""
+    return tokens @ params['key']
+
+  def predict(
+    self, params: Mapping[str, Array], phi: Kernel, prompt: Prompt
+  ) -> Float[Array, ' d_y']:
+    """The label of the query, which is the last token."""
+    tokens = prompt.tokens
+    query, keys = tokens[-1] @ params['query'], self.keys(params, tokens)
+    return self.attend(
+      phi, query, keys, tokens @ params['value'], num_query_tokens=1
+    )
+
+
+def draw_matrix(key: PRNGKeyArray, *shape: int) -> Array:
+  """Entries from N(0, 1 / fan-in)."""
+  return jax.random.normal(key, shape, jnp.float32) / shape[0] ** 0.5
+
+
+def kernel(directions: Array) -> Kernel:
+  """That of positive random features, which are never formed."""
+  return features.FeatureKernel(features.PositiveFeatures(directions))
+
+
+# What training starts from and tests end with, shared by all panels.
+
+
+class Start(NamedTuple):
+  """What training starts from; all leaves have a leading axis of seeds.
+
+  Attributes:
+    seeds: layers, feature maps, tasks and root keys, those of
+      `experiments.equivalence`.
+    extras: keys of the matrices that only modified layers have.
+    noise: root keys of the random choice of negatives.
+  """
+
+  seeds: pretraining.Seeds
+  extras: Any
+  noise: Any
+
+
+@lab.once
+def start_of(config: Any) -> Start:
+  """Draws everything that training starts from."""
+
+  def extra_keys(seed):
+    key = jax.random.fold_in(jax.random.key(config.seed), seed)
+    # `init_seeds` splits this key into three: the number 3 is unused.
+    return jax.random.split(jax.random.fold_in(key, 3))
+
+  seeds = pretraining.init_seeds(
+    config.seed, config.num_seeds, num_features=config.num_features
+  )
+  draw = lab.compile_quickly(lambda x: jax.lax.map(extra_keys, x))
+  keys = draw(jnp.arange(config.num_seeds))
+  return Start(seeds, keys[:, 0], keys[:, 1])
+
+
+def _prompts(config: Any, **changes: Any) -> pretraining.Prompts:
+  options = {
+    'num_demonstrations': config.num_demonstrations,
+    'input_distribution': config.input_distribution,
+    'multi_task': config.multi_task,
+  }
+  return pretraining.Prompts(**options | changes)
+
+
+def _with_noise(keys: Any, step: Any, prompts: Any) -> Prompt:
+  """Adds noise to the tokens of prompts `[S, P, n, d_model]`."""
+  shape = prompts.tokens.shape[1:3]
+
+  def draw(key):
+    return jax.random.uniform(jax.random.fold_in(key, step), shape, jnp.float32)
+
+  return Prompt(prompts.tokens, jax.lax.map(draw, keys))
+
+
+@lab.once
+def tests_of(config: Any) -> dict[str, tuple[Prompt, Array]]:
+  """Test prompts and targets of all seeds, `[S, P, ...]`, by name."""
+  start = start_of(config)
+
+  def draw(number, **changes):
+    steps = number * config.num_test_prompts
+    steps = steps + jnp.arange(config.num_test_prompts)
+    prompts = _prompts(config, **changes).draw(
+      start.seeds.testing, start.seeds.runs.task_matrix, steps
+    )
+    # Training counts epochs from 0: tests are far away.
+    number = 1_000_000 + number
+    return _with_noise(start.noise, number, prompts), prompts.target
+
+  @lab.compile_quickly
+  def draw_all():
+    held_out, target = draw(0)
+    scale = jnp.asarray(config.input_scale, held_out.tokens.dtype)
+    scaled = held_out._replace(tokens=scale * held_out.tokens)
+    longer = config.longer_num_demonstrations
+    return {
+      'held_out': (held_out, target),
+      'longer': draw(1, num_demonstrations=longer),
+      'scaled': (scaled, scale * target),
+      'other_task': draw(2, multi_task=True),
+    }
+
+  return draw_all()
+
+
+# Training.
+
+
+class _Group(NamedTuple):
+  """Layers of one structure at all rates, on an axis `[V * L]`."""
+
+  names: tuple[str, ...]
+  layers: Layer
+  rates: Array
+
+
+class Results(NamedTuple):
+  """A panel's losses relative to that of predicting 0, infinite if diverged.
+
+  Attributes:
+    layers: by name; the plain layer first.
+    fixed: by measure, at the fixed rate. Shapes `[S, V]`.
+    tuned: the same at the rate chosen for each layer.
+    chosen: which rate that is. Shape `[S, V]`.
+    curves: training loss, by epoch and rate. Shape `[E, S, V, L]`.
+    params: trained parameters by layer, with axes `[S, L]`.
+    directions: those of the random features by layer, with an axis `[S]`.
+  """
+
+  layers: Mapping[str, Layer]
+  fixed: Mapping[str, np.ndarray]
+  tuned: Mapping[str, np.ndarray]
+  chosen: np.ndarray
+  curves: np.ndarray
+  params: Mapping[str, Any]
+  directions: Mapping[str, Any]
+
+  def losses(self, rate: str, measure: str, name: str) -> np.ndarray:
+    """One number for each run. Shape `[S]`."""
+    return getattr(self, rate)[measure][:, list(self.layers).index(name)]
+
+  def ratio(
+    self,
+    rate: str,
+    measure: str,
+    name: str,
+    reference: str = PLAIN,
+    num_comparisons: int = 1,
+  ) -> lab.Estimate:
+    """The paired ratio of a layer to another; infinite if a run diverged."""
+    losses = (self.losses(rate, measure, x) for x in (name, reference))
+    mean = functools.partial(
+      statistics.paired_ratio, num_comparisons=num_comparisons
+    )
+    return mean(*losses)
+
+
+def measure_panel(
+  config: Any, name: str, layers: Mapping[str, Layer]
+) -> Results:
+  """Trains the layers of a panel with all rates and seeds, and tests them.
+
+  Args:
+    config: settings of the experiment.
+    name: of the panel, for its checkpoints.
+    layers: by name, in the order of all results; the plain layer first.
+
+  Returns:
+    The results.
+
+  Raises:
+    ValueError: if the plain layer diverges at the fixed rate.
+  """
+  start, tests = start_of(config), tests_of(config)
+  groups = _groups(config, layers)
+  names = [name for group in groups for name in group.names]
+  params, directions = _init(config, start, groups)
+  params, losses, zero = _train(config, name, start, groups, params, directions)
+  tested = _test(config, groups, params, directions, tests)
+  num_rates = len(config.rate_factors)
+  order = [names.index(x) for x in layers]
+
+  def by_layer(x):
+    return _finite(x).reshape(*x.shape[:-1], -1, num_rates)[..., order, :]
+
+  curves = by_layer(losses)
+  early = slice(config.early_epochs)
+  values = {'early': _mean_ratio(curves[early], zero[early])}
+  for test, (_, target) in tests.items():
+    test_zero = np.mean(np.asarray(target) ** 2, axis=(1, 2))
+    values[test] = by_layer(tested[test]) / test_zero[:, None, None]
+  late = slice(-config.early_epochs, None)
+  chosen = choose_rates(_mean_ratio(curves[late], zero[late]))
+  fixed = config.rate_factors.index(1.0)
+  if not np.all(np.isfinite(curves[:, :, 0, fixed])):
+    raise ValueError(
+      f'learning_rate is {config.rate:g}, with which the plain layer '
+      'diverged; lower it.'
+    )
+  return Results(
+    layers=layers,
+    fixed={test: value[..., fixed] for test, value in values.items()},
+    tuned={
+      test: np.take_along_axis(value, chosen[..., None], axis=2)[..., 0]
+      for test, value in values.items()
+    },
+    chosen=chosen,
+    curves=curves / zero[:, :, None, None],
+    params=_by_layer(groups, params, num_rates),
+    directions={
+      name: x
+      for group, x in zip(groups, directions, strict=True)
+      for name in group.names
+    },
+  )
+
+
+def _groups(config, layers) -> list[_Group]:
+  """Stacks layers of one structure, each once for every rate."""
+  rates = config.rate * np.asarray(config.rate_factors)
+  alike: dict[Any, list[str]] = {}
+  for name, layer in layers.items():
+    alike.setdefault((type(layer), jax.tree.structure(layer)), []).append(name)
+
+  def stack(*settings):
+    return jnp.repeat(jnp.stack([_setting(x) for x in settings]), rates.size)
+
+  groups = [
+    _Group(
+      tuple(names),
+      jax.tree.map(stack, *(layers[x] for x in names)),
+      jnp.asarray(np.tile(rates, len(names)), jnp.float32),
+    )
+    for names in alike.values()
+  ]
+  return groups
+
+
+def _setting(value) -> Array:
+  is_count = isinstance(value, int)
+  return jnp.asarray(value, jnp.int32 if is_count else jnp.float32)
+
+
+def _init(config, start, groups) -> tuple[Any, Any]:
+  """Parameters and directions of each group, axes `[S, V * L]` and `[S]`."""
+
+  @lab.compile_quickly
+  def draw(keys, runs):
+    def of_group(group):
+      def init(inputs):
+        first = jax.tree.map(lambda x: x[0], group.layers)
+        return first.init(*inputs), first.directions(*inputs)
+
+      return jax.lax.map(init, (keys, runs))
+
+    return [of_group(group) for group in groups]
+
+  pairs = draw(start.extras, start.seeds.runs)
+  params = tuple(
+    jax.tree.map(lambda x, n=group.rates.size: jnp.repeat(x[:, None], n, 1), p)
+    for (p, _), group in zip(pairs, groups, strict=True)
+  )
+  return params, tuple(directions for _, directions in pairs)
+
+
+def _train(config, name, start, groups, params, directions):
+  """Returns parameters, losses `[E, S, V * L]`, those of 0 `[E, S]`."""
+  num_prompts = config.tokens_per_epoch // (config.num_demonstrations + 1)
+  prompts = _prompts(config)
+
+  def descend(group, params, directions, prompt, target):
+    phi = kernel(directions)
+
+    def step(layer, rate, params):
+      def loss_fn(params):
+        return jnp.mean((layer.predict(params, phi, prompt) - target) ** 2)
+
+      loss, slope = jax.value_and_grad(loss_fn)(params)
+      return jax.tree.map(lambda p, g: p - rate * g, params, slope), loss
+
+    return jax.vmap(step)(group.layers, group.rates, params)
+
+  def of_seed(seed):
+    params, directions, inputs = seed
+
+    def step(params, pair):
+      both = [
+        descend(*x, *pair) for x in zip(groups, params, directions, strict=True)
+      ]
+      losses = jnp.concatenate([loss for _, loss in both])
+      return tuple(new for new, _ in both), losses
+
+    return jax.lax.scan(step, params, inputs)
+
+  def epoch(params, number):
+    steps = number * num_prompts + jnp.arange(num_prompts)
+    drawn = prompts.draw(
+      start.seeds.training, start.seeds.runs.task_matrix, steps
+    )
+    inputs = _with_noise(start.noise, number, drawn), drawn.target
+    # One seed after the other: all its layers share one matrix product with
+    # the directions, which is faster on a CPU than a product of batches.
+    params, losses = jax.lax.map(of_seed, (params, directions, inputs))
+    zero = jnp.mean(drawn.target**2, axis=(1, 2))
+    return params, (jnp.mean(losses, axis=1), zero)
+
+  params, (losses, zero) = lab.scan_blocks(
+    epoch,
+    params,
+    config.num_epochs,
+    block_size=config.block_epochs,
+    name=name,
+    description=f'{name}, {config.num_seeds} seeds',
+  )
+  return params, np.asarray(losses), np.asarray(zero)
+
+
+def _test(config, groups, params, directions, tests) -> dict[str, np.ndarray]:
+  """Mean loss of trained layers on each test set. Shapes `[S, V * L]`."""
+
+  def errors(params, directions, prompt, target):
+    def of(group, params, directions):
+      phi = kernel(directions)
+      labels = jax.vmap(lambda layer, p: layer.predict(p, phi, prompt))(
+        group.layers, params
+      )
+      return jnp.mean((labels - target[None]) ** 2, axis=1)
+
+    return jnp.concatenate(list(map(of, groups, params, directions)))
+
+  def of_seed(inputs):
+    trained, tests = inputs
+
+    def of_test(test):
+      each = jax.lax.map(lambda x: errors(*trained, *x), test)
+      return jnp.mean(each, axis=0)
+
+    return jax.lax.map(of_test, tests)
+
+  @lab.compile_quickly
+  def run(trained, test):
+    return jax.lax.map(of_seed, (trained, test))
+
+  shapes: dict[Any, list[str]] = {}
+  for name, (prompts, _) in tests.items():
+    shapes.setdefault(prompts.tokens.shape, []).append(name)
+  results: dict[str, np.ndarray] = {}
+  for names in shapes.values():  # One compilation for prompts of one shape.
+    test = jax.tree.map(
+      lambda *x: jnp.stack(x, axis=1), *(tests[name] for name in names)
+    )
+    losses = jax.device_get(run((params, directions), test))
+    results |= {name: losses[:, i] for i, name in enumerate(names)}
+  return {name: results[name] for name in tests}
+
+
+def _by_layer(groups, params, num_rates) -> dict[str, Any]:
+  """Parameters of each layer, with axes `[S, L]`."""
+
+  def of(tree, i):
+    chosen = slice(i * num_rates, (i + 1) * num_rates)
+    return jax.tree.map(lambda x: x[:, chosen], tree)
+
+  return {
+    name: of(tree, i)
+    for group, tree in zip(groups, jax.device_get(params), strict=True)
+    for i, name in enumerate(group.names)
+  }
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+  losses = np.asarray(losses, np.float64)
+  return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def _mean_ratio(losses: np.ndarray, zero: np.ndarray) -> np.ndarray:
+  return losses.mean(axis=0) / zero.mean(axis=0)[:, None, None]
+
+
+def choose_rates(losses: np.ndarray) -> np.ndarray:
+  """Chooses each layer's rate in each run by the other runs alone.
+
+  Args:
+    losses: training losses `[S, V, L]`, infinite where training diverged.
+
+  Returns:
+    For each run and layer the rate of lowest geometric mean over the other
+    runs. Shape `[S, V]`.
+  """
+  logs = np.log(losses)
+  others = ~np.eye(logs.shape[0], dtype=bool)
+  means = [logs[mask].mean(axis=0) for mask in others]
+  return np.argmin(np.array(means), axis=2)

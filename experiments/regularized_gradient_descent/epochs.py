@@ -1,0 +1,413 @@
+"""Where do many epochs of batch 1 with a ridge end, beside the layer?
+
+E epochs with step size 1 / E and a ridge in every visit, of strength alpha or
+alpha / N: by gradient descent, and by the closed form. A relative deviation of
+a seed (a pretrained layer with its features and task) is the root of its mean
+square over the held-out prompts, over that of the layer's output; intervals are
+95 % t-intervals over seeds.
+
+References:
+  Ren & Liu, arXiv:2310.13220v1, Fig. 10 (batch 1, E epochs).
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from experiments.regularized_gradient_descent import steps
+from iclcl_jax import dual, features, losses, modified
+from iclcl_jax.types import Array, Float
+
+SLIGHT = 0.1
+PER_VISIT, PER_EPOCH = 'alpha', 'alpha/N'
+SLUGS = {PER_VISIT: 'per_visit', PER_EPOCH: 'per_epoch'}
+TITLES = {
+  PER_EPOCH: 'decay of alpha / N in each visit',
+  PER_VISIT: 'decay of alpha in each visit',
+}
+NUM_STRIP_PROMPTS = 20
+
+
+class Epochs(NamedTuple):
+  """Predictions at the end of epochs 0, 1, ..., E.
+
+  Attributes:
+    measured: by gradient descent. Shape `[E + 1, d_y]`.
+    predicted: by its closed form. Shape `[E + 1, d_y]`.
+  """
+
+  measured: Any
+  predicted: Any
+
+
+class Results(NamedTuple):
+  """All curves.
+
+  Attributes:
+    step: what one step does.
+    curves: by E and reading of alpha, `[S, P, K, E + 1, d_y]`.
+  """
+
+  step: steps.Results
+  curves: Mapping[int, Mapping[str, Epochs]]
+
+
+def divisors(config: Any) -> dict[str, float]:
+  """What alpha is divided by in one visit, by reading."""
+  return {PER_VISIT: 1.0, PER_EPOCH: float(config.num_demonstrations)}
+
+
+def measure(config: Any) -> Results:
+  step, alphas = steps.measure(config), np.array(config.alphas)
+  strengths = np.stack([alphas / x for x in divisors(config).values()])
+
+  def descend(count):
+    def one(phi, prompt):
+      over = jax.vmap(
+        functools.partial(train, num_epochs=count), (None, None, 0)
+      )
+      found = over(phi, prompt, jnp.asarray(strengths.ravel()))
+      return jax.tree.map(
+        lambda x: x.reshape(*strengths.shape, *x.shape[1:]), found
+      )
+
+    found = steps.on_prompts(one, step.arrays)
+    return {
+      reading: jax.tree.map(lambda x, i=i: x[:, :, i], found)
+      for i, reading in enumerate(divisors(config))
+    }
+
+  return Results(step, {count: descend(count) for count in config.dual_epochs})
+
+
+def train(
+  phi: features.PositiveFeatures,
+  prompt: steps.Layer,
+  strength: Array,
+  *,
+  num_epochs: int,
+) -> Epochs:
+  r"""Trains with step size `1 / E` and the ridge in every visit.
+
+  Args:
+    phi: feature map of the layer.
+    prompt: the prompt.
+    strength: coefficient of the ridge in ONE visit.
+    num_epochs: the number of epochs E.
+
+  Returns:
+    Both curves.
+  """
+  keys, values, size = prompt.keys, prompt.values, prompt.keys.shape[0] - 1
+
+  def predict(state):
+    return dual.predict(phi, state, prompt.query, normaliser=prompt.normaliser)
+
+  start = dual.zero_shot(phi, keys[size:], values[size:])
+  outputs = dual.train_and_observe(
+    phi,
+    start,
+    keys[:size],
+    values[:size],
+    optimizer=optax.sgd(1 / num_epochs),
+    penalty=losses.ridge(strength),
+    num_epochs=num_epochs,
+    batch_size=1,
+    observe=predict,
+  ).observations[size - 1 :: size]
+  first = predict(start)[None]
+  return Epochs(
+    jnp.concatenate([first, outputs]),
+    jnp.concatenate([first, closed_form(prompt, strength, num_epochs)]),
+  )
+
+
+def closed_form(
+  prompt: steps.Layer, strength: Array, num_epochs: int
+) -> Float[Array, 'E d_y']:
+  """Predictions at the end of every epoch, without training.
+
+  An epoch is an affine map of the weights, so that the factors after e epochs
+  follow from those after one. The last ones come from the library's solution.
+  """
+  one, last = (
+    modified.regularised_training_weights(
+      prompt.keys.shape[0] - 1,
+      count,
+      learning_rate=1 / num_epochs,
+      strength=strength,
+    )
+    for count in (1, num_epochs)
+  )
+  powers = one.initial ** jnp.arange(num_epochs).astype(one.initial.dtype)
+  sums = jnp.cumsum(powers)[:-1, None] * one.demonstrations[None]
+  factors = jnp.concatenate(
+    [
+      jnp.concatenate([sums, last.demonstrations[None]]),
+      jnp.append(powers[1:], last.initial)[:, None],
+    ],
+    axis=1,
+  )
+  return (factors * prompt.weights[None]) @ prompt.values
+
+
+def relative(difference: Any, reference: Any) -> np.ndarray:
+  """Relative deviation by seed; prompts and labels are axes 1 and last."""
+
+  def size(array):
+    return np.sqrt(np.mean(array**2, axis=(1, array.ndim - 1)))
+
+  return size(difference) / size(reference)
+
+
+def deviation(results: Results, curve: np.ndarray) -> np.ndarray:
+  """Of a curve from the strict layer by epoch, `[S, K, E + 1]`."""
+  layer = results.step.steps.strict[:, :, :, None]
+  return relative(curve - layer, np.broadcast_to(layer, curve.shape))
+
+
+def deviations(config: Any, results: Results) -> list[tuple[Any, lab.Estimate]]:
+  """Deviations after the last epoch, by `(E, reading, alpha)`."""
+  return [
+    ((count, reading, alpha), statistics.mean(last[:, k]))
+    for count, curves in results.curves.items()
+    for reading, curve in curves.items()
+    for last in [deviation(results, curve.measured)[..., -1]]
+    for k, alpha in enumerate(config.alphas)
+  ]
+
+
+def ends(config: Any, results: Results) -> dict[str, dict[float, lab.Estimate]]:
+  """Those of the most epochs, by reading and alpha."""
+  found: dict[str, dict[float, lab.Estimate]] = {}
+  for (count, reading, alpha), estimate in deviations(config, results):
+    if count == config.dual_epochs[-1]:
+      found.setdefault(reading, {})[alpha] = estimate
+  return found
+
+
+def curve_residual(results: Results) -> float:
+  """Largest distance of descent and closed form, over all curves."""
+  largest = 0.0
+  for by_reading in results.curves.values():
+    for measured, predicted in by_reading.values():
+      # Growing weights round relative to their own size.
+      size = np.max(np.abs(measured), axis=(3, 4))
+      scale = np.maximum(results.step.layers.scale[:, :, None], size)
+      error = np.max(np.abs(measured - predicted), axis=(3, 4))
+      largest = max(largest, float(np.max(error / scale)))
+  return largest
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  rows = [
+    steps.claim(
+      'closed_form',
+      'E epochs of batch 1 with a ridge end where their closed form says, '
+      'epoch by epoch',
+      'largest residual over epochs, E, prompts, seeds, alpha and readings, '
+      'float64',
+      curve_residual(results),
+      steps.EXACT,
+    )
+  ]
+  count, step = config.dual_epochs[-1], results.step.steps
+  for reading in divisors(config):
+    last = results.curves[count][reading].measured[:, :, :, -1]
+    for k, alpha in enumerate(config.alphas):
+      if alpha == 0:
+        continue
+      rows += [
+        steps.claim(
+          f'slight_{form}_{SLUGS[reading]}_{alpha:g}',
+          f'{count} epochs of batch 1 deviate only slightly from the {form} '
+          f'layer: alpha = {alpha:g}, {reading} in a visit',
+          'relative deviation',
+          statistics.mean(relative(last - layer, layer)[:, k]),
+          SLIGHT,
+        )
+        for form, layer in (('strict', step.strict), ('printed', step.printed))
+      ]
+  return rows
+
+
+def figures(config: Any, results: Results) -> list[lab.Figure]:
+  return [_curves(config, results), _predictions(config, results)]
+
+
+def _curves(config: Any, results: Results) -> lab.Figure:
+  """Deviation from the strict layer at the end of each epoch."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.6))
+  count = config.dual_epochs[-1]
+  marked = np.unique(np.linspace(0, count, 9).round().astype(int))
+  for axis, reading in zip(axes, TITLES, strict=True):
+    measured, predicted = (
+      deviation(results, curve) for curve in results.curves[count][reading]
+    )
+    for k, alpha in enumerate(config.alphas):
+      looks = drawing.look(k)
+      marker = looks.pop('marker')
+      means = [statistics.mean(x) for x in measured[:, k].T]
+      label = f'alpha = {alpha:g}'
+      drawing.band(axis, np.arange(count + 1), means, label=label, **looks)
+      axis.plot(
+        marked,
+        predicted[:, k].mean(axis=0)[marked],
+        marker,
+        **{'color': looks['color'], 'mfc': 'none', 'ms': 9},
+      )
+    axis.set_xlabel(f'epoch of {count} (batch 1, step size 1/{count})')
+    axis.set_title(TITLES[reading])
+  axes[1].set_yscale('symlog', linthresh=1)
+  axes[1].set_ylabel('linear below 1, logarithmic above')
+  axes[0].set_ylabel('relative deviation from the strict layer')
+  for axis in axes:
+    axis.set_ylim(bottom=0)
+  labels = axes[0].get_legend_handles_labels()
+  figure.legend(*labels, loc='outside lower center', ncols=5)
+  found = ends(config, results)
+  said = '; '.join(
+    f'{words}: '
+    + ', '.join(
+      f'{x.value:.2g} (alpha = {a:g})' for a, x in found[name].items()
+    )
+    for name, words in TITLES.items()
+  )
+  caption = (
+    'Distance between the prediction of the dual model and the regularised '
+    'layer (strict form), relative to the output of the layer, at the end of '
+    f'each of {count} epochs of batch 1 with a ridge. Lines: gradient descent, '
+    f'mean over {config.num_seeds} pretrained layers with 95 % t-intervals '
+    'over these; markers: closed form. The right axis is linear up to 1, then '
+    f'logarithmic. After the last epoch it is, {said}.'
+  )
+  return lab.Figure('epochs', figure, caption)
+
+
+def _predictions(config: Any, results: Results) -> lab.Figure:
+  """Predicted labels of the layers and of both dual models."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(2, 1, figsize=(11, 7.4), sharex=True)
+  count, step = config.dual_epochs[-1], results.step
+  per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
+  per_seed = min(per_seed, config.num_test_prompts)
+  order = np.argsort(step.targets[:, :per_seed, 0].ravel())
+  curves = results.curves[count][PER_EPOCH].measured
+  for axis, k in zip(axes, (0, len(config.alphas) - 1), strict=True):
+    strict, printed, ridge, _ = (x[:, :, k] for x in step.steps)
+    series = (
+      (step.targets, '_', drawing.BLACK, 14, 'true label'),
+      (printed, '^', drawing.ORANGE, 9, 'printed layer'),
+      (strict, 'o', drawing.BLUE, 11, 'strict layer'),
+      (ridge, 'x', drawing.BLACK, 6, 'dual model, one full batch'),
+      (
+        curves[:, :, k, -1],
+        'D',
+        drawing.GREEN,
+        6,
+        f'dual model, {count} epochs, alpha / N',
+      ),
+    )
+    for array, marker, color, size, label in series:
+      axis.plot(
+        array[:, :per_seed, 0].ravel()[order],
+        marker,
+        **{'color': color, 'mfc': 'none', 'ms': size, 'mew': 1.6},
+        label=label,
+      )
+    axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
+    axis.set_xticks([])
+    axis.set_ylabel('label of the query')
+    axis.set_title(f'alpha = {config.alphas[k]:g}')
+  axes[1].set_xlabel(
+    f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by true '
+    'label'
+  )
+  labels = axes[0].get_legend_handles_labels()
+  figure.legend(*labels, loc='outside lower center', ncols=3)
+  task = '' if config.multi_task else ' on one task matrix, which they memorise'
+  caption = (
+    'Predicted labels of held-out prompts: the regularised layer in its strict '
+    'form (circles) and as printed (triangles), the dual model after one '
+    f'full-batch step with a ridge (crosses) and after {count} epochs of batch '
+    '1 (diamonds). The layers were pretrained without a ridge for '
+    f'{config.num_epochs} epochs{task}.'
+  )
+  return lab.Figure('predictions', figure, caption)
+
+
+def factors(config: Any) -> list[dict[str, Any]]:
+  """What training leaves of `W_0` and of the demonstrations, on average."""
+  rows = []
+  for alpha in config.alphas:
+    for reading, divisor in divisors(config).items():
+      for count in config.dual_epochs:
+        left = modified.regularised_training_weights(
+          config.num_demonstrations,
+          count,
+          learning_rate=1 / count,
+          strength=alpha / divisor,
+        )
+        rows.append(
+          {
+            'alpha': alpha,
+            'reading': reading,
+            'num_epochs': count,
+            'initial_factor': float(left.initial),
+            'demonstration_factor': float(np.mean(left.demonstrations)),
+          }
+        )
+  return rows
+
+
+def summary(config: Any, results: Results) -> dict[str, Any]:
+  return {
+    'curve_residual': curve_residual(results),
+    'deviations': [
+      {
+        'alpha': alpha,
+        'reading': reading,
+        'num_epochs': count,
+        'relative_deviation': estimate._asdict(),
+      }
+      for (count, reading, alpha), estimate in deviations(config, results)
+    ],
+    'factors': factors(config),
+  }
+
+
+def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+  """One row for each E, reading, alpha and epoch: deviation of every seed."""
+  return [
+    {
+      'num_epochs': count,
+      'reading': reading,
+      'alpha': alpha,
+      'epoch': epoch,
+      'relative_deviation': apart[:, k, epoch],
+    }
+    for count, by_reading in results.curves.items()
+    for reading, curve in by_reading.items()
+    for apart in [deviation(results, curve.measured)]
+    for k, alpha in enumerate(config.alphas)
+    for epoch in range(apart.shape[2])
+  ]
+
+
+def tables(config: Any, results: Results) -> dict[str, Any]:
+  del results
+  return {'factors': factors(config)}
+
+
+PART = lab.Part(measure, claims, figures, summary, tables, metrics)

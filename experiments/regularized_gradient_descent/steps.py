@@ -1,0 +1,289 @@
+"""Is the regularised layer one gradient step on the loss with a ridge?
+
+The strict form `(A - alpha diag A) V` is; the printed form `(A - alpha I) V` is
+one step on another loss, with one more pair that un-learns the query's own
+label. Both learning rates are 1, the batch is the whole prompt, and the query's
+token gives `W_0`. Values are reduced to the label, the part that is predicted.
+
+References:
+  Ren & Liu, arXiv:2310.13220v1, Fig. 10 (one full batch).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import pretraining
+from iclcl_jax import attention, bounds, dual, features, losses, modified
+from iclcl_jax.types import Array, Float
+
+SOURCE = 'arXiv:2310.13220v1, Fig. 10'
+EXACT = 1e-10
+
+
+class Layer(NamedTuple):
+  """The arguments of attention on one prompt, and what scales its rounding.
+
+  Attributes:
+    query: shape `[d_k]`.
+    keys: of demonstrations, then of the query. Shape `[N + 1, d_k]`.
+    values: their labels. Shape `[N + 1, d_y]`.
+    weights: attention weights. Shape `[N + 1]`.
+    normaliser: the `D` of the query. Shape `[]`.
+    scale: `sum_i a_i |v_i| + |v_q|`, what rounding is relative to. Shape `[]`.
+  """
+
+  query: Float[Array, ' d_k']
+  keys: Float[Array, 'n d_k']
+  values: Float[Array, 'n d_y']
+  weights: Float[Array, ' n']
+  normaliser: Float[Array, '']
+  scale: Float[Array, '']
+
+
+def layer(
+  params: pretraining.LayerParams,
+  phi: features.PositiveFeatures,
+  tokens: Float[Array, 'n d_model'],
+) -> Layer:
+  """Projects a prompt."""
+  query, keys, values = pretraining.project(params, tokens)
+  values = values[:, -pretraining.LABEL_DIM :]
+  weights = attention.weights(phi, query, keys)
+  sizes = jnp.sum(jnp.abs(values), axis=1)
+  return Layer(
+    query,
+    keys,
+    values,
+    weights,
+    dual.normaliser(phi, keys, query),
+    weights @ sizes + sizes[-1],
+  )
+
+
+class FullBatch(NamedTuple):
+  """One full-batch step, and the layers. Shapes `[d_y]`.
+
+  Attributes:
+    strict: regularised layer, `(A - alpha diag A) V`.
+    printed: the printed one, `(A - alpha I) V`.
+    ridge: dual model after one step with the ridge.
+    pair: after one step on the loss with one more pair.
+  """
+
+  strict: Any
+  printed: Any
+  ridge: Any
+  pair: Any
+
+
+def full_batch(
+  phi: features.PositiveFeatures, prompt: Layer, strength: Array
+) -> FullBatch:
+  """Takes one step by `jax.grad` on each of the two losses."""
+  query, keys, values = prompt.query, prompt.keys, prompt.values
+  start = dual.zero_shot(phi, keys[-1:], values[-1:])
+
+  def step(keys, values, penalty):
+    state = dual.one_step_autodiff(
+      phi, start, keys, values, penalty=penalty, learning_rate=1.0
+    )
+    return dual.predict(phi, state, query, normaliser=prompt.normaliser)
+
+  strict = modified.regularised(strength=strength)
+  printed = modified.regularised_as_printed(strength=strength)
+  # The label of the extra pair, -alpha D v_q / |phi(q)|^2, at the test input.
+  log_square = bounds.log_diagonal(phi, query[None])[0]
+  extra = prompt.normaliser * jnp.exp(-log_square) * values[-1:]
+  return FullBatch(
+    strict=strict(phi, query, keys, values),
+    printed=printed(phi, query, keys, values),
+    ridge=step(keys[:-1], values[:-1], losses.ridge(strength)),
+    pair=step(
+      jnp.concatenate([keys[:-1], query[None]]),
+      jnp.concatenate([values[:-1], -strength * extra]),
+      None,
+    ),
+  )
+
+
+class Results(NamedTuple):
+  """What one step does on all prompts, leading axes `[S, P]`.
+
+  Attributes:
+    layers: the prompts as the layers see them.
+    steps: with an axis of strengths. Shapes `[S, P, K, d_y]`.
+    targets: true labels. Shape `[S, P, d_y]`.
+    losses: of pretraining and of predicting 0. Shape `[epochs, 2, S]`.
+    arrays: layers, feature maps and tokens, float64.
+  """
+
+  layers: Layer
+  steps: FullBatch
+  targets: np.ndarray
+  losses: np.ndarray
+  arrays: Any
+
+
+@lab.once
+def measure(config: Any) -> Results:
+  """Pretrains the layers, and takes one step on their held-out prompts."""
+  seeds = pretraining.init_seeds(
+    config.seed, config.num_seeds, num_features=config.num_features
+  )
+  prompts = pretraining.Prompts(
+    num_demonstrations=config.num_demonstrations,
+    input_distribution=config.input_distribution,
+    multi_task=config.multi_task,
+  )
+  params, trained = pretraining.pretrain(
+    seeds,
+    prompts,
+    num_epochs=config.num_epochs,
+    learning_rate=config.learning_rate,
+    tokens_per_epoch=config.tokens_per_epoch,
+    block_epochs=config.block_epochs,
+  )
+  held_out = prompts.held_out(seeds, config.num_test_prompts)
+  arrays = jax.tree.map(
+    lambda x: np.asarray(x, np.float64),
+    (params, seeds.runs.phi, held_out.tokens),
+  )
+
+  def one(phi, prompt):
+    over = jax.vmap(full_batch, (None, None, 0))
+    return prompt, over(phi, prompt, jnp.array(config.alphas))
+
+  layers, steps = on_prompts(one, arrays)
+  targets = np.asarray(held_out.target, np.float64)
+  return Results(layers, steps, targets, trained, arrays)
+
+
+def on_prompts(fn: Callable[[Any, Layer], Any], arrays: Any) -> Any:
+  """Maps `fn(phi, prompt)` over all prompts in float64. Axes `[S, P]`."""
+  mapped = pretraining.for_all(
+    lambda params, phi, tokens: fn(phi, layer(params, phi, tokens))
+  )
+  with lab.float64_on_host(), jax.default_matmul_precision('highest'):
+    return jax.device_get(lab.compile_quickly(mapped)(*arrays))
+
+
+def residuals(results: Results) -> dict[str, np.ndarray]:
+  """Largest distances over the scale of rounding, `[S, P, K]`."""
+  scale, step = results.layers.scale[:, :, None], results.steps
+  pairs = {
+    'strict_ridge': (step.strict, step.ridge),
+    'printed_ridge': (step.printed, step.ridge),
+    'printed_pair': (step.printed, step.pair),
+  }
+  return {
+    name: np.max(np.abs(a - b), axis=3) / scale
+    for name, (a, b) in pairs.items()
+  }
+
+
+def claim(name: str, text: str, statistic: str, value: Any, at_most: float):
+  """A claim of this experiment: at most `at_most`."""
+  return lab.Claim(
+    id=f'regularized_gradient_descent/{name}',
+    source=SOURCE,
+    claim=text,
+    statistic=f'{statistic}; at most {at_most:g}',
+    estimate=value,
+    at_most=at_most,
+  )
+
+
+def claims(config: Any, results: Results) -> list[lab.Claim]:
+  del config
+  layer = 'one full batch with both learning rates 1 equals the regularised'
+  texts = {
+    'strict_ridge': f'{layer} layer: strict form (A - alpha diag A) V',
+    'printed_ridge': f'{layer} layer: printed form (A - alpha I) V',
+    'printed_pair': 'the printed form is exact for another loss: one more pair '
+    "un-learns the query's own label at the test input",
+  }
+  statistic = 'largest residual over prompts, seeds and alpha, float64'
+  found = residuals(results)
+  return [
+    claim(name, text, statistic, found[name].max(), EXACT)
+    for name, text in texts.items()
+  ]
+
+
+def figures(config: Any, results: Results) -> list[lab.Figure]:
+  """Residual of one full-batch step against both layers and losses."""
+  import matplotlib.pyplot as plt
+
+  figure, axis = plt.subplots(figsize=(9, 5.8))
+  found = residuals(results)
+  series = {
+    'printed_ridge': ('printed layer, loss with a ridge', drawing.ORANGE, '^'),
+    'printed_pair': (
+      'printed layer, loss with one more pair',
+      drawing.BLUE,
+      's',
+    ),
+    'strict_ridge': ('strict layer, loss with a ridge', drawing.BLACK, 'o'),
+  }
+  places, floor = np.arange(len(config.alphas)), np.finfo(float).eps / 4
+  for shift, (name, look) in zip((-0.15, 0, 0.15), series.items(), strict=True):
+    label, color, marker = look
+    each = np.maximum(found[name].max(axis=1), floor)  # [S, K]
+    axis.plot(
+      np.tile(places + shift, each.shape[0]),
+      each.ravel(),
+      marker,
+      color=color,
+      mfc='none',
+      ms=8,
+      label=label,
+    )
+  axis.axhline(EXACT, color=drawing.GREY, linestyle='--')
+  axis.text(
+    places[-1] + 0.3, EXACT * 1.6, 'tolerance of an identity', ha='right'
+  )
+  axis.set(yscale='log', xlabel='alpha')
+  axis.set_xticks(places, [f'{alpha:g}' for alpha in config.alphas])
+  axis.set_ylabel('residual, relative to the scale of rounding')
+  axis.set_title('One full batch, both learning rates 1')
+  figure.legend(loc='outside lower center', ncols=2)
+  strict, printed, pair = (
+    f'{found[name].max():.1e}'
+    for name in ('strict_ridge', 'printed_ridge', 'printed_pair')
+  )
+  caption = (
+    'Largest residual between a regularised layer and its dual model after ONE '
+    'full-batch gradient step in float64, one marker for each of '
+    f'{config.num_seeds} pretrained layers (largest of '
+    f'{config.num_test_prompts} held-out prompts; drawn at {floor:.0e} if it '
+    f'is smaller). Largest of all: {strict} for the strict form and the ridge, '
+    f'{printed} for the printed form (A - alpha I) V and the ridge, {pair} for '
+    'the printed form and a loss with one more pair, which un-learns the '
+    "query's own label at the test input."
+  )
+  return [lab.Figure('exact', figure, caption)]
+
+
+def summary(config: Any, results: Results) -> dict[str, Any]:
+  meaning = (
+    'Single-task pretraining: the loss measures memorisation of one task '
+    'matrix. No claim here depends on it.'
+  )
+  if config.multi_task:
+    meaning = 'A fresh task matrix for every prompt.'
+  loss, zero = results.losses[-1]
+  return {
+    'num_seeds': config.num_seeds,
+    'residuals': {x: float(y.max()) for x, y in residuals(results).items()},
+    'pretraining_loss_over_zero_predictor': float(np.mean(loss / zero)),
+    'pretraining_meaning': meaning,
+  }
+
+
+PART = lab.Part(measure, claims, figures, summary)
