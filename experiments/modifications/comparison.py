@@ -86,8 +86,10 @@ def judge(
   for rate in RATES:
     for statement in statements:
       value = results.ratio(rate, statement.measure, statement.layer)
-      label = verdict(value, config.num_seeds)
-      rows.append(claim(config, results, source, rate, statement, value, label))
+      judged = fits(statement.expected, verdict(value, config.num_seeds))
+      rows.append(
+        claim(config, results, source, rate, statement, value, judged)
+      )
   return rows
 
 
@@ -105,7 +107,7 @@ def claim(
   rate: str,
   statement: Statement,
   value: lab.Estimate,
-  label: str,
+  judged: str,
   note: str = '',
 ) -> lab.Claim:
   """A statement as a claim; undecided if the plain layer learnt nothing."""
@@ -114,7 +116,7 @@ def claim(
   plain = statistics.geometric_mean(results.losses(rate, 'held_out', PLAIN))
   # Where the plain layer has learnt nothing, that others are as good says
   # little.
-  judged = fits(expected, label) if plain.high < 1 else 'undecided'
+  judged = judged if plain.high < 1 else 'undecided'
   return lab.Claim(
     id=f'modifications-{slug}-{rate}',
     source=source,

@@ -15,13 +15,11 @@ View = Callable[[Array], Array]
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Augmented(Attention):
-  r"""Attention to augmented views of the demonstrations.
-
-  .. math:: h = \sum_i g_1(v_i)\,K(g_2(k_i), q) \big/ \sum_i K(g_2(k_i), q)
+  """Attention to augmented views of the demonstrations, see `augmented`.
 
   Attributes:
-    augment_keys: `g_2`, a function of one key; a pytree.
-    augment_values: `g_1`, a function of one value; a pytree.
+    augment_keys: a function of one key; a pytree.
+    augment_values: a function of one value; a pytree.
   """
 
   augment_keys: View

@@ -50,7 +50,9 @@ class Choice:
       return select(candidates, count)
     candidates, limit = candidates & mask, jnp.sum(mask) - 1
     if not isinstance(count, int):
-      return select(candidates, jnp.minimum(count, limit))
+      return select(
+        candidates, jnp.minimum(jnp.asarray(count, limit.dtype), limit)
+      )
     # The number of visible tokens is not known while tracing: one at a time.
     chosen = jnp.zeros_like(candidates)
     for index in range(min(count, size - 1)):

@@ -68,7 +68,8 @@ class LossAttention(Attention):
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
-    return output - self.step_size * reading.numerator * scale / total
+    scale = jnp.asarray(self.step_size, scale.dtype) * scale
+    return output - reading.numerator * scale / total
 
   @door
   def labels(
@@ -83,21 +84,12 @@ class LossAttention(Attention):
   ) -> Float[Array, 'N d_v']:
     """Returns what the attention adds up in place of the values.
 
-    Args:
-      phi: feature map or kernel.
-      query: the test input, for a loss that needs its normaliser. Shape
-        `[d_k]`.
-      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      num_query_tokens: how many of the last rows give `W_0`.
-      mask: valid tokens. Shape `[N]`; None for all.
+    Arguments and errors as in the call; the query counts for a loss that
+    needs its normaliser.
 
     Returns:
       Minus the step times the slope of the loss for each demonstration, and
       what the decay leaves of each query-side value. Shape `[N, d_v]`.
-
-    Raises:
-      ValueError: as the call.
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
@@ -113,7 +105,8 @@ class LossAttention(Attention):
       self._check_zero(values)
       predictions = jnp.zeros_like(values)
     slopes = self._labels(predictions, values[:size], mask, normaliser)
-    labels = jnp.concatenate([slopes, (1 - self.decay) * values[size:]])
+    kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
+    labels = jnp.concatenate([slopes, kept])
     return labels if mask is None else jnp.where(mask[:, None], labels, 0)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):

@@ -28,9 +28,7 @@ from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Negative(Attention):
-  r"""Attention that pushes each query away from tokens of its choice.
-
-  .. math:: h_j = \sum_i (g_{ji} a_{ji} - m_{ji})\, v_i
+  """Attention that pushes each query away from others, see `negative`.
 
   Every door is quadratic in `N`. `stream` holds the scores of a block of
   queries, `[chunk_size, N]`, and the features of all keys, `[N, R]`. `causal`
@@ -161,9 +159,7 @@ def negative(
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TokenNegative(Attention):
-  r"""Attention in which every token has negatives, shared by all queries.
-
-  .. math:: H = A (I - M) V, \quad M_{ij} = \beta/|N(i)| \text{ for } j \in N(i)
+  """Attention whose tokens push each other away, see `token_negative`.
 
   `stream` and `causal` are plain attention with other labels, which cost all
   `N^2` scores and memory as those of `Negative`. One query does not bring the
@@ -190,19 +186,7 @@ class TokenNegative(Attention):
 
     .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j
 
-    Args:
-      phi: feature map or kernel.
-      queries: the query of every token. Shape `[N, d_k]`.
-      keys: keys. Shape `[N, d_k]`.
-      values: values. Shape `[N, d_v]`.
-      chunk_size: queries whose scores are held at a time.
-      mask: valid tokens. Shape `[N]`; None for all.
-
-    Returns:
-      The labels. Shape `[N, d_v]`.
-
-    Raises:
-      ValueError: if ranks, sizes or dtypes disagree.
+    Arguments as in `stream`. Shape `[N, d_v]`.
     """
     keys, values = visible_rows(mask, keys, values)
     look = _looking_at_all(phi, keys, mask)

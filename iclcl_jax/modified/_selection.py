@@ -62,7 +62,8 @@ def _smallest(criterion, candidates, count):
   criterion = jnp.where(candidates, criterion, jnp.inf)
   if isinstance(count, int):
     return _first(criterion, count) & candidates
-  return (_ranks(criterion) < count) & candidates
+  ranks = _ranks(criterion)
+  return (ranks < jnp.asarray(count, ranks.dtype)) & candidates
 
 
 def _ranks(criterion):
