@@ -41,11 +41,11 @@ heavy g2 stays undecided. Both signs of alpha help for the same reason: the
 printed form has a linear path from the query to its label, and with alpha < 0
 it *is* a residual connection on the token's value. The strict form, which the
 loss implies, does next to nothing: the own token has little weight. At tuned
-rates negatives and heavy g2 stay undecided, and a residual path with a matrix of
-its own ends better than alpha = -0.5. There SGD is so fast that it amplifies
-rounding: the fixed column is the same on every machine, the tuned one moves
-within its intervals, and a verdict on their edge with it (heavy g2 has been
-poorer, 3.3 [1.1, 9.4], and the adapter better than its control or not).
+rates negatives and heavy g2 stay undecided, and a residual path with a matrix
+of its own ends better than alpha = -0.5. There SGD is so fast that it amplifies
+rounding: the fixed columns are those of every order of the sums, the tuned one
+moves within its intervals, and a verdict on their edge with it (heavy g2 has
+been poorer, 3.3 [1.1, 9.4]; the adapter better than its control, or not).
 
 The plain layer's held-out loss is .12 [.10, .14] of that of predicting 0, and
 .012 [.004, .034] at its tuned rate, 0.09; on prompts of other matrices B it is
