@@ -236,8 +236,9 @@ def _draw(results: Results) -> Any:
     row[0].set_ylabel('R × relative variance of a kernel value')
   figure.suptitle(
     'Measured variance of the kernel estimate (points) and its closed form '
-    f'(lines; simplex+ has none)\n{data.caption()}\nwhere points lie far below '
-    'their line, draws rarer than these carry the mean',
+    f'(lines; simplex+ has none)\n{data.caption(names)}\n'
+    'where points lie far below their line, draws rarer than these carry the '
+    'mean',
     fontsize=11,
   )
   return figure

@@ -119,15 +119,17 @@ class Measurements:
     """Errors of independent units against directions. Shape `[U, R]`."""
     return condition.units(self.draws(method, condition, quantity, sizes))
 
-  def caption(self) -> str:
-    """What the points of a figure are means of."""
-    condition = next(iter(self.conditions.values()))
+  def caption(self, names: Sequence[str]) -> str:
+    """What the points of a figure of some conditions are means of."""
+    condition = self.conditions[names[0]]
     num_draws, num_tokens, width = condition.keys.shape
-    units = self.conditions['trained'].num_units
-    return (
+    text = (
       f'{num_tokens} tokens of size {width}; means of {num_draws} draws, bars: '
-      f'95 % bootstrap intervals (trained: over {units} seeds)'
+      '95 % bootstrap intervals'
     )
+    if 'trained' in names:
+      text += f' (trained: over {self.conditions["trained"].num_units} seeds)'
+    return text
 
 
 class Data(NamedTuple):

@@ -224,7 +224,8 @@ def _draw_errors(config: 'Config', results: Results) -> Any:
     axis.set_xlabel('number of random features R')
   figure.suptitle(
     f'{PAPER_MAP.name.capitalize()} features against exact softmax: the error '
-    f'falls like 1/R at small norms only\n{data.caption()}\n'
+    'falls like 1/R at small norms only\n'
+    f'{data.caption(list(data.conditions))}\n'
     'dashed: first-order closed form; where it is missing, it lies above the '
     'axes',
     fontsize=11,
@@ -258,7 +259,8 @@ def _draw_slopes(data: Measurements) -> Any:
   axis.set_ylabel('slope of log error against log R')
   axis.legend(loc='upper left')
   axis.set_title(
-    f'How fast positive gaussian features approach softmax\n{data.caption()}'
+    'How fast positive gaussian features approach softmax\n'
+    f'{data.caption(list(fits))}'
   )
   return figure
 

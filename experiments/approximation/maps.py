@@ -170,7 +170,7 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
   figure.suptitle(
     'All feature maps against exact softmax. pos: positive, hyp: hyperbolic, '
     'trig: trigonometric; G: gaussian, O: orthogonal, S: simplex, '
-    f'S+: simplex+\n{data.caption().split(";")[0]}; medians over draws '
+    f'S+: simplex+\n{data.caption(names).split(";")[0]}; medians over draws '
     '(trained: over seeds)',
     fontsize=11,
   )
@@ -220,7 +220,7 @@ def _draw_compared(config: 'Config', data: Measurements) -> Any:
   figure.legend(*handles, loc='outside lower center', ncols=2)
   figure.suptitle(
     f'{estimates.words(COMPARED)} over that of {PAPER_MAP.name} features (left '
-    f'of 1: better), geometric means over R\n{data.caption()}',
+    f'of 1: better), geometric means over R\n{data.caption(names)}',
     fontsize=11,
   )
   return figure
