@@ -288,7 +288,7 @@ def shrink(
   measured, predicted = (
     {name: np.zeros(len(SHRINK_FACTORS)) for name in MAPS} for _ in range(2)
   )
-  for index, factor in enumerate(np.float32(SHRINK_FACTORS)):
+  for index, factor in enumerate(map(np.float32, SHRINK_FACTORS)):
     small = HeadInputs(queries * factor, keys * factor, values)
     errors = errors_of(small, GAUSSIAN, num_directions, num_draws, seed)
     expected = predict(small, num_directions)
