@@ -239,7 +239,7 @@ def test_killed_run_resumes_to_the_same_bits(script, tmp_path):
 def _walk(folder, num_steps=6, block_size=2):
   root = jax.random.key(1)
 
-  def step(carry, number):
+  def step(root, carry, number):
     x = carry['x'] + jax.random.normal(
       jax.random.fold_in(root, number), (3,), carry['x'].dtype
     )
@@ -248,7 +248,10 @@ def _walk(folder, num_steps=6, block_size=2):
   carry = {'x': jnp.zeros(3, jnp.float32)}
   with loops.checkpoints_in(folder):
     return lab.scan_blocks(
-      step, carry, num_steps, block_size=block_size, name='walk'
+      *(step, carry, num_steps),
+      block_size=block_size,
+      name='walk',
+      shared=(root,),
     )
 
 

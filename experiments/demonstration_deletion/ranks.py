@@ -94,7 +94,7 @@ def measure(config: Any) -> Results:
   prompts = prompting.make(config, tokenizer)
   arrays = jax.tree.map(jnp.asarray, prompts)
 
-  def step(carry, number):
+  def step(model, carry, number):
     prompt = jax.tree.map(lambda rows: rows[number], arrays)
     return carry, one_prompt(model, labels, prompt)._asdict()
 
@@ -104,6 +104,7 @@ def measure(config: Any) -> Results:
     config.num_prompts,
     block_size=config.block_size,
     name='prompts',
+    shared=(model,),
   )
   effects = Effects(**found)
   return Results(prompts, effects, rank(config, prompts, effects))
@@ -124,11 +125,12 @@ def one_prompt(
   removed = attribution.logit_differences_without(
     model, prompt.tokens, segments, *labels, **options
   )
-  hidden = jax.vmap(
+  hidden = jax.lax.map(
     lambda number: attribution.logit_difference(
       model, prompt.tokens, *labels, mask=mask, excluded=segments == number
-    )
-  )(jnp.arange(size, dtype=segments.dtype))
+    ),
+    jnp.arange(size, dtype=segments.dtype),
+  )
   terms = (
     *(parts.contributions, parts.rest, parts.embedding),
     *(parts.biases, parts.final_bias),

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,13 +28,14 @@ def checkpoints_in(folder: pathlib.Path) -> Iterator[None]:
 
 
 def scan_blocks(
-  step_fn: Callable[[Any, Any], tuple[Any, Any]],
+  step_fn: Callable[..., tuple[Any, Any]],
   carry: Any,
   num_steps: int,
   *,
   block_size: int,
   name: str,
   description: str = '',
+  shared: tuple[Any, ...] = (),
 ) -> tuple[Any, Any]:
   """`lax.scan` over step numbers, in blocks, with progress and checkpoints.
 
@@ -43,12 +45,14 @@ def scan_blocks(
   checkpoints.
 
   Args:
-    step_fn: `(carry, step) -> (carry, outputs)`.
+    step_fn: `(*shared, carry, step) -> (carry, outputs)`.
     carry: the initial carry, a pytree of arrays.
     num_steps: number of steps.
     block_size: steps between checkpoints.
     name: of this loop, unique in its experiment: the folder of its checkpoints.
     description: label of the progress bar; the name if empty.
+    shared: pytrees that every step reads, such as a large model: arguments of
+      the compiled loop, where a closure would make them its constants.
 
   Returns:
     `(carry, outputs)`, outputs stacked along a leading axis of `num_steps`.
@@ -59,14 +63,16 @@ def scan_blocks(
   import tqdm
 
   @jax.jit
-  def block(carry, steps):
-    return jax.lax.scan(step_fn, carry, steps)
+  def block(shared, carry, steps):
+    return jax.lax.scan(functools.partial(step_fn, *shared), carry, steps)
 
   with _manager(name) as manager:
     done = (manager and manager.latest_step()) or 0
     outputs: list[Any] = []
     if done:
-      carry, earlier = _restore(manager, done, step_fn, carry)
+      carry, earlier = _restore(
+        manager, done, functools.partial(step_fn, *shared), carry
+      )
       outputs.append(earlier)
     bar = tqdm.tqdm(  # None: no bar where nobody looks, such as in a log file.
       total=num_steps,
@@ -78,7 +84,7 @@ def scan_blocks(
     with bar:
       while done < num_steps:
         size = min(block_size, num_steps - done)
-        carry, new = block(carry, jnp.arange(done, done + size))
+        carry, new = block(shared, carry, jnp.arange(done, done + size))
         outputs.append(jax.device_get(new))
         done += size
         bar.update(size)
