@@ -13,7 +13,7 @@ that end like it, with one more word, are demonstrations, and that word is their
 label. Without a prompt, one of this package is read: ten reviews with their
 sentiment. `report.html` in the workdir shows what the answer was read from.
 
-It takes about 40 s on two idle cores, and 2.0 GiB of memory; the short run of
+It takes about 40 s on two idle cores, and 2.2 GiB of memory; the short run of
 `make demo` (`--num_demonstrations=4 --greedy_tokens=4 --num_features=0`) takes
 25 s. `seconds` in `summary.json` says where time went. Expect, over 270 heads
 and 256 positions (249 of the prompt, 7 of its continuation)::
