@@ -1,6 +1,7 @@
 """What the documents say is run, and what they name exists."""
 
 import doctest
+import importlib
 import pathlib
 import re
 import subprocess
@@ -31,6 +32,35 @@ def test_code_prints_what_it_says(path, least):
     command, cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert result.returncode == 0, result.stdout + result.stderr
+
+
+ARCHITECTURE = (ROOT / 'docs/architecture.md').read_text()
+
+
+def test_every_question_is_answered_where_the_index_says():
+  index = ARCHITECTURE.split('## Where is')[1].split('## How to add')[0]
+  rows = [line.split('|')[2] for line in index.splitlines() if '? |' in line]
+  assert len(rows) >= 10
+  for row in rows:
+    folder = ROOT / 'experiments'
+    for name in re.findall(r'`([^`]+)`', row):
+      if '/' in name:
+        path = ROOT / 'experiments' / name.removeprefix('experiments/')
+        folder = path.parent
+      else:
+        path = folder / name
+      assert path.exists(), name
+
+
+def test_the_example_of_an_experiment_runs(tmp_path, monkeypatch):
+  (code,) = re.findall(r'```python\n(.*?)```', ARCHITECTURE, re.DOTALL)
+  assert len(list(filter(str.strip, code.splitlines()))) < 60
+  (tmp_path / 'coins.py').write_text(code)
+  monkeypatch.syspath_prepend(tmp_path)
+  coins = importlib.import_module('coins')
+  summary = coins.run(coins.Config(), tmp_path / 'out')
+  assert [claim['verdict'] for claim in summary['claims']] == ['reproduced']
+  assert (tmp_path / 'out/figures/errors.png').exists()
 
 
 def test_there_are_equations():
