@@ -269,19 +269,16 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
       label=label,
     )  # fmt: skip
     right.plot(results.grid, along.T, color=color, ls=line, lw=1, alpha=0.8)
-    right.plot([], [], color=color, ls=line, label=label)
   zero = results.loss_zero
   left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
   left.set(yscale='log', xlabel='training steps')
   left.set_ylabel('loss (half squared error)')
-  left.legend(loc='upper right')
   right.plot(
     *results.context.T, 'o', color=drawing.BLACK, ms=7, label='demonstrations',
     zorder=3,
   )  # fmt: skip
   right.set(xlabel='input of the query', ylabel='prediction')
-  right.margins(y=0.35)
-  right.legend(loc='upper center', ncols=2)
+  figure.legend(loc='outside upper center', ncols=4)
   caption = (
     'Sine waves. Left: loss of a network with one layer of linear '
     'self-attention on top, and of one gradient step on the last layer of a '
