@@ -190,14 +190,13 @@ def _section(
   flags = [f'--{name}={_flag(value)}' for name, value in options.items()]
   command = ['python', '-m', f'experiments.{job.name}', '--workdir=DIR']
   summary = folders.read_json(folder / 'summary.json')
-  seconds = summary['seconds']
   return pages.Section(
     name=job.name,
     title=job.title,
     command=' '.join(command + flags),
     folder=folder,
     summary=summary,
-    seconds=seconds if isinstance(seconds, float) else seconds['total'],
+    seconds=summary['seconds']['total'],
   )
 
 
