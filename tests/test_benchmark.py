@@ -125,12 +125,12 @@ def test_performer_computes_the_same_attention():
     return
   arrays, phi = timing.heads(TINY, 64), timing.feature_map(TINY)
   host = [np.asarray(array) for array in arrays]
-  pairs = {
-    peers.performer: attention.stream_kernel_attention,
-    peers.causal_performer: attention.causal_kernel_attention,
-  }
-  for peer, ours in pairs.items():
-    theirs = peer(*host, np.asarray(phi.projection))()
+  for causal, ours in (
+    (False, attention.stream_kernel_attention),
+    (True, attention.causal_kernel_attention),
+  ):
+    peer = peers.performer(*host, np.asarray(phi.projection), causal=causal)
+    theirs = peer()
     expected = jax.vmap(lambda *head, ours=ours: ours(phi, *head))(*arrays)
     # The peer adds 1e-4 to every feature.
     np.testing.assert_allclose(theirs, expected, atol=5e-3)

@@ -46,11 +46,9 @@ def test_layers_trained_together_are_those_trained_alone():
   config, rates = experiment.Config.tiny(), jnp.array([1.0, 2.0])
 
   def train(*names):
-    fit = lab.compile_quickly(
+    return lab.compile_quickly(
       lambda: layers.train(config, names, (4, 3), rates)
-    )
-    with jax.numpy_dtype_promotion('standard'):
-      return fit()
+    )()
 
   together, alone = train(*layers.LAYERS), train(layers.PUBLISHED)
   for ours, theirs in zip(

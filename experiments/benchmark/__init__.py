@@ -142,16 +142,5 @@ def closing(found: Mapping[str, Any]) -> str:
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Measures everything; writes `summary.json` and `table.md`.
-
-  Args:
-    config: sizes and repetitions.
-    workdir: folder of the results.
-
-  Returns:
-    The summary.
-
-  Raises:
-    ValueError: if the workdir cannot be written or holds another config.
-  """
+  """Runs the benchmark, as `lab.run` does; writes `table.md` besides."""
   return lab.run(PARTS, config, workdir, conclude=conclude, closing=closing)

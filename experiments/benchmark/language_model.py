@@ -7,13 +7,12 @@ with the chain of dual models, as a multiple of that forward pass.
 """
 
 import os
-import warnings
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.benchmark import timing
+from experiments.benchmark import peers, timing
 from experiments.benchmark.timing import Goal, compile_call
 from iclcl_jax import equivalence, pretrained
 
@@ -94,12 +93,8 @@ def peer(
   path: str | os.PathLike[str], tokens: np.ndarray
 ) -> timing.Call | None:
   """The same pass by `transformers`, with the weights of the same file."""
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      import torch
-      import transformers
-  except ImportError:
+  torch, transformers = peers.load('torch'), peers.load('transformers')
+  if torch is None or transformers is None:
     return None
   checkpoint = pretrained.read_gguf(path)
   config = {k: v for k, v in checkpoint.config.items() if k != 'model_type'}

@@ -5,32 +5,25 @@ NumPy arrays, or None where its package is not installed.
 """
 
 import contextlib
+import importlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Call: TypeAlias = Callable[[], np.ndarray]
+Call = Callable[[], np.ndarray]
 
 
-def _import_torch() -> Any:
-  try:
-    import torch
-  except ImportError:
-    return None
-  return torch
-
-
-def _import_performer() -> Any:
+def load(name: str) -> Any:
+  """The package, or None where it is not installed."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
-      import performer_pytorch
+      return importlib.import_module(name)
   except ImportError:
     return None
-  return performer_pytorch
 
 
 def performer(
@@ -38,23 +31,11 @@ def performer(
   keys: np.ndarray,
   values: np.ndarray,
   projection: np.ndarray,
+  *,
+  causal: bool = False,
 ) -> Call | None:
-  """Non-causal `FastAttention` of arrays `[H, N, d]`."""
-  return _performer(False, queries, keys, values, projection)
-
-
-def causal_performer(
-  queries: np.ndarray,
-  keys: np.ndarray,
-  values: np.ndarray,
-  projection: np.ndarray,
-) -> Call | None:
-  """Causal `FastAttention`, in the version that runs without a GPU."""
-  return _performer(True, queries, keys, values, projection)
-
-
-def _performer(causal, queries, keys, values, projection) -> Call | None:
-  torch, package = _import_torch(), _import_performer()
+  """`FastAttention` of arrays `[H, N, d]`; causal as it runs without a GPU."""
+  torch, package = load('torch'), load('performer_pytorch')
   if torch is None or package is None:
     return None
   num_features, dim = projection.shape
@@ -74,7 +55,7 @@ def causal_softmax(
   queries: np.ndarray, keys: np.ndarray, values: np.ndarray
 ) -> Call | None:
   """PyTorch's exact causal attention of arrays `[H, N, d]`."""
-  torch = _import_torch()
+  torch = load('torch')
   if torch is None:
     return None
   arrays = [torch.tensor(array)[None] for array in (queries, keys, values)]
@@ -107,7 +88,7 @@ def training_loop(
   Returns:
     A call that gives the loss of each step, or None.
   """
-  torch = _import_torch()
+  torch = load('torch')
   if torch is None:
     return None
   directions, tokens, targets = map(torch.tensor, (projection, tokens, targets))

@@ -13,7 +13,6 @@ from experiments import lab
 from experiments.learning_processes import prompts
 from experiments.learning_processes.prompts import angle, claim
 from iclcl_jax import attention, dual, features, losses, modified
-from iclcl_jax.types import DualState
 
 EXACT = 1e-12
 CLOSE = 10.0  # Degrees within which attention counts as a prediction.
@@ -92,8 +91,8 @@ class Task(NamedTuple):
   keys: Any
   values: Any
   query: Any
-  zero: DualState
-  own: DualState
+  zero: Any
+  own: Any
 
 
 def measure(config: Any) -> dict[str, Results]:
@@ -121,7 +120,7 @@ def _paths(task: Task, size, num_steps) -> dict[str, Path]:
   `min(1 / D, 1 / largest eigenvalue)`: stable for the squared loss.
   """
   data = task.keys, task.values
-  step = dual.one_step(IDENTITY, task.zero, *data).weights
+  step = _weights(dual.one_step(IDENTITY, task.zero, *data))
   length = size * jnp.linalg.norm(step)
 
   def path(loss, start):
@@ -154,13 +153,17 @@ def _temperature(values):
   return jnp.mean(jnp.sum(values**2, axis=1))
 
 
-def descend(loss, start: DualState, keys, values, length, num_steps: int):
+def _weights(state: Any):
+  return state.weights
+
+
+def descend(loss, start, keys, values, length, num_steps: int):
   """Weights `[T, d_v, R]` of a dual model along full-batch gradient descent.
 
   The step size is fixed: that at which the first step has this length.
   """
   whole = dual.one_step_autodiff(IDENTITY, start, keys, values, loss=loss)
-  rate = length / jnp.linalg.norm(whole.weights - start.weights)
+  rate = length / jnp.linalg.norm(_weights(whole) - start.weights)
   return dual.train_and_observe(
     IDENTITY,
     start,
@@ -170,7 +173,7 @@ def descend(loss, start: DualState, keys, values, length, num_steps: int):
     num_epochs=num_steps,
     batch_size=keys.shape[0],
     loss=loss,
-    observe=lambda state: state.weights,
+    observe=_weights,
   ).observations
 
 
@@ -185,7 +188,7 @@ def _first_steps(prompt: prompts.Prompt, task: Task, total) -> dict[str, Any]:
     state = dual.one_step_autodiff(
       IDENTITY, start, task.keys, labels, loss=loss
     )
-    return (state.weights - start.weights) @ task.query
+    return (_weights(state) - start.weights) @ task.query
 
   nce = answer(losses.info_nce(temperature), task.zero)
   pairs = {

@@ -140,7 +140,7 @@ def drawn(config: Any) -> tuple[Prompt, np.ndarray]:
     lambda seeds: jax.lax.map(draw, seeds)
   )(jnp.arange(config.num_seeds))
   trained, losses = lab.compile_quickly(jax.vmap(train))(run, prompts)
-  random = rows[:, :, -1], rows[:, :, :size], rows[:, :, size:-1]
+  random: Any = rows[:, :, -1], rows[:, :, :size], rows[:, :, size:-1]
   starts = jax.vmap(jax.vmap(start))(keys)
   prompts = [Prompt(run.phi, *found, starts) for found in (random, trained)]
   # Float64 on the host does not start from arrays of other devices.
@@ -152,10 +152,12 @@ def drawn(config: Any) -> tuple[Prompt, np.ndarray]:
 
 
 def _of_all(fn: Callable[[Prompt], Any], prompts: Prompt) -> Any:
-  axes = Prompt(*[0] * len(Prompt._fields))._replace(phi=None)
-  every = jax.vmap(jax.vmap(fn, in_axes=(axes,)))
+  def with_map(phi, rest):
+    return fn(Prompt(phi, *rest))
+
+  every = jax.vmap(jax.vmap(with_map, in_axes=(None, 0)))
   with lab.float64_on_host(), jax.default_matmul_precision('highest'):
-    return jax.device_get(lab.compile_quickly(every)(prompts))
+    return jax.device_get(lab.compile_quickly(every)(prompts[0], prompts[1:]))
 
 
 def of_every(config: Any, fn: Callable[[Prompt], Any]) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def claim(
   text: str,
   statistic: str,
   estimate: Any,
-  **bounds: float,
+  **bounds: Any,
 ) -> lab.Claim:
   """A claim about one of `DATA`; samples of seeds are averaged."""
   if np.ndim(estimate):

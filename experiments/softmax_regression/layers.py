@@ -10,7 +10,7 @@ import optax
 
 from experiments import lab
 from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import statistics, training
 from experiments.softmax_regression import one_step
 from experiments.softmax_regression.tasks import (
   CLOSE_COSINE,
@@ -88,7 +88,6 @@ class Results(NamedTuple):
   steps: one_step.Results
 
 
-@jax.numpy_dtype_promotion('standard')  # Optax mixes them in its powers.
 def measure(config: Any) -> Results:
   """Every layer at one size, and the published one at all trained sizes."""
   steps = one_step.measure(config)
@@ -96,7 +95,7 @@ def measure(config: Any) -> Results:
   jobs = {(few, middle): tuple(LAYERS), (few, config.widths[0]): (PUBLISHED,)}
   # The cost of a layer is quadratic in n: not at the largest.
   jobs |= {(n, middle): (PUBLISHED,) for n in config.num_words[1:-1]}
-  runs = {}
+  runs: dict[tuple[str, Size], Curves] = {}
   for size, names in jobs.items():
     factors = steps[size].rate_weights.mean(axis=1)
     rates = jnp.asarray(factors * unit_rate(size), float)
@@ -122,8 +121,9 @@ def initialise(key: Any, layer: Layer, width: int) -> dict[str, Any]:
 
 def answer(layer: Layer, params: Any, posed: account.Problem, queries: Any):
   """Logits of the queries; values are the targets, less their mean, alone."""
-  size = posed.document.shape
-  values = unit_rate(size) * (posed.target - 1 / size[0])
+  num_words, width = posed.document.shape
+  rate = unit_rate((num_words, width))
+  values = rate * (posed.target - 1 / num_words)
 
   def head(into_queries, into_keys, output):
     scores = (queries @ into_queries) @ (posed.document @ into_keys).T
@@ -151,9 +151,9 @@ def train(
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
   batch = max(1, config.words_per_batch // size[0])
 
-  def objective(params, layer, tasks):
+  def loss_of(name, params, tasks):
     def one(task):
-      logits = answer(layer, params, task.posed, task.queries)
+      logits = answer(LAYERS[name], params, task.posed, task.queries)
       error = jax.nn.softmax(logits) - task.answer
       start = task.answer - 1 / size[0]
       return jnp.sum(error**2), jnp.sum(start**2)
@@ -161,43 +161,36 @@ def train(
     ours, start = jax.vmap(one)(tasks)
     return jnp.mean(ours) / jnp.mean(start)
 
-  def tasks_of(key, count, frame):
-    keys = jax.random.split(key, count)
-    return jax.vmap(lambda k: draw(k, size, frame))(keys)
-
   def one_run(key, frame, rate):
     key_start, key_tasks, key_test = jax.random.split(key, 3)
-    test = tasks_of(key_test, config.num_test, frame)
 
-    def step(carry, index):
-      tasks = tasks_of(jax.random.fold_in(key_tasks, index), batch, frame)
-      for name, (params, state) in carry.items():
-        slope = jax.grad(objective)(params, LAYERS[name], tasks)
-        updates, state = optimizer.update(slope, state)
-        carry = carry | {name: (optax.apply_updates(params, updates), state)}
-      return carry, None
+    def tasks_of(key, count):
+      keys = jax.random.split(key, count)
+      return jax.vmap(lambda k: draw(k, size, frame))(keys)
 
-    def record(carry, indices):
-      params = {name: params for name, (params, _) in carry.items()}
-      return jax.lax.scan(step, carry, indices)[0], params
+    def next_tasks(index):
+      return index + 1, tasks_of(jax.random.fold_in(key_tasks, index), batch)
 
-    carry = {}
-    for name in names:  # All from the same key, as if each were alone.
-      key_same = jax.random.clone(key_start)
-      params = initialise(key_same, LAYERS[name], size[1])
-      carry[name] = params, optimizer.init(params)
-    indices = jnp.arange(config.num_steps).reshape(config.num_records, -1)
-    carry, records = jax.lax.scan(record, carry, indices)
+    records = training.train(
+      lambda params, tasks: sum(
+        loss_of(k, x, tasks) for k, x in params.items()
+      ),
+      {  # All from the same key, as if each were alone.
+        name: initialise(jax.random.clone(key_start), LAYERS[name], size[1])
+        for name in names
+      },
+      next_tasks,
+      jnp.array(0),
+      optax.partition(dict.fromkeys(names, optimizer), {k: k for k in names}),
+      num_steps=config.num_steps,
+      record_every=config.num_steps // config.num_records,
+    )
+    test = tasks_of(key_test, config.num_test)
     return {
       name: jax.lax.map(
-        lambda p, name=name: compare(LAYERS[name], p, test, rate),
-        jax.tree.map(
-          lambda x, y: jnp.concatenate([x, y[None]]),
-          records[name],
-          carry[name][0],
-        ),
+        lambda p, name=name: compare(LAYERS[name], p, test, rate), params
       )
-      for name in names
+      for name, params in records.items()
     }
 
   def one_frame(frame, rate):
@@ -222,27 +215,33 @@ def compare(layer: Layer, params: Any, tests: Tasks, rate) -> Curves:
     # A logit depends on its own query alone: one gradient has all rows.
     slopes = jax.grad(lambda q: jnp.sum(ours(q)))(task.queries)
     f, g = jax.nn.softmax(logits), jax.nn.softmax(steps)
-    away = jnp.linalg.norm(slopes - weights[None], axis=1)
+    start = 1 / task.answer.shape[0]
     size = jnp.linalg.norm(weights)
     cosines = (slopes @ weights) / (jnp.linalg.norm(slopes, axis=1) * size)
-    start = 1 / task.answer.shape[0]
-    losses = (jnp.sum((x - task.answer) ** 2) / 2 for x in (f, g, start))
-    moves = jnp.linalg.norm(f - g), jnp.linalg.norm(g - start)
-    models = jnp.mean(away), size, jnp.mean(cosines)
-    return *losses, *moves, *models, cosine(logits, steps)
+    away = jnp.linalg.norm(slopes - weights[None], axis=1)
+    return {
+      'loss': jnp.sum((f - task.answer) ** 2) / 2,
+      'loss_gd': jnp.sum((g - task.answer) ** 2) / 2,
+      'loss_start': jnp.sum((start - task.answer) ** 2) / 2,
+      'preds_diff': jnp.linalg.norm(f - g),
+      'preds_move': jnp.linalg.norm(g - start),
+      'model_diff': jnp.mean(away),
+      'model_size': size,
+      'model_cos': jnp.mean(cosines),
+      'logit_cos': cosine(logits, steps),
+    }
 
-  loss, loss_gd, loss_start, preds, moved, model, size, *cosines = jax.tree.map(
-    jnp.mean, jax.vmap(one)(tests)
-  )
+  mean = jax.tree.map(jnp.mean, jax.vmap(one)(tests))
   return Curves(
-    loss / loss_start,
-    loss_gd / loss_start,
-    loss / loss_gd,
-    preds / moved,
-    model / size,
-    *cosines,
-    preds,
-    model,
+    loss_ratio=mean['loss'] / mean['loss_start'],
+    gd_ratio=mean['loss_gd'] / mean['loss_start'],
+    loss_over_gd=mean['loss'] / mean['loss_gd'],
+    preds_diff=mean['preds_diff'] / mean['preds_move'],
+    model_diff=mean['model_diff'] / mean['model_size'],
+    model_cos=mean['model_cos'],
+    logit_cos=mean['logit_cos'],
+    preds_diff_absolute=mean['preds_diff'],
+    model_diff_absolute=mean['model_diff'],
   )
 
 
@@ -298,7 +297,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
   runs = f'means over {config.num_seeds} repetitions with 95 % intervals'
-  training = (
+  during = (
     'Self-attention layers during training, against one gradient step on '
     f'softmax regression with the best common rate (n = {config.num_words[0]} '
     f'words of width {config.middle}): {runs}. Left: target independent of the '
@@ -313,7 +312,7 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
     f'layer with {PUBLISHED.split(", ")[1]}, trained {config.num_steps} steps.'
   )
   return [
-    lab.Figure('training', _draw_training(config, results), training),
+    lab.Figure('training', _draw_training(config, results), during),
     lab.Figure('sizes', _draw_sizes(config, results), sizes),
   ]
 

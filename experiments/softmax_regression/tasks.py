@@ -76,7 +76,7 @@ def claim(
   text: str,
   statistic: str,
   estimate: Any,
-  **bounds: float,
+  **bounds: Any,
 ) -> lab.Claim:
   """A claim; samples of repetitions are averaged."""
   if np.ndim(estimate) == 1 and not isinstance(estimate, lab.Estimate):
