@@ -152,8 +152,10 @@ def test_help_of_an_option_tells_range_and_default():
     'rate': 'a rate (> 0 and < 1; default 0.5)',
     'kind': "a kind (a or b; default 'a')",
     'fast': 'whether it is fast (default false)',
-    'sizes': 'sizes (>= 1; comma-separated; default 1,2)',
-    'scales': 'scales (comma-separated; default 1.0)',
+    'sizes': (
+      'sizes (>= 1; comma-separated, increasing, at least 2; default 1,2)'
+    ),
+    'scales': 'scales (comma-separated, distinct; default 1.0)',
   }
 
 
@@ -199,12 +201,13 @@ def test_a_false_summary_is_a_failing_exit_code(script, tmp_path):
   ('arguments', 'message'),
   [
     (['--workdir=DIR', '--num_step=3'], "Unknown command line flag 'num_step'"),
+    (['--workdir=DIR', '--num_step=3'], '--help lists the flags'),
     (['--workdir=DIR', '--num_steps=many'], 'many'),
     (['--workdir=DIR', '--sizes=1,x'], 'sizes'),
     (['--workdir=DIR', '--num_steps=0'], 'error: num_steps is 0; expected an'),
-    (['--workdir=DIR', 'stray'], 'unknown arguments: stray'),
+    (['--workdir=DIR', 'stray'], 'error: unknown arguments: stray'),
     (['--workdir='], 'error: workdir is empty'),
-    ([], '--workdir'),
+    ([], 'error: workdir is empty'),
   ],
 )
 def test_bad_command_line_ends_in_a_message(
@@ -411,6 +414,11 @@ def _write(path, text, *, fail):
     temporary.write_text(text)
     if fail:
       raise RuntimeError
+
+
+def test_metrics_without_rows_are_an_empty_file(tmp_path):
+  workdir.write_metrics(tmp_path, [])
+  assert (tmp_path / 'metrics.jsonl').read_text() == ''
 
 
 def test_replacing_keeps_the_old_file_on_failure(tmp_path):

@@ -74,10 +74,17 @@ class Config(lab.Config):
     increasing=True,
   )
   heatmap_features: tuple[int, ...] = lab.option(
-    (120, 480, 1200, 4800), 'those with heatmaps', min_items=2, increasing=True
+    (120, 480, 1200, 4800),
+    'those of num_features with heatmaps',
+    minimum=2,
+    min_items=2,
+    increasing=True,
   )
   reference_features: int = lab.option(
-    1200, 'the one at which the layer is trained and entries are compared'
+    1200,
+    'the one of num_features at which the layer is trained and entries are '
+    'compared',
+    minimum=2,
   )
   standard_deviations: tuple[float, ...] = lab.option(
     (0.25, 0.5, 1.0, 1.5, 2.0),

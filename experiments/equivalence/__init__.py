@@ -63,7 +63,9 @@ class Config(lab.Config):
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
   num_epochs: int = lab.option(100, 'epochs of pretraining', minimum=1)
   tokens_per_epoch: int = lab.option(
-    pretraining.TOKENS_PER_EPOCH, 'an epoch has this many tokens, whatever N'
+    pretraining.TOKENS_PER_EPOCH,
+    'an epoch has this many tokens, whatever N; no fewer than a prompt has',
+    minimum=1,
   )
   learning_rate: float = lab.option(
     0.0, 'of pretraining; 0 for that of the input distribution', minimum=0

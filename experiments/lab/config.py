@@ -159,6 +159,13 @@ def _range(kind: type, rule: Any) -> str:
   return ' '.join([_NAMES[kind], ' and '.join(bounds)]).rstrip()
 
 
+def _items(rule: Any) -> str:
+  """How many items a list has and which order, in words."""
+  order = [name for name in ('increasing', 'distinct') if rule[name]]
+  count = [f'at least {rule["min_items"]}'] if rule['min_items'] > 1 else []
+  return ', '.join(['comma-separated', *order[:1], *count])
+
+
 def describe(field: dataclasses.Field) -> str:
   """The help text of an option, with what it may be and its default."""
   text, rule = field.metadata.get('help', field.name), field.metadata['rule']
@@ -171,7 +178,7 @@ def describe(field: dataclasses.Field) -> str:
   elif kind in (int, float) and _range(kind, rule) != _NAMES[kind]:
     parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
   if isinstance(default, tuple):
-    parts.append('comma-separated')
+    parts.append(_items(rule))
   shown = ','.join(map(str, items)) if items else ''
   if isinstance(default, str):
     shown = repr(default)

@@ -279,12 +279,20 @@ def main(experiment: Any) -> None:
   if {'--help', '-help', '-h', '--h'} & set(sys.argv[1:]):
     print(usage(experiment))
     return
-  flags.DEFINE_string('workdir', None, 'folder of all results', required=True)
+  flags.DEFINE_string('workdir', '', 'folder of all results')
   options.define_flags(experiment.Config)
 
+  def parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+      rest = flags.FLAGS(argv)
+    except flags.Error as error:
+      sys.exit(f'error: {error}\n--help lists the flags.')
+    if len(rest) > 1:
+      sys.exit(f'error: unknown arguments: {" ".join(rest[1:])}')
+    return rest
+
   def start(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+    del argv
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # The checkpointer is talkative.
     try:
@@ -296,7 +304,7 @@ def main(experiment: Any) -> None:
       sys.exit(1)
 
   jax.config.config_with_absl()
-  app.run(start)
+  app.run(start, flags_parser=parse)
 
 
 def usage(experiment: Any) -> str:
@@ -307,5 +315,6 @@ def usage(experiment: Any) -> str:
     text = options.describe(field)
     lines.append(f'  --{field.name}')
     lines.append(textwrap.indent(textwrap.fill(text, 72), ' ' * 6))
-  lines += ['', experiment.__doc__ or '', '--helpfull lists the flags of JAX.']
+  text = (experiment.__doc__ or '').strip()
+  lines += ['', text, '', '--helpfull lists the flags of JAX.']
   return '\n'.join(lines)

@@ -28,7 +28,9 @@ def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
     ValueError: if it can't be written, or holds results of another config.
   """
   if not os.fspath(workdir):
-    raise ValueError('workdir is empty; expected the path of a folder.')
+    raise ValueError(
+      'workdir is empty; expected the path of a folder, --workdir=DIR.'
+    )
   path = pathlib.Path(workdir).expanduser()
   try:
     (path / 'figures').mkdir(parents=True, exist_ok=True)
@@ -132,5 +134,5 @@ def to_json(tree: Any) -> str:
 
 def write_metrics(workdir: Workdir, rows: Sequence[Mapping[str, Any]]) -> None:
   """Writes `metrics.jsonl`, one JSON object a line."""
-  lines = [json.dumps(json.loads(to_json(row))) for row in rows]
-  write_text(workdir / 'metrics.jsonl', '\n'.join(lines) + '\n')
+  lines = [json.dumps(json.loads(to_json(row))) + '\n' for row in rows]
+  write_text(workdir / 'metrics.jsonl', ''.join(lines))
