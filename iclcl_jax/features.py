@@ -131,6 +131,9 @@ class FeatureKernel:
 
   phi: FeatureMap
 
+  def __post_init__(self):
+    _validate.check_feature_map(self.phi)
+
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:

@@ -6,6 +6,7 @@ one query, under `jax.vmap`. A new modification is one line in `CASES`.
 
 import dataclasses
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -552,6 +553,10 @@ def test_bad_input_names_the_argument(case, door):
       r'num_negatives is 1\.5; expected an integer >= 0',
     ),
     (
+      lambda: modified.negative(num_negatives=jnp.array(1.5), strength=0.1),
+      r'num_negatives is .*1\.5.*; expected an integer >= 0',
+    ),
+    (
       lambda: modified.token_negative(num_negatives=1, strength=jnp.ones(2)),
       r'strength has shape \[2\]; expected a scalar',
     ),
@@ -576,3 +581,64 @@ def test_numpy_rows_are_taken():
       attend.stream(phi, *arrays),
       attend.stream(phi, *map(jnp.asarray, arrays)),
     )
+
+
+def test_other_answers_check_their_counts():
+  queries, keys, values = draw()
+  tokens = modified.token_negative(num_negatives=1, strength=0.1)
+  with pytest.raises(ValueError, match='chunk_size is 0'):
+    tokens.labels(SOFTMAX, queries, keys, values, chunk_size=0)
+  push = modified.negative(num_negatives=1, strength=0.1)
+  for count in (-1, N + 1):
+    with pytest.raises(ValueError, match=f'num_query_tokens is {count}'):
+      push.change(SOFTMAX, queries[0], keys, num_query_tokens=count)
+
+
+@pytest.mark.parametrize('door', ['stream', 'causal'])
+def test_a_loss_with_a_ridge_is_its_loss_under_jit(door):
+  arrays = draw()
+  plain = modified.attention_from_loss(losses.squared)
+  attend = modified.attention_from_loss(
+    losses.squared, penalty=losses.ridge(0.5)
+  )
+  found = jax.jit(functools.partial(getattr(attend, door), SOFTMAX))(*arrays)
+  expected = getattr(plain, door)(SOFTMAX, *arrays)
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('door', ['stream', 'causal'])
+def test_a_loss_can_be_spread_over_a_mesh(door):
+  arrays = [jnp.stack([array] * 2) for array in draw()]
+  attend = modified.attention_from_loss(losses.squared)
+  fn = jax.vmap(functools.partial(getattr(attend, door), SOFTMAX))
+  mesh, spec = jax.sharding.Mesh(jax.devices()[:1], 'heads'), jax.P('heads')
+  spread = jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec)
+  np.testing.assert_allclose(jax.jit(spread)(*arrays), fn(*arrays), rtol=1e-12)
+
+
+def test_attentions_can_be_pickled():
+  for attend in (
+    modified.augmented(),
+    modified.negative(num_negatives=1, strength=0.1),
+    modified.attention_from_loss(losses.squared),
+  ):
+    copy = pickle.loads(pickle.dumps(attend))
+    assert jax.tree.structure(copy) == jax.tree.structure(attend)
+
+
+def test_what_a_caller_s_function_returns_is_checked():
+  arrays = draw()
+  views = modified.augmented(augment_values=lambda row: row > 0)
+  with pytest.raises(ValueError, match=r'dtypes disagree .*augment_values: bo'):
+    views.stream(POSITIVE, *arrays)
+  push = modified.negative(
+    num_negatives=1, strength=0.1, renormalise=lambda weights, *_: weights
+  )
+  with pytest.raises(ValueError, match='renormalise returned'):
+    push.stream(POSITIVE, *arrays)
+
+
+@pytest.mark.parametrize('phi', [SOFTMAX, features.EluPlusOneFeatures])
+def test_only_a_feature_map_has_a_kernel(phi):
+  with pytest.raises(ValueError, match='phi is'):
+    features.FeatureKernel(phi)

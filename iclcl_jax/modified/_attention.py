@@ -58,12 +58,7 @@ class Attention(abc.ABC):
     """
     count = num_query_tokens
     count = self._default_query_tokens if count is None else count
-    _validate.at_least(0, num_query_tokens=count)
-    if count > keys.shape[0]:
-      raise ValueError(
-        f'num_query_tokens is {count} of {keys.shape[0]} tokens; expected no '
-        'more than there are.'
-      )
+    check_query_side(count, keys.shape[0])
     return self._one(
       phi, jnp.asarray(query), *visible_rows(mask, keys, values), count, mask
     )
@@ -171,6 +166,16 @@ def visible_rows(
     return jnp.asarray(keys), jnp.asarray(values)
   keys, values = (jnp.where(mask[:, None], x, 0) for x in (keys, values))
   return keys, values
+
+
+def check_query_side(num_query_tokens: int, size: int) -> None:
+  """Raises unless it is a number of rows."""
+  _validate.at_least(0, num_query_tokens=num_query_tokens)
+  if num_query_tokens > size:
+    raise ValueError(
+      f'num_query_tokens is {num_query_tokens} of {size} tokens; expected no '
+      'more than there are.'
+    )
 
 
 def check_own(queries, keys) -> None:

@@ -43,19 +43,27 @@ class Augmented(Attention):
     )
 
   def _views(self, keys, values, mask):
-    """Both sides, row by row; raises if a result is not a row."""
+    """Both sides, row by row; raises if a result is no such row."""
     new_keys = jax.vmap(self.augment_keys)(keys)
     _validate.check_result('augment_keys', new_keys, keys.shape)
     new_values = jax.vmap(self.augment_values)(values)
     if getattr(new_values, 'ndim', None) != 2:
       _validate.check_result('augment_values', new_values, values.shape)
+    _validate.check_dtypes(
+      keys=keys, augment_keys=new_keys, augment_values=new_values
+    )
     return visible_rows(mask, new_keys, new_values)
+
+
+def _unchanged(row: Array) -> Array:
+  # Has a name, so that an attention can be pickled.
+  return row
 
 
 def augmented(
   *,
-  augment_keys: View = lambda key: key,
-  augment_values: View = lambda value: value,
+  augment_keys: View = _unchanged,
+  augment_values: View = _unchanged,
 ) -> Augmented:
   r"""Makes attention to augmented views of keys and values.
 

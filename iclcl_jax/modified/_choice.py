@@ -62,7 +62,8 @@ class Choice:
 
 
 def make_choice(num_negatives, strength, select, candidates_fn) -> Choice:
-  if not hasattr(num_negatives, 'dtype'):
+  dtype = getattr(num_negatives, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
     _validate.check_count('num_negatives', num_negatives, minimum=0)
   _validate.check_scalar('num_negatives', num_negatives, minimum=0)
   _validate.check_scalar('strength', strength)

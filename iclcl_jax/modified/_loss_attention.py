@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _pytree, _validate, attention, dual, losses
 from iclcl_jax._door import door
@@ -139,7 +140,8 @@ class LossAttention(Attention):
     self._check_mask(mask)
     if self.penalty is not None:
       slope = self._check_penalty(keys, values)
-      if _validate.is_concrete(slope) and jnp.any(slope != 0):
+      # By NumPy: under jit, jnp would make a tracer of what is known.
+      if _validate.is_concrete(slope) and np.any(np.asarray(slope)):
         raise ValueError(
           'penalty has a slope at W_0 = 0, which stream and causal leave out; '
           'expected one without, such as losses.ridge. Call the attention for '
@@ -193,7 +195,9 @@ class LossAttention(Attention):
       loss = functools.partial(loss, normaliser=1.0)
     losses.check_value(loss, values)
     with jax.ensure_compile_time_eval():
-      probe = jnp.ones_like(jnp.asarray(values))
+      # Of the shape alone: traced values may vary over the axes of a mesh.
+      dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+      probe = jnp.ones(values.shape, dtype)
       slopes = jax.grad(lambda predictions: loss(predictions, probe))(0 * probe)
       finite = jnp.all(jnp.isfinite(slopes))
     # A loss that depends on traced values cannot be looked at.

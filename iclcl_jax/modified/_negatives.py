@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
 from iclcl_jax._door import door
-from iclcl_jax.modified._attention import Attention, check_own, visible_rows
+from iclcl_jax.modified._attention import (
+  Attention,
+  check_own,
+  check_query_side,
+  visible_rows,
+)
 from iclcl_jax.modified._choice import Candidates, Choice, make_choice
 from iclcl_jax.modified._selection import (
   Negatives,
@@ -54,6 +59,7 @@ class Negative(Attention):
     mask: Mask | None = None,
   ) -> Negatives:
     """Returns the change of one query's weights; arguments as in the call."""
+    check_query_side(num_query_tokens, keys.shape[0])
     weights = attention.weights(phi, query, keys, mask=mask)
     return self._change(weights, _own(keys, num_query_tokens), mask)
 
@@ -62,7 +68,13 @@ class Negative(Attention):
     chosen = self.choice.choose(weights, position, mask)
     strength = jnp.asarray(self.choice.strength, weights.dtype)
     strength = jnp.where(jnp.any(chosen), strength, 0)
-    return self.renormalise(weights, chosen, visible, strength)
+    change = self.renormalise(weights, chosen, visible, strength)
+    if not isinstance(change, Negatives):
+      raise ValueError(
+        f'renormalise returned {_validate.describe(change)}; expected '
+        'modified.Negatives(mixing, gains).'
+      )
+    return change
 
   def _mix(self, weights, position, mask, values) -> Array:
     change = self._change(weights, position, mask)
@@ -115,7 +127,7 @@ def negative(
       but one visible token always stays out. A traced number sweeps: then
       tokens are ranked, which compares all pairs.
     strength: the total `beta` that the negatives lose.
-    select: `lowest_scores`, `highest_scores` or `randommake_choice(key)`, which
+    select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
       ranks the tokens alike for every query.
     renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
     candidates_fn: `(position [], positions [N]) -> [N]`, which tokens may be
@@ -188,6 +200,7 @@ class TokenNegative(Attention):
 
     Arguments as in `stream`. Shape `[N, d_v]`.
     """
+    _validate.at_least(1, chunk_size=chunk_size)
     keys, values = visible_rows(mask, keys, values)
     look = _looking_at_all(phi, keys, mask)
     return self._labels(look, jnp.asarray(queries), values, chunk_size)
