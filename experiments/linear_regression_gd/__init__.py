@@ -5,7 +5,7 @@ of softmax with one and two heads, looped and untied stacks, attention on a
 network (sine waves) and two layers on separate tokens; compares each with
 gradient descent, and tunes several steps of gradient descent and of GD++::
 
-  python -m experiments.linear_regression_gd --workdir=out/linear_regression_gd
+  python -m experiments.linear_regression_gd --workdir=out/linear_regression
 
 `--parts=steps,sine` runs, besides constructions and one linear layer, only
 these questions. The linear layer alone takes 20 s or less of wall-clock time a

@@ -484,7 +484,7 @@ def _draw_generalisation(results: Results) -> Any:
   left.plot(
     SCALES, scaled.gd, '+', color=drawing.ORANGE, ms=10, label='one GD step'
   )
-  left.plot(SCALES, scaled.closed_form, 'k--', label='theory')
+  left.plot(SCALES, scaled.closed_form, 'k--', label='closed form')
   left.axvline(1, color=drawing.GREY, lw=0.8)
   left.set(yscale='log', xlabel='scale of the inputs', ylabel='loss')
   least, most = np.min(scaled.closed_form), np.max(scaled.closed_form)
