@@ -167,9 +167,9 @@ def test_the_way_from_gd_to_its_peer(everything):
 
 def test_networks_learn_sine_waves(everything):
   found = everything[1]['sine']
-  for losses in (found.loss_attention, found.loss_descent):
-    assert np.all(losses[:, -1] < losses[:, 0])
-  assert found.along_descent.shape == (SEEDS, len(found.grid))
+  for learnt in (found.attention, found.descent):
+    assert np.all(learnt.loss[:, -1] < learnt.loss[:, 0])
+  assert found.descent.along.shape == (SEEDS, len(found.grid))
 
 
 def test_separate_tokens_read_each_other(everything):
@@ -250,8 +250,7 @@ def test_a_stack_is_the_layers_of_the_account(num_layers):
   """Both the short way and that with bounded activations."""
   rng = np.random.default_rng(0)
   rows = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
-  stack = training.Stack(num_layers=num_layers, init_scale=5.0)
-  model = training.stack_model(stack, 3)
+  model = training.stack_model(3, num_layers=num_layers, init_scale=5.0)
   layer = model.init(jax.random.key(0))
   layers = account.repeat(jax.tree.map(lambda w: w[0], layer), num_layers)
   expected = jax.jit(account.predict)(layers, rows)

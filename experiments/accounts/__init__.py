@@ -30,6 +30,7 @@ References:
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +43,14 @@ from experiments.accounts import comparison, identities, layers
 PARTS = {'identities': identities.PART, 'comparison': comparison.PART}
 
 
+count = functools.partial(lab.option, minimum=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(1, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  d_x: int = lab.option(5, 'width of the inputs, from U(-1, 1)', minimum=1)
+  d_x: int = count(5, 'width of the inputs, from U(-1, 1)')
   noise: float = lab.option(
     0.1, 'standard deviation of noise on labels', minimum=0
   )
@@ -60,13 +64,10 @@ class Config(lab.Config):
     'whose identities are checked',
     choices=tuple(identities.IDENTITIES),
   )
-  num_demonstrations: int = lab.option(
-    10, 'demonstrations at which is trained', minimum=1
-  )
-  lengths: tuple[int, ...] = lab.option(
+  num_demonstrations: int = count(10, 'demonstrations at which is trained')
+  lengths: tuple[int, ...] = count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
     'numbers of demonstrations at which is tested',
-    minimum=1,
     increasing=True,
   )
   scales: tuple[float, ...] = lab.option(
@@ -75,21 +76,17 @@ class Config(lab.Config):
     minimum=1e-3,
     increasing=True,
   )
-  batch_size: int = lab.option(64, 'prompts of a training step', minimum=1)
-  num_batches: int = lab.option(200, 'batches, used again in turn', minimum=1)
-  num_steps: int = lab.option(1500, 'training steps', minimum=1)
+  batch_size: int = count(64, 'prompts of a training step')
+  num_batches: int = count(200, 'batches, used again in turn')
+  num_steps: int = count(1500, 'training steps')
   learning_rate: float = lab.option(
     0.03, 'learning rate of Adam, at the start', minimum=1e-6
   )
-  num_test_prompts: int = lab.option(
-    500, 'test prompts of each seed', minimum=1
-  )
+  num_test_prompts: int = count(500, 'test prompts of each seed')
 
   def check(self):
-    for name, needed in (
-      ('lengths', self.num_demonstrations),
-      ('scales', 1.0),
-    ):
+    needs = {'lengths': self.num_demonstrations, 'scales': 1.0}
+    for name, needed in needs.items():
       self.require(
         needed in getattr(self, name),
         name,
@@ -116,13 +113,11 @@ class Config(lab.Config):
 def conclude(config: Config, results, claims) -> str:
   """What to remember of a run."""
   exact, learners = results['identities'].identities, results['comparison']
-  at = config.lengths.index(config.num_demonstrations)
   losses = {
-    name: np.mean(row.loss[comparison.TUNED, :, at])
-    for name, row in learners.items()
+    name: np.mean(row.here[comparison.TUNED]) for name, row in learners.items()
   }
   order = sorted(losses, key=lambda name: -losses[name])
-  alike = {k: row.alike for k, row in learners.items() if row.alike is not None}
+  alike = comparison.alike(learners)
   apart = ', '.join(
     f'{name} {row.num_apart} (worst ratio {max(row.ratio):.2g})'
     for name, row in alike.items()

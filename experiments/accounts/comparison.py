@@ -4,7 +4,6 @@ Losses are mean squared errors over that of predicting 0 on the same prompts.
 Ratios are geometric means over seeds, whose prompts both sides share.
 """
 
-import concurrent.futures
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,41 +25,36 @@ if TYPE_CHECKING:
 CLOSE = {'at_least': 0.95, 'at_most': 1.05}  # Ratios that count as the same.
 ALIGNED = 0.99
 KINDS = TUNED, TRAINED = 0, 1
+NAMES = 'tuned', 'trained'
+AVERAGES = {
+  'mean': statistics.mean,
+  'geometric mean': statistics.geometric_mean,
+}
 OSWALD = 'von Oswald et al., arXiv:2212.07677'
 CARRIED = '(on language), carried over to this task'
-# Better, worse, where the claim is from, and its words.
-ORDERS = (
-  (
-    'two-head softmax',
-    'softmax',
+# Better and worse learner: where the claim is from, and its words.
+ORDERS = {
+  ('two-head softmax', 'softmax'): (
     f'{OSWALD}, appendix (softmax self-attention)',
     'two softmax heads learn better than one',
   ),
-  (
-    'delta rule',
-    'linear attention',
+  ('delta rule', 'linear attention'): (
     'Schlag et al., arXiv:2102.11174, section 4',
     'the delta rule learns better than linear attention',
   ),
-  (
-    'gated delta rule',
-    'delta rule',
+  ('gated delta rule', 'delta rule'): (
     f'Yang et al., arXiv:2412.06464 {CARRIED}',
     'a gate improves the delta rule',
   ),
-  (
-    'delta rule (momentum)',
-    'delta rule',
+  ('delta rule (momentum)', 'delta rule'): (
     f'Behrouz et al., arXiv:2501.00663 {CARRIED}',
     'momentum improves the delta rule',
   ),
-  (
-    'momentum attention',
-    'softmax',
+  ('momentum attention', 'softmax'): (
     f'Dai et al., arXiv:2212.10559, Table 6 {CARRIED}',
     'momentum attention learns better than softmax attention',
   ),
-)
+}
 
 
 class Alike(NamedTuple):
@@ -84,11 +78,13 @@ class Alike(NamedTuple):
 class Learner(NamedTuple):
   """Gates and losses of one memory: tuned and, if it is a layer, trained.
 
-  Losses are by number of demonstrations `L` and by scale of the inputs `A`.
+  Losses are by number of demonstrations `L`, at that of training, and by scale
+  of the inputs `A`.
   """
 
   gates: Float[Array, 'K S G']
   loss: Float[Array, 'K S L']
+  here: Float[Array, 'K S']
   scaled: Float[Array, 'K S A']
   alike: Alike | None
 
@@ -103,12 +99,10 @@ def measure(config: 'Config') -> Results:
   """
   names = [name for name in MEMORIES if name in config.learners]
   prompts = jax.block_until_ready(layers.draw_all(config))
-  with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-    running = {
-      name: pool.submit(_measure_one, config, name, prompts)
-      for name in reversed(names)  # The slow ones first.
-    }
-    return {name: running[name].result() for name in names}
+  found = lab.in_threads(  # The slow ones first.
+    lambda name: _measure_one(config, name, prompts), reversed(names)
+  )
+  return dict(zip(names, reversed(found), strict=True))
 
 
 def _measure_one(
@@ -120,23 +114,21 @@ def _measure_one(
   @lab.compile_quickly
   def everything(prompts):
     fitted = layers.fit(memory, prompts.training, prompts.keys, config)
-    by_seed = jax.tree.map(lambda w: jnp.swapaxes(w, 0, 1), fitted)
     return jax.lax.map(
       lambda a: _evaluate(config, memory, *a),
-      (by_seed, prompts.testing, prompts.scaled),
+      (fitted, prompts.testing, prompts.scaled),
     )
 
   # Every learner starts from the same random projections.
   keys = jax.random.clone(prompts.keys)
   found = jax.device_get(everything(prompts._replace(keys=keys)))
-  gates, loss, scaled = (np.swapaxes(x, 0, 1) for x in found[:3])
-  return Learner(gates, loss, scaled, found.alike)
+  return Learner(*(np.swapaxes(x, 0, 1) for x in found[:-1]), found.alike)
 
 
 def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
   """Measures the tuned and the trained layer of one seed."""
   lengths = jnp.asarray(config.lengths)
-  here = jnp.asarray([config.num_demonstrations])
+  length = jnp.asarray([config.num_demonstrations])
 
   def loss(layer, prompts, lengths):
     guess = jax.vmap(lambda t: layers.answers(memory, layer, t, lengths))(
@@ -146,7 +138,7 @@ def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
     return jnp.mean((guess - prompts.target) ** 2, axis=0) / zero
 
   def one(layer):
-    at_scale = jax.lax.map(lambda p: loss(layer, p, here)[0], scaled)
+    at_scale = jax.lax.map(lambda p: loss(layer, p, length)[0], scaled)
     return loss(layer, testing, lengths), at_scale
 
   curve, at_scale = jax.lax.map(one, fitted)
@@ -159,7 +151,8 @@ def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
     # Prompts of the length of training, scale 1.
     short = jax.tree.map(lambda x: x[config.scales.index(1.0)], scaled)
     alike = _compare(config, memory, fitted, short)
-  return Learner(jnp.stack(gates, axis=-1), curve, at_scale, alike)
+  here = curve[:, config.lengths.index(config.num_demonstrations)]
+  return Learner(jnp.stack(gates, axis=-1), curve, here, at_scale, alike)
 
 
 def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
@@ -196,6 +189,11 @@ def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
   )
 
 
+def alike(results: Results) -> dict[str, Alike]:
+  """Trained layers beside tuned ones, of the memories that are layers."""
+  return {k: row.alike for k, row in results.items() if row.alike is not None}
+
+
 def _num_within(
   values, at_least: float = -np.inf, at_most: float = np.inf
 ) -> int:
@@ -209,39 +207,30 @@ def identifier(name: str) -> str:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  at = config.lengths.index(config.num_demonstrations)
   return [
     *_trained_is_tuned(config, results),
-    *_orders(results, at),
-    *_of_tuned(results, at),
-    *_elsewhere(config, results, at),
+    *_orders(results),
+    *_elsewhere(config, results),
   ]
 
 
-def _claim(name, source, words, statistic, ratios, **allowed) -> lab.Claim:
-  """A claim on a ratio, with its geometric mean and its seeds."""
+def _claim(
+  name, source, words, statistic, values, *, by='geometric mean', **allowed
+) -> lab.Claim:
+  """A claim on an average, and on the seeds, of which one can move it."""
   return lab.Claim(
     id=identifier(name),
     source=source,
     claim=words,
-    statistic=f'{statistic}; geometric mean{_seeds(ratios, **allowed)}',
-    estimate=statistics.geometric_mean(ratios),
+    statistic=f'{statistic}; {by}; median {np.median(values):.3g}, '
+    f'{_num_within(values, **allowed)} of {len(values)} seeds in that range',
+    estimate=AVERAGES[by](values),
     **allowed,
   )
 
 
-def _seeds(values, **allowed) -> str:
-  """The seeds one by one, beside a mean that one of them can move."""
-  return (
-    f'; median {np.median(values):.3g}, {_num_within(values, **allowed)} of '
-    f'{len(values)} seeds in that range'
-  )
-
-
 def _trained_is_tuned(config: 'Config', results: Results):
-  for name, learner in results.items():
-    if learner.alike is None:
-      continue
+  for name, found in alike(results).items():
     yield _claim(
       f'trained-{name}',
       MEMORIES[name].account,
@@ -250,45 +239,41 @@ def _trained_is_tuned(config: 'Config', results: Results):
       'loss of trained over that of tuned (or its mirror image) at '
       f'{config.num_demonstrations} demonstrations, within '
       f'{CLOSE["at_least"]} to {CLOSE["at_most"]}',
-      learner.alike.ratio,
+      found.ratio,
       **CLOSE,
     )
-    cosine = learner.alike.cosine
-    yield lab.Claim(
-      id=identifier(f'aligned-{name}'),
-      source=MEMORIES[name].account,
-      claim=f'{name}: a trained layer depends on the query as its predicted '
-      'inner step does',
-      statistic='cosine of the derivatives of both answers in the query (Model '
-      f'cos), at least {ALIGNED}; mean{_seeds(cosine, at_least=ALIGNED)}',
-      estimate=statistics.mean(cosine),
+    yield _claim(
+      f'aligned-{name}',
+      MEMORIES[name].account,
+      f'{name}: a trained layer depends on the query as its predicted inner '
+      'step does',
+      'cosine of the derivatives of both answers in the query (Model cos), at '
+      f'least {ALIGNED}',
+      found.cosine,
+      by='mean',
       at_least=ALIGNED,
     )
 
 
-def _orders(results: Results, at: int):
-  for better, worse, source, words in ORDERS:
+def _orders(results: Results):
+  for (better, worse), (source, words) in ORDERS.items():
     if {better, worse} <= results.keys():
       yield _claim(
         f'{better}-beats-{worse}',
         source,
         words,
         'ratio of losses of trained layers at the training length, below 1',
-        results[better].loss[TRAINED, :, at]
-        / results[worse].loss[TRAINED, :, at],
+        results[better].here[TRAINED] / results[worse].here[TRAINED],
         at_most=1.0,
       )
-
-
-def _of_tuned(results: Results, at: int):
-  tuned = {name: row.loss[TUNED, :, at] for name, row in results.items()}
+  tuned = {name: row.here[TUNED] for name, row in results.items()}
   if {'softmax', 'linear attention'} <= results.keys():
     yield _claim(
       'one-head-is-not-gd',
       OSWALD,
       'one softmax head falls short of one step of gradient descent',
       'ratio of losses of the trained head and the tuned step, above 1',
-      results['softmax'].loss[TRAINED, :, at] / tuned['linear attention'],
+      results['softmax'].here[TRAINED] / tuned['linear attention'],
       at_least=1.0,
     )
   if {'GD (2 steps)', 'GD++ (2 steps)'} <= results.keys():
@@ -314,7 +299,7 @@ def _of_tuned(results: Results, at: int):
     )
 
 
-def _elsewhere(config: 'Config', results: Results, at: int):
+def _elsewhere(config: 'Config', results: Results):
   largest, longest = config.scales[-1], config.lengths[-1]
   if 'linear attention' in results:
     scaled = results['linear attention'].scaled[..., -1]
@@ -338,24 +323,22 @@ def _elsewhere(config: 'Config', results: Results, at: int):
       results['delta rule'].scaled[TRAINED, :, -1],
       at_least=1.0,
     )
-  for name, learner in results.items():
-    if learner.alike is not None:
-      loss = learner.loss[TRAINED]
-      yield _claim(
-        f'length-{name}',
-        'length generalisation, a question of this comparison',
-        f'{name}: a trained layer gains from more demonstrations than in '
-        'training',
-        f'loss at {longest} over that at {config.num_demonstrations} '
-        'demonstrations, below 1',
-        loss[:, -1] / loss[:, at],
-        at_most=1.0,
-      )
+  for name in alike(results):
+    yield _claim(
+      f'length-{name}',
+      'length generalisation, a question of this comparison',
+      f'{name}: a trained layer gains from more demonstrations than in '
+      'training',
+      f'loss at {longest} over that at {config.num_demonstrations} '
+      'demonstrations, below 1',
+      results[name].loss[TRAINED, :, -1] / results[name].here[TRAINED],
+      at_most=1.0,
+    )
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
   return {
-    'learners': [_line(config, *row) for row in results.items()],
+    'learners': [_line(*row) for row in results.items()],
     'closed_form_loss': _closed_form(config),
     'lengths': config.lengths,
     'scales': config.scales,
@@ -365,9 +348,8 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def _line(config: 'Config', name: str, learner: Learner) -> dict[str, Any]:
+def _line(name: str, learner: Learner) -> dict[str, Any]:
   """One line of the table of learners."""
-  at = config.lengths.index(config.num_demonstrations)
   gates = learner.gates[TUNED].mean(axis=0)
   line: dict[str, Any] = {
     'learner': name,
@@ -376,29 +358,27 @@ def _line(config: 'Config', name: str, learner: Learner) -> dict[str, Any]:
       gate.name: float(value)
       for gate, value in zip(MEMORIES[name].gates, gates, strict=True)
     },
-    'loss_tuned': statistics.mean(learner.loss[TUNED, :, at]),
+    'loss_tuned': statistics.mean(learner.here[TUNED]),
     'loss_tuned_longest': float(learner.loss[TUNED, :, -1].mean()),
   }
-  if learner.alike is None:
+  found = learner.alike
+  if found is None:
     return line
-  alike = learner.alike
   return line | {
-    'loss_trained': statistics.mean(learner.loss[TRAINED, :, at]),
-    'trained_over_tuned': statistics.geometric_mean(alike.ratio),
-    'ratios': alike.ratio,
-    'ratio_median': float(np.median(alike.ratio)),
-    'num_apart': alike.num_apart,
-    'model_cos': statistics.mean(alike.cosine),
-    'preds_diff_relative': statistics.mean(alike.difference),
-    'num_mirrored': int(alike.mirrored.sum()),
+    'loss_trained': statistics.mean(learner.here[TRAINED]),
+    'trained_over_tuned': statistics.geometric_mean(found.ratio),
+    'ratios': found.ratio,
+    'ratio_median': float(np.median(found.ratio)),
+    'num_apart': found.num_apart,
+    'model_cos': statistics.mean(found.cosine),
+    'preds_diff_relative': statistics.mean(found.difference),
+    'num_mirrored': int(found.mirrored.sum()),
   }
 
 
 def _means(results: Results, name: str) -> dict[str, Any]:
   return {
-    learner: dict(
-      zip(('tuned', 'trained'), getattr(row, name).mean(axis=1), strict=False)
-    )
+    learner: dict(zip(NAMES, getattr(row, name).mean(axis=1), strict=False))
     for learner, row in results.items()
   }
 
@@ -428,11 +408,9 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
       (learner.loss, 'num_demonstrations', config.lengths),
       (learner.scaled, 'scale', config.scales),
     ):
-      for kind, seed, column in np.ndindex(values.shape):
-        what = {'learner': name, 'kind': ('tuned', 'trained')[kind]}
-        where = {'seed': seed, field: places[column]}
-        loss = float(values[kind, seed, column])
-        rows.append(what | where | {'loss': loss})
+      for (kind, seed, column), loss in np.ndenumerate(values):
+        what = {'learner': name, 'kind': NAMES[kind], 'seed': seed}
+        rows.append(what | {field: places[column], 'loss': float(loss)})
   return rows
 
 
@@ -465,6 +443,30 @@ TICKS = -20, -5, -1, 0, 1, 5, 20, 100  # Excess losses, in percent.
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(2, 2, figsize=(12, 9.4))
+  learners, trained, scale, length = axes.ravel()
+  shown = {name: results[name] for name in SHOWN if name in results}
+  _curves(learners, config.lengths, results, 'loss', [TUNED])
+  _ratios(trained, alike(results))
+  _curves(scale, config.scales, shown, 'scaled', KINDS)
+  _curves(length, config.lengths, shown, 'loss', KINDS)
+  for axis in (learners, length):
+    axis.set_xscale('log')
+    axis.set_xticks(config.lengths, [str(n) for n in config.lengths])
+    axis.minorticks_off()
+    axis.axvline(config.num_demonstrations, color=drawing.GREY, linestyle=':')
+    axis.set_xlabel('number of demonstrations N (log scale)')
+  scale.set_xticks(config.scales, [f'{a:g}' for a in config.scales])
+  scale.axvline(1, color=drawing.GREY, linestyle=':')
+  scale.set_xlabel('scale of the inputs at test time')
+  learners.set_title('(a) predicted inner learners, tuned')
+  trained.set_title('(b) trained layers against them', pad=30)
+  scale.set_title('(c) input scale: tuned (lines), trained (markers)')
+  length.set_title('(d) length: tuned (lines), trained (markers)')
+  handles, labels = learners.get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside lower center', ncols=4)
   caption = (
     'In-context linear regression by every account, on the same prompts '
     f'(d = {config.d_x}, inputs from U(-1, 1), label noise {config.noise:g}); '
@@ -485,47 +487,18 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     'test prompts of its own; shades and bars are 95 % intervals of the mean. '
     'Means of losses are geometric; losses outside the frames are left out.'
   )
-  return [lab.Figure('accounts', _draw(config, results), caption)]
+  return [lab.Figure('accounts', figure, caption)]
 
 
-def _draw(config: 'Config', results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(2, 2, figsize=(12, 9.4))
-  learners, alike, scale, length = axes.ravel()
-  shown = {name: results[name] for name in SHOWN if name in results}
-  _curves(learners, config.lengths, _losses(results, 'loss'), [TUNED])
-  _ratios(alike, results)
-  _curves(scale, config.scales, _losses(shown, 'scaled'), KINDS)
-  _curves(length, config.lengths, _losses(shown, 'loss'), KINDS)
-  for axis in (learners, length):
-    axis.set_xscale('log')
-    axis.set_xticks(config.lengths, [str(n) for n in config.lengths])
-    axis.minorticks_off()
-    axis.axvline(config.num_demonstrations, color=drawing.GREY, linestyle=':')
-    axis.set_xlabel('number of demonstrations N (log scale)')
-  scale.set_xticks(config.scales, [f'{a:g}' for a in config.scales])
-  scale.axvline(1, color=drawing.GREY, linestyle=':')
-  scale.set_xlabel('scale of the inputs at test time')
-  learners.set_title('(a) predicted inner learners, tuned')
-  alike.set_title('(b) trained layers against them', pad=30)
-  scale.set_title('(c) input scale: tuned (lines), trained (markers)')
-  length.set_title('(d) length: tuned (lines), trained (markers)')
-  handles, labels = learners.get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside lower center', ncols=4)
-  return figure
-
-
-def _losses(results: Results, name: str) -> dict[str, np.ndarray]:
-  return {learner: getattr(row, name) for learner, row in results.items()}
-
-
-def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
+def _curves(axis, places, results: Results, field: str, kinds) -> None:
   """Means over seeds with their intervals, against the places."""
-  for name, values in losses.items():
+  for name, learner in results.items():
     colour, line, marker = LOOKS[name]
     tuned, *trained = (
-      [statistics.geometric_mean(column) for column in values[kind].T]
+      [
+        statistics.geometric_mean(column)
+        for column in getattr(learner, field)[kind].T
+      ]
       for kind in kinds
     )
     drawing.band(
@@ -544,35 +517,24 @@ def _curves(axis, places, losses: Mapping[str, np.ndarray], kinds) -> None:
   axis.set_ylabel('loss / loss of predicting 0')
 
 
-def _ratios(axis, results: Results) -> None:
+def _ratios(axis, rows: Mapping[str, Alike]) -> None:
   """Excess loss of each trained layer over its tuned inner learner."""
-  rows = {k: row.alike for k, row in results.items() if row.alike is not None}
-  excess = {name: 100 * (alike.ratio - 1) for name, alike in rows.items()}
   means = {
     name: lab.Estimate(
-      *(100 * (x - 1) for x in statistics.geometric_mean(alike.ratio))
+      *(100 * (x - 1) for x in statistics.geometric_mean(found.ratio))
     )
-    for name, alike in rows.items()
+    for name, found in rows.items()
   }
   drawing.forest(axis, means, offset=-0.2, mfc='white', capsize=4)
-  for place, (name, alike) in enumerate(rows.items()):
-    heights = np.full(len(excess[name]), place + 0.2)
-    axis.plot(excess[name], heights, 'o', color=drawing.GREY, ms=4, alpha=0.7)
-    apart = f'{alike.num_apart} of {len(alike.ratio)}'
-    for column, entry in ((1.1, apart), (1.28, f'{alike.cosine.mean():.3f}')):
+  for place, found in enumerate(rows.values()):
+    excess = 100 * (found.ratio - 1)
+    heights = np.full(len(excess), place + 0.2)
+    axis.plot(excess, heights, 'o', color=drawing.GREY, ms=4, alpha=0.7)
+    apart = f'{found.num_apart} of {len(excess)}'
+    for column, entry in ((1.1, apart), (1.28, f'{found.cosine.mean():.3f}')):
       _beside(axis, column, place, entry)
   _beside(axis, 1.1, -1.1, 'seeds\noutside')
   _beside(axis, 1.28, -1.1, 'mean\ncosine')
-  _percent(axis)
-
-
-def _beside(axis, column: float, place: float, entry: str) -> None:
-  """Writes into a column right of the axis."""
-  frame = axis.get_yaxis_transform()
-  axis.text(column, place, entry, transform=frame, ha='center', va='center')
-
-
-def _percent(axis) -> None:
   axis.set_xscale('symlog', linthresh=1, linscale=0.6)
   axis.set_xticks(TICKS, [f'{tick:g}' for tick in TICKS])
   axis.set_xticks([], minor=True)
@@ -583,6 +545,12 @@ def _percent(axis) -> None:
   for edge in CLOSE.values():
     axis.axvline(100 * (edge - 1), color=drawing.GREY, ls='--', lw=1)
   axis.set_xlabel('excess loss of the trained layer (%)')
+
+
+def _beside(axis, column: float, place: float, entry: str) -> None:
+  """Writes into a column right of the axis."""
+  frame = axis.get_yaxis_transform()
+  axis.text(column, place, entry, transform=frame, ha='center', va='center')
 
 
 PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -320,7 +320,6 @@ def _problems(config: 'Config') -> Problem:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
   rows = []
   for account in dict.fromkeys(row.account for row in results.identities):
     own = [row for row in results.identities if row.account == account]
@@ -339,7 +338,6 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  del config
   return {
     'statements': [
       row._asdict() | {'kind': kind, 'unit': unit}
@@ -352,8 +350,4 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def tables(config: 'Config', results: Results) -> dict[str, Any]:
-  return summary(config, results)
-
-
-PART = lab.Part(measure, claims, summary=summary, tables=tables)
+PART = lab.Part(measure, claims, summary=summary, tables=summary)

@@ -201,9 +201,7 @@ MEMORIES = {
     is_layer=False,
   ),
   'gated decay': Memory(
-    'Yang et al., arXiv:2312.06635',
-    gated_decay,
-    (_rate(), _DECAY),
+    'Yang et al., arXiv:2312.06635', gated_decay, (_rate(), _DECAY)
   ),
   'linear attention': Memory(_OSWALD, linear_attention, (_rate(0.0),)),
   'two-head softmax': Memory(
@@ -214,9 +212,7 @@ MEMORIES = {
     'Schlag et al., arXiv:2102.11174', delta_rule, (_rate(),)
   ),
   'gated delta rule': Memory(
-    'Yang et al., arXiv:2412.06464',
-    gated_delta_rule,
-    (_rate(), _DECAY),
+    'Yang et al., arXiv:2412.06464', gated_delta_rule, (_rate(), _DECAY)
   ),
   'delta rule (momentum)': Memory(
     'Behrouz et al., arXiv:2501.00663',
@@ -345,24 +341,19 @@ class Prompts(NamedTuple):
 @lab.once
 def draw_all(config: 'Config') -> Prompts:
   """Draws what all learners share."""
-  size, scales = (
-    config.num_demonstrations,
-    jnp.asarray(config.scales, 'float32'),
-  )
+  size = config.num_demonstrations
   shape = min(config.num_batches, config.num_steps), config.batch_size
 
   def training(key):
-    return jax.tree.map(
-      lambda x: x.reshape(*shape, *x.shape[1:]),
-      draw(key, shape[0] * shape[1], size, config),
-    )
+    drawn = draw(key, shape[0] * shape[1], size, config)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), drawn)
 
   def testing(key):
     count, longest = config.num_test_prompts, max(config.lengths)
     return jax.lax.map(
       # The same prompts at all scales.
       lambda a: draw(jax.random.clone(key), count, longest, config, a),
-      scales,
+      jnp.asarray(config.scales, 'float32'),
     )
 
   def seed_keys(purpose):
@@ -398,7 +389,7 @@ def fit(
     config: settings.
 
   Returns:
-    Layers with leading axes `[K, S]`: first those that keep the predicted
+    Layers with leading axes `[S, K]`: first those that keep the predicted
     projections and learn the gates; then, if the memory is that of a layer,
     those that start from random projections and learn everything.
   """
@@ -433,13 +424,12 @@ def fit(
     )
     return jax.tree.map(lambda w: w[-1], records)
 
-  start = jax.tree.map(
-    lambda a, b: jnp.stack([jnp.broadcast_to(a, b.shape), b]),
-    predicted(memory, config.d_x),
-    jax.vmap(lambda key: random(key, memory, config.d_x))(keys),
-  )
-  is_free = jnp.arange(1 + memory.is_layer) == 1
-  start = jax.tree.map(lambda w: w[: len(is_free)], start)
-  kinds = jax.vmap(run, in_axes=(0, 0, None))  # Tuned alone, or trained.
-  seeds = jax.vmap(kinds, in_axes=(1, None, 0), out_axes=1)
-  return seeds(start, is_free, prompts)
+  def one_seed(key, batches):
+    kinds = [predicted(memory, config.d_x)]
+    if memory.is_layer:
+      kinds.append(random(key, memory, config.d_x))
+    start = jax.tree.map(lambda *w: jnp.stack(w), *kinds)
+    is_free = jnp.arange(len(kinds)) == 1  # Tuned alone, or trained.
+    return jax.vmap(run, in_axes=(0, 0, None))(start, is_free, batches)
+
+  return jax.vmap(one_seed)(keys, prompts)

@@ -75,7 +75,7 @@ def _model(d_x: int) -> training.Model:
   # Two layers: their initial weights are those of a stack of two.
   copying, descending = (
     training.stack_model(
-      training.Stack(weights_fn, num_layers=2, init_scale=INIT_SCALE), d_model
+      d_model, weights_fn=weights_fn, num_layers=2, init_scale=INIT_SCALE
     )
     for weights_fn in (account.softmax_weights, account.linear_weights)
   )
@@ -111,14 +111,13 @@ def measure(config: 'Config') -> Results:
   best = account.optimal_learning_rate(expected)
 
   @lab.compile_quickly
-  def compare(records):
+  def compare(records, last):
     unit = jnp.ones((1, 1), jnp.float32)
     factors = jnp.concatenate([unit, 0 * unit])
     directions = training.predictions(
       training.descent_answer, factors, tasks.tokens
     )
     rate = account.fit_learning_rate(directions, tasks.targets)
-    last = jax.tree.map(lambda w: w[:, -1], records)
     return Results(
       steps=trained.steps,
       loss=training.losses_of_records(model.answer, records, tasks),
@@ -128,7 +127,7 @@ def measure(config: 'Config') -> Results:
       copied=jax.lax.map(lambda p: _copied(p, tasks), last),
     )
 
-  return jax.device_get(compare(trained.records))
+  return jax.device_get(compare(trained.records, trained.last()))
 
 
 def _copied(params, tasks: training.Tasks):

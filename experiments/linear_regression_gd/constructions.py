@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import lab
-from experiments.linear_regression_gd.training import SOURCE
+from experiments.linear_regression_gd import training
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from experiments.linear_regression_gd import Config
 
 EXACT = 1e-12
+HOLDS = f'float64; at most {EXACT:g}'
 SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 
 
@@ -128,39 +129,34 @@ def _relative(a, b):
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   return [
-    _claim(
+    training.claim(
       'construction',
       'proposition 1',
       'constructed layers do gradient descent, and GD++, from any W_0',
+      'largest relative error over 1 and 4 layers and random problems, '
+      f'{HOLDS}',
       results.layers,
-      what='largest relative error over 1 and 4 layers and random problems',
+      at_most=EXACT,
     ),
-    _claim(
+    training.claim(
       'copy-construction',
       'section 5',
       'a constructed copy layer, then constructed layers, do gradient descent '
       'on inputs and labels that come as separate tokens',
+      f'largest relative error, {HOLDS}',
       results.copy,
+      at_most=EXACT,
     ),
-    _claim(
+    training.claim(
       'kernel-construction',
       'proposition 2',
       'the constructed layer on features of a network is one step of kernel '
       'regression',
+      f'largest relative error, {HOLDS}',
       results.kernel,
+      at_most=EXACT,
     ),
   ]
-
-
-def _claim(name, place, text, residual, what='largest relative error'):
-  return lab.Claim(
-    id=f'linear-regression-gd-{name}',
-    source=f'{SOURCE}, {place}',
-    claim=text,
-    statistic=f'{what}, float64; at most {EXACT:g}',
-    estimate=lab.exactly(residual),
-    at_most=EXACT,
-  )
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:

@@ -28,9 +28,9 @@ ALIGNED = 0.999
 SCALES = np.linspace(0.5, 2.0, 13)
 FRACTIONS = np.linspace(0.0, 1.0, 11)
 LAYERS = {
-  'linear': training.Stack(),
-  'softmax_1': training.Stack(account.softmax_weights),
-  'softmax_2': training.Stack(account.softmax_weights, num_heads=2),
+  'linear': (account.linear_weights, 1),
+  'softmax_1': (account.softmax_weights, 1),
+  'softmax_2': (account.softmax_weights, 2),
 }
 LOOKS = {
   'linear': ('linear attention', drawing.BLUE, 'o'),
@@ -112,13 +112,15 @@ def _train(config: 'Config', name: str) -> training.Trained:
     config.learning_rate,
     config.clip,
   )
-  model = training.stack_model(LAYERS[name], config.d_x + 1)
   source, label = training.linear_source(config), list(LAYERS).index(name)
-  return training.train(config, model, source, recipe, label)
+  return training.train(config, _model(config, name), source, recipe, label)
 
 
-def _answer(config: 'Config', name: str) -> training.AnswerFn:
-  return training.stack_model(LAYERS[name], config.d_x + 1).answer
+def _model(config: 'Config', name: str = 'linear') -> training.Model:
+  weights_fn, num_heads = LAYERS[name]
+  return training.stack_model(
+    config.d_x + 1, weights_fn=weights_fn, num_heads=num_heads
+  )
 
 
 def measure(config: 'Config') -> Results:
@@ -138,7 +140,7 @@ def _curve(config: 'Config', name: str, tasks, descent: Descent) -> Curve:
   records, steps, seconds = (
     trained_linear(config) if name == 'linear' else _train(config, name)
   )
-  answer, few = _answer(config, name), _few(len(steps))
+  answer, few = _model(config, name).answer, _few(len(steps))
   align = lab.compile_quickly(
     lambda some: training.alignment(answer, some, tasks, descent.behaviour)
   )
@@ -153,7 +155,7 @@ def _few(count: int) -> np.ndarray:
 
 
 def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
-  answer, size = _answer(config, 'linear'), config.num_demonstrations
+  answer, size = _model(config).answer, config.num_demonstrations
 
   def constructed(rate):
     layer = account.construct(rate, size, d_x=config.d_x, dtype=jnp.float32)
@@ -180,11 +182,11 @@ def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
 
 def _elsewhere(config: 'Config', layers, tasks, descent: Descent):
   """Other scales of the inputs, the way to the constructed layer, products."""
-  answer, end = _answer(config, 'linear'), _folded(config, descent.layer)
+  answer, end = _model(config).answer, _folded(config, descent.layer)
 
   def loss(layer, scale=1.0):
-    answers = training.predictions(answer, layer, scale * tasks.tokens)
-    return training.mean_loss(answers, scale * tasks.targets)
+    scaled = training.Tasks(*(scale * x for x in tasks))
+    return training.loss(answer, layer, scaled)
 
   def scales(layer):
     grid = jnp.asarray(SCALES, jnp.float32)
@@ -235,7 +237,7 @@ def _folded(config: 'Config', layers) -> account.Folded:
 def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
   """What claims and summary take means of, at the end of training."""
   ends = {
-    name: training.Alignment(*(x[:, -1] for x in curve.found))
+    name: jax.tree.map(lambda x: x[:, -1], curve.found)
     for name, curve in results.curves.items()
   }
   linear, between = ends['linear'], results.interpolation

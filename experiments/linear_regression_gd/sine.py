@@ -28,24 +28,29 @@ LEARNING_RATE = 5e-3
 NUM_GRID = 61
 
 
+class Learnt(NamedTuple):
+  """Losses of the records, and final predictions along one task."""
+
+  loss: Float[Array, 'S T']
+  along: Float[Array, 'S G']
+
+
 class Results(NamedTuple):
   """Attention on a network, and one step on the last layer of a network.
 
-  Losses of the records, distances of the final predictions (of the two, and of
-  the steps of two seeds), and predictions along one task.
+  With distances of the final predictions: of the two, and of the steps of two
+  seeds.
   """
 
   steps: np.ndarray
-  loss_attention: Float[Array, 'S T']
-  loss_descent: Float[Array, 'S T']
+  attention: Learnt
+  descent: Learnt
   preds_diff: Float[Array, ' S']
   preds_diff_of_seeds: Float[Array, ' S']
   mean_prediction: Float[Array, ' S']
   loss_zero: Float[Array, '']
   context: Float[Array, 'N 2']
   grid: Float[Array, ' G']
-  along_attention: Float[Array, 'S G']
-  along_descent: Float[Array, 'S G']
 
 
 def source(num_demonstrations: int, *, phase_lane: int) -> training.Source:
@@ -100,7 +105,7 @@ def network(params, rows):
 
 def attention_on_network(width: int) -> training.Model:
   """A network on tokens, then one layer of linear self-attention."""
-  layer = training.stack_model(training.Stack(init_scale=5.0), width)
+  layer = training.stack_model(width, init_scale=5.0)
 
   def init(key):
     keys = jax.random.split(key)
@@ -142,15 +147,17 @@ def measure(config: 'Config') -> Results:
     config.num_demonstrations,
     phase_lane=-2 if config.sine_shared_key else -1,
   )
-  attention = attention_on_network(config.sine_width)
-  descent = descent_on_network(config.sine_width)
+  models = [
+    make(config.sine_width)
+    for make in (attention_on_network, descent_on_network)
+  ]
   recipe = training.cosine_recipe(
     config.sine_steps, config.sine_batch_size, LEARNING_RATE, CLIP
   )
-  first, second = (
+  trained = [
     training.train(config, model, waves, recipe, FIRST_LABEL + label)
-    for label, model in enumerate((attention, descent))
-  )
+    for label, model in enumerate(models)
+  ]
   key = jax.random.fold_in(jax.random.key(config.seed), 2**18)
   shape = config.num_test_tasks, *waves.num_lanes
   tasks = waves.make(jax.random.uniform(key, shape, jnp.float32, minval=-1))
@@ -160,35 +167,36 @@ def measure(config: 'Config') -> Results:
     rows = tasks.tokens[0]
     grid = jnp.linspace(-5, 5, NUM_GRID, dtype=jnp.float32)
     along = jax.vmap(lambda x: rows.at[-1, 0].set(x))(grid)
-    losses, answers, waves = [], [], []
-    for model, kept in zip((attention, descent), records, strict=True):
 
-      def predict(params, tokens, answer=model.answer):
-        return training.predictions(answer, params, tokens)[:, 0]
-
+    def learnt(model, kept):
       last = jax.tree.map(lambda w: w[:, -1], kept)
-      losses.append(training.losses_of_records(model.answer, kept, tasks))
-      answers.append(jax.lax.map(lambda p, f=predict: f(p, tasks.tokens), last))
-      waves.append(jax.lax.map(lambda p, f=predict: f(p, along), last))
-    a, b = answers
+
+      def predict(tokens):
+        return jax.lax.map(
+          lambda p: training.predictions(model.answer, p, tokens)[:, 0], last
+        )
+
+      losses = training.losses_of_records(model.answer, kept, tasks)
+      return predict(tasks.tokens), Learnt(losses, predict(along))
+
+    (a, attention), (b, descent) = map(learnt, models, records)
     return Results(
-      first.steps,
-      *losses,
+      trained[0].steps,
+      attention,
+      descent,
       preds_diff=jnp.mean(jnp.abs(a - b), axis=1),
       preds_diff_of_seeds=jnp.mean(jnp.abs(b - jnp.roll(b, 1, axis=0)), axis=1),
       mean_prediction=jnp.mean(jnp.abs(b), axis=1),
       loss_zero=jnp.mean(tasks.targets**2) / 2,
       context=rows[:-1],
       grid=grid,
-      along_attention=waves[0],
-      along_descent=waves[1],
     )
 
-  return jax.device_get(compare(first.records, second.records))
+  return jax.device_get(compare(*(both.records for both in trained)))
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  attention = results.loss_attention[:, -1]
+  attention = results.attention.loss[:, -1]
   return [
     training.claim(
       'sine-loss',
@@ -197,7 +205,7 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
       'last layer of a network',
       'loss minus that of the step, each with its own trained network, mean '
       f'over seeds; at most {CLOSE}',
-      attention - results.loss_descent[:, -1],
+      attention - results.descent.loss[:, -1],
       at_most=CLOSE,
     ),
     training.claim(
@@ -222,8 +230,8 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
   samples = {
-    'loss_attention': results.loss_attention[:, -1],
-    'loss_descent': results.loss_descent[:, -1],
+    'loss_attention': results.attention.loss[:, -1],
+    'loss_descent': results.descent.loss[:, -1],
     'preds_diff': results.preds_diff,
     'preds_diff_of_seeds': results.preds_diff_of_seeds,
     'mean_prediction': results.mean_prediction,
@@ -234,18 +242,19 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   return [
-    *training.loss_rows(
-      'sine_attention', results.steps, results.loss_attention
-    ),
-    *training.loss_rows('sine_descent', results.steps, results.loss_descent),
+    row
+    for name in ('attention', 'descent')
+    for row in training.loss_rows(
+      f'sine_{name}', results.steps, getattr(results, name).loss
+    )
   ]
 
 
 def sentence(config: 'Config', results: Results) -> str:
   return (
     'On sine waves attention on a network ends at '
-    f'{np.mean(results.loss_attention[:, -1]):.4f}, one step on the last layer '
-    f'of a network at {np.mean(results.loss_descent[:, -1]):.4f} (predicting '
+    f'{np.mean(results.attention.loss[:, -1]):.4f}, one step on the last layer '
+    f'of a network at {np.mean(results.descent.loss[:, -1]):.4f} (predicting '
     f'0: {results.loss_zero:.4f}).'
   )
 
@@ -254,21 +263,17 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   import matplotlib.pyplot as plt
 
   figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
-  for label, losses, along, color, marker, line in (
-    (
-      'attention on a network', results.loss_attention,
-      results.along_attention, drawing.BLUE, 'o', '-',
-    ),
-    (
-      'GD on the last layer', results.loss_descent, results.along_descent,
-      drawing.ORANGE, 's', '--',
-    ),
-  ):  # fmt: skip
+  for label, found, color, marker, line in (
+    ('attention on a network', results.attention, drawing.BLUE, 'o', '-'),
+    ('GD on the last layer', results.descent, drawing.ORANGE, 's', '--'),
+  ):
     training.draw_losses(  # The start is off any scale.
-      left, results.steps[1:], losses[:, 1:], color=color, marker=marker,
+      left, results.steps[1:], found.loss[:, 1:], color=color, marker=marker,
       label=label,
     )  # fmt: skip
-    right.plot(results.grid, along.T, color=color, ls=line, lw=1, alpha=0.8)
+    right.plot(
+      results.grid, found.along.T, color=color, ls=line, lw=1, alpha=0.8
+    )
   zero = results.loss_zero
   left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
   left.set(yscale='log', xlabel='training steps')

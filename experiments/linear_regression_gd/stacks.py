@@ -66,8 +66,9 @@ def measure(config: 'Config') -> list[Row]:
 
 def _train(config: 'Config', kind: str, number: int, label: int) -> Row:
   distinct, peer = (1, 'GD++') if kind == 'looped' else (number, steps.UNTIED)
-  stack = training.Stack(num_layers=number, num_distinct=distinct)
-  model = training.stack_model(stack, config.d_x + 1)
+  model = training.stack_model(
+    config.d_x + 1, num_layers=number, num_distinct=distinct
+  )
   initial = jax.tree.map(
     lambda w: jnp.repeat(w, distinct, axis=1),
     one_layer.trained_linear(config).last(),

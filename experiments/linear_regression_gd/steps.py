@@ -253,48 +253,44 @@ def gap(config: 'Config', row: Tuned) -> dict[str, float | None]:
 
 def claims(config: 'Config', results: list[Tuned]) -> list[lab.Claim]:
   """GD++ against GD, and all against the yardsticks."""
-  rows = [_better(row) for row in results if row.method != 'GD']
-  exact = 'loss with tasks and queries integrated out, given the inputs'
+  better, reached = [], []
   for row in results:
-    found = gap(config, row)
+    method = row.method.replace('+', 'p').replace(' ', '-').lower()
+    name, found = f'{method}-{row.num_steps}', gap(config, row)
+    mean, half = row.minus_gd_loss, 1.96 * row.minus_gd_standard_error
+    if row.method != 'GD':
+      better.append(
+        training.claim(
+          f'{name}-better',
+          'figure 4',
+          f'{row.num_steps} steps of {row.method} beat as many of gradient '
+          'descent',
+          'loss minus that of gradient descent, both tuned, paired over '
+          'inputs; below 0',
+          lab.Estimate(mean, mean - half, mean + half),
+          at_most=0.0,
+        )
+      )
     if found['yardstick'] is None:
       continue
     for suffix, key, what in (
-      ('', 'deviation', exact),
+      ('', 'deviation', 'loss with tasks and queries integrated out, given the '
+       'inputs'),
       ('-sampled', 'sampled_deviation', 'loss on sampled tasks'),
-    ):
-      rows.append(
-        lab.Claim(
-          id=f'{_identifier(row)}-yardstick{suffix}',
-          source='control',
-          claim=f'{row.num_steps} tuned steps of {row.method} reach the loss '
+    ):  # fmt: skip
+      reached.append(
+        training.claim(
+          f'{name}-yardstick{suffix}',
+          'control',
+          f'{row.num_steps} tuned steps of {row.method} reach the loss '
           f'{found["yardstick"]} of an independent computation ({what})',
-          statistic='difference in units of 2 % or 3 standard errors of the '
-          'own loss, whichever is larger; at most 1',
-          estimate=lab.exactly(found[key]),
+          'difference in units of 2 % or 3 standard errors of the own loss, '
+          'whichever is larger; at most 1',
+          found[key],
           at_most=1.0,
         )
       )
-  return rows
-
-
-def _better(row: Tuned) -> lab.Claim:
-  mean, half = row.minus_gd_loss, 1.96 * row.minus_gd_standard_error
-  return lab.Claim(
-    id=f'{_identifier(row)}-better',
-    source=f'{training.SOURCE}, figure 4',
-    claim=f'{row.num_steps} steps of {row.method} beat as many of gradient '
-    'descent',
-    statistic='loss minus that of gradient descent, both tuned, paired over '
-    'inputs; below 0',
-    estimate=lab.Estimate(mean, mean - half, mean + half),
-    at_most=0.0,
-  )
-
-
-def _identifier(row: Tuned) -> str:
-  method = row.method.replace('+', 'p').replace(' ', '-').lower()
-  return f'linear-regression-gd-{method}-{row.num_steps}'
+  return better + reached
 
 
 def summary(config: 'Config', results: list[Tuned]) -> dict[str, Any]:

@@ -144,33 +144,30 @@ class Model(NamedTuple):
   answer: AnswerFn
 
 
-class Stack(NamedTuple):
-  """Layers of self-attention.
+def stack_model(
+  d_model: int,
+  *,
+  weights_fn: Callable[..., Any] = account.linear_weights,
+  num_heads: int = 1,
+  num_layers: int = 1,
+  num_distinct: int = 1,
+  init_scale: float = 1.0,
+) -> Model:
+  """Self-attention alone: small truncated normal weights, by distinct layer.
 
-  Attributes:
+  Args:
+    d_model: width of the tokens.
     weights_fn: linear or softmax weights.
     num_heads: number of heads.
     num_layers: number of layers.
     num_distinct: 1 if all layers share their weights, else `num_layers`.
     init_scale: factor of the published initial weights.
   """
-
-  weights_fn: Callable[..., Any] = account.linear_weights
-  num_heads: int = 1
-  num_layers: int = 1
-  num_distinct: int = 1
-  init_scale: float = 1.0
-
-
-def stack_model(stack: Stack, d_model: int) -> Model:
-  """Self-attention alone: small truncated normal weights, by distinct layer."""
-  attend = functools.partial(account.attend, weights_fn=stack.weights_fn)
-  times = stack.num_layers // stack.num_distinct
+  times = num_layers // num_distinct
 
   def init(key):
-    shape = (stack.num_distinct, stack.num_heads, d_model, d_model)
-    scale = (INIT_VARIANCE / stack.num_layers / d_model) ** 0.5
-    scale = scale * stack.init_scale
+    shape = num_distinct, num_heads, d_model, d_model
+    scale = (INIT_VARIANCE / num_layers / d_model) ** 0.5 * init_scale
     return account.SelfAttention(
       *(
         scale * jax.random.truncated_normal(k, -2, 2, shape, jnp.float32)
@@ -180,17 +177,17 @@ def stack_model(stack: Stack, d_model: int) -> Model:
 
   def answer(layers, rows):
     layers = jax.tree.map(lambda w: jnp.concatenate([w] * times), layers)
-    if stack.num_layers <= 3:
-      return account.predict(layers, rows, weights_fn=stack.weights_fn)
+    if num_layers <= 3:
+      return account.predict(layers, rows, weights_fn=weights_fn)
 
     def step(rows, layer):
-      rows = attend(layer, rows)
+      rows = account.attend(layer, rows, weights_fn=weights_fn)
       return jnp.clip(rows, -LARGEST_ACTIVATION, LARGEST_ACTIVATION), None
 
     before = jax.tree.map(lambda w: w[:-1], layers)
     last = jax.tree.map(lambda w: w[-1], layers)
     rows = jax.lax.scan(step, rows, before)[0]
-    return -account.attend_query(last, rows, weights_fn=stack.weights_fn)[-1:]
+    return -account.attend_query(last, rows, weights_fn=weights_fn)[-1:]
 
   return Model(init, answer)
 
@@ -276,16 +273,12 @@ def train(
     optax.adam(recipe.learning_rate, b1=0.9, b2=0.98),
   )
 
-  def loss(params, tasks):
-    answers = predictions(model.answer, params, tasks.tokens)
-    return mean_loss(answers, tasks.targets)
-
   def one_seed(args):
     seed, initial = args
     root = jax.random.fold_in(jax.random.key(config.seed), seed)
     keys = jax.random.split(jax.random.fold_in(root, label))
     return train_one(
-      loss,
+      functools.partial(loss, model.answer),
       model.init(keys[0]) if initial is None else initial,
       functools.partial(draw_lanes, source=source),
       init_lanes(keys[1], recipe.batch_size, source),
@@ -314,14 +307,19 @@ def mean_loss(answers, targets):
   return jnp.mean((answers - targets) ** 2) / 2
 
 
+def loss(answer: AnswerFn, params, tasks: Tasks):
+  """The loss of one model. Shape `[]`."""
+  return mean_loss(predictions(answer, params, tasks.tokens), tasks.targets)
+
+
 def losses_of_records(answer: AnswerFn, records, tasks: Tasks):
   """Losses of all records of all seeds. Shape `[S, T]`."""
+  return _of_records(lambda params: loss(answer, params, tasks), records)
 
-  def one(params):
-    answers = predictions(answer, params, tasks.tokens)
-    return mean_loss(answers, tasks.targets)
 
-  return jax.lax.map(lambda seed: jax.lax.map(one, seed), records)
+def _of_records(fn: Callable[[Any], Any], records):
+  """What `fn` finds of all records of all seeds, leading axes `[S, T]`."""
+  return jax.lax.map(lambda seed: jax.lax.map(fn, seed), records)
 
 
 class Behaviour(NamedTuple):
@@ -369,19 +367,30 @@ def alignment(
       account.model_cosine(slopes, reference.slopes),
     )
 
-  return jax.lax.map(lambda seed: jax.lax.map(one, seed), records)
+  return _of_records(one, records)
 
 
 def claim(
-  name: str, place: str, text: str, statistic: str, samples: Any, **range_: Any
+  name: str, place: str, text: str, statistic: str, found: Any, **range_: Any
 ) -> lab.Claim:
-  """A claim of the paper, or a control, on a mean over seeds."""
+  """A claim of the paper, or a control.
+
+  Args:
+    name: its id, behind that of the experiment.
+    place: where in the paper, or 'control'.
+    text: the statement.
+    statistic: what was measured, and the range that decides.
+    found: numbers of the seeds, whose mean decides; or one number; or an
+      estimate.
+    **range_: `at_least` and `at_most`.
+  """
+  known = isinstance(found, float | lab.Estimate)
   return lab.Claim(
     id=f'linear-regression-gd-{name}',
     source=place if place == 'control' else f'{SOURCE}, {place}'.rstrip(', '),
     claim=text,
     statistic=statistic,
-    estimate=statistics.mean(samples),
+    estimate=found if known else statistics.mean(found),
     **range_,
   )
 
