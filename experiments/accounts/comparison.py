@@ -122,7 +122,8 @@ def _measure_one(
   # Every learner starts from the same random projections.
   keys = jax.random.clone(prompts.keys)
   found = jax.device_get(everything(prompts._replace(keys=keys)))
-  return Learner(*(np.swapaxes(x, 0, 1) for x in found[:-1]), found.alike)
+  gates, loss, here, scaled = (np.swapaxes(x, 0, 1) for x in found[:4])
+  return Learner(gates, loss, here, scaled, found.alike)
 
 
 def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:

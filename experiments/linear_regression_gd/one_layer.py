@@ -403,44 +403,14 @@ def sentence(config: 'Config', results: Results) -> str:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  seeds = f'{config.num_seeds} seeds'
-  softmax = ''
-  if 'softmax_2' in results.curves:
-    softmax = f', those of softmax for {config.softmax_steps:,}'
   return [
-    lab.Figure(
-      'training',
-      _draw_training(config, results),
-      'Training from a small random start: loss on '
-      f'{config.num_test_tasks:,} fixed tasks (left) and Model cos with one '
-      'step of gradient descent (right), one thin line for each of '
-      f'{seeds}, a marked line for the median. Dashed: one step with the best '
-      'step size; dotted: the same on centred inputs; dash-dotted: predicting '
-      f'0. The linear layer was trained for {config.num_steps:,} '
-      f'steps{softmax}.',
-    ),
-    lab.Figure(
-      'generalisation',
-      _draw_generalisation(results),
-      'Left: loss when context and query are scaled by a factor that training '
-      'never saw (1 is training): the trained linear layer (mean and 95 % '
-      f'interval over {seeds}), one step of gradient descent with the step '
-      'size fitted at 1, and its closed form. Right: loss of the layers '
-      'between trained weights (0) and constructed ones (1), thin lines for '
-      'seeds, both rescaled to unit query-key products.',
-    ),
-    lab.Figure(
-      'products',
-      _draw_products(config, results),
-      'The query-key product of the trained linear layer, times its '
-      'value-output entry for labels, for the first seed (left) and as '
-      'constructed with the best step size (right). Both are multiples of the '
-      'identity, up to what training left.',
-    ),
+    _training_figure(config, results),
+    _generalisation_figure(config, results),
+    _products_figure(config, results),
   ]
 
 
-def _draw_training(config: 'Config', results: Results) -> Any:
+def _training_figure(config: 'Config', results: Results) -> lab.Figure:
   import matplotlib.pyplot as plt
 
   figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
@@ -471,10 +441,22 @@ def _draw_training(config: 'Config', results: Results) -> Any:
   figure.legend(
     *left.get_legend_handles_labels(), loc='outside upper center', ncols=3
   )
-  return figure
+  softmax = ''
+  if 'softmax_2' in results.curves:
+    softmax = f', those of softmax for {config.softmax_steps:,}'
+  caption = (
+    'Training from a small random start: loss on '
+    f'{config.num_test_tasks:,} fixed tasks (left) and Model cos with one step '
+    'of gradient descent (right), one thin line for each of '
+    f'{config.num_seeds} seeds, a marked line for the median. Dashed: one step '
+    'with the best step size; dotted: the same on centred inputs; dash-dotted: '
+    f'predicting 0. The linear layer was trained for {config.num_steps:,} '
+    f'steps{softmax}.'
+  )
+  return lab.Figure('training', figure, caption)
 
 
-def _draw_generalisation(results: Results) -> Any:
+def _generalisation_figure(config: 'Config', results: Results) -> lab.Figure:
   import matplotlib.pyplot as plt
 
   figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
@@ -506,10 +488,18 @@ def _draw_generalisation(results: Results) -> Any:
     ylim=(0.97 * loss, max(1.05 * loss, 1.02 * np.max(between))),
   )
   right.legend()
-  return figure
+  caption = (
+    'Left: loss when context and query are scaled by a factor that training '
+    'never saw (1 is training): the trained linear layer (mean and 95 % '
+    f'interval over {config.num_seeds} seeds), one step of gradient descent '
+    'with the step size fitted at 1, and its closed form. Right: loss of the '
+    'layers between trained weights (0) and constructed ones (1), thin lines '
+    'for seeds, both rescaled to unit query-key products.'
+  )
+  return lab.Figure('generalisation', figure, caption)
 
 
-def _draw_products(config: 'Config', results: Results) -> Any:
+def _products_figure(config: 'Config', results: Results) -> lab.Figure:
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
@@ -524,7 +514,13 @@ def _draw_products(config: 'Config', results: Results) -> Any:
     axis.spines[:].set_visible(True)
   axes[0].set_ylabel('input of the query')
   figure.colorbar(image, ax=axes, label='product of weights')
-  return figure
+  caption = (
+    'The query-key product of the trained linear layer, times its value-output '
+    'entry for labels, for the first seed (left) and as constructed with the '
+    'best step size (right). Both are multiples of the identity, up to what '
+    'training left.'
+  )
+  return lab.Figure('products', figure, caption)
 
 
 PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

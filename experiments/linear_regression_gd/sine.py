@@ -143,14 +143,10 @@ def descent_on_network(width: int) -> training.Model:
 
 def measure(config: 'Config') -> Results:
   """Trains both, and compares them on fresh waves."""
-  waves = source(
-    config.num_demonstrations,
-    phase_lane=-2 if config.sine_shared_key else -1,
-  )
-  models = [
-    make(config.sine_width)
-    for make in (attention_on_network, descent_on_network)
-  ]
+  lane = -2 if config.sine_shared_key else -1
+  waves = source(config.num_demonstrations, phase_lane=lane)
+  width = config.sine_width
+  models = attention_on_network(width), descent_on_network(width)
   recipe = training.cosine_recipe(
     config.sine_steps, config.sine_batch_size, LEARNING_RATE, CLIP
   )
@@ -241,12 +237,11 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+  both = {'attention': results.attention, 'descent': results.descent}
   return [
     row
-    for name in ('attention', 'descent')
-    for row in training.loss_rows(
-      f'sine_{name}', results.steps, getattr(results, name).loss
-    )
+    for name, found in both.items()
+    for row in training.loss_rows(f'sine_{name}', results.steps, found.loss)
   ]
 
 

@@ -100,11 +100,7 @@ def _methods(config: 'Config', num_steps: int) -> tuple[str, ...]:
 
 def _eigenvalues(key, count: int, config: 'Config') -> np.ndarray:
   """Eigenvalues of `X^T X` of as many contexts, float64. Shape `[B, d_x]`."""
-  shape = count, config.num_demonstrations, config.d_x
-  half = config.half_range
-  inputs = jax.random.uniform(
-    key, shape, jnp.float32, minval=-half, maxval=half
-  )
+  inputs = training.draw_inputs(key, count, config.num_demonstrations, config)
   rows = np.asarray(inputs, np.float64)
   # A few thousand at a time: all of them at once leave the cache.
   return np.concatenate(

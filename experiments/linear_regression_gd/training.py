@@ -102,14 +102,16 @@ def _advance(lanes: Array) -> Array:
   return lanes ^ (lanes << jnp.uint32(5))
 
 
+def draw_inputs(key, count: int, size: int, config: 'Config') -> Array:
+  """Draws uniform inputs for evaluation. Shape `[count, size, d_x]`."""
+  shape, half = (count, size, config.d_x), config.half_range
+  return jax.random.uniform(key, shape, jnp.float32, minval=-half, maxval=half)
+
+
 def draw(key, count: int, config: 'Config') -> Tasks:
   """Draws linear tasks for evaluation: inputs uniform, weights normal."""
   key_inputs, key_weights = jax.random.split(key)
-  shape = count, config.num_demonstrations + 1, config.d_x
-  half = config.half_range
-  inputs = jax.random.uniform(
-    key_inputs, shape, jnp.float32, minval=-half, maxval=half
-  )
+  inputs = draw_inputs(key_inputs, count, config.num_demonstrations + 1, config)
   weights = jax.random.normal(key_weights, (count, config.d_x), jnp.float32)
   return _label(inputs, weights)
 
@@ -375,14 +377,8 @@ def claim(
 ) -> lab.Claim:
   """A claim of the paper, or a control.
 
-  Args:
-    name: its id, behind that of the experiment.
-    place: where in the paper, or 'control'.
-    text: the statement.
-    statistic: what was measured, and the range that decides.
-    found: numbers of the seeds, whose mean decides; or one number; or an
-      estimate.
-    **range_: `at_least` and `at_most`.
+  What was found is a number for each seed, whose mean decides, or one number,
+  or an estimate.
   """
   known = isinstance(found, float | lab.Estimate)
   return lab.Claim(
