@@ -143,10 +143,7 @@ def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
     return loss(layer, testing, lengths), at_scale
 
   curve, at_scale = jax.lax.map(one, fitted)
-  gates = [
-    gate.transform(fitted.gates[:, index])
-    for index, gate in enumerate(memory.gates)
-  ]
+  gates = memory.numbers(fitted.gates.T)
   alike = None
   if memory.is_layer:
     # Prompts of the length of training, scale 1.

@@ -292,20 +292,19 @@ def measure(config: 'Config') -> Results:
 
     return jax.lax.map(of_one, problems)
 
-  distances = (
-    lambda a, b: np.max(np.abs(a - b)) / np.max(np.abs(b)),
-    lambda a, b: (np.mean((a - b) ** 2) / np.mean(b**2)) ** 0.5,
-  )
-  found = jax.device_get(answers(_problems(config)))
+  def statements(accounts, distance):
+    return [
+      Statement(account, statement, float(distance(*sides)))
+      for account, rows in accounts.items()
+      for statement, sides in rows.items()
+    ]
+
+  exact, near = jax.device_get(answers(_problems(config)))
   return Results(
-    *(
-      [
-        Statement(account, statement, float(distance(*sides)))
-        for account, rows in accounts.items()
-        for statement, sides in rows.items()
-      ]
-      for accounts, distance in zip(found, distances, strict=True)
-    )
+    statements(exact, lambda a, b: np.max(np.abs(a - b)) / np.max(np.abs(b))),
+    statements(
+      near, lambda a, b: (np.mean((a - b) ** 2) / np.mean(b**2)) ** 0.5
+    ),
   )
 
 
@@ -320,21 +319,21 @@ def _problems(config: 'Config') -> Problem:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  rows = []
-  for account in dict.fromkeys(row.account for row in results.identities):
-    own = [row for row in results.identities if row.account == account]
-    rows.append(
-      lab.Claim(
-        id=f'accounts-identities-{account.replace(" ", "-")}',
-        source=account,
-        claim='; '.join(row.statement for row in own),
-        statistic='largest difference of both sides over the largest answer, '
-        f'float64; at most {EXACT:g}',
-        estimate=lab.exactly(max(row.difference for row in own)),
-        at_most=EXACT,
-      )
+  by_account: dict[str, list[Statement]] = {}
+  for row in results.identities:
+    by_account.setdefault(row.account, []).append(row)
+  return [
+    lab.Claim(
+      id=f'accounts-identities-{account.replace(" ", "-")}',
+      source=account,
+      claim='; '.join(row.statement for row in own),
+      statistic='largest difference of both sides over the largest answer, '
+      f'float64; at most {EXACT:g}',
+      estimate=lab.exactly(max(row.difference for row in own)),
+      at_most=EXACT,
     )
-  return rows
+    for account, own in by_account.items()
+  ]
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:

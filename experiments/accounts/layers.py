@@ -64,6 +64,11 @@ class Memory(NamedTuple):
   signs: tuple[float, ...] = (1.0,)
   is_layer: bool = True
 
+  def numbers(self, free: Array) -> list[Array]:
+    """The gates, each in its range, from free numbers with axes `[G, ...]`."""
+    pairs = zip(self.gates, free, strict=True)
+    return [gate.transform(number) for gate, number in pairs]
+
 
 def _scores(tokens) -> Float[Array, ' N']:
   return tokens.keys @ tokens.queries[-1]
@@ -288,10 +293,7 @@ def answers(
     tokens: rows `(x_i, y_i)`, then `(x_q, 0)`.
     lengths: how many rows are read. Shape `[L]`.
   """
-  gates = [
-    gate.transform(free)
-    for gate, free in zip(memory.gates, layer.gates, strict=True)
-  ]
+  gates = memory.numbers(layer.gates)
 
   def head(queries, keys, values):
     context, query = tokens[:-1], tokens[-1] @ queries

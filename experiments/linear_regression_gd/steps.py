@@ -63,10 +63,10 @@ class Tuned(NamedTuple):
 def measure(config: 'Config') -> list[Tuned]:
   """Tunes and evaluates GD and GD++ for every number of steps."""
   root = jax.random.fold_in(jax.random.key(config.seed), 2**16)
-  counts = config.num_tuning_tasks, config.num_yardstick_tasks
+  counts = {0: config.num_tuning_tasks, 2: config.num_yardstick_tasks}
   inputs = [
     _eigenvalues(jax.random.fold_in(root, i), count, config)
-    for i, count in zip((0, 2), counts, strict=True)
+    for i, count in counts.items()
   ]
   rows = []
   for num_steps in (1, *config.num_steps_of_gd):

@@ -320,7 +320,7 @@ def losses_of_records(answer: AnswerFn, records, tasks: Tasks):
 
 
 def _of_records(fn: Callable[[Any], Any], records):
-  """What `fn` finds of all records of all seeds, leading axes `[S, T]`."""
+  """What `fn` finds of all records of all seeds. Axes `[S, T, ...]`."""
   return jax.lax.map(lambda seed: jax.lax.map(fn, seed), records)
 
 
@@ -333,14 +333,10 @@ class Behaviour(NamedTuple):
 
 def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
   """Predictions of one model, and their slopes in the query."""
-  d_x = tasks.tokens.shape[2] - 1
-
-  def slope(rows):
-    of_rows = functools.partial(answer, params)
-    return account.sensitivity(of_rows, rows, d_x=d_x)[0]
-
+  of_rows, d_x = functools.partial(answer, params), tasks.tokens.shape[2] - 1
+  slopes = jax.vmap(lambda rows: account.sensitivity(of_rows, rows, d_x=d_x)[0])
   answers = predictions(answer, params, tasks.tokens)
-  return Behaviour(answers, jax.vmap(slope)(tasks.tokens))
+  return Behaviour(answers, slopes(tasks.tokens))
 
 
 class Alignment(NamedTuple):
