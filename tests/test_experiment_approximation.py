@@ -12,7 +12,6 @@ from experiments.approximation import (
   closed_form,
   estimates,
   falling,
-  identity,
   inputs,
   maps,
 )
@@ -194,17 +193,17 @@ def test_entries_are_split_by_their_size():
 
 
 def test_identity_sees_another_output(monkeypatch):
-  equivalence = identity.equivalence
+  equivalence = maps.equivalence
   right = equivalence.residuals
 
   def wrong(phi, query, keys, values, **options):
     found = right(phi, query, keys, values, **options)
     return found._replace(residual=found.residual + 1e-3)
 
-  identity._residuals.clear_cache()
+  maps._residuals.clear_cache()
   monkeypatch.setattr(equivalence, 'residuals', wrong)
-  found = identity.summary(SMALL_NORMS, identity.measure(SMALL_NORMS))
-  identity._residuals.clear_cache()
+  found = maps.summary(SMALL_NORMS, maps.measure(SMALL_NORMS))
+  maps._residuals.clear_cache()
   assert found['algebra_residual_float64'] >= 1e-3
 
 

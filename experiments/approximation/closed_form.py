@@ -43,8 +43,29 @@ class Results(NamedTuple):
 
 
 def measure(config: 'Config') -> Results:
+  """Compares by the geometric mean over R."""
   data, lines = estimates.measured(config).first, predicted(config)
-  return Results(data, lines, ratios(data, lines))
+
+  def ratio(means):
+    logs = np.log(means[..., 0]) - np.log(means[..., 1])
+    return np.exp(np.mean(logs, axis=1))
+
+  def compare(method, condition, quantity, line):
+    measured = data.curve(method, condition, quantity)
+    both = np.stack([measured, condition.units(line)], axis=2)
+    return statistics.bootstrap(ratio, both)
+
+  ratios = {
+    method.name: {
+      name: {
+        quantity: compare(method, condition, quantity, line)
+        for quantity, line in lines[method.name][name].items()
+      }
+      for name, condition in data.conditions.items()
+    }
+    for method in estimates.METHODS
+  }
+  return Results(data, lines, ratios)
 
 
 @lab.once
@@ -132,32 +153,6 @@ def first_order_mse(
   }
 
 
-def ratios(
-  data: Measurements, predicted: Predictions
-) -> dict[str, dict[str, dict[str, lab.Estimate]]]:
-  """Measured over predicted mean squared errors, geometric mean over R."""
-
-  def ratio(means):
-    logs = np.log(means[..., 0]) - np.log(means[..., 1])
-    return np.exp(np.mean(logs, axis=1))
-
-  def compare(method, condition, quantity, line):
-    measured = data.curve(method, condition, quantity)
-    both = np.stack([measured, condition.units(line)], axis=2)
-    return statistics.bootstrap(ratio, both)
-
-  return {
-    method.name: {
-      name: {
-        quantity: compare(method, condition, quantity, line)
-        for quantity, line in predicted[method.name][name].items()
-      }
-      for name, condition in data.conditions.items()
-    }
-    for method in estimates.METHODS
-  }
-
-
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   """Judged where the closed form can be seen.
 
@@ -218,7 +213,7 @@ def _draw(results: Results) -> Any:
         sizes = np.asarray(data.sizes(method))
         errors = data.curve(method, condition, 'kernel_relative_mse')
         found = [estimates.mean(x) for x in (errors * sizes[None]).T]
-        estimates.error_bars(axis, sizes, found, i, ls='none', mfc='white')
+        estimates.error_bars(axis, sizes, found, i, linestyle='', mfc='white')
         end = found[-1].value
         line = results.predicted[method.name][name].get('kernel_relative_mse')
         if line is not None:
@@ -239,7 +234,6 @@ def _draw(results: Results) -> Any:
     f'(lines; simplex+ has none)\n{data.caption(names)}\n'
     'where points lie far below their line, draws rarer than these carry the '
     'mean',
-    fontsize=11,
   )
   return figure
 

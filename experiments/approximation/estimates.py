@@ -86,7 +86,6 @@ class Measurements:
 
   def __init__(self, records: Sequence[Record]):
     self.conditions = {r.condition.name: r.condition for r in records}
-    self.methods = {r.method.name: r.method for r in records}
     self.records = {
       (r.method.name, r.condition.name, r.num_directions): r for r in records
     }
@@ -159,12 +158,9 @@ def measured(config: 'Config') -> Data:
 
   (first, layers), (second, _) = lab.in_threads(prepare, (0, 1))
   few = sorted({*config.heatmap_features, config.reference_features})
-  directions = draw_all_directions(
-    keys[2], METHODS, config.num_features, config.num_draws
-  )
-  second_directions = draw_all_directions(
-    keys[3], [PAPER_MAP], few, config.num_draws
-  )
+  draw = functools.partial(draw_directions, num_draws=config.num_draws)
+  directions = draw(keys[2], METHODS, config.num_features)
+  second_directions = draw(keys[3], [PAPER_MAP], few)
   return Data(
     measure(directions, first, METHODS, config.num_features),
     measure(second_directions, second, [PAPER_MAP], few),
@@ -207,50 +203,32 @@ def estimate(
 
 def draw_directions(
   key: PRNGKeyArray,
-  projection: Callable[..., Any],
-  sizes: Sequence[int],
-  num_draws: int,
-) -> dict[int, Float[Array, 'D R d']]:
-  """Draws independent projections of several sizes, in one program.
-
-  Args:
-    key: consumed.
-    projection: one of `iclcl_jax.projections`.
-    sizes: numbers of directions `R`.
-    num_draws: number of draws `D`.
-
-  Returns:
-    For each size an array `[D, R, d]`. Sizes share no block of directions.
-  """
-  dim = pretraining.TOKEN_DIM
-  starts = np.cumsum([0] + [-(-size // dim) * dim for size in sizes])
-
-  @jax.jit
-  def draw(keys):
-    return jax.lax.map(
-      lambda key: projection(key, int(starts[-1]), dim, dtype=jnp.float32), keys
-    )
-
-  pool = draw(jax.random.split(key, num_draws))
-  return {
-    size: pool[:, start : start + size]
-    for size, start in zip(sizes, starts, strict=False)
-  }
-
-
-def draw_all_directions(
-  key: PRNGKeyArray,
   methods: Sequence[Method],
   num_features: Sequence[int],
   num_draws: int,
 ) -> Directions:
-  """Draws what `measure` needs; maps of one projection share directions."""
+  """Draws what `measure` needs, the sizes of a projection in one program.
+
+  Maps of one projection share directions; sizes share no block of them.
+  Consumes `key`.
+  """
+  dim = pretraining.TOKEN_DIM
   result: Directions = {}
-  for index, name in enumerate(dict.fromkeys(m.projection for m in methods)):
-    mine = [m for m in methods if m.projection is name]
+  for index, projection in enumerate(
+    dict.fromkeys(m.projection for m in methods)
+  ):
+    mine = [m for m in methods if m.projection is projection]
     sizes = sorted({r for m in mine for r in m.directions(num_features)})
-    key_here = jax.random.fold_in(key, index)
-    result[name] = draw_directions(key_here, name, sizes, num_draws)
+    starts = np.cumsum([0] + [-(-size // dim) * dim for size in sizes])
+    draw = functools.partial(
+      projection, num_features=int(starts[-1]), dim=dim, dtype=jnp.float32
+    )
+    keys = jax.random.split(jax.random.fold_in(key, index), num_draws)
+    pool = jax.jit(functools.partial(jax.lax.map, draw))(keys)
+    result[projection] = {
+      size: pool[:, start : start + size]
+      for size, start in zip(sizes, starts, strict=False)
+    }
   return result
 
 
@@ -263,7 +241,7 @@ def measure(
   """Measures all maps at equal directions and at equal feature counts.
 
   Args:
-    directions: from `draw_all_directions`.
+    directions: from `draw_directions`.
     conditions: the inputs, of equal shapes.
     methods: the maps.
     num_features: numbers of directions, and of features.
@@ -407,11 +385,5 @@ def error_bars(axis, x, found, index, **look) -> None:
     x,
     value,
     yerr=[value - low, high - value],
-    **{
-      'color': drawing.COLOURS[index % len(drawing.COLOURS)],
-      'marker': drawing.MARKERS[index % len(drawing.MARKERS)],
-      'ms': 4,
-      'capsize': 2,
-    }
-    | look,
+    **drawing.look(index) | {'ms': 4, 'capsize': 2} | look,
   )

@@ -3,7 +3,8 @@
 For the papers' map: positive features with gaussian directions.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,14 +20,8 @@ if TYPE_CHECKING:
 
 PAPER_MAP = estimates.PAPER_MAP
 LOW_LEVEL = 0.1  # Relative error that counts as low.
-SLOPED = (
-  'attention_mse',
-  'attention_mae',
-  'attention_relative',
-  'output_mse',
-  'output_mae',
-  'output_relative',
-)
+PARTS = 'attention', 'output'
+SOURCE = 'v1 Fig. 3 centre and right; v2 appendix'
 UNITS = {
   'attention_mse': 'squared attention weights',
   'attention_mae': 'attention weights',
@@ -52,15 +47,26 @@ class Results(NamedTuple):
   Attributes:
     data: the measurements of the first number of demonstrations.
     predicted: closed forms by condition and quantity. Shapes `[D, R]`.
+    slopes: of log error against log R, by condition and quantity.
+    errors: of the output, relative, at the reference number of features.
   """
 
   data: Measurements
   predicted: Mapping[str, Mapping[str, np.ndarray]]
+  slopes: Mapping[str, Mapping[str, lab.Estimate]]
+  errors: Mapping[str, lab.Estimate]
 
 
 def measure(config: 'Config') -> Results:
+  data, size = estimates.measured(config).first, [config.reference_features]
+  errors = {
+    name: estimates.mean(
+      data.curve(PAPER_MAP, condition, 'output_relative', size)[:, 0]
+    )
+    for name, condition in data.conditions.items()
+  }
   predicted = closed_form.predicted(config)[PAPER_MAP.name]
-  return Results(estimates.measured(config).first, predicted)
+  return Results(data, predicted, slopes(data, PAPER_MAP), errors)
 
 
 def slopes(
@@ -73,67 +79,58 @@ def slopes(
       quantity: statistics.bootstrap(
         fit, data.curve(method, condition, quantity)
       )
-      for quantity in SLOPED
+      for part in PARTS
+      for quantity in (f'{part}_mse', f'{part}_mae', f'{part}_relative')
     }
     for name, condition in data.conditions.items()
   }
 
 
-def errors_at(config: 'Config', results: Results) -> dict[str, lab.Estimate]:
-  """Relative output errors at the reference number of features."""
-  size = [config.reference_features]
-  return {
-    name: estimates.mean(
-      results.data.curve(PAPER_MAP, condition, 'output_relative', size)[:, 0]
-    )
-    for name, condition in results.data.conditions.items()
-  }
-
-
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   sizes, listed = config.num_features, []
-
-  def add(*arguments, **limits):
-    source = 'v1 Fig. 3 centre and right; v2 appendix'
-    listed.append(estimates.claim(*arguments, source=source, **limits))
-
-  for name, condition in results.data.conditions.items():
-
-    def errors(quantity, condition=condition):
-      return results.data.curve(PAPER_MAP, condition, quantity, sizes)
-
-    for part in ('attention', 'output'):
-      for quantity in (f'{part}_mse', f'{part}_mae'):
-        words = estimates.words(quantity)
-        add(
-          f'{words} falls with the number of features',
-          'Spearman correlation of mean error and R; at most -0.9',
-          name,
-          statistics.bootstrap(
-            lambda means: statistics.rank_correlation(means, sizes),
-            errors(quantity),
-          ),
-          at_most=-0.9,
-        )
-      add(
-        f'{estimates.words(f"{part}_mse")} falls like 1/R',
+  fit = statistics.log_slope(sizes)
+  conditions = results.data.conditions.items()
+  for (name, condition), part in itertools.product(conditions, PARTS):
+    mse, mae, relative = (
+      results.data.curve(PAPER_MAP, condition, f'{part}_{kind}', sizes)
+      for kind in ('mse', 'mae', 'relative')
+    )
+    falls = (
+      'falls with the number of features',
+      'Spearman correlation of mean error and R; at most -0.9',
+    )
+    rows = (
+      (f'{part} MSE', *falls, _ranks(mse, sizes), {'at_most': -0.9}),
+      (f'{part} MAE', *falls, _ranks(mae, sizes), {'at_most': -0.9}),
+      (
+        f'{part} MSE',
+        'falls like 1/R',
         'slope of log mean error against log R; in [-1.15, -0.85]',
-        name,
-        statistics.bootstrap(
-          statistics.log_slope(sizes), errors(f'{part}_mse')
-        ),
-        at_least=-1.15,
-        at_most=-0.85,
-      )
-      add(
-        f'{part} error falls to a low level',
+        statistics.bootstrap(fit, mse),
+        {'at_least': -1.15, 'at_most': -0.85},
+      ),
+      (
+        f'{part} error',
+        'falls to a low level',
         f'relative Frobenius error at {sizes[-1]} features; at most '
         f'{LOW_LEVEL:g}',
-        name,
-        estimates.mean(errors(f'{part}_relative')[:, -1]),
-        at_most=LOW_LEVEL,
+        estimates.mean(relative[:, -1]),
+        {'at_most': LOW_LEVEL},
+      ),
+    )
+    listed += [
+      estimates.claim(
+        f'{what} {does}', statistic, name, estimate, source=SOURCE, **limits
       )
+      for what, does, statistic, estimate, limits in rows
+    ]
   return listed
+
+
+def _ranks(errors: np.ndarray, sizes: Sequence[int]) -> lab.Estimate:
+  return statistics.bootstrap(
+    lambda means: statistics.rank_correlation(means, sizes), errors
+  )
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
@@ -149,23 +146,23 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
     'interval': '95 % bootstrap percentile interval over draws; at trained '
     'weights over layers',
     'units': UNITS,
-    'approximation_error': errors_at(config, results),
+    'approximation_error': results.errors,
   }
 
 
 def tables(config: 'Config', results: Results) -> dict[str, Any]:
   """Slopes of log error against log R, and the error at the reference."""
-  errors = errors_at(config, results)
+  del config
   rows = [
     {
       'inputs': name,
       'mean |q+k|2/sqrt(d)': results.data.conditions[name]
       .squared_norms()
       .mean(),
-      'output error': errors[name].value,
+      'output error': results.errors[name].value,
     }
     | {f'slope of {estimates.words(k)}': x.value for k, x in fits.items()}
-    for name, fits in slopes(results.data, PAPER_MAP).items()
+    for name, fits in results.slopes.items()
   ]
   return {'papers_map': rows}
 
@@ -182,7 +179,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     ),
     lab.Figure(
       'slopes',
-      _draw_slopes(results.data),
+      _draw_slopes(results),
       'Fitted slope of log error against log R: -1 is what averaging '
       'independent draws gives; it is reached at small norms only.',
     ),
@@ -200,13 +197,13 @@ def _draw_errors(config: 'Config', results: Results) -> Any:
     'relative': ('relative Frobenius error', ''),
   }
   data, sizes = results.data, config.num_features
-  for row, part in zip(axes, ('attention', 'output'), strict=True):
+  for row, part in zip(axes, PARTS, strict=True):
     for axis, (kind, (words, unit)) in zip(row, kinds.items(), strict=True):
       quantity, labels = f'{part}_{kind}', []
       for i, (name, condition) in enumerate(data.conditions.items()):
         errors = data.curve(PAPER_MAP, condition, quantity, sizes)
         found = [estimates.mean(column) for column in errors.T]
-        estimates.error_bars(axis, sizes, found, i, lw=1.2, ls='-')
+        estimates.error_bars(axis, sizes, found, i, lw=1.2, linestyle='-')
         labels.append((found[-1].value, name, drawing.COLOURS[i]))
       estimates.log_axes(axis, sizes)
       limits = axis.get_ylim()
@@ -228,16 +225,15 @@ def _draw_errors(config: 'Config', results: Results) -> Any:
     f'{data.caption(list(data.conditions))}\n'
     'dashed: first-order closed form; where it is missing, it lies above the '
     'axes',
-    fontsize=11,
   )
   return figure
 
 
-def _draw_slopes(data: Measurements) -> Any:
+def _draw_slopes(results: Results) -> Any:
   """Fitted exponents in every condition."""
   import matplotlib.pyplot as plt
 
-  fits = slopes(data, PAPER_MAP)
+  fits = results.slopes
   figure, axis = plt.subplots(figsize=(8.6, 4.8))
   kinds = ('attention_mse', 'output_mse', 'attention_mae', 'output_mae')
   for i, kind in enumerate(kinds):
@@ -247,7 +243,7 @@ def _draw_slopes(data: Measurements) -> Any:
       [fit[kind] for fit in fits.values()],
       i,
       ms=5,
-      ls='',
+      linestyle='',
       mfc='white' if 'output' in kind else None,
       label=estimates.words(kind),
     )
@@ -260,7 +256,7 @@ def _draw_slopes(data: Measurements) -> Any:
   axis.legend(loc='upper left')
   axis.set_title(
     'How fast positive gaussian features approach softmax\n'
-    f'{data.caption(list(fits))}'
+    f'{results.data.caption(list(fits))}'
   )
   return figure
 

@@ -1,13 +1,13 @@
 """Do estimated matrices look like the exact ones, better with more features?"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments import lab
 from experiments.approximation import estimates
-from experiments.approximation.estimates import Condition, Measurements
+from experiments.approximation.estimates import Condition, Data, Measurements
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
 
@@ -19,23 +19,13 @@ NUM_SHOWN = 4  # Draws of a scatter plot.
 PARTS = 'attention', 'output'
 
 
-class Results(NamedTuple):
-  """The papers' map with prompts of two lengths."""
-
-  first: Measurements
-  second: Measurements
-
-
-def measure(config: 'Config') -> Results:
-  data = estimates.measured(config)
-  return Results(data.first, data.second)
-
-
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  pairs = zip(results, ('v1 Figs. 4, 6 and 7', 'v1 Fig. 9'), strict=True)
+def claims(config: 'Config', results: Data) -> list[lab.Claim]:
   return [
     claim
-    for data, source in pairs
+    for data, source in (
+      (results.first, 'v1 Figs. 4, 6 and 7'),
+      (results.second, 'v1 Fig. 9'),
+    )
     for condition in data.conditions.values()
     for part in PARTS
     for claim in _claims(config, data, condition, part, source)
@@ -92,9 +82,9 @@ def _claims(config, data, condition, part, source) -> list[lab.Claim]:
   return listed
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: 'Config', results: Data) -> list[lab.Figure]:
   drawn = []
-  for data in results:
+  for data in (results.first, results.second):
     *controlled, trained = data.conditions
     names = [*(controlled[:3][1:] or controlled), trained]
     tokens, size = data.num_tokens, config.reference_features
@@ -113,17 +103,16 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   return drawn
 
 
-def _estimated(data, condition, size, part) -> np.ndarray:
-  """Estimated attention matrices or outputs of all draws. `[D, n, m]`."""
-  weights = data.get(PAPER_MAP, condition, size).weights
-  return (
-    weights if part == 'attention' else weights @ np.float64(condition.values)
-  )
-
-
-def _exact(condition: Condition, part: str) -> np.ndarray:
-  _, weights, output = condition.exact()
-  return weights if part == 'attention' else output
+def _matrices(
+  data: Measurements, condition: Condition, part: str, size: int = 0
+) -> np.ndarray:
+  """Attention matrices or outputs of all draws `[D, n, m]`: exact, or of R."""
+  _, weights, _ = condition.exact()
+  if size:
+    weights = data.get(PAPER_MAP, condition, size).weights
+  if part == 'attention':
+    return weights
+  return weights @ np.float64(condition.values)
 
 
 def _draw_heatmaps(
@@ -138,9 +127,8 @@ def _draw_heatmaps(
   )
   for row, name in zip(axes, names, strict=True):
     condition = data.conditions[name]
-    exact = _exact(condition, part)[0]
-    panels = [exact]
-    panels += [_estimated(data, condition, size, part)[0] for size in sizes]
+    panels = [_matrices(data, condition, part, size)[0] for size in (0, *sizes)]
+    exact = panels[0]
     scale = {'vmin': min(0, exact.min()), 'vmax': exact.max()}
     for axis, panel, size in zip(row, panels, [0, *sizes], strict=True):
       image = axis.imshow(panel, cmap='cividis', aspect='auto', **scale)
@@ -159,7 +147,6 @@ def _draw_heatmaps(
     f'Attention {"matrix" if part == "attention" else "output"}, exact and by '
     f'{PAPER_MAP.name} features; first draw, {data.num_tokens} tokens; colours '
     'of a row share the exact range',
-    fontsize=11,
   )
   return figure
 
@@ -178,11 +165,8 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
     for axis, name in zip(row, names, strict=True):
       condition = data.conditions[name]
       exact, estimate = (
-        x[shown].reshape(NUM_SHOWN, -1)
-        for x in (
-          _exact(condition, part),
-          _estimated(data, condition, size, part),
-        )
+        _matrices(data, condition, part, count)[shown].reshape(NUM_SHOWN, -1)
+        for count in (0, size)
       )
       cut = np.quantile(np.abs(exact), 0.9, axis=1, keepdims=True)
       large = np.abs(exact) >= cut
@@ -213,9 +197,8 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
     f'tokens: entries of {NUM_SHOWN} draws; Pearson and relative error: means '
     f'of {total} draws\ntriangles: largest tenth of the entries of a draw; '
     'line: equality',
-    fontsize=11,
   )
   return figure
 
 
-PART = lab.Part(measure, claims, figures)
+PART = lab.Part(estimates.measured, claims, figures)

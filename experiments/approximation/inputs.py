@@ -1,7 +1,6 @@
 """Queries, keys and values: of controlled norms, and of the trained layer."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 NUM_HELD_OUT = 256
 # What may stand in for the kernel of the trained layer.
 KERNELS = ('trained_directions', 'fresh_directions', 'exact_softmax')
-
-
-def _float64(array: Any) -> np.ndarray:
-  return np.asarray(array, np.float64)
 
 
 class Condition(NamedTuple):
@@ -49,7 +44,7 @@ class Condition(NamedTuple):
 
   def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns exact log-kernel, attention matrices and outputs, in float64."""
-    queries, keys, values = map(_float64, self[1:4])
+    queries, keys, values = map(np.float64, self[1:4])
     logits = queries @ keys.swapaxes(1, 2) / keys.shape[2] ** 0.5
     weights = np.exp(logits - logits.max(axis=2, keepdims=True))
     weights = weights / weights.sum(axis=2, keepdims=True)
@@ -57,43 +52,10 @@ class Condition(NamedTuple):
 
   def squared_norms(self, sign: int = 1) -> np.ndarray:
     """`|q + sign k|^2 / sqrt(d_k)` of every pair. Shape `[D, n, n]`."""
-    queries, keys = _float64(self.queries), _float64(self.keys)
+    queries, keys = np.float64(self.queries), np.float64(self.keys)
     norms = np.sum(queries**2, 2)[:, :, None] + np.sum(keys**2, 2)[:, None]
     products = queries @ keys.swapaxes(1, 2)
     return np.maximum(norms + 2 * sign * products, 0) / keys.shape[2] ** 0.5
-
-
-def controlled(
-  key: PRNGKeyArray,
-  standard_deviations: Sequence[float],
-  num_draws: int,
-  num_tokens: int,
-) -> list[Condition]:
-  """Draws standard normal values, and normal queries and keys of each sd.
-
-  Args:
-    key: consumed.
-    standard_deviations: of the entries of queries and keys.
-    num_draws: number of draws `D`.
-    num_tokens: number of tokens `n`.
-
-  Returns:
-    A condition for each standard deviation: the same draws, scaled.
-  """
-  shape = 3, num_draws, num_tokens, pretraining.TOKEN_DIM
-  # One axis: several take XLA seconds to compile, for the same numbers.
-  flat = jax.random.normal(key, (math.prod(shape),), jnp.float32)
-  queries, keys, values = np.asarray(flat).reshape(shape)
-  return [
-    Condition(
-      f'sd {x:g}',
-      np.float32(x) * queries,
-      np.float32(x) * keys,
-      values,
-      num_draws,
-    )
-    for x in standard_deviations
-  ]
 
 
 class TrainedLayers(NamedTuple):
@@ -117,13 +79,7 @@ def trained(
 ) -> TrainedLayers:
   """Trains the papers' layer, and lets it read held-out prompts.
 
-  Args:
-    config: settings.
-    key: consumed.
-    num_demonstrations: demonstrations `N` of a prompt; the query is one more.
-
-  Returns:
-    The `TrainedLayers`.
+  A prompt has `num_demonstrations` and a query. Consumes `key`.
   """
   count = config.reference_features
   roots = jax.random.split(key, (config.num_seeds, 4))
@@ -178,13 +134,19 @@ def _losses(
 def conditions(
   config: 'Config', key: PRNGKeyArray, num_demonstrations: int
 ) -> tuple[list[Condition], TrainedLayers]:
-  """Controlled norms, then the trained layer."""
+  """Inputs of controlled norms, then of the trained layer.
+
+  Values are standard normal; queries and keys are the same normal draws,
+  scaled to each standard deviation. Consumes `key`.
+  """
   key_controlled, key_trained = jax.random.split(key)
+  shape = 3, config.num_draws, num_demonstrations + 1, pretraining.TOKEN_DIM
+  # One axis: several take XLA seconds to compile, for the same numbers.
+  flat = jax.random.normal(key_controlled, (math.prod(shape),), jnp.float32)
+  queries, keys, values = np.asarray(flat).reshape(shape)
+  controlled = [
+    Condition(f'sd {x:g}', x * queries, x * keys, values, config.num_draws)
+    for x in map(np.float32, config.standard_deviations)
+  ]
   layers = trained(config, key_trained, num_demonstrations)
-  listed = controlled(
-    key_controlled,
-    config.standard_deviations,
-    config.num_draws,
-    num_demonstrations + 1,
-  )
-  return [*listed, layers.condition], layers
+  return [*controlled, layers.condition], layers

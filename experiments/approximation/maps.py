@@ -1,17 +1,23 @@
 """How do the feature maps compare, at equal directions and equal features?
 
 Geometric means and medians, since the mean error of a map with negative weights
-is infinite: its normaliser may vanish.
+is infinite: its normaliser may vanish. And is attention through each of them
+its dual model, to rounding? That is no approximation: `experiments.equivalence`
+asks it at length.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
 from experiments.approximation import estimates, falling
 from experiments.approximation.estimates import Data, Measurements, Method
 from experiments.lab import figures as drawing
+from iclcl_jax import equivalence
 
 if TYPE_CHECKING:
   from experiments.approximation import Config
@@ -21,13 +27,38 @@ COMPARED = 'attention_mse'
 VIEWS = 'directions', 'features'
 
 
-def measure(config: 'Config') -> Data:
-  return estimates.measured(config)
+class Results(NamedTuple):
+  """All maps on the same inputs.
+
+  Attributes:
+    first: every map, at the first number of demonstrations.
+    second: the papers' map, at the second.
+    comparisons: each map's error over that of the papers', geometric means
+      over R: one row for each map and condition.
+    residuals: distance of attention with the same features to its dual model
+      in float64, relative, largest over the queries of the first draw: by map,
+      for each condition.
+  """
+
+  first: Measurements
+  second: Measurements
+  comparisons: Sequence[Mapping[str, Any]]
+  residuals: Mapping[str, Sequence[float]]
 
 
-def comparisons(config: 'Config', data: Measurements) -> list[dict[str, Any]]:
-  """Each map's error over that of the papers': geometric means over R."""
-  sizes = config.num_features
+def measure(config: 'Config') -> Results:
+  data = estimates.measured(config)
+  return Results(
+    data.first,
+    data.second,
+    _comparisons(config.num_features, data.first),
+    _identity(config, data),
+  )
+
+
+def _comparisons(
+  sizes: Sequence[int], data: Measurements
+) -> list[dict[str, Any]]:
 
   def ratio(method, condition, divisor):
     shown = [size // divisor for size in sizes]
@@ -45,9 +76,38 @@ def comparisons(config: 'Config', data: Measurements) -> list[dict[str, Any]]:
         method, condition, method.features_per_direction
       ),
     }
-    for method in data.methods.values()
+    for method in estimates.METHODS
     for name, condition in data.conditions.items()
   ]
+
+
+def _identity(config: 'Config', data: Data) -> dict[str, list[float]]:
+  """Residuals of attention and dual model, through the same features."""
+  rows = [
+    (c.queries[0], c.keys[0], c.values[0])
+    for c in data.first.conditions.values()
+  ]
+  arrays = [np.float64(np.stack(part)) for part in zip(*rows, strict=True)]
+
+  @lab.float64_on_host()
+  def of_method(method):
+    projection = data.directions[method.projection][config.reference_features]
+    phi = method.feature_map(jnp.asarray(np.float64(projection[0])))
+    result = _residuals(phi, *map(jnp.asarray, arrays))
+    return np.max(result, axis=1).tolist()
+
+  return {method.name: of_method(method) for method in estimates.METHODS}
+
+
+@jax.jit
+def _residuals(phi, queries, keys, values):
+  def one(query, keys, values):
+    return equivalence.residuals(
+      phi, query, keys, values, num_query_tokens=1
+    ).residual
+
+  rows = jax.vmap(one, in_axes=(0, None, None))
+  return jax.vmap(rows)(queries, keys, values)
 
 
 def _errors_at(
@@ -74,7 +134,7 @@ def _norms(condition: estimates.Condition) -> dict[str, float]:
   }
 
 
-def summary(config: 'Config', results: Data) -> dict[str, Any]:
+def summary(config: 'Config', results: Results) -> dict[str, Any]:
   data, size = results.first, config.reference_features
   methods = estimates.METHODS
   return {
@@ -87,11 +147,13 @@ def summary(config: 'Config', results: Data) -> dict[str, Any]:
     'slope_of_log_error_per_log_direction': {
       m.name: falling.slopes(data, m) for m in methods
     },
-    'map_comparisons': comparisons(config, data),
+    'map_comparisons': results.comparisons,
+    'algebra_residual_float64': max(map(max, results.residuals.values())),
+    'algebra_residual_float64_by_map': results.residuals,
   }
 
 
-def metrics(config: 'Config', results: Data) -> list[dict[str, Any]]:
+def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   """One row for each map, number of directions, condition and quantity."""
   del config
   rows = []
@@ -111,10 +173,11 @@ def metrics(config: 'Config', results: Data) -> list[dict[str, Any]]:
   return rows
 
 
-def tables(config: 'Config', results: Data) -> dict[str, Any]:
+def tables(config: 'Config', results: Results) -> dict[str, Any]:
   """Attention error over that of the papers' map, by map and condition."""
+  del config
   rows: dict[str, dict[str, Any]] = {}
-  for row in comparisons(config, results.first):
+  for row in results.comparisons:
     cells = rows.setdefault(row['map'], {'map': row['map']})
     for view in VIEWS:
       ratio = row[f'{COMPARED}_ratio_at_equal_{view}'].value
@@ -122,18 +185,17 @@ def tables(config: 'Config', results: Data) -> dict[str, Any]:
   return {'maps': list(rows.values())}
 
 
-def figures(config: 'Config', results: Data) -> list[lab.Figure]:
-  data = results.first
+def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   return [
     lab.Figure(
       'all_maps',
-      _draw_all(config, data),
+      _draw_all(config, results.first),
       'Median relative error of the output against R for all feature maps, at '
       'equal numbers of directions and of features.',
     ),
     lab.Figure(
       'maps_compared',
-      _draw_compared(config, data),
+      _draw_compared(results),
       'Error of each feature map over that of positive gaussian features, at '
       'equal numbers of directions and of features; below 1 is better.',
     ),
@@ -172,7 +234,6 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
     'trig: trigonometric; G: gaussian, O: orthogonal, S: simplex, '
     f'S+: simplex+\n{data.caption(names).split(";")[0]}; medians over draws '
     '(trained: over seeds)',
-    fontsize=11,
   )
   return figure
 
@@ -186,11 +247,11 @@ def _short(method: Method) -> str:
   return f'{family} {letter}'
 
 
-def _draw_compared(config: 'Config', data: Measurements) -> Any:
+def _draw_compared(results: Results) -> Any:
   """Error of each map over that of the papers' map, at equal cost."""
   import matplotlib.pyplot as plt
 
-  names, rows = list(data.conditions), comparisons(config, data)
+  names = list(results.first.conditions)
   figure, axes = plt.subplots(
     1,
     len(names),
@@ -206,7 +267,7 @@ def _draw_compared(config: 'Config', data: Measurements) -> Any:
     for view, look in zip(VIEWS, looks, strict=True):
       shown = {
         row['map']: row[f'{COMPARED}_ratio_at_equal_{view}']
-        for row in rows
+        for row in results.comparisons
         if row['condition'] == name
       }
       drawing.forest(
@@ -220,8 +281,7 @@ def _draw_compared(config: 'Config', data: Measurements) -> Any:
   figure.legend(*handles, loc='outside lower center', ncols=2)
   figure.suptitle(
     f'{estimates.words(COMPARED)} over that of {PAPER_MAP.name} features (left '
-    f'of 1: better), geometric means over R\n{data.caption(names)}',
-    fontsize=11,
+    f'of 1: better), geometric means over R\n{results.first.caption(names)}'
   )
   return figure
 

@@ -299,7 +299,6 @@ def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
     f'Gradient descent on the contrastive loss, N = {size}: {num_prompts} '
     f'held-out prompts of {config.num_seeds} seeds,\nmeasured and closed form '
     f'agree to {_curve_residual(found):.0e} (float64)',
-    fontsize=11,
   )
   return figure
 

@@ -45,6 +45,7 @@ def style() -> Any:
       'axes.titlelocation': 'left',
       'axes.spines.top': False,
       'axes.spines.right': False,
+      'figure.titlesize': 11,
       'figure.constrained_layout.use': True,
       'figure.constrained_layout.h_pad': 0.1,
       'legend.frameon': False,
