@@ -24,6 +24,14 @@ CONTROLLED_NORM = 0.5
 SIGNED_MAPS = ('trigonometric, orthogonal', 'Taylor, order 2', 'identity')
 
 
+# Projections whose rows are coupled.
+COUPLED = {
+  'orthogonal': projections.orthogonal,
+  'simplex': projections.simplex,
+  'simplex_plus': projections.simplex_plus,
+}
+
+
 class Row(NamedTuple):
   """The certificate of one map.
 
@@ -49,16 +57,20 @@ def measure(config: 'Config') -> list[Row]:
   found = layers.trained(config)[config.num_demonstrations[0]]
   params, phi = jax.tree.map(lambda x: x[0], (found.params, found.phi))
   key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
-  draw = lab.compile_quickly(
-    functools.partial(draw_projections, num_features=config.num_features)
-  )
-  drawn = {'gaussian': np.asarray(phi.projection)} | jax.device_get(draw(key))
-  trained = tuple(
-    map(
-      np.asarray,
-      pretraining.project(params, jnp.asarray(found.prompts.tokens[0, 0])),
-    )
-  )
+
+  def draw(key):
+    # One key: they are compared, never combined.
+    return {
+      name: fn(
+        jax.random.clone(key), config.num_features, pretraining.TOKEN_DIM
+      )
+      for name, fn in COUPLED.items()
+    }
+
+  drawn = {'gaussian': np.asarray(phi.projection)}
+  drawn |= jax.device_get(lab.compile_quickly(draw)(key))
+  tokens = jnp.asarray(found.prompts.tokens[0, 0])
+  trained = tuple(map(np.asarray, pretraining.project(params, tokens)))
   # The same rows, shrunk to a norm at which random features imitate softmax.
   small = tuple(x / np.std(x) * CONTROLLED_NORM for x in trained)
   rows = []
@@ -73,20 +85,6 @@ def measure(config: 'Config') -> list[Row]:
         for data, arrays in (('trained', trained), ('small norms', small))
       ]
   return rows
-
-
-def draw_projections(key: Array, num_features: int) -> dict[str, Array]:
-  """Draws the coupled projections of the certificates, in float32."""
-  draws = {
-    'orthogonal': projections.orthogonal,
-    'simplex': projections.simplex,
-    'simplex_plus': projections.simplex_plus,
-  }
-  # One key: they are compared, never combined.
-  return {
-    name: draw(jax.random.clone(key), num_features, pretraining.TOKEN_DIM)
-    for name, draw in draws.items()
-  }
 
 
 def certified_maps(

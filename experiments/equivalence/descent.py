@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -140,24 +139,18 @@ def descend(
 
 def measure(config: 'Config') -> Results:
   """Trains the dual models of a few held-out prompts of every layer."""
+  few = config.num_dual_prompts
 
-  @lab.float64_on_host()
-  @jax.default_matmul_precision('highest')
   def train(found, dtype, num_epochs):
     fn = functools.partial(descend, num_epochs=num_epochs)
-    params, phi, tokens = layers.cast(found, dtype)
-    tokens = tokens[:, : config.num_dual_prompts]
-    compiled = lab.compile_quickly(pretraining.for_all(fn))
-    return jax.device_get(compiled(params, phi, tokens))
+    return layers.over_prompts(fn, found, dtype, few)
 
   return {
     size: Descents(
       train(found, 'float64', 1),
       train(found, 'float64', config.dual_epochs),
       train(found, 'float32', config.dual_epochs),
-      np.asarray(found.prompts.target, np.float64)[
-        :, : config.num_dual_prompts
-      ],
+      found.target[:, :few],
     )
     for size, found in layers.trained(config).items()
   }
@@ -244,7 +237,25 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
       for array in (found.target, found.float64.attention, found.float64.dual)
     )
     order = np.argsort(target)
-    _strip(axis, target[order], layer[order], dual_model[order])
+    target, layer, dual_model = target[order], layer[order], dual_model[order]
+    places = np.arange(target.size)
+    axis.vlines(places, layer, target, color=drawing.GREY, lw=0.8, zorder=1)
+    axis.plot(places, target, 'k_', ms=13, mew=2.5, label='true label')
+    for array, marker, colour, width, label in (
+      (layer, 'o', drawing.BLUE, 10, 'Transformer'),
+      (
+        dual_model,
+        'x',
+        drawing.ORANGE,
+        5.5,
+        'dual model after gradient descent',
+      ),
+    ):
+      look = {'ms': width, 'mfc': 'none', 'mew': 1.8, 'label': label}
+      axis.plot(places, array, marker, color=colour, **look)
+    axis.set_xticks([])
+    axis.spines['bottom'].set_visible(False)
+    axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
     axis.set_title(
       f'N = {size} demonstrations: Transformer and dual model agree to '
       f'{np.max(found.float64.residual):.0e}'
@@ -256,23 +267,6 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
     f'true label (dual model: {config.dual_epochs} epochs of batch 1, float64)'
   )
   return figure
-
-
-def _strip(axis, target, layer, dual_model) -> None:
-  places = np.arange(target.size)
-  axis.vlines(places, layer, target, color=drawing.GREY, lw=0.8, zorder=1)
-  axis.plot(places, target, 'k_', ms=13, mew=2.5, label='true label')
-  look = {'mfc': 'none', 'mew': 1.8}
-  axis.plot(
-    places, layer, 'o', color=drawing.BLUE, ms=10, label='Transformer', **look
-  )
-  label = 'dual model after gradient descent'
-  axis.plot(
-    places, dual_model, 'x', color=drawing.ORANGE, ms=5.5, label=label, **look
-  )
-  axis.set_xticks([])
-  axis.spines['bottom'].set_visible(False)
-  axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
 
 
 def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
@@ -312,17 +306,14 @@ def _curves(axis, steps, distances, predicted, every: int) -> None:
   lines[0].set_label('each prompt')
   mean = measured.mean(axis=0)
   axis.plot(steps, mean, color=drawing.BLUE, lw=3, label='mean, measured')
+  look = {'mfc': 'white', 'mew': 1.8, 'ms': 6, 'clip_on': False, 'zorder': 3}
   axis.plot(
     steps[::every],
     closed_form.mean(axis=0)[::every],
     'o',
     color=drawing.ORANGE,
-    markerfacecolor='white',
-    markeredgewidth=1.8,
-    markersize=6,
-    clip_on=False,
-    zorder=3,
     label='mean, closed form',
+    **look,
   )
   axis.set_ylim(bottom=0)
   axis.set_xlim(0, steps[-1])

@@ -1,6 +1,6 @@
 """The trained layers that every question starts from, and their residuals."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -30,6 +30,16 @@ class Trained(NamedTuple):
   phi: features.PositiveFeatures
   losses: np.ndarray
   prompts: tasks.RegressionPrompt
+
+  @property
+  def target(self) -> np.ndarray:
+    """True labels of the held-out prompts. Shape `[S, P, d_y]`."""
+    return np.asarray(self.prompts.target, np.float64)
+
+  def cast(self, dtype: Any) -> tuple[Any, Any, np.ndarray]:
+    """Layers, feature maps and tokens of the held-out prompts, in a dtype."""
+    arrays = self.params, self.phi, self.prompts.tokens
+    return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
 
 
 @lab.once
@@ -62,10 +72,18 @@ def trained(config: 'Config') -> Mapping[int, Trained]:
   return dict(zip(sizes, lab.in_threads(train, sizes), strict=True))
 
 
-def cast(layers: Trained, dtype: Any) -> tuple[Any, Any, np.ndarray]:
-  """Layers, feature maps and tokens of the held-out prompts, in a dtype."""
-  arrays = layers.params, layers.phi, layers.prompts.tokens
-  return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
+@lab.float64_on_host()
+@jax.default_matmul_precision('highest')
+def over_prompts(
+  fn: Callable[..., Any],
+  layers: Trained,
+  dtype: Any,
+  num_prompts: int | None = None,
+) -> Any:
+  """`fn(params, phi, tokens)` of all seeds and of (some) held-out prompts."""
+  params, phi, tokens = layers.cast(dtype)
+  compiled = lab.compile_quickly(pretraining.for_all(fn))
+  return jax.device_get(compiled(params, phi, tokens[:, :num_prompts]))
 
 
 def source(size: int) -> str:
@@ -76,15 +94,7 @@ def source(size: int) -> str:
 def residual_claims(
   residuals: Mapping[int, Mapping[str, float]], texts: Mapping[str, str]
 ) -> list[lab.Claim]:
-  """One claim for each N and kind of residual.
-
-  Args:
-    residuals: the largest ones, by N and by name in the summary.
-    texts: what is claimed, by name.
-
-  Returns:
-    The claims.
-  """
+  """One claim for each N and kind of residual, named as in the summary."""
   return [
     lab.Claim(
       id=f'equivalence-{name.removesuffix("_float64")}-{size}',
@@ -103,15 +113,7 @@ def residual_claims(
 def residual_summary(
   residuals: Mapping[int, Mapping[str, float]], tolerances: Mapping[str, float]
 ) -> dict[str, Any]:
-  """The largest residuals, and whether rounding explains all of them.
-
-  Args:
-    residuals: the largest ones, by N and by name.
-    tolerances: what rounding explains, by name.
-
-  Returns:
-    A part of the summary; NaN holds nowhere.
-  """
+  """The largest residuals, and whether rounding explains all; NaN does not."""
   worst = {
     name: float(np.max([found[name] for found in residuals.values()]))
     for name in tolerances

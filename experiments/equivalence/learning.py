@@ -72,8 +72,8 @@ def measure(config: 'Config') -> Results:
   @lab.float64_on_host()
   @jax.default_matmul_precision('highest')
   def compare(found):
-    params, phi, tokens = layers.cast(found, np.float64)
-    target = np.asarray(found.prompts.target, np.float64)
+    params, phi, tokens = found.cast(np.float64)
+    target = found.target
     # Another seed's prompts: a matrix B that the layer has never seen.
     unseen, unseen_target = (np.roll(x, -1, axis=0) for x in (tokens, target))
 
@@ -94,36 +94,36 @@ def measure(config: 'Config') -> Results:
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   del config
-  listed = []
-  for size, found in results.items():
-    for name, source, text, kind, bound in (
-      (
-        'near-truth',
-        layers.source(size),
-        'layer and dual model come near the true labels',
-        'attention',
-        NEAR_TRUTH,
-      ),
-      (
-        'in-context',
-        'v1 section 5, read as learning in context',
-        'the trained layer also predicts labels of a task matrix that it was '
-        'not trained on',
-        'unseen_task',
-        1.0,
-      ),
-    ):
-      claim = lab.Claim(
-        id=f'equivalence-{name}-{size}',
-        source=source,
-        claim=f'{text}, N = {size}',
-        statistic='held-out squared error over that of predicting 0, mean '
-        f'over seeds; at most {bound:g}',
-        estimate=found.ratios[kind],
-        at_most=bound,
-      )
-      listed.append(claim)
-  return listed
+  rows = (
+    (
+      'near-truth',
+      layers.source,
+      'layer and dual model come near the true labels',
+      'attention',
+      NEAR_TRUTH,
+    ),
+    (
+      'in-context',
+      lambda size: 'v1 section 5, read as learning in context',
+      'the trained layer also predicts labels of a task matrix that it was not '
+      'trained on',
+      'unseen_task',
+      1.0,
+    ),
+  )
+  return [
+    lab.Claim(
+      id=f'equivalence-{name}-{size}',
+      source=source(size),
+      claim=f'{text}, N = {size}',
+      statistic='held-out squared error over that of predicting 0, mean over '
+      f'seeds; at most {bound:g}',
+      estimate=found.ratios[kind],
+      at_most=bound,
+    )
+    for size, found in results.items()
+    for name, source, text, kind, bound in rows
+  ]
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import lab
@@ -14,6 +13,11 @@ from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
   from experiments.equivalence import Config
+
+
+DTYPES = 'float64', 'float32'
+# Residuals in the summary, and their fields of `OneStep`.
+KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 
 
 class OneStep(NamedTuple):
@@ -56,9 +60,9 @@ def one_step(
 ) -> OneStep:
   """Compares a layer with one full-batch step on one prompt."""
   arguments = pretraining.project(params, tokens)
-  result = equivalence.residuals(phi, *arguments, num_query_tokens=1)
-  softmax = equivalence.residuals(
-    kernels.ExponentialKernel(), *arguments, num_query_tokens=1
+  result, softmax = (
+    equivalence.residuals(x, *arguments, num_query_tokens=1)
+    for x in (phi, kernels.ExponentialKernel())
   )
   label = slice(-pretraining.LABEL_DIM, None)
   return OneStep(
@@ -71,17 +75,10 @@ def one_step(
 
 def measure(config: 'Config') -> Results:
   """Compares all held-out prompts, in float64 and in float32."""
-
-  @lab.float64_on_host()
-  @jax.default_matmul_precision('highest')
-  def compare(found, dtype):
-    step = lab.compile_quickly(pretraining.for_all(one_step))
-    return jax.device_get(step(*layers.cast(found, dtype)))
-
   return {
     size: Comparison(
-      {dtype: compare(found, dtype) for dtype in ('float64', 'float32')},
-      np.asarray(found.prompts.target, np.float64),
+      {x: layers.over_prompts(one_step, found, x) for x in DTYPES},
+      found.target,
     )
     for size, found in layers.trained(config).items()
   }
@@ -89,11 +86,10 @@ def measure(config: 'Config') -> Results:
 
 def residuals(results: Results) -> dict[int, dict[str, float]]:
   """The largest residuals, by N and name; NaN if one is not a number."""
-  kinds = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
   return {
     size: {
       f'{name}_{dtype}': float(np.max(getattr(steps, field)))
-      for name, field in kinds.items()
+      for name, field in KINDS.items()
       for dtype, steps in found.steps.items()
     }
     for size, found in results.items()
@@ -116,8 +112,8 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
   tolerances = {
     f'{name}_{dtype}': precision.TOLERANCES[dtype]
-    for name in ('residual', 'residual_exact_softmax')
-    for dtype in ('float64', 'float32')
+    for name in KINDS
+    for dtype in DTYPES
   }
   found = layers.residual_summary(residuals(results), tolerances)
   losses = {}

@@ -13,7 +13,7 @@ from experiments.generalization import distribution
 from experiments.generalization.distribution import Known
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
-from iclcl_jax import bounds, features, kernels
+from iclcl_jax import bounds, kernels
 from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RADIUS = 1.0
 KINDS = {'features': 'random features', 'softmax': 'exact softmax kernel'}
+RATE = -0.6, -0.4  # Slopes that count as -1/2.
 THEOREM = 'arXiv:2310.13220v2, Theorem 3.2'
 
 
@@ -84,34 +85,23 @@ def gaps(config: 'Config') -> Mapping[int, Mapping[str, Gap]]:
   }
 
 
-def _feature_gap(
-  known: Known,
-  inputs: Float[Array, 'N d_k'],
-  signs: Float[Array, 'N d_v'],
-  delta: float,
-) -> Gap:
+def _feature_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
   """Supremum and bounds for one sample, random features."""
-  phi = features.PositiveFeatures(known.setting.projection)
-  values = distribution.values(known.setting.mixing, inputs, signs)
+  phi, values = distribution.read(known.setting, inputs, signs)
   sample = bounds.mean_embedding(phi, inputs, values)
   supremum = bounds.gap_supremum(phi, known.population, sample, radius=RADIUS)
   return _gap(phi, inputs, values, known.features, supremum.value, delta)
 
 
-def _kernel_gap(
-  known: Known,
-  inputs: Float[Array, 'N d_k'],
-  signs: Float[Array, 'N d_v'],
-  delta: float,
-) -> Gap:
+def _kernel_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
   """Supremum and bounds for one sample, exact softmax kernel.
 
   The square of the norm of the difference of the means, in three parts.
   """
   kernel = kernels.ExponentialKernel()
-  mixing = known.setting.mixing
-  values = distribution.values(mixing, inputs, signs)
-  means = jax.vmap(distribution.kernel_mean, (None, 0))(mixing, inputs)
+  _, values = distribution.read(known.setting, inputs, signs)
+  mean_at = functools.partial(distribution.kernel_mean, known.setting.mixing)
+  means = jax.vmap(mean_at)(inputs)
   cross = jnp.mean(jnp.sum(values * means, axis=1))
   square = distribution.kernel_mean_square() - 2 * cross
   square = square + kernel_norm(kernel, inputs, values) ** 2
@@ -162,13 +152,9 @@ def _complexities(config: 'Config') -> dict[int, np.ndarray]:
   key = jax.random.key(config.seed)
 
   def complexity(known, inputs, signs):
+    phi, values = distribution.read(known.setting, inputs, signs)
     draws = bounds.rademacher_draws(
-      key,
-      features.PositiveFeatures(known.setting.projection),
-      inputs,
-      distribution.values(known.setting.mixing, inputs, signs),
-      radius=RADIUS,
-      num_draws=config.num_signs,
+      key, phi, inputs, values, radius=RADIUS, num_draws=config.num_signs
     )
     return jnp.mean(draws.value)
 
@@ -192,7 +178,9 @@ def slope(sizes: Any, rows: Any) -> lab.Estimate:
   return statistics.mean(statistics.log_slope(sizes)(rows))
 
 
-def claim(name: str, text: str, statistic: str, estimate: Any, **limits: Any):
+def claim(
+  name: str, text: str, statistic: str, estimate: Any, **limits: float
+) -> lab.Claim:
   """A claim about Theorem 3.2."""
   return lab.Claim(
     id=f'generalization/{name}',
@@ -202,6 +190,14 @@ def claim(name: str, text: str, statistic: str, estimate: Any, **limits: Any):
     estimate=estimate,
     **limits,
   )
+
+
+def slope_claim(
+  name: str, text: str, statistic: str, estimate: lab.Estimate, low, high
+) -> lab.Claim:
+  """A claim that a slope lies in a range, which its statistic names."""
+  statistic = f'{statistic}; in [{low:g}, {high:g}]'
+  return claim(name, text, statistic, estimate, at_least=low, at_most=high)
 
 
 def _shares(results: Results, kind: str) -> dict[str, np.ndarray]:
@@ -230,13 +226,12 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
       f'share of samples whose largest gap exceeds it; at most {config.delta:g}'
     )
     listed += [
-      claim(
+      slope_claim(
         f'rate_{kind}',
         f'the largest gap over the ball falls like N^-1/2: {words}',
-        'slope of log mean supremum against log N; in [-0.6, -0.4]',
+        'slope of log mean supremum against log N',
         slope(list(results.gaps), found.supremum),
-        at_least=-0.6,
-        at_most=-0.4,
+        *RATE,
       ),
       claim(
         f'holds_{kind}',

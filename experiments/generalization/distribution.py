@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from iclcl_jax import projections
-from iclcl_jax.types import Array, DualState, Float, PRNGKeyArray
+from iclcl_jax import features, projections
+from iclcl_jax.types import Array, DualState, Float
 
 if TYPE_CHECKING:
   from experiments.generalization import Config
@@ -78,7 +78,7 @@ class Samples(NamedTuple):
 
   Attributes:
     inputs: the keys. Shape `[N, d_k]`.
-    signs: the noise of the values. Shape `[N, d_v]`.
+    signs: the noise of the values, not yet of length 1. Shape `[N, d_v]`.
   """
 
   inputs: Float[Array, 'N d_k']
@@ -107,19 +107,32 @@ def drawn(config: 'Config') -> Drawn:
 
   def setting(seed):
     key = jax.random.fold_in(jax.random.fold_in(root, seed), 0)
+    key_mixing, key_features = jax.random.split(key)
     width = max(config.width, *config.widths)
-    return draw_setting(key, width, config.num_features)
+    mixing = jax.random.normal(key_mixing, (width, KEY_DIM), jnp.float64)
+    projection = projections.gaussian(
+      key_features, config.num_features, KEY_DIM, dtype=jnp.float64
+    )
+    return Setting(mixing / jnp.linalg.norm(mixing), projection)
 
   def draw_all(folds, size, width):
     numbers = np.stack(np.meshgrid(seeds, folds), axis=-1)
+    shape = config.num_samples, size
 
     def draw(number):
       key = jax.random.fold_in(jax.random.fold_in(root, number[0]), number[1])
-      return draw_demonstrations(key, config.num_samples, size, width)
+      key_inputs, key_signs = jax.random.split(key)
+      inputs = jax.random.uniform(
+        key_inputs, (*shape, KEY_DIM), jnp.float64, -1.0, 1.0
+      )
+      bits = jax.random.bits(key_signs, (*shape, width), jnp.uint8)
+      signs = 1 - 2 * (bits & jnp.uint8(1)).astype(jnp.int8)
+      return Samples(inputs, signs)
 
     found = _map(draw, numbers.reshape(-1, 2))
-    shape = numbers.shape[:2]
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+    return jax.tree.map(
+      lambda x: x.reshape(*numbers.shape[:2], *x.shape[1:]), found
+    )
 
   seeds, sizes = np.arange(config.num_seeds), config.num_demonstrations
   settings = _map(setting, seeds)
@@ -145,8 +158,13 @@ def _map(fn: Callable[..., Any], numbers: np.ndarray) -> Any:
 
 
 def known(setting: Setting, width: int) -> Known:
-  """What is known of settings `[S, ...]`, with values of some width."""
-  setting = narrower(setting, width)
+  """What is known of settings `[S, ...]`, with values of some width.
+
+  The matrix B keeps its first rows alone, and has norm 1 again.
+  """
+  mixing = setting.mixing[..., :width, :]
+  norm = np.linalg.norm(mixing, axis=(-2, -1), keepdims=True)
+  setting = setting._replace(mixing=mixing / norm)
   return Known(
     setting,
     population(setting),
@@ -169,43 +187,13 @@ def over_samples(fn: Callable[..., Any]) -> Callable[..., Any]:
   return lambda known, samples: jax.device_get(mapped(known, samples))
 
 
-def draw_setting(key: PRNGKeyArray, width: int, num_features: int) -> Setting:
-  """Draws a setting in float64."""
-  key_mixing, key_features = jax.random.split(key)
-  mixing = jax.random.normal(key_mixing, (width, KEY_DIM), jnp.float64)
-  projection = projections.gaussian(
-    key_features, num_features, KEY_DIM, dtype=jnp.float64
-  )
-  return Setting(mixing / jnp.linalg.norm(mixing), projection)
-
-
-def narrower(setting: Setting, width: int) -> Setting:
-  """The same setting with the first rows of B alone, of norm 1 again."""
-  mixing = setting.mixing[..., :width, :]
-  norm = np.linalg.norm(mixing, axis=(-2, -1), keepdims=True)
-  return setting._replace(mixing=mixing / norm)
-
-
-def draw_demonstrations(
-  key: PRNGKeyArray, num_samples: int, size: int, width: int
-) -> Samples:
-  """Draws inputs `s` and signs (not yet of length 1) of several samples."""
-  key_inputs, key_signs = jax.random.split(key)
-  inputs = jax.random.uniform(
-    key_inputs, (num_samples, size, KEY_DIM), jnp.float64, -1.0, 1.0
-  )
-  bits = jax.random.bits(key_signs, (num_samples, size, width), jnp.uint8)
-  signs = 1 - 2 * (bits & jnp.uint8(1)).astype(jnp.int8)
-  return Samples(inputs, signs)
-
-
-def values(
-  mixing: Float[Array, 'd_v d_k'],
-  inputs: Float[Array, 'N d_k'],
-  signs: Float[Array, 'N d_v'],
-) -> Float[Array, 'N d_v']:
-  """The values `B s + z`."""
-  return inputs @ mixing.T + signs.astype(inputs.dtype) / signs.shape[1] ** 0.5
+def read(
+  setting: Setting, inputs: Float[Array, 'N d_k'], signs: Float[Array, 'N d_v']
+) -> tuple[features.PositiveFeatures, Float[Array, 'N d_v']]:
+  """The feature map of a setting, and the values `B s + z` of one sample."""
+  noise = signs.astype(inputs.dtype) / signs.shape[1] ** 0.5
+  values = inputs @ setting.mixing.T + noise
+  return features.PositiveFeatures(setting.projection), values
 
 
 def _quadrature() -> tuple[np.ndarray, np.ndarray]:

@@ -11,13 +11,11 @@ from experiments import lab
 from experiments.generalization import bound, distribution
 from experiments.generalization.distribution import Known
 from experiments.lab import figures as drawing
-from iclcl_jax import bounds, features
+from iclcl_jax import bounds
 from iclcl_jax.types import Array, DualState, Float
 
 if TYPE_CHECKING:
   from experiments.generalization import Config
-
-RADIUS = bound.RADIUS
 
 
 class Tried(NamedTuple):
@@ -80,8 +78,7 @@ def search(
   The weights of one step and the worst ones go through both losses, which
   share no code with the supremum.
   """
-  phi = features.PositiveFeatures(known.setting.projection)
-  values = distribution.values(known.setting.mixing, inputs, signs)
+  phi, values = distribution.read(known.setting, inputs, signs)
   sample: Any = bounds.mean_embedding(phi, inputs, values)
   mean = sample.weights * jnp.exp(sample.log_scale)[None]
   difference = mean - known.population.weights
@@ -97,10 +94,10 @@ def search(
   def gaps(directions):
     norms = jnp.sqrt(jnp.sum(directions**2, axis=(1, 2)))
     products = jnp.sum(directions * difference[None], axis=(1, 2))
-    return RADIUS * jnp.max(products / norms)
+    return bound.RADIUS * jnp.max(products / norms)
 
   def through_losses(direction):
-    weights = RADIUS * direction / jnp.linalg.norm(direction)
+    weights = bound.RADIUS * direction / jnp.linalg.norm(direction)
     zeros = jnp.zeros(weights.shape[1], weights.dtype)
     state = DualState(weights, zeros, zeros)
     return bounds.expected_loss(

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import lab
 from experiments.generalization import bound, distribution
 from experiments.lab import figures as drawing
-from iclcl_jax import bounds, features
+from iclcl_jax import bounds
 from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def measure(config: 'Config') -> Results:
   settings, _, samples = distribution.drawn(config)
 
   def both(known, inputs, signs):
-    phi = features.PositiveFeatures(known.setting.projection)
-    values = distribution.values(known.setting.mixing, inputs, signs)
+    phi, values = distribution.read(known.setting, inputs, signs)
     sample = bounds.mean_embedding(phi, inputs, values)
 
     def of(ball):
@@ -83,13 +82,12 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
     f'{config.width_demonstrations}'
   )
   listed = [
-    bound.claim(
+    bound.slope_claim(
       f'width_{ball}',
       f'the factor d of the output width can be removed: {words} ball',
-      f'{statistic}; in [-0.1, 0.1]',
+      statistic,
       _growth(results, ball),
-      at_least=-0.1,
-      at_most=0.1,
+      *(-0.1, 0.1),
     )
     for ball, words in (('frobenius', 'Frobenius'), ('spectral', 'spectral'))
   ]
