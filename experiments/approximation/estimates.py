@@ -80,6 +80,14 @@ class Record(NamedTuple):
   errors: dict[str, np.ndarray]
   weights: np.ndarray
 
+  def units(self, quantity: str) -> np.ndarray:
+    """Errors of independent units. Shape `[U]`."""
+    return self.condition.units(self.errors[quantity])
+
+  def means(self) -> dict[str, lab.Estimate]:
+    """The mean of each quantity over independent units."""
+    return {quantity: mean(self.units(quantity)) for quantity in self.errors}
+
 
 class Measurements:
   """Records of one number of tokens, looked up by map, condition and size."""

@@ -58,11 +58,9 @@ class Results(NamedTuple):
 
 
 def measure(config: 'Config') -> Results:
-  data, size = estimates.measured(config).first, [config.reference_features]
+  data, size = estimates.measured(config).first, config.reference_features
   errors = {
-    name: estimates.mean(
-      data.curve(PAPER_MAP, condition, 'output_relative', size)[:, 0]
-    )
+    name: data.get(PAPER_MAP, condition, size).means()['output_relative']
     for name, condition in data.conditions.items()
   }
   predicted = closed_form.predicted(config)[PAPER_MAP.name]

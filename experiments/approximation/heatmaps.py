@@ -35,51 +35,54 @@ def claims(config: 'Config', results: Data) -> list[lab.Claim]:
 def _claims(config, data, condition, part, source) -> list[lab.Claim]:
   """What is claimed of one kind of matrix in one condition."""
   size, sizes = config.reference_features, config.heatmap_features
-  tokens, listed = condition.keys.shape[1], []
+  record = data.get(PAPER_MAP, condition, size)
+  errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
 
-  def one(kind):
-    quantity = f'{part}_{kind}'
-    return data.curve(PAPER_MAP, condition, quantity, [size])[:, 0]
-
-  def add(text, statistic, estimate, **limits):
-    listed.append(
-      estimates.claim(
-        f'{text}, {tokens} tokens',
-        statistic,
-        condition.name,
-        estimate,
-        source=source,
-        **limits,
-      )
+  def larger(kind, word):
+    large, rest = (
+      record.units(f'{part}_{x}_{kind}') for x in ('largest_tenth', 'rest')
+    )
+    return (
+      f'large {part} entries fit less well ({word})',
+      f'mean {word} error of the largest tenth minus that of the rest at R = '
+      f'{size}; above 0',
+      estimates.mean(large - rest),
+      {'at_least': 0},
     )
 
-  add(
-    f'{part} entries fit',
-    f'Pearson correlation of exact and estimated entries at R = {size}; at '
-    'least 0.9',
-    estimates.mean(one('pearson')),
-    at_least=0.9,
-  )
-  for kind, word in (('relative', 'relative'), ('mae', 'absolute')):
-    if (part, kind) != ('output', 'relative'):  # Outputs pass through zero.
-      add(
-        f'large {part} entries fit less well ({word})',
-        f'mean {word} error of the largest tenth minus that of the rest at R = '
-        f'{size}; above 0',
-        estimates.mean(one(f'largest_tenth_{kind}') - one(f'rest_{kind}')),
-        at_least=0,
-      )
-  errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
-  add(
-    f'{part} heatmap gets better with R',
-    'largest ratio of successive mean Frobenius errors, R = '
-    f'{", ".join(map(str, sizes))}; below 1',
-    statistics.bootstrap(
-      lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
+  rows = [
+    (
+      f'{part} entries fit',
+      f'Pearson correlation of exact and estimated entries at R = {size}; at '
+      'least 0.9',
+      estimates.mean(record.units(f'{part}_pearson')),
+      {'at_least': 0.9},
     ),
-    at_most=1,
-  )
-  return listed
+    larger('relative', 'relative'),
+    larger('mae', 'absolute'),
+    (
+      f'{part} heatmap gets better with R',
+      'largest ratio of successive mean Frobenius errors, R = '
+      f'{", ".join(map(str, sizes))}; below 1',
+      statistics.bootstrap(
+        lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
+      ),
+      {'at_most': 1},
+    ),
+  ]
+  if part == 'output':
+    del rows[1]  # Outputs pass through zero: their relative errors say nothing.
+  return [
+    estimates.claim(
+      f'{text}, {data.num_tokens} tokens',
+      statistic,
+      condition.name,
+      estimate,
+      source=source,
+      **limits,
+    )
+    for text, statistic, estimate, limits in rows
+  ]
 
 
 def figures(config: 'Config', results: Data) -> list[lab.Figure]:
@@ -185,9 +188,9 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
         axis.set_yscale('log')
         drawing.plain_ticks(axis.xaxis)
         drawing.plain_ticks(axis.yaxis)
-      errors = data.get(PAPER_MAP, condition, size).errors
-      fit = condition.units(errors[f'{part}_pearson']).mean()
-      error = condition.units(errors[f'{part}_relative']).mean()
+      record = data.get(PAPER_MAP, condition, size)
+      fit = record.units(f'{part}_pearson').mean()
+      error = record.units(f'{part}_relative').mean()
       axis.set_title(f'{part}, {name}\nPearson {fit:.2f}, error {error:.0%}')
       unit = 'weight' if part == 'attention' else 'output [value units]'
       axis.set_xlabel(f'exact {unit}')

@@ -44,7 +44,7 @@ class Condition(NamedTuple):
 
   def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns exact log-kernel, attention matrices and outputs, in float64."""
-    queries, keys, values = map(np.float64, self[1:4])
+    queries, keys, values = (x.astype(np.float64) for x in self[1:4])
     logits = queries @ keys.swapaxes(1, 2) / keys.shape[2] ** 0.5
     weights = np.exp(logits - logits.max(axis=2, keepdims=True))
     weights = weights / weights.sum(axis=2, keepdims=True)
@@ -52,7 +52,7 @@ class Condition(NamedTuple):
 
   def squared_norms(self, sign: int = 1) -> np.ndarray:
     """`|q + sign k|^2 / sqrt(d_k)` of every pair. Shape `[D, n, n]`."""
-    queries, keys = np.float64(self.queries), np.float64(self.keys)
+    queries, keys = (x.astype(np.float64) for x in self[1:3])
     norms = np.sum(queries**2, 2)[:, :, None] + np.sum(keys**2, 2)[:, None]
     products = queries @ keys.swapaxes(1, 2)
     return np.maximum(norms + 2 * sign * products, 0) / keys.shape[2] ** 0.5

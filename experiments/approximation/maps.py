@@ -110,19 +110,6 @@ def _residuals(phi, queries, keys, values):
   return jax.vmap(rows)(queries, keys, values)
 
 
-def _errors_at(
-  data: Measurements, method: Method, size: int
-) -> dict[str, dict[str, lab.Estimate]]:
-  """Mean errors at one number of directions, by condition."""
-  return {
-    name: {
-      quantity: estimates.mean(condition.units(errors))
-      for quantity, errors in data.get(method, condition, size).errors.items()
-    }
-    for name, condition in data.conditions.items()
-  }
-
-
 def _norms(condition: estimates.Condition) -> dict[str, float]:
   """Quantiles of what the variance of positive features grows with."""
   squares = condition.squared_norms()
@@ -139,7 +126,11 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   methods = estimates.METHODS
   return {
     f'errors_at_{size}_directions': {
-      m.name: _errors_at(data, m, size) for m in methods
+      m.name: {
+        name: data.get(m, condition, size).means()
+        for name, condition in data.conditions.items()
+      }
+      for m in methods
     },
     'squared_norm_of_sum_over_sqrt_dim': {
       name: _norms(condition) for name, condition in data.conditions.items()

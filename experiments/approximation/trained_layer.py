@@ -60,10 +60,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
         name: estimates.geometric_mean(losses)
         for name, losses in results.layers.losses.items()
       },
-      f'errors_with_trained_directions_at_{size}': {
-        name: estimates.mean(results.layers.condition.units(errors))
-        for name, errors in results.own.errors.items()
-      },
+      f'errors_with_trained_directions_at_{size}': results.own.means(),
     }
   }
 

@@ -69,20 +69,14 @@ def measure(config: 'Config') -> Results:
 @lab.float64_on_host()
 def gaps(config: 'Config') -> Mapping[int, Mapping[str, Gap]]:
   """The largest gaps of all samples, by N and by map or kernel."""
-  settings, by_size, _ = distribution.drawn(config)
-  known = distribution.known(settings, config.width)
 
-  def of_kind(fn, samples):
-    fn = functools.partial(fn, delta=config.delta)
-    return distribution.over_samples(fn)(known, samples)
-
-  return {
-    size: {
-      'features': of_kind(_feature_gap, samples),
-      'softmax': of_kind(_kernel_gap, samples),
+  def of_sample(*sample):
+    return {
+      'features': _feature_gap(*sample, delta=config.delta),
+      'softmax': _kernel_gap(*sample, delta=config.delta),
     }
-    for size, samples in by_size.items()
-  }
+
+  return distribution.at_all_sizes(config, of_sample)
 
 
 def _feature_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
@@ -147,8 +141,6 @@ def _gap(phi, inputs, values, constants, supremum, delta) -> Gap:
 @lab.float64_on_host()
 def _complexities(config: 'Config') -> dict[int, np.ndarray]:
   """Monte-Carlo estimates of the empirical Rademacher complexity."""
-  settings, by_size, _ = distribution.drawn(config)
-  known = distribution.known(settings, config.width)
   key = jax.random.key(config.seed)
 
   def complexity(known, inputs, signs):
@@ -159,12 +151,7 @@ def _complexities(config: 'Config') -> dict[int, np.ndarray]:
     return jnp.mean(draws.value)
 
   few = config.num_sign_samples
-  return {
-    size: distribution.over_samples(complexity)(
-      known, jax.tree.map(lambda x: x[:, :few], samples)
-    )
-    for size, samples in by_size.items()
-  }
+  return distribution.at_all_sizes(config, complexity, few)
 
 
 def curves(found: Mapping[int, Mapping[str, Gap]], kind: str) -> Gap:
@@ -179,7 +166,7 @@ def slope(sizes: Any, rows: Any) -> lab.Estimate:
 
 
 def claim(
-  name: str, text: str, statistic: str, estimate: Any, **limits: float
+  name: str, text: str, statistic: str, estimate: Any, **limits: Any
 ) -> lab.Claim:
   """A claim about Theorem 3.2."""
   return lab.Claim(

@@ -187,6 +187,18 @@ def over_samples(fn: Callable[..., Any]) -> Callable[..., Any]:
   return lambda known, samples: jax.device_get(mapped(known, samples))
 
 
+def at_all_sizes(
+  config: 'Config', fn: Callable[..., Any], num_samples: int | None = None
+) -> dict[int, Any]:
+  """`fn(known, inputs, signs)` of all samples, or of the first, by N."""
+  settings, by_size, _ = drawn(config)
+  constants, mapped = known(settings, config.width), over_samples(fn)
+  return {
+    size: mapped(constants, Samples(*(x[:, :num_samples] for x in samples)))
+    for size, samples in by_size.items()
+  }
+
+
 def read(
   setting: Setting, inputs: Float[Array, 'N d_k'], signs: Float[Array, 'N d_v']
 ) -> tuple[features.PositiveFeatures, Float[Array, 'N d_v']]:

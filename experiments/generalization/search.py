@@ -48,8 +48,6 @@ class Results(NamedTuple):
 
 @lab.float64_on_host()
 def measure(config: 'Config') -> Results:
-  settings, by_size, _ = distribution.drawn(config)
-  known = distribution.known(settings, config.width)
   key = jax.random.key(config.seed)
 
   def try_weights(known, inputs, signs):
@@ -58,12 +56,8 @@ def measure(config: 'Config') -> Results:
     own = jax.random.fold_in(key, bits)
     return search(own, known, inputs, signs, config.num_weights)
 
-  tried = {
-    size: distribution.over_samples(try_weights)(known, samples)
-    for size, samples in by_size.items()
-  }
-  gaps = bound.gaps(config)
-  return Results(tried, {size: gaps[size]['features'] for size in gaps})
+  gaps = {size: x['features'] for size, x in bound.gaps(config).items()}
+  return Results(distribution.at_all_sizes(config, try_weights), gaps)
 
 
 def search(
