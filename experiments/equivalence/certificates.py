@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 CONTROLLED_NORM = 0.5
 # Their normaliser may vanish: its condition decides whether they can hold.
 SIGNED_MAPS = ('trigonometric, orthogonal', 'Taylor, order 2', 'identity')
-
-
 # Projections whose rows are coupled.
 COUPLED = {
   'orthogonal': projections.orthogonal,
@@ -59,7 +57,7 @@ def measure(config: 'Config') -> list[Row]:
   key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
 
   def draw(key):
-    # One key: they are compared, never combined.
+    # In float32, of one key: they are compared, never combined.
     return {
       name: fn(
         jax.random.clone(key), config.num_features, pretraining.TOKEN_DIM

@@ -231,6 +231,7 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
   )
   per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
   per_seed = min(per_seed, config.num_dual_prompts)
+  dual_label = 'dual model after gradient descent'
   for axis, (size, found) in zip(axes[:, 0], results.items(), strict=True):
     target, layer, dual_model = (
       array[:, :per_seed, 0].ravel()
@@ -243,13 +244,7 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
     axis.plot(places, target, 'k_', ms=13, mew=2.5, label='true label')
     for array, marker, colour, width, label in (
       (layer, 'o', drawing.BLUE, 10, 'Transformer'),
-      (
-        dual_model,
-        'x',
-        drawing.ORANGE,
-        5.5,
-        'dual model after gradient descent',
-      ),
+      (dual_model, 'x', drawing.ORANGE, 5.5, dual_label),
     ):
       look = {'ms': width, 'mfc': 'none', 'mew': 1.8, 'label': label}
       axis.plot(places, array, marker, color=colour, **look)

@@ -80,7 +80,17 @@ def over_prompts(
   dtype: Any,
   num_prompts: int | None = None,
 ) -> Any:
-  """`fn(params, phi, tokens)` of all seeds and of (some) held-out prompts."""
+  """Calls `fn(params, phi, tokens)` for all layers and held-out prompts.
+
+  Args:
+    fn: a function of one prompt.
+    layers: the layers of all seeds.
+    dtype: what is computed in.
+    num_prompts: how many prompts of a seed; all by default.
+
+  Returns:
+    Its results as NumPy arrays, with leading axes `[S, P]`.
+  """
   params, phi, tokens = layers.cast(dtype)
   compiled = lab.compile_quickly(pretraining.for_all(fn))
   return jax.device_get(compiled(params, phi, tokens[:, :num_prompts]))
