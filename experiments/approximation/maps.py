@@ -59,6 +59,7 @@ def measure(config: 'Config') -> Results:
 def _comparisons(
   sizes: Sequence[int], data: Measurements
 ) -> list[dict[str, Any]]:
+  """Each map's error over that of the papers': geometric means over R."""
 
   def ratio(method, condition, divisor):
     shown = [size // divisor for size in sizes]
