@@ -249,7 +249,7 @@ def gap(config: 'Config', row: Tuned) -> dict[str, float | None]:
 
 def claims(config: 'Config', results: list[Tuned]) -> list[lab.Claim]:
   """GD++ against GD, and all against the yardsticks."""
-  better, reached = [], []
+  better, reached = [], []  # Claims against GD stand first.
   for row in results:
     method = row.method.replace('+', 'p').replace(' ', '-').lower()
     name, found = f'{method}-{row.num_steps}', gap(config, row)

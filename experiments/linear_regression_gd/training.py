@@ -165,7 +165,6 @@ def stack_model(
     num_distinct: 1 if all layers share their weights, else `num_layers`.
     init_scale: factor of the published initial weights.
   """
-  times = num_layers // num_distinct
 
   def init(key):
     shape = num_distinct, num_heads, d_model, d_model
@@ -178,6 +177,7 @@ def stack_model(
     )
 
   def answer(layers, rows):
+    times = num_layers // num_distinct
     layers = jax.tree.map(lambda w: jnp.concatenate([w] * times), layers)
     if num_layers <= 3:
       return account.predict(layers, rows, weights_fn=weights_fn)
@@ -226,8 +226,7 @@ def cosine_recipe(
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, largest, max(1, num_steps // 20), num_steps, largest / 100
   )
-  every = num_steps // NUM_RECORDS
-  return Recipe(num_steps, every, batch_size, schedule, clip)
+  return Recipe(num_steps, num_steps // NUM_RECORDS, batch_size, schedule, clip)
 
 
 class Trained(NamedTuple):
