@@ -1,5 +1,6 @@
 """Does a search of the ball find weights that violate the bound?"""
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,23 +49,19 @@ class Results(NamedTuple):
 
 @lab.float64_on_host()
 def measure(config: 'Config') -> Results:
-  key = jax.random.key(config.seed)
-
-  def try_weights(known, inputs, signs):
-    # Fresh weights for each sample, from its own bits.
-    bits = jax.lax.bitcast_convert_type(inputs[0, 0], np.uint32)[0]
-    own = jax.random.fold_in(key, bits)
-    return search(own, known, inputs, signs, config.num_weights)
-
+  try_weights = functools.partial(
+    search, key=jax.random.key(config.seed), num_weights=config.num_weights
+  )
   gaps = {size: x['features'] for size, x in bound.gaps(config).items()}
   return Results(distribution.at_all_sizes(config, try_weights), gaps)
 
 
 def search(
-  key: Array,
   known: Known,
   inputs: Float[Array, 'N d_k'],
   signs: Float[Array, 'N d_v'],
+  *,
+  key: Array,
   num_weights: int,
 ) -> Tried:
   """Searches the ball for weights whose gap is large.
@@ -72,6 +69,9 @@ def search(
   The weights of one step and the worst ones go through both losses, which
   share no code with the supremum.
   """
+  # Fresh weights for each sample, from its own bits.
+  bits = jax.lax.bitcast_convert_type(inputs[0, 0], np.uint32)[0]
+  key = jax.random.fold_in(key, bits)
   phi, values = distribution.read(known.setting, inputs, signs)
   sample: Any = bounds.mean_embedding(phi, inputs, values)
   mean = sample.weights * jnp.exp(sample.log_scale)[None]
