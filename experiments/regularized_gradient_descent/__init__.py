@@ -114,12 +114,13 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
   values = {
     name.split('/')[1]: claim.estimate.value for name, claim in claims.items()
   }
+  count = config.dual_epochs[-1]
   ends = {
     reading: ', '.join(
       f'{100 * x.value:.3g} % at alpha = {alpha:g}'
       for alpha, x in found.items()
     )
-    for reading, found in epochs.ends(config, results['epochs']).items()
+    for reading, found in epochs.ends(config, results['epochs'], count).items()
   }
   return (
     'One full-batch step on the contrastive loss with a ridge gives the strict '
@@ -128,7 +129,7 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
     'printed layer is one step on a loss with one more pair, to '
     f'{values["printed_pair"]:.1g}. Many epochs of batch 1 end elsewhere, and '
     f'the closed form says where, to {values["closed_form"]:.1g}: after '
-    f'{config.dual_epochs[-1]} epochs the relative deviation from the strict '
+    f'{count} epochs the relative deviation from the strict '
     f'layer is {ends[epochs.PER_EPOCH]} if a visit decays by alpha / N, and '
     f'{ends[epochs.PER_VISIT]} if it decays by alpha.'
   )
@@ -136,4 +137,4 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+  return lab.run(PARTS, config, workdir, conclude=conclude)

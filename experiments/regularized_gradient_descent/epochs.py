@@ -11,6 +11,7 @@ References:
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from iclcl_jax import dual, features, losses, modified
 from iclcl_jax.types import Array, Float
 
 SLIGHT = 0.1
-PER_VISIT, PER_EPOCH = 'alpha', 'alpha/N'
+PER_VISIT, PER_EPOCH = 'alpha', 'alpha/N'  # The ridge of one visit.
 SLUGS = {PER_VISIT: 'per_visit', PER_EPOCH: 'per_epoch'}
 TITLES = {
   PER_EPOCH: 'decay of alpha / N in each visit',
@@ -70,22 +71,21 @@ def measure(config: Any) -> Results:
   strengths = np.stack([alphas / x for x in divisors(config).values()])
 
   def descend(count):
-    def one(phi, prompt):
-      over = jax.vmap(
-        functools.partial(train, num_epochs=count), (None, None, 0)
-      )
-      found = over(phi, prompt, jnp.asarray(strengths.ravel()))
-      return jax.tree.map(
-        lambda x: x.reshape(*strengths.shape, *x.shape[1:]), found
-      )
-
-    found = steps.on_prompts(one, step.arrays)
+    over_alphas = jax.vmap(
+      functools.partial(train, num_epochs=count), (None, None, 0)
+    )
+    over_readings = jax.vmap(over_alphas, (None, None, 0))
+    found = steps.on_prompts(
+      lambda phi, prompt: over_readings(phi, prompt, jnp.asarray(strengths)),
+      step.arrays,
+    )
     return {
       reading: jax.tree.map(lambda x, i=i: x[:, :, i], found)
       for i, reading in enumerate(divisors(config))
     }
 
-  return Results(step, {count: descend(count) for count in config.dual_epochs})
+  curves = lab.in_threads(descend, config.dual_epochs)
+  return Results(step, dict(zip(config.dual_epochs, curves, strict=True)))
 
 
 def train(
@@ -171,40 +171,35 @@ def relative(difference: Any, reference: Any) -> np.ndarray:
 def deviation(results: Results, curve: np.ndarray) -> np.ndarray:
   """Of a curve from the strict layer by epoch, `[S, K, E + 1]`."""
   layer = results.step.steps.strict[:, :, :, None]
-  return relative(curve - layer, np.broadcast_to(layer, curve.shape))
+  return relative(curve - layer, layer)
 
 
-def deviations(config: Any, results: Results) -> list[tuple[Any, lab.Estimate]]:
-  """Deviations after the last epoch, by `(E, reading, alpha)`."""
-  return [
-    ((count, reading, alpha), statistics.mean(last[:, k]))
-    for count, curves in results.curves.items()
-    for reading, curve in curves.items()
-    for last in [deviation(results, curve.measured)[..., -1]]
-    for k, alpha in enumerate(config.alphas)
-  ]
-
-
-def ends(config: Any, results: Results) -> dict[str, dict[float, lab.Estimate]]:
-  """Those of the most epochs, by reading and alpha."""
-  found: dict[str, dict[float, lab.Estimate]] = {}
-  for (count, reading, alpha), estimate in deviations(config, results):
-    if count == config.dual_epochs[-1]:
-      found.setdefault(reading, {})[alpha] = estimate
-  return found
+def ends(
+  config: Any, results: Results, count: int
+) -> dict[str, dict[float, lab.Estimate]]:
+  """Deviations after the last of `count` epochs, by reading and alpha."""
+  return {
+    reading: {
+      alpha: statistics.mean(deviation(results, curve.measured)[:, k, -1])
+      for k, alpha in enumerate(config.alphas)
+    }
+    for reading, curve in results.curves[count].items()
+  }
 
 
 def curve_residual(results: Results) -> float:
   """Largest distance of descent and closed form, over all curves."""
-  largest = 0.0
-  for by_reading in results.curves.values():
-    for measured, predicted in by_reading.values():
-      # Growing weights round relative to their own size.
-      size = np.max(np.abs(measured), axis=(3, 4))
-      scale = np.maximum(results.step.layers.scale[:, :, None], size)
-      error = np.max(np.abs(measured - predicted), axis=(3, 4))
-      largest = max(largest, float(np.max(error / scale)))
-  return largest
+
+  def largest(measured, predicted):
+    # Growing weights round relative to their own size.
+    size = np.max(np.abs(measured), axis=(3, 4))
+    scale = np.maximum(results.step.layers.scale[:, :, None], size)
+    error = np.max(np.abs(measured - predicted), axis=(3, 4))
+    return float(np.max(error / scale))
+
+  return max(
+    largest(*curve) for x in results.curves.values() for curve in x.values()
+  )
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
@@ -220,22 +215,22 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
     )
   ]
   count, step = config.dual_epochs[-1], results.step.steps
-  for reading in divisors(config):
+  forms = {'strict': step.strict, 'printed': step.printed}
+  for reading, slug in SLUGS.items():
     last = results.curves[count][reading].measured[:, :, :, -1]
-    for k, alpha in enumerate(config.alphas):
-      if alpha == 0:
-        continue
-      rows += [
-        steps.claim(
-          f'slight_{form}_{SLUGS[reading]}_{alpha:g}',
-          f'{count} epochs of batch 1 deviate only slightly from the {form} '
-          f'layer: alpha = {alpha:g}, {reading} in a visit',
-          'relative deviation',
-          statistics.mean(relative(last - layer, layer)[:, k]),
-          SLIGHT,
-        )
-        for form, layer in (('strict', step.strict), ('printed', step.printed))
-      ]
+    rows += [
+      steps.claim(
+        f'slight_{form}_{slug}_{alpha:g}',
+        f'{count} epochs of batch 1 deviate only slightly from the {form} '
+        f'layer: alpha = {alpha:g}, {reading} in a visit',
+        'relative deviation',
+        statistics.mean(relative(last - layer, layer)[:, k]),
+        SLIGHT,
+      )
+      for k, alpha in enumerate(config.alphas)
+      for form, layer in forms.items()
+      if alpha != 0
+    ]
   return rows
 
 
@@ -250,24 +245,22 @@ def _curves(config: Any, results: Results) -> lab.Figure:
   figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.6))
   count = config.dual_epochs[-1]
   marked = np.unique(np.linspace(0, count, 9).round().astype(int))
-  for axis, reading in zip(axes, TITLES, strict=True):
+  for axis, (reading, title) in zip(axes, TITLES.items(), strict=True):
     measured, predicted = (
       deviation(results, curve) for curve in results.curves[count][reading]
     )
     for k, alpha in enumerate(config.alphas):
-      looks = drawing.look(k)
-      marker = looks.pop('marker')
-      means = [statistics.mean(x) for x in measured[:, k].T]
-      label = f'alpha = {alpha:g}'
-      drawing.band(axis, np.arange(count + 1), means, label=label, **looks)
+      look = drawing.look(k)
       axis.plot(
         marked,
         predicted[:, k].mean(axis=0)[marked],
-        marker,
-        **{'color': looks['color'], 'mfc': 'none', 'ms': 9},
+        **look | {'linestyle': 'none', 'mfc': 'none', 'ms': 9},
       )
+      means = [statistics.mean(x) for x in measured[:, k].T]
+      look |= {'marker': '', 'label': f'alpha = {alpha:g}'}
+      drawing.band(axis, np.arange(count + 1), means, **look)
     axis.set_xlabel(f'epoch of {count} (batch 1, step size 1/{count})')
-    axis.set_title(TITLES[reading])
+    axis.set_title(title)
   axes[1].set_yscale('symlog', linthresh=1)
   axes[1].set_ylabel('linear below 1, logarithmic above')
   axes[0].set_ylabel('relative deviation from the strict layer')
@@ -275,14 +268,11 @@ def _curves(config: Any, results: Results) -> lab.Figure:
     axis.set_ylim(bottom=0)
   labels = axes[0].get_legend_handles_labels()
   figure.legend(*labels, loc='outside lower center', ncols=5)
-  found = ends(config, results)
-  said = '; '.join(
-    f'{words}: '
-    + ', '.join(
-      f'{x.value:.2g} (alpha = {a:g})' for a, x in found[name].items()
-    )
-    for name, words in TITLES.items()
-  )
+  found = {
+    reading: ', '.join(f'{x.value:.2g} (alpha = {a:g})' for a, x in end.items())
+    for reading, end in ends(config, results, count).items()
+  }
+  said = '; '.join(f'{title}: {found[x]}' for x, title in TITLES.items())
   caption = (
     'Distance between the prediction of the dual model and the regularised '
     'layer (strict form), relative to the output of the layer, at the end of '
@@ -303,39 +293,40 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
   per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
   per_seed = min(per_seed, config.num_test_prompts)
   order = np.argsort(step.targets[:, :per_seed, 0].ravel())
-  curves = results.curves[count][PER_EPOCH].measured
-  for axis, k in zip(axes, (0, len(config.alphas) - 1), strict=True):
-    strict, printed, ridge, _ = (x[:, :, k] for x in step.steps)
-    series = (
-      (step.targets, '_', drawing.BLACK, 14, 'true label'),
-      (printed, '^', drawing.ORANGE, 9, 'printed layer'),
-      (strict, 'o', drawing.BLUE, 11, 'strict layer'),
-      (ridge, 'x', drawing.BLACK, 6, 'dual model, one full batch'),
-      (
-        curves[:, :, k, -1],
-        'D',
-        drawing.GREEN,
-        6,
-        f'dual model, {count} epochs, alpha / N',
-      ),
+  epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
+  black, blue, green, orange, *_ = drawing.COLOURS
+  shown = {
+    'true label': ('_', black, 14),
+    'printed layer': ('^', orange, 9),
+    'strict layer': ('o', blue, 11),
+    'dual model, one full batch': ('x', black, 6),
+    f'dual model, {count} epochs, alpha / N': ('D', green, 6),
+  }
+  for axis, k in zip(axes, (0, -1), strict=True):
+    strict, printed, ridge, _, last = (
+      x[:, :, k] for x in (*step.steps, epochs)
     )
-    for array, marker, color, size, label in series:
+    labels = step.targets, printed, strict, ridge, last
+    for values, (name, look) in zip(labels, shown.items(), strict=True):
+      marker, color, size = look
       axis.plot(
-        array[:, :per_seed, 0].ravel()[order],
+        values[:, :per_seed, 0].ravel()[order],
         marker,
-        **{'color': color, 'mfc': 'none', 'ms': size, 'mew': 1.6},
-        label=label,
+        color=color,
+        mfc='none',
+        ms=size,
+        mew=1.6,
+        label=name,
       )
     axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
-    axis.set_xticks([])
-    axis.set_ylabel('label of the query')
+    axis.set(xticks=[], ylabel='label of the query')
     axis.set_title(f'alpha = {config.alphas[k]:g}')
   axes[1].set_xlabel(
     f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by true '
     'label'
   )
-  labels = axes[0].get_legend_handles_labels()
-  figure.legend(*labels, loc='outside lower center', ncols=3)
+  handles = axes[0].get_legend_handles_labels()
+  figure.legend(*handles, loc='outside lower center', ncols=3)
   task = '' if config.multi_task else ' on one task matrix, which they memorise'
   caption = (
     'Predicted labels of held-out prompts: the regularised layer in its strict '
@@ -349,26 +340,24 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
 
 def factors(config: Any) -> list[dict[str, Any]]:
   """What training leaves of `W_0` and of the demonstrations, on average."""
-  rows = []
-  for alpha in config.alphas:
-    for reading, divisor in divisors(config).items():
-      for count in config.dual_epochs:
-        left = modified.regularised_training_weights(
-          config.num_demonstrations,
-          count,
-          learning_rate=1 / count,
-          strength=alpha / divisor,
-        )
-        rows.append(
-          {
-            'alpha': alpha,
-            'reading': reading,
-            'num_epochs': count,
-            'initial_factor': float(left.initial),
-            'demonstration_factor': float(np.mean(left.demonstrations)),
-          }
-        )
-  return rows
+
+  def row(alpha, reading, count):
+    left = modified.regularised_training_weights(
+      config.num_demonstrations,
+      count,
+      learning_rate=1 / count,
+      strength=alpha / divisors(config)[reading],
+    )
+    return {
+      'alpha': alpha,
+      'reading': reading,
+      'num_epochs': count,
+      'initial_factor': float(left.initial),
+      'demonstration_factor': float(np.mean(left.demonstrations)),
+    }
+
+  every = itertools.product(config.alphas, divisors(config), config.dual_epochs)
+  return list(itertools.starmap(row, every))
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
@@ -381,7 +370,9 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
         'num_epochs': count,
         'relative_deviation': estimate._asdict(),
       }
-      for (count, reading, alpha), estimate in deviations(config, results)
+      for count in config.dual_epochs
+      for reading, by_alpha in ends(config, results, count).items()
+      for alpha, estimate in by_alpha.items()
     ],
     'factors': factors(config),
   }
@@ -405,9 +396,11 @@ def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def tables(config: Any, results: Results) -> dict[str, Any]:
-  del results
-  return {'factors': factors(config)}
-
-
-PART = lab.Part(measure, claims, figures, summary, tables, metrics)
+PART = lab.Part(
+  measure,
+  claims,
+  figures,
+  summary,
+  lambda config, _: {'factors': factors(config)},
+  metrics,
+)

@@ -222,27 +222,19 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
 
   figure, axis = plt.subplots(figsize=(9, 5.8))
   found = residuals(results)
-  series = {
-    'printed_ridge': ('printed layer, loss with a ridge', drawing.ORANGE, '^'),
-    'printed_pair': (
-      'printed layer, loss with one more pair',
-      drawing.BLUE,
-      's',
-    ),
-    'strict_ridge': ('strict layer, loss with a ridge', drawing.BLACK, 'o'),
+  labels = {
+    'strict_ridge': 'strict layer, loss with a ridge',
+    'printed_pair': 'printed layer, loss with one more pair',
+    'printed_ridge': 'printed layer, loss with a ridge',
   }
   places, floor = np.arange(len(config.alphas)), np.finfo(float).eps / 4
-  for shift, (name, look) in zip((-0.15, 0, 0.15), series.items(), strict=True):
-    label, color, marker = look
+  for k, (name, label) in enumerate(labels.items()):
     each = np.maximum(found[name].max(axis=1), floor)  # [S, K]
     axis.plot(
-      np.tile(places + shift, each.shape[0]),
-      each.ravel(),
-      marker,
-      color=color,
-      mfc='none',
-      ms=8,
-      label=label,
+      places + 0.15 * (1 - k),
+      each.T,
+      **drawing.look(k) | {'linestyle': 'none', 'mfc': 'none', 'ms': 8},
+      label=[label] + [None] * (config.num_seeds - 1),
     )
   axis.axhline(EXACT, color=drawing.GREY, linestyle='--')
   axis.text(
@@ -253,18 +245,16 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   axis.set_ylabel('residual, relative to the scale of rounding')
   axis.set_title('One full batch, both learning rates 1')
   figure.legend(loc='outside lower center', ncols=2)
-  strict, printed, pair = (
-    f'{found[name].max():.1e}'
-    for name in ('strict_ridge', 'printed_ridge', 'printed_pair')
-  )
+  largest = {name: f'{x.max():.1e}' for name, x in found.items()}
   caption = (
     'Largest residual between a regularised layer and its dual model after ONE '
     'full-batch gradient step in float64, one marker for each of '
     f'{config.num_seeds} pretrained layers (largest of '
     f'{config.num_test_prompts} held-out prompts; drawn at {floor:.0e} if it '
-    f'is smaller). Largest of all: {strict} for the strict form and the ridge, '
-    f'{printed} for the printed form (A - alpha I) V and the ridge, {pair} for '
-    'the printed form and a loss with one more pair, which un-learns the '
+    f'is smaller). Largest of all: {largest["strict_ridge"]} for the strict '
+    f'form and the ridge, {largest["printed_ridge"]} for the printed form '
+    f'(A - alpha I) V and the ridge, {largest["printed_pair"]} for the printed '
+    'form and a loss with one more pair, which un-learns the '
     "query's own label at the test input."
   )
   return [lab.Figure('exact', figure, caption)]
