@@ -19,7 +19,7 @@ from experiments.modifications import (
   regularised,
   training,
 )
-from experiments.modifications.training import PLAIN
+from experiments.modifications.comparison import PLAIN
 from iclcl_jax import attention, features, modified
 from tests import experiment_battery
 
@@ -249,7 +249,7 @@ def test_variants_share_initial_layers_and_features():
   for question in QUESTIONS:
     groups = training._groups(TINY, question.layers(TINY))
     start = training.start_of(TINY)
-    params, directions = training._init(TINY, start, groups)
+    params, directions = training._init(start, groups)
     for tree, random in zip(params, directions, strict=True):
       np.testing.assert_array_equal(random[..., :DIM], runs.phi.projection)
       for i in range(tree['query'].shape[1]):
@@ -281,9 +281,9 @@ def test_tests_measure_what_they_say():
 def test_losses_of_tests_are_mean_squared_errors():
   seeds = training.start_of(TINY).seeds
   groups = training._groups(TINY, {PLAIN: regularised.layers(TINY)[PLAIN]})
-  params, directions = training._init(TINY, training.start_of(TINY), groups)
+  params, directions = training._init(training.start_of(TINY), groups)
   tests = training.tests_of(TINY)
-  found = training._test(TINY, groups, params, directions, tests)
+  found = training._test(groups, params, directions, tests)
   layer, phi = jax.tree.map(lambda x: x[1], (seeds.runs.params, seeds.runs.phi))
   for name, (prompt, target) in tests.items():
     errors = [
@@ -304,8 +304,8 @@ def test_the_identity_check_notices_a_wrong_sign(monkeypatch):
   start, name = training.start_of(TINY), regularised.name_of('printed', -0.5)
   layer = regularised.layers(TINY)[name]
   groups = training._groups(TINY, {name: layer})
-  params, directions = training._init(TINY, start, groups)
-  panel = training.Results(
+  params, directions = training._init(start, groups)
+  panel = comparison.Results(
     *[None] * 5, {name: params[0]}, {name: directions[0]}
   )
   assert regularised.residual_identity(TINY, panel) < 1e-12
@@ -377,7 +377,7 @@ def claims_of(values, level=0.05):
     for (name, measure), value in values.items():
       if name in layers:
         fixed[measure][:, list(layers).index(name)] = value * plain * noise
-    results = training.Results(layers, fixed, tuned, *[None] * 4)
+    results = comparison.Results(layers, fixed, tuned, *[None] * 4)
     if question is regularised:
       results = regularised.Measured(results, 0.0)
     claims += question.claims(config, results)
@@ -462,7 +462,7 @@ def test_fresh_matrices_are_told_from_memorisation():
   losses = {'held_out': np.full((3, 2), 1.0), 'other_task': np.full((3, 2), 1)}
   losses['held_out'][:, 1] = 0.5
   layers = dict(list(negatives.layers(TINY).items())[:2])
-  results = training.Results(layers, losses, losses, *[None] * 4)
+  results = comparison.Results(layers, losses, losses, *[None] * 4)
   text = overview.memorisation(config, {'regularised': results})
   assert 'matrix B of its own' in text
   assert 'memorises' not in text

@@ -162,3 +162,15 @@ def plain_ticks(axis: Any) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
     axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def ratio_axis(axis: Any, which: str) -> None:
+  """Makes `x` or `y` a log axis on which a factor of 2 looks like what it is.
+
+  To be called when all data is drawn: it sees to limits, grid and ticks.
+  """
+  axis.set(**{f'{which}scale': 'log'})
+  low, high = getattr(axis, f'get_{which}lim')()
+  axis.set(**{f'{which}lim': (min(low, 0.5), max(high, 2.0))})
+  plain_ticks(getattr(axis, f'{which}axis'))
+  axis.grid(alpha=0.25, lw=0.5, axis=which)

@@ -17,14 +17,12 @@ import jax.numpy as jnp
 
 from experiments import lab
 from experiments.modifications import comparison
-from experiments.modifications.comparison import Statement
+from experiments.modifications.comparison import PLAIN, Results, Statement
 from experiments.modifications.training import (
   DIM,
-  PLAIN,
   PROJECTION,
   VALUE,
   Layer,
-  Results,
   draw_matrix,
   measure_panel,
 )

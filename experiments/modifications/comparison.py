@@ -5,7 +5,7 @@ The rule: ten or more paired runs; better, poorer or comparable by the 95 %
 interval of the ratio to the plain layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,12 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
-from experiments.modifications.training import PLAIN, RATES, Results
 
+PLAIN = 'plain'  # The layer that all others are compared with.
+RATES = 'fixed', 'tuned'
 MIN_RUNS = 10  # Fewer runs decide nothing.
 MARGIN = 0.9, 1.1  # Ratios in between are comparable.
+WINDOW = 5  # Epochs of the moving average of curves.
 AT_RATE = {
   'fixed': 'at the fixed learning rate {rate:g}',
   'tuned': 'with the learning rate of every layer tuned',
@@ -33,6 +35,51 @@ FITS = {
   'poorer': ('poorer', 'slightly poorer', 'diverged'),
   'comparable': ('comparable', 'slightly better', 'slightly poorer'),
 }
+
+
+class Results(NamedTuple):
+  """A panel's losses relative to that of predicting 0, infinite if diverged.
+
+  Attributes:
+    layers: by name; the plain layer first.
+    fixed: by measure, at the fixed rate. Shapes `[S, V]`.
+    tuned: the same at the rate chosen for each layer.
+    chosen: which rate that is. Shape `[S, V]`.
+    curves: training loss, by epoch and rate. Shape `[E, S, V, L]`.
+    params: trained parameters by layer, with axes `[S, L]`.
+    directions: those of the random features by layer, with an axis `[S]`.
+  """
+
+  layers: Mapping[str, Any]
+  fixed: Mapping[str, np.ndarray]
+  tuned: Mapping[str, np.ndarray]
+  chosen: np.ndarray
+  curves: np.ndarray
+  params: Mapping[str, Any]
+  directions: Mapping[str, Any]
+
+  def losses(self, rate: str, measure: str, name: str) -> np.ndarray:
+    """One number for each run. Shape `[S]`."""
+    return getattr(self, rate)[measure][:, list(self.layers).index(name)]
+
+  def loss(self, rate: str, measure: str, name: str) -> lab.Estimate:
+    """Its geometric mean; infinite if a run diverged."""
+    return statistics.geometric_mean(self.losses(rate, measure, name))
+
+  def ratio(
+    self,
+    rate: str,
+    measure: str,
+    name: str,
+    reference: str = PLAIN,
+    num_comparisons: int = 1,
+  ) -> lab.Estimate:
+    """The paired ratio of a layer to another; infinite if a run diverged."""
+    return statistics.paired_ratio(
+      self.losses(rate, measure, name),
+      self.losses(rate, measure, reference),
+      num_comparisons=num_comparisons,
+    )
 
 
 def verdict(value: lab.Estimate, num_runs: int) -> str:
@@ -82,15 +129,13 @@ def judge(
   The rule: ten or more paired runs; better, poorer or comparable by the 95 %
   interval of the ratio to the plain layer, see `verdict`.
   """
-  rows = []
-  for rate in RATES:
-    for statement in statements:
-      value = results.ratio(rate, statement.measure, statement.layer)
-      judged = fits(statement.expected, verdict(value, config.num_seeds))
-      rows.append(
-        claim(config, results, source, rate, statement, value, judged)
-      )
-  return rows
+
+  def one(rate, statement):
+    value = results.ratio(rate, statement.measure, statement.layer)
+    judged = fits(statement.expected, verdict(value, config.num_seeds))
+    return claim(config, results, source, rate, statement, value, judged)
+
+  return [one(rate, statement) for rate in RATES for statement in statements]
 
 
 def fits(expected: str, label: str) -> str:
@@ -113,7 +158,7 @@ def claim(
   """A statement as a claim; undecided if the plain layer learnt nothing."""
   name, measured, expected, text = statement
   slug = '-'.join(f'{name} {text}'.replace('=', '').replace(',', '').split())
-  plain = statistics.geometric_mean(results.losses(rate, 'held_out', PLAIN))
+  plain = results.loss(rate, 'held_out', PLAIN)
   # Where the plain layer has learnt nothing, that others are as good says
   # little.
   judged = judged if plain.high < 1 else 'undecided'
@@ -144,10 +189,7 @@ def words(config: Any, measure: str) -> str:
 def memorisation(config: Any, results: Results) -> str:
   """What the curves of a panel measure: stands beside every figure."""
   fixed, tuned = (
-    {
-      measure: statistics.geometric_mean(results.losses(rate, measure, PLAIN))
-      for measure in ('held_out', 'other_task')
-    }
+    {x: results.loss(rate, x, PLAIN) for x in ('held_out', 'other_task')}
     for rate in RATES
   )
   if config.multi_task:
@@ -182,8 +224,7 @@ def curves(
   name: str,
   title: str,
   shown: list[str],
-  short: Callable[[str], str] = lambda layer: layer,
-  window: int = 5,
+  prefix: str = '',
 ) -> lab.Figure:
   """Draws the training curves of the plain layer and of those that are shown.
 
@@ -193,8 +234,7 @@ def curves(
     name: of the panel.
     title: of the figure.
     shown: names of layers.
-    short: a layer's name as its curve is labelled.
-    window: epochs of the moving average.
+    prefix: of these names, left out beside their curves.
   """
   import matplotlib.pyplot as plt
 
@@ -203,29 +243,22 @@ def curves(
   epochs, ends = np.arange(1, config.num_epochs + 1), []
   for k, layer in enumerate([PLAIN, *shown]):
     curve = results.curves[:, :, list(results.layers).index(layer), fixed]
-    means = [statistics.geometric_mean(row) for row in smooth(curve, window)]
-    drawing.band(
-      axis,
-      epochs,
-      means,
-      **drawing.look(k),
-      lw=2.2 if layer == PLAIN else 1.5,
-      markevery=(k * 2, max(config.num_epochs // 6, 1)),
-    )
-    colour = drawing.look(k)['color']
-    ends.append((means[-1].value, pretty(short(layer)), colour))
-  axis.set(yscale='log', xlabel='epoch', title=title)
-  low, high = axis.get_ylim()  # A factor of 2 looks like what it is.
-  axis.set_ylim(min(low, 0.5), max(high, 2.0))
-  axis.grid(alpha=0.25, lw=0.5)
-  drawing.plain_ticks(axis.yaxis)
-  drawing.label_ends(axis, [end for end in ends if np.isfinite(end[0])])
+    means = [statistics.geometric_mean(row) for row in smooth(curve, WINDOW)]
+    look = drawing.look(k) | {'lw': 2.2 if layer == PLAIN else 1.5}
+    look['markevery'] = k * 2, max(config.num_epochs // 6, 1)
+    drawing.band(axis, epochs, means, **look)
+    label = pretty(layer.removeprefix(prefix))
+    ends.append((means[-1].value, label, look['color']))
   kind = 'fresh B per prompt' if config.multi_task else 'memorising one B'
+  axis.set_title(title)
+  axis.set_xlabel('epoch')
   axis.set_ylabel(f'training loss / loss of predicting 0\n({kind})')
+  drawing.ratio_axis(axis, 'y')
+  drawing.label_ends(axis, [end for end in ends if np.isfinite(end[0])])
   caption = (
     'Training loss of the modified layers at the fixed rate, relative to '
     'predicting 0: geometric mean over runs with its 95 % interval, moving '
-    f'average over the last {window} epochs. {setting(config)} '
+    f'average over the last {WINDOW} epochs. {setting(config)} '
     f'{memorisation(config, results)}'
   )
   return lab.Figure(f'training_loss_{name}', figure, caption)

@@ -18,12 +18,14 @@ import numpy as np
 
 from experiments import lab
 from experiments.modifications import comparison
-from experiments.modifications.comparison import Statement
-from experiments.modifications.training import (
+from experiments.modifications.comparison import (
   PLAIN,
   RATES,
-  Layer,
   Results,
+  Statement,
+)
+from experiments.modifications.training import (
+  Layer,
   measure_panel,
 )
 from iclcl_jax import modified
@@ -154,15 +156,10 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
-  figure = comparison.curves(
-    config,
-    results,
-    'negatives',
-    'negatives: k lowest scores lose β',
-    published(config),
-    lambda name: name.removeprefix('lowest '),
-  )
-  return [figure]
+  title, shown = 'negatives: k lowest scores lose β', published(config)
+  return [
+    comparison.curves(config, results, 'negatives', title, shown, 'lowest ')
+  ]
 
 
 PART = lab.Part(measure, claims, figures)

@@ -4,22 +4,22 @@ Ratios are not corrected for their number. Tuned rates are chosen for each layer
 by the training loss of the other runs.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import lab
 from experiments.lab import figures as drawing
-from experiments.lab import statistics
 from experiments.modifications import (
   augmented,
   comparison,
   negatives,
   regularised,
 )
-from experiments.modifications.training import PLAIN, RATES, Results
+from experiments.modifications.comparison import PLAIN, RATES, Results
 
 PANELS = {
   'regularised': regularised,
@@ -36,8 +36,8 @@ MEASURES = {
 }
 RATE_WORDS = {'fixed': 'fixed rate', 'tuned': 'tuned rate'}
 RATE_STYLE = {
-  'fixed': {'fmt': 'o', 'mfc': drawing.BLUE, 'color': drawing.BLUE},
-  'tuned': {'fmt': 's', 'mfc': 'white', 'color': drawing.ORANGE},
+  'fixed': {'fmt': 'o', 'color': drawing.BLUE},
+  'tuned': {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'},
 }
 TEST_STYLE = {
   'held_out': {'fmt': 'o', 'color': drawing.BLACK},
@@ -47,13 +47,106 @@ TEST_STYLE = {
 }
 
 
-def measure(config: Any) -> dict[str, Results]:
-  """The results of all panels, which their own questions have measured."""
-  return {
+class Entry(NamedTuple):
+  """A layer beside another, by one measure.
+
+  Attributes:
+    ratio: of their losses in the same runs.
+    verdict: that on the ratio.
+    loss: of the layer, relative to that of predicting 0.
+  """
+
+  ratio: lab.Estimate
+  verdict: str
+  loss: lab.Estimate
+
+  def __str__(self):
+    diverged = self.verdict == 'diverged'
+    return self.verdict if diverged else f'{self.ratio} {self.verdict}'
+
+  def to_dict(self) -> dict[str, Any]:
+    """The ratio and its verdict, as `summary.json` holds them."""
+    return _plain(self.ratio) | {'verdict': self.verdict}
+
+
+class Row(NamedTuple):
+  """A layer beside another of its panel.
+
+  Attributes:
+    panel: their panel.
+    layer: its name.
+    control: the name of the other.
+    num_params: trained numbers of the layer.
+    rates: how many runs chose which learning rate.
+    entries: by rate and measure.
+  """
+
+  panel: str
+  layer: str
+  control: str
+  num_params: int
+  rates: Mapping[str, int]
+  entries: Mapping[str, Mapping[str, Entry]]
+
+  @property
+  def cells(self) -> dict[str, str]:
+    """What tables show of the entries."""
+    return {
+      f'{measure}, {rate}': str(self.entries[rate][measure])
+      for rate in RATES
+      for measure in ('early', 'held_out')
+    }
+
+
+class Overview(NamedTuple):
+  """All panels, and all comparisons.
+
+  Attributes:
+    panels: their results.
+    layers: every layer beside the plain one.
+    controls: every modification beside its control.
+  """
+
+  panels: Mapping[str, Results]
+  layers: Sequence[Row]
+  controls: Sequence[Row]
+
+
+def measure(config: Any) -> Overview:
+  """Compares the layers that the other questions have measured."""
+  panels = {
     'regularised': regularised.measure(config).panel,
     'augmented': augmented.measure(config),
     'negatives': negatives.measure(config),
   }
+
+  def compare(panel, name, control=PLAIN):
+    results, rates = panels[panel], learning_rates(config)
+    chosen = results.chosen[:, list(results.layers).index(name)].tolist()
+
+    def entry(rate, measure):
+      ratio = results.ratio(rate, measure, name, control)
+      verdict = comparison.verdict(ratio, config.num_seeds)
+      return Entry(ratio, verdict, results.loss(rate, measure, name))
+
+    return Row(
+      panel,
+      name,
+      control,
+      results.layers[name].num_params,
+      {f'{rates[j]:g}': n for j, n in sorted(Counter(chosen).items())},
+      {rate: {x: entry(rate, x) for x in MEASURES} for rate in RATES},
+    )
+
+  return Overview(
+    panels,
+    [compare(panel, x) for panel in panels for x in panels[panel].layers],
+    [
+      compare(panel, *pair)
+      for panel, question in PANELS.items()
+      for pair in question.controls(config)
+    ],
+  )
 
 
 def learning_rates(config: Any) -> list[float]:
@@ -61,76 +154,24 @@ def learning_rates(config: Any) -> list[float]:
   return [config.rate * x for x in config.rate_factors]
 
 
-def _entry(value: lab.Estimate) -> dict[str, Any]:
+def _plain(value: lab.Estimate) -> dict[str, Any]:
+  """As `summary.json` holds an estimate; no interval if a run diverged."""
+  finite = np.isfinite(value.low)
   return {
     'value': value.value,
-    'interval': [value.low, value.high] if np.isfinite(value.low) else None,
+    'interval': [value.low, value.high] if finite else None,
   }
 
 
-def _judged(config, value: lab.Estimate) -> dict[str, Any]:
-  return _entry(value) | {
-    'verdict': comparison.verdict(value, config.num_seeds)
-  }
-
-
-def _loss(results: Results, rate: str, measure: str, name: str):
-  return statistics.geometric_mean(results.losses(rate, measure, name))
-
-
-def _layer(config, panel: str, results: Results, name: str) -> dict[str, Any]:
-  """One layer: ratios to the plain one, losses, chosen rates."""
-  chosen = results.chosen[:, list(results.layers).index(name)].tolist()
-  rates = learning_rates(config)
-  row: dict[str, Any] = {
-    'panel': panel,
-    'layer': name,
-    'num_trained_parameters': results.layers[name].num_params,
-    'tuned_learning_rates': {
-      f'{rates[j]:g}': count for j, count in sorted(Counter(chosen).items())
-    },
-  }
-  for rate in RATES:
-    row[rate] = {
-      measure: _judged(config, results.ratio(rate, measure, name))
-      | {'relative_loss': _entry(_loss(results, rate, measure, name))}
-      for measure in MEASURES
-    }
-  return row
-
-
-def _controls(config, results: Mapping[str, Results]) -> Iterator[Any]:
-  """Each modification over its control."""
-  for panel, question in PANELS.items():
-    for name, control in question.controls(config):
-      yield {'layer': name, 'control': control} | {
-        rate: {
-          measure: _judged(
-            config, results[panel].ratio(rate, measure, name, control)
-          )
-          for measure in ('early', 'held_out')
-        }
-        for rate in RATES
-      }
-
-
-def _layers(config, results: Mapping[str, Results]) -> list[dict[str, Any]]:
-  return [
-    _layer(config, panel, result, name)
-    for panel, result in results.items()
-    for name in result.layers
-  ]
-
-
-def memorisation(config: Any, results: Mapping[str, Results]) -> str:
+def memorisation(config: Any, panels: Mapping[str, Results]) -> str:
   """What all of this measures; with fresh matrices, how little is learnt."""
-  text = comparison.memorisation(config, results['regularised'])
+  text = comparison.memorisation(config, panels['regularised'])
   if not config.multi_task:
     return text
   best = (
     min(
-      _loss(result, rate, 'held_out', name)
-      for result in results.values()
+      result.loss(rate, 'held_out', name)
+      for result in panels.values()
       for name in result.layers
     )
     for rate in RATES
@@ -140,8 +181,27 @@ def memorisation(config: Any, results: Mapping[str, Results]) -> str:
   )
 
 
-def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
-  plain = results['regularised']
+def summary(config: Any, results: Overview) -> dict[str, Any]:
+  def layer(row):
+    return {
+      'panel': row.panel,
+      'layer': row.layer,
+      'num_trained_parameters': row.num_params,
+      'tuned_learning_rates': row.rates,
+    } | {
+      rate: {
+        x: entry.to_dict() | {'relative_loss': _plain(entry.loss)}
+        for x, entry in row.entries[rate].items()
+      }
+      for rate in RATES
+    }
+
+  def control(row):
+    return {'layer': row.layer, 'control': row.control} | {
+      rate: {x: row.entries[rate][x] for x in ('early', 'held_out')}
+      for rate in RATES
+    }
+
   return {
     'num_seeds': config.num_seeds,
     'learning_rate': config.rate,
@@ -151,109 +211,85 @@ def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
     'interval': '95 % t-interval of the mean log over runs',
     'measures': {x: comparison.words(config, x) for x in MEASURES},
     'plain': {
-      rate: {
-        measure: _entry(_loss(plain, rate, measure, PLAIN))
-        for measure in MEASURES
-      }
-      for rate in RATES
+      rate: {x: _plain(entry.loss) for x, entry in by_measure.items()}
+      for rate, by_measure in results.layers[0].entries.items()
     },
-    'layers': _layers(config, results),
-    'controls': list(_controls(config, results)),
+    'layers': [layer(row) for row in results.layers],
+    'controls': [control(row) for row in results.controls],
     'single_task': not config.multi_task,
-    'memorisation': memorisation(config, results),
+    'memorisation': memorisation(config, results.panels),
   }
 
 
 def conclude(config: Any, results: Mapping[str, Any], claims: Any) -> str:
   """One paragraph, from the numbers."""
-  panels = results['overview']
-  layers = {row['layer']: row for row in _layers(config, panels)}
-  sentences = []
-  for rate, words in zip(
-    RATES, ('At the fixed learning rate', 'With tuned rates'), strict=True
-  ):
+  found = results['overview']
+
+  def statements(rate, words):
     counts = Counter(
       claim.verdict for name, claim in claims.items() if name.endswith(rate)
     )
-    sentences.append(
+    return (
       f'{words}, {counts["reproduced"]} of {counts.total()} statements '
       f'reproduced, {counts["not reproduced"]} did not, and '
       f'{counts["undecided"]} stay undecided.'
     )
-  named = [n for x in PANELS.values() for n in x.published(config)]
-  for rate, words in RATE_WORDS.items():
-    best = [
-      n for n in named if 'better' in layers[n][rate]['held_out']['verdict']
+
+  def better(rows, rate, name_fn):
+    lower = (x for x in rows if 'better' in x.entries[rate]['held_out'].verdict)
+    return ', '.join(map(name_fn, lower)) or 'none'
+
+  named = {n for x in PANELS.values() for n in x.published(config)}
+  rows = [row for row in found.layers if row.layer in named]
+  chosen = sum((Counter(row.rates) for row in found.layers), Counter())
+  largest = f'{max(learning_rates(config)):g}'
+  return ' '.join(
+    [
+      statements('fixed', 'At the fixed learning rate'),
+      statements('tuned', 'With tuned rates'),
+      *(
+        f'At the {words} the published layers with a lower final loss than the '
+        f'plain one are: {better(rows, rate, lambda x: x.layer)}.'
+        for rate, words in RATE_WORDS.items()
+      ),
+      *(
+        f'Layers with a lower final loss than their control at the {words}: '
+        f'{better(found.controls, rate, "{0.layer} over {0.control}".format)}.'
+        for rate, words in RATE_WORDS.items()
+      ),
+      f'The largest rate of the grid, {largest}, was chosen in '
+      f'{chosen[largest]} of {chosen.total()} runs of all layers; there a '
+      'larger one may be better still.',
+      'The printed regularised form with alpha < 0 is a residual connection on '
+      "the token's value (largest relative difference at the trained layers in "
+      f'float64: {results["regularised"].identity:.1g}).',
+      memorisation(config, found.panels),
     ]
-    sentences.append(
-      f'At the {words} the published layers with a lower final loss than the '
-      f'plain one are: {", ".join(best) or "none"}.'
-    )
-  for rate, words in RATE_WORDS.items():
-    beaten = [
-      f'{row["layer"]} over {row["control"]}'
-      for row in _controls(config, panels)
-      if 'better' in row[rate]['held_out']['verdict']
-    ]
-    sentences.append(
-      f'Layers with a lower final loss than their control at the {words}: '
-      f'{", ".join(beaten) or "none"}.'
-    )
-  chosen: Counter[int] = Counter()
-  for result in panels.values():
-    chosen.update(result.chosen.ravel().tolist())
-  rates = learning_rates(config)
-  largest = int(np.argmax(rates))
-  sentences.append(
-    f'The largest rate of the grid, {rates[largest]:g}, was chosen in '
-    f'{chosen[largest]} of {chosen.total()} runs of all layers; there a larger '
-    'one may be better still.'
   )
-  sentences.append(
-    'The printed regularised form with alpha < 0 is a residual connection on '
-    "the token's value (largest relative difference at the trained layers in "
-    f'float64: {results["regularised"].identity:.1g}).'
-  )
-  return ' '.join([*sentences, memorisation(config, panels)])
 
 
-def tables(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
+def tables(config: Any, results: Overview) -> dict[str, Any]:
   """Ratios of all layers to the plain one, and to their controls."""
-
-  def cell(entry):
-    if entry['interval'] is None:
-      return 'diverged'
-    estimate = lab.Estimate(entry['value'], *entry['interval'])
-    return f'{estimate} {entry["verdict"]}'
-
-  def cells(row):
-    return {
-      f'{measure}, {rate}': cell(row[rate][measure])
-      for rate in RATES
-      for measure in ('early', 'held_out')
-    }
-
-  layers = [
-    {'layer': row['layer'], 'params': row['num_trained_parameters']}
-    | cells(row)
-    | {
-      'tuned rates (runs)': ' '.join(
-        f'{rate}({count})'
-        for rate, count in row['tuned_learning_rates'].items()
-      )
-    }
-    for row in _layers(config, results)
-  ]
-  controls = [
-    {'layer': row['layer'], 'control': row['control']} | cells(row)
-    for row in _controls(config, results)
-  ]
-  return {'layers': layers, 'controls': controls}
+  del config
+  return {
+    'layers': [
+      {'layer': row.layer, 'params': row.num_params}
+      | row.cells
+      | {
+        'tuned rates (runs)': ' '.join(
+          f'{rate}({count})' for rate, count in row.rates.items()
+        )
+      }
+      for row in results.layers
+    ],
+    'controls': [
+      {'layer': row.layer, 'control': row.control} | row.cells
+      for row in results.controls
+    ],
+  }
 
 
-def metrics(
-  config: Any, results: Mapping[str, Results]
-) -> list[dict[str, Any]]:
+def metrics(config: Any, results: Overview) -> list[dict[str, Any]]:
   """Training curves: one row for each layer, rate and epoch."""
   return [
     {
@@ -265,15 +301,15 @@ def metrics(
         float(f'{x:.5g}') for x in result.curves[epoch, :, i, j]
       ],
     }
-    for panel, result in results.items()
+    for panel, result in results.panels.items()
     for i, name in enumerate(result.layers)
     for j, rate in enumerate(learning_rates(config))
     for epoch in range(config.num_epochs)
   ]
 
 
-def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
-  note = f'{comparison.setting(config)} {memorisation(config, results)}'
+def figures(config: Any, results: Overview) -> list[lab.Figure]:
+  note = f'{comparison.setting(config)} {memorisation(config, results.panels)}'
   return [
     lab.Figure(
       'ratios',
@@ -301,36 +337,11 @@ def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
   ]
 
 
-def _places(results, shown) -> list[tuple[float, Results, str]]:
-  """Rows of a list figure, with a gap before each panel."""
-  rows, place = [], 0.0
-  for panel, result in results.items():
-    for name in shown[panel]:
-      rows.append((place, result, name))
-      place += 1
-    place += 0.8
-  return rows
-
-
-def _label_rows(axis, rows, controls: Sequence[str] = ()) -> None:
-  axis.set_yticks(
-    [place for place, *_ in rows],
-    [comparison.pretty(name) for *_, name in rows],
-    fontsize=8,
-  )
-  for label, (*_, name) in zip(axis.get_yticklabels(), rows, strict=True):
-    if name in controls:
-      label.set(color='0.4', style='italic')
-  axis.set_ylim(rows[-1][0] + 0.8, -0.8)
-  axis.tick_params(axis='y', length=0)
-
-
 def _ratios(config, results):
   """Forest plot: early and final ratios, at fixed and at tuned rates."""
   import matplotlib.pyplot as plt
 
-  shown = {panel: list(x.layers)[1:] for panel, x in results.items()}
-  rows = _places(results, shown)
+  rows = [row for row in results.layers if row.layer != PLAIN]
   size = 13, 0.23 * len(rows) + 1.8
   figure, axes = plt.subplots(1, 4, figsize=size, sharey=True)
   columns = [(rate, x) for rate in RATES for x in ('early', 'held_out')]
@@ -338,12 +349,15 @@ def _ratios(config, results):
   for axis, (rate, measure) in zip(axes, columns, strict=True):
     axis.axvspan(*comparison.MARGIN, color='0.86', lw=0)
     axis.axvline(1, color='0.3', lw=1)
-    points = [(y, x.ratio(rate, measure, name)) for y, x, name in rows]
-    _points(axis, points, **RATE_STYLE[rate])
+    ratios = [row.entries[rate][measure].ratio for row in rows]
+    _points(axis, rows, ratios, **RATE_STYLE[rate])
+    _finish(axis, rows)
     axis.set_title(f'{words[measure]}, {RATE_WORDS[rate]}')
     axis.set_xlabel('loss / loss of plain layer')
-  controls = [c for x in PANELS.values() for _, c in x.controls(config)]
-  _label_rows(axes[0], rows, controls)
+  controls = [row.control for row in results.controls]
+  for label, row in zip(axes[0].get_yticklabels(), rows, strict=True):
+    if row.layer in controls:
+      label.set(color='0.4', style='italic')
   return figure
 
 
@@ -351,51 +365,54 @@ def _tests(config, results):
   """Losses in and out of distribution, published layers alone."""
   import matplotlib.pyplot as plt
 
-  shown = {panel: x.published(config) for panel, x in PANELS.items()}
-  shown['regularised'] = [PLAIN, *shown['regularised']]
-  rows = _places(results, shown)
+  shown = {n for x in PANELS.values() for n in x.published(config)}
+  rows = [x for x in results.layers[1:] if x.layer in shown]
+  rows.insert(0, results.layers[0])  # The plain layer.
   size = 11, 0.36 * len(rows) + 1.9
   figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
   for axis, rate in zip(axes, RATES, strict=True):
     axis.axvline(1, color='0.3', lw=1, ls='--')
     for k, (test, look) in enumerate(TEST_STYLE.items()):
-      points = [
-        (y + 0.18 * (k - 1.5), _loss(x, rate, test, name))
-        for y, x, name in rows
-      ]
-      _points(axis, points, label=MEASURES[test], **look)
+      losses = [row.entries[rate][test].loss for row in rows]
+      look = look | {'offset': 0.18 * (k - 1.5), 'label': MEASURES[test]}
+      _points(axis, rows, losses, **look)
+    _finish(axis, rows)
     axis.set_title(RATE_WORDS[rate])
     axis.set_xlabel('loss / loss of predicting 0')
-  _label_rows(axes[0], rows)
   labels = axes[0].get_legend_handles_labels()
   figure.legend(*labels, loc='outside lower center', ncols=4)
   return figure
 
 
-def _points(axis, points, **look) -> None:
-  """Estimates by height on a log axis; a word where a run diverged."""
-  finite = [(y, x) for y, x in points if np.isfinite(x.low)]
-  for place, _ in (point for point in points if point not in finite):
-    axis.text(
-      1.0,
-      place,
-      'diverged',
-      transform=axis.get_yaxis_transform(),
-      **{'fontsize': 7, 'ha': 'right', 'va': 'center', 'color': look['color']},
-    )
-  if finite:
-    value, low, high = np.array([x for _, x in finite]).T
-    axis.errorbar(
-      value,
-      [y for y, _ in finite],
-      xerr=[value - low, high - value],
-      **{'ms': 4.5, 'lw': 1.2, 'capsize': 2} | look,
-    )
-  axis.set_xscale('log')
-  low, high = axis.get_xlim()  # A factor of 2 looks like what it is.
-  axis.set_xlim(min(low, 0.5), max(high, 2.0))
-  drawing.plain_ticks(axis.xaxis)
-  axis.grid(alpha=0.25, lw=0.5, axis='x')
+def _points(axis, rows, estimates, **look) -> None:
+  """Estimates by layer; a word where a run diverged."""
+  none = lab.exactly(np.nan)
+  points = {
+    comparison.pretty(row.layer): x if np.isfinite(x.low) else none
+    for row, x in zip(rows, estimates, strict=True)
+  }
+  drawing.forest(axis, points, ms=4.5, lw=1.2, **look)
+  for place, x in enumerate(points.values()):
+    if x is none:
+      axis.text(
+        1.0,
+        place + look.get('offset', 0.0),
+        'diverged',
+        transform=axis.get_yaxis_transform(),
+        fontsize=7,
+        ha='right',
+        va='center',
+        color=look['color'],
+      )
+
+
+def _finish(axis, rows) -> None:
+  """Rules off the panels, and fits the axes to all that is drawn."""
+  for place, pair in enumerate(itertools.pairwise(rows)):
+    if pair[0].panel != pair[1].panel:
+      axis.axhline(place + 0.5, color='0.7', lw=0.8)
+  axis.tick_params(axis='y', length=0, labelsize=8)
+  drawing.ratio_axis(axis, 'x')
 
 
 PART = lab.Part(measure, lambda *_: (), figures, summary, tables, metrics)

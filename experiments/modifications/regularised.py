@@ -19,13 +19,11 @@ import numpy as np
 from experiments import lab
 from experiments.lab import pretraining
 from experiments.modifications import comparison
-from experiments.modifications.comparison import Statement
+from experiments.modifications.comparison import PLAIN, Results, Statement
 from experiments.modifications.training import (
   LABELS,
-  PLAIN,
   VALUE,
   Layer,
-  Results,
   draw_matrix,
   measure_panel,
   tests_of,
@@ -155,30 +153,26 @@ def residual_identity(config: Any, panel: Results) -> float:
 
 
 def claims(config: Any, results: Measured) -> list[lab.Claim]:
-  statements = []
-  for strength in config.strengths:
-    positive, negative = (name_of('printed', s * strength) for s in (1, -1))
-    statements += [
-      Statement(positive, 'held_out', 'poorer', 'converges to a poorer result'),
-      Statement(negative, 'early', 'better', 'converges faster'),
-      Statement(
-        negative, 'held_out', 'comparable', 'ends in a comparable result'
-      ),
-    ]
+  statements = [
+    Statement(name_of('printed', sign * x), *said)
+    for x in config.strengths
+    for sign, *said in (
+      (1, 'held_out', 'poorer', 'converges to a poorer result'),
+      (-1, 'early', 'better', 'converges faster'),
+      (-1, 'held_out', 'comparable', 'ends in a comparable result'),
+    )
+  ]
   source = comparison.SOURCE.format('left', '3b')
   return comparison.judge(config, results.panel, source, statements)
 
 
 def figures(config: Any, results: Measured) -> list[lab.Figure]:
-  figure = comparison.curves(
-    config,
-    results.panel,
-    'regularised',
-    'regularised, printed form (A − αI)V',
-    published(config),
-    lambda name: name.removeprefix('printed '),
-  )
-  return [figure]
+  title, shown = 'regularised, printed form (A − αI)V', published(config)
+  return [
+    comparison.curves(
+      config, results.panel, 'regularised', title, shown, 'printed '
+    )
+  ]
 
 
 def summary(config: Any, results: Measured) -> dict[str, Any]:

@@ -8,7 +8,6 @@ value projection is ever read. A run (seed) is the unit of every interval.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,15 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import pretraining, statistics
+from experiments.lab import pretraining
+from experiments.modifications.comparison import Results
 from iclcl_jax import features, modified
 from iclcl_jax.types import Array, Float, Kernel, PRNGKeyArray
 
-PLAIN = 'plain'
 DIM, LABELS = pretraining.TOKEN_DIM, pretraining.LABEL_DIM
 # Trained numbers: queries and keys, and the label column of the values.
 PROJECTION, VALUE = DIM * DIM, DIM * LABELS
-RATES = 'fixed', 'tuned'
 
 
 class Prompt(NamedTuple):
@@ -124,13 +122,12 @@ def start_of(config: Any) -> Start:
   return Start(seeds, keys[:, 0], keys[:, 1])
 
 
-def _prompts(config: Any, **changes: Any) -> pretraining.Prompts:
-  options = {
-    'num_demonstrations': config.num_demonstrations,
-    'input_distribution': config.input_distribution,
-    'multi_task': config.multi_task,
-  }
-  return pretraining.Prompts(**options | changes)
+def _prompts(config: Any) -> pretraining.Prompts:
+  return pretraining.Prompts(
+    num_demonstrations=config.num_demonstrations,
+    input_distribution=config.input_distribution,
+    multi_task=config.multi_task,
+  )
 
 
 def _with_noise(keys: Any, step: Any, prompts: Any) -> Prompt:
@@ -151,7 +148,7 @@ def tests_of(config: Any) -> dict[str, tuple[Prompt, Array]]:
   def draw(number, **changes):
     steps = number * config.num_test_prompts
     steps = steps + jnp.arange(config.num_test_prompts)
-    prompts = _prompts(config, **changes).draw(
+    prompts = dataclasses.replace(_prompts(config), **changes).draw(
       start.seeds.testing, start.seeds.runs.task_matrix, steps
     )
     # Training counts epochs from 0: tests are far away.
@@ -185,47 +182,6 @@ class _Group(NamedTuple):
   rates: Array
 
 
-class Results(NamedTuple):
-  """A panel's losses relative to that of predicting 0, infinite if diverged.
-
-  Attributes:
-    layers: by name; the plain layer first.
-    fixed: by measure, at the fixed rate. Shapes `[S, V]`.
-    tuned: the same at the rate chosen for each layer.
-    chosen: which rate that is. Shape `[S, V]`.
-    curves: training loss, by epoch and rate. Shape `[E, S, V, L]`.
-    params: trained parameters by layer, with axes `[S, L]`.
-    directions: those of the random features by layer, with an axis `[S]`.
-  """
-
-  layers: Mapping[str, Layer]
-  fixed: Mapping[str, np.ndarray]
-  tuned: Mapping[str, np.ndarray]
-  chosen: np.ndarray
-  curves: np.ndarray
-  params: Mapping[str, Any]
-  directions: Mapping[str, Any]
-
-  def losses(self, rate: str, measure: str, name: str) -> np.ndarray:
-    """One number for each run. Shape `[S]`."""
-    return getattr(self, rate)[measure][:, list(self.layers).index(name)]
-
-  def ratio(
-    self,
-    rate: str,
-    measure: str,
-    name: str,
-    reference: str = PLAIN,
-    num_comparisons: int = 1,
-  ) -> lab.Estimate:
-    """The paired ratio of a layer to another; infinite if a run diverged."""
-    losses = (self.losses(rate, measure, x) for x in (name, reference))
-    mean = functools.partial(
-      statistics.paired_ratio, num_comparisons=num_comparisons
-    )
-    return mean(*losses)
-
-
 def measure_panel(
   config: Any, name: str, layers: Mapping[str, Layer]
 ) -> Results:
@@ -244,23 +200,32 @@ def measure_panel(
   """
   start, tests = start_of(config), tests_of(config)
   groups = _groups(config, layers)
-  names = [name for group in groups for name in group.names]
-  params, directions = _init(config, start, groups)
+  params, directions = _init(start, groups)
   params, losses, zero = _train(config, name, start, groups, params, directions)
-  tested = _test(config, groups, params, directions, tests)
+  tested = _test(groups, params, directions, tests)
   num_rates = len(config.rate_factors)
-  order = [names.index(x) for x in layers]
+  trained, drawn = {}, {}
+  for group, tree, x in zip(
+    groups, jax.device_get(params), directions, strict=True
+  ):
+    for i, layer in enumerate(group.names):
+      own = slice(i * num_rates, (i + 1) * num_rates)
+      trained[layer] = jax.tree.map(lambda x, own=own: x[:, own], tree)
+      drawn[layer] = x
+  order = [list(trained).index(layer) for layer in layers]
 
-  def by_layer(x):
-    return _finite(x).reshape(*x.shape[:-1], -1, num_rates)[..., order, :]
+  def by_layer(losses):
+    """From `[..., V * L]`, grouped, to `[..., V, L]`; infinite if diverged."""
+    losses = np.asarray(losses, np.float64)
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    return losses.reshape(*losses.shape[:-1], -1, num_rates)[..., order, :]
 
   curves = by_layer(losses)
-  early = slice(config.early_epochs)
+  early, late = slice(config.early_epochs), slice(-config.early_epochs, None)
   values = {'early': _mean_ratio(curves[early], zero[early])}
   for test, (_, target) in tests.items():
     test_zero = np.mean(np.asarray(target) ** 2, axis=(1, 2))
     values[test] = by_layer(tested[test]) / test_zero[:, None, None]
-  late = slice(-config.early_epochs, None)
   chosen = choose_rates(_mean_ratio(curves[late], zero[late]))
   fixed = config.rate_factors.index(1.0)
   if not np.all(np.isfinite(curves[:, :, 0, fixed])):
@@ -277,12 +242,8 @@ def measure_panel(
     },
     chosen=chosen,
     curves=curves / zero[:, :, None, None],
-    params=_by_layer(groups, params, num_rates),
-    directions={
-      name: x
-      for group, x in zip(groups, directions, strict=True)
-      for name in group.names
-    },
+    params=trained,
+    directions=drawn,
   )
 
 
@@ -294,9 +255,10 @@ def _groups(config, layers) -> list[_Group]:
     alike.setdefault((type(layer), jax.tree.structure(layer)), []).append(name)
 
   def stack(*settings):
-    return jnp.repeat(jnp.stack([_setting(x) for x in settings]), rates.size)
+    dtype = jnp.int32 if isinstance(settings[0], int) else jnp.float32
+    return jnp.repeat(jnp.array(settings, dtype), rates.size)
 
-  groups = [
+  return [
     _Group(
       tuple(names),
       jax.tree.map(stack, *(layers[x] for x in names)),
@@ -304,27 +266,21 @@ def _groups(config, layers) -> list[_Group]:
     )
     for names in alike.values()
   ]
-  return groups
 
 
-def _setting(value) -> Array:
-  is_count = isinstance(value, int)
-  return jnp.asarray(value, jnp.int32 if is_count else jnp.float32)
-
-
-def _init(config, start, groups) -> tuple[Any, Any]:
+def _init(start, groups) -> tuple[Any, Any]:
   """Parameters and directions of each group, axes `[S, V * L]` and `[S]`."""
 
   @lab.compile_quickly
   def draw(keys, runs):
-    def of_group(group):
-      def init(inputs):
-        first = jax.tree.map(lambda x: x[0], group.layers)
-        return first.init(*inputs), first.directions(*inputs)
+    def of_layer(layer):
+      return jax.lax.map(
+        lambda x: (layer.init(*x), layer.directions(*x)), (keys, runs)
+      )
 
-      return jax.lax.map(init, (keys, runs))
-
-    return [of_group(group) for group in groups]
+    return [
+      of_layer(jax.tree.map(lambda x: x[0], group.layers)) for group in groups
+    ]
 
   pairs = draw(start.extras, start.seeds.runs)
   params = tuple(
@@ -386,7 +342,7 @@ def _train(config, name, start, groups, params, directions):
   return params, np.asarray(losses), np.asarray(zero)
 
 
-def _test(config, groups, params, directions, tests) -> dict[str, np.ndarray]:
+def _test(groups, params, directions, tests) -> dict[str, np.ndarray]:
   """Mean loss of trained layers on each test set. Shapes `[S, V * L]`."""
 
   def errors(params, directions, prompt, target):
@@ -400,48 +356,16 @@ def _test(config, groups, params, directions, tests) -> dict[str, np.ndarray]:
     return jnp.concatenate(list(map(of, groups, params, directions)))
 
   def of_seed(inputs):
-    trained, tests = inputs
+    params, directions, test = inputs
+    each = jax.lax.map(lambda x: errors(params, directions, *x), test)
+    return jnp.mean(each, axis=0)
 
-    def of_test(test):
-      each = jax.lax.map(lambda x: errors(*trained, *x), test)
-      return jnp.mean(each, axis=0)
-
-    return jax.lax.map(of_test, tests)
-
-  @lab.compile_quickly
-  def run(trained, test):
-    return jax.lax.map(of_seed, (trained, test))
-
-  shapes: dict[Any, list[str]] = {}
-  for name, (prompts, _) in tests.items():
-    shapes.setdefault(prompts.tokens.shape, []).append(name)
-  results: dict[str, np.ndarray] = {}
-  for names in shapes.values():  # One compilation for prompts of one shape.
-    test = jax.tree.map(
-      lambda *x: jnp.stack(x, axis=1), *(tests[name] for name in names)
-    )
-    losses = jax.device_get(run((params, directions), test))
-    results |= {name: losses[:, i] for i, name in enumerate(names)}
-  return {name: results[name] for name in tests}
-
-
-def _by_layer(groups, params, num_rates) -> dict[str, Any]:
-  """Parameters of each layer, with axes `[S, L]`."""
-
-  def of(tree, i):
-    chosen = slice(i * num_rates, (i + 1) * num_rates)
-    return jax.tree.map(lambda x: x[:, chosen], tree)
-
+  # Compiled once for all prompts of one shape.
+  run = lab.compile_quickly(lambda *inputs: jax.lax.map(of_seed, inputs))
   return {
-    name: of(tree, i)
-    for group, tree in zip(groups, jax.device_get(params), strict=True)
-    for i, name in enumerate(group.names)
+    name: jax.device_get(run(params, directions, test))
+    for name, test in tests.items()
   }
-
-
-def _finite(losses: np.ndarray) -> np.ndarray:
-  losses = np.asarray(losses, np.float64)
-  return np.where(np.isfinite(losses), losses, np.inf)
 
 
 def _mean_ratio(losses: np.ndarray, zero: np.ndarray) -> np.ndarray:

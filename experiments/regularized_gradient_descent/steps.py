@@ -231,7 +231,7 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   for k, (name, label) in enumerate(labels.items()):
     each = np.maximum(found[name].max(axis=1), floor)  # [S, K]
     axis.plot(
-      places + 0.15 * (1 - k),
+      places + 0.15 * (k - 1),
       each.T,
       **drawing.look(k) | {'linestyle': 'none', 'mfc': 'none', 'ms': 8},
       label=[label] + [None] * (config.num_seeds - 1),
