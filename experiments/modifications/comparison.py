@@ -37,6 +37,37 @@ FITS = {
 }
 
 
+class Entry(NamedTuple):
+  """A layer beside another, by one measure.
+
+  Attributes:
+    ratio: of their losses in the same runs.
+    verdict: that on the ratio.
+    loss: of the layer, relative to that of predicting 0.
+  """
+
+  ratio: lab.Estimate
+  verdict: str
+  loss: lab.Estimate
+
+  def __str__(self):
+    finite = np.isfinite(self.ratio.low)
+    return f'{self.ratio} {self.verdict}' if finite else 'diverged'
+
+  def to_dict(self) -> dict[str, Any]:
+    """The ratio and its verdict, as `summary.json` holds them."""
+    return plain(self.ratio) | {'verdict': self.verdict}
+
+
+def plain(value: lab.Estimate) -> dict[str, Any]:
+  """As `summary.json` holds an estimate; no interval if a run diverged."""
+  finite = np.isfinite(value.low)
+  return {
+    'value': value.value,
+    'interval': [value.low, value.high] if finite else None,
+  }
+
+
 class Results(NamedTuple):
   """A panel's losses relative to that of predicting 0, infinite if diverged.
 
@@ -66,20 +97,21 @@ class Results(NamedTuple):
     """Its geometric mean; infinite if a run diverged."""
     return statistics.geometric_mean(self.losses(rate, measure, name))
 
-  def ratio(
+  def compare(
     self,
     rate: str,
     measure: str,
     name: str,
     reference: str = PLAIN,
     num_comparisons: int = 1,
-  ) -> lab.Estimate:
-    """The paired ratio of a layer to another; infinite if a run diverged."""
-    return statistics.paired_ratio(
-      self.losses(rate, measure, name),
-      self.losses(rate, measure, reference),
-      num_comparisons=num_comparisons,
+  ) -> Entry:
+    """Compares a layer with another; `num_comparisons` is as in Bonferroni."""
+    losses, others = (self.losses(rate, measure, x) for x in (name, reference))
+    ratio = statistics.paired_ratio(
+      losses, others, num_comparisons=num_comparisons
     )
+    label = verdict(ratio, len(losses))
+    return Entry(ratio, label, statistics.geometric_mean(losses))
 
 
 def verdict(value: lab.Estimate, num_runs: int) -> str:
@@ -131,9 +163,9 @@ def judge(
   """
 
   def one(rate, statement):
-    value = results.ratio(rate, statement.measure, statement.layer)
-    judged = fits(statement.expected, verdict(value, config.num_seeds))
-    return claim(config, results, source, rate, statement, value, judged)
+    entry = results.compare(rate, statement.measure, statement.layer)
+    judged = fits(statement.expected, entry.verdict)
+    return claim(config, results, source, rate, statement, entry, judged)
 
   return [one(rate, statement) for rate in RATES for statement in statements]
 
@@ -151,7 +183,7 @@ def claim(
   source: str,
   rate: str,
   statement: Statement,
-  value: lab.Estimate,
+  entry: Entry,
   judged: str,
   note: str = '',
 ) -> lab.Claim:
@@ -169,7 +201,7 @@ def claim(
     statistic=f'{words(config, measured)} over that of the plain layer, '
     f'geometric mean of {config.num_seeds} paired runs; reproduced if the 95 % '
     f'interval is {WORDS[expected]}{note}',
-    estimate=value,
+    estimate=entry.ratio,
     verdict=judged,
   )
 

@@ -128,14 +128,15 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
   """Some setting of negatives is faster, corrected for their number."""
   names, rows = published(config), []
   for rate in RATES:
-    ratios = [
-      results.ratio(rate, 'early', x, num_comparisons=len(names)) for x in names
+    entries = [
+      results.compare(rate, 'early', name, num_comparisons=len(names))
+      for name in names
     ]
-    labels = [comparison.verdict(x, config.num_seeds) for x in ratios]
     # The lowest significant ratio if there is one, else the lowest ratio.
-    order = np.argsort([x.value for x in ratios]).tolist()
-    best = next((i for i in order if 'better' in labels[i]), order[0])
-    judged = [comparison.fits('better', label) for label in labels]
+    order = np.argsort([x.ratio.value for x in entries]).tolist()
+    better = (i for i in order if 'better' in entries[i].verdict)
+    best = next(better, order[0])
+    judged = [comparison.fits('better', x.verdict) for x in entries]
     first = 'reproduced', 'undecided', 'not reproduced'
     rows.append(
       comparison.claim(
@@ -146,7 +147,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
         Statement(
           'negatives:', 'early', 'better', 'some setting converges faster'
         ),
-        ratios[best],
+        entries[best],
         min(judged, key=first.index),
         f' in some of {len(names)} settings, each with the Bonferroni level; '
         f'value and interval are of {names[best]}',

@@ -47,28 +47,6 @@ TEST_STYLE = {
 }
 
 
-class Entry(NamedTuple):
-  """A layer beside another, by one measure.
-
-  Attributes:
-    ratio: of their losses in the same runs.
-    verdict: that on the ratio.
-    loss: of the layer, relative to that of predicting 0.
-  """
-
-  ratio: lab.Estimate
-  verdict: str
-  loss: lab.Estimate
-
-  def __str__(self):
-    diverged = self.verdict == 'diverged'
-    return self.verdict if diverged else f'{self.ratio} {self.verdict}'
-
-  def to_dict(self) -> dict[str, Any]:
-    """The ratio and its verdict, as `summary.json` holds them."""
-    return _plain(self.ratio) | {'verdict': self.verdict}
-
-
 class Row(NamedTuple):
   """A layer beside another of its panel.
 
@@ -86,7 +64,7 @@ class Row(NamedTuple):
   control: str
   num_params: int
   rates: Mapping[str, int]
-  entries: Mapping[str, Mapping[str, Entry]]
+  entries: Mapping[str, Mapping[str, comparison.Entry]]
 
   @property
   def cells(self) -> dict[str, str]:
@@ -123,19 +101,17 @@ def measure(config: Any) -> Overview:
   def compare(panel, name, control=PLAIN):
     results, rates = panels[panel], learning_rates(config)
     chosen = results.chosen[:, list(results.layers).index(name)].tolist()
-
-    def entry(rate, measure):
-      ratio = results.ratio(rate, measure, name, control)
-      verdict = comparison.verdict(ratio, config.num_seeds)
-      return Entry(ratio, verdict, results.loss(rate, measure, name))
-
+    entries = {
+      rate: {x: results.compare(rate, x, name, control) for x in MEASURES}
+      for rate in RATES
+    }
     return Row(
       panel,
       name,
       control,
       results.layers[name].num_params,
       {f'{rates[j]:g}': n for j, n in sorted(Counter(chosen).items())},
-      {rate: {x: entry(rate, x) for x in MEASURES} for rate in RATES},
+      entries,
     )
 
   return Overview(
@@ -152,15 +128,6 @@ def measure(config: Any) -> Overview:
 def learning_rates(config: Any) -> list[float]:
   """The rates to choose from."""
   return [config.rate * x for x in config.rate_factors]
-
-
-def _plain(value: lab.Estimate) -> dict[str, Any]:
-  """As `summary.json` holds an estimate; no interval if a run diverged."""
-  finite = np.isfinite(value.low)
-  return {
-    'value': value.value,
-    'interval': [value.low, value.high] if finite else None,
-  }
 
 
 def memorisation(config: Any, panels: Mapping[str, Results]) -> str:
@@ -190,7 +157,7 @@ def summary(config: Any, results: Overview) -> dict[str, Any]:
       'tuned_learning_rates': row.rates,
     } | {
       rate: {
-        x: entry.to_dict() | {'relative_loss': _plain(entry.loss)}
+        x: entry.to_dict() | {'relative_loss': comparison.plain(entry.loss)}
         for x, entry in row.entries[rate].items()
       }
       for rate in RATES
@@ -211,7 +178,7 @@ def summary(config: Any, results: Overview) -> dict[str, Any]:
     'interval': '95 % t-interval of the mean log over runs',
     'measures': {x: comparison.words(config, x) for x in MEASURES},
     'plain': {
-      rate: {x: _plain(entry.loss) for x, entry in by_measure.items()}
+      rate: {x: comparison.plain(entry.loss) for x, entry in by_measure.items()}
       for rate, by_measure in results.layers[0].entries.items()
     },
     'layers': [layer(row) for row in results.layers],

@@ -71,12 +71,10 @@ def measure(config: Any) -> Results:
   strengths = np.stack([alphas / x for x in divisors(config).values()])
 
   def descend(count):
-    over_alphas = jax.vmap(
-      functools.partial(train, num_epochs=count), (None, None, 0)
-    )
-    over_readings = jax.vmap(over_alphas, (None, None, 0))
+    one = functools.partial(train, num_epochs=count)
+    over = jax.vmap(jax.vmap(one, (None, None, 0)), (None, None, 0))
     found = steps.on_prompts(
-      lambda phi, prompt: over_readings(phi, prompt, jnp.asarray(strengths)),
+      lambda phi, prompt: over(phi, prompt, jnp.asarray(strengths)),
       step.arrays,
     )
     return {
@@ -294,13 +292,12 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
   per_seed = min(per_seed, config.num_test_prompts)
   order = np.argsort(step.targets[:, :per_seed, 0].ravel())
   epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
-  black, blue, green, orange, *_ = drawing.COLOURS
   shown = {
-    'true label': ('_', black, 14),
-    'printed layer': ('^', orange, 9),
-    'strict layer': ('o', blue, 11),
-    'dual model, one full batch': ('x', black, 6),
-    f'dual model, {count} epochs, alpha / N': ('D', green, 6),
+    'true label': ('_', drawing.BLACK, 14),
+    'printed layer': ('^', drawing.ORANGE, 9),
+    'strict layer': ('o', drawing.BLUE, 11),
+    'dual model, one full batch': ('x', drawing.BLACK, 6),
+    f'dual model, {count} epochs, alpha / N': ('D', drawing.GREEN, 6),
   }
   for axis, k in zip(axes, (0, -1), strict=True):
     strict, printed, ridge, _, last = (
