@@ -24,10 +24,7 @@ from experiments.modifications.comparison import (
   Results,
   Statement,
 )
-from experiments.modifications.training import (
-  Layer,
-  measure_panel,
-)
+from experiments.modifications.training import Layer, measure_panel
 from iclcl_jax import modified
 
 LOWEST, RANDOM, HIGHEST = 'lowest', 'random', 'highest'

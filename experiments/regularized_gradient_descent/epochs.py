@@ -262,8 +262,7 @@ def _curves(config: Any, results: Results) -> lab.Figure:
   axes[1].set_yscale('symlog', linthresh=1)
   axes[1].set_ylabel('linear below 1, logarithmic above')
   axes[0].set_ylabel('relative deviation from the strict layer')
-  for axis in axes:
-    axis.set_ylim(bottom=0)
+  plt.setp(axes, ylim=(0, None))
   labels = axes[0].get_legend_handles_labels()
   figure.legend(*labels, loc='outside lower center', ncols=5)
   found = {
@@ -354,7 +353,7 @@ def factors(config: Any) -> list[dict[str, Any]]:
     }
 
   every = itertools.product(config.alphas, divisors(config), config.dual_epochs)
-  return list(itertools.starmap(row, every))
+  return [row(*x) for x in every]
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
