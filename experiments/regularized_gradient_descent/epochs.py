@@ -147,13 +147,9 @@ def closed_form(
   )
   powers = one.initial ** jnp.arange(num_epochs).astype(one.initial.dtype)
   sums = jnp.cumsum(powers)[:-1, None] * one.demonstrations[None]
-  factors = jnp.concatenate(
-    [
-      jnp.concatenate([sums, last.demonstrations[None]]),
-      jnp.append(powers[1:], last.initial)[:, None],
-    ],
-    axis=1,
-  )
+  demonstrations = jnp.concatenate([sums, last.demonstrations[None]])
+  initial = jnp.append(powers[1:], last.initial)
+  factors = jnp.concatenate([demonstrations, initial[:, None]], axis=1)
   return (factors * prompt.weights[None]) @ prompt.values
 
 
