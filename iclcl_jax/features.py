@@ -98,7 +98,7 @@ class PositiveFeatures(_FromScaled):
     log_scale = projected - (half_square + math.log(num_features) / 2)
     return log_scale, jnp.ones_like(log_scale)
 
-  def log_kernel(
+  def log_product(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
     """Returns `log phi(x) . phi(y)`, by one product with `x + y`."""
@@ -146,7 +146,7 @@ class FeatureKernel:
   ) -> Float[Array, '']:
     """Returns `log phi(x) . phi(y)`, which neither under- nor overflows."""
     if isinstance(self.phi, PositiveFeatures):
-      return self.phi.log_kernel(x, y)
+      return self.phi.log_product(x, y)
     x_scale, x_features = self.phi.scaled(x)
     y_scale, y_features = self.phi.scaled(y)
     return jax.nn.logsumexp(x_scale + y_scale, b=x_features * y_features)
