@@ -1,5 +1,10 @@
 """Strict JAX for every test: silent broadcasting is the bug of this field."""
 
+import ctypes
+import os
+import pathlib
+import sys
+
 import jax
 import pytest
 
@@ -14,11 +19,18 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_debug_key_reuse', True)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _forget_compiled_functions():
-  """Files share few compiled functions; those of all of them take gigabytes."""
-  yield
-  jax.clear_caches()
+MAX_MEMORY = 2**30  # Bytes of a worker beyond which it forgets.
+
+
+def pytest_runtest_teardown():
+  """Forgets compiled functions: those of all tests would take gigabytes."""
+  if sys.platform != 'linux':
+    return
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  if pages * os.sysconf('SC_PAGESIZE') > MAX_MEMORY:
+    jax.clear_caches()
+    # The allocator of glibc keeps what is freed.
+    getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: None)(0)
 
 
 @pytest.fixture(params=['float32', 'float64'])
