@@ -1,7 +1,6 @@
 """What the documents say is run, and what they name exists."""
 
 import doctest
-import importlib
 import pathlib
 import re
 import subprocess
@@ -50,17 +49,6 @@ def test_every_question_is_answered_where_the_index_says():
       else:
         path = folder / name
       assert path.exists(), name
-
-
-def test_the_example_of_an_experiment_runs(tmp_path, monkeypatch):
-  (code,) = re.findall(r'```python\n(.*?)```', ARCHITECTURE, re.DOTALL)
-  assert len(list(filter(str.strip, code.splitlines()))) < 60
-  (tmp_path / 'coins.py').write_text(code)
-  monkeypatch.syspath_prepend(tmp_path)
-  coins = importlib.import_module('coins')
-  summary = coins.run(coins.Config(), tmp_path / 'out')
-  assert [claim['verdict'] for claim in summary['claims']] == ['reproduced']
-  assert (tmp_path / 'out/figures/errors.png').exists()
 
 
 def test_there_are_equations():

@@ -1,10 +1,12 @@
 """The lab of the experiments: options, workdir, loops, statistics, files."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -564,3 +566,15 @@ def test_training_keeps_the_weights_of_gradient_descent():
     expected.append((expected[-1] + target) / 2)
   np.testing.assert_allclose(records[:, 0], expected[::2])
   np.testing.assert_allclose(records[:, 1], expected[::2])
+
+
+def test_the_example_of_an_experiment_runs(tmp_path, monkeypatch):
+  text = (ROOT / 'docs/architecture.md').read_text()
+  (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len(list(filter(str.strip, code.splitlines()))) < 60
+  (tmp_path / 'coins.py').write_text(code)
+  monkeypatch.syspath_prepend(tmp_path)
+  coins = importlib.import_module('coins')
+  summary = coins.run(coins.Config(), tmp_path / 'out')
+  assert [claim['verdict'] for claim in summary['claims']] == ['reproduced']
+  assert (tmp_path / 'out/figures/errors.png').exists()
