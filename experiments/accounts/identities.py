@@ -74,7 +74,7 @@ def _random_feature_attention(p: Problem) -> Array:
 
 def _ren(p: Problem) -> Sides:
   def contrastive_step(phi):
-    state = dual.zero_shot(phi, p.inputs[:0], p.labels[:0])
+    state = dual.empty(phi, p.inputs, p.labels)
     state = dual.one_step_autodiff(phi, state, p.inputs, p.labels)
     return dual.predict(phi, state, p.query)
 

@@ -99,7 +99,7 @@ def measure(config: Any) -> dict[str, Results]:
   def of_prompt(prompt: prompts.Prompt) -> Results:
     keys, values = prompt.views.keys, prompt.values
     own = dual.zero_shot(IDENTITY, prompt.views.own_key[None], values[-1:])
-    zero = dual.zero_shot(IDENTITY, keys[:0], values[:0])
+    zero = dual.empty(IDENTITY, keys, values[:-1])
     task = Task(keys, values[:-1], prompt.views.query, zero, own)
     total = jnp.sum(keys @ task.query)
     size = 1 / jnp.maximum(total, 1)
