@@ -364,12 +364,14 @@ def test_another_projection_on_one_side_fails(
   assert certificate.residual > 10 * certificate.tolerance
 
 
-def test_half_precision_has_its_own_tolerance(compiled, tokens):
+def test_half_precision_limits_the_verdict(compiled, tokens):
   dtype = jnp.dtype('bfloat16')
   arrays = [x.astype(dtype) for x in tokens]
   certificate = certify(FIXED['exponential'], *arrays)
-  assert certificate.holds, str(certificate)
+  assert certificate.verdict == 'precision-limited', str(certificate)
+  assert not certificate.holds
   assert certificate.tolerance == tolerances.IDENTITY['bfloat16']
+  assert certificate.residual <= certificate.tolerance
   assert certificate.attention.dtype == dtype
 
 

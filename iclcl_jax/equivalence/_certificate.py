@@ -12,6 +12,7 @@ from iclcl_jax import (
   precision,
 )
 from iclcl_jax.equivalence._residuals import residuals
+from iclcl_jax.equivalence._verdict import judge
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -110,9 +111,9 @@ def verify(
   """Checks that attention is one gradient step, and says why if it is not.
 
   Runs eagerly, and under the highest matrix-product precision unless told
-  otherwise. In reduced precision a small residual is 'precision-limited'. A
-  value that is not finite, a zero or an ill-conditioned normaliser are
-  verdicts of their own.
+  otherwise. In reduced precision, or in a 16-bit dtype, a small residual is
+  'precision-limited'. A value that is not finite, a zero or an ill-conditioned
+  normaliser are verdicts of their own.
 
   Args:
     phi: feature map or kernel.
@@ -172,7 +173,7 @@ def verify(
   inputs = {'query': query, 'keys': keys, 'values': values}
   if mask is not None:
     inputs |= {'keys': keys[mask], 'values': values[mask]}
-  verdict = _verdict(inputs, result, tolerance, arithmetic)
+  verdict = _verdict(inputs, result, keys.dtype, arithmetic)
   if mask is not None and not mask.any():
     verdict = 'no visible token'
   return Certificate(
@@ -192,7 +193,7 @@ def verify(
   )
 
 
-def _verdict(inputs, result, tolerance, arithmetic) -> str:
+def _verdict(inputs, result, dtype, arithmetic) -> str:
   for name, array in inputs.items():
     if not jnp.all(jnp.isfinite(array)):
       return f'not finite: {name}'
@@ -206,7 +207,4 @@ def _verdict(inputs, result, tolerance, arithmetic) -> str:
   for name in ('attention', 'closed_form', 'autodiff', 'residual'):
     if not jnp.all(jnp.isfinite(getattr(result, name))):
       return f'not finite: {name}'
-  if arithmetic.reduced_tolerance is None:
-    return 'holds' if result.residual <= tolerance else 'fails'
-  reduced = max(tolerance, arithmetic.reduced_tolerance)
-  return 'precision-limited' if result.residual <= reduced else 'fails'
+  return judge(float(result.residual), dtype, arithmetic)

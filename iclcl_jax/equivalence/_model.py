@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from iclcl_jax import _validate, precision, transformer
 from iclcl_jax._door import door
+from iclcl_jax.equivalence._verdict import judge
 from iclcl_jax.types import Array, Float, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
@@ -350,7 +351,6 @@ def _check_finite(blocks, x, mask) -> None:
 
 def _verdict(certificate, arithmetic) -> str:
   reduced = arithmetic.reduced_tolerance or 0.0
-  tolerance = max(certificate.tolerance, reduced)
   chain_tolerance = max(
     certificate.chain_tolerance,
     _chain_tolerance(certificate.num_layers, reduced),
@@ -358,12 +358,9 @@ def _verdict(certificate, arithmetic) -> str:
   residual, error = certificate.max_residual, certificate.max_chain_error
   if not (math.isfinite(residual) and math.isfinite(error)):
     return 'not finite'
-  if residual > tolerance:
-    return 'fails'
-  if error > chain_tolerance:
-    return 'chain departs'
-  is_half = jnp.finfo(certificate.dtype).bits < 32
-  return 'precision-limited' if reduced or is_half else 'holds'
+  verdict = judge(residual, certificate.dtype, arithmetic)
+  departs = verdict != 'fails' and error > chain_tolerance
+  return 'chain departs' if departs else verdict
 
 
 def _chain_tolerance(num_layers: int, tolerance: float) -> float:

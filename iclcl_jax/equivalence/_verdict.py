@@ -1,0 +1,34 @@
+"""The one rule by which a residual becomes a verdict."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from iclcl_jax import precision
+
+
+def judge(
+  residual: float,
+  dtype: Any,
+  arithmetic: precision.Arithmetic,
+  rounding: float = 0.0,
+) -> str:
+  """Returns 'holds', 'precision-limited' or 'fails'.
+
+  Only full precision can show that an identity holds. Where 16-bit inputs,
+  reduced arithmetic or the rounding of large scores explain the residual, it is
+  precision-limited, which is neither a pass nor a failure.
+
+  Args:
+    residual: what was measured.
+    dtype: dtype of the inputs.
+    arithmetic: what the check ran under.
+    rounding: the residual that rounding of the scores explains.
+  """
+  tolerance = precision.tolerance(dtype)
+  reduced = arithmetic.reduced_tolerance
+  is_full = reduced is None and jnp.finfo(dtype).bits >= 32
+  if is_full and residual <= tolerance:
+    return 'holds'
+  limit = max(tolerance, reduced or 0.0, rounding)
+  return 'precision-limited' if residual <= limit else 'fails'
