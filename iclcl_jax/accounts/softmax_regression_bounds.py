@@ -31,9 +31,6 @@ def log_published_bound(
     num_words: `n`.
     radius: bound `R` on the norms of the document and of the weights.
 
-  Returns:
-    The logarithm. Shape `[]`.
-
   Raises:
     ValueError: if `num_words < 1`, or the radius is negative or not finite.
 
@@ -58,15 +55,7 @@ def log_chained_bound(
   It bounds the same ratio, from the norms of `exp(A x)`, their differences and
   a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.
 
-  Args:
-    num_words: `n`.
-    radius: bound `R` on the norms of the document and of the weights, positive.
-
-  Returns:
-    The logarithm. Shape `[]`.
-
-  Raises:
-    ValueError: if `num_words < 1`, or the radius is negative or not finite.
+  Takes what `log_published_bound` takes, a positive radius; raises as it does.
 
   References:
     Derived from the lemmas of Deng, Li & Song, arXiv:2304.10411.
@@ -83,12 +72,6 @@ def lipschitz_in_weights(document: Float[Array, 'n d']) -> Float[Array, '']:
 
   Args:
     document: `A`. Shape `[n, d]`.
-
-  Returns:
-    The constant. Shape `[]`.
-
-  Raises:
-    ValueError: if the document is no matrix.
   """
   words = _numerics.widen(account.centre(document))
   return jnp.linalg.norm(words, 2).astype(document.dtype) / 2
@@ -100,11 +83,5 @@ def lipschitz_in_document(weights: Float[Array, ' d']) -> Float[Array, '']:
 
   Args:
     weights: `x`. Shape `[d]`.
-
-  Returns:
-    The constant. Shape `[]`.
-
-  Raises:
-    ValueError: if the weights are no vector.
   """
   return jnp.linalg.norm(weights) / 2

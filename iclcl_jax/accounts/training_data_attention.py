@@ -256,7 +256,7 @@ def recall(
   left: Remains,
   inputs: Float[Array, ' d_in'],
 ) -> Float[Array, ' d_out']:
-  """Answers as the trained layer does, without its trained weights.
+  """Returns the trained layer's output `[d_out]` without its trained weights.
 
   Attends to the steps one after the other: no more than one batch is scored at
   a time.
@@ -266,9 +266,6 @@ def recall(
     history: what the layer saw.
     left: what the optimizer leaves, see `remains`.
     inputs: input of the layer, a 1 appended. Shape `[d_in]`.
-
-  Returns:
-    The output of the layer. Shape `[d_out]`.
 
   Raises:
     ValueError: if the history does not match the layer or the optimizer.

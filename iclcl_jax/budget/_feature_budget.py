@@ -8,11 +8,7 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import host_door
-from iclcl_jax.budget._common import (
-  capped_exp,
-  family_of,
-  host_squares,
-)
+from iclcl_jax.budget._common import capped_exp, family_of, host_squares
 from iclcl_jax.budget._output_error import (
   LARGEST_VALID_ERROR,
   predicted_output_error,

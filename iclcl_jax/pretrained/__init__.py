@@ -22,10 +22,7 @@ from iclcl_jax.pretrained._model import (
 )
 from iclcl_jax.pretrained.gguf import read_gguf
 from iclcl_jax.pretrained.safetensors import read_safetensors
-from iclcl_jax.pretrained.tokenizer import (
-  Tokenizer,
-  read_tokenizer,
-)
+from iclcl_jax.pretrained.tokenizer import Tokenizer, read_tokenizer
 
 __all__ = [
   'Checkpoint',

@@ -255,10 +255,7 @@ def _llama_config(file: GGUFFile) -> dict[str, Any]:
     'max_position_embeddings': _entry(file, 'llama.context_length', int),
     'rms_norm_eps': _shortest(epsilon),
     'rope_theta': _shortest(theta),
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': _shortest(theta),
-    },
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': _shortest(theta)},
     'attention_bias': _has(file, 'attn_q.bias'),
     'mlp_bias': _has(file, 'ffn_up.bias'),
   }

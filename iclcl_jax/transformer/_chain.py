@@ -4,12 +4,7 @@ import jax
 from jaxtyping import Int
 
 from iclcl_jax._door import door
-from iclcl_jax.transformer import (
-  _checks,
-  _dual_heads,
-  _forward,
-  _linearisation,
-)
+from iclcl_jax.transformer import _checks, _dual_heads, _forward, _linearisation
 from iclcl_jax.transformer._types import Architecture, Block
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 

@@ -13,18 +13,15 @@ References:
   arXiv:2212.07677.
 """
 
-from iclcl_jax.accounts.linear_regression_gd._alternating import (
-  construct_copy,
-  make_alternating_tokens,
-  widen,
-)
 from iclcl_jax.accounts.linear_regression_gd._closed_forms import (
   expected_loss_given_inputs,
   kernel_step,
 )
 from iclcl_jax.accounts.linear_regression_gd._construction import (
   construct,
+  construct_copy,
   construct_plus_plus,
+  widen,
 )
 from iclcl_jax.accounts.linear_regression_gd._layers import (
   attend,
@@ -60,6 +57,7 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
 )
 from iclcl_jax.accounts.linear_regression_gd._tokens import (
   context_only,
+  make_alternating_tokens,
   make_tokens,
 )
 

@@ -20,7 +20,7 @@ def expected_loss_given_inputs(
   second_moment: float | Array,
   task_variance: float | Array = 1.0,
 ) -> Float[Array, '']:
-  r"""Returns the mean loss of `K` steps from 0, for fixed inputs.
+  r"""Returns the mean loss `[]` of `K` steps from 0, for fixed inputs.
 
   The mean is over tasks and queries. Everything that GD and GD++ do is a
   function of :math:`X^\top X`, so each of its eigenvalues :math:`\lambda_j` has
@@ -39,9 +39,6 @@ def expected_loss_given_inputs(
     num_demonstrations: number of demonstrations `N`.
     second_moment: variance of the coordinates of the query.
     task_variance: variance of the entries of the task.
-
-  Returns:
-    The expected loss. Shape `[]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or an eigenvalue or variance
@@ -86,7 +83,7 @@ def kernel_step(
   query: Float[Array, ' d_x'],
   learning_rate: float | Array,
 ) -> Float[Array, ' d_y']:
-  r"""Takes one step of kernel regression from 0.
+  r"""Returns the prediction `[d_y]` of one step of kernel regression from 0.
 
   .. math:: \hat y = \frac\eta N \sum_i y_i\, k(x_i, x_q)
 
@@ -100,9 +97,6 @@ def kernel_step(
     labels: their labels. Shape `[N, d_y]`.
     query: test input. Shape `[d_x]`.
     learning_rate: the step size `eta`.
-
-  Returns:
-    The prediction. Shape `[d_y]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or `kernel` is no function

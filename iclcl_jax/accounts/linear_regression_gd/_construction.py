@@ -1,4 +1,6 @@
-"""Constructed layers whose forward pass is gradient descent."""
+"""Constructed layers: gradient descent, and what joins inputs and labels."""
+
+import math
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -18,7 +20,7 @@ def construct(
   initial: Float[Array, 'd_y d_x'] | None = None,
   dtype: DTypeLike = float,
 ) -> SelfAttention:
-  r"""Constructs the layer that does one step of gradient descent.
+  r"""Constructs the layer, of one head, that does one step of gradient descent.
 
   .. math:: W_q = W_k = \begin{pmatrix}I&0\\0&0\end{pmatrix},\quad
      W_v = \begin{pmatrix}0&W_0^\top\\0&-I\end{pmatrix},\quad
@@ -36,9 +38,6 @@ def construct(
     initial: weights `W_0` before the first step, whose dtype the layer takes.
       Shape `[d_y, d_x]`.
     dtype: of a layer without `initial`.
-
-  Returns:
-    The layer, with one head.
 
   Raises:
     ValueError: if `num_demonstrations < 1`, `learning_rate` is not finite,
@@ -102,6 +101,79 @@ def construct_plus_plus(
   gamma = jnp.asarray(contraction, signs.dtype)
   sizes = jnp.where(signs > 0, -gamma, size)
   return _layer_of_inputs(d_x, jnp.diag(signs), jnp.diag(sizes))
+
+
+def construct_copy(
+  num_demonstrations: int,
+  *,
+  d_x: int,
+  d_y: int = 1,
+  sharpness: float | Array = 1e3,
+  dtype=float,
+) -> SelfAttention:
+  """Constructs the softmax layer that writes each label next to its input.
+
+  With one-hot positions every row attends to its successor, and adds the
+  label that stands there; the last row, the query, looks at the first, where
+  no label stands. Use it with `softmax_weights` and all rows visible. The
+  layers of `construct`, widened by `widen`, then descend: rows of labels have
+  no input and are silent.
+
+  Args:
+    num_demonstrations: number of demonstrations `N`.
+    d_x: width of the inputs.
+    d_y: width of the labels.
+    sharpness: the score of the successor, before the division by the square
+      root of `2 N + 1`; the others have 0.
+    dtype: of the layer.
+
+  Returns:
+    The layer, with one head, for tokens of `make_alternating_tokens`.
+
+  Raises:
+    ValueError: if a count is below 1, `dtype` is no floating-point dtype, or
+      `sharpness` overflows it or leaves the successor less than half of the
+      attention, which copies nothing.
+
+  References:
+    von Oswald et al., arXiv:2212.07677, section 5 (copying).
+  """
+  _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
+  _validate.check_float_dtype('dtype', dtype)
+  length = 2 * num_demonstrations + 1
+  # The successor's share e^s / (e^s + length - 1), with the score s =
+  # sharpness / sqrt(length), is at least one half.
+  least = math.log(length - 1) * length**0.5
+  largest = float(jnp.finfo(dtype).max)
+  _validate.check_scalar('sharpness', sharpness, minimum=least, maximum=largest)
+  width = length + d_x + d_y
+  place = jnp.eye(width, length, dtype=dtype)
+  successor = jnp.roll(place, 1, axis=1)
+  last = jnp.diag((jnp.arange(width) >= length + d_x).astype(dtype))
+  scale = jnp.asarray(sharpness, dtype)
+  layer = scale * successor, place, last, jnp.eye(width, dtype=dtype)
+  return SelfAttention(*(w[None] for w in layer))
+
+
+@door
+def widen(layer: SelfAttention, width: int) -> SelfAttention:
+  """Adds columns in front of the tokens, which the layer does not touch.
+
+  Args:
+    layer: a layer for tokens of width `D`.
+    width: number of new columns, such as those of positions.
+
+  Returns:
+    The layer for tokens of width `width + D`.
+
+  Raises:
+    ValueError: if `width` is negative, or `layer` is not one layer.
+  """
+  _validate.at_least(0, width=width)
+  front = (0, 0), (width, 0), (0, 0)
+  queries, keys, values = (jnp.pad(w, front) for w in layer[:3])
+  outputs = jnp.pad(layer.outputs, ((0, 0), (0, 0), (width, 0)))
+  return SelfAttention(queries, keys, values, outputs)
 
 
 def _layer_of_inputs(d_x: int, values, outputs) -> SelfAttention:

@@ -40,7 +40,7 @@ def attend(
   weights_fn: WeightsFn = linear_weights,
   visible: Bool[Array, 'M M'] | None = None,
 ) -> Float[Array, 'M D']:
-  r"""Applies one layer to all rows, with a residual connection.
+  r"""Returns all rows `[M, D]` after one layer, with a residual connection.
 
   .. math:: E \leftarrow E + \sum_h
      \big((E W_q^h)(C W_k^h)^\top (C W_v^h)\big) W_p^h
@@ -54,9 +54,6 @@ def attend(
     visible: which row sees which column, None for `context_only`. Other masks
       break the construction: a query among the keys sees its own
       prediction, and causal rows get gradients of their prefix.
-
-  Returns:
-    The new rows. Shape `[M, D]`.
 
   Raises:
     ValueError: if shapes or dtypes disagree, or `weights_fn` is no function
@@ -86,15 +83,12 @@ def attend_query(
   *,
   weights_fn: WeightsFn = linear_weights,
 ) -> Float[Array, ' D']:
-  """Returns the last row of `attend` without computing the others.
+  """Returns the last row `[D]` of `attend` without computing the others.
 
   Args:
     layer: weights of the layer.
     tokens: rows, the query last. Shape `[M, D]`.
     weights_fn: as in `attend`.
-
-  Returns:
-    The query's new row. Shape `[D]`.
 
   Raises:
     ValueError: as `attend`.
@@ -117,16 +111,13 @@ def predict(
   d_y: int = 1,
   weights_fn: WeightsFn = linear_weights,
 ) -> Float[Array, ' d_y']:
-  """Answers the query by minus the label part of its row after all layers.
+  """Returns minus the label part `[d_y]` of the query's row after all layers.
 
   Args:
     layers: weights, stacked along a leading axis of layers; see `repeat`.
     tokens: rows, the query last. Shape `[M, D]`.
     d_y: width of the labels, the last columns of the rows.
     weights_fn: as in `attend`.
-
-  Returns:
-    The prediction. Shape `[d_y]`.
 
   Raises:
     ValueError: as `attend`, or if `layers` is no stack, or `d_y` is not less
@@ -157,14 +148,11 @@ def predict(
 
 
 def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
-  """Stacks one layer: a looped network with the same weights everywhere.
+  """Stacks one layer `L` times: a looped network, the same weights everywhere.
 
   Args:
     layer: the layer.
     num_layers: number of layers `L`.
-
-  Returns:
-    The weights along a leading axis of layers.
 
   Raises:
     ValueError: if `num_layers < 1`.

@@ -14,12 +14,9 @@ from iclcl_jax.types import Array, Float
 
 @door
 def sensitivity(
-  predict_fn: Callable[[Array], Array],
-  tokens: Float[Array, 'M D'],
-  *,
-  d_x: int,
+  predict_fn: Callable[[Array], Array], tokens: Float[Array, 'M D'], *, d_x: int
 ) -> Float[Array, 'd_y d_x']:
-  """Returns the derivative of the prediction in the query's input.
+  """Returns the derivative `[d_y, d_x]` of the prediction in the query's input.
 
   For gradient descent on a linear model from 0 it is the learnt weights.
 
@@ -27,9 +24,6 @@ def sensitivity(
     predict_fn: `tokens [M, D] -> [d_y]`.
     tokens: rows, the query last. Shape `[M, D]`.
     d_x: width of the inputs, the first columns of the rows.
-
-  Returns:
-    The derivative. Shape `[d_y, d_x]`.
 
   Raises:
     ValueError: if `tokens` has another rank, `d_x` is not within it, or
@@ -57,12 +51,6 @@ def predictions_difference(
     predictions: of one model, a row for each task. Shape `[B, d_y]`.
     others: of the other. Shape `[B, d_y]`.
 
-  Returns:
-    The mean. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes disagree.
-
   Example:
     >>> float(predictions_difference(jnp.ones((2, 1)), jnp.zeros((2, 1))))
     1.0
@@ -83,12 +71,6 @@ def model_difference(
     sensitivities: of one model, of one label. Shape `[B, d_x]`.
     others: of the other. Shape `[B, d_x]`.
 
-  Returns:
-    The mean. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes disagree.
-
   References:
     von Oswald et al., arXiv:2212.07677, section 3.1.
   """
@@ -101,16 +83,11 @@ def model_cosine(
 ) -> Float[Array, '']:
   """Returns Model cos, the mean cosine of the angle between sensitivities.
 
-  Args:
-    sensitivities: of one model, of one label. Shape `[B, d_x]`.
-    others: of the other. Shape `[B, d_x]`.
+  Takes what `model_difference` takes.
 
   Returns:
     The mean, whatever the size of the sensitivities; NaN if one is 0, which has
     no angle. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes disagree.
 
   Example:
     >>> f'{float(model_cosine(jnp.ones((2, 3)), -jnp.ones((2, 3)))):.3f}'

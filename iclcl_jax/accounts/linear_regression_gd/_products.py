@@ -41,16 +41,10 @@ class Folded(NamedTuple):
 
 @door
 def fold(layer: SelfAttention) -> Folded:
-  """Returns the products that a layer depends on, to compare layers by.
+  """Returns `(W_q W_k^T, W_v W_p)` of each head, to compare layers by.
 
   Args:
     layer: the layer.
-
-  Returns:
-    `(W_q W_k^T, W_v W_p)` of each head.
-
-  Raises:
-    ValueError: if `layer` is not one layer.
   """
   return Folded(
     jnp.einsum('hdk,hek->hde', layer.queries, layer.keys),
@@ -60,18 +54,12 @@ def fold(layer: SelfAttention) -> Folded:
 
 @door
 def unfold(folded: Folded) -> SelfAttention:
-  """Makes a layer of its products.
+  """Makes a layer of its products: `W_k` and `W_p` become identities.
 
   Its keys have the width of the tokens, by which softmax attention scales.
 
   Args:
     folded: the products.
-
-  Returns:
-    The layer: `W_k` and `W_p` are identities.
-
-  Raises:
-    ValueError: if `folded` holds no products of one layer.
   """
   identity = jnp.broadcast_to(
     jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),

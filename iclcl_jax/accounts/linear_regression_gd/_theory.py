@@ -162,9 +162,6 @@ def fit_learning_rate(
     directions: predictions `p` after a step of size 1. Shape `[B, d_y]`.
     targets: labels `t` of the queries. Shape `[B, d_y]`.
 
-  Returns:
-    The step size. Shape `[]`.
-
   Raises:
     ValueError: if shapes or dtypes disagree, or all directions are 0 (NaN
       under `jit`).
@@ -205,9 +202,6 @@ def descend(
   Returns:
     The weights after `K` steps. Shape `[d_y, d_x]`.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
-
   References:
     von Oswald et al., arXiv:2212.07677, eq. 4 and 5.
   """
@@ -242,9 +236,6 @@ def descend_plus_plus(
 
   Returns:
     The prediction after `K` steps from 0. Shape `[d_y]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   References:
     von Oswald et al., arXiv:2212.07677, section 4.3.

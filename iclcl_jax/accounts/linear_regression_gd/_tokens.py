@@ -44,6 +44,49 @@ def make_tokens(
   return jnp.concatenate([context, last[None]])
 
 
+@door
+def make_alternating_tokens(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  query: Float[Array, ' d_x'],
+  positions: Float[Array, 'M d_p'],
+) -> Float[Array, 'M D']:
+  """Puts a regression problem into tokens `x_1, y_1, ..., x_N, y_N, x_q`.
+
+  A row is `(position, input, label)`: rows of inputs have label 0, rows of
+  labels have input 0.
+
+  Args:
+    inputs: training inputs. Shape `[N, d_x]`.
+    labels: their labels. Shape `[N, d_y]`.
+    query: test input. Shape `[d_x]`.
+    positions: code of each place: one-hot (`jnp.eye(2 * N + 1)`) for
+      `construct_copy`. Shape `[2 N + 1, d_p]`.
+
+  Returns:
+    The tokens. Shape `[2 N + 1, d_p + d_x + d_y]`.
+
+  Example:
+    >>> make_alternating_tokens(
+    ...   jnp.ones((1, 1)), 2 * jnp.ones((1, 1)), 3 * jnp.ones(1), jnp.eye(3)
+    ... )[:, 3:].tolist()
+    [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]
+
+  References:
+    von Oswald et al., arXiv:2212.07677, section 5 (copying).
+  """
+  length, (_, d_x), d_y = 2 * len(inputs) + 1, inputs.shape, labels.shape[1]
+  if len(positions) != length:
+    raise ValueError(
+      f'positions has {len(positions)} rows; expected {length}, one for each '
+      f'input and label of {len(inputs)} demonstrations and for the query.'
+    )
+  rows = jnp.zeros((length, d_x + d_y), inputs.dtype)
+  rows = rows.at[0:-1:2, :d_x].set(inputs).at[1::2, d_x:].set(labels)
+  rows = rows.at[-1, :d_x].set(query)
+  return jnp.concatenate([positions, rows], axis=1)
+
+
 def context_only(num_tokens: int) -> Bool[Array, 'M M']:
   """Returns the mask of the construction: rows see all rows but the query's.
 

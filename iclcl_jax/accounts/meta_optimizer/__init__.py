@@ -14,6 +14,9 @@ part shrinks.
 
 The metrics by which trained models are compared with finetuned ones are in
 `meta_optimizer_metrics`.
+
+References:
+  Dai et al., arXiv:2212.10559.
 """
 
 from iclcl_jax.accounts.meta_optimizer._finetuning import (

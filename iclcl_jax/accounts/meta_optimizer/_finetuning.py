@@ -47,15 +47,6 @@ def meta_gradients(
   Args:
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-
-  Returns:
-    Outer products. Shape `[N, d_v, d_k]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   return values[:, :, None] * keys[:, None]
 
@@ -64,7 +55,7 @@ def meta_gradients(
 def weight_update(
   keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> Float[Array, 'd_v d_k']:
-  """Returns the sum of the `meta_gradients` without forming them.
+  """Returns the sum `[d_v, d_k]` of the `meta_gradients` without forming them.
 
   Of the query tokens it is the zero-shot weights, of the demonstrations the
   update in context; linear attention over both applies their sum.
@@ -73,19 +64,10 @@ def weight_update(
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
 
-  Returns:
-    The weights. Shape `[d_v, d_k]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
-
   Example:
     >>> import jax.numpy as jnp
     >>> weight_update(jnp.eye(2), jnp.array([[1.0], [3.0]])).tolist()
     [[1.0, 3.0]]
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   return values.T @ keys
 
@@ -108,14 +90,8 @@ def finetuned_update(
     head: projections before finetuning.
     changes: what finetuning added to them.
 
-  Returns:
-    The update. Shape `[d_v, d_k]`.
-
   Raises:
     ValueError: if shapes or dtypes disagree, or one is no `Head`.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   keys, values = tokens @ head.keys, tokens @ head.values
   more_keys, more_values = tokens @ changes.keys, tokens @ changes.values

@@ -29,14 +29,11 @@ class MomentumState(NamedTuple):
 def momentum_matrix(
   num_tokens: int, decay: float | Array
 ) -> Float[Array, 'N N']:
-  """Returns the weights `eta^(t - i)` of the past values, 0 elsewhere.
+  """Returns the weights `eta^(t - i)` of past values `i < t`, 0 elsewhere.
 
   Args:
     num_tokens: number of tokens `N`.
     decay: `eta`, in `[0, 1)`.
-
-  Returns:
-    Row `t`, column `i < t`. Shape `[N, N]`.
 
   Raises:
     ValueError: if `num_tokens < 1`, or `decay` is outside `[0, 1)`.
@@ -44,9 +41,6 @@ def momentum_matrix(
   Example:
     >>> momentum_matrix(3, 0.5)[2].tolist()
     [0.25, 0.5, 0.0]
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   _validate.at_least(1, num_tokens=num_tokens)
   _validate.below_one(decay=decay)
@@ -79,9 +73,6 @@ def momentum_values(
 
   Raises:
     ValueError: if ranks disagree, or `decay` is outside `[0, 1)`.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   _validate.below_one(decay=decay)
   if mask is not None:
@@ -120,15 +111,9 @@ def momentum_attention(
       head, `jax.vmap` over heads. The publication states no value.
     mask: valid tokens. Shape `[N]`; None for all.
 
-  Returns:
-    The outputs. Shape `[N, d_v]`.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or `decay` is outside
       `[0, 1)`.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   past = momentum_values(values, decay=decay, mask=mask)
   position = jnp.arange(len(keys))

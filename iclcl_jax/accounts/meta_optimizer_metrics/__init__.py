@@ -6,6 +6,9 @@ takes many. A metric without its null says little: two unrelated updates of the
 same vector have a `normalised_update_similarity` far above 0, and any two that
 shrink that vector have a high `update_similarity`. An undefined value (no
 update at all, no example to recover) is NaN.
+
+References:
+  Dai et al., arXiv:2212.10559, where no other source is named.
 """
 
 from iclcl_jax.accounts.meta_optimizer_metrics._nulls import (

@@ -73,20 +73,11 @@ def permuted_null(
   It keeps what all queries share, so a metric above `random_null` but not above
   this one says nothing of the query.
 
-  Args:
-    key: consumed.
-    similarity: a metric of one query.
-    in_context: activations, of at least two queries. Shape `[Q, ...]`.
-    finetuned: likewise.
-    zero_shot: likewise.
-    num_draws: number of draws.
+  Takes what `random_null` takes, of at least two queries, and raises `ValueError`
+  as it does.
 
   Returns:
     The metric, mean over queries, of each draw. Shape `[num_draws]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, there is one query, or
-      `num_draws < 1`.
   """
   _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
   count = in_context.shape[0]

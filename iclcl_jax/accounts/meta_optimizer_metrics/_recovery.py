@@ -45,9 +45,6 @@ def recovery(
     finetuned: likewise.
     zero_shot: likewise.
 
-  Raises:
-    ValueError: if they are no booleans, or differ in size.
-
   Example:
     >>> right = jnp.array([True, True, False, False])
     >>> wrong = jnp.array([False, False, False, False])
@@ -109,9 +106,5 @@ def recovery_null(
 
 def _ratio(part, whole):
   """Divides; NaN, without a warning, where the whole is 0."""
-  part, whole = (jnp.asarray(x, _float_of(x)) for x in (part, whole))
+  part, whole = jnp.asarray(part, float), jnp.asarray(whole, float)
   return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))
-
-
-def _float_of(x):
-  return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else float

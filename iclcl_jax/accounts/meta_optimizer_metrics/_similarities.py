@@ -24,12 +24,6 @@ def update_similarity(
     finetuned: the same, finetuned and without demonstrations.
     zero_shot: the same, neither.
 
-  Returns:
-    The cosine, NaN if an update is 0. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
   References:
     Deutch et al., arXiv:2311.07772
   """
@@ -48,19 +42,7 @@ def normalised_update_similarity(
   Biased: independent noise of relative variance `s^2` scores
   :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
 
-  Args:
-    in_context: as in `update_similarity`. Shape `[d]`.
-    finetuned: likewise.
-    zero_shot: likewise.
-
-  Returns:
-    The cosine, NaN if an update is 0. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
-  References:
-    Dai et al., arXiv:2212.10559
+  Takes what `update_similarity` takes.
   """
   outputs = (_numerics.unit(x) for x in (in_context, finetuned, zero_shot))
   return update_similarity(*outputs).astype(in_context.dtype)
@@ -74,17 +56,11 @@ def partial_update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAOU of the parts of the updates orthogonal to the baseline.
 
-  Args:
-    in_context: as in `update_similarity`. Shape `[d]`.
-    finetuned: likewise.
-    zero_shot: likewise, not 0.
+  Takes what `update_similarity` takes; `zero_shot` is not 0.
 
   Returns:
     The cosine, NaN if an update has no such part, or none that is larger than
     the rounding of the activations. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
   """
   rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
   outputs = jnp.stack([in_context, finetuned, zero_shot])
@@ -109,15 +85,6 @@ def map_similarity(
   Args:
     in_context: logits before the softmax, one row a head. Shape `[H, N]`.
     other: those of the zero-shot ("before") or finetuned model ("after").
-
-  Returns:
-    The mean cosine. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   return jnp.mean(jax.vmap(cosine)(in_context, other))
 
@@ -130,16 +97,7 @@ def map_update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAM-delta, the mean cosine of the updates of attention logits.
 
-  Args:
-    in_context: as in `map_similarity`. Shape `[H, N]`.
-    finetuned: likewise.
-    zero_shot: likewise.
-
-  Returns:
-    The mean cosine, NaN if an update of a head is 0. Shape `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
+  Takes logits as `map_similarity` does.
 
   References:
     Deutch et al., arXiv:2311.07772
@@ -166,9 +124,6 @@ def kendall(
 
   Raises:
     ValueError: if shapes or dtypes disagree, or there are fewer than two.
-
-  References:
-    Dai et al., arXiv:2212.10559
   """
   size = len(in_context)
   if size < 2:
@@ -183,17 +138,11 @@ def kendall(
 
 @door
 def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
-  """Returns the cosine of two vectors, NaN if one is 0.
+  """Returns the cosine of two vectors of any size, NaN if one is 0.
 
   Args:
     a: a vector. Shape `[d]`.
     b: another.
-
-  Returns:
-    The cosine, whatever the size of the vectors. Shape `[]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
   """
   return _numerics.cosine(a, b)
 

@@ -1,10 +1,10 @@
 r"""Sequence layers as online learners: one inner step for every token.
 
 A layer with state :math:`W_t` reads a stream of keys and values and answers
-:math:`o_t = W_t\,\phi(q_t)`. `descend` is the definition of all that learn by
-gradient steps: at each token the state decays, then takes a step on an inner
-loss, found by `jax.grad`. The other functions are the published recurrences
-and their parallel forms, which need no gradient.
+:math:`o_t = W_t\,\phi(q_t)`, together `[N, d_v]`. `descend` is the
+definition of all that learn by gradient steps: at each token the state decays,
+then takes a step on an inner loss, found by `jax.grad`. The other functions are
+the published recurrences and their parallel forms, which need no gradient.
 
 ====================  ===========  =====================================  ===
 layer                 inner loss   inner update                           by
@@ -41,11 +41,7 @@ from iclcl_jax.accounts.online_learners._recurrences import (
   momentum_attention_weights,
   softmax_recurrence,
 )
-from iclcl_jax.accounts.online_learners._stream import (
-  Stream,
-  descend,
-  stream,
-)
+from iclcl_jax.accounts.online_learners._stream import Stream, descend, stream
 
 __all__ = [
   'Stream',

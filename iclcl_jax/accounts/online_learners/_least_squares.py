@@ -32,9 +32,6 @@ def least_squares(
     ridge: the strength `lambda`, positive: a prefix shorter than `R` has no
       unique solution without it.
 
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
   Raises:
     ValueError: if shapes disagree, or `ridge` is not positive.
 
@@ -70,15 +67,7 @@ def recursive_least_squares(
 
   with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
 
-  Args:
-    tokens: the stream.
-    ridge: the strength `lambda`, positive.
-
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if shapes disagree, or `ridge` is not positive.
+  Takes what `least_squares` takes; raises `ValueError` as it does.
 
   References:
     von Oswald et al., arXiv:2309.05858, eq. 9.

@@ -32,9 +32,6 @@ def linear_parallel(
     initial: as in `descend`.
     chunk_size: tokens that are answered together.
 
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
   Raises:
     ValueError: if shapes disagree, or `chunk_size < 1`.
 
@@ -71,18 +68,8 @@ def delta_parallel(
   .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
      \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
 
-  Args:
-    tokens: the stream.
-    rates: as in `descend`.
-    decays: factors of the state, one or one for each token.
-    initial: as in `descend`.
-    chunk_size: tokens that are answered together.
-
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if shapes disagree, or `chunk_size < 1`.
+  Takes what `linear_parallel` takes, and `rates` as `descend` does; raises
+  `ValueError` as both do.
 
   References:
     Yang et al., arXiv:2406.06484, section 3; arXiv:2412.06464, section 3.

@@ -29,12 +29,6 @@ def linear_recurrence(
     decays: as in `descend`.
     initial: as in `descend`.
 
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if shapes disagree.
-
   References:
     Katharopoulos et al., arXiv:2006.16236, eq. 9; Sun et al.,
     arXiv:2307.08621, eq. 5; Yang et al., arXiv:2312.06635, eq. 3.
@@ -68,12 +62,6 @@ def delta_recurrence(
     rates: as in `descend`; stable where `0 <= beta |phi(k)|^2 <= 2`.
     decays: as in `descend`.
     initial: as in `descend`.
-
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if shapes disagree.
 
   References:
     Schlag et al., arXiv:2102.11174, eq. 24; Yang et al., arXiv:2412.06464,
@@ -148,9 +136,6 @@ def softmax_recurrence(
 
   Returns:
     The answer, zeros if no token is seen. Shape `[d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   References:
     Milakov & Gimelshein, arXiv:1805.02867 (running softmax).

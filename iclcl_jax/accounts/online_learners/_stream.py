@@ -70,9 +70,6 @@ def descend(
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
     initial: the state before the first token. Shape `[d_v, R]`; None for 0.
 
-  Returns:
-    The answers. Shape `[N, d_v]`.
-
   Raises:
     ValueError: if shapes disagree, `loss` is no function, or `momentum` is
       outside `[0, 1)`.

@@ -20,16 +20,14 @@ in the simplex, which `problem` checks.
 
 from iclcl_jax.accounts.softmax_regression._calculus import (
   Gradients,
+  Problem,
   apply_jacobian,
+  centre,
   gradients,
   hessian,
   logit_hessian,
   loss,
   predict,
-)
-from iclcl_jax.accounts.softmax_regression._problem import (
-  Problem,
-  centre,
   problem,
 )
 from iclcl_jax.accounts.softmax_regression._steps import (

@@ -1,13 +1,25 @@
-"""Loss, gradients and Hessians in closed form."""
+"""The problem; its loss, gradients and Hessians in closed form."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax import _validate
 from iclcl_jax._door import door
-from iclcl_jax.accounts.softmax_regression._problem import Problem
 from iclcl_jax.types import Array, Float
+
+
+class Problem(NamedTuple):
+  """A softmax regression. `problem` makes one and checks it.
+
+  Attributes:
+    document: words, one a row. Shape `[n, d]`.
+    target: what their softmax should be. Shape `[n]`.
+  """
+
+  document: Float[Array, 'n d']
+  target: Float[Array, ' n']
 
 
 class Gradients(NamedTuple):
@@ -25,20 +37,73 @@ class Gradients(NamedTuple):
 
 
 @door
+def problem(
+  document: Float[Array, 'n d'], target: Float[Array, ' n']
+) -> Problem:
+  """Poses a softmax regression with a target in the simplex.
+
+  For a target outside of it, call `Problem` itself: derivatives and identities
+  hold there, the bounds that need the simplex do not.
+
+  Args:
+    document: words, one a row. Shape `[n, d]`.
+    target: nonnegative entries that sum to one. Shape `[n]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, an entry is not finite, or the
+      target is outside the simplex.
+
+  Example:
+    >>> posed = problem(jnp.eye(2), jnp.array([0.25, 0.75]))
+    >>> posed.target.tolist()
+    [0.25, 0.75]
+
+  References:
+    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
+  """
+  posed = Problem(document, target)
+  if 0 in document.shape:
+    raise ValueError(
+      f'document has shape {list(document.shape)}; expected at least one word.'
+    )
+  if not _validate.is_concrete(document, target):
+    return posed
+  for name, array in posed._asdict().items():
+    if not bool(jnp.all(jnp.isfinite(array))):
+      raise ValueError(
+        f'{name} has entries that are not finite; expected finite numbers. '
+        'Remove or replace those rows.'
+      )
+  lowest, total = float(jnp.min(target)), float(jnp.sum(target))
+  slack = 10 * target.shape[0] * float(jnp.finfo(target.dtype).eps)
+  if lowest < -slack or abs(total - 1) > slack:
+    raise ValueError(
+      f'target has sum {total:g} and smallest entry {lowest:g}; expected '
+      'nonnegative entries that sum to one. Apply jax.nn.softmax, or construct '
+      'Problem(document, target) itself: the bounds do not hold there.'
+    )
+  return posed
+
+
+@door
+def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
+  """Removes the mean word, to which softmax regression is blind: `P A`.
+
+  Args:
+    document: `A`. Shape `[n, d]`.
+  """
+  return document - jnp.mean(document, axis=0, keepdims=True)
+
+
+@door
 def predict(
   document: Float[Array, 'n d'], weights: Float[Array, ' d']
 ) -> Float[Array, ' n']:
-  """Returns `f = softmax(A x)` without exponentials that overflow.
+  """Returns `f = softmax(A x)`, `[n]`, without exponentials that overflow.
 
   Args:
     document: words `A`. Shape `[n, d]`.
     weights: `x`. Shape `[d]`.
-
-  Returns:
-    The prediction. Shape `[n]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
   """
   return jax.nn.softmax(document @ weights)
 
@@ -50,12 +115,6 @@ def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
   Args:
     posed: the problem.
     weights: `x`. Shape `[d]`.
-
-  Returns:
-    The loss. Shape `[]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
   """
   error = predict(posed.document, weights) - posed.target
   return jnp.sum(error**2) / 2
@@ -70,12 +129,6 @@ def apply_jacobian(
   Args:
     prediction: `f`. Shape `[n]`.
     vector: `v`. Shape `[n]`.
-
-  Returns:
-    The product. Shape `[n]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
   """
   return prediction * (vector - prediction @ vector)
 
@@ -87,9 +140,6 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
   Args:
     posed: the problem.
     weights: `x`. Shape `[d]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   References:
     Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
@@ -118,12 +168,6 @@ def logit_hessian(
     prediction: `f`. Shape `[n]`.
     target: `b`. Shape `[n]`.
 
-  Returns:
-    The Hessian in the logits. Shape `[n, n]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
-
   References:
     Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
   """
@@ -143,12 +187,6 @@ def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
   Args:
     posed: the problem.
     weights: `x`. Shape `[d]`.
-
-  Returns:
-    The Hessian. Shape `[d, d]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
   """
   prediction = predict(posed.document, weights)
   curvature = logit_hessian(prediction, posed.target)

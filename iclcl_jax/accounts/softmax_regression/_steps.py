@@ -5,8 +5,11 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention, features
 from iclcl_jax._door import door
-from iclcl_jax.accounts.softmax_regression._calculus import gradients
-from iclcl_jax.accounts.softmax_regression._problem import Problem, centre
+from iclcl_jax.accounts.softmax_regression._calculus import (
+  Problem,
+  centre,
+  gradients,
+)
 from iclcl_jax.types import Array, Float
 
 _INNER_PRODUCT = features.IdentityFeatures()
@@ -14,12 +17,9 @@ _INNER_PRODUCT = features.IdentityFeatures()
 
 @door
 def attend(
-  posed: Problem,
-  queries: Float[Array, 'M d'],
-  *,
-  learning_rate: float | Array,
+  posed: Problem, queries: Float[Array, 'M d'], *, learning_rate: float | Array
 ) -> Float[Array, ' M']:
-  r"""Takes the first gradient step as linear attention over words.
+  r"""Returns logits `[M]` of the first gradient step, as linear attention.
 
   .. math:: z_i = \frac{\eta}{n} \sum_j \langle q_i, a_j\rangle (b_j - 1/n)
 
@@ -32,9 +32,6 @@ def attend(
     posed: the problem, with a target that sums to one.
     queries: words that are asked for. Shape `[M, d]`.
     learning_rate: the step size `eta`.
-
-  Returns:
-    Logits. Shape `[M]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
@@ -56,20 +53,14 @@ def attend(
 
 @door
 def weight_shift(
-  posed: Problem,
-  weights: Float[Array, ' d'],
-  *,
-  learning_rate: float | Array,
+  posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
 ) -> Float[Array, ' d']:
-  """Takes one gradient step on the weights.
+  """Returns the weights `[d]` after one gradient step on them.
 
   Args:
     posed: the problem.
     weights: `x`. Shape `[d]`.
     learning_rate: the step size.
-
-  Returns:
-    The new weights. Shape `[d]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
@@ -80,23 +71,11 @@ def weight_shift(
 
 @door
 def data_shift(
-  posed: Problem,
-  weights: Float[Array, ' d'],
-  *,
-  learning_rate: float | Array,
+  posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
 ) -> Float[Array, 'n d']:
-  """Takes one gradient step on the document; none at weights 0.
+  """Returns the document after one gradient step on it, 0 at weights 0.
 
-  Args:
-    posed: the problem.
-    weights: `x`. Shape `[d]`.
-    learning_rate: the step size.
-
-  Returns:
-    The new document. Shape `[n, d]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
+  Takes what `weight_shift` takes; raises `ValueError` as it does.
   """
   _validate.finite(learning_rate=learning_rate)
   return posed.document - learning_rate * gradients(posed, weights).document
@@ -118,12 +97,6 @@ def shifted_target(
     target: `b`. Shape `[n]`.
     before: prediction before the shift, of weights or of data. Shape `[n]`.
     after: prediction after it. Shape `[n]`.
-
-  Returns:
-    The target. Shape `[n]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   Example:
     >>> before, after = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
@@ -154,9 +127,6 @@ def smallest_data_shift(
     document: `A`. Shape `[n, d]`.
     weights: the old weights `x_0`, not 0. Shape `[d]`.
     new_weights: the new ones `x_1`. Shape `[d]`.
-
-  Returns:
-    The document `A'`. Shape `[n, d]`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the old weights are 0.

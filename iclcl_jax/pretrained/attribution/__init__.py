@@ -23,9 +23,7 @@ References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1.
 """
 
-from iclcl_jax.pretrained.attribution._deletion import (
-  logit_differences_without,
-)
+from iclcl_jax.pretrained.attribution._deletion import logit_differences_without
 from iclcl_jax.pretrained.attribution._gradients import (
   DemonstrationGradients,
   demonstration_gradients,
@@ -36,10 +34,7 @@ from iclcl_jax.pretrained.attribution._logits import (
   direct_logit_attribution,
   logit_difference,
 )
-from iclcl_jax.pretrained.attribution._readings import (
-  HeadReadings,
-  read_heads,
-)
+from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.pretrained.attribution._spans import mark_spans, token_spans
 
 __all__ = [
