@@ -73,8 +73,8 @@ def permuted_null(
   It keeps what all queries share, so a metric above `random_null` but not above
   this one says nothing of the query.
 
-  Takes what `random_null` takes, of at least two queries, and raises `ValueError`
-  as it does.
+  Takes what `random_null` takes, of two queries or more; raises `ValueError` as
+  it does.
 
   Returns:
     The metric, mean over queries, of each draw. Shape `[num_draws]`.
