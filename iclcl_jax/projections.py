@@ -29,11 +29,9 @@ def gaussian(
     dim: width `d` of a row.
     dtype: floating-point dtype.
 
-  Returns:
-    The projection. Shape `[R, d]`.
-
   Raises:
-    ValueError: if `num_features` or `dim` is not a positive integer.
+    ValueError: if `num_features` or `dim` is not a positive integer, or `dtype`
+      is no floating-point dtype.
 
   Example:
     >>> gaussian(jax.random.key(0), 4, 3).shape
@@ -56,17 +54,7 @@ def orthogonal(
   the sign fix, as in :func:`jax.random.orthogonal`) and independent
   chi-distributed norms with `d` degrees of freedom, one for each direction.
 
-  Args:
-    key: consumed.
-    num_features: number of rows `R`.
-    dim: width `d` of a row.
-    dtype: floating-point dtype.
-
-  Returns:
-    The projection. Shape `[R, d]`.
-
-  Raises:
-    ValueError: if `num_features` or `dim` is not a positive integer.
+  Takes what `gaussian` takes; raises `ValueError` as it does.
 
   Example:
     >>> w = orthogonal(jax.random.key(0), 3, 3)
@@ -78,12 +66,11 @@ def orthogonal(
   """
   _check(num_features, dim, dtype)
 
-  def block(key, dtype):
-    key_norms, key_rotation = jax.random.split(key)
-    norms = _chi(key_norms, dim, dtype)
-    return norms[:, None] * _haar(key_rotation, dim, dtype)
+  def directions(norms, rotation):
+    del norms
+    return rotation
 
-  return _stack_blocks(block, key, num_features, dim, dtype)
+  return _stack_blocks(directions, key, num_features, dim, dtype)
 
 
 @door
@@ -95,17 +82,7 @@ def simplex(
   A block is :math:`\mathrm{diag}(\chi)\, S\, Q`: the unit rows of `S` have the
   mutual inner product :math:`-1/(d-1)`, the smallest possible for `d` rows.
 
-  Args:
-    key: consumed.
-    num_features: number of rows `R`.
-    dim: width `d` of a row, at least 2.
-    dtype: floating-point dtype.
-
-  Returns:
-    The projection. Shape `[R, d]`.
-
-  Raises:
-    ValueError: if `num_features < 1` or `dim < 2`.
+  Takes what `gaussian` takes; raises `ValueError` as it does, and if `dim < 2`.
 
   Example:
     >>> simplex(jax.random.key(0), 5, 2).shape
@@ -116,13 +93,10 @@ def simplex(
   """
   _check(num_features, dim, dtype, min_dim=2)
 
-  def block(key, dtype):
-    key_norms, key_rotation = jax.random.split(key)
-    norms = _chi(key_norms, dim, dtype)
-    rotation = _haar(key_rotation, dim, dtype)
-    return norms[:, None] * _dot(_simplex_corners(dim, dtype), rotation)
+  def directions(norms, rotation):
+    return _dot(_simplex_corners(dim, norms.dtype), rotation)
 
-  return _stack_blocks(block, key, num_features, dim, dtype)
+  return _stack_blocks(directions, key, num_features, dim, dtype)
 
 
 @door
@@ -136,17 +110,7 @@ def simplex_plus(
   lowers the norm of the sum of the rows; then one Haar rotation of the block.
   Made for positive features; there is no closed form of the variance.
 
-  Args:
-    key: consumed.
-    num_features: number of rows `R`.
-    dim: width `d` of a row, at least 2.
-    dtype: floating-point dtype.
-
-  Returns:
-    The projection. Shape `[R, d]`.
-
-  Raises:
-    ValueError: if `num_features < 1` or `dim < 2`.
+  Takes what `gaussian` takes; raises `ValueError` as it does, and if `dim < 2`.
 
   Example:
     >>> simplex_plus(jax.random.key(0), 5, 3).shape
@@ -157,31 +121,17 @@ def simplex_plus(
   """
   _check(num_features, dim, dtype, min_dim=2)
 
-  def block(key, dtype):
-    key_norms, key_rotation = jax.random.split(key)
-    norms = _chi(key_norms, dim, dtype)
-
+  def directions(norms, rotation):
     def update(step, directions):
       i = step % dim
       rest = _dot(norms.at[i].set(0), directions)
       return directions.at[i].set(-rest / jnp.linalg.norm(rest))
 
-    corners = _simplex_corners(dim, dtype)
-    directions = jax.lax.fori_loop(0, 5 * dim, update, corners)
-    rotation = _haar(key_rotation, dim, dtype)
-    return norms[:, None] * _dot(directions, rotation)
+    corners = _simplex_corners(dim, norms.dtype)
+    rows = jax.lax.fori_loop(0, 5 * dim, update, corners)
+    return _dot(rows, rotation)
 
-  return _stack_blocks(block, key, num_features, dim, dtype)
-
-
-def _chi(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, ' d']:
-  """Norms of `dim` independent standard normal vectors."""
-  return jnp.linalg.norm(jax.random.normal(key, (dim, dim), dtype), axis=1)
-
-
-def _haar(key: PRNGKeyArray, dim: int, dtype) -> Float[Array, 'd d']:
-  with jax.default_matmul_precision('highest'):
-    return jax.random.orthogonal(key, dim, dtype=dtype)
+  return _stack_blocks(directions, key, num_features, dim, dtype)
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -199,22 +149,31 @@ def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
 
 
 def _stack_blocks(
-  block: Callable[..., Array],
+  directions: Callable[[Array, Array], Array],
   key: PRNGKeyArray,
   num_features: int,
   dim: int,
   dtype,
 ) -> Float[Array, 'R d']:
+  """Stacks blocks: norms `[d]` times `directions(norms, Haar rotation)`."""
   # QR has no half-precision implementation: draw in float32 at least.
   wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
   num_blocks = -(-num_features // dim)
-  keys = jax.random.split(key, num_blocks)
-  blocks = jax.vmap(lambda key: block(key, wide))(keys)
+
+  def block(key):
+    key_norms, key_rotation = jax.random.split(key)
+    # Norms of independent standard normal vectors.
+    normal = jax.random.normal(key_norms, (dim, dim), wide)
+    norms = jnp.linalg.norm(normal, axis=1)
+    with jax.default_matmul_precision('highest'):
+      rotation = jax.random.orthogonal(key_rotation, dim, dtype=wide)
+    return norms[:, None] * directions(norms, rotation)
+
+  blocks = jax.vmap(block)(jax.random.split(key, num_blocks))
   return blocks.reshape(num_blocks * dim, dim)[:num_features].astype(dtype)
 
 
 def _check(num_features: int, dim: int, dtype, *, min_dim: int = 1) -> None:
   _validate.at_least(1, num_features=num_features)
   _validate.at_least(min_dim, dim=dim)
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f'dtype is {dtype}; expected a floating-point dtype.')
+  _validate.check_float_dtype('dtype', dtype)

@@ -49,9 +49,6 @@ def linear_regression(
     input_fn: distribution of the inputs, `(key, shape, dtype) -> array`:
       `uniform` or `jax.random.normal`.
 
-  Returns:
-    A `RegressionPrompt`.
-
   Raises:
     ValueError: if `num_demonstrations` is negative or `task_matrix` has
       another rank.

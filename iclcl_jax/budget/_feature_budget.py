@@ -8,13 +8,17 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import host_door
-from iclcl_jax.budget._common import capped_exp, family_of, host_squares
 from iclcl_jax.budget._output_error import (
   LARGEST_VALID_ERROR,
   predicted_output_error,
   verdict,
 )
-from iclcl_jax.budget._variance import log_relative_variance_at
+from iclcl_jax.budget._variance import (
+  capped_exp,
+  family_of,
+  host_squares,
+  log_relative_variance_at,
+)
 from iclcl_jax.types import Array, Float, Projection
 
 
@@ -113,9 +117,6 @@ def feature_budget(
     num_directions: rows `R` of the projection.
     target_error: relative standard deviation of a kernel value to aim at.
 
-  Returns:
-    A `FeatureBudget`; print it.
-
   Raises:
     ValueError: as `relative_variance`, or if `target_error` is not positive.
 
@@ -172,9 +173,6 @@ def feature_budget_at(
     target_error: relative standard deviation of a kernel value to aim at.
     output_error: from `predicted_output_error`, if known.
 
-  Returns:
-    A `FeatureBudget`; print it.
-
   Raises:
     ValueError: as `feature_budget`, or if there is no pair.
 
@@ -226,7 +224,7 @@ def feature_budget_at(
 def typical_squared_norms(
   query_norms: Float[Array, ' M'], key_norms: Float[Array, ' N'], *, dim: int
 ) -> np.ndarray:
-  r"""Returns `v` (and `u`) of pairs of unrelated directions, from norms.
+  r"""Returns `v` (and `u`) `[M, N]` of unrelated directions, from their norms.
 
   .. math:: v = u = (|q|^2 + |k|^2) / \sqrt{d_k}
 
@@ -234,9 +232,6 @@ def typical_squared_norms(
     query_norms: norms of the queries. Shape `[M]`.
     key_norms: norms of the keys. Shape `[N]`.
     dim: width `d_k`.
-
-  Returns:
-    What to pass to `feature_budget_at`. Shape `[M, N]`.
 
   Raises:
     ValueError: if an argument has another rank or dtype.

@@ -6,7 +6,7 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import host_door
-from iclcl_jax.budget._common import capped_exp, family_of, log_sum_exp
+from iclcl_jax.budget._variance import capped_exp, family_of
 from iclcl_jax.types import Array, Float
 
 # Above this predicted relative output error the prediction itself is invalid.
@@ -62,16 +62,18 @@ def predicted_output_error(
     raise ValueError('queries is empty (M = 0); expected at least one query.')
   pairs = [_log_output_error(family, query, y, v) for query in x]
   log_errors, log_outputs = np.array(pairs).T
-  log_mean = log_sum_exp(log_errors) - math.log(num_directions)
+  log_mean = np.logaddexp.reduce(log_errors) - math.log(num_directions)
   with np.errstate(invalid='ignore'):
-    log_ratio = np.nan_to_num(log_mean - log_sum_exp(log_outputs), nan=-np.inf)
+    log_ratio = np.nan_to_num(
+      log_mean - np.logaddexp.reduce(log_outputs), nan=-np.inf
+    )
   return float(capped_exp(log_ratio / 2))
 
 
 def _log_output_error(family, query, keys, values) -> tuple[float, float]:
   """Log of `R E|error|^2`, and of `|h|^2`, of one query."""
   scores = keys @ query / query.size**0.5
-  log_weights = scores - log_sum_exp(scores)
+  log_weights = scores - np.logaddexp.reduce(scores)
   output = np.exp(log_weights) @ values
   centred = values - output
   z = (query + family.sign * keys) / query.size**0.25

@@ -12,6 +12,8 @@ normalisation and the gate of the feed-forward network are known only after the
 forward pass at the token, so the labels of the whole block re-describe it
 exactly, but could not be written down before the query arrives. The dual
 models of the heads could: keys and values know nothing of the query.
+
+All functions raise `ValueError` where ranks, sizes or dtypes disagree.
 """
 
 from iclcl_jax.transformer._chain import apply_block_dual, apply_blocks_dual
@@ -20,7 +22,6 @@ from iclcl_jax.transformer._dual_heads import (
   predict_heads,
   predict_heads_autodiff,
 )
-from iclcl_jax.transformer._example import example
 from iclcl_jax.transformer._forward import (
   Heads,
   apply_block,
@@ -44,6 +45,7 @@ from iclcl_jax.transformer._parts import (
   as_it_is,
   bidirectional,
   causal,
+  example,
   normalised,
   post_norm,
   pre_norm,

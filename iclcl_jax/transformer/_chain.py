@@ -39,12 +39,6 @@ def apply_block_dual(
     phi: feature map or kernel; None for the softmax kernel, the block as it
       is.
 
-  Returns:
-    The residual stream behind the block. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
   Example:
     >>> import jax.numpy as jnp
     >>> from iclcl_jax import transformer
@@ -86,20 +80,8 @@ def apply_blocks_dual(
   The training sets of a layer are made of the predictions of the layer before,
   so every token's prediction is needed, the demonstrations' too.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    blocks: the parameters, each with a leading axis `L`.
-    x: the residual stream. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see; the rest is read as zeros. Shape
-      `[N]`; None for all.
-    phi: feature map or kernel; None for the softmax kernel.
-
-  Returns:
-    The residual stream behind the last block. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
+  Takes what `apply_block_dual` takes; arrays of `blocks` have a leading axis
+  `L`.
 
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.

@@ -1,15 +1,7 @@
 """Heads as dual models: one training set for each key-value head.
 
 The keys and values of a key-value head are its training set. The query heads
-that share it ask the same dual model and differ in their test inputs alone. How
-often the model is trained depends on the mask:
-
-=========================  ==================================================
-all see the same           one state answers every query
-a token sees those before  one online pass: token `t` is learnt, then asked
-anything else              a state for each query
-=========================  ==================================================
-
+that share it ask the same dual model and differ in their test inputs alone.
 Nothing here calls softmax attention.
 """
 
@@ -74,9 +66,6 @@ def predict_heads(
     The predictions, which are the heads' attention outputs. Shape
     `[H, N, d_k]`; zero for a query that sees no token.
 
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
   Example:
     >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
@@ -110,18 +99,7 @@ def predict_heads_autodiff(
   The definition. The token itself gives the zero-shot weights, all others that
   it sees are demonstrations: one gradient for each position and key-value head.
 
-  Args:
-    architecture: says which position sees which.
-    heads: queries, keys and values, see `transformer.heads`.
-    positions: as in `predict_heads`.
-    mask: as in `predict_heads`.
-    phi: as in `predict_heads`.
-
-  Returns:
-    The predictions. Shape `[H, N, d_k]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
+  Takes what `predict_heads` takes.
 
   Example:
     >>> from iclcl_jax import transformer

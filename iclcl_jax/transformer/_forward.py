@@ -47,9 +47,6 @@ def heads(
     x: the residual stream. Shape `[N, d_model]`.
     positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
 
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
   Example:
     >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
@@ -103,12 +100,6 @@ def attend(
     key_positions: of the keys. Shape `[N]`.
     mask: valid keys. Shape `[N]`; None for all.
 
-  Returns:
-    The outputs of the heads. Shape `[H, M, d_k]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
-
   Example:
     >>> from iclcl_jax import transformer
     >>> architecture, _ = transformer.example()
@@ -150,9 +141,6 @@ def complete(
     block: the parameters.
     x: the residual stream before the block. Shape `[N, d_model]`.
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
-
-  Returns:
-    The residual stream behind the block. Shape `[N, d_model]`.
   """
   stream = x + merge_heads(block.output, outputs)
   stream = normalise_after(architecture, block.attention_norm, stream)
@@ -179,12 +167,6 @@ def apply_block(
     positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
     mask: valid tokens, which others may see; the rest is read as zeros. Shape
       `[N]`; None for all.
-
-  Returns:
-    The residual stream behind the block. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
 
   Example:
     >>> from iclcl_jax import transformer
@@ -214,19 +196,7 @@ def apply_blocks(
 ) -> Float[Array, 'N d_model']:
   """Applies a stack of blocks by `jax.lax.scan`: one compiled block.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    blocks: the parameters, each with a leading axis `L`.
-    x: the residual stream. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see; the rest is read as zeros. Shape
-      `[N]`; None for all.
-
-  Returns:
-    The residual stream behind the last block. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
+  Takes what `apply_block` takes; arrays of `blocks` have a leading axis `L`.
   """
   _checks.check_blocks(architecture, blocks, x)
 
@@ -242,15 +212,12 @@ def apply_blocks(
 def feed_forward(
   architecture: Architecture, block: Block, tokens: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
-  """Applies the feed-forward network, gated if the block has a gate.
+  """Applies the feed-forward network alone, gated if the block has a gate.
 
   Args:
     architecture: holds the activation.
     block: the parameters.
     tokens: what the network reads. Shape `[N, d_model]`.
-
-  Returns:
-    Its output, without the residual stream. Shape `[N, d_model]`.
 
   References:
     Shazeer, arXiv:2002.05202, eq. 6 (gated).

@@ -11,14 +11,9 @@ gated network        the gate `G = g(z)` on the other branch
 ===================  =======================================================
 
 and so is their composition: `y = u J + bias` for the sum `u` that the heads
-contribute. `J` moves into the labels of the dual models, `v_i W_O^h J`.
-
-What depends on the query: `P`, `G`, hence `J` and the bias, are known only
-after the forward pass at that token. The labels that hold them re-describe the
-block at that token exactly; they are no training set that could be written
-down before the query arrives. Keys, values and the states trained on them
-depend on no query. `J` is no derivative either: it holds `g(z) / z`, not
-`g'(z)`, and treats the deviation of a normalisation as a number.
+contribute. `J` moves into the labels of the dual models, `v_i W_O^h J`. It is
+no derivative: it holds `g(z) / z`, not `g'(z)`, and treats the deviation of a
+normalisation as a number. Derived here, where no source is named.
 """
 
 from typing import NamedTuple
@@ -62,9 +57,6 @@ def linearise(
     block: the parameters.
     x: the residual stream before the block. Shape `[N, d_model]`.
     outputs: of the heads. Shape `[H, N, d_k]`.
-
-  Returns:
-    The `Linearisation` of every token.
 
   Example:
     >>> from iclcl_jax import transformer
@@ -110,9 +102,6 @@ def map_label(
     point: of the token, a `Linearisation` without the axis `N`.
     row: a label, behind the output projection. Shape `[d_model]`.
 
-  Returns:
-    The mapped label. Shape `[d_model]`.
-
   References:
     Derived here.
   """
@@ -141,12 +130,6 @@ def bias_of(
     block: the parameters.
     point: of the token, a `Linearisation` without the axis `N`.
     x: the token before the block. Shape `[d_model]`.
-
-  Returns:
-    The bias of the dual model. Shape `[d_model]`.
-
-  References:
-    Derived here.
   """
   at_zero = jnp.zeros_like(point.gate)
   if block.gate is None:
@@ -173,12 +156,6 @@ def fold_labels(
     point: of the query token, a `Linearisation` without the axis `N`.
     values: of the key-value heads, see `transformer.heads`. Shape
       `[G, N, d_k]`.
-
-  Returns:
-    The labels. Shape `[H, N, d_model]`.
-
-  References:
-    Derived here.
   """
   num_heads = block.output.weight.shape[0]
   values = jnp.repeat(values, num_heads // values.shape[0], axis=0)

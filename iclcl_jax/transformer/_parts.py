@@ -1,4 +1,4 @@
-"""The functions that an `Architecture` is made of."""
+"""The functions that an `Architecture` is made of, and an example of one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.transformer._types import Norm, Placement
+from iclcl_jax.transformer._types import (
+  Architecture,
+  Block,
+  Linear,
+  Norm,
+  Placement,
+)
 from iclcl_jax.types import Array, Bool, Float
 
 
@@ -167,6 +173,39 @@ def as_it_is(normalise: Callable[[Array], Array], x: Array) -> Array:
 
 pre_norm = Placement(before=normalised, after=as_it_is)
 post_norm = Placement(before=as_it_is, after=normalised)
+
+
+def example() -> tuple[Architecture, Block]:
+  """Makes a small block of the Llama family, all weights 1, for examples.
+
+  Returns:
+    The architecture, and a block with `d_model = 4`, two query heads of width
+    2 that share one key-value head, and `d_ff = 3`.
+
+  Example:
+    >>> architecture, block = example()
+    >>> block.query.weight.shape, block.key.weight.shape
+    ((4, 2, 2), (4, 1, 2))
+  """
+  architecture = Architecture(
+    placement=pre_norm,
+    normalization=RMSNorm(1e-5),
+    activation=jax.nn.silu,
+    rotation=Rotary(),
+    visible=causal,
+  )
+  block = Block(
+    attention_norm=Norm(jnp.ones(4)),
+    query=Linear(jnp.ones((4, 2, 2))),
+    key=Linear(jnp.ones((4, 1, 2))),
+    value=Linear(jnp.ones((4, 1, 2))),
+    output=Linear(jnp.ones((2, 2, 4))),
+    ffn_norm=Norm(jnp.ones(4)),
+    gate=Linear(jnp.ones((4, 3))),
+    up=Linear(jnp.ones((4, 3))),
+    down=Linear(jnp.ones((3, 4))),
+  )
+  return architecture, block
 
 
 def _widen(x: Array) -> Array:
