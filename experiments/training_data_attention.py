@@ -17,9 +17,8 @@ References:
 """
 
 import dataclasses
-import os
+import functools
 import sys
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,16 +42,16 @@ NUM_VOTES = 500  # Largest scores that count, as in the paper.
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
-  hidden_widths: tuple[int, ...] = lab.option(
-    (64, 64), 'widths of the hidden layers', minimum=1
+  hidden_widths: tuple[int, ...] = lab.count(
+    (64, 64), 'widths of the hidden layers'
   )
-  num_steps: int = lab.option(1000, 'training steps', minimum=1)
-  batch_size: int = lab.option(32, 'images of a training step', minimum=1)
+  num_steps: int = lab.count(1000, 'training steps')
+  batch_size: int = lab.count(32, 'images of a training step')
   learning_rate: float = lab.option(0.05, 'step size of SGD', minimum=0)
   momentum: float = lab.option(0.9, 'heavy-ball momentum', minimum=0, below=1)
   weight_decay: float = lab.option(1e-4, 'coupled weight decay', minimum=0)
-  num_test: int = lab.option(360, 'held-out images', minimum=1)
-  num_recalled: int = lab.option(60, 'test images that are recalled', minimum=1)
+  num_test: int = lab.count(360, 'held-out images')
+  num_recalled: int = lab.count(60, 'test images that are recalled')
 
   def check(self):
     self.require(
@@ -283,11 +282,9 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 def _draw_attended(digits: Digits, results: Results) -> Any:
   """Test images, and the training images that spoke loudest."""
-  import matplotlib.pyplot as plt
-
   predicted = results.predicted[0]
   rows = [int(np.argmax(predicted == c)) for c in np.unique(predicted)]
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     len(rows), 2 * NUM_SHOWN + 1, figsize=(11, 1.3 * len(rows)), squeeze=False
   )
   for line, row in zip(axes, rows, strict=True):
@@ -313,9 +310,7 @@ def _image(axis, pixels, title: str) -> None:
 
 
 def _draw_votes(results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(6, 3.2))
+  figure, axis = drawing.subplots(figsize=(6, 3.2))
   shares = results.vote_agrees.T
   for depth, votes in enumerate(shares, 1):
     marks = np.full(votes.shape, depth)
@@ -326,13 +321,13 @@ def _draw_votes(results: Results) -> Any:
   return figure
 
 
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)
-PARTS = {'history': PART}
+PARTS = {
+  'history': lab.Part(measure, claims, figures, summary, metrics=metrics)
+}
 
 
 def conclude(config: Config, results, claims) -> str:
   """What to remember of a run."""
-  del claims
   found = results['history']
   votes = ', '.join(f'{x.value:.0%}' for x in _votes(config, found))
   return (
@@ -345,10 +340,7 @@ def conclude(config: Config, results, claims) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude)
-
+run = functools.partial(lab.run, PARTS, conclude=conclude)
 
 if __name__ == '__main__':
   lab.main(sys.modules[__name__])

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmark import attention as rows
-from experiments.benchmark import (
-  dual_model,
-  language_model,
-  modified,
-  peers,
-  timing,
-)
+from experiments.benchmark import groups, language_model, peers, timing
 from experiments.lab import pretraining, workdir
 from iclcl_jax import attention, pretrained
 from tests import experiment_battery
@@ -53,7 +46,7 @@ def test_without_peers_their_rows_say_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   monkeypatch.setitem(sys.modules, 'performer_pytorch', None)
 
-  found = rows.forward(TINY)
+  found = groups.forward(TINY)
 
   goals = [goal.row() for goal in found.goals if 'torch' in goal.what]
   assert len(goals) == 3
@@ -152,12 +145,12 @@ def test_training_peer_takes_the_same_steps():
   prompts = pretraining.draw_prompts(
     jax.random.key(1), jnp.arange(20), lambda _: run.task_matrix, 15
   )
-  call = dual_model.peer_loop(run.params, run.phi, prompts)
+  call = groups.peer_loop(run.params, run.phi, prompts)
   if _missing('torch'):
     assert call is None
     return
   _, losses = pretraining.train(
-    run.params, run.phi, prompts, dual_model.LEARNING_RATE
+    run.params, run.phi, prompts, groups.LEARNING_RATE
   )
   np.testing.assert_allclose(call(), losses, rtol=1e-3)
   np.testing.assert_array_equal(call(), call())
@@ -168,10 +161,10 @@ def test_plain_rows_are_plain_attention():
   phi = timing.feature_map(TINY)
   exact = jax.vmap(attention.softmax_attention, in_axes=(0, None, None))
   np.testing.assert_allclose(
-    modified.softmax_in_blocks(*head), exact(*head), rtol=1e-4
+    groups.softmax_in_blocks(*head), exact(*head), rtol=1e-4
   )
   np.testing.assert_allclose(
-    modified.features_in_blocks(phi, *head),
+    groups.features_in_blocks(phi, *head),
     attention.stream_kernel_attention(phi, *head),
     rtol=1e-4,
     atol=1e-6,
@@ -181,11 +174,11 @@ def test_plain_rows_are_plain_attention():
 def test_modified_rows_are_compared_with_the_attention_they_modify():
   phi = timing.feature_map(TINY)
   for compared, bound in (
-    (modified.linear(phi), 1.3),
-    (modified.quadratic(phi), 2),
+    (groups.linear(phi), 1.3),
+    (groups.quadratic(phi), 2),
   ):
     seconds = {name: 1.0 + i for i, name in enumerate(compared.calls)}
-    goals = {x.what: x for x in modified.goals(compared, seconds)}
+    goals = {x.what: x for x in groups.goals(compared, seconds)}
     for name, plain in compared.plain.items():
       assert name.split(',')[0] == plain.split(',')[0]
       goal = goals[f'{name}: time / time of {plain}']

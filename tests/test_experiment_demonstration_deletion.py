@@ -10,7 +10,7 @@ import pytest
 
 from experiments import demonstration_deletion as experiment
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.demonstration_deletion import ranks, reviews
+from experiments.demonstration_deletion import ranks
 from iclcl_jax import pretrained
 from tests import experiment_battery
 from tests import pretrained_files as files
@@ -19,7 +19,7 @@ from tests import pretrained_files as files
 @pytest.fixture(scope='module', autouse=True)
 def corpus():
   try:
-    return reviews.corpus_path()
+    return prompting.corpus_path()
   except ValueError as error:
     pytest.skip(str(error))
 

@@ -12,13 +12,7 @@ import pytest
 
 from experiments import equivalence as experiment
 from experiments import lab
-from experiments.equivalence import (
-  certificates,
-  descent,
-  layers,
-  learning,
-  one_step,
-)
+from experiments.equivalence import certificates, descent, learning, one_step
 from experiments.lab import loops, pretraining
 from iclcl_jax import dual, equivalence, features, tasks
 from tests import experiment_battery
@@ -73,7 +67,7 @@ def test_rerun_restores_the_trained_layers(tiny, monkeypatch):
     pretraining, 'train', lambda p, phi, x, learning_rate: (p, x.target[:, 0])
   )
   with loops.checkpoints_in(folder / 'checkpoints'):
-    losses = layers.trained.__wrapped__(TINY)[3].losses
+    losses = one_step.trained.__wrapped__(TINY)[3].losses
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   expected = [json.loads(line)['loss'] for line in lines]
   assert len(lines) == TINY.num_epochs
@@ -258,7 +252,7 @@ def test_verdicts_follow_the_numbers():
     4: {'residual_float64': float('nan')},
     5: {'residual_float64': 1e-12},
   }
-  judged = layers.residual_claims(residuals, {'residual_float64': 'text'})
+  judged = one_step.residual_claims(residuals, {'residual_float64': 'text'})
   spread = np.linspace(0.5, 1.5, 5)
   zero = np.ones(5)
   training = np.ones((1, 2, 5))
@@ -274,7 +268,7 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_losses_are_of_the_own_task_and_of_the_next_seeds():
-  params, phi, _, prompts = layers.trained(TINY)[3]
+  params, phi, _, prompts = one_step.trained(TINY)[3]
   losses = learning.measure(TINY)[3]
   evaluate = lab.compile_quickly(pretraining.evaluate)
   for name, other in (('attention', 1), ('unseen_task', 2)):

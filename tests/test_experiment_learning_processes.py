@@ -9,7 +9,7 @@ import pytest
 
 from experiments import lab
 from experiments import learning_processes as experiment
-from experiments.learning_processes import duals, encoders, processes, prompts
+from experiments.learning_processes import duals, processes, prompts
 from iclcl_jax import dual, features, losses
 from tests import experiment_battery
 
@@ -61,12 +61,12 @@ def test_descent_is_gradient_descent_of_a_fixed_step():
 
 
 def test_no_gradient_flows_through_a_stopped_target():
-  encoder = encoders.Encoder(draw(D, R), draw(D, D), draw(D, R))
+  encoder = processes.Encoder(draw(D, R), draw(D, D), draw(D, R))
   first, second = draw(N, R), draw(N, R)
 
   def slope(name):
-    process = encoders.PROCESSES[name]
-    return jax.grad(lambda e: encoders.cosine_loss(process, e, first, second))(
+    process = processes.PROCESSES[name]
+    return jax.grad(lambda e: processes.cosine_loss(process, e, first, second))(
       encoder
     )
 
@@ -94,7 +94,7 @@ def test_no_gradient_flows_through_a_stopped_target():
 
 
 def test_the_average_follows_the_weights():
-  encoder = encoders.Encoder(draw(D, R), draw(D, D), draw(D, R))
+  encoder = processes.Encoder(draw(D, R), draw(D, D), draw(D, R))
   config = dataclasses.replace(
     experiment.Config.tiny(),
     learning_rate=0.5,
@@ -102,8 +102,8 @@ def test_the_average_follows_the_weights():
     num_process_steps=2,
   )
   found = lab.compile_quickly(
-    lambda: encoders.train(
-      config, encoders.PROCESSES['BYOL'], encoder, pair(), lambda e: e
+    lambda: processes.train(
+      config, processes.PROCESSES['BYOL'], encoder, pair(), lambda e: e
     )
   )()
   for step in range(2):
@@ -116,10 +116,10 @@ def test_the_average_follows_the_weights():
 
 def test_kernel_learning_ends_in_the_lowest_eigenvectors():
   first, second = both = pair()
-  problem = encoders.kernel_problem(jnp.asarray(draw(D, R)), both)
+  problem = processes.kernel_problem(jnp.asarray(draw(D, R)), both)
   weights, loss = lab.compile_quickly(
-    lambda: encoders.train_kernel(
-      problem, both, 3000, lambda w: (w, encoders.kernel_loss(w, *both))
+    lambda: processes.train_kernel(
+      problem, both, 3000, lambda w: (w, processes.kernel_loss(w, *both))
     )
   )()
   np.testing.assert_allclose(loss[-1], problem.best, rtol=1e-6)

@@ -8,7 +8,6 @@ import pytest
 
 from experiments import lab
 from experiments import online_learners as experiment
-from experiments.online_learners import comparison
 from iclcl_jax import attention
 from iclcl_jax.accounts import online_learners as learners
 from tests import experiment_battery
@@ -40,7 +39,7 @@ def test_one_step_is_the_optimal_step_of_the_closed_form():
     tasks_per_group=400,
   )
   with lab.float64_on_host():
-    found = comparison.measure(config)['linear attention']
+    found = experiment.measure(config)['linear attention']
   assert found.tuned == pytest.approx(
     6.06, rel=0.2
   )  # The grid has steps of 1.33.
@@ -53,7 +52,7 @@ def test_softmax_over_prefixes_is_softmax_attention():
     jnp.asarray(rng.normal(size=shape)) for shape in ((4,), (6, 4), (6, 1))
   )
   tokens = learners.Stream(jnp.broadcast_to(query, keys.shape), keys, values)
-  outputs = comparison._softmax(tokens, 0.5)  # 1 / sqrt(4)
+  outputs = experiment._softmax(tokens, 0.5)  # 1 / sqrt(4)
   for t in range(6):
     np.testing.assert_allclose(
       outputs[t],

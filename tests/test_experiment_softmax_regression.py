@@ -9,7 +9,7 @@ import pytest
 
 from experiments import lab
 from experiments import softmax_regression as experiment
-from experiments.softmax_regression import layers, tasks
+from experiments.softmax_regression import layers, one_step
 from iclcl_jax.accounts import softmax_regression as account
 from tests import experiment_battery
 
@@ -73,12 +73,12 @@ def constructed(sign, scale):
 
 def test_metrics_know_a_layer_that_takes_the_step():
   layer = layers.LAYERS['softmax, two heads']
-  rate = tasks.unit_rate((8, 3))
+  rate = one_step.unit_rate((8, 3))
 
   @lab.compile_quickly
   def compare(params):
     keys = jax.random.split(jax.random.key(0), 4)
-    tests = jax.vmap(lambda key: tasks.draw(key, (8, 3), 1))(keys)
+    tests = jax.vmap(lambda key: one_step.draw(key, (8, 3), 1))(keys)
     return layers.compare(layer, params, tests, rate)
 
   same = compare(constructed(1.0, 1e-4))
@@ -93,7 +93,7 @@ def test_metrics_know_a_layer_that_takes_the_step():
 
 def test_frames_differ_in_what_is_asked():
   draw = lab.compile_quickly(
-    lambda frame: tasks.draw(jax.random.key(0), (8, 3), frame)
+    lambda frame: one_step.draw(jax.random.key(0), (8, 3), frame)
   )
   place, held = draw(0), draw(1)
   np.testing.assert_array_equal(place.queries, place.posed.document)

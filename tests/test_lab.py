@@ -20,7 +20,7 @@ import scipy.stats
 
 from experiments import lab
 from experiments.lab import config as options
-from experiments.lab import loops, statistics, tables, training, workdir
+from experiments.lab import loops, statistics, tables, workdir
 from tests import experiment_battery
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -557,7 +557,7 @@ def test_training_keeps_the_weights_of_gradient_descent():
   def draw(target):
     return target + 1, target + 1
 
-  records = training.train(
+  records = loops.train(
     loss, jnp.zeros(2), draw, jnp.zeros(()), optax.sgd(0.25), num_steps=6,
     record_every=2,
   )  # fmt: skip

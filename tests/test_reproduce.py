@@ -13,7 +13,7 @@ import pytest
 
 from experiments import lab, reproduce
 from experiments.lab import claims as judging
-from experiments.reproduce import conclusions, diagrams, page
+from experiments.reproduce import diagrams, page
 
 CLAIM = {
   'id': 'a',
@@ -113,7 +113,7 @@ def test_a_missing_figure_is_named(section, tmp_path):
 
 
 def test_ten_conclusions_rest_on_claims_or_say_that_they_do_not():
-  lines = conclusions.LINES
+  lines = page.LINES
   assert len(lines) == 10
   assert {line.section for line in lines} <= {
     job.name for job in reproduce.JOBS
@@ -124,11 +124,11 @@ def test_ten_conclusions_rest_on_claims_or_say_that_they_do_not():
       k: v for x in lines for k, v in x.verdicts.items()
     }.items()
   ]
-  found = conclusions.lines(borne_out)
+  found = page.lines(borne_out)
   assert not any(line.dissent for line in found)
   assert all('0.125' in line.text and '{' not in line.text for line in found)
   otherwise = [claim | {'verdict': 'undecided'} for claim in borne_out[:1]]
-  first, second = conclusions.lines(otherwise)[:2]
+  first, second = page.lines(otherwise)[:2]
   assert first.dissent[0].endswith(': undecided')
   assert all(x.endswith(': not measured') for x in second.dissent)
   assert 'no number' in second.text

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from experiments.demonstration_deletion import reviews
+from experiments.demonstration_deletion import prompts
 
 COLUMNS = 'category,text,movie_name,has_plot_and_reviews\n'
 ROWS = [
@@ -28,19 +28,19 @@ TABLE = COLUMNS + ''.join(f'{a},{b},{c},True\n' for a, b, c in ROWS)
 def write(tmp_path, monkeypatch):
   """Writes another corpus."""
   path = tmp_path / 'corpus.csv.bz2'
-  monkeypatch.setattr(reviews, 'corpus_path', lambda: path)
+  monkeypatch.setattr(prompts, 'corpus_path', lambda: path)
 
   def write(content):
     path.write_bytes(content)
-    reviews._rows.cache_clear()
+    prompts._rows.cache_clear()
 
   write(bz2.compress(TABLE.encode()))
   yield write
-  reviews._rows.cache_clear()
+  prompts._rows.cache_clear()
 
 
 def test_reviews_are_balanced_different_lines(write):
-  drawn = reviews.draw(4)
+  drawn = prompts.draw_reviews(4)
   assert [review.positive for review in drawn] == [True, False, True, False]
   assert len({review.text for review in drawn}) == 4
   assert not any('\n' in review.text for review in drawn)
@@ -51,18 +51,18 @@ def test_reviews_are_balanced_different_lines(write):
 
 
 def test_order_depends_on_texts_and_seed_alone(write):
-  orders = {tuple(reviews.draw(4, seed=seed)) for seed in range(12)}
+  orders = {tuple(prompts.draw_reviews(4, seed=seed)) for seed in range(12)}
   assert len(orders) > 1
-  drawn = reviews.draw(4, seed=3)
-  assert reviews.draw(4, seed=3) == drawn
-  assert reviews.draw(3, seed=3) == drawn[:3]
+  drawn = prompts.draw_reviews(4, seed=3)
+  assert prompts.draw_reviews(4, seed=3) == drawn
+  assert prompts.draw_reviews(3, seed=3) == drawn[:3]
   head, *rest = TABLE.replace('start\nto', 'start to').splitlines(True)
   write(bz2.compress((head + ''.join(rest[::-1])).encode()))
-  assert reviews.draw(4, seed=3) == drawn
+  assert prompts.draw_reviews(4, seed=3) == drawn
 
 
 def test_lengths_are_kept(write):
-  drawn = reviews.draw(2, min_words=1, max_words=4, seed=1)
+  drawn = prompts.draw_reviews(2, min_words=1, max_words=4, seed=1)
   assert [review.text for review in drawn if review.positive] == ['Fine.']
   assert all(len(review.text.split()) <= 4 for review in drawn)
 
@@ -70,7 +70,7 @@ def test_lengths_are_kept(write):
 @pytest.mark.parametrize('count', [0, 7])
 def test_too_many_or_none_is_an_error(write, count):
   with pytest.raises(ValueError, match=r'expected 1 to 4.*Ask for fewer'):
-    reviews.draw(count)
+    prompts.draw_reviews(count)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_too_many_or_none_is_an_error(write, count):
 def test_corrupt_corpus_is_an_error(write, content, message):
   write(content)
   with pytest.raises(ValueError, match=message):
-    reviews.draw(2)
+    prompts.draw_reviews(2)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def test_absent_package_or_file_names_the_fix(monkeypatch, package, message):
 
   monkeypatch.setattr(importlib.metadata, 'distribution', find)
   with pytest.raises(ValueError, match=message):
-    reviews.corpus_path()
+    prompts.corpus_path()
 
 
 def test_installed_corpus():
   try:
-    assert reviews.corpus_path().is_file()
+    assert prompts.corpus_path().is_file()
   except ValueError as error:
     pytest.skip(str(error))
-  drawn = reviews.draw(1000)
+  drawn = prompts.draw_reviews(1000)
   counts = collections.Counter(review.positive for review in drawn)
   assert counts == {True: 500, False: 500}
   assert len({review.text for review in drawn}) == 1000

@@ -31,26 +31,20 @@ References:
 
 import dataclasses
 import functools
-import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from experiments import lab
 from experiments.accounts import comparison, identities, layers
 
-PARTS = {'identities': identities.PART, 'comparison': comparison.PART}
-
-
-count = functools.partial(lab.option, minimum=1)
+PARTS = lab.parts(identities, comparison)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(1, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  d_x: int = count(5, 'width of the inputs, from U(-1, 1)')
+  d_x: int = lab.count(5, 'width of the inputs, from U(-1, 1)')
   noise: float = lab.option(
     0.1, 'standard deviation of noise on labels', minimum=0
   )
@@ -64,8 +58,8 @@ class Config(lab.Config):
     'whose identities are checked',
     choices=tuple(identities.IDENTITIES),
   )
-  num_demonstrations: int = count(10, 'demonstrations at which is trained')
-  lengths: tuple[int, ...] = count(
+  num_demonstrations: int = lab.count(10, 'demonstrations at which is trained')
+  lengths: tuple[int, ...] = lab.count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
     'numbers of demonstrations at which is tested',
     increasing=True,
@@ -76,13 +70,13 @@ class Config(lab.Config):
     minimum=1e-3,
     increasing=True,
   )
-  batch_size: int = count(64, 'prompts of a training step')
-  num_batches: int = count(200, 'batches, used again in turn')
-  num_steps: int = count(1500, 'training steps')
+  batch_size: int = lab.count(64, 'prompts of a training step')
+  num_batches: int = lab.count(200, 'batches, used again in turn')
+  num_steps: int = lab.count(1500, 'training steps')
   learning_rate: float = lab.option(
     0.03, 'learning rate of Adam, at the start', minimum=1e-6
   )
-  num_test_prompts: int = count(500, 'test prompts of each seed')
+  num_test_prompts: int = lab.count(500, 'test prompts of each seed')
 
   def check(self):
     needs = {'lengths': self.num_demonstrations, 'scales': 1.0}
@@ -147,6 +141,4 @@ def conclude(config: Config, results, claims) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

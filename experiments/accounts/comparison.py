@@ -170,8 +170,7 @@ def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
     lambda *w: jnp.stack(w), tuned, layers.mirrored(tuned), trained
   )
   guess, slopes = jax.lax.map(
-    lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens),
-    three,
+    lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens), three
   )
   gaps = jnp.stack(
     [account.predictions_difference(guess[2], guess[i]) for i in range(2)]
@@ -441,9 +440,7 @@ TICKS = -20, -5, -1, 0, 1, 5, 20, 100  # Excess losses, in percent.
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(2, 2, figsize=(12, 9.4))
+  figure, axes = drawing.subplots(2, 2, figsize=(12, 9.4))
   learners, trained, scale, length = axes.ravel()
   shown = {name: results[name] for name in SHOWN if name in results}
   _curves(learners, config.lengths, results, 'loss', [TUNED])
@@ -549,6 +546,3 @@ def _beside(axis, column: float, place: float, entry: str) -> None:
   """Writes into a column right of the axis."""
   frame = axis.get_yaxis_transform()
   axis.text(column, place, entry, transform=frame, ha='center', va='center')
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

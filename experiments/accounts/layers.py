@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab.training import train
+from experiments.lab.loops import train
 from iclcl_jax import losses, tasks
 from iclcl_jax.accounts import linear_regression_gd, meta_optimizer
 from iclcl_jax.accounts import online_learners as learners

@@ -43,9 +43,7 @@ References:
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.approximation import (
@@ -60,9 +58,9 @@ from experiments.approximation import (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_draws: int = lab.option(60, 'draws of inputs and directions', minimum=1)
-  num_seeds: int = lab.option(
-    10, 'trained layers; num_draws is a multiple of it', minimum=1
+  num_draws: int = lab.count(60, 'draws of inputs and directions')
+  num_seeds: int = lab.count(
+    10, 'trained layers; num_draws is a multiple of it'
   )
   num_features: tuple[int, ...] = lab.option(
     (120, 240, 480, 600, 960, 1200, 2400, 4800),
@@ -89,13 +87,9 @@ class Config(lab.Config):
     'of the entries of queries and keys',
     minimum=1e-3,
   )
-  num_demonstrations: int = lab.option(
-    15, 'demonstrations N of a prompt', minimum=1
-  )
-  second_num_demonstrations: int = lab.option(
-    31, 'N of the second set', minimum=1
-  )
-  num_epochs: int = lab.option(100, 'epochs of pretraining', minimum=1)
+  num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
+  second_num_demonstrations: int = lab.count(31, 'N of the second set')
+  num_epochs: int = lab.count(100, 'epochs of pretraining')
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
 
   def check(self):
@@ -137,18 +131,11 @@ class Config(lab.Config):
     )
 
 
-PARTS = {
-  'falling': falling.PART,
-  'heatmaps': heatmaps.PART,
-  'closed_form': closed_form.PART,
-  'maps': maps.PART,
-  'trained_layer': trained_layer.PART,
-}
+PARTS = lab.parts(falling, heatmaps, closed_form, maps, trained_layer)
 
 
 def conclude(config, results, claims) -> str:
   """What to remember of a run."""
-  del claims
   _, _, slopes, errors = results['falling']
   rows = '; '.join(
     f'{name}: slope {slopes[name]["attention_mse"].value:.2f}, output error '
@@ -168,6 +155,4 @@ def conclude(config, results, claims) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude)
+run = functools.partial(lab.run, PARTS, conclude=conclude)

@@ -159,7 +159,6 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   At larger norms the variance is carried by draws rarer than one in the number
   of draws: the ratio is reported, and decides nothing.
   """
-  del config
   judged = {
     name
     for name, condition in results.data.conditions.items()
@@ -183,12 +182,10 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 
 def summary(config: 'Config', results: Results) -> dict[str, Any]:
-  del config
   return {'measured_over_closed_form': results.ratios}
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  del config
   caption = (
     'Relative variance of a kernel value, times R: measured (points) and its '
     'closed form (lines), for each feature map. At larger norms the variance '
@@ -199,10 +196,8 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw(results: Results) -> Any:
   """Measured variance of one kernel value against its closed form."""
-  import matplotlib.pyplot as plt
-
   data, names = results.data, list(results.data.conditions)[:-1][:3]
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     2, len(names), figsize=(5 * len(names), 9), squeeze=False
   )
   for row, count in zip(axes, (1, 2), strict=True):
@@ -233,9 +228,6 @@ def _draw(results: Results) -> Any:
     'Measured variance of the kernel estimate (points) and its closed form '
     f'(lines; simplex+ has none)\n{data.caption(names)}\n'
     'where points lie far below their line, draws rarer than these carry the '
-    'mean',
+    'mean'
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

@@ -150,7 +150,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 def tables(config: 'Config', results: Results) -> dict[str, Any]:
   """Slopes of log error against log R, and the error at the reference."""
-  del config
   rows = [
     {
       'inputs': name,
@@ -186,9 +185,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw_errors(config: 'Config', results: Results) -> Any:
   """MSE, MAE and relative error against R."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(2, 3, figsize=(14, 9), sharex=True)
+  figure, axes = drawing.subplots(2, 3, figsize=(14, 9), sharex=True)
   kinds = {
     'mse': ('mean squared error', ' [value units²]'),
     'mae': ('mean absolute error', ' [value units]'),
@@ -222,17 +219,15 @@ def _draw_errors(config: 'Config', results: Results) -> Any:
     'falls like 1/R at small norms only\n'
     f'{data.caption(list(data.conditions))}\n'
     'dashed: first-order closed form; where it is missing, it lies above the '
-    'axes',
+    'axes'
   )
   return figure
 
 
 def _draw_slopes(results: Results) -> Any:
   """Fitted exponents in every condition."""
-  import matplotlib.pyplot as plt
-
   fits = results.slopes
-  figure, axis = plt.subplots(figsize=(8.6, 4.8))
+  figure, axis = drawing.subplots(figsize=(8.6, 4.8))
   kinds = ('attention_mse', 'output_mse', 'attention_mae', 'output_mae')
   for i, kind in enumerate(kinds):
     estimates.error_bars(
@@ -257,6 +252,3 @@ def _draw_slopes(results: Results) -> Any:
     f'{results.data.caption(list(fits))}'
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, tables=tables)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PAPER_MAP = estimates.PAPER_MAP
 NUM_SHOWN = 4  # Draws of a scatter plot.
 PARTS = 'attention', 'output'
+measure = estimates.measured
 
 
 def claims(config: 'Config', results: Data) -> list[lab.Claim]:
@@ -122,10 +123,8 @@ def _draw_heatmaps(
   data: Measurements, names: Sequence[str], sizes: Sequence[int], part: str
 ) -> Any:
   """Exact and estimated matrices of the first draw: a row each condition."""
-  import matplotlib.pyplot as plt
-
   shape = len(names), len(sizes) + 1
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     *shape, figsize=(2.8 * shape[1] + 1.2, 2.9 * shape[0] + 0.8), squeeze=False
   )
   for row, name in zip(axes, names, strict=True):
@@ -149,16 +148,14 @@ def _draw_heatmaps(
   figure.suptitle(
     f'Attention {"matrix" if part == "attention" else "output"}, exact and by '
     f'{PAPER_MAP.name} features; first draw, {data.num_tokens} tokens; colours '
-    'of a row share the exact range',
+    'of a row share the exact range'
   )
   return figure
 
 
 def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
   """Exact against estimated entries, the largest tenth marked."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     2, len(names), figsize=(3.7 * len(names), 7.6), squeeze=False
   )
   # Far apart, so that they come from different trained layers.
@@ -199,9 +196,6 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
     f'Entries at R = {size}, {PAPER_MAP.name} features, {data.num_tokens} '
     f'tokens: entries of {NUM_SHOWN} draws; Pearson and relative error: means '
     f'of {total} draws\ntriangles: largest tenth of the entries of a draw; '
-    'line: equality',
+    'line: equality'
   )
   return figure
-
-
-PART = lab.Part(estimates.measured, claims, figures)

@@ -147,7 +147,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   """One row for each map, number of directions, condition and quantity."""
-  del config
   rows = []
   for data in (results.first, results.second):
     for (name, condition, size), record in data.records.items():
@@ -167,7 +166,6 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 def tables(config: 'Config', results: Results) -> dict[str, Any]:
   """Attention error over that of the papers' map, by map and condition."""
-  del config
   rows: dict[str, dict[str, Any]] = {}
   for row in results.comparisons:
     cells = rows.setdefault(row['map'], {'map': row['map']})
@@ -196,11 +194,9 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw_all(config: 'Config', data: Measurements) -> Any:
   """Relative output error of every map against R."""
-  import matplotlib.pyplot as plt
-
   *controlled, trained = data.conditions
   names, sizes = [*controlled[:3], trained], config.num_features
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     2, len(names), figsize=(4.7 * len(names), 9), squeeze=False, sharey='col'
   )
   for row, view in zip(axes, VIEWS, strict=True):
@@ -225,7 +221,7 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
     'All feature maps against exact softmax. pos: positive, hyp: hyperbolic, '
     'trig: trigonometric; G: gaussian, O: orthogonal, S: simplex, '
     f'S+: simplex+\n{data.caption(names).split(";")[0]}; medians over draws '
-    '(trained: over seeds)',
+    '(trained: over seeds)'
   )
   return figure
 
@@ -241,10 +237,8 @@ def _short(method: Method) -> str:
 
 def _draw_compared(results: Results) -> Any:
   """Error of each map over that of the papers' map, at equal cost."""
-  import matplotlib.pyplot as plt
-
   names = list(results.first.conditions)
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     1,
     len(names),
     figsize=(2.3 * len(names) + 2.5, 5),
@@ -276,8 +270,3 @@ def _draw_compared(results: Results) -> Any:
     f'of 1: better), geometric means over R\n{results.first.caption(names)}'
   )
   return figure
-
-
-PART = lab.Part(
-  measure, figures=figures, summary=summary, tables=tables, metrics=metrics
-)

@@ -36,7 +36,6 @@ def measure(config: 'Config') -> Results:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
   losses = results.layers.losses
   return [
     estimates.claim(
@@ -66,7 +65,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  del config
   caption = (
     'Norms at which the trained layers work, and their held-out loss with the '
     'directions of training, with fresh ones, and with exact softmax: the '
@@ -76,9 +74,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 
 def _draw(results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2))
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(13.5, 5.2))
   looks = list(zip(drawing.COLOURS, drawing.MARKERS, strict=True))
   for i, condition in enumerate(results.conditions):
     colour, marker = looks[i % len(looks)]
@@ -117,6 +113,3 @@ def _draw(results: Results) -> Any:
     'mean)\nsame weights, another kernel'
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

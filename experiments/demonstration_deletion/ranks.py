@@ -161,10 +161,7 @@ def rank(
     'length': prompts.lengths,
     'random': np.random.default_rng(config.seed + 1).random(sign.shape),
   }
-  told = {
-    ATTRIBUTION: effects.contribution,
-    REMOVAL: effects.removal_effect,
-  }
+  told = {ATTRIBUTION: effects.contribution, REMOVAL: effects.removal_effect}
   labelled = {LABEL: sign, 'label times recency': sign * recency}
 
   def against(scores, removed, hidden):
@@ -200,7 +197,6 @@ def towards_own_label(results: Results) -> lab.Estimate:
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
-  del config
 
   def mean_claim(name, claim, statistic, samples, at_least):
     return lab.Claim(
@@ -407,9 +403,7 @@ def _draw_ranks(results: Results) -> Any:
 
 
 def _draw_scatter(results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharey=True)
+  figure, axes = drawing.subplots(1, 3, figsize=(13, 4.6), sharey=True)
   effects, positive = results.effects, results.prompts.positive
   for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
     for chosen, marker, color, label in (
@@ -437,7 +431,7 @@ def _draw_scatter(results: Results) -> Any:
   return figure
 
 
-def conclusion(config: Any, results: Results) -> str:
+def sentence(config: Any, results: Results) -> str:
   """One paragraph, from the numbers."""
   means = {
     question: {name: statistics.mean(x.spearman) for name, x in methods.items()}
@@ -466,13 +460,3 @@ def conclusion(config: Any, results: Results) -> str:
     'heads at the last token only, and what a demonstration does to the tokens '
     'after it is not among them.'
   )
-
-
-PART = lab.Part(
-  measure,
-  claims,
-  figures,
-  summary=summary,
-  tables=tables,
-  metrics=metrics,
-)

@@ -35,8 +35,8 @@ References:
 """
 
 import dataclasses
+import functools
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,34 +51,30 @@ class Config(lab.Config):
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  num_demonstrations: tuple[int, ...] = lab.option(
+  num_demonstrations: tuple[int, ...] = lab.count(
     (15, 31),
     'demonstrations N of a prompt; one experiment for each',
-    minimum=1,
     distinct=True,
   )
   input_distribution: str = lab.option(
     'uniform', 'inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.option(100, 'epochs of pretraining', minimum=1)
-  tokens_per_epoch: int = lab.option(
+  num_epochs: int = lab.count(100, 'epochs of pretraining')
+  tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
     'an epoch has this many tokens, whatever N; no fewer than a prompt has',
-    minimum=1,
   )
   learning_rate: float = lab.option(
     0.0, 'of pretraining; 0 for that of the input distribution', minimum=0
   )
-  num_features: int = lab.option(1200, 'positive random features R', minimum=1)
-  num_test_prompts: int = lab.option(
-    64, 'held-out prompts of a seed', minimum=1
+  num_features: int = lab.count(1200, 'positive random features R')
+  num_test_prompts: int = lab.count(64, 'held-out prompts of a seed')
+  num_dual_prompts: int = lab.count(
+    4, 'those for which the dual model is trained for many epochs'
   )
-  num_dual_prompts: int = lab.option(
-    4, 'those for which the dual model is trained for many epochs', minimum=1
-  )
-  dual_epochs: int = lab.option(100, 'epochs E of the dual model', minimum=1)
-  block_epochs: int = lab.option(25, 'epochs between checkpoints', minimum=1)
+  dual_epochs: int = lab.count(100, 'epochs E of the dual model')
+  block_epochs: int = lab.count(25, 'epochs between checkpoints')
 
   def check(self):
     longest = max(self.num_demonstrations) + 1
@@ -108,17 +104,11 @@ class Config(lab.Config):
     )
 
 
-PARTS = {
-  'certificates': certificates.PART,
-  'descent': descent.PART,
-  'one_step': one_step.PART,
-  'learning': learning.PART,
-}
+PARTS = lab.parts(certificates, descent, one_step, learning)
 
 
 def conclude(config, results, claims) -> str:
   """What to remember of a run."""
-  del claims
   steps = one_step.summary(config, results['one_step'])
   holds = all(
     PARTS[name].summary(config, results[name])['holds']
@@ -158,8 +148,6 @@ def closing(summary: Mapping[str, Any]) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does; it resumes its pretraining."""
-  return lab.run(
-    PARTS, config, workdir, conclude=conclude, closing=closing, workers=2
-  )
+run = functools.partial(
+  lab.run, PARTS, conclude=conclude, closing=closing, workers=2
+)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.equivalence import layers
+from experiments.equivalence import one_step
 from experiments.lab import pretraining
 from iclcl_jax import equivalence, features, kernels, precision, projections
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 def measure(config: 'Config') -> list[Row]:
   """Certificates of every map: at a trained layer, and at small norms."""
-  found = layers.trained(config)[config.num_demonstrations[0]]
+  found = one_step.trained(config)[config.num_demonstrations[0]]
   params, phi = jax.tree.map(lambda x: x[0], (found.params, found.phi))
   key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
 
@@ -146,7 +146,6 @@ def certify(
 
 
 def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:
-  del config
   return {
     'holds': all(row.passed for row in rows),
     'certificates': [
@@ -159,6 +158,3 @@ def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:
 
 def tables(config: 'Config', rows: list[Row]) -> dict[str, Any]:
   return {'certificates': summary(config, rows)['certificates']}
-
-
-PART = lab.Part(measure, summary=summary, tables=tables)

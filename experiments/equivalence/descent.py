@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.equivalence import layers, learning
+from experiments.equivalence import learning, one_step
 from experiments.lab import figures as drawing
 from experiments.lab import pretraining
 from iclcl_jax import attention, dual, features, precision
@@ -143,7 +143,7 @@ def measure(config: 'Config') -> Results:
 
   def train(found, dtype, num_epochs):
     fn = functools.partial(descend, num_epochs=num_epochs)
-    return layers.over_prompts(fn, found, dtype, few)
+    return one_step.over_prompts(fn, found, dtype, few)
 
   return {
     size: Descents(
@@ -152,7 +152,7 @@ def measure(config: 'Config') -> Results:
       train(found, 'float32', config.dual_epochs),
       found.target[:, :few],
     )
-    for size, found in layers.trained(config).items()
+    for size, found in one_step.trained(config).items()
   }
 
 
@@ -175,8 +175,7 @@ def _curve_residual(found: Descents) -> float:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
-  return layers.residual_claims(
+  return one_step.residual_claims(
     residuals(results),
     {
       'residual_multi_epoch_float64': 'the dual model, trained for many '
@@ -191,7 +190,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   # Rounding adds up over the visits of a long float32 run.
   visits = config.dual_epochs * max(config.num_demonstrations)
   single = max(precision.TOLERANCES['float32'], 5e-9 * visits)
-  return layers.residual_summary(
+  return one_step.residual_summary(
     residuals(results),
     {
       'residual_multi_epoch_float64': precision.TOLERANCES['float64'],
@@ -224,9 +223,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw_predictions(config: 'Config', results: Results) -> Any:
   """True label, layer and dual model for a strip of held-out prompts."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False
   )
   per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
@@ -266,9 +263,7 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
 
 def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
   """Distance to the attention output along the steps, and its closed form."""
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(10, 4.4), sharey=True)
   once, many = found.once, found.float64
   _curves(left, np.arange(size + 1), once.distances, once.predicted, 1)
   left.set_title('one epoch, one demonstration a step')
@@ -287,7 +282,7 @@ def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
   figure.suptitle(
     f'Gradient descent on the contrastive loss, N = {size}: {num_prompts} '
     f'held-out prompts of {config.num_seeds} seeds,\nmeasured and closed form '
-    f'agree to {_curve_residual(found):.0e} (float64)',
+    f'agree to {_curve_residual(found):.0e} (float64)'
   )
   return figure
 
@@ -313,6 +308,3 @@ def _curves(axis, steps, distances, predicted, every: int) -> None:
   axis.set_ylim(bottom=0)
   axis.set_xlim(0, steps[-1])
   axis.locator_params(axis='x', integer=True)
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

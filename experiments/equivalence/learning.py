@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments import lab
-from experiments.equivalence import layers
+from experiments.equivalence import one_step
 from experiments.lab import figures as drawing
 from experiments.lab import pretraining, statistics
 
@@ -89,15 +89,14 @@ def measure(config: 'Config') -> Results:
       target.shape[1],
     )
 
-  return {k: compare(found) for k, found in layers.trained(config).items()}
+  return {k: compare(found) for k, found in one_step.trained(config).items()}
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
   rows = (
     (
       'near-truth',
-      layers.source,
+      one_step.source,
       'layer and dual model come near the true labels',
       'attention',
       NEAR_TRUTH,
@@ -162,7 +161,6 @@ def _mse(found: Losses) -> dict[str, Any]:
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   """One row for each N and epoch, losses by seed."""
-  del config
   return [
     {
       'num_demonstrations': size,
@@ -185,9 +183,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw(config: 'Config', results: Results) -> Any:
   """Loss on new prompts by epoch, over that of predicting 0."""
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(8, 4.2))
+  figure, axis = drawing.subplots(figsize=(8, 4.2))
   epochs = np.arange(1, config.num_epochs + 1)
   ends = []
   for index, (size, found) in enumerate(results.items()):
@@ -212,6 +208,3 @@ def _draw(config: 'Config', results: Results) -> Any:
     '95 % interval'
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

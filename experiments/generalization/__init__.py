@@ -33,9 +33,7 @@ References:
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.generalization import bound, distribution, search, trace, width
@@ -48,30 +46,26 @@ class Config(lab.Config):
   num_samples: int = lab.option(
     20, 'samples of demonstrations a seed', minimum=2
   )
-  num_demonstrations: tuple[int, ...] = lab.option(
+  num_demonstrations: tuple[int, ...] = lab.count(
     (16, 32, 64, 128, 256, 512),
     'sizes N',
-    minimum=1,
     maximum=distribution.MAX_SIZE,
     min_items=3,
     increasing=True,
   )
-  width: int = lab.option(4, 'width d_v of values where N varies', minimum=1)
-  widths: tuple[int, ...] = lab.option(
+  width: int = lab.count(4, 'width d_v of values where N varies')
+  widths: tuple[int, ...] = lab.count(
     (1, 4, 16, 64),
     'widths d_v at one N',
-    minimum=1,
     maximum=distribution.MAX_SIZE,
     min_items=3,
     increasing=True,
   )
-  width_demonstrations: int = lab.option(256, 'that N', minimum=1)
-  num_features: int = lab.option(200, 'positive random features R', minimum=1)
-  num_signs: int = lab.option(
-    32, 'sign vectors of a Monte-Carlo estimate', minimum=1
-  )
-  num_sign_samples: int = lab.option(
-    4, 'samples of a seed that get one, at most', minimum=1
+  width_demonstrations: int = lab.count(256, 'that N')
+  num_features: int = lab.count(200, 'positive random features R')
+  num_signs: int = lab.count(32, 'sign vectors of a Monte-Carlo estimate')
+  num_sign_samples: int = lab.count(
+    4, 'samples of a seed that get one, at most'
   )
   num_weights: int = lab.option(
     256, 'random weights tried on each sample', minimum=2
@@ -116,12 +110,7 @@ class Config(lab.Config):
     )
 
 
-PARTS = {
-  'bound': bound.PART,
-  'search': search.PART,
-  'width': width.PART,
-  'trace': trace.PART,
-}
+PARTS = lab.parts(bound, search, width, trace)
 
 
 def conclude(config, results, claims) -> str:
@@ -150,6 +139,4 @@ def conclude(config, results, claims) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

@@ -266,7 +266,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   """One row for each map or kernel and N; numbers by seed."""
-  del config
   return [
     {'kind': kind, 'num_demonstrations': size}
     | {k: x[:, i] for k, x in curves(results.gaps, kind)._asdict().items()}
@@ -310,9 +309,7 @@ def log_axes(axis: Any, x: Any) -> None:
 
 def _draw(config: 'Config', results: Results) -> Any:
   """Largest gap against N, with every bound."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
+  figure, axes = drawing.subplots(1, 2, figsize=(11, 5.2), sharey=True)
   sizes = list(results.gaps)
   for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):
     found = curves(results.gaps, kind)
@@ -336,6 +333,3 @@ def _draw(config: 'Config', results: Results) -> Any:
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

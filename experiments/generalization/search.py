@@ -114,7 +114,6 @@ def _over(results: Results, name: str) -> Tried:
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  del config
   over = _over(results, 'supremum')
   excess = max(float(np.max(x)) for x in over) - 1
   off = float(np.max(np.abs(over.worst - 1)))
@@ -165,8 +164,6 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 
 def _draw(results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
   looks = {
     'worst': ('worst weights, closed form', drawing.BLACK, 'o'),
     'one_step': ('weights of one gradient step', drawing.BLUE, 's'),
@@ -177,7 +174,7 @@ def _draw(results: Results) -> Any:
     ('total', 'bound, both terms', 'violation above here'),
     ('complexity', 'complexity term alone', 'equal to the term'),
   )
-  figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
+  figure, axes = drawing.subplots(1, 2, figsize=(11, 5), sharey=True)
   sizes = list(results.tried)
   for axis, (field, title, words) in zip(axes, panels, strict=True):
     over = _over(results, field)
@@ -195,6 +192,3 @@ def _draw(results: Results) -> Any:
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

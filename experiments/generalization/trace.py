@@ -136,9 +136,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw(config: 'Config', results: Results) -> Any:
   """Running trace and gap, all runs and their median."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(11, 5))
+  figure, axes = drawing.subplots(1, 2, figsize=(11, 5))
   looks = {
     'bounded': ('uniform in a cube', drawing.BLUE, '-', 's'),
     'light': (f'normal, s = {LIGHT_SCALE:g}', drawing.GREEN, '--', 'D'),
@@ -164,6 +162,3 @@ def _draw(config: 'Config', results: Results) -> Any:
     *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
   )
   return figure
-
-
-PART = lab.Part(measure, claims, figures)

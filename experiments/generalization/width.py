@@ -103,7 +103,6 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   """One row for each width and ball; numbers by seed."""
-  del config
   return [
     {'kind': 'features', 'd_v': width, 'ball': ball}
     | {name: x.mean(axis=1) for name, x in found._asdict().items()}
@@ -129,9 +128,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 def _draw(config: 'Config', results: Results) -> Any:
   """Largest gap against the output width, for both balls."""
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(8, 5.6))
+  figure, axis = drawing.subplots(figsize=(8, 5.6))
   widths = list(results)
   draw = functools.partial(bound.band, axis, widths)
   limit = _rows(results, 'frobenius', 'complexity')
@@ -152,6 +149,3 @@ def _draw(config: 'Config', results: Results) -> Any:
   axis.set_title(f'N = {config.width_demonstrations} demonstrations')
   figure.legend(loc='outside lower center', ncols=2)
   return figure
-
-
-PART = lab.Part(measure, claims, figures, metrics=metrics)

@@ -6,27 +6,24 @@ An experiment is a module or package `experiments.NAME` with a `Config`, its
   class Config(lab.Config):
     seed: int = lab.option(0, 'root of all random numbers', minimum=0)
 
-  PARTS = {'question': lab.Part(measure, claims, figures)}
+  PARTS = lab.parts(question)
+  run = functools.partial(lab.run, PARTS)
 
-  def conclude(config, results, claims) -> str: ...
-
-  def run(config, workdir):
-    return lab.run(PARTS, config, workdir, conclude=conclude)
-
-One question lies in one file: `measure(config)` returns typed results, which
-`claims(config, results)` judges and `figures(config, results)` draws.
+One question lies in one file, a module of the package: `measure(config)`
+returns typed results, which `claims(config, results)` judges,
+`figures(config, results)` draws and `sentence(config, results)` concludes.
 """
 
-from experiments.lab.claims import Claim, judge
+from experiments.lab.claims import Claim, claim, judge
 from experiments.lab.compiling import (
   compile_quickly,
   compile_unoptimised,
   float64_on_host,
 )
-from experiments.lab.config import Config, option
+from experiments.lab.config import Config, count, option
 from experiments.lab.figures import Figure, style
 from experiments.lab.loops import scan_blocks
-from experiments.lab.runner import Part, in_threads, main, once, run
+from experiments.lab.runner import Part, in_threads, main, once, parts, run
 from experiments.lab.statistics import Estimate, exactly
 from experiments.lab.workdir import Workdir
 
@@ -37,8 +34,10 @@ __all__ = [
   'Figure',
   'Part',
   'Workdir',
+  'claim',
   'compile_quickly',
   'compile_unoptimised',
+  'count',
   'exactly',
   'float64_on_host',
   'in_threads',
@@ -46,6 +45,7 @@ __all__ = [
   'main',
   'once',
   'option',
+  'parts',
   'run',
   'scan_blocks',
   'style',

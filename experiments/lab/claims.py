@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.lab.statistics import Estimate, exactly
+import numpy as np
+
+from experiments.lab.statistics import Estimate, exactly, mean
 
 KEYS = (
   'id',
@@ -94,6 +96,42 @@ class Claim:
       'command': command,
       **self.more,
     }
+
+
+def claim(
+  prefix: str,
+  name: str,
+  source: str,
+  text: str,
+  statistic: str,
+  found: Any,
+  **limits: Any,
+) -> Claim:
+  """A claim on what independent runs have found.
+
+  Args:
+    prefix: of its id.
+    name: the rest of its id.
+    source: who claims it, and where.
+    text: the statement, in words.
+    statistic: what was measured, and the range that decides.
+    found: a number for each run, whose mean decides; or one number, or an
+      estimate.
+    **limits: `at_least` and `at_most` of the `Claim`.
+
+  Returns:
+    The claim.
+  """
+  if np.ndim(found) == 1 and not isinstance(found, Estimate):
+    found = mean(found)
+  return Claim(
+    id=f'{prefix}{name}',
+    source=source,
+    claim=text,
+    statistic=statistic,
+    estimate=found,
+    **limits,
+  )
 
 
 def check(claims: Sequence[Mapping[str, Any]]) -> None:

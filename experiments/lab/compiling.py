@@ -35,9 +35,7 @@ def compile_quickly(
     The compiled function. The same arithmetic, up to rounding.
   """
   return jax.jit(
-    fn,
-    static_argnames=static_argnames,
-    compiler_options=_quick_options(),
+    fn, static_argnames=static_argnames, compiler_options=_quick_options()
   )
 
 

@@ -12,6 +12,7 @@ checked in the method `check`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -65,6 +66,9 @@ def option(
   return dataclasses.field(
     default=default, metadata={'help': text, 'rule': rule}
   )
+
+
+count = functools.partial(option, minimum=1)  # A number of something, or some.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

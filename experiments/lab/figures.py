@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.lab.statistics import Estimate
+from experiments.lab.statistics import Estimate, mean
 from experiments.lab.workdir import Workdir, replacing
 
 BLACK, BLUE, GREEN, ORANGE = '#000000', '#0072B2', '#009E73', '#D55E00'
@@ -71,6 +71,21 @@ def save(workdir: Workdir, figure: Figure) -> dict[str, str]:
   return {'file': f'figures/{figure.name}.png', 'caption': figure.caption}
 
 
+def subplots(*shape: int, **options: Any) -> tuple[Any, Any]:
+  """`matplotlib.pyplot.subplots`, which is imported when something is drawn."""
+  import matplotlib.pyplot as plt
+
+  return plt.subplots(*shape, **options)
+
+
+def legend(
+  axis: Any, ncols: int, loc: str = 'outside lower center', **options: Any
+) -> None:
+  """Names the series of one axis outside all axes of its figure."""
+  labels = axis.get_legend_handles_labels()
+  axis.figure.legend(*labels, loc=loc, ncols=ncols, **options)
+
+
 def look(index: int) -> dict[str, Any]:
   """Colour, line and marker of the series of that number."""
   return {
@@ -94,6 +109,18 @@ def band(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
   axis.fill_between(
     x, low, high, color=line.get_color(), alpha=0.2, linewidth=0
   )
+
+
+def means(axis: Any, x: Any, samples: Any, **look: Any) -> None:
+  """Draws means over runs with the band of their intervals.
+
+  Args:
+    axis: where to draw.
+    x: places. Shape `[n]`.
+    samples: one row for each run. Shape `[S, n]`.
+    **look: as in `band`.
+  """
+  band(axis, x, [mean(column) for column in np.transpose(samples)], **look)
 
 
 def forest(

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ class Part(NamedTuple):
       `tables/<name>.csv` and `.tex`.
     metrics: `(config, results) -> rows` of `metrics.jsonl`.
     pages: `(config, results) -> {file name: text}`, further files.
+    sentence: `(config, results) -> text`, what to remember of this question;
+      the conclusion is made of these unless the experiment has its own.
   """
 
   measure: Callable[[Any], Any]
@@ -54,6 +57,26 @@ class Part(NamedTuple):
     lambda config, results: ()
   )
   pages: Callable[[Any, Any], Mapping[str, str]] = lambda config, results: {}
+  sentence: Callable[[Any, Any], str] = lambda config, results: ''
+
+
+def parts(*questions: types.ModuleType) -> dict[str, Part]:
+  """Reads the parts of an experiment off the modules that answer them.
+
+  Args:
+    *questions: modules, whose functions are named like the attributes of
+      `Part`.
+
+  Returns:
+    The parts, by the names of their modules.
+  """
+
+  def part(module):
+    return Part(
+      **{x: getattr(module, x) for x in Part._fields if hasattr(module, x)}
+    )
+
+  return {x.__name__.split('.')[-1]: part(x) for x in questions}
 
 
 Conclude = Callable[[Any, Mapping[str, Any], Mapping[str, Claim]], str]
@@ -112,7 +135,7 @@ def run(
   config: Any,
   folder: str | os.PathLike[str],
   *,
-  conclude: Conclude,
+  conclude: Conclude | None = None,
   closing: Callable[[Mapping[str, Any]], str] = lambda summary: '',
   workers: int = 1,
 ) -> Mapping[str, Any]:
@@ -127,7 +150,8 @@ def run(
     config: settings.
     folder: the workdir.
     conclude: `(config, results by part, claims by id) -> conclusion`, one
-      paragraph whose first sentence stands alone.
+      paragraph whose first sentence stands alone; by default the sentences of
+      the parts.
     closing: `(summary) -> text`, printed after conclusion and claims.
     workers: how many parts are measured at a time, in threads.
 
@@ -163,7 +187,11 @@ def run(
   summary['claims'] = [claim.to_dict(command) for claim in claims]
   judging.check(summary['claims'])
   by_id = {claim.id: claim for claim in claims}
-  summary['conclusion'] = conclude(config, results, by_id)
+  if conclude is None:
+    said = [part.sentence(config, x) for part, x in answered]
+    summary['conclusion'] = ' '.join(filter(None, said))
+  else:
+    summary['conclusion'] = conclude(config, results, by_id)
   summary |= _write_files(config, answered, summary['claims'], path, seconds)
   summary['seconds'] = seconds | {'total': time.perf_counter() - start}
   workdir.write_text(finished, workdir.to_json(summary))

@@ -44,12 +44,7 @@ from typing import Any
 
 from experiments import lab
 from experiments.lab import tables
-from experiments.language_model import (
-  identity,
-  page,
-  random_features,
-  reading,
-)
+from experiments.language_model import identity, page, random_features, reading
 from iclcl_jax import pretrained
 
 
@@ -67,7 +62,7 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(
     0, 'keep only the first so many; 0 for all', minimum=0
   )
-  top_tokens: int = lab.option(10, 'likeliest next tokens to write', minimum=1)
+  top_tokens: int = lab.count(10, 'likeliest next tokens to write')
   greedy_tokens: int = lab.option(
     8, 'tokens to continue the prompt by', minimum=0
   )
@@ -77,12 +72,8 @@ class Config(lab.Config):
     minimum=0,
     distinct=True,
   )
-  feature_heads: int = lab.option(
-    3, 'heads of a layer that are tried', minimum=1
-  )
-  feature_draws: int = lab.option(
-    2, 'draws of the random directions', minimum=1
-  )
+  feature_heads: int = lab.count(3, 'heads of a layer that are tried')
+  feature_draws: int = lab.count(2, 'draws of the random directions')
   seed: int = lab.option(0, 'of the random directions', minimum=0)
   optional: bool = lab.option(
     False, 'without the packaged weights say so and end well'
@@ -107,18 +98,7 @@ class Config(lab.Config):
     )
 
 
-PARTS = {
-  'identity': identity.PART,
-  'reading': reading.PART,
-  'random_features': random_features.PART,
-  'page': page.PART,
-}
-
-
-def conclude(config: Config, results, claims) -> str:
-  """What to remember of a run."""
-  del config, claims
-  return ' '.join(page.conclusions(results['page']))
+PARTS = lab.parts(identity, reading, random_features, page)
 
 
 def closing(summary: Mapping[str, Any]) -> str:
@@ -162,6 +142,4 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
     except ValueError as error:
       print(f'The language model is left out: {error}')
       return {'skipped': str(error)}
-  return lab.run(
-    PARTS, config, workdir, conclude=conclude, closing=closing, workers=2
-  )
+  return lab.run(PARTS, config, workdir, closing=closing, workers=2)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
+from experiments.lab import figures as drawing
 from experiments.language_model import prompts
 from iclcl_jax import equivalence, precision, pretrained
 from iclcl_jax.types import Array
@@ -197,7 +198,6 @@ def next_token_distance(results: Results) -> float:
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
-  del config
   single = results.certified['float32'].certificate
   found = [
     lab.Claim(
@@ -277,7 +277,7 @@ def peak_memory_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def metrics(results: Results) -> list[dict[str, Any]]:
+def of_layers(results: Results) -> list[dict[str, Any]]:
   """One row for each layer."""
   rows: list[dict[str, Any]] = []
   for layer in range(results.certified['float32'].certificate.num_layers):
@@ -301,7 +301,7 @@ def positions_note(results: Results) -> str:
   return f'{text} and {more} generated after it' if more else text
 
 
-def sentence(results: Results) -> str:
+def sentence(config: Any, results: Results) -> str:
   """What to remember of this question."""
   single, double = (x.certificate for x in results.certified.values())
   verb = 'is' if single.holds and double.holds else 'is NOT'
@@ -329,10 +329,7 @@ def residuals(certified: Certified) -> np.ndarray:
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
-  del config
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(len(results.certified), 1, figsize=(10, 7))
+  figure, axes = drawing.subplots(len(results.certified), 1, figsize=(10, 7))
   for axis, (dtype, certified) in zip(
     axes, results.certified.items(), strict=True
   ):
@@ -364,6 +361,3 @@ def caption(results: Results) -> str:
     'positions, relative to what rounding can cause; a cross marks the largest '
     'one.'
   )
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

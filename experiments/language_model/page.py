@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import lab
 from experiments.language_model import identity, random_features, reading
 
 NUM_NUMBERED = 8  # Tokens that carry their number.
@@ -92,24 +91,23 @@ def measure(config: Any) -> Results:
   )
 
 
-def conclusions(results: Results) -> list[str]:
+def conclusions(config: Any, results: Results) -> list[str]:
   """What to remember of each question, from the numbers."""
   sentences = (
-    identity.sentence(results.identity),
-    reading.sentence(results.reading),
-    random_features.sentence(results.features),
+    identity.sentence(config, results.identity),
+    reading.sentence(config, results.reading),
+    random_features.sentence(config, results.features),
   )
   return [text for text in sentences if text]
 
 
 def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   """One row for each layer: residuals, attribution, random features."""
-  del config
-  rows = identity.metrics(results.identity)
+  rows = identity.of_layers(results.identity)
   for layer, row in enumerate(rows):
     row['contribution'] = results.reading.of_heads[layer]
     if results.features is not None:
-      row |= random_features.metrics(results.features, layer)
+      row |= random_features.of_layer(results.features, layer)
   return rows
 
 
@@ -131,7 +129,7 @@ def pages(config: Any, results: Results) -> dict[str, str]:
     **random_features.captions(results.features),
   }
   text = environment.get_template('page.html').render(
-    conclusions=conclusions(results),
+    conclusions=conclusions(config, results),
     certified=answer.certified,
     bounds=identity.BOUNDS,
     positions=identity.positions_note(answer),
@@ -211,6 +209,3 @@ def token(
   return Token(
     text.strip(), value, size, line, is_numbered, is_first, lead, end
   )
-
-
-PART = lab.Part(measure, metrics=metrics, pages=pages)

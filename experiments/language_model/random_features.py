@@ -321,7 +321,6 @@ def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
 
 
 def claims(config: Any, results: Results | None) -> list[lab.Claim]:
-  del config
   if results is None:
     return []
   return [
@@ -351,7 +350,6 @@ def _median_interval(errors: np.ndarray) -> list[float]:
 
 
 def summary(config: Any, results: Results | None) -> dict[str, Any]:
-  del config
   if results is None:
     return {'random_features': None}
   most = results.errors[results.counts[-1]]
@@ -377,7 +375,7 @@ def summary(config: Any, results: Results | None) -> dict[str, Any]:
   }
 
 
-def metrics(results: Results, layer: int) -> dict[str, Any]:
+def of_layer(results: Results, layer: int) -> dict[str, Any]:
   """What a row of metrics holds of a layer."""
   return {
     'median_feature_error': {
@@ -390,7 +388,7 @@ def metrics(results: Results, layer: int) -> dict[str, Any]:
   }
 
 
-def sentence(results: Results | None) -> str:
+def sentence(config: Any, results: Results | None) -> str:
   """What to remember of this question."""
   if results is None:
     return ''
@@ -422,7 +420,6 @@ def captions(results: Results | None) -> dict[str, str]:
 
 
 def figures(config: Any, results: Results | None) -> list[lab.Figure]:
-  del config
   if results is None:
     return []
   drawn = _draw_overview(results), _draw_layers(results)
@@ -436,9 +433,7 @@ def figures(config: Any, results: Results | None) -> list[lab.Figure]:
 
 def _draw_overview(results: Results) -> Any:
   """Errors against R; directions needed; the prediction checked."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 3, figsize=(15.5, 5.2))
+  figure, axes = drawing.subplots(1, 3, figsize=(15.5, 5.2))
   _draw_errors(axes[0], results)
   _draw_needed(axes[1], results)
   _draw_check(axes[2], results)
@@ -567,9 +562,7 @@ def _draw_check(axis, results: Results) -> None:
 
 def _draw_layers(results: Results) -> Any:
   """Median error of each layer, a panel for each map, a line for each R."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     len(MAPS), 1, figsize=(10, 9), sharex=True, sharey=True
   )
   steps = np.arange(results.mean_errors.shape[0])
@@ -608,6 +601,3 @@ def _draw_layers(results: Results) -> Any:
   )
   axes[-1].set_xlabel('layer')
   return figure
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

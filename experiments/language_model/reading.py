@@ -135,7 +135,6 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
-  del config
   return [
     lab.Claim(
       id='language-model-attribution',
@@ -192,7 +191,6 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
 
 
 def tables(config: Any, results: Results) -> dict[str, Any]:
-  del config
   rows = demonstrations(results)
   return {'demonstrations': rows} if rows else {}
 
@@ -230,7 +228,7 @@ def rank_correlation(results: Results, predicted: np.ndarray) -> float | None:
   return float(statistics.rank_correlation(predicted, results.deletion))
 
 
-def sentence(results: Results) -> str:
+def sentence(config: Any, results: Results) -> str:
   """What to remember of this question; nothing without demonstrations."""
   contributions = results.of_demonstrations
   if not contributions.size:
@@ -270,12 +268,9 @@ def caption(results: Results) -> str:
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
-  del config
-  import matplotlib.pyplot as plt
-
   count = max(len(results.of_demonstrations), 1)
   height = max(5.4, 2.2 + 0.42 * min(count + 2, MAX_BARS))
-  figure, (left, right) = plt.subplots(
+  figure, (left, right) = drawing.subplots(
     1, 2, figsize=(13, height), width_ratios=(1, 1.25)
   )
   _bars(left, results)
@@ -353,6 +348,3 @@ def _discs(axis, results: Results) -> None:
   axis.legend(
     loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, markerscale=0.8
   )
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, tables=tables)

@@ -39,9 +39,7 @@ References:
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.learning_processes import (
@@ -56,17 +54,17 @@ from experiments.learning_processes import (
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(16, 'independent runs', minimum=10)
-  num_prompts: int = lab.option(2, 'prompts of a seed', minimum=1)
+  num_prompts: int = lab.count(2, 'prompts of a seed')
   num_demonstrations: int = lab.option(
     15, 'demonstrations N of a prompt', minimum=2
   )
-  num_features: int = lab.option(256, 'positive random features R', minimum=1)
-  num_training_prompts: int = lab.option(
-    1280, 'prompts on which the layer is trained', minimum=1
+  num_features: int = lab.count(256, 'positive random features R')
+  num_training_prompts: int = lab.count(
+    1280, 'prompts on which the layer is trained'
   )
-  num_dual_steps: int = lab.option(200, 'steps of the dual models', minimum=1)
-  num_process_steps: int = lab.option(
-    1000, 'steps of the self-supervised processes', minimum=1
+  num_dual_steps: int = lab.count(200, 'steps of the dual models')
+  num_process_steps: int = lab.count(
+    1000, 'steps of the self-supervised processes'
   )
   learning_rate: float = lab.option(
     1.0, 'step size of SimSiam and BYOL', above=0
@@ -88,17 +86,11 @@ class Config(lab.Config):
     )
 
 
-PARTS = {
-  'prompts': prompts.PART,
-  'duals': duals.PART,
-  'ingredients': ingredients.PART,
-  'processes': processes.PART,
-}
+PARTS = lab.parts(prompts, duals, ingredients, processes)
 
 
 def conclude(config, results, claims) -> str:
   """One paragraph, computed from the numbers."""
-  del results
   values = {name: claim.estimate.value for name, claim in claims.items()}
   worst = max(x for name, x in values.items() if ':first_step_' in name)
   parts = [
@@ -136,6 +128,4 @@ def conclude(config, results, claims) -> str:
   return ' '.join(parts)
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

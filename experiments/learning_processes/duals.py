@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from experiments import lab
+from experiments.lab import figures as drawing
 from experiments.learning_processes import prompts
 from experiments.learning_processes.prompts import angle, claim
 from iclcl_jax import attention, dual, features, losses, modified
@@ -267,9 +268,7 @@ def claims(config: Any, results: Mapping[str, Results]) -> list[lab.Claim]:
 
 
 def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     2, len(results), figsize=(11, 7.6), sharex=True, sharey=True
   )
   for column, (data, result) in enumerate(results.items()):
@@ -298,7 +297,6 @@ def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
 
 def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
   """How often attention's own step size is stable for the squared loss."""
-  del config
   note = (
     'Share of prompts whose normaliser D is more than half the largest '
     "eigenvalue of the demonstrations' kernel matrix: a step of 1 / D is then "
@@ -316,13 +314,9 @@ def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def metrics(config: Any, results: Mapping[str, Results]) -> list[Any]:
-  del config
   return [
     row
     for data, result in results.items()
     for name, path in result.paths.items()
     for row in prompts.curve_rows(data, 'duals', name, path._asdict())
   ]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

@@ -8,7 +8,7 @@ import jax
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
-from experiments.learning_processes import encoders, prompts
+from experiments.learning_processes import processes, prompts
 from experiments.learning_processes.duals import CLOSE
 from iclcl_jax import losses
 
@@ -33,8 +33,8 @@ def _angles(prompt: prompts.Prompt) -> Angles:
   """
   keys, values = prompt.views.keys, prompt.values[:-1]
   _, second = prompt.views.pair()
-  simsiam = encoders.PROCESSES['SimSiam']
-  plain = encoders.through('weights')
+  simsiam = processes.PROCESSES['SimSiam']
+  plain = processes.through('weights')
   cases = {
     NONE: (losses.contrastive, plain, None),
     COSINE: (losses.cosine, plain, None),
@@ -57,7 +57,6 @@ def _angles(prompt: prompts.Prompt) -> Angles:
 
 
 def claims(config: Any, results: Mapping[str, Angles]) -> list[lab.Claim]:
-  del config
   return [
     prompts.claim(
       data,
@@ -87,9 +86,7 @@ def claims(config: Any, results: Mapping[str, Angles]) -> list[lab.Claim]:
 
 
 def figures(config: Any, results: Mapping[str, Angles]) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(10, 4.6))
+  figure, axis = drawing.subplots(figsize=(10, 4.6))
   colours = drawing.BLUE, drawing.ORANGE
   for index, (data, angles) in enumerate(results.items()):
     look: Any = {'fmt': drawing.MARKERS[index], 'color': colours[index]}
@@ -112,6 +109,3 @@ def figures(config: Any, results: Mapping[str, Angles]) -> list[lab.Figure]:
     f'{prompts.about(config, "bars")}'
   )
   return [lab.Figure('ingredients', figure, caption)]
-
-
-PART = lab.Part(measure, claims, figures)

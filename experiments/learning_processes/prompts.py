@@ -14,13 +14,35 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import pretraining, statistics
-from experiments.learning_processes.encoders import Encoder, init_encoder
 from iclcl_jax import features, moments
 from iclcl_jax.types import Array, FeatureMap, Float
 
 LEARNING_RATE = 0.003  # Of the papers' layer.
 DATA = 'random', 'trained layer'
 COMPARISON = 'Ren & Liu, arXiv:2310.13220v2, section 3 and Fig. 2'
+
+
+class Encoder(NamedTuple):
+  """What the self-supervised processes train.
+
+  Attributes:
+    weights: `W`. Shape `[d, R]`.
+    predictor: linear. Shape `[d, d]`.
+    average: moving average of `W`. Shape `[d, R]`.
+  """
+
+  weights: Float[Array, 'd R']
+  predictor: Float[Array, 'd d']
+  average: Float[Array, 'd R']
+
+
+def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
+  """Draws weights and predictor; the average starts as the weights."""
+  key_weights, key_predictor = jax.random.split(key)
+  weights = jax.random.normal(key_weights, (width, num_features), dtype)
+  predictor = jax.random.normal(key_predictor, (width, width), dtype)
+  weights, predictor = weights / width**0.5, predictor / width**0.5
+  return Encoder(weights, predictor, weights)
 
 
 class Views(NamedTuple):
@@ -240,12 +262,8 @@ def claim(
 
 
 def summary(config: Any, losses: np.ndarray) -> dict[str, Any]:
-  del config
   note = (
     'Squared error of the last 64 training prompts (each new), relative to '
     'predicting 0; one task matrix a seed, so this measures memorisation.'
   )
   return {'pretraining': statistics.mean(losses).to_dict() | {'note': note}}
-
-
-PART = lab.Part(lambda config: drawn(config)[1], summary=summary)

@@ -45,26 +45,17 @@ from experiments import lab
 from experiments.linear_regression_gd import (
   alternating,
   constructions,
-  one_layer,
+  layer,
   sine,
   stacks,
   steps,
   training,
 )
 
-QUESTIONS = {
-  'constructions': constructions,
-  'layer': one_layer,
-  'steps': steps,
-  'stacks': stacks,
-  'sine': sine,
-  'alternating': alternating,
-}
-PARTS = {name: question.PART for name, question in QUESTIONS.items()}
+PARTS = lab.parts(constructions, layer, steps, stacks, sine, alternating)
 OPTIONAL = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
 
 
-count = functools.partial(lab.option, minimum=1)
 size = functools.partial(lab.option, above=0)
 
 
@@ -72,19 +63,19 @@ size = functools.partial(lab.option, above=0)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
-  d_x: int = count(10, 'width of the inputs')
-  num_demonstrations: int = count(10, 'demonstrations of each task')
+  d_x: int = lab.count(10, 'width of the inputs')
+  num_demonstrations: int = lab.count(10, 'demonstrations of each task')
   half_range: float = size(0.5, 'inputs are from U(-a, a): a')
-  batch_size: int = count(2048, 'fresh tasks of a step, single layers')
-  num_steps: int = count(5000, 'training steps of the linear layer')
-  softmax_steps: int = count(2000, 'training steps of softmax layers')
-  record_every: int = count(100, 'steps between records of single layers')
+  batch_size: int = lab.count(2048, 'fresh tasks of a step, single layers')
+  num_steps: int = lab.count(5000, 'training steps of the linear layer')
+  softmax_steps: int = lab.count(2000, 'training steps of softmax layers')
+  record_every: int = lab.count(100, 'steps between records of single layers')
   learning_rate: float = size(1e-3, 'learning rate of Adam, single layers')
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
     10_000, 'tasks of every evaluation', minimum=2
   )
-  num_tuning_tasks: int = count(
+  num_tuning_tasks: int = lab.count(
     20_000, 'draws of inputs on which step sizes of GD are tuned'
   )
   num_yardstick_tasks: int = lab.option(
@@ -95,8 +86,8 @@ class Config(lab.Config):
     'steps of GD and GD++, layers of stacks; the first also untied',
     minimum=2,
   )
-  deep_steps: int = count(2000, 'training steps of stacks')
-  deep_batch_size: int = count(256, 'fresh tasks of a step, stacks')
+  deep_steps: int = lab.count(2000, 'training steps of stacks')
+  deep_batch_size: int = lab.count(256, 'fresh tasks of a step, stacks')
   deep_learning_rate: float = size(1e-2, 'largest learning rate of stacks')
   parts: tuple[str, ...] = lab.option(
     OPTIONAL,
@@ -104,17 +95,17 @@ class Config(lab.Config):
     choices=OPTIONAL,
     min_items=0,
   )
-  sine_steps: int = count(1000, 'training steps on sine waves')
-  sine_batch_size: int = count(128, 'fresh waves of a step')
-  sine_width: int = count(20, 'width of the network on sine waves')
+  sine_steps: int = lab.count(1000, 'training steps on sine waves')
+  sine_batch_size: int = lab.count(128, 'fresh waves of a step')
+  sine_width: int = lab.count(20, 'width of the network on sine waves')
   sine_shared_key: bool = lab.option(
     False, 'draw the phase of a wave from the random number of its amplitude'
   )
-  alternating_steps: int = count(2000, 'training steps on separate tokens')
-  alternating_batch_size: int = count(
+  alternating_steps: int = lab.count(2000, 'training steps on separate tokens')
+  alternating_batch_size: int = lab.count(
     256, 'fresh tasks of a step, separate tokens'
   )
-  alternating_size: int = count(
+  alternating_size: int = lab.count(
     5, 'width of inputs and demonstrations, separate tokens'
   )
 
@@ -146,16 +137,8 @@ class Config(lab.Config):
     )
 
 
-def conclude(config, results, claims) -> str:
-  """What to remember of a run: a sentence of each question."""
-  del claims
-  return ' '.join(
-    QUESTIONS[name].sentence(config, found) for name, found in results.items()
-  )
-
-
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the questions that `config.parts` asks, as `lab.run` does."""
   asked = {'constructions', 'layer', *config.parts}
   parts = {name: part for name, part in PARTS.items() if name in asked}
-  return lab.run(parts, config, workdir, conclude=conclude)
+  return lab.run(parts, config, workdir)

@@ -193,9 +193,7 @@ def sentence(config: 'Config', results: Results) -> str:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(
+  figure, (left, right) = drawing.subplots(
     1, 2, figsize=(9.5, 3.9), width_ratios=(1, 1.1)
   )
   training.draw_losses(
@@ -230,6 +228,3 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     'pair.'
   )
   return [lab.Figure('alternating', figure, caption)]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

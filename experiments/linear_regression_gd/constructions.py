@@ -172,6 +172,3 @@ def sentence(config: 'Config', results: Results) -> str:
     'Constructed linear self-attention does gradient descent up to '
     f'{results.layers:.1e} (float64).'
   )
-
-
-PART = lab.Part(measure, claims, summary=summary)

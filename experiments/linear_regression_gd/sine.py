@@ -255,9 +255,7 @@ def sentence(config: 'Config', results: Results) -> str:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
   for label, found, color, marker, line in (
     ('attention on a network', results.attention, drawing.BLUE, 'o', '-'),
     ('GD on the last layer', results.descent, drawing.ORANGE, 's', '--'),
@@ -287,6 +285,3 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     'along one task.'
   )
   return [lab.Figure('sine', figure, caption)]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

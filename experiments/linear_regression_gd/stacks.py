@@ -9,7 +9,8 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
-from experiments.linear_regression_gd import one_layer, steps, training
+from experiments.linear_regression_gd import layer as one_layer
+from experiments.linear_regression_gd import steps, training
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 
@@ -193,10 +194,8 @@ def sentence(config: 'Config', results: list[Row]) -> str:
 
 
 def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
   count = len(results)
-  figure, axes = plt.subplots(
+  figure, axes = drawing.subplots(
     1, count, figsize=(3.8 * count, 3.8), sharey=True, squeeze=False
   )
   for axis, row in zip(axes[0], results, strict=True):
@@ -228,6 +227,3 @@ def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
     'same tasks.'
   )
   return [lab.Figure('stacks', figure, caption)]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

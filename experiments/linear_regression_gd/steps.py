@@ -303,9 +303,7 @@ def sentence(config: 'Config', results: list[Tuned]) -> str:
 
 
 def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(6.5, 4))
+  figure, axis = drawing.subplots(figsize=(6.5, 4))
   for name, color, marker, line in (
     ('GD', drawing.BLUE, 'o', '-'),
     ('GD++', drawing.ORANGE, 's', '--'),
@@ -341,6 +339,3 @@ def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
       'untied means a step size and a contraction for each step.',
     )
   ]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

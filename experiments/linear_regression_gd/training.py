@@ -20,7 +20,7 @@ import optax
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.lab import statistics
-from experiments.lab.training import train as train_one
+from experiments.lab.loops import train as train_one
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 

@@ -77,9 +77,7 @@ References:
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.lab import pretraining
@@ -103,11 +101,9 @@ class Config(lab.Config):
   num_seeds: int = lab.option(
     10, 'independent runs; fewer than 10 decide no claim', minimum=3
   )
-  num_demonstrations: int = lab.option(
-    15, 'demonstrations N of a prompt', minimum=1
-  )
-  longer_num_demonstrations: int = lab.option(
-    31, 'N of the test with other prompts than in training', minimum=1
+  num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
+  longer_num_demonstrations: int = lab.count(
+    31, 'N of the test with other prompts than in training'
   )
   input_scale: float = lab.option(
     1.5, 'factor of the inputs in the test with larger inputs', minimum=1e-3
@@ -116,16 +112,12 @@ class Config(lab.Config):
     'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.option(100, 'epochs of training', minimum=1)
-  early_epochs: int = lab.option(
-    20,
-    'the first ones, for the speed; the last ones choose learning rates',
-    minimum=1,
+  num_epochs: int = lab.count(100, 'epochs of training')
+  early_epochs: int = lab.count(
+    20, 'the first ones, for the speed; the last ones choose learning rates'
   )
-  tokens_per_epoch: int = lab.option(
-    pretraining.TOKENS_PER_EPOCH,
-    'an epoch has this many tokens, whatever N',
-    minimum=1,
+  tokens_per_epoch: int = lab.count(
+    pretraining.TOKENS_PER_EPOCH, 'an epoch has this many tokens, whatever N'
   )
   learning_rate: float = lab.option(
     0.0, 'the fixed rate; 0 for that of the input distribution', minimum=0
@@ -136,29 +128,24 @@ class Config(lab.Config):
     minimum=1e-6,
     distinct=True,
   )
-  num_features: int = lab.option(1200, 'positive random features R', minimum=1)
-  num_test_prompts: int = lab.option(
-    128, 'prompts of a test and seed', minimum=1
-  )
+  num_features: int = lab.count(1200, 'positive random features R')
+  num_test_prompts: int = lab.count(128, 'prompts of a test and seed')
   strengths: tuple[float, ...] = lab.option(
     (0.5, 0.1),
     'absolute values of alpha of the regularised layers',
     minimum=1e-6,
     distinct=True,
   )
-  negative_counts: tuple[int, ...] = lab.option(
-    (1, 3), 'negatives k, fewer than demonstrations', minimum=1, distinct=True
+  negative_counts: tuple[int, ...] = lab.count(
+    (1, 3), 'negatives k, fewer than demonstrations', distinct=True
   )
   negative_strengths: tuple[float, ...] = lab.option(
-    (0.1, 0.5),
-    'strengths beta of the negatives',
-    minimum=1e-6,
-    distinct=True,
+    (0.1, 0.5), 'strengths beta of the negatives', minimum=1e-6, distinct=True
   )
   own_token_may_be_negative: bool = lab.option(
     False, "the query's own token may be a negative"
   )
-  block_epochs: int = lab.option(20, 'epochs between checkpoints', minimum=1)
+  block_epochs: int = lab.count(20, 'epochs between checkpoints')
 
   def check(self) -> None:
     size = self.num_demonstrations
@@ -202,14 +189,5 @@ class Config(lab.Config):
 
 
 # The longest first: two are measured at a time, and the last needs all others.
-PARTS = {
-  'negatives': negatives.PART,
-  'regularised': regularised.PART,
-  'augmented': augmented.PART,
-  'overview': overview.PART,
-}
-
-
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=overview.conclude, workers=2)
+PARTS = lab.parts(negatives, regularised, augmented, overview)
+run = functools.partial(lab.run, PARTS, conclude=overview.conclude, workers=2)

@@ -146,20 +146,17 @@ def wide_name(name: str) -> str:
 
 def layers(config: Any) -> dict[str, Layer]:
   """All layers and controls, the plain one first."""
-  del config
   wide = {wide_name(name): layer for name, layer in WIDE.items()}
   return {PLAIN: Layer(views(0.0, 0.0))} | MODIFIED | wide
 
 
 def published(config: Any) -> list[str]:
   """The layers that the papers name."""
-  del config
   return list(MODIFIED)
 
 
 def controls(config: Any) -> list[tuple[str, str]]:
   """Pairs of a modification and its control."""
-  del config
   return [(name, wide_name(name)) for name in WIDE]
 
 
@@ -183,6 +180,3 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 def figures(config: Any, results: Results) -> list[lab.Figure]:
   title, shown = 'augmented keys and values', published(config)
   return [comparison.curves(config, results, 'augmented', title, shown)]
-
-
-PART = lab.Part(measure, claims, figures)

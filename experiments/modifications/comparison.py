@@ -268,9 +268,7 @@ def curves(
     shown: names of layers.
     prefix: of these names, left out beside their curves.
   """
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(7.5, 4.6))
+  figure, axis = drawing.subplots(figsize=(7.5, 4.6))
   fixed = config.rate_factors.index(1.0)
   epochs, ends = np.arange(1, config.num_epochs + 1), []
   for k, layer in enumerate([PLAIN, *shown]):

@@ -158,6 +158,3 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   return [
     comparison.curves(config, results, 'negatives', title, shown, 'lowest ')
   ]
-
-
-PART = lab.Part(measure, claims, figures)

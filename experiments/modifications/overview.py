@@ -237,7 +237,6 @@ def conclude(config: Any, results: Mapping[str, Any], claims: Any) -> str:
 
 def tables(config: Any, results: Overview) -> dict[str, Any]:
   """Ratios of all layers to the plain one, and to their controls."""
-  del config
   return {
     'layers': [
       {'layer': row.layer, 'params': row.num_params}
@@ -306,11 +305,9 @@ def figures(config: Any, results: Overview) -> list[lab.Figure]:
 
 def _ratios(config, results):
   """Forest plot: early and final ratios, at fixed and at tuned rates."""
-  import matplotlib.pyplot as plt
-
   rows = [row for row in results.layers if row.layer != PLAIN]
   size = 13, 0.23 * len(rows) + 1.8
-  figure, axes = plt.subplots(1, 4, figsize=size, sharey=True)
+  figure, axes = drawing.subplots(1, 4, figsize=size, sharey=True)
   columns = [(rate, x) for rate in RATES for x in ('early', 'held_out')]
   words = {'early': f'epochs 1-{config.early_epochs}', 'held_out': 'held out'}
   for axis, (rate, measure) in zip(axes, columns, strict=True):
@@ -330,13 +327,11 @@ def _ratios(config, results):
 
 def _tests(config, results):
   """Losses in and out of distribution, published layers alone."""
-  import matplotlib.pyplot as plt
-
   shown = {n for x in PANELS.values() for n in x.published(config)}
   rows = [x for x in results.layers[1:] if x.layer in shown]
   rows.insert(0, results.layers[0])  # The plain layer.
   size = 11, 0.36 * len(rows) + 1.9
-  figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+  figure, axes = drawing.subplots(1, 2, figsize=size, sharey=True)
   for axis, rate in zip(axes, RATES, strict=True):
     axis.axvline(1, color='0.3', lw=1, ls='--')
     for k, (test, look) in enumerate(TEST_STYLE.items()):
@@ -380,6 +375,3 @@ def _finish(axis, rows) -> None:
       axis.axhline(place + 0.5, color='0.7', lw=0.8)
   axis.tick_params(axis='y', length=0, labelsize=8)
   drawing.ratio_axis(axis, 'x')
-
-
-PART = lab.Part(measure, lambda *_: (), figures, summary, tables, metrics)

@@ -177,6 +177,3 @@ def figures(config: Any, results: Measured) -> list[lab.Figure]:
 
 def summary(config: Any, results: Measured) -> dict[str, Any]:
   return {'residual_identity_relative_error_float64': results.identity}
-
-
-PART = lab.Part(measure, claims, figures, summary)

@@ -34,7 +34,7 @@ References:
 """
 
 import dataclasses
-import os
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +53,7 @@ class Config(lab.Config):
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  num_demonstrations: int = lab.option(
-    15, 'demonstrations N of a prompt', minimum=1
-  )
+  num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
   alphas: tuple[float, ...] = lab.option(
     (-0.5, -0.1, 0.0, 0.1, 0.5),
     'strengths alpha of both signs, 0 among them',
@@ -63,21 +61,21 @@ class Config(lab.Config):
     maximum=1,
     increasing=True,
   )
-  dual_epochs: tuple[int, ...] = lab.option(
-    (1, 10, 100), 'epochs E of the dual model', minimum=1, increasing=True
+  dual_epochs: tuple[int, ...] = lab.count(
+    (1, 10, 100), 'epochs E of the dual model', increasing=True
   )
   input_distribution: str = lab.option(
     'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.option(20, 'epochs of pretraining', minimum=1)
-  tokens_per_epoch: int = lab.option(
-    pretraining.TOKENS_PER_EPOCH, 'tokens of an epoch', minimum=1
+  num_epochs: int = lab.count(20, 'epochs of pretraining')
+  tokens_per_epoch: int = lab.count(
+    pretraining.TOKENS_PER_EPOCH, 'tokens of an epoch'
   )
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
-  num_features: int = lab.option(1200, 'positive random features R', minimum=1)
-  num_test_prompts: int = lab.option(4, 'held-out prompts of a seed', minimum=1)
-  block_epochs: int = lab.option(20, 'epochs between checkpoints', minimum=1)
+  num_features: int = lab.count(1200, 'positive random features R')
+  num_test_prompts: int = lab.count(4, 'held-out prompts of a seed')
+  block_epochs: int = lab.count(20, 'epochs between checkpoints')
 
   def check(self) -> None:
     size = self.num_demonstrations
@@ -106,7 +104,7 @@ class Config(lab.Config):
     )
 
 
-PARTS = {'steps': steps.PART, 'epochs': epochs.PART}
+PARTS = lab.parts(steps, epochs)
 
 
 def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
@@ -135,6 +133,4 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude)
+run = functools.partial(lab.run, PARTS, conclude=conclude)

@@ -74,8 +74,7 @@ def measure(config: Any) -> Results:
     one = functools.partial(train, num_epochs=count)
     over = jax.vmap(jax.vmap(one, (None, None, 0)), (None, None, 0))
     found = steps.on_prompts(
-      lambda phi, prompt: over(phi, prompt, jnp.asarray(strengths)),
-      step.arrays,
+      lambda phi, prompt: over(phi, prompt, jnp.asarray(strengths)), step.arrays
     )
     return {
       reading: jax.tree.map(lambda x, i=i: x[:, :, i], found)
@@ -279,9 +278,7 @@ def _curves(config: Any, results: Results) -> lab.Figure:
 
 def _predictions(config: Any, results: Results) -> lab.Figure:
   """Predicted labels of the layers and of both dual models."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(2, 1, figsize=(11, 7.4), sharex=True)
+  figure, axes = drawing.subplots(2, 1, figsize=(11, 7.4), sharex=True)
   count, step = config.dual_epochs[-1], results.step
   per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
   per_seed = min(per_seed, config.num_test_prompts)
@@ -370,6 +367,10 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
   }
 
 
+def tables(config: Any, results: Results) -> dict[str, Any]:
+  return {'factors': factors(config)}
+
+
 def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   """One row for each E, reading, alpha and epoch: deviation of every seed."""
   return [
@@ -386,13 +387,3 @@ def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
     for k, alpha in enumerate(config.alphas)
     for epoch in range(apart.shape[2])
   ]
-
-
-PART = lab.Part(
-  measure,
-  claims,
-  figures,
-  summary,
-  lambda config, _: {'factors': factors(config)},
-  metrics,
-)

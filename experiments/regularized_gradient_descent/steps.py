@@ -200,7 +200,6 @@ def claim(name: str, text: str, statistic: str, value: Any, at_most: float):
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
-  del config
   layer = 'one full batch with both learning rates 1 equals the regularised'
   texts = {
     'strict_ridge': f'{layer} layer: strict form (A - alpha diag A) V',
@@ -218,9 +217,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
   """Residual of one full-batch step against both layers and losses."""
-  import matplotlib.pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(9, 5.8))
+  figure, axis = drawing.subplots(figsize=(9, 5.8))
   found = residuals(results)
   labels = {
     'strict_ridge': 'strict layer, loss with a ridge',
@@ -274,6 +271,3 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
     'pretraining_loss_over_zero_predictor': float(np.mean(loss / zero)),
     'pretraining_meaning': meaning,
   }
-
-
-PART = lab.Part(measure, claims, figures, summary)

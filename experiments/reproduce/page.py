@@ -9,7 +9,179 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.lab import claims as judging
-from experiments.reproduce import conclusions
+
+YES, NO, OPEN = 'reproduced', 'not reproduced', 'undecided'
+
+
+class Line(NamedTuple):
+  """One conclusion, as long as its claims are judged as it says.
+
+  Attributes:
+    section: experiment that shows it.
+    lead: what to remember.
+    text: what it rests on, with `{0}`, ... for the values of its claims.
+    verdicts: by id of these claims, the verdict that the text supposes.
+  """
+
+  section: str
+  lead: str
+  text: str
+  verdicts: Mapping[str, str]
+
+
+LINES = (
+  Line(
+    'equivalence',
+    'An attention head is one gradient step.',
+    'It agrees with its dual model to {0} with the exact softmax and to {1} '
+    'with random features, in float64.',
+    {
+      'equivalence-residual_exact_softmax-31': YES,
+      'equivalence-residual-31': YES,
+    },
+  ),
+  Line(
+    'accounts',
+    'So it is with the neighbouring accounts:',
+    'linear attention and gradient descent ({0}), delta rules and their inner '
+    'learners ({1}), a trained network and attention over its training data '
+    '({2}).',
+    {
+      'accounts-identities-von-Oswald-et-al.': YES,
+      'accounts-identities-online-learners': YES,
+      'training-data-identity': YES,
+    },
+  ),
+  Line(
+    'equivalence',
+    'The identity says how a layer computes, not how well it learns.',
+    'Trained on one task matrix, the layer has a loss on another one of {0} '
+    'times that of predicting 0.',
+    {'equivalence-in-context-31': NO},
+  ),
+  Line(
+    'linear_regression_gd',
+    'Where the tasks vary, layers do learn gradient descent.',
+    'Linear self-attention ends in the model of one step (cosine {0}). One '
+    'softmax head does not: its loss is {1} above that of two.',
+    {
+      'linear-regression-gd-model-cos': YES,
+      'linear-regression-gd-softmax-heads': YES,
+    },
+  ),
+  Line(
+    'approximation',
+    'Random features stand in for the softmax at small norms only.',
+    'With 4800 of them, outputs are off by {0} at standard deviation 1/4, but '
+    'by {1} in a trained layer, where more hardly help (slope {2}, not -1).',
+    {
+      'approximation-output-error-falls-to-a-low-level-sd-0-25': YES,
+      'approximation-output-error-falls-to-a-low-level-trained': NO,
+      'approximation-output-mse-falls-like-1-r-trained': NO,
+    },
+  ),
+  Line(
+    'generalization',
+    'The generalisation bound holds, and is loose.',
+    'The gap falls with the right power of the number of demonstrations '
+    '({0}); the largest one that a search finds is {1} of the bound.',
+    {'generalization/rate_softmax': YES, 'generalization/search': YES},
+  ),
+  Line(
+    'modifications',
+    'About half of what is said of modified attention survives a learning '
+    'rate of its own for every layer.',
+    'alpha = -0.5 is faster ({0} of the plain loss in 20 epochs), but 0.5 is '
+    'not poorer ({1} of the final loss), and negatives show nothing ({2}).',
+    {
+      'modifications-printed-alpha-0.5-converges-faster-tuned': YES,
+      'modifications-printed-alpha+0.5-converges-to-a-poorer-result-tuned': NO,
+      'modifications-negatives:-some-setting-converges-faster-tuned': OPEN,
+    },
+  ),
+  Line(
+    'regularized_gradient_descent',
+    'The regularised layer as printed is not a step with weight decay.',
+    'That step gives a stricter layer, to {0}, and misses the printed one by '
+    '{1} of its scale. The printed one un-learns the query, to {2}.',
+    {
+      'regularized_gradient_descent/strict_ridge': YES,
+      'regularized_gradient_descent/printed_ridge': NO,
+      'regularized_gradient_descent/printed_pair': YES,
+    },
+  ),
+  Line(
+    'learning_processes',
+    'More steps, or another loss, are not attention.',
+    'On the squared loss the first step is ({0}), but 200 steps turn the '
+    'answer by {1} degrees; the cosine of SimSiam turns the first one by {2}.',
+    {
+      'trained_layer:first_step_squared': YES,
+      'trained_layer:squared_after_200_steps': NO,
+      'trained_layer:cosine_parts_from_attention': YES,
+    },
+  ),
+  Line(
+    'meta_optimizer',
+    'Published measures of implicit finetuning do not test it.',
+    'On unrelated updates, where nothing should give 0, SimAM is {0} and '
+    'Kendall {1}. The partial cosine gives {2} even under forgetting.',
+    {
+      'meta-optimizer-simam-noise': NO,
+      'meta-optimizer-kendall-noise': NO,
+      'meta-optimizer-simaou-partial-forgetting': YES,
+    },
+  ),
+)
+
+
+class Conclusion(NamedTuple):
+  """A line with the numbers of this run.
+
+  Attributes:
+    section: experiment that shows it.
+    lead: what to remember.
+    text: what it rests on.
+    dissent: claims that this run judges otherwise; empty if the line holds.
+  """
+
+  section: str
+  lead: str
+  text: str
+  dissent: list[str]
+
+
+def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:
+  """The conclusions, with the numbers of a run.
+
+  Args:
+    claims: records of all claims.
+
+  Returns:
+    The lines; one whose claims have other verdicts, or none, says so.
+  """
+  known = {claim['id']: claim for claim in claims}
+
+  def value(name):
+    number = known.get(name, {}).get('value')
+    if number is None:
+      return 'no number'
+    return f'{number:.0e}' if 0 < abs(number) < 1e-6 else f'{number:.3g}'
+
+  return [
+    Conclusion(
+      line.section,
+      line.lead,
+      line.text.format(*map(value, line.verdicts)),
+      [
+        f'{name}: {known[name]["verdict"] if name in known else "not measured"}'
+        for name, expected in line.verdicts.items()
+        if name not in known or known[name]['verdict'] != expected
+      ],
+    )
+    for line in LINES
+  ]
+
 
 MARKS = dict(zip(judging.VERDICTS, '✓✗?', strict=True))
 LONG_TABLE = 24  # More claims are folded away.
@@ -95,7 +267,7 @@ def page(
   return environment.get_template('page.html').render(
     sections=sections,
     claims=claims,
-    conclusions=[] if fast else conclusions.lines(claims),
+    conclusions=[] if fast else lines(claims),
     images=iter(images),
     num_diagrams=len(diagrams),
     marks=MARKS,

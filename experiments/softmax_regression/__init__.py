@@ -25,9 +25,7 @@ References:
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 from experiments import lab
 from experiments.softmax_regression import bound, identities, layers, one_step
@@ -51,18 +49,16 @@ class Config(lab.Config):
     min_items=2,
     increasing=True,
   )
-  num_tasks: int = lab.option(
-    100,
-    'tasks of a repetition, to choose the rate and again to judge it',
-    minimum=1,
+  num_tasks: int = lab.count(
+    100, 'tasks of a repetition, to choose the rate and again to judge it'
   )
-  num_steps: int = lab.option(320, 'training steps', minimum=1)
-  num_records: int = lab.option(16, 'records during training', minimum=1)
+  num_steps: int = lab.count(320, 'training steps')
+  num_records: int = lab.count(16, 'records during training')
   learning_rate: float = lab.option(
     0.03, 'step size of Adam, which decays to 0', minimum=0
   )
-  words_per_batch: int = lab.option(800, 'tasks of a batch, times n', minimum=1)
-  num_test: int = lab.option(16, 'test tasks of a trained layer', minimum=1)
+  words_per_batch: int = lab.count(800, 'tasks of a batch, times n')
+  num_test: int = lab.count(16, 'test tasks of a trained layer')
 
   def check(self):
     self.require(
@@ -90,17 +86,11 @@ class Config(lab.Config):
     return self.widths[len(self.widths) // 2]
 
 
-PARTS = {
-  'identities': identities.PART,
-  'bound': bound.PART,
-  'one_step': one_step.PART,
-  'layers': layers.PART,
-}
+PARTS = lab.parts(identities, bound, one_step, layers)
 
 
 def conclude(config, results, claims) -> str:
   """What to remember: the two shifts, the bound, the step, the layer."""
-  del claims
   few, most, middle = config.num_words[0], config.num_words[-1], config.middle
   step = results['one_step'][most, middle]
   layer = results['layers'].runs[layers.PUBLISHED, (few, middle)]
@@ -126,6 +116,4 @@ def conclude(config, results, claims) -> str:
   )
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude, workers=2)
+run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

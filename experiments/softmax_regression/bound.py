@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.lab import figures as drawing
-from experiments.softmax_regression.tasks import LI, OURS, claim
+from experiments.softmax_regression.one_step import LI, OURS, claim
 from iclcl_jax.accounts import softmax_regression as account
 from iclcl_jax.accounts import softmax_regression_bounds as bounds
 
@@ -87,7 +87,6 @@ def gap(results: Results) -> float:
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
-  del config
   over = 'log10 of M over the largest observed ratio, smallest over radii; at '
   return [
     claim(
@@ -118,10 +117,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  del config
-  figure, axis = plt.subplots(figsize=(8, 4.6))
+  figure, axis = drawing.subplots(figsize=(8, 4.6))
   decades = np.log(10)
   for values, look, colour, label in (
     (results.log_published, 'v-', drawing.ORANGE, 'published bound M'),
@@ -150,13 +146,9 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
-  del config
   return {
     'lipschitz_radius': RADII[REPORTED],
     'lipschitz_observed': results.observed[REPORTED],
     'lipschitz_true_bound': results.true[REPORTED],
     'log_published_bound': results.log_published[REPORTED],
   }
-
-
-PART = lab.Part(measure, claims, figures, summary=summary)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import lab
-from experiments.softmax_regression.tasks import LI, OURS, claim
+from experiments.softmax_regression.one_step import LI, OURS, claim
 from iclcl_jax.accounts import softmax_regression as account
 
 NUM_PROBLEMS, SIZE = 50, (12, 5)
@@ -82,7 +82,6 @@ def _error(a: Any, b: Any) -> Any:
 
 
 def claims(config: Any, errors: Errors) -> list[lab.Claim]:
-  del config
   return [
     claim(
       name.replace('_', '-'),
@@ -97,9 +96,5 @@ def claims(config: Any, errors: Errors) -> list[lab.Claim]:
 
 
 def summary(config: Any, errors: Errors) -> dict[str, Any]:
-  del config
   names = 'gradient', 'hessian'
   return {f'{name}_residual_float64': errors[name] for name in names}
-
-
-PART = lab.Part(measure, claims, summary=summary)

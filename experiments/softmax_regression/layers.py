@@ -10,9 +10,9 @@ import optax
 
 from experiments import lab
 from experiments.lab import figures as drawing
-from experiments.lab import statistics, training
+from experiments.lab import loops, statistics
 from experiments.softmax_regression import one_step
-from experiments.softmax_regression.tasks import (
+from experiments.softmax_regression.one_step import (
   CLOSE_COSINE,
   FRAMES,
   LI,
@@ -171,7 +171,7 @@ def train(
     def next_tasks(index):
       return index + 1, tasks_of(jax.random.fold_in(key_tasks, index), batch)
 
-    records = training.train(
+    records = loops.train(
       lambda params, tasks: sum(
         loss_of(k, x, tasks) for k, x in params.items()
       ),
@@ -319,10 +319,8 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
 
 def _draw_training(config: Any, results: Results) -> Any:
   """Four metrics against steps, one column for each frame."""
-  import matplotlib.pyplot as plt
-
   size = config.num_words[0], config.middle
-  figure, axes = plt.subplots(4, 2, figsize=(11, 12), sharex=True)
+  figure, axes = drawing.subplots(4, 2, figsize=(11, 12), sharex=True)
   steps = np.linspace(0, config.num_steps, config.num_records + 1)
   for row, (metric, label) in zip(axes, PANELS.items(), strict=True):
     for frame, axis in enumerate(row):
@@ -347,10 +345,8 @@ def _draw_training(config: Any, results: Results) -> Any:
 
 def _draw_sizes(config: Any, results: Results) -> Any:
   """One gradient step against words and width, and the published layer."""
-  import matplotlib.pyplot as plt
-
   middle, most = config.middle, config.num_words[-1]
-  figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+  figure, axes = drawing.subplots(1, 2, figsize=(11, 4.6), sharey=True)
   cells = (
     [(n, middle) for n in config.num_words],
     [(most, d) for d in config.widths],
@@ -400,7 +396,6 @@ def _draw_sizes(config: Any, results: Results) -> Any:
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
-  del config
   return {
     'trained_layers': [
       {'layer': layer, 'num_words': n, 'width': d, 'frame': name}
@@ -422,6 +417,3 @@ def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
     for (layer, (n, d)), curves in results.runs.items()
     for place in np.ndindex(curves.loss_ratio.shape)
   ]
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

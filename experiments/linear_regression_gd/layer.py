@@ -411,9 +411,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
 
 
 def _training_figure(config: 'Config', results: Results) -> lab.Figure:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
   for name, (label, color, marker) in LOOKS.items():
     if name not in results.curves:
       continue
@@ -457,9 +455,7 @@ def _training_figure(config: 'Config', results: Results) -> lab.Figure:
 
 
 def _generalisation_figure(config: 'Config', results: Results) -> lab.Figure:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9))
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
   scaled = results.scaled
   training.draw_losses(
     left, SCALES, scaled.trained, marker='o', color=drawing.BLUE, ls='none',
@@ -500,9 +496,7 @@ def _generalisation_figure(config: 'Config', results: Results) -> lab.Figure:
 
 
 def _products_figure(config: 'Config', results: Results) -> lab.Figure:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
+  figure, axes = drawing.subplots(1, 2, figsize=(8.5, 3.8))
   rate = float(results.descent.rate) / config.num_demonstrations
   found = results.products.matrix[0]
   made = -rate * np.eye(config.d_x)
@@ -521,6 +515,3 @@ def _products_figure(config: 'Config', results: Results) -> lab.Figure:
     'training left.'
   )
   return lab.Figure('products', figure, caption)
-
-
-PART = lab.Part(measure, claims, figures, summary=summary, metrics=metrics)

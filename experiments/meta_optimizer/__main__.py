@@ -1,3 +1,0 @@
-from experiments import lab, meta_optimizer
-
-lab.main(meta_optimizer)

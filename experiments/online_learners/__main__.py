@@ -1,3 +1,0 @@
-from experiments import lab, online_learners
-
-lab.main(online_learners)
