@@ -76,13 +76,10 @@ DECAY, MOMENTUM = 0.95, 0.5
 
 
 class Identities(NamedTuple):
-  """Distances of the forms.
+  """Distances of the forms."""
 
-  Attributes:
-    residuals: by learner, the largest difference between its definition and
-      its other forms, over the largest output, in float64.
-  """
-
+  # By learner, the largest difference between its definition and its other
+  # forms, over the largest output, in float64.
   residuals: Mapping[str, float]
 
 
@@ -201,15 +198,11 @@ ORDERS = (
 
 
 class Layer(NamedTuple):
-  """A layer of the comparison.
+  """A layer of the comparison."""
 
-  Attributes:
-    predict: `(tokens, parameter) -> [N, 1]`, its answers after each token.
-    parameter: what is tuned.
-  """
-
+  # `(tokens, parameter) -> [N, 1]`, its answers after each token.
   predict: Callable[[learners.Stream, jax.Array], jax.Array]
-  parameter: str
+  parameter: str  # What is tuned.
 
 
 def _one_step(tokens, rate):
@@ -258,16 +251,11 @@ LAYERS = {
 
 
 class Losses(NamedTuple):
-  """Losses of one layer over that of predicting 0, on groups of tasks.
+  """Losses of one layer over that of predicting 0, on groups of tasks."""
 
-  Attributes:
-    tuned: its number, chosen on tasks of their own.
-    by_length: after each demonstration. Shape `[G, N]`.
-    by_scale: at the tuning length, by scale of the inputs. Shape `[S, G]`.
-  """
-
-  tuned: np.ndarray
-  by_length: np.ndarray
+  tuned: np.ndarray  # Its number, chosen on tasks of their own.
+  by_length: np.ndarray  # After each demonstration. Shape `[G, N]`.
+  # At the tuning length, by scale of the inputs. Shape `[S, G]`.
   by_scale: np.ndarray
 
 

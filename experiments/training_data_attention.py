@@ -76,21 +76,16 @@ class Digits(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What the history says of the first test images, by seed.
+  """What the history says of the first test images, by seed."""
 
-  Attributes:
-    accuracy: on all test images.
-    residual: largest difference of a layer and its recall, over images and
-      layers, relative to the largest output.
-    predicted: class of each recalled image.
-    vote_agrees: by layer, how often the largest scores favour that class.
-    contributions: of each training image to the score of that class.
-  """
-
-  accuracy: Float[Array, ' S']
+  accuracy: Float[Array, ' S']  # On all test images.
+  # Largest difference of a layer and its recall, over images and layers,
+  # relative to the largest output.
   residual: Float[Array, ' S']
-  predicted: Array
+  predicted: Array  # Class of each recalled image.
+  # By layer, how often the largest scores favour that class.
   vote_agrees: Float[Array, 'S depth']
+  # Of each training image to the score of that class.
   contributions: Float[Array, 'S recalled n']
 
 

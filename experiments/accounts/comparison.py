@@ -460,8 +460,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   trained.set_title('(b) trained layers against them', pad=30)
   scale.set_title('(c) input scale: tuned (lines), trained (markers)')
   length.set_title('(d) length: tuned (lines), trained (markers)')
-  handles, labels = learners.get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside lower center', ncols=4)
+  drawing.legend(learners, 4)
   caption = (
     'In-context linear regression by every account, on the same prompts '
     f'(d = {config.d_x}, inputs from U(-1, 1), label noise {config.noise:g}); '

@@ -261,15 +261,10 @@ class Statement(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Differences of both sides over the right one.
+  """Differences of both sides over the right one."""
 
-  Attributes:
-    identities: largest difference over the largest answer.
-    approximations: root mean squares.
-  """
-
-  identities: list[Statement]
-  approximations: list[Statement]
+  identities: list[Statement]  # Largest difference over the largest answer.
+  approximations: list[Statement]  # Root mean squares.
 
 
 @lab.float64_on_host()

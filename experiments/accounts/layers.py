@@ -33,35 +33,25 @@ INIT_SCALE = 0.5
 
 
 class Gate(NamedTuple):
-  """A number of an inner learner: its name, its range, and where to start.
+  """A number of an inner learner: its name, its range, and where to start."""
 
-  Attributes:
-    name: what it is.
-    transform: from a free number to its range.
-    start: the free number to start from.
-  """
-
-  name: str
-  transform: Callable[[Array], Array]
-  start: float
+  name: str  # What it is.
+  transform: Callable[[Array], Array]  # From a free number to its range.
+  start: float  # The free number to start from.
 
 
 class Memory(NamedTuple):
-  """An inner learner.
+  """An inner learner."""
 
-  Attributes:
-    account: the paper behind it.
-    answer: `(tokens, gates, length) -> [1]`: the answer to the last query from
-      the first `length` tokens.
-    gates: its numbers, in the order in which `answer` takes them.
-    signs: sign of queries and of values in each predicted head.
-    is_layer: whether a layer is trained around it, or it is only tuned.
-  """
-
-  account: str
+  account: str  # The paper behind it.
+  # `(tokens, gates, length) -> [1]`: the answer to the last query from the
+  # first `length` tokens.
   answer: Callable[[learners.Stream, Sequence[Array], Array], Array]
+  # Its numbers, in the order in which `answer` takes them.
   gates: tuple[Gate, ...]
+  # Sign of queries and of values in each predicted head.
   signs: tuple[float, ...] = (1.0,)
+  # Whether a layer is trained around it, or it is only tuned.
   is_layer: bool = True
 
   def numbers(self, free: Array) -> list[Array]:
@@ -324,20 +314,15 @@ def draw(key, count: int, size: int, config: 'Config', scale=1.0):
 
 
 class Prompts(NamedTuple):
-  """What all learners share.
+  """What all learners share."""
 
-  Attributes:
-    training: batches of each seed. Axes `[S, P, B, ...]`.
-    testing: long prompts. Axes `[S, T, ...]`.
-    scaled: the same prompts at all scales, as short as in training. Axes
-      `[S, A, T, ...]`.
-    keys: of the random projections. Shape `[S]`.
-  """
-
+  # Batches of each seed. Axes `[S, P, B, ...]`.
   training: tasks.RegressionPrompt
-  testing: tasks.RegressionPrompt
+  testing: tasks.RegressionPrompt  # Long prompts. Axes `[S, T, ...]`.
+  # The same prompts at all scales, as short as in training. Axes `[S, A, T,
+  # ...]`.
   scaled: tasks.RegressionPrompt
-  keys: Array
+  keys: Array  # Of the random projections. Shape `[S]`.
 
 
 @lab.once

@@ -29,16 +29,11 @@ Predictions = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 
 class Results(NamedTuple):
-  """Measured variances beside their closed forms.
+  """Measured variances beside their closed forms."""
 
-  Attributes:
-    data: the measurements of the first number of demonstrations.
-    predicted: what they should be.
-    ratios: measured over predicted, by map, condition and quantity.
-  """
-
-  data: Measurements
-  predicted: Predictions
+  data: Measurements  # The measurements of the first number of demonstrations.
+  predicted: Predictions  # What they should be.
+  # Measured over predicted, by map, condition and quantity.
   ratios: Mapping[str, Mapping[str, Mapping[str, lab.Estimate]]]
 
 

@@ -64,21 +64,13 @@ PAPER_MAP = METHODS[0]
 
 
 class Record(NamedTuple):
-  """One map with one number of directions, in one condition.
+  """One map with one number of directions, in one condition."""
 
-  Attributes:
-    method: the map.
-    num_directions: rows of its projection.
-    condition: the inputs.
-    errors: each quantity, for every draw. Shapes `[D]`.
-    weights: estimated attention matrices. Shape `[D, n, n]`.
-  """
-
-  method: Method
-  num_directions: int
-  condition: Condition
-  errors: dict[str, np.ndarray]
-  weights: np.ndarray
+  method: Method  # The map.
+  num_directions: int  # Rows of its projection.
+  condition: Condition  # The inputs.
+  errors: dict[str, np.ndarray]  # Each quantity, for every draw. Shapes `[D]`.
+  weights: np.ndarray  # Estimated attention matrices. Shape `[D, n, n]`.
 
   def units(self, quantity: str) -> np.ndarray:
     """Errors of independent units. Shape `[U]`."""
@@ -140,19 +132,12 @@ class Measurements:
 
 
 class Data(NamedTuple):
-  """All measurements.
+  """All measurements."""
 
-  Attributes:
-    first: every map, at the first number of demonstrations.
-    second: the papers' map, at the second.
-    layers: the trained layers of the first.
-    directions: what the first was measured with.
-  """
-
-  first: Measurements
-  second: Measurements
-  layers: inputs.TrainedLayers
-  directions: Directions
+  first: Measurements  # Every map, at the first number of demonstrations.
+  second: Measurements  # The papers' map, at the second.
+  layers: inputs.TrainedLayers  # The trained layers of the first.
+  directions: Directions  # What the first was measured with.
 
 
 @lab.once

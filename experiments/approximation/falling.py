@@ -42,18 +42,14 @@ UNITS = {
 
 
 class Results(NamedTuple):
-  """Errors of the papers' map, among others.
+  """Errors of the papers' map, among others."""
 
-  Attributes:
-    data: the measurements of the first number of demonstrations.
-    predicted: closed forms by condition and quantity. Shapes `[D, R]`.
-    slopes: of log error against log R, by condition and quantity.
-    errors: of the output, relative, at the reference number of features.
-  """
-
-  data: Measurements
+  data: Measurements  # The measurements of the first number of demonstrations.
+  # Closed forms by condition and quantity. Shapes `[D, R]`.
   predicted: Mapping[str, Mapping[str, np.ndarray]]
+  # Of log error against log R, by condition and quantity.
   slopes: Mapping[str, Mapping[str, lab.Estimate]]
+  # Of the output, relative, at the reference number of features.
   errors: Mapping[str, lab.Estimate]
 
 

@@ -20,21 +20,14 @@ KERNELS = ('trained_directions', 'fresh_directions', 'exact_softmax')
 
 
 class Condition(NamedTuple):
-  """Queries, keys and values of every draw.
+  """Queries, keys and values of every draw."""
 
-  Attributes:
-    name: such as 'sd 0.5', or 'trained'.
-    queries: shape `[D, n, d_k]`.
-    keys: shape `[D, n, d_k]`.
-    values: shape `[D, n, d_v]`.
-    num_units: independent units among the draws, in order: consecutive draws
-      of one unit share the trained layer, for instance.
-  """
-
-  name: str
-  queries: np.ndarray
-  keys: np.ndarray
-  values: np.ndarray
+  name: str  # Such as 'sd 0.5', or 'trained'.
+  queries: np.ndarray  # Shape `[D, n, d_k]`.
+  keys: np.ndarray  # Shape `[D, n, d_k]`.
+  values: np.ndarray  # Shape `[D, n, d_v]`.
+  # Independent units among the draws, in order: consecutive draws of one unit
+  # share the trained layer, for instance.
   num_units: int
 
   def units(self, errors: np.ndarray) -> np.ndarray:
@@ -59,18 +52,13 @@ class Condition(NamedTuple):
 
 
 class TrainedLayers(NamedTuple):
-  """The papers' layer after training, once for each seed.
+  """The papers' layer after training, once for each seed."""
 
-  Attributes:
-    condition: its queries, keys and values of held-out prompts.
-    directions: the directions it was trained with, for every draw. Shape
-      `[D, R, d]`.
-    losses: held-out loss of each seed over the loss of predicting zero, by
-      what stands in for the kernel. Shapes `[S]`.
-  """
-
-  condition: Condition
+  condition: Condition  # Its queries, keys and values of held-out prompts.
+  # The directions it was trained with, for every draw. Shape `[D, R, d]`.
   directions: Float[Array, 'D R d']
+  # Held-out loss of each seed over the loss of predicting zero, by what stands
+  # in for the kernel. Shapes `[S]`.
   losses: dict[str, np.ndarray]
 
 

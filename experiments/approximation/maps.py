@@ -28,21 +28,16 @@ VIEWS = 'directions', 'features'
 
 
 class Results(NamedTuple):
-  """All maps on the same inputs.
+  """All maps on the same inputs."""
 
-  Attributes:
-    first: every map, at the first number of demonstrations.
-    second: the papers' map, at the second.
-    comparisons: each map's error over that of the papers', geometric means
-      over R: one row for each map and condition.
-    residuals: distance of attention with the same features to its dual model
-      in float64, relative, largest over the queries of the first draw: by map,
-      for each condition.
-  """
-
-  first: Measurements
-  second: Measurements
+  first: Measurements  # Every map, at the first number of demonstrations.
+  second: Measurements  # The papers' map, at the second.
+  # Each map's error over that of the papers', geometric means over R: one row
+  # for each map and condition.
   comparisons: Sequence[Mapping[str, Any]]
+  # Distance of attention with the same features to its dual model in float64,
+  # relative, largest over the queries of the first draw: by map, for each
+  # condition.
   residuals: Mapping[str, Sequence[float]]
 
 

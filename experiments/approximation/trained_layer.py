@@ -13,17 +13,12 @@ if TYPE_CHECKING:
 
 
 class Results(NamedTuple):
-  """The trained layers beside controlled norms.
+  """The trained layers beside controlled norms."""
 
-  Attributes:
-    layers: the trained layers.
-    own: how they compare with softmax through their own directions.
-    conditions: all inputs, the trained ones last.
-  """
-
-  layers: inputs.TrainedLayers
+  layers: inputs.TrainedLayers  # The trained layers.
+  # How they compare with softmax through their own directions.
   own: estimates.Record
-  conditions: list[estimates.Condition]
+  conditions: list[estimates.Condition]  # All inputs, the trained ones last.
 
 
 def measure(config: 'Config') -> Results:

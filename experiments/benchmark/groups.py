@@ -187,17 +187,13 @@ NEGATIVES: dict[str, Any] = {'num_negatives': 3, 'strength': STRENGTH}
 
 
 class Comparison(NamedTuple):
-  """Calls, and what each modified one is compared with.
+  """Calls, and what each modified one is compared with."""
 
-  Attributes:
-    calls: functions of queries, keys and values of one head, by name.
-    plain: name of the plain call, by name of the modified one.
-    bound: the largest ratio of times that is good enough.
-  """
-
+  # Functions of queries, keys and values of one head, by name.
   calls: Mapping[str, Callable[..., Any]]
+  # Name of the plain call, by name of the modified one.
   plain: Mapping[str, str]
-  bound: float
+  bound: float  # The largest ratio of times that is good enough.
 
 
 def modifications(config: Any) -> timing.Rows:

@@ -22,31 +22,19 @@ Seconds = dict[str, float]  # By call; absent peers are left out.
 
 
 class Compiled(NamedTuple):
-  """A compiled call without arguments, and the memory it needs.
+  """A compiled call without arguments, and the memory it needs."""
 
-  Attributes:
-    call: computes once and waits.
-    temporary_mib: memory besides arguments and results, in MiB.
-  """
-
-  call: Call
-  temporary_mib: float
+  call: Call  # Computes once and waits.
+  temporary_mib: float  # Memory besides arguments and results, in MiB.
 
 
 class Goal(NamedTuple):
-  """A ratio that decides a claim.
+  """A ratio that decides a claim."""
 
-  Attributes:
-    what: the ratio.
-    value: what was measured; None where the peer is missing.
-    bound: the least or the largest value that is good enough.
-    at_least: whether `bound` is the least.
-  """
-
-  what: str
-  value: float | None
-  bound: float
-  at_least: bool = True
+  what: str  # The ratio.
+  value: float | None  # What was measured; None where the peer is missing.
+  bound: float  # The least or the largest value that is good enough.
+  at_least: bool = True  # Whether `bound` is the least.
 
   def row(self) -> dict[str, Any]:
     """Returns the line of the table."""
@@ -61,18 +49,12 @@ class Goal(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What one group of calls has shown.
+  """What one group of calls has shown."""
 
-  Attributes:
-    group: what was called.
-    goals: ratios with their bounds.
-    seconds: of each call, and of the matrix product.
-    operations: of the calls whose rate is compared with the product's.
-  """
-
-  group: str
-  goals: Sequence[Goal]
-  seconds: Seconds
+  group: str  # What was called.
+  goals: Sequence[Goal]  # Ratios with their bounds.
+  seconds: Seconds  # Of each call, and of the matrix product.
+  # Of the calls whose rate is compared with the product's.
   operations: Mapping[str, int]
 
   def timings(self, config: Any) -> list[dict[str, Any]]:

@@ -28,17 +28,11 @@ _CATEGORIES = {'fresh': True, 'rotten': False}
 
 
 class Review(NamedTuple):
-  """One snippet of a review.
+  """One snippet of a review."""
 
-  Attributes:
-    text: one line.
-    positive: what the critic thought of the film.
-    film: name of the film.
-  """
-
-  text: str
-  positive: bool
-  film: str
+  text: str  # One line.
+  positive: bool  # What the critic thought of the film.
+  film: str  # Name of the film.
 
 
 def draw_reviews(
@@ -139,23 +133,16 @@ ROUNDING = 8  # Lengths are padded to a multiple of this.
 
 
 class Prompts(NamedTuple):
-  """Prompts, padded on the right; `P` prompts, `S` demonstrations each.
+  """Prompts, padded on the right; `P` prompts, `S` demonstrations each."""
 
-  Attributes:
-    tokens: ids. Shape `[P, N]`.
-    mask: tokens that are no padding. Shape `[P, N]`.
-    segment_ids: demonstration of each token, -1 for the rest. Shape `[P, N]`.
-    positive: labels of the demonstrations. Shape `[P, S]`.
-    query_positive: what the critic of the query thought. Shape `[P]`.
-    lengths: tokens of each demonstration. Shape `[P, S]`.
-  """
-
-  tokens: np.ndarray
-  mask: np.ndarray
+  tokens: np.ndarray  # Ids. Shape `[P, N]`.
+  mask: np.ndarray  # Tokens that are no padding. Shape `[P, N]`.
+  # Demonstration of each token, -1 for the rest. Shape `[P, N]`.
   segment_ids: np.ndarray
-  positive: np.ndarray
+  positive: np.ndarray  # Labels of the demonstrations. Shape `[P, S]`.
+  # What the critic of the query thought. Shape `[P]`.
   query_positive: np.ndarray
-  lengths: np.ndarray
+  lengths: np.ndarray  # Tokens of each demonstration. Shape `[P, S]`.
 
 
 def make(config: Any, tokenizer: Tokenizer) -> Prompts:

@@ -32,56 +32,35 @@ PANELS = {
 
 
 class Effects(NamedTuple):
-  """What was predicted and measured, of the logits' difference.
+  """What was predicted and measured, of the logits' difference."""
 
-  Attributes:
-    difference: logit of the positive label less that of the negative one,
-      behind the whole prompt. Shape `[P]`.
-    identity_gap: relative error of the sum of its parts. Shape `[P]`.
-    contribution: of a demonstration through all heads. Shape `[P, S]`.
-    removal_effect: likewise. Shape `[P, S]`.
-    attention: weight of a demonstration, mean over heads. Shape `[P, S]`.
-    loss_drop: share of the dual loss drop, mean over heads. Shape `[P, S]`.
-    removed: what is lost by a forward pass without it. Shape `[P, S]`.
-    hidden: by one where no token may attend to it. Shape `[P, S]`.
-  """
-
+  # Logit of the positive label less that of the negative one, behind the whole
+  # prompt. Shape `[P]`.
   difference: Any
-  identity_gap: Any
-  contribution: Any
-  removal_effect: Any
-  attention: Any
+  identity_gap: Any  # Relative error of the sum of its parts. Shape `[P]`.
+  contribution: Any  # Of a demonstration through all heads. Shape `[P, S]`.
+  removal_effect: Any  # Likewise. Shape `[P, S]`.
+  attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
+  # Share of the dual loss drop, mean over heads. Shape `[P, S]`.
   loss_drop: Any
-  removed: Any
-  hidden: Any
+  removed: Any  # What is lost by a forward pass without it. Shape `[P, S]`.
+  hidden: Any  # By one where no token may attend to it. Shape `[P, S]`.
 
 
 class Ranks(NamedTuple):
-  """Rank correlations with the effect of removal, prompt by prompt `[P]`.
+  """Rank correlations with the effect of removal, prompt by prompt `[P]`."""
 
-  Attributes:
-    spearman: Spearman's.
-    kendall: Kendall's.
-    spearman_hidden: Spearman's with the effect of hiding.
-  """
-
-  spearman: np.ndarray
-  kendall: np.ndarray
-  spearman_hidden: np.ndarray
+  spearman: np.ndarray  # Spearman's.
+  kendall: np.ndarray  # Kendall's.
+  spearman_hidden: np.ndarray  # Spearman's with the effect of hiding.
 
 
 class Results(NamedTuple):
-  """What was measured.
+  """What was measured."""
 
-  Attributes:
-    prompts: the prompts.
-    effects: of their demonstrations.
-    ranks: by question and method.
-  """
-
-  prompts: prompting.Prompts
-  effects: Effects
-  ranks: Mapping[str, Mapping[str, Ranks]]
+  prompts: prompting.Prompts  # The prompts.
+  effects: Effects  # Of their demonstrations.
+  ranks: Mapping[str, Mapping[str, Ranks]]  # By question and method.
 
 
 @jax.default_matmul_precision('highest')
@@ -426,8 +405,7 @@ def _draw_scatter(results: Results) -> Any:
     axis.set_title(title)
     axis.set_xlabel('predicted (logits)' if name != 'hidden' else 'logits')
   axes[0].set_ylabel('lost by deletion (logits)')
-  handles, labels = axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside lower center', ncols=2)
+  drawing.legend(axes[0], 2)
   return figure
 
 

@@ -31,17 +31,11 @@ COUPLED = {
 
 
 class Row(NamedTuple):
-  """The certificate of one map.
+  """The certificate of one map."""
 
-  Attributes:
-    name: of the map.
-    data: 'trained' layer, or the same rows at 'small norms'.
-    certificate: what `equivalence.verify` says.
-  """
-
-  name: str
-  data: str
-  certificate: equivalence.Certificate
+  name: str  # Of the map.
+  data: str  # 'trained' layer, or the same rows at 'small norms'.
+  certificate: equivalence.Certificate  # What `equivalence.verify` says.
 
   @property
   def passed(self) -> bool:

@@ -23,42 +23,29 @@ NUM_STRIP_PROMPTS = 20
 
 
 class Descent(NamedTuple):
-  """Many gradient steps, batch 1, `T` visits in all; one prompt or `[S, P]`.
+  """Many gradient steps, batch 1, `T` visits in all; one prompt or `[S, P]`."""
 
-  Attributes:
-    attention: predicted label of the layer. Shape `[d_y]`.
-    dual: predicted label after the last visit. Shape `[d_y]`.
-    residual: distance to the attention output then, relative to the scale of
-      `equivalence.Residuals`. Shape `[]`.
-    distances: distance to the attention output after 0, 1, ..., T visits.
-      Shape `[T + 1]`.
-    predicted: its closed form. Shape `[T + 1]`.
-    curve_residual: largest difference of these two, relative to the same
-      scale. Shape `[]`.
-  """
-
+  # Predicted label of the layer. Shape `[d_y]`.
   attention: Float[Array, ' d_y']
+  # Predicted label after the last visit. Shape `[d_y]`.
   dual: Float[Array, ' d_y']
+  # Distance to the attention output then, relative to the scale of
+  # `equivalence.Residuals`. Shape `[]`.
   residual: Float[Array, '']
+  # Distance to the attention output after 0, 1, ..., T visits. Shape `[T + 1]`.
   distances: Float[Array, ' _']
-  predicted: Float[Array, ' _']
+  predicted: Float[Array, ' _']  # Its closed form. Shape `[T + 1]`.
+  # Largest difference of these two, relative to the same scale. Shape `[]`.
   curve_residual: Float[Array, '']
 
 
 class Descents(NamedTuple):
-  """The prompts of one length.
+  """The prompts of one length."""
 
-  Attributes:
-    once: one epoch, in float64.
-    float64: all epochs.
-    float32: all epochs.
-    target: true labels. Shape `[S, P, d_y]`.
-  """
-
-  once: Descent
-  float64: Descent
-  float32: Descent
-  target: np.ndarray
+  once: Descent  # One epoch, in float64.
+  float64: Descent  # All epochs.
+  float32: Descent  # All epochs.
+  target: np.ndarray  # True labels. Shape `[S, P, d_y]`.
 
 
 Results = Mapping[int, Descents]  # By number of demonstrations.

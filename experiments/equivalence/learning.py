@@ -31,23 +31,15 @@ MEANING = {
 
 
 class Losses(NamedTuple):
-  """Squared errors of the label, means over held-out prompts, by seed `[S]`.
+  """Squared errors of the label, means over held-out prompts, by seed `[S]`."""
 
-  Attributes:
-    attention: of the layer, on the task matrix of its training.
-    zero_predictor: of predicting 0 there.
-    unseen_task: of the layer, on the task matrix of another seed.
-    zero_unseen: of predicting 0 there.
-    training: by epoch, of training and of predicting 0. Shape `[E, 2, S]`.
-    num_prompts: held-out prompts of a seed.
-  """
-
-  attention: np.ndarray
-  zero_predictor: np.ndarray
-  unseen_task: np.ndarray
-  zero_unseen: np.ndarray
+  attention: np.ndarray  # Of the layer, on the task matrix of its training.
+  zero_predictor: np.ndarray  # Of predicting 0 there.
+  unseen_task: np.ndarray  # Of the layer, on the task matrix of another seed.
+  zero_unseen: np.ndarray  # Of predicting 0 there.
+  # By epoch, of training and of predicting 0. Shape `[E, 2, S]`.
   training: np.ndarray
-  num_prompts: int
+  num_prompts: int  # Held-out prompts of a seed.
 
   @property
   def ratios(self) -> dict[str, lab.Estimate]:

@@ -21,18 +21,13 @@ EQUAL = 1e-10  # Relative; a float64 computation is far below.
 
 
 class Trained(NamedTuple):
-  """The layers of all seeds after training on prompts of one length.
+  """The layers of all seeds after training on prompts of one length."""
 
-  Attributes:
-    params: the layers, NumPy arrays `[S, ...]`.
-    phi: their feature maps.
-    losses: by epoch, of training and of predicting 0. Shape `[E, 2, S]`.
-    prompts: held-out prompts, NumPy arrays `[S, P, ...]`.
-  """
-
-  params: pretraining.LayerParams
-  phi: features.PositiveFeatures
+  params: pretraining.LayerParams  # The layers, NumPy arrays `[S, ...]`.
+  phi: features.PositiveFeatures  # Their feature maps.
+  # By epoch, of training and of predicting 0. Shape `[E, 2, S]`.
   losses: np.ndarray
+  # Held-out prompts, NumPy arrays `[S, P, ...]`.
   prompts: tasks.RegressionPrompt
 
   @property
@@ -148,33 +143,25 @@ KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 
 
 class OneStep(NamedTuple):
-  """Attention and ONE gradient step on one prompt, or on all `[S, P, ...]`.
+  """Attention and ONE gradient step on one prompt, or on all `[S, P, ...]`."""
 
-  Attributes:
-    attention: predicted label of the layer. Shape `[d_y]`.
-    dual: predicted label of the dual model. Shape `[d_y]`.
-    residual: largest distance between attention, closed form and autodiff, see
-      `equivalence.Residuals`. Shape `[]`.
-    softmax_residual: the same for the exact softmax kernel with the same
-      queries, keys and values. Shape `[]`.
-  """
-
+  # Predicted label of the layer. Shape `[d_y]`.
   attention: Float[Array, ' d_y']
+  # Predicted label of the dual model. Shape `[d_y]`.
   dual: Float[Array, ' d_y']
+  # Largest distance between attention, closed form and autodiff, see
+  # `equivalence.Residuals`. Shape `[]`.
   residual: Float[Array, '']
+  # The same for the exact softmax kernel with the same queries, keys and
+  # values. Shape `[]`.
   softmax_residual: Float[Array, '']
 
 
 class Comparison(NamedTuple):
-  """All held-out prompts of one length.
+  """All held-out prompts of one length."""
 
-  Attributes:
-    steps: by dtype.
-    target: true labels. Shape `[S, P, d_y]`.
-  """
-
-  steps: Mapping[str, OneStep]
-  target: np.ndarray
+  steps: Mapping[str, OneStep]  # By dtype.
+  target: np.ndarray  # True labels. Shape `[S, P, d_y]`.
 
 
 Results = Mapping[int, Comparison]  # By number of demonstrations.

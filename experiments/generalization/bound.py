@@ -26,20 +26,15 @@ THEOREM = 'arXiv:2310.13220v2, Theorem 3.2'
 
 
 class Gap(NamedTuple):
-  """The largest gap and what bounds it, of one sample or of all `[S, D]`.
+  """The largest gap and what bounds it, of one sample or of all `[S, D]`."""
 
-  Attributes:
-    supremum: largest gap over the Frobenius ball.
-    expected: bound of its expectation, `w sqrt(E[|v|^2 k] / N)`.
-    complexity: complexity term of the bound with explicit constants.
-    confidence: its confidence term.
-    published: the published complexity term, without the factor d.
-  """
-
-  supremum: Float[Array, '']
+  supremum: Float[Array, '']  # Largest gap over the Frobenius ball.
+  # Bound of its expectation, `w sqrt(E[|v|^2 k] / N)`.
   expected: Float[Array, '']
+  # Complexity term of the bound with explicit constants.
   complexity: Float[Array, '']
-  confidence: Float[Array, '']
+  confidence: Float[Array, '']  # Its confidence term.
+  # The published complexity term, without the factor d.
   published: Float[Array, '']
 
   @property
@@ -49,15 +44,11 @@ class Gap(NamedTuple):
 
 
 class Results(NamedTuple):
-  """By number of demonstrations.
+  """By number of demonstrations."""
 
-  Attributes:
-    gaps: by map or kernel, one of `KINDS`.
-    monte_carlo: estimates of the Rademacher complexity, random features, on
-      the first samples of each seed. Shape `[S, _]`.
-  """
-
-  gaps: Mapping[int, Mapping[str, Gap]]
+  gaps: Mapping[int, Mapping[str, Gap]]  # By map or kernel, one of `KINDS`.
+  # Estimates of the Rademacher complexity, random features, on the first
+  # samples of each seed. Shape `[S, _]`.
   monte_carlo: Mapping[int, np.ndarray]
 
 
@@ -329,7 +320,5 @@ def _draw(config: 'Config', results: Results) -> Any:
     axis.set_title(f'{words}: slope {slope(sizes, found.supremum):.2f}')
     axis.set_xlabel('number of demonstrations N')
   axes[0].set_ylabel('representation loss, ball of radius 1')
-  figure.legend(
-    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
-  )
+  drawing.legend(axes[0], 3)
   return figure

@@ -27,29 +27,20 @@ MAX_SIZE = 4096
 
 
 class Setting(NamedTuple):
-  """One seed: a distribution of demonstrations, and a feature map.
+  """One seed: a distribution of demonstrations, and a feature map."""
 
-  Attributes:
-    mixing: the matrix B, of Frobenius norm 1. Shape `[d_v, d_k]`.
-    projection: directions of positive random features. Shape `[R, d_k]`.
-  """
-
+  # The matrix B, of Frobenius norm 1. Shape `[d_v, d_k]`.
   mixing: Float[Array, 'd_v d_k']
+  # Directions of positive random features. Shape `[R, d_k]`.
   projection: Float[Array, 'R d_k']
 
 
 class Constants(NamedTuple):
-  """What the bounds need to know of a setting and a kernel.
+  """What the bounds need to know of a setting and a kernel."""
 
-  Attributes:
-    second_moment: `E[|v|^2 k(k, k)]`.
-    value_bound: largest norm `rho` of a value.
-    feature_bound: largest `sqrt(k(k, k))`, or a number above it.
-  """
-
-  second_moment: np.ndarray
-  value_bound: np.ndarray
-  feature_bound: np.ndarray
+  second_moment: np.ndarray  # `E[|v|^2 k(k, k)]`.
+  value_bound: np.ndarray  # Largest norm `rho` of a value.
+  feature_bound: np.ndarray  # Largest `sqrt(k(k, k))`, or a number above it.
 
   @property
   def loss_bound(self) -> Any:
@@ -58,45 +49,28 @@ class Constants(NamedTuple):
 
 
 class Known(NamedTuple):
-  """A setting and all that is known exactly of it; leaves `[S, ...]`.
+  """A setting and all that is known exactly of it; leaves `[S, ...]`."""
 
-  Attributes:
-    setting: the distribution and the feature map.
-    population: the exact mean embedding, random features.
-    features: constants of the random features.
-    softmax: constants of the exact softmax kernel.
-  """
-
-  setting: Setting
-  population: DualState
-  features: Constants
-  softmax: Constants
+  setting: Setting  # The distribution and the feature map.
+  population: DualState  # The exact mean embedding, random features.
+  features: Constants  # Constants of the random features.
+  softmax: Constants  # Constants of the exact softmax kernel.
 
 
 class Samples(NamedTuple):
-  """Demonstrations of several samples, with leading axes `[S, D]`.
+  """Demonstrations of several samples, with leading axes `[S, D]`."""
 
-  Attributes:
-    inputs: the keys. Shape `[N, d_k]`.
-    signs: the noise of the values, not yet of length 1. Shape `[N, d_v]`.
-  """
-
-  inputs: Float[Array, 'N d_k']
+  inputs: Float[Array, 'N d_k']  # The keys. Shape `[N, d_k]`.
+  # The noise of the values, not yet of length 1. Shape `[N, d_v]`.
   signs: Float[Array, 'N d_v']
 
 
 class Drawn(NamedTuple):
-  """What all questions start from.
+  """What all questions start from."""
 
-  Attributes:
-    settings: of all seeds, at the largest width.
-    by_size: samples by number of demonstrations.
-    wide: samples of the largest width.
-  """
-
-  settings: Setting
-  by_size: Mapping[int, Samples]
-  wide: Samples
+  settings: Setting  # Of all seeds, at the largest width.
+  by_size: Mapping[int, Samples]  # Samples by number of demonstrations.
+  wide: Samples  # Samples of the largest width.
 
 
 @lab.once

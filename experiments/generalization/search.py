@@ -20,30 +20,20 @@ if TYPE_CHECKING:
 
 
 class Tried(NamedTuple):
-  """Largest gap of the weights tried on one sample, or on all `[S, D]`.
+  """Largest gap of the weights tried on one sample, or on all `[S, D]`."""
 
-  Attributes:
-    gaussian: best of Gaussian directions.
-    rank_one: best of directions `u phi(x)^T`.
-    one_step: weights of one gradient step on the demonstrations.
-    worst: the worst weights, in closed form.
-  """
-
-  gaussian: Float[Array, '']
-  rank_one: Float[Array, '']
+  gaussian: Float[Array, '']  # Best of Gaussian directions.
+  rank_one: Float[Array, '']  # Best of directions `u phi(x)^T`.
+  # Weights of one gradient step on the demonstrations.
   one_step: Float[Array, '']
-  worst: Float[Array, '']
+  worst: Float[Array, '']  # The worst weights, in closed form.
 
 
 class Results(NamedTuple):
-  """By number of demonstrations, random features.
+  """By number of demonstrations, random features."""
 
-  Attributes:
-    tried: gaps that were found.
-    gaps: the largest ones in closed form, and their bounds.
-  """
-
-  tried: Mapping[int, Tried]
+  tried: Mapping[int, Tried]  # Gaps that were found.
+  # The largest ones in closed form, and their bounds.
   gaps: Mapping[int, bound.Gap]
 
 
@@ -188,7 +178,5 @@ def _draw(results: Results) -> Any:
     axis.set_xlabel('number of demonstrations N')
     axis.set_title(f'relative to the {title}')
   axes[0].set_ylabel('largest gap found / bound')
-  figure.legend(
-    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4
-  )
+  drawing.legend(axes[0], 4)
   return figure

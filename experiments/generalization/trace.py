@@ -20,14 +20,10 @@ LIGHT_SCALE = 0.5
 
 
 class Regime(NamedTuple):
-  """Keys of one distribution, one run or all `[S, ...]`.
+  """Keys of one distribution, one run or all `[S, ...]`."""
 
-  Attributes:
-    log_trace: log of `Tr K / N`, by N. Shape `[_]`.
-    gap: largest gap of independent signs, by N. Shape `[_]`.
-  """
-
-  log_trace: Float[Array, ' _']
+  log_trace: Float[Array, ' _']  # Log of `Tr K / N`, by N. Shape `[_]`.
+  # Largest gap of independent signs, by N. Shape `[_]`.
   gap: Float[Array, ' _']
 
 
@@ -158,7 +154,5 @@ def _draw(config: 'Config', results: Results) -> Any:
   bound.log_axes(axes[1], config.num_demonstrations)
   axes[1].set_ylabel('largest gap, Frobenius ball of radius 1')
   axes[1].set_title('largest gap')
-  figure.legend(
-    *axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3
-  )
+  drawing.legend(axes[0], 3)
   return figure

@@ -19,15 +19,10 @@ BALLS = {'frobenius': bounds.FROBENIUS, 'spectral': bounds.SPECTRAL}
 
 
 class Ball(NamedTuple):
-  """One ball of weights, one sample or all `[S, D]`, random features.
+  """One ball of weights, one sample or all `[S, D]`, random features."""
 
-  Attributes:
-    supremum: largest gap over the ball.
-    complexity: complexity term of its bound.
-  """
-
-  supremum: Float[Array, '']
-  complexity: Float[Array, '']
+  supremum: Float[Array, '']  # Largest gap over the ball.
+  complexity: Float[Array, '']  # Complexity term of its bound.
 
 
 Results = Mapping[int, Mapping[str, Ball]]  # By width, then by ball.

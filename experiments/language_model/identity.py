@@ -23,34 +23,23 @@ BOUNDS = {'float32': 1e-5, 'float64': 1e-12}
 
 
 class Forward(NamedTuple):
-  """The plain forward pass.
+  """The plain forward pass."""
 
-  Attributes:
-    log_probs: of the token after the prompt. Shape `[vocab]`.
-    seconds: median of a few calls, compiled before.
-    continuation: likeliest tokens, one after the other. Shape `[K]`.
-  """
-
-  log_probs: np.ndarray
-  seconds: float
+  log_probs: np.ndarray  # Of the token after the prompt. Shape `[vocab]`.
+  seconds: float  # Median of a few calls, compiled before.
+  # Likeliest tokens, one after the other. Shape `[K]`.
   continuation: np.ndarray
 
 
 class Certified(NamedTuple):
-  """A certificate of a model on a prompt and its continuation.
+  """A certificate of a model on a prompt and its continuation."""
 
-  Attributes:
-    certificate: of all heads at all positions.
-    seconds: of the certificate, compiled before.
-    forward_log_probs: of the plain pass, behind the prompt and behind each
-      token of its continuation. Shape `[K, vocab]`.
-    chain_log_probs: the same of the chain of dual models.
-  """
-
-  certificate: equivalence.ModelCertificate
-  seconds: float
+  certificate: equivalence.ModelCertificate  # Of all heads at all positions.
+  seconds: float  # Of the certificate, compiled before.
+  # Of the plain pass, behind the prompt and behind each token of its
+  # continuation. Shape `[K, vocab]`.
   forward_log_probs: np.ndarray
-  chain_log_probs: np.ndarray
+  chain_log_probs: np.ndarray  # The same of the chain of dual models.
 
   @property
   def total_variations(self) -> np.ndarray:
@@ -59,17 +48,11 @@ class Certified(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What was measured.
+  """What was measured."""
 
-  Attributes:
-    loaded: model and prompt.
-    forward: the plain forward pass.
-    certified: certificates by dtype.
-  """
-
-  loaded: prompts.Loaded
-  forward: Forward
-  certified: Mapping[str, Certified]
+  loaded: prompts.Loaded  # Model and prompt.
+  forward: Forward  # The plain forward pass.
+  certified: Mapping[str, Certified]  # Certificates by dtype.
 
 
 @lab.once

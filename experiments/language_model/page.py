@@ -26,39 +26,23 @@ class Results(NamedTuple):
 
 
 class Token(NamedTuple):
-  """A token on the page.
+  """A token on the page."""
 
-  Attributes:
-    text: what is shown; empty for blanks.
-    value: what was read from it.
-    size: the same over the largest, without sign.
-    line: thickness of the line under it, in pixels.
-    is_numbered: whether its number is shown.
-    is_first: whether it begins the prompt.
-    lead: blank before it.
-    end: what stands behind it, a blank or a line break.
-  """
-
-  text: str
-  value: float
-  size: float
-  line: int
-  is_numbered: bool
-  is_first: bool
-  lead: str
-  end: str
+  text: str  # What is shown; empty for blanks.
+  value: float  # What was read from it.
+  size: float  # The same over the largest, without sign.
+  line: int  # Thickness of the line under it, in pixels.
+  is_numbered: bool  # Whether its number is shown.
+  is_first: bool  # Whether it begins the prompt.
+  lead: str  # Blank before it.
+  end: str  # What stands behind it, a blank or a line break.
 
 
 class Map(NamedTuple):
-  """A mark for each head: layers along the width, heads along the height.
+  """A mark for each head: layers along the width, heads along the height."""
 
-  Attributes:
-    values: of the heads. Shape `[L, H]`.
-    largest: their largest size.
-  """
-
-  values: np.ndarray
-  largest: float
+  values: np.ndarray  # Of the heads. Shape `[L, H]`.
+  largest: float  # Their largest size.
 
   @property
   def width(self) -> int:

@@ -23,41 +23,27 @@ DEFAULT = pathlib.Path(__file__).with_name('prompt.txt')
 
 
 class Prompt(NamedTuple):
-  """A prompt, taken apart.
+  """A prompt, taken apart."""
 
-  Attributes:
-    text: what the model reads.
-    spans: begin and end of each demonstration, in characters; the blank line
-      behind it is a part of it. Shape `[S, 2]`.
-    demonstration_labels: last word of each.
-    query_begin: where the query begins, in characters.
-  """
-
-  text: str
+  text: str  # What the model reads.
+  # Begin and end of each demonstration, in characters; the blank line behind it
+  # is a part of it. Shape `[S, 2]`.
   spans: np.ndarray
-  demonstration_labels: list[str]
-  query_begin: int
+  demonstration_labels: list[str]  # Last word of each.
+  query_begin: int  # Where the query begins, in characters.
 
 
 class Loaded(NamedTuple):
-  """A model and a prompt in its tokens, what every question starts from.
+  """A model and a prompt in its tokens, what every question starts from."""
 
-  Attributes:
-    model: the model, in float32.
-    tokenizer: its words.
-    prompt: the prompt, taken apart.
-    tokens: its ids. Shape `[N]`.
-    token_texts: the characters that each token covers.
-    segments: demonstration of each token, -1 for the rest. Shape `[N]`.
-    labels: ids of the two labels; None if there are not two.
-  """
-
-  model: pretrained.LanguageModel
-  tokenizer: pretrained.Tokenizer
-  prompt: Prompt
-  tokens: Array
-  token_texts: list[str]
+  model: pretrained.LanguageModel  # The model, in float32.
+  tokenizer: pretrained.Tokenizer  # Its words.
+  prompt: Prompt  # The prompt, taken apart.
+  tokens: Array  # Its ids. Shape `[N]`.
+  token_texts: list[str]  # The characters that each token covers.
+  # Demonstration of each token, -1 for the rest. Shape `[N]`.
   segments: np.ndarray
+  # Ids of the two labels; None if there are not two.
   labels: tuple[int, int] | None
 
 

@@ -48,17 +48,11 @@ LOOKS = {
 
 
 class HeadInputs(NamedTuple):
-  """What chosen heads see at the last position of the prompt.
+  """What chosen heads see at the last position of the prompt."""
 
-  Attributes:
-    queries: rotated. Shape `[L, H, d_k]`.
-    keys: rotated, of all tokens. Shape `[L, H, N, d_k]`.
-    values: Shape `[L, H, N, d_k]`.
-  """
-
-  queries: np.ndarray
-  keys: np.ndarray
-  values: np.ndarray
+  queries: np.ndarray  # Rotated. Shape `[L, H, d_k]`.
+  keys: np.ndarray  # Rotated, of all tokens. Shape `[L, H, N, d_k]`.
+  values: np.ndarray  # Shape `[L, H, N, d_k]`.
 
 
 @jax.default_matmul_precision('highest')
@@ -195,41 +189,31 @@ def predict(inputs: HeadInputs, num_directions: int) -> dict[str, np.ndarray]:
 
 
 class Shrunk(NamedTuple):
-  """The same heads with queries and keys multiplied by a factor.
+  """The same heads with queries and keys multiplied by a factor."""
 
-  Attributes:
-    factors: the last one is 1, the model as it is. Shape `[F]`.
-    num_directions: directions `R`.
-    measured: root-mean-square errors over draws and heads of every layer, by
-      map. Shapes `[F]`.
-    predicted: the same as the budget predicts. Shapes `[F]`.
-  """
-
+  # The last one is 1, the model as it is. Shape `[F]`.
   factors: tuple[float, ...]
-  num_directions: int
+  num_directions: int  # Directions `R`.
+  # Root-mean-square errors over draws and heads of every layer, by map. Shapes
+  # `[F]`.
   measured: dict[str, np.ndarray]
+  # The same as the budget predicts. Shapes `[F]`.
   predicted: dict[str, np.ndarray]
 
 
 class Results(NamedTuple):
-  """Random features on the heads of a model.
+  """Random features on the heads of a model."""
 
-  Attributes:
-    counts: directions `R` that were tried.
-    num_tokens: tokens of the prompt.
-    errors: by `R` and `'map, projection'`. Shapes `[D, L, H]`.
-    mean_errors: of the plain mean of the visible values. Shape `[L, H]`.
-    log_needed: log10 of the predicted directions for an error of `TARGET`, by
-      map. Shapes `[L, H]`.
-    shrunk: `Shrunk`, the check of the prediction.
-  """
-
-  counts: tuple[int, ...]
-  num_tokens: int
+  counts: tuple[int, ...]  # Directions `R` that were tried.
+  num_tokens: int  # Tokens of the prompt.
+  # By `R` and `'map, projection'`. Shapes `[D, L, H]`.
   errors: dict[int, dict[str, np.ndarray]]
+  # Of the plain mean of the visible values. Shape `[L, H]`.
   mean_errors: np.ndarray
+  # log10 of the predicted directions for an error of `TARGET`, by map. Shapes
+  # `[L, H]`.
   log_needed: dict[str, np.ndarray]
-  shrunk: Shrunk
+  shrunk: Shrunk  # `Shrunk`, the check of the prediction.
 
   @property
   def judged(self) -> np.ndarray:

@@ -19,43 +19,30 @@ class Results(NamedTuple):
   """The difference of two logits behind a prompt, taken apart.
 
   Positive numbers speak for the first label, the likelier one.
-
-  Attributes:
-    loaded: model and prompt.
-    label_ids: the two tokens that are compared.
-    labels: their texts.
-    probabilities: theirs, as the next token.
-    logit_difference: logit of the first label less that of the second.
-    identity_error: what the sum of all terms lacks, over the sum of their
-      absolute values.
-    of_tokens: what the heads read from each token. Shape `[N]`.
-    of_heads: what each head reads, from the whole prompt. Shape `[L, H]`.
-    of_demonstrations: what the heads read from each. Shape `[S]`.
-    rest: what they read from all other tokens.
-    embedding: of the last token itself.
-    biases: of all blocks and of the head.
-    removal: what the difference loses if each head alone forgets the
-      demonstration, to first order, summed over heads. Shape `[S]`.
-    deletion: what it loses in a forward pass of the prompt without the
-      demonstration. Shape `[S]`.
-    drop_shares: share of a demonstration in the loss drop of a dual model,
-      mean over layers and key-value heads. Shape `[S]`.
   """
 
-  loaded: prompts.Loaded
-  label_ids: tuple[int, int]
-  labels: tuple[str, str]
-  probabilities: list[float]
-  logit_difference: float
+  loaded: prompts.Loaded  # Model and prompt.
+  label_ids: tuple[int, int]  # The two tokens that are compared.
+  labels: tuple[str, str]  # Their texts.
+  probabilities: list[float]  # Theirs, as the next token.
+  logit_difference: float  # Logit of the first label less that of the second.
+  # What the sum of all terms lacks, over the sum of their absolute values.
   identity_error: float
-  of_tokens: np.ndarray
+  of_tokens: np.ndarray  # What the heads read from each token. Shape `[N]`.
+  # What each head reads, from the whole prompt. Shape `[L, H]`.
   of_heads: np.ndarray
-  of_demonstrations: np.ndarray
-  rest: float
-  embedding: float
-  biases: float
+  of_demonstrations: np.ndarray  # What the heads read from each. Shape `[S]`.
+  rest: float  # What they read from all other tokens.
+  embedding: float  # Of the last token itself.
+  biases: float  # Of all blocks and of the head.
+  # What the difference loses if each head alone forgets the demonstration, to
+  # first order, summed over heads. Shape `[S]`.
   removal: np.ndarray
+  # What it loses in a forward pass of the prompt without the demonstration.
+  # Shape `[S]`.
   deletion: np.ndarray
+  # Share of a demonstration in the loss drop of a dual model, mean over layers
+  # and key-value heads. Shape `[S]`.
   drop_shares: np.ndarray
 
 

@@ -47,53 +47,32 @@ IDENTITY = features.IdentityFeatures()  # The dual model's keys are features.
 
 
 class Path(NamedTuple):
-  """A dual model along its steps, beside attention. Shapes `[S, P, T]`.
+  """A dual model along its steps, beside attention. Shapes `[S, P, T]`."""
 
-  Attributes:
-    weights_angle: change of the weights and attention's step, degrees.
-    answer_angle: answer and attention output, degrees.
-    first_angle: change of the weights and that of the first step, degrees.
-    first_answer_angle: answer and that of the first step, degrees.
-    growth: change of the weights over that of the first step.
-  """
-
-  weights_angle: Any
-  answer_angle: Any
-  first_angle: Any
-  first_answer_angle: Any
-  growth: Any
+  weights_angle: Any  # Change of the weights and attention's step, degrees.
+  answer_angle: Any  # Answer and attention output, degrees.
+  first_angle: Any  # Change of the weights and that of the first step, degrees.
+  first_answer_angle: Any  # Answer and that of the first step, degrees.
+  growth: Any  # Change of the weights over that of the first step.
 
 
 class Results(NamedTuple):
-  """What dual models do on one kind of demonstrations.
+  """What dual models do on one kind of demonstrations."""
 
-  Attributes:
-    first_steps: relative errors of answers that should be attention, `[S, P]`.
-    relative_step_size: attention's step size over the largest stable one.
-    paths: by loss.
-  """
-
+  # Relative errors of answers that should be attention, `[S, P]`.
   first_steps: Mapping[str, Any]
-  relative_step_size: Any
-  paths: Mapping[str, Path]
+  relative_step_size: Any  # Attention's step size over the largest stable one.
+  paths: Mapping[str, Path]  # By loss.
 
 
 class Task(NamedTuple):
-  """What a dual model learns from one prompt.
+  """What a dual model learns from one prompt."""
 
-  Attributes:
-    keys: features of the demonstrations. Shape `[N, R]`.
-    values: their labels. Shape `[N, d_v]`.
-    query: features of the query. Shape `[R]`.
-    zero: the state that has seen nothing.
-    own: the state that has seen the query's token.
-  """
-
-  keys: Any
-  values: Any
-  query: Any
-  zero: Any
-  own: Any
+  keys: Any  # Features of the demonstrations. Shape `[N, R]`.
+  values: Any  # Their labels. Shape `[N, d_v]`.
+  query: Any  # Features of the query. Shape `[R]`.
+  zero: Any  # The state that has seen nothing.
+  own: Any  # The state that has seen the query's token.
 
 
 def measure(config: Any) -> dict[str, Results]:

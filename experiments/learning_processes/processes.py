@@ -141,16 +141,11 @@ def orthonormal_rows(weights: Float[Array, 'd R']) -> Float[Array, 'd R']:
 
 
 class KernelProblem(NamedTuple):
-  """Where contrastive kernel learning starts and ends.
+  """Where contrastive kernel learning starts and ends."""
 
-  Attributes:
-    start: orthonormal rows. Shape `[d, R]`.
-    best: the least loss. Shape `[]`.
-    step_size: half the inverse of the largest curvature. Shape `[]`.
-  """
-
-  start: Float[Array, 'd R']
-  best: Float[Array, '']
+  start: Float[Array, 'd R']  # Orthonormal rows. Shape `[d, R]`.
+  best: Float[Array, '']  # The least loss. Shape `[]`.
+  # Half the inverse of the largest curvature. Shape `[]`.
   step_size: Float[Array, '']
 
 

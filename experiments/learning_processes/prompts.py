@@ -23,17 +23,11 @@ COMPARISON = 'Ren & Liu, arXiv:2310.13220v2, section 3 and Fig. 2'
 
 
 class Encoder(NamedTuple):
-  """What the self-supervised processes train.
+  """What the self-supervised processes train."""
 
-  Attributes:
-    weights: `W`. Shape `[d, R]`.
-    predictor: linear. Shape `[d, d]`.
-    average: moving average of `W`. Shape `[d, R]`.
-  """
-
-  weights: Float[Array, 'd R']
-  predictor: Float[Array, 'd d']
-  average: Float[Array, 'd R']
+  weights: Float[Array, 'd R']  # `W`. Shape `[d, R]`.
+  predictor: Float[Array, 'd d']  # Linear. Shape `[d, d]`.
+  average: Float[Array, 'd R']  # Moving average of `W`. Shape `[d, R]`.
 
 
 def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
@@ -46,19 +40,13 @@ def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
 
 
 class Views(NamedTuple):
-  """Features of the tokens of one prompt.
+  """Features of the tokens of one prompt."""
 
-  Attributes:
-    keys: of the demonstrations' keys. Shape `[N, R]`.
-    values: of their values, read as inputs. Shape `[N, R]`.
-    query: of the query. Shape `[R]`.
-    own_key: of the query token's key. Shape `[R]`.
-  """
-
-  keys: Float[Array, 'N R']
+  keys: Float[Array, 'N R']  # Of the demonstrations' keys. Shape `[N, R]`.
+  # Of their values, read as inputs. Shape `[N, R]`.
   values: Float[Array, 'N R']
-  query: Float[Array, ' R']
-  own_key: Float[Array, ' R']
+  query: Float[Array, ' R']  # Of the query. Shape `[R]`.
+  own_key: Float[Array, ' R']  # Of the query token's key. Shape `[R]`.
 
   def pair(self) -> tuple[Array, Array]:
     """Both views of the demonstrations, rows of unit length."""
@@ -66,23 +54,15 @@ class Views(NamedTuple):
 
 
 class Prompt(NamedTuple):
-  """One prompt; many have leading axes `[S, P]`, and `phi` then `[S]`.
+  """One prompt; many have leading axes `[S, P]`, and `phi` then `[S]`."""
 
-  Attributes:
-    phi: feature map.
-    query: the query. Shape `[d]`.
-    keys: keys of demonstrations, then of the query's token. Shape `[n, d]`.
-    values: their values. Shape `[n, d]`.
-    start: where the self-supervised processes start.
-    views: features of all of these.
-  """
-
-  phi: features.PositiveFeatures
-  query: Float[Array, ' d']
+  phi: features.PositiveFeatures  # Feature map.
+  query: Float[Array, ' d']  # The query. Shape `[d]`.
+  # Keys of demonstrations, then of the query's token. Shape `[n, d]`.
   keys: Float[Array, 'n d']
-  values: Float[Array, 'n d']
-  start: Encoder
-  views: Any = None
+  values: Float[Array, 'n d']  # Their values. Shape `[n, d]`.
+  start: Encoder  # Where the self-supervised processes start.
+  views: Any = None  # Features of all of these.
 
 
 def normalise(rows: Float[Array, 'N d']) -> Float[Array, 'N d']:

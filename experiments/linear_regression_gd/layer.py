@@ -436,9 +436,7 @@ def _training_figure(config: 'Config', results: Results) -> lab.Figure:
   for axis in (left, right):
     axis.set_xscale('symlog', linthresh=config.record_every, linscale=0.5)
     axis.set_xlim(left=0)
-  figure.legend(
-    *left.get_legend_handles_labels(), loc='outside upper center', ncols=3
-  )
+  drawing.legend(left, 3, 'outside upper center')
   softmax = ''
   if 'softmax_2' in results.curves:
     softmax = f', those of softmax for {config.softmax_steps:,}'

@@ -35,26 +35,18 @@ LARGEST_ACTIVATION = 10.0  # As published, for more than three layers.
 
 
 class Tasks(NamedTuple):
-  """Prompts of in-context regression.
+  """Prompts of in-context regression."""
 
-  Attributes:
-    tokens: rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
-    targets: the labels of the queries. Shape `[B, 1]`.
-  """
-
+  # Rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
   tokens: Float[Array, 'B M D']
-  targets: Float[Array, 'B 1']
+  targets: Float[Array, 'B 1']  # The labels of the queries. Shape `[B, 1]`.
 
 
 class Source(NamedTuple):
-  """Where the tasks of a training come from.
+  """Where the tasks of a training come from."""
 
-  Attributes:
-    num_lanes: uniform numbers that a task takes, by shape.
-    make: `(U(-1, 1) numbers [B, *num_lanes]) -> Tasks`.
-  """
-
-  num_lanes: tuple[int, ...]
+  num_lanes: tuple[int, ...]  # Uniform numbers that a task takes, by shape.
+  # `(U(-1, 1) numbers [B, *num_lanes]) -> Tasks`.
   make: Callable[[Array], Tasks]
 
 
@@ -135,15 +127,10 @@ AnswerFn = Callable[[Any, Array], Array]  # (params, tokens [M, D]) -> [1]
 
 
 class Model(NamedTuple):
-  """A model of in-context learning.
+  """A model of in-context learning."""
 
-  Attributes:
-    init: `key -> params`.
-    answer: `(params, tokens [M, D]) -> [1]`.
-  """
-
-  init: Callable[[Any], Any]
-  answer: AnswerFn
+  init: Callable[[Any], Any]  # `key -> params`.
+  answer: AnswerFn  # `(params, tokens [M, D]) -> [1]`.
 
 
 def stack_model(
@@ -202,21 +189,13 @@ def descent_answer(factors, rows):
 
 
 class Recipe(NamedTuple):
-  """How a model is trained.
+  """How a model is trained."""
 
-  Attributes:
-    num_steps: number of steps.
-    record_every: steps between records.
-    batch_size: fresh tasks of a step.
-    learning_rate: of Adam: a number, or a schedule of optax.
-    clip: largest norm of the gradient.
-  """
-
-  num_steps: int
-  record_every: int
-  batch_size: int
-  learning_rate: Any
-  clip: float
+  num_steps: int  # Number of steps.
+  record_every: int  # Steps between records.
+  batch_size: int  # Fresh tasks of a step.
+  learning_rate: Any  # Of Adam: a number, or a schedule of optax.
+  clip: float  # Largest norm of the gradient.
 
 
 def cosine_recipe(
@@ -230,18 +209,12 @@ def cosine_recipe(
 
 
 class Trained(NamedTuple):
-  """What a training leaves.
+  """What a training leaves."""
 
-  Attributes:
-    records: weights with leading axes of seeds and records, the first before
-      training.
-    steps: of the records. Shape `[T]`.
-    seconds: of training all seeds, compiling excluded.
-  """
-
+  # Weights with leading axes of seeds and records, the first before training.
   records: Any
-  steps: np.ndarray
-  seconds: float
+  steps: np.ndarray  # Of the records. Shape `[T]`.
+  seconds: float  # Of training all seeds, compiling excluded.
 
   def last(self) -> Any:
     """Weights after training, leading axis of seeds."""

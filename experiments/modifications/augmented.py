@@ -75,13 +75,9 @@ class TwoLayer(Layer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Wide(Layer):
-  """A plain layer of another `d_k`; columns beyond it are not read.
+  """A plain layer of another `d_k`; columns beyond it are not read."""
 
-  Attributes:
-    width: its `d_k`.
-  """
-
-  width: float
+  width: float  # Its `d_k`.
 
   @property
   def num_params(self):

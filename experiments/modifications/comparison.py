@@ -38,17 +38,11 @@ FITS = {
 
 
 class Entry(NamedTuple):
-  """A layer beside another, by one measure.
+  """A layer beside another, by one measure."""
 
-  Attributes:
-    ratio: of their losses in the same runs.
-    verdict: that on the ratio.
-    loss: of the layer, relative to that of predicting 0.
-  """
-
-  ratio: lab.Estimate
-  verdict: str
-  loss: lab.Estimate
+  ratio: lab.Estimate  # Of their losses in the same runs.
+  verdict: str  # That on the ratio.
+  loss: lab.Estimate  # Of the layer, relative to that of predicting 0.
 
   def __str__(self):
     finite = np.isfinite(self.ratio.low)
@@ -69,24 +63,16 @@ def plain(value: lab.Estimate) -> dict[str, Any]:
 
 
 class Results(NamedTuple):
-  """A panel's losses relative to that of predicting 0, infinite if diverged.
+  """A panel's losses relative to that of predicting 0, infinite if diverged."""
 
-  Attributes:
-    layers: by name; the plain layer first.
-    fixed: by measure, at the fixed rate. Shapes `[S, V]`.
-    tuned: the same at the rate chosen for each layer.
-    chosen: which rate that is. Shape `[S, V]`.
-    curves: training loss, by epoch and rate. Shape `[E, S, V, L]`.
-    params: trained parameters by layer, with axes `[S, L]`.
-    directions: those of the random features by layer, with an axis `[S]`.
-  """
-
-  layers: Mapping[str, Any]
+  layers: Mapping[str, Any]  # By name; the plain layer first.
+  # By measure, at the fixed rate. Shapes `[S, V]`.
   fixed: Mapping[str, np.ndarray]
-  tuned: Mapping[str, np.ndarray]
-  chosen: np.ndarray
-  curves: np.ndarray
-  params: Mapping[str, Any]
+  tuned: Mapping[str, np.ndarray]  # The same at the rate chosen for each layer.
+  chosen: np.ndarray  # Which rate that is. Shape `[S, V]`.
+  curves: np.ndarray  # Training loss, by epoch and rate. Shape `[E, S, V, L]`.
+  params: Mapping[str, Any]  # Trained parameters by layer, with axes `[S, L]`.
+  # Those of the random features by layer, with an axis `[S]`.
   directions: Mapping[str, Any]
 
   def losses(self, rate: str, measure: str, name: str) -> np.ndarray:
@@ -138,19 +124,12 @@ def verdict(value: lab.Estimate, num_runs: int) -> str:
 
 
 class Statement(NamedTuple):
-  """What the authors say of a layer's curve, beside that of the plain layer.
+  """What the authors say of a layer's curve, beside that of the plain layer."""
 
-  Attributes:
-    layer: its name.
-    measure: 'early' or 'held_out'.
-    expected: 'better', 'poorer' or 'comparable'.
-    text: the statement.
-  """
-
-  layer: str
-  measure: str
-  expected: str
-  text: str
+  layer: str  # Its name.
+  measure: str  # 'early' or 'held_out'.
+  expected: str  # 'better', 'poorer' or 'comparable'.
+  text: str  # The statement.
 
 
 def judge(

@@ -48,23 +48,14 @@ TEST_STYLE = {
 
 
 class Row(NamedTuple):
-  """A layer beside another of its panel.
+  """A layer beside another of its panel."""
 
-  Attributes:
-    panel: their panel.
-    layer: its name.
-    control: the name of the other.
-    num_params: trained numbers of the layer.
-    rates: how many runs chose which learning rate.
-    entries: by rate and measure.
-  """
-
-  panel: str
-  layer: str
-  control: str
-  num_params: int
-  rates: Mapping[str, int]
-  entries: Mapping[str, Mapping[str, comparison.Entry]]
+  panel: str  # Their panel.
+  layer: str  # Its name.
+  control: str  # The name of the other.
+  num_params: int  # Trained numbers of the layer.
+  rates: Mapping[str, int]  # How many runs chose which learning rate.
+  entries: Mapping[str, Mapping[str, comparison.Entry]]  # By rate and measure.
 
   @property
   def cells(self) -> dict[str, str]:
@@ -77,17 +68,11 @@ class Row(NamedTuple):
 
 
 class Overview(NamedTuple):
-  """All panels, and all comparisons.
+  """All panels, and all comparisons."""
 
-  Attributes:
-    panels: their results.
-    layers: every layer beside the plain one.
-    controls: every modification beside its control.
-  """
-
-  panels: Mapping[str, Results]
-  layers: Sequence[Row]
-  controls: Sequence[Row]
+  panels: Mapping[str, Results]  # Their results.
+  layers: Sequence[Row]  # Every layer beside the plain one.
+  controls: Sequence[Row]  # Every modification beside its control.
 
 
 def measure(config: Any) -> Overview:
@@ -341,8 +326,7 @@ def _tests(config, results):
     _finish(axis, rows)
     axis.set_title(RATE_WORDS[rate])
     axis.set_xlabel('loss / loss of predicting 0')
-  labels = axes[0].get_legend_handles_labels()
-  figure.legend(*labels, loc='outside lower center', ncols=4)
+  drawing.legend(axes[0], 4)
   return figure
 
 

@@ -56,14 +56,10 @@ class Untied(Layer):
 
 
 class Measured(NamedTuple):
-  """The panel, and how well the residual connection is one.
+  """The panel, and how well the residual connection is one."""
 
-  Attributes:
-    panel: losses of all layers.
-    identity: largest difference of predictions over the largest prediction.
-  """
-
-  panel: Results
+  panel: Results  # Losses of all layers.
+  # Largest difference of predictions over the largest prediction.
   identity: float
 
 

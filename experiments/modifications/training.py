@@ -27,29 +27,20 @@ PROJECTION, VALUE = DIM * DIM, DIM * LABELS
 
 
 class Prompt(NamedTuple):
-  """What a layer reads.
+  """What a layer reads."""
 
-  Attributes:
-    tokens: demonstrations, then the query. Shape `[n, d_model]`.
-    noise: a random number for each token. Shape `[n]`.
-  """
-
+  # Demonstrations, then the query. Shape `[n, d_model]`.
   tokens: Float[Array, 'n d_model']
-  noise: Float[Array, ' n']
+  noise: Float[Array, ' n']  # a random number for each token. Shape `[n]`.
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One attention on projected tokens; a pytree, whose settings are leaves.
+  """One attention on projected tokens; a pytree, whose settings are leaves."""
 
-  Attributes:
-    attend: the attention.
-    num_params: trained numbers.
-  """
-
-  attend: modified.Attention
-  num_params: ClassVar[int] = 2 * PROJECTION + VALUE
+  attend: modified.Attention  # The attention.
+  num_params: ClassVar[int] = 2 * PROJECTION + VALUE  # Trained numbers.
 
   def init(self, key: PRNGKeyArray, run: pretraining.Run) -> dict[str, Array]:
     """The projections of a run; `key` is for matrices that it lacks."""
@@ -91,18 +82,13 @@ def kernel(directions: Array) -> Kernel:
 
 
 class Start(NamedTuple):
-  """What training starts from; all leaves have a leading axis of seeds.
+  """What training starts from; all leaves have a leading axis of seeds."""
 
-  Attributes:
-    seeds: layers, feature maps, tasks and root keys, those of
-      `experiments.equivalence`.
-    extras: keys of the matrices that only modified layers have.
-    noise: root keys of the random choice of negatives.
-  """
-
+  # Layers, feature maps, tasks and root keys, those of
+  # `experiments.equivalence`.
   seeds: pretraining.Seeds
-  extras: Any
-  noise: Any
+  extras: Any  # Keys of the matrices that only modified layers have.
+  noise: Any  # Root keys of the random choice of negatives.
 
 
 @lab.once

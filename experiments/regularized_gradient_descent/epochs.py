@@ -38,26 +38,17 @@ NUM_STRIP_PROMPTS = 20
 
 
 class Epochs(NamedTuple):
-  """Predictions at the end of epochs 0, 1, ..., E.
+  """Predictions at the end of epochs 0, 1, ..., E."""
 
-  Attributes:
-    measured: by gradient descent. Shape `[E + 1, d_y]`.
-    predicted: by its closed form. Shape `[E + 1, d_y]`.
-  """
-
-  measured: Any
-  predicted: Any
+  measured: Any  # By gradient descent. Shape `[E + 1, d_y]`.
+  predicted: Any  # By its closed form. Shape `[E + 1, d_y]`.
 
 
 class Results(NamedTuple):
-  """All curves.
+  """All curves."""
 
-  Attributes:
-    step: what one step does.
-    curves: by E and reading of alpha, `[S, P, K, E + 1, d_y]`.
-  """
-
-  step: steps.Results
+  step: steps.Results  # What one step does.
+  # By E and reading of alpha, `[S, P, K, E + 1, d_y]`.
   curves: Mapping[int, Mapping[str, Epochs]]
 
 
@@ -258,8 +249,7 @@ def _curves(config: Any, results: Results) -> lab.Figure:
   axes[1].set_ylabel('linear below 1, logarithmic above')
   axes[0].set_ylabel('relative deviation from the strict layer')
   plt.setp(axes, ylim=(0, None))
-  labels = axes[0].get_legend_handles_labels()
-  figure.legend(*labels, loc='outside lower center', ncols=5)
+  drawing.legend(axes[0], 5)
   found = {
     reading: ', '.join(f'{x.value:.2g} (alpha = {a:g})' for a, x in end.items())
     for reading, end in ends(config, results, count).items()
@@ -314,8 +304,7 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
     f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by true '
     'label'
   )
-  handles = axes[0].get_legend_handles_labels()
-  figure.legend(*handles, loc='outside lower center', ncols=3)
+  drawing.legend(axes[0], 3)
   task = '' if config.multi_task else ' on one task matrix, which they memorise'
   caption = (
     'Predicted labels of held-out prompts: the regularised layer in its strict '

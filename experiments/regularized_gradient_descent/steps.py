@@ -27,22 +27,15 @@ EXACT = 1e-10
 
 
 class Layer(NamedTuple):
-  """The arguments of attention on one prompt, and what scales its rounding.
+  """The arguments of attention on one prompt, and what scales its rounding."""
 
-  Attributes:
-    query: shape `[d_k]`.
-    keys: of demonstrations, then of the query. Shape `[N + 1, d_k]`.
-    values: their labels. Shape `[N + 1, d_y]`.
-    weights: attention weights. Shape `[N + 1]`.
-    normaliser: the `D` of the query. Shape `[]`.
-    scale: `sum_i a_i |v_i| + |v_q|`, what rounding is relative to. Shape `[]`.
-  """
-
-  query: Float[Array, ' d_k']
+  query: Float[Array, ' d_k']  # Shape `[d_k]`.
+  # Of demonstrations, then of the query. Shape `[N + 1, d_k]`.
   keys: Float[Array, 'n d_k']
-  values: Float[Array, 'n d_y']
-  weights: Float[Array, ' n']
-  normaliser: Float[Array, '']
+  values: Float[Array, 'n d_y']  # Their labels. Shape `[N + 1, d_y]`.
+  weights: Float[Array, ' n']  # Attention weights. Shape `[N + 1]`.
+  normaliser: Float[Array, '']  # The `D` of the query. Shape `[]`.
+  # `sum_i a_i |v_i| + |v_q|`, what rounding is relative to. Shape `[]`.
   scale: Float[Array, '']
 
 
@@ -67,19 +60,12 @@ def layer(
 
 
 class FullBatch(NamedTuple):
-  """One full-batch step, and the layers. Shapes `[d_y]`.
+  """One full-batch step, and the layers. Shapes `[d_y]`."""
 
-  Attributes:
-    strict: regularised layer, `(A - alpha diag A) V`.
-    printed: the printed one, `(A - alpha I) V`.
-    ridge: dual model after one step with the ridge.
-    pair: after one step on the loss with one more pair.
-  """
-
-  strict: Any
-  printed: Any
-  ridge: Any
-  pair: Any
+  strict: Any  # Regularised layer, `(A - alpha diag A) V`.
+  printed: Any  # The printed one, `(A - alpha I) V`.
+  ridge: Any  # Dual model after one step with the ridge.
+  pair: Any  # After one step on the loss with one more pair.
 
 
 def full_batch(
@@ -113,21 +99,14 @@ def full_batch(
 
 
 class Results(NamedTuple):
-  """What one step does on all prompts, leading axes `[S, P]`.
+  """What one step does on all prompts, leading axes `[S, P]`."""
 
-  Attributes:
-    layers: the prompts as the layers see them.
-    steps: with an axis of strengths. Shapes `[S, P, K, d_y]`.
-    targets: true labels. Shape `[S, P, d_y]`.
-    losses: of pretraining and of predicting 0. Shape `[epochs, 2, S]`.
-    arrays: layers, feature maps and tokens, float64.
-  """
-
-  layers: Layer
-  steps: FullBatch
-  targets: np.ndarray
+  layers: Layer  # The prompts as the layers see them.
+  steps: FullBatch  # With an axis of strengths. Shapes `[S, P, K, d_y]`.
+  targets: np.ndarray  # True labels. Shape `[S, P, d_y]`.
+  # Of pretraining and of predicting 0. Shape `[epochs, 2, S]`.
   losses: np.ndarray
-  arrays: Any
+  arrays: Any  # Layers, feature maps and tokens, float64.
 
 
 @lab.once

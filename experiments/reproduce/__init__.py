@@ -36,16 +36,11 @@ LONGEST = 'modifications', 'linear_regression_gd'  # Start first: none waits.
 
 
 class Job(NamedTuple):
-  """One experiment of the page.
+  """One experiment of the page."""
 
-  Attributes:
-    name: its module in `experiments`, and its folder.
-    title: its heading.
-    options: fields of its config that differ from the default.
-  """
-
-  name: str
-  title: str
+  name: str  # Its module in `experiments`, and its folder.
+  title: str  # Its heading.
+  # Fields of its config that differ from the default.
   options: Mapping[str, Any] = {}
 
 

@@ -14,18 +14,12 @@ YES, NO, OPEN = 'reproduced', 'not reproduced', 'undecided'
 
 
 class Line(NamedTuple):
-  """One conclusion, as long as its claims are judged as it says.
+  """One conclusion, as long as its claims are judged as it says."""
 
-  Attributes:
-    section: experiment that shows it.
-    lead: what to remember.
-    text: what it rests on, with `{0}`, ... for the values of its claims.
-    verdicts: by id of these claims, the verdict that the text supposes.
-  """
-
-  section: str
-  lead: str
-  text: str
+  section: str  # Experiment that shows it.
+  lead: str  # What to remember.
+  text: str  # What it rests on, with `{0}`, ... for the values of its claims.
+  # By id of these claims, the verdict that the text supposes.
   verdicts: Mapping[str, str]
 
 
@@ -136,18 +130,12 @@ LINES = (
 
 
 class Conclusion(NamedTuple):
-  """A line with the numbers of this run.
+  """A line with the numbers of this run."""
 
-  Attributes:
-    section: experiment that shows it.
-    lead: what to remember.
-    text: what it rests on.
-    dissent: claims that this run judges otherwise; empty if the line holds.
-  """
-
-  section: str
-  lead: str
-  text: str
+  section: str  # Experiment that shows it.
+  lead: str  # What to remember.
+  text: str  # What it rests on.
+  # Claims that this run judges otherwise; empty if the line holds.
   dissent: list[str]
 
 
@@ -190,37 +178,22 @@ QUALITY = 75
 
 
 class Section(NamedTuple):
-  """One experiment on the page.
+  """One experiment on the page."""
 
-  Attributes:
-    name: short name, used as anchor.
-    title: heading.
-    command: what runs it.
-    folder: its results.
-    summary: with `claims`, `figures` and `conclusion`.
-    seconds: how long it took.
-  """
-
-  name: str
-  title: str
-  command: str
-  folder: pathlib.Path
-  summary: Mapping[str, Any]
-  seconds: float
+  name: str  # Short name, used as anchor.
+  title: str  # Heading.
+  command: str  # What runs it.
+  folder: pathlib.Path  # Its results.
+  summary: Mapping[str, Any]  # With `claims`, `figures` and `conclusion`.
+  seconds: float  # How long it took.
 
 
 class Image(NamedTuple):
-  """A figure on the page.
+  """A figure on the page."""
 
-  Attributes:
-    data: address that holds the image itself.
-    link: of the file in full size, relative to the page.
-    caption: full sentences.
-  """
-
-  data: str
-  link: str
-  caption: str
+  data: str  # Address that holds the image itself.
+  link: str  # Of the file in full size, relative to the page.
+  caption: str  # Full sentences.
 
 
 def page(

@@ -20,21 +20,13 @@ NUM_PAIRS = 2000
 
 
 class Results(NamedTuple):
-  """Moves of the prediction over moves of the weights, and bounds. `[K]`.
+  """Moves of the prediction over moves of the weights, and bounds. `[K]`."""
 
-  Attributes:
-    observed: the largest ratio.
-    share: the largest ratio relative to each document's own constant.
-    true: the constant of all documents of that norm.
-    log_published: logarithm of the published bound.
-    log_chained: logarithm of the bound to which its lemmas lead.
-  """
-
-  observed: Any
-  share: Any
-  true: Any
-  log_published: Any
-  log_chained: Any
+  observed: Any  # The largest ratio.
+  share: Any  # The largest ratio relative to each document's own constant.
+  true: Any  # The constant of all documents of that norm.
+  log_published: Any  # Logarithm of the published bound.
+  log_chained: Any  # Logarithm of the bound to which its lemmas lead.
 
 
 @lab.float64_on_host()

@@ -37,14 +37,10 @@ PANELS = {
 
 
 class Layer(NamedTuple):
-  """An attention layer without its parameters.
+  """An attention layer without its parameters."""
 
-  Attributes:
-    normalise: scores `[M, n]` to attention weights.
-    signs: initial output weight of each head; a head of sign 0 stays silent.
-  """
-
-  normalise: Callable[[Any], Any]
+  normalise: Callable[[Any], Any]  # Scores `[M, n]` to attention weights.
+  # Initial output weight of each head; a head of sign 0 stays silent.
   signs: tuple[float, ...]
 
 
@@ -56,29 +52,17 @@ LAYERS = {
 
 
 class Curves(NamedTuple):
-  """A layer beside one gradient step. Shapes `[frames, seeds, records]`.
+  """A layer beside one gradient step. Shapes `[frames, seeds, records]`."""
 
-  Attributes:
-    loss_ratio: loss of the layer over that at the start.
-    gd_ratio: loss of the step over that at the start.
-    loss_over_gd: loss of the layer over that of the step.
-    preds_diff: distance of the predictions over the move of the step.
-    model_diff: distance of the slopes in the query over that of the step.
-    model_cos: cosine of these slopes.
-    logit_cos: cosine of the logits.
-    preds_diff_absolute: `preds_diff` as published, not divided.
-    model_diff_absolute: `model_diff` as published, not divided.
-  """
-
-  loss_ratio: Any
-  gd_ratio: Any
-  loss_over_gd: Any
-  preds_diff: Any
-  model_diff: Any
-  model_cos: Any
-  logit_cos: Any
-  preds_diff_absolute: Any
-  model_diff_absolute: Any
+  loss_ratio: Any  # Loss of the layer over that at the start.
+  gd_ratio: Any  # Loss of the step over that at the start.
+  loss_over_gd: Any  # Loss of the layer over that of the step.
+  preds_diff: Any  # Distance of the predictions over the move of the step.
+  model_diff: Any  # Distance of the slopes in the query over that of the step.
+  model_cos: Any  # Cosine of these slopes.
+  logit_cos: Any  # Cosine of the logits.
+  preds_diff_absolute: Any  # `preds_diff` as published, not divided.
+  model_diff_absolute: Any  # `model_diff` as published, not divided.
 
 
 class Results(NamedTuple):

@@ -99,21 +99,15 @@ NUM_RATES = 60
 
 
 class Step(NamedTuple):
-  """One step with the best common rate. Shapes `[frames, seeds]`.
+  """One step with the best common rate. Shapes `[frames, seeds]`."""
 
-  Attributes:
-    cosine: of the moves of the logits by a step on weights and on document.
-    ratio_weights: loss after the step over that at the start.
-    rate_weights: its rate, relative to `unit_rate`.
-    ratio_without_self: the same without what each word keeps of its own target.
-    ratio_data: the same for a step on the document; only in place.
-  """
-
+  # Of the moves of the logits by a step on weights and on document.
   cosine: Any
-  ratio_weights: Any
-  rate_weights: Any
+  ratio_weights: Any  # Loss after the step over that at the start.
+  rate_weights: Any  # Its rate, relative to `unit_rate`.
+  # The same without what each word keeps of its own target.
   ratio_without_self: Any
-  ratio_data: Any
+  ratio_data: Any  # The same for a step on the document; only in place.
 
 
 Results = Mapping[Size, Step]
