@@ -55,7 +55,7 @@ class TrainedLayers(NamedTuple):
   """The papers' layer after training, once for each seed."""
 
   condition: Condition  # Its queries, keys and values of held-out prompts.
-  # The directions it was trained with, for every draw. Shape `[D, R, d]`.
+  # The directions it was trained with, for every draw.
   directions: Float[Array, 'D R d']
   # Held-out loss of each seed over the loss of predicting zero, by what stands
   # in for the kernel. Shapes `[S]`.

@@ -25,17 +25,15 @@ NUM_STRIP_PROMPTS = 20
 class Descent(NamedTuple):
   """Many gradient steps, batch 1, `T` visits in all; one prompt or `[S, P]`."""
 
-  # Predicted label of the layer. Shape `[d_y]`.
-  attention: Float[Array, ' d_y']
-  # Predicted label after the last visit. Shape `[d_y]`.
-  dual: Float[Array, ' d_y']
+  attention: Float[Array, ' d_y']  # Predicted label of the layer.
+  dual: Float[Array, ' d_y']  # Predicted label after the last visit.
   # Distance to the attention output then, relative to the scale of
-  # `equivalence.Residuals`. Shape `[]`.
+  # `equivalence.Residuals`.
   residual: Float[Array, '']
   # Distance to the attention output after 0, 1, ..., T visits. Shape `[T + 1]`.
   distances: Float[Array, ' _']
   predicted: Float[Array, ' _']  # Its closed form. Shape `[T + 1]`.
-  # Largest difference of these two, relative to the same scale. Shape `[]`.
+  # Largest difference of these two, relative to the same scale.
   curve_residual: Float[Array, '']
 
 

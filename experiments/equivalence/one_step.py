@@ -145,15 +145,13 @@ KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 class OneStep(NamedTuple):
   """Attention and ONE gradient step on one prompt, or on all `[S, P, ...]`."""
 
-  # Predicted label of the layer. Shape `[d_y]`.
-  attention: Float[Array, ' d_y']
-  # Predicted label of the dual model. Shape `[d_y]`.
-  dual: Float[Array, ' d_y']
+  attention: Float[Array, ' d_y']  # Predicted label of the layer.
+  dual: Float[Array, ' d_y']  # Predicted label of the dual model.
   # Largest distance between attention, closed form and autodiff, see
-  # `equivalence.Residuals`. Shape `[]`.
+  # `equivalence.Residuals`.
   residual: Float[Array, '']
   # The same for the exact softmax kernel with the same queries, keys and
-  # values. Shape `[]`.
+  # values.
   softmax_residual: Float[Array, '']
 
 

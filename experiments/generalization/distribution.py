@@ -29,10 +29,8 @@ MAX_SIZE = 4096
 class Setting(NamedTuple):
   """One seed: a distribution of demonstrations, and a feature map."""
 
-  # The matrix B, of Frobenius norm 1. Shape `[d_v, d_k]`.
-  mixing: Float[Array, 'd_v d_k']
-  # Directions of positive random features. Shape `[R, d_k]`.
-  projection: Float[Array, 'R d_k']
+  mixing: Float[Array, 'd_v d_k']  # The matrix B, of Frobenius norm 1.
+  projection: Float[Array, 'R d_k']  # Directions of positive random features.
 
 
 class Constants(NamedTuple):
@@ -60,9 +58,8 @@ class Known(NamedTuple):
 class Samples(NamedTuple):
   """Demonstrations of several samples, with leading axes `[S, D]`."""
 
-  inputs: Float[Array, 'N d_k']  # The keys. Shape `[N, d_k]`.
-  # The noise of the values, not yet of length 1. Shape `[N, d_v]`.
-  signs: Float[Array, 'N d_v']
+  inputs: Float[Array, 'N d_k']  # The keys.
+  signs: Float[Array, 'N d_v']  # The noise of the values, not yet of length 1.
 
 
 class Drawn(NamedTuple):

@@ -22,9 +22,8 @@ LIGHT_SCALE = 0.5
 class Regime(NamedTuple):
   """Keys of one distribution, one run or all `[S, ...]`."""
 
-  log_trace: Float[Array, ' _']  # Log of `Tr K / N`, by N. Shape `[_]`.
-  # Largest gap of independent signs, by N. Shape `[_]`.
-  gap: Float[Array, ' _']
+  log_trace: Float[Array, ' _']  # Log of `Tr K / N`, by N.
+  gap: Float[Array, ' _']  # Largest gap of independent signs, by N.
 
 
 Results = Mapping[str, Regime]

@@ -143,10 +143,9 @@ def orthonormal_rows(weights: Float[Array, 'd R']) -> Float[Array, 'd R']:
 class KernelProblem(NamedTuple):
   """Where contrastive kernel learning starts and ends."""
 
-  start: Float[Array, 'd R']  # Orthonormal rows. Shape `[d, R]`.
-  best: Float[Array, '']  # The least loss. Shape `[]`.
-  # Half the inverse of the largest curvature. Shape `[]`.
-  step_size: Float[Array, '']
+  start: Float[Array, 'd R']  # Orthonormal rows.
+  best: Float[Array, '']  # The least loss.
+  step_size: Float[Array, '']  # Half the inverse of the largest curvature.
 
 
 def kernel_problem(

@@ -25,9 +25,9 @@ COMPARISON = 'Ren & Liu, arXiv:2310.13220v2, section 3 and Fig. 2'
 class Encoder(NamedTuple):
   """What the self-supervised processes train."""
 
-  weights: Float[Array, 'd R']  # `W`. Shape `[d, R]`.
-  predictor: Float[Array, 'd d']  # Linear. Shape `[d, d]`.
-  average: Float[Array, 'd R']  # Moving average of `W`. Shape `[d, R]`.
+  weights: Float[Array, 'd R']  # `W`.
+  predictor: Float[Array, 'd d']  # Linear.
+  average: Float[Array, 'd R']  # Moving average of `W`.
 
 
 def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
@@ -42,11 +42,10 @@ def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
 class Views(NamedTuple):
   """Features of the tokens of one prompt."""
 
-  keys: Float[Array, 'N R']  # Of the demonstrations' keys. Shape `[N, R]`.
-  # Of their values, read as inputs. Shape `[N, R]`.
-  values: Float[Array, 'N R']
-  query: Float[Array, ' R']  # Of the query. Shape `[R]`.
-  own_key: Float[Array, ' R']  # Of the query token's key. Shape `[R]`.
+  keys: Float[Array, 'N R']  # Of the demonstrations' keys.
+  values: Float[Array, 'N R']  # Of their values, read as inputs.
+  query: Float[Array, ' R']  # Of the query.
+  own_key: Float[Array, ' R']  # Of the query token's key.
 
   def pair(self) -> tuple[Array, Array]:
     """Both views of the demonstrations, rows of unit length."""
@@ -57,10 +56,10 @@ class Prompt(NamedTuple):
   """One prompt; many have leading axes `[S, P]`, and `phi` then `[S]`."""
 
   phi: features.PositiveFeatures  # Feature map.
-  query: Float[Array, ' d']  # The query. Shape `[d]`.
-  # Keys of demonstrations, then of the query's token. Shape `[n, d]`.
+  query: Float[Array, ' d']  # The query.
+  # Keys of demonstrations, then of the query's token.
   keys: Float[Array, 'n d']
-  values: Float[Array, 'n d']  # Their values. Shape `[n, d]`.
+  values: Float[Array, 'n d']  # Their values.
   start: Encoder  # Where the self-supervised processes start.
   views: Any = None  # Features of all of these.
 

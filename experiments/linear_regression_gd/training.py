@@ -39,7 +39,7 @@ class Tasks(NamedTuple):
 
   # Rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
   tokens: Float[Array, 'B M D']
-  targets: Float[Array, 'B 1']  # The labels of the queries. Shape `[B, 1]`.
+  targets: Float[Array, 'B 1']  # The labels of the queries.
 
 
 class Source(NamedTuple):

@@ -29,9 +29,8 @@ PROJECTION, VALUE = DIM * DIM, DIM * LABELS
 class Prompt(NamedTuple):
   """What a layer reads."""
 
-  # Demonstrations, then the query. Shape `[n, d_model]`.
-  tokens: Float[Array, 'n d_model']
-  noise: Float[Array, ' n']  # a random number for each token. Shape `[n]`.
+  tokens: Float[Array, 'n d_model']  # Demonstrations, then the query.
+  noise: Float[Array, ' n']  # a random number for each token.
 
 
 @jax.tree_util.register_dataclass

@@ -29,13 +29,13 @@ EXACT = 1e-10
 class Layer(NamedTuple):
   """The arguments of attention on one prompt, and what scales its rounding."""
 
-  query: Float[Array, ' d_k']  # Shape `[d_k]`.
+  query: Float[Array, ' d_k']
   # Of demonstrations, then of the query. Shape `[N + 1, d_k]`.
   keys: Float[Array, 'n d_k']
   values: Float[Array, 'n d_y']  # Their labels. Shape `[N + 1, d_y]`.
   weights: Float[Array, ' n']  # Attention weights. Shape `[N + 1]`.
-  normaliser: Float[Array, '']  # The `D` of the query. Shape `[]`.
-  # `sum_i a_i |v_i| + |v_q|`, what rounding is relative to. Shape `[]`.
+  normaliser: Float[Array, '']  # The `D` of the query.
+  # `sum_i a_i |v_i| + |v_q|`, what rounding is relative to.
   scale: Float[Array, '']
 
 
