@@ -37,24 +37,21 @@ from iclcl_jax import attention, features
 from iclcl_jax.accounts import meta_optimizer as account
 from iclcl_jax.accounts import meta_optimizer_metrics as scoring
 
+NUM_HEADS = 4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'repetitions', minimum=5)
   num_queries: int = lab.option(32, 'queries of a repetition', minimum=8)
-  width: int = lab.option(256, 'width of an attention output', minimum=8)
+  width: int = lab.option(
+    256, 'width of an attention output', minimum=8, multiple_of=NUM_HEADS
+  )
   num_draws: int = lab.count(8, 'draws of a null')
   noise: float = lab.option(
     0.3, 'size of unrelated noise over that of the baseline', minimum=0.01
   )
-
-  def check(self):
-    self.require(
-      self.width % NUM_HEADS == 0,
-      'width',
-      f'a multiple of {NUM_HEADS}, the number of heads',
-    )
 
   @classmethod
   def tiny(cls):
@@ -165,7 +162,7 @@ def identity_summary(config: Config, errors: Errors) -> dict[str, Any]:
   }
 
 
-NUM_HEADS, NUM_ORDERED = 4, 48
+NUM_ORDERED = 48
 NEGLIGIBLE = 0.02
 CASES = 'noise', 'forgetting', 'shared', 'own'
 NULL_CASES = {  # In which a metric of learning should be 0.

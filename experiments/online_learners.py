@@ -44,20 +44,15 @@ class Config(lab.Config):
   num_groups: int = lab.option(10, 'groups of tasks', minimum=5)
   tasks_per_group: int = lab.count(500, 'tasks of a group')
   half_range: float = lab.option(0.5, 'inputs are from U(-a, a)', minimum=1e-3)
-  tuning_length: int = lab.count(10, 'demonstrations at which is tuned')
+  tuning_length: int = lab.count(
+    10, 'demonstrations at which is tuned', at_most='max_length'
+  )
   max_length: int = lab.count(40, 'most demonstrations')
   scales: tuple[float, ...] = lab.option(
     (0.5, 0.75, 1.0, 1.5, 2.0),
     'input scales, at the tuning length',
     minimum=1e-3,
   )
-
-  def check(self):
-    self.require(
-      self.tuning_length <= self.max_length,
-      'tuning_length',
-      f'at most max_length, {self.max_length}',
-    )
 
   @classmethod
   def tiny(cls):

@@ -51,14 +51,9 @@ class Config(lab.Config):
   momentum: float = lab.option(0.9, 'heavy-ball momentum', minimum=0, below=1)
   weight_decay: float = lab.option(1e-4, 'coupled weight decay', minimum=0)
   num_test: int = lab.count(360, 'held-out images')
-  num_recalled: int = lab.count(60, 'test images that are recalled')
-
-  def check(self):
-    self.require(
-      self.num_recalled <= self.num_test,
-      'num_recalled',
-      f'at most num_test, {self.num_test}',
-    )
+  num_recalled: int = lab.count(
+    60, 'test images that are recalled', at_most='num_test'
+  )
 
   @classmethod
   def tiny(cls):

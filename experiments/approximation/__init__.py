@@ -58,10 +58,10 @@ from experiments.approximation import (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_draws: int = lab.count(60, 'draws of inputs and directions')
-  num_seeds: int = lab.count(
-    10, 'trained layers; num_draws is a multiple of it'
+  num_draws: int = lab.count(
+    60, 'draws, as many for every layer', multiple_of='num_seeds'
   )
+  num_seeds: int = lab.count(10, 'trained layers')
   num_features: tuple[int, ...] = lab.option(
     (120, 240, 480, 600, 960, 1200, 2400, 4800),
     'even numbers R of directions, and of features',
@@ -93,11 +93,6 @@ class Config(lab.Config):
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
 
   def check(self):
-    self.require(
-      self.num_draws % self.num_seeds == 0,
-      'num_draws',
-      f'a multiple of num_seeds, {self.num_seeds}: as many for every layer',
-    )
     self.require(
       self.num_demonstrations != self.second_num_demonstrations,
       'second_num_demonstrations',

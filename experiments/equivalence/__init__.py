@@ -71,7 +71,9 @@ class Config(lab.Config):
   num_features: int = lab.count(1200, 'positive random features R')
   num_test_prompts: int = lab.count(64, 'held-out prompts of a seed')
   num_dual_prompts: int = lab.count(
-    4, 'those for which the dual model is trained for many epochs'
+    4,
+    'those for which the dual model is trained for many epochs',
+    at_most='num_test_prompts',
   )
   dual_epochs: int = lab.count(100, 'epochs E of the dual model')
   block_epochs: int = lab.count(25, 'epochs between checkpoints')
@@ -82,11 +84,6 @@ class Config(lab.Config):
       self.tokens_per_epoch >= longest,
       'tokens_per_epoch',
       f'at least one prompt, {longest} tokens',
-    )
-    self.require(
-      self.num_dual_prompts <= self.num_test_prompts,
-      'num_dual_prompts',
-      f'at most num_test_prompts, {self.num_test_prompts}',
     )
 
   @classmethod

@@ -7,7 +7,7 @@ A config is a frozen dataclass of options::
     num_seeds: int = lab.option(10, 'independent runs', minimum=5)
     sizes: tuple[int, ...] = lab.option((15, 31), 'lengths', distinct=True)
 
-What a value may be stands in its option; what two values may be together is
+What a value may be stands in its option; what several values may be together is
 checked in the method `check`.
 """
 
@@ -34,6 +34,8 @@ def option(
   min_items: int = 1,
   distinct: bool = False,
   increasing: bool = False,
+  at_most: str | None = None,
+  multiple_of: str | int | None = None,
 ) -> Any:
   """A field of a config: its default, its help text and what it may be.
 
@@ -49,6 +51,8 @@ def option(
     min_items: how many items a tuple has at least.
     distinct: whether the items of a tuple must differ.
     increasing: whether they must increase.
+    at_most: name of an option that a value must not exceed.
+    multiple_of: number, or name of an option, of which it is a multiple.
 
   Returns:
     A dataclass field.
@@ -62,6 +66,8 @@ def option(
     'min_items': min_items,
     'distinct': distinct,
     'increasing': increasing,
+    'at_most': at_most,
+    'multiple_of': multiple_of,
   }
   return dataclasses.field(
     default=default, metadata={'help': text, 'rule': rule}
@@ -82,7 +88,19 @@ class Config:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       _check_field(field, getattr(self, field.name))
+    for field in dataclasses.fields(self):
+      self._compare(field.name, getattr(self, field.name), field.metadata)
     self.check()
+
+  def _compare(self, name: str, value: Any, metadata: Any) -> None:
+    """Checks a value against other options that its own names."""
+    if most := metadata.get('rule', {}).get('at_most'):
+      bound = getattr(self, most)
+      self.require(value <= bound, name, f'at most {most}, {bound}')
+    if unit := metadata.get('rule', {}).get('multiple_of'):
+      size = getattr(self, unit) if isinstance(unit, str) else unit
+      words = f'{unit}, {size}' if isinstance(unit, str) else size
+      self.require(value % size == 0, name, f'a multiple of {words}')
 
   def check(self) -> None:
     """Checks what options say together; raises `ValueError`."""
@@ -183,6 +201,9 @@ def describe(field: dataclasses.Field) -> str:
     parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
   if isinstance(default, tuple):
     parts.append(_items(rule))
+  for words in ('at_most', 'multiple_of'):
+    if rule[words]:
+      parts.append(f'{words.replace("_", " ")} {rule[words]}')
   shown = ','.join(map(str, items)) if items else ''
   if isinstance(default, str):
     shown = repr(default)

@@ -57,6 +57,8 @@ OPTIONAL = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
 
 
 size = functools.partial(lab.option, above=0)
+single = functools.partial(lab.count, multiple_of='record_every')
+several = functools.partial(lab.count, multiple_of=training.NUM_RECORDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class Config(lab.Config):
   num_demonstrations: int = lab.count(10, 'demonstrations of each task')
   half_range: float = size(0.5, 'inputs are from U(-a, a): a')
   batch_size: int = lab.count(2048, 'fresh tasks of a step, single layers')
-  num_steps: int = lab.count(5000, 'training steps of the linear layer')
-  softmax_steps: int = lab.count(2000, 'training steps of softmax layers')
+  num_steps: int = single(5000, 'training steps of the linear layer')
+  softmax_steps: int = single(2000, 'training steps of softmax layers')
   record_every: int = lab.count(100, 'steps between records of single layers')
   learning_rate: float = size(1e-3, 'learning rate of Adam, single layers')
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
@@ -86,7 +88,7 @@ class Config(lab.Config):
     'steps of GD and GD++, layers of stacks; the first also untied',
     minimum=2,
   )
-  deep_steps: int = lab.count(2000, 'training steps of stacks')
+  deep_steps: int = several(2000, 'training steps of stacks')
   deep_batch_size: int = lab.count(256, 'fresh tasks of a step, stacks')
   deep_learning_rate: float = size(1e-2, 'largest learning rate of stacks')
   parts: tuple[str, ...] = lab.option(
@@ -95,32 +97,19 @@ class Config(lab.Config):
     choices=OPTIONAL,
     min_items=0,
   )
-  sine_steps: int = lab.count(1000, 'training steps on sine waves')
+  sine_steps: int = several(1000, 'training steps on sine waves')
   sine_batch_size: int = lab.count(128, 'fresh waves of a step')
   sine_width: int = lab.count(20, 'width of the network on sine waves')
   sine_shared_key: bool = lab.option(
     False, 'draw the phase of a wave from the random number of its amplitude'
   )
-  alternating_steps: int = lab.count(2000, 'training steps on separate tokens')
+  alternating_steps: int = several(2000, 'training steps on separate tokens')
   alternating_batch_size: int = lab.count(
     256, 'fresh tasks of a step, separate tokens'
   )
   alternating_size: int = lab.count(
     5, 'width of inputs and demonstrations, separate tokens'
   )
-
-  def check(self):
-    records = training.NUM_RECORDS
-    for names, divisor, what in (
-      (('num_steps', 'softmax_steps'), self.record_every, 'record_every, '),
-      (('deep_steps', 'sine_steps', 'alternating_steps'), records, ''),
-    ):
-      for name in names:
-        self.require(
-          getattr(self, name) % divisor == 0,
-          name,
-          f'a multiple of {what}{divisor}',
-        )
 
   @classmethod
   def tiny(cls):

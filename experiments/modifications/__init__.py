@@ -114,7 +114,9 @@ class Config(lab.Config):
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
   num_epochs: int = lab.count(100, 'epochs of training')
   early_epochs: int = lab.count(
-    20, 'the first ones, for the speed; the last ones choose learning rates'
+    20,
+    'the first ones, for the speed; the last ones choose learning rates',
+    at_most='num_epochs',
   )
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH, 'an epoch has this many tokens, whatever N'
@@ -153,11 +155,6 @@ class Config(lab.Config):
       self.tokens_per_epoch > size,
       'tokens_per_epoch',
       f'at least num_demonstrations + 1, {size + 1}',
-    )
-    self.require(
-      self.early_epochs <= self.num_epochs,
-      'early_epochs',
-      f'at most num_epochs, {self.num_epochs}',
     )
     self.require(
       max(self.negative_counts) < size,

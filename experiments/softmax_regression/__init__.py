@@ -52,20 +52,13 @@ class Config(lab.Config):
   num_tasks: int = lab.count(
     100, 'tasks of a repetition, to choose the rate and again to judge it'
   )
-  num_steps: int = lab.count(320, 'training steps')
+  num_steps: int = lab.count(320, 'training steps', multiple_of='num_records')
   num_records: int = lab.count(16, 'records during training')
   learning_rate: float = lab.option(
     0.03, 'step size of Adam, which decays to 0', minimum=0
   )
   words_per_batch: int = lab.count(800, 'tasks of a batch, times n')
   num_test: int = lab.count(16, 'test tasks of a trained layer')
-
-  def check(self):
-    self.require(
-      self.num_steps % self.num_records == 0,
-      'num_steps',
-      f'a multiple of num_records, {self.num_records}',
-    )
 
   @classmethod
   def tiny(cls):
