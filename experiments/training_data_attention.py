@@ -167,11 +167,8 @@ def _one_seed(config: Config, digits: Digits, seed) -> Results:
 def share(shares: Any, num_images: int) -> lab.Estimate:
   """Mean share of all seeds with Wilson's 95 % interval, within `[0, 1]`.
 
-  All seeds are asked about the same images, so the images are counted once.
-
-  Args:
-    shares: share of the images, one for each seed.
-    num_images: how many images a share is of.
+  All seeds are asked about the same `num_images` images, so these are counted
+  once.
   """
   mean, squared = float(np.mean(shares)), 1.959964**2 / num_images
   middle = (mean + squared / 2) / (1 + squared)

@@ -277,11 +277,7 @@ def answers(
 ) -> Float[Array, ' L']:
   """Answers the query, the last row, from the first rows of the context.
 
-  Args:
-    memory: the inner learner.
-    layer: projections and gates.
-    tokens: rows `(x_i, y_i)`, then `(x_q, 0)`.
-    lengths: how many rows are read. Shape `[L]`.
+  Rows are `(x_i, y_i)`, then `(x_q, 0)`; `lengths [L]` are how many are read.
   """
   gates = memory.numbers(layer.gates)
 
@@ -369,11 +365,7 @@ def fit(
 ) -> Layer:
   """Tunes gates, then trains layers, both in one program.
 
-  Args:
-    memory: the inner learner.
-    prompts: batches of all seeds. Axes `[S, P, B, ...]`.
-    keys: a key for each seed. Shape `[S]`.
-    config: settings.
+  Prompts are batches of all seeds, axes `[S, P, B, ...]`; a key for each seed.
 
   Returns:
     Layers with leading axes `[S, K]`: first those that keep the predicted

@@ -95,13 +95,7 @@ def kernel_relative_mse(
 ) -> np.ndarray:
   """Variance of the kernel estimate over the squared kernel, mean over pairs.
 
-  Args:
-    method: the map.
-    num_directions: rows of its projection.
-    condition: the inputs.
-
-  Returns:
-    One number for each draw. Shape `[D]`.
+  A number for each draw `[D]`, with so many rows of the projection.
   """
   trigonometric = method.feature_map is features.TrigonometricFeatures
   squares = condition.squared_norms(-1 if trigonometric else 1)
@@ -123,15 +117,10 @@ def kernel_relative_mse(
 def first_order_mse(
   method: Method, condition: Condition
 ) -> dict[str, np.ndarray]:
-  """First-order mean squared errors of one direction, for every draw.
+  """First-order mean squared errors of ONE of independent directions.
 
-  Args:
-    method: the map, of independent directions.
-    condition: the inputs.
-
-  Returns:
-    `attention_mse` and `output_mse`, to be divided by the number of
-    directions. Shapes `[D]`.
+  `attention_mse` and `output_mse` of every draw `[D]`, to be divided by the
+  number of directions.
   """
   _, weights, outputs = condition.exact()
   identity: Any = np.eye(weights.shape[2])

@@ -171,15 +171,8 @@ def estimate(
 ) -> tuple[Float[Array, 'D C n n'], Float[Array, 'D C n']]:
   """Estimates the kernel of all draws and conditions, in one program.
 
-  Args:
-    feature_map: class of the map.
-    directions: a projection for every draw. Shape `[D, R, d_k]`.
-    queries: of every draw and condition. Shape `[D, C, n, d_k]`.
-    keys: shape `[D, C, n, d_k]`.
-
-  Returns:
-    `(scores, log_scale)`: the estimates are `scores * exp(log_scale)`. Shapes
-    `[D, C, n, n]` and `[D, C, n]`.
+  With a projection for every draw. Returns `(scores, log_scale)`: the estimates
+  are `scores * exp(log_scale)`.
   """
 
   def one_draw(arrays):
@@ -233,14 +226,8 @@ def measure(
 ) -> Measurements:
   """Measures all maps at equal directions and at equal feature counts.
 
-  Args:
-    directions: from `draw_directions`.
-    conditions: the inputs, of equal shapes.
-    methods: the maps.
-    num_features: numbers of directions, and of features.
-
-  Returns:
-    A record for each map, number of directions, and condition.
+  A record for each map, number of directions, and condition; the inputs of all
+  conditions have equal shapes.
   """
 
   def of_method(method):
@@ -314,14 +301,9 @@ def _errors(
 def split_by_size(
   exact: np.ndarray, error: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean error of the largest tenth of the entries, and of the rest.
+  """Mean errors `[D]` of the largest tenth of entries `[D, n]`, and of others.
 
-  Args:
-    exact: exact entries; they are ranked by absolute value. Shape `[D, n]`.
-    error: an error for each entry. Shape `[D, n]`.
-
-  Returns:
-    Two arrays `[D]`.
+  Entries are ranked by the absolute value of the exact ones.
   """
   order = np.argsort(-np.abs(exact), axis=1)
   ranked = np.take_along_axis(error, order, axis=1)
@@ -363,8 +345,7 @@ def words(quantity: str) -> str:
 
 def log_axes(axis: Any, sizes: Sequence[int]) -> None:
   """Makes both axes logarithmic, with a tick at every size."""
-  axis.set_xscale('log')
-  axis.set_yscale('log')
+  axis.set(xscale='log', yscale='log')
   axis.set_xticks(sizes, [str(size) for size in sizes], rotation=60)
   axis.minorticks_off()
   axis.grid(alpha=0.25, lw=0.5)

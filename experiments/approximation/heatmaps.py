@@ -181,8 +181,7 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
       ends = [exact.min(), exact.max()]
       axis.plot(ends, ends, color='black', lw=0.9)
       if part == 'attention':
-        axis.set_xscale('log')
-        axis.set_yscale('log')
+        axis.set(xscale='log', yscale='log')
         drawing.plain_ticks(axis.xaxis)
         drawing.plain_ticks(axis.yaxis)
       record = data.get(PAPER_MAP, condition, size)

@@ -209,8 +209,7 @@ def _draw_all(config: 'Config', data: Measurements) -> Any:
         labels.append((value[-1], _short(method), look['color']))
       estimates.log_axes(axis, sizes)
       drawing.label_ends(axis, labels)
-      axis.set_title(f'{name}, equal {view}')
-      axis.set_xlabel(f'number of {view}')
+      axis.set(title=f'{name}, equal {view}', xlabel=f'number of {view}')
     row[0].set_ylabel('relative error of the output (median)')
   figure.suptitle(
     'All feature maps against exact softmax. pos: positive, hyp: hyperbolic, '
@@ -254,8 +253,7 @@ def _draw_compared(results: Results) -> Any:
       drawing.forest(
         axis, shown, reference=1, label=f'equal number of {view}', **look
       )
-    axis.set_xscale('log')
-    axis.set_title(name)
+    axis.set(xscale='log', title=name)
     axis.grid(alpha=0.25, lw=0.5)
     axis.set_xlabel('error ratio')
   handles = axes[0, 0].get_legend_handles_labels()

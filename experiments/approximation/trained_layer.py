@@ -81,13 +81,11 @@ def _draw(results: Results) -> Any:
     left.annotate(f' {condition.name}', (x, level), color=colour, va='top')
   left.set_xscale('log')
   left.axvspan(4, left.get_xlim()[1], color='0.9', zorder=0)
-  left.set_xlabel(
-    'v = |q + k|²/√d of a pair; relative variance is (exp(v) − 1)/R'
-  )
-  left.set_ylabel('fraction of pairs below')
-  left.set_title(
-    'Training drives |q + k| out of the regime of random features\n'
-    'grey: a kernel value needs over 5000 directions for an error of 10 %'
+  left.set(
+    xlabel='v = |q + k|²/√d of a pair; relative variance is (exp(v) − 1)/R',
+    ylabel='fraction of pairs below',
+    title='Training drives |q + k| out of the regime of random features\n'
+    'grey: a kernel value needs over 5000 directions for an error of 10 %',
   )
   losses = results.layers.losses
   values = np.array(list(losses.values()))

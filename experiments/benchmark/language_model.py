@@ -45,13 +45,8 @@ def calls_of(
 ) -> timing.Calls:
   """Compiles the forward pass, the certificate, and the peer's pass.
 
-  Args:
-    path: GGUF file of a llama.
-    num_tokens: of the prompt.
-    seed: of the token ids.
-
-  Returns:
-    Calls without arguments; None where the peer is not installed.
+  Of a GGUF file of a llama, on so many random tokens. A call takes no
+  arguments; it is None where the peer is not installed.
 
   Raises:
     ValueError: as `pretrained.load`.

@@ -121,17 +121,10 @@ def repeated(call: Call, times: int) -> Call:
 
 
 def measure(calls: Mapping[str, Call | None], repetitions: int) -> Seconds:
-  """Returns the median seconds of calls that take turns.
+  """Returns the median seconds of calls that take turns; None is left out.
 
   Before it is timed a call is made once untimed, so that it finds caches and
   threads as it leaves them itself, not as its neighbour does.
-
-  Args:
-    calls: what to call; None is left out.
-    repetitions: how often.
-
-  Returns:
-    Seconds of each call.
   """
   present = {name: call for name, call in calls.items() if call is not None}
   times: dict[str, list[float]] = {name: [] for name in present}

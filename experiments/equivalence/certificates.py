@@ -113,14 +113,7 @@ def certify(
 ) -> equivalence.Certificate:
   """`equivalence.verify` with one query-side token, compiled once a map.
 
-  Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys of demonstrations, then of the query. Shape `[n, d_k]`.
-    values: their values. Shape `[n, d_v]`.
-
-  Returns:
-    The certificate.
+  Keys and values are those of demonstrations, then of the query.
   """
 
   def compiled(unused_fn):

@@ -65,16 +65,7 @@ def descend(
   .. math:: |f(q) - h| = \Bigl|\sum_i (1 - n_i / E)\, a_i v_i\Bigr|,
 
   which is 0 after the last visit, falls linearly over whole epochs, and need
-  not fall in every step.
-
-  Args:
-    params: the layer.
-    phi: its feature map.
-    tokens: a prompt. Shape `[n, d_model]`, demonstrations first.
-    num_epochs: the number of epochs E.
-
-  Returns:
-    A `Descent`.
+  not fall in every step. Of the tokens the demonstrations come first.
 
   References:
     Ren & Liu, arXiv:2310.13220v1, section 5 (batch 1, E epochs, a loss rate

@@ -81,14 +81,8 @@ def over_prompts(
 ) -> Any:
   """Calls `fn(params, phi, tokens)` for all layers and held-out prompts.
 
-  Args:
-    fn: a function of one prompt.
-    layers: the layers of all seeds.
-    dtype: what is computed in.
-    num_prompts: how many prompts of a seed; all by default.
-
-  Returns:
-    Its results as NumPy arrays, with leading axes `[S, P]`.
+  In a dtype, and if so wanted for a few prompts of a seed alone. NumPy arrays
+  with leading axes `[S, P]`.
   """
   params, phi, tokens = layers.cast(dtype)
   compiled = lab.compile_quickly(pretraining.for_all(fn))

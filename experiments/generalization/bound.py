@@ -156,18 +156,9 @@ def slope(sizes: Any, rows: Any) -> lab.Estimate:
   return statistics.mean(statistics.log_slope(sizes)(rows))
 
 
-def claim(
-  name: str, text: str, statistic: str, estimate: Any, **limits: Any
-) -> lab.Claim:
-  """A claim about Theorem 3.2."""
-  return lab.Claim(
-    id=f'generalization/{name}',
-    source=THEOREM,
-    claim=text,
-    statistic=statistic,
-    estimate=estimate,
-    **limits,
-  )
+def claim(name: str, *rest: Any, **limits: Any) -> lab.Claim:
+  """A claim about Theorem 3.2, see `lab.claim`."""
+  return lab.claim('generalization/', name, THEOREM, *rest, **limits)
 
 
 def slope_claim(

@@ -75,14 +75,7 @@ class Run(NamedTuple):
 
 
 def init_run(key: PRNGKeyArray, *, num_features: int = 1200) -> Run:
-  """Draws a run in float32.
-
-  Args:
-    key: consumed.
-    num_features: number of features `R`.
-
-  Returns:
-    A `Run`.
+  """Draws a run in float32, with so many features `R`; consumes the key.
 
   Raises:
     ValueError: if `num_features < 1`.
@@ -131,9 +124,6 @@ def draw_prompts(
   Returns:
     Prompts with a leading axis of `P`.
 
-  Raises:
-    ValueError: as `tasks.linear_regression`.
-
   Example:
     >>> def draw(key):
     ...   return draw_prompts(key, jnp.arange(3), draw_task, 15)
@@ -156,12 +146,7 @@ def project(
 ) -> tuple[Float[Array, ' d_k'], Float[Array, 'n d_k'], Float[Array, 'n d_v']]:
   """Returns the query of the last token, and keys and values of all tokens.
 
-  Args:
-    params: the layer.
-    tokens: a prompt. Shape `[n, d_model]`.
-
-  Returns:
-    `(query, keys, values)`, arguments of the functions of `iclcl_jax`.
+  Arguments of the functions of `iclcl_jax`.
 
   Raises:
     ValueError: if `tokens` is no matrix, or not as wide as the layer.
@@ -178,19 +163,7 @@ def attend(
   phi: features.PositiveFeatures,
   tokens: Float[Array, 'n d_model'],
 ) -> Float[Array, ' d_v']:
-  """Returns the layer's output at the last token: the definition.
-
-  Args:
-    params: the layer.
-    phi: its feature map.
-    tokens: a prompt. Shape `[n, d_model]`.
-
-  Returns:
-    The output row of the query. Shape `[d_v]`.
-
-  Raises:
-    ValueError: as `project`.
-  """
+  """Returns the layer's output at the last token: the definition."""
   return attention.kernel_attention(phi, *project(params, tokens))
 
 
@@ -208,17 +181,6 @@ def predict(
      \quad y = x / d_k^{1/4}
 
   One product and one pass of exponentials forward, one product backward.
-
-  Args:
-    params: the layer.
-    phi: its feature map.
-    tokens: a prompt. Shape `[n, d_model]`.
-
-  Returns:
-    The prediction. Shape `[d_y]`.
-
-  Raises:
-    ValueError: as `project`.
   """
   query, keys, values = project(params, tokens)
   scale = query.shape[0] ** -0.25
@@ -243,20 +205,12 @@ def train(
   prompts: tasks.RegressionPrompt,
   learning_rate: float | Array,
 ) -> tuple[LayerParams, Float[Array, ' P']]:
-  """Takes one SGD step on each prompt, in order.
+  """Takes one SGD step on each of `P` prompts, in order.
 
-  Args:
-    params: the layer before training.
-    phi: its feature map, not trained.
-    prompts: prompts with a leading axis of `P`.
-    learning_rate: the step size.
-
-  Returns:
-    The trained layer, and the loss of each prompt before its step. Shape
-    `[P]`.
+  Returns the trained layer, and the loss of each prompt before its step.
 
   Raises:
-    ValueError: as `project`; if `learning_rate` is negative or not finite.
+    ValueError: if `learning_rate` is negative or not finite.
   """
   _validate.check_scalar('learning_rate', learning_rate, minimum=0)
 
@@ -301,16 +255,7 @@ def init_runs(keys: PRNGKeyArray, *, num_features: int) -> Run:
 
 
 def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:
-  """Draws what training starts from: seed i depends on `seed` and i alone.
-
-  Args:
-    seed: root of all random numbers.
-    num_seeds: number of seeds `S`.
-    num_features: number of features `R`.
-
-  Returns:
-    The `Seeds`.
-  """
+  """Draws what training starts from: seed i depends on `seed` and i alone."""
 
   def split(number):
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3)
@@ -340,13 +285,8 @@ class Prompts:
   ) -> tasks.RegressionPrompt:
     """Draws the prompts of some steps for all seeds, see `draw_prompts`.
 
-    Args:
-      keys: root keys. Shape `[S]`.
-      task_matrices: those of the seeds. Shape `[S, d_y, d_x]`.
-      steps: step numbers. Shape `[P]`.
-
-    Returns:
-      Prompts with leading axes `[S, P]`.
+    From root keys `[S]`, task matrices `[S, d_y, d_x]` and step numbers `[P]`:
+    leading axes `[S, P]`.
     """
     input_fn, _ = INPUTS[self.input_distribution]
 
@@ -378,15 +318,8 @@ def pretrain(
 ) -> tuple[LayerParams, np.ndarray]:
   """Trains the layers of all seeds by SGD, one new prompt a step.
 
-  Every prompt is new, so its loss before its step is a held-out loss.
-
-  Args:
-    seeds: what training starts from.
-    prompts: what the layers are trained on.
-    num_epochs: number of epochs `E`.
-    learning_rate: the step size.
-    tokens_per_epoch: an epoch has this many tokens, whatever `N`.
-    block_epochs: epochs between checkpoints.
+  Every prompt is new, so its loss before its step is a held-out loss. An epoch
+  has as many tokens, whatever `N`.
 
   Returns:
     The trained layers, and by epoch and seed the mean loss and that of
@@ -425,13 +358,9 @@ def pretrain(
 def for_all(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Applies `fn(params, phi, tokens)` to the prompts of all seeds.
 
-  Args:
-    fn: a function of one layer, its features and one prompt.
-
-  Returns:
-    The function of layers with a leading axis of seeds `[S, ...]` and prompts
-    `[S, P, n, d_model]`. It holds one prompt of every seed at a time: `vmap`
-    over seeds inside `lax.map` over prompts.
+  Returns the function of layers with a leading axis of seeds `[S, ...]` and
+  prompts `[S, P, n, d_model]`. It holds one prompt of every seed at a time:
+  `vmap` over seeds inside `lax.map` over prompts.
   """
 
   def swap(tree):

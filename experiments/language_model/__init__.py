@@ -124,10 +124,6 @@ def closing(summary: Mapping[str, Any]) -> str:
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the experiment, as `lab.run` does, two parts at a time.
 
-  Args:
-    config: settings.
-    workdir: folder of all results.
-
   Returns:
     The summary; `{'skipped': ...}` if the run is optional and the packaged
     weights are not installed.

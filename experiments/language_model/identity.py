@@ -83,16 +83,7 @@ def measure(config: Any) -> Results:
 def run_forward(
   model: pretrained.LanguageModel, tokens: Array, num_tokens: int
 ) -> Forward:
-  """Runs the model as it is, and lets it continue.
-
-  Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
-    num_tokens: how many to append; 0 for none.
-
-  Returns:
-    The `Forward`.
-  """
+  """Runs the model as it is on `N` tokens, and lets it continue by some."""
   call = jax.jit(pretrained.next_token_log_probs)
   log_probs = jax.device_get(call(model, tokens))
   times = []
@@ -117,13 +108,9 @@ def certify(
 ) -> Certified:
   """Checks every head at every position, and runs the chain of dual models.
 
-  Args:
-    model: a causal language model; its dtype is that of the certificate.
-    tokens: the prompt and its continuation. Shape `[N]`.
-    num_answers: distributions to keep, those behind the last tokens.
-
-  Returns:
-    The `Certified`.
+  The dtype of the model is that of the certificate. The tokens are the prompt
+  and its continuation, `[N]`; the distributions behind the last `num_answers`
+  of them are kept.
   """
 
   def measure(model, tokens):
@@ -158,12 +145,7 @@ def _log_probs(model, states) -> Array:
 def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
   """Half the L1 distance of distributions, given as log-probabilities.
 
-  Args:
-    first: log-probabilities. Shape `[..., vocab]`.
-    second: the same of another distribution.
-
-  Returns:
-    The distances. Shape `[...]`.
+  Of shapes `[..., vocab]`.
 
   Example:
     >>> log = np.log(np.array([[0.5, 0.5], [0.25, 0.75]]))

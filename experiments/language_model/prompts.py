@@ -51,12 +51,6 @@ class Loaded(NamedTuple):
 def load(config: Any) -> Loaded:
   """Reads prompt and model, and checks that they fit.
 
-  Args:
-    config: settings of the experiment.
-
-  Returns:
-    The `Loaded`.
-
   Raises:
     ValueError: if a file is missing or truncated, the prompt is empty or too
       long, or a label is not one token.
@@ -94,15 +88,9 @@ def load(config: Any) -> Loaded:
 
 
 def read(prompt: str, prompt_file: str) -> str:
-  """Returns the text of a prompt.
+  """Returns the text of a prompt, or of a file; else that of this package.
 
-  Args:
-    prompt: the text itself, or empty.
-    prompt_file: path of a file that holds it, or empty. One line break at its
-      end is dropped, as editors add it.
-
-  Returns:
-    The text; that of this package if both are empty.
+  One line break at the end of a file is dropped, as editors add it.
 
   Raises:
     ValueError: if both are given, the file cannot be read, or the text is
@@ -136,15 +124,7 @@ def _read_file(path: pathlib.Path) -> str:
 def parse(
   text: str, *, separator: str = '\n\n', num_demonstrations: int = 0
 ) -> Prompt:
-  r"""Finds the demonstrations of a prompt.
-
-  Args:
-    text: the prompt.
-    separator: what stands between blocks.
-    num_demonstrations: keeps only the first so many; 0 for all.
-
-  Returns:
-    The `Prompt`.
+  r"""Finds the demonstrations of a prompt; keeps the first so many (0: all).
 
   Raises:
     ValueError: if the prompt has fewer demonstrations than are to be kept.
@@ -201,15 +181,8 @@ def labels(
 ) -> tuple[int, int] | None:
   """Chooses the two tokens whose logits are compared.
 
-  Those of `chosen`, else the two different labels of the demonstrations.
-
-  Args:
-    prompt: the prompt.
-    chosen: two words with a comma between them, or empty.
-    tokenizer: of the model.
-
-  Returns:
-    Their ids; None if the demonstrations have not two different labels.
+  Those of `chosen`, two words with a comma between them, else the two different
+  labels of the demonstrations; None if these have not two.
 
   Raises:
     ValueError: if a label is not one token, or `chosen` are not two.

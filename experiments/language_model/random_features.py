@@ -59,15 +59,9 @@ class HeadInputs(NamedTuple):
 def collect(
   model: pretrained.LanguageModel, tokens: Array, num_heads: int
 ) -> HeadInputs:
-  """Reads queries, keys and values off a forward pass.
+  """Reads queries, keys and values off a forward pass of `N` tokens.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    num_heads: query heads of a layer, evenly chosen; at most all.
-
-  Returns:
-    The `HeadInputs`.
+  Of so many query heads of a layer, evenly chosen; at most all.
   """
   total = model.blocks.query.weight.shape[2]
   chosen = np.unique(np.linspace(total - 1, 0, num_heads).round().astype(int))
@@ -94,17 +88,10 @@ def errors_of(
   num_draws: int,
   seed: int,
 ) -> dict[str, np.ndarray]:
-  """Relative errors of attention by random features.
+  """Relative errors of attention by random features of `R` directions.
 
-  Args:
-    inputs: of the heads.
-    projection_fns: such as `PROJECTIONS`, by name.
-    num_directions: rows `R` of the projections.
-    num_draws: of each projection.
-    seed: of the draws.
-
-  Returns:
-    Errors by `'map, projection'`. Shapes `[D, L, H]`.
+  By `'map, projection'`; projections are given by name, such as `PROJECTIONS`.
+  Shapes `[D, L, H]`, a number for each draw of each projection.
   """
   root = jax.random.fold_in(jax.random.key(seed), num_directions)
   dim = inputs.keys.shape[-1]
@@ -167,15 +154,8 @@ def mean_errors(inputs: HeadInputs) -> np.ndarray:
 def predict(inputs: HeadInputs, num_directions: int) -> dict[str, np.ndarray]:
   """Root-mean-square output errors that the feature budget predicts.
 
-  To first order and for independent directions; they fall as `1 / sqrt(R)` and
-  are valid up to `budget.LARGEST_VALID_ERROR`.
-
-  Args:
-    inputs: of the heads.
-    num_directions: rows `R`.
-
-  Returns:
-    Predicted errors by map. Shapes `[L, H]`.
+  By map, shapes `[L, H]`. To first order and for independent directions; they
+  fall as `1 / sqrt(R)` and are valid up to `budget.LARGEST_VALID_ERROR`.
   """
   shape = inputs.queries.shape[:2]
   result = {name: np.zeros(shape) for name in MAPS}
@@ -225,11 +205,7 @@ class Results(NamedTuple):
 def measure(config: Any) -> Results | None:
   """Tries random features on the heads, and predicts how many they need.
 
-  Args:
-    config: of `experiments.language_model`.
-
-  Returns:
-    The `Results`; None if the config asks for no directions.
+  None if the config asks for no directions.
   """
   if config.num_features == (0,):
     return None
@@ -259,14 +235,7 @@ def shrink(
 ) -> Shrunk:
   """Compares measured with predicted errors as queries and keys shrink.
 
-  Args:
-    inputs: of the heads; one head of every third layer is used.
-    num_directions: rows `R` of a Gaussian projection.
-    num_draws: of the projection.
-    seed: of the draws.
-
-  Returns:
-    The `Shrunk`.
+  Of one head of every third layer, with Gaussian projections of `R` rows.
   """
   queries, keys, values = (x[::3, :1] for x in inputs)
   measured, predicted = (
@@ -288,12 +257,7 @@ def shrink(
 def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
   """Log10 of the directions that reach `TARGET`, at least 0.
 
-  Args:
-    predicted: errors with `num_directions`.
-    num_directions: rows `R`.
-
-  Returns:
-    The logarithms. The shape of `predicted`.
+  From predicted errors with `R` directions, of any shape.
 
   Example:
     >>> directions_needed(np.array([1.0]), 10).tolist()

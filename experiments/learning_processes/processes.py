@@ -85,17 +85,10 @@ def train(
   pair: tuple[Array, Array],
   observe: Callable[[Encoder], Any],
 ) -> Any:
-  """Gradient descent on `cosine_loss`.
+  """Gradient descent on `cosine_loss`, from an encoder, on both views `[N, R]`.
 
-  Args:
-    config: has step size, momentum of the average, and number of steps `T`.
-    process: the branches.
-    encoder: where training starts.
-    pair: both views of the demonstrations. Shapes `[N, R]`.
-    observe: `encoder -> anything`.
-
-  Returns:
-    What was observed before every step and after the last, stacked.
+  Returns what `observe(encoder)` saw before every step and after the last,
+  stacked.
   """
 
   def step(encoder):

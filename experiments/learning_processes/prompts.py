@@ -224,20 +224,13 @@ def claim(
   source: str,
   text: str,
   statistic: str,
-  estimate: Any,
-  **bounds: Any,
+  found: Any,
+  **limits: Any,
 ) -> lab.Claim:
-  """A claim about one of `DATA`; samples of seeds are averaged."""
-  if np.ndim(estimate):
-    estimate = statistics.mean(by_seed(estimate))
-  return lab.Claim(
-    id=f'{data.replace(" ", "_")}:{name}',
-    source=source,
-    claim=f'{data}: {text}',
-    statistic=statistic,
-    estimate=estimate,
-    **bounds,
-  )
+  """A claim about one of `DATA`; samples `[S, P]` are averaged by seed."""
+  prefix, text = f'{data.replace(" ", "_")}:', f'{data}: {text}'
+  found = by_seed(found) if np.ndim(found) else found
+  return lab.claim(prefix, name, source, text, statistic, found, **limits)
 
 
 def summary(config: Any, losses: np.ndarray) -> dict[str, Any]:

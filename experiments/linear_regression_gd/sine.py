@@ -56,14 +56,9 @@ class Results(NamedTuple):
 def source(num_demonstrations: int, *, phase_lane: int) -> training.Source:
   """Sine waves `A sin(x + phase)`: A of U(.1, .5), phase of U(0, pi).
 
-  Args:
-    num_demonstrations: of each task.
-    phase_lane: number that the phase is made of: -1 for one of its own, -2 for
-      that of the amplitude, so that one fixes the other, as in the released
-      code.
-
-  Returns:
-    The source, inputs from U(-5, 5).
+  Inputs are from U(-5, 5). The phase is made of the number `phase_lane`: -1 for
+  one of its own, -2 for that of the amplitude, so that one fixes the other, as
+  in the released code.
   """
 
   def make(uniform):

@@ -152,14 +152,9 @@ def _tune_all(config: 'Config', inputs, names, num_steps: int) -> Any:
 
 
 def tune(loss_fn, start) -> tuple[Any, Any]:
-  """Minimises a loss by L-BFGS.
+  """Minimises `logs -> []` by L-BFGS.
 
-  Args:
-    loss_fn: `logs -> []`.
-    start: where to start.
-
-  Returns:
-    The best point found, and the gradient that is left there.
+  Returns the best point found, and the gradient that is left there.
   """
   optimizer = optax.lbfgs(
     linesearch=optax.scale_by_zoom_linesearch(NUM_SEARCH_STEPS)

@@ -144,13 +144,9 @@ def stack_model(
 ) -> Model:
   """Self-attention alone: small truncated normal weights, by distinct layer.
 
-  Args:
-    d_model: width of the tokens.
-    weights_fn: linear or softmax weights.
-    num_heads: number of heads.
-    num_layers: number of layers.
-    num_distinct: 1 if all layers share their weights, else `num_layers`.
-    init_scale: factor of the published initial weights.
+  Tokens have width `d_model`, weights are linear or softmax. If layers share
+  their weights `num_distinct` is 1, else `num_layers`; `init_scale` is a factor
+  of the published initial weights.
   """
 
   def init(key):
@@ -231,16 +227,8 @@ def train(
 ) -> Trained:
   """Trains all seeds, and keeps the weights every `record_every` steps.
 
-  Args:
-    config: settings: root of random numbers, number of seeds.
-    model: what is trained.
-    source: its tasks.
-    recipe: how.
-    label: sets the random numbers of this training apart.
-    initial: weights of every seed, leading axis `S`; None to draw them.
-
-  Returns:
-    The records.
+  The label sets the random numbers of this training apart; initial weights of
+  every seed have a leading axis `S`, and are drawn if None.
   """
   optimizer = optax.chain(
     optax.clip_by_global_norm(recipe.clip),
@@ -340,23 +328,10 @@ def alignment(
   return _of_records(one, records)
 
 
-def claim(
-  name: str, place: str, text: str, statistic: str, found: Any, **range_: Any
-) -> lab.Claim:
-  """A claim of the paper, or a control.
-
-  What was found is a number for each seed, whose mean decides, or one number,
-  or an estimate.
-  """
-  known = isinstance(found, float | lab.Estimate)
-  return lab.Claim(
-    id=f'linear-regression-gd-{name}',
-    source=place if place == 'control' else f'{SOURCE}, {place}'.rstrip(', '),
-    claim=text,
-    statistic=statistic,
-    estimate=found if known else statistics.mean(found),
-    **range_,
-  )
+def claim(name: str, place: str, *rest: Any, **limits: Any) -> lab.Claim:
+  """A claim of the paper, at a place of it, or a control; see `lab.claim`."""
+  source = place if place == 'control' else f'{SOURCE}, {place}'.rstrip(', ')
+  return lab.claim('linear-regression-gd-', name, source, *rest, **limits)
 
 
 def loss_rows(name: str, steps, losses) -> list[dict[str, Any]]:

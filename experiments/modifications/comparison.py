@@ -103,14 +103,10 @@ class Results(NamedTuple):
 def verdict(value: lab.Estimate, num_runs: int) -> str:
   """Better, poorer, comparable or inconclusive, in this order.
 
-  Args:
-    value: ratio to another layer's loss.
-    num_runs: how many runs it comes from.
-
-  Returns:
-    'better' if the interval lies below 1, 'poorer' above 1, with 'slightly '
-    before it if also within the margin; else 'comparable' within the margin;
-    'diverged' if a run did; else, or with too few runs, 'inconclusive'.
+  Of a ratio to another layer's loss: 'better' if the interval lies below 1,
+  'poorer' above 1, with 'slightly ' before it if also within the margin; else
+  'comparable' within the margin; 'diverged' if a run did; else, or with too few
+  runs, 'inconclusive'.
   """
   if not np.isfinite(value.value):
     return 'diverged'
@@ -239,13 +235,7 @@ def curves(
 ) -> lab.Figure:
   """Draws the training curves of the plain layer and of those that are shown.
 
-  Args:
-    config: settings of the experiment.
-    results: of the panel.
-    name: of the panel.
-    title: of the figure.
-    shown: names of layers.
-    prefix: of these names, left out beside their curves.
+  The prefix of their names is left out beside their curves.
   """
   figure, axis = drawing.subplots(figsize=(7.5, 4.6))
   fixed = config.rate_factors.index(1.0)

@@ -324,8 +324,7 @@ def _tests(config, results):
       look = look | {'offset': 0.18 * (k - 1.5), 'label': MEASURES[test]}
       _points(axis, rows, losses, **look)
     _finish(axis, rows)
-    axis.set_title(RATE_WORDS[rate])
-    axis.set_xlabel('loss / loss of predicting 0')
+    axis.set(title=RATE_WORDS[rate], xlabel='loss / loss of predicting 0')
   drawing.legend(axes[0], 4)
   return figure
 

@@ -172,13 +172,8 @@ def measure_panel(
 ) -> Results:
   """Trains the layers of a panel with all rates and seeds, and tests them.
 
-  Args:
-    config: settings of the experiment.
-    name: of the panel, for its checkpoints.
-    layers: by name, in the order of all results; the plain layer first.
-
-  Returns:
-    The results.
+  Layers are in the order of all results, the plain one first; the name of the
+  panel is that of its checkpoints.
 
   Raises:
     ValueError: if the plain layer diverges at the fixed rate.
@@ -360,12 +355,8 @@ def _mean_ratio(losses: np.ndarray, zero: np.ndarray) -> np.ndarray:
 def choose_rates(losses: np.ndarray) -> np.ndarray:
   """Chooses each layer's rate in each run by the other runs alone.
 
-  Args:
-    losses: training losses `[S, V, L]`, infinite where training diverged.
-
-  Returns:
-    For each run and layer the rate of lowest geometric mean over the other
-    runs. Shape `[S, V]`.
+  From training losses `[S, V, L]`, infinite where training diverged: for each
+  run and layer the rate of lowest geometric mean over the other runs, `[S, V]`.
   """
   logs = np.log(losses)
   others = ~np.eye(logs.shape[0], dtype=bool)

@@ -83,17 +83,7 @@ def train(
   *,
   num_epochs: int,
 ) -> Epochs:
-  r"""Trains with step size `1 / E` and the ridge in every visit.
-
-  Args:
-    phi: feature map of the layer.
-    prompt: the prompt.
-    strength: coefficient of the ridge in ONE visit.
-    num_epochs: the number of epochs E.
-
-  Returns:
-    Both curves.
-  """
+  """Trains with step size `1 / E` and a ridge so strong in EVERY visit."""
   keys, values, size = prompt.keys, prompt.values, prompt.keys.shape[0] - 1
 
   def predict(state):

@@ -166,15 +166,11 @@ def residuals(results: Results) -> dict[str, np.ndarray]:
   }
 
 
-def claim(name: str, text: str, statistic: str, value: Any, at_most: float):
-  """A claim of this experiment: at most `at_most`."""
-  return lab.Claim(
-    id=f'regularized_gradient_descent/{name}',
-    source=SOURCE,
-    claim=text,
-    statistic=f'{statistic}; at most {at_most:g}',
-    estimate=value,
-    at_most=at_most,
+def claim(name: str, text: str, statistic: str, found: Any, at_most: float):
+  """A claim of this experiment: at most `at_most`, which its statistic says."""
+  prefix, said = 'regularized_gradient_descent/', f'; at most {at_most:g}'
+  return lab.claim(
+    prefix, name, SOURCE, text, statistic + said, found, at_most=at_most
   )
 
 

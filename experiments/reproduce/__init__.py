@@ -83,14 +83,9 @@ class Config(lab.Config):
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
-  """Runs what is not finished, and writes the page.
+  """Runs what is not finished, in folders of the workdir, and writes the page.
 
-  Args:
-    config: settings.
-    workdir: folder of the folders of all experiments.
-
-  Returns:
-    The summary: numbers of verdicts and seconds.
+  Returns the summary: numbers of verdicts and seconds.
 
   Raises:
     ValueError: if the workdir cannot be used, or an experiment cannot run.

@@ -31,14 +31,7 @@ class Arrow(NamedTuple):
 
 
 def save(folder: lab.Workdir) -> list[dict[str, str]]:
-  """Draws all schemes into `figures/`.
-
-  Args:
-    folder: whose `figures/` exists.
-
-  Returns:
-    `{file, caption}` of each.
-  """
+  """Draws all schemes into `figures/`; returns `{file, caption}` of each."""
   with lab.style():
     return [
       figures.save(folder, lab.Figure(f'scheme_{name}', draw(), caption))

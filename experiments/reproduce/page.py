@@ -140,13 +140,9 @@ class Conclusion(NamedTuple):
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:
-  """The conclusions, with the numbers of a run.
+  """The conclusions, with the numbers of a run, from the records of all claims.
 
-  Args:
-    claims: records of all claims.
-
-  Returns:
-    The lines; one whose claims have other verdicts, or none, says so.
+  A line whose claims have other verdicts, or none, says so.
   """
   known = {claim['id']: claim for claim in claims}
 
@@ -203,16 +199,13 @@ def page(
   *,
   fast: bool,
 ) -> str:
-  """Builds the page.
+  """Builds the page: HTML with every image inside.
 
   Args:
     sections: all experiments.
     diagrams: `{file, caption}` of the drawings, relative to `report`.
     report: folder of the page.
     fast: whether the settings are tiny, which the page then says on top.
-
-  Returns:
-    HTML with every image inside.
 
   Raises:
     ValueError: if a figure is missing.

@@ -122,14 +122,8 @@ def train(
 ) -> dict[str, Curves]:
   """Trains layers on the same fresh tasks, for all frames and seeds.
 
-  Args:
-    config: of the experiment.
-    names: of the layers.
-    size: words of a document and their width.
-    rates: step size of gradient descent for each frame.
-
-  Returns:
-    Their curves, by name.
+  Rates are the step sizes of gradient descent, one for each frame; the curves
+  are by name.
   """
   schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))

@@ -3,6 +3,7 @@
 Also the tasks of this step and of trained layers, in two frames.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ FRAMES = 'in place', 'held out'
 SHARPNESS = 2.0  # Of the targets of the frame 'held out'.
 CLOSE_COSINE = 0.9
 LI, OURS, CONTROL = 'Li et al., arXiv:2304.13276', 'derived here', 'control'
+claim = functools.partial(lab.claim, 'softmax-regression-')
 Size = tuple[int, int]  # Words of a document, and their width.
 
 
@@ -30,17 +32,11 @@ class Tasks(NamedTuple):
 
 
 def draw(key: Any, size: Size, frame: Any) -> Tasks:
-  """Draws one task.
+  """Draws one task, with so many words of such a width; consumes the key.
 
-  Args:
-    key: consumed.
-    size: words of a document and their width.
-    frame: 0 for a target that has nothing to do with its document, judged in
-      place; 1 for a target that a hidden vector makes, judged on a new
-      document with the same vector.
-
-  Returns:
-    The task.
+  The frame is 0 for a target that has nothing to do with its document, judged
+  in place; 1 for a target that a hidden vector makes, judged on a new document
+  with the same vector.
   """
   keys = jax.random.split(key, 4)
   document = jax.random.normal(keys[0], size) / size[1] ** 0.5
@@ -72,27 +68,6 @@ def seed_keys(config: Any, size: Size, stream: int) -> Any:
   """One key for each repetition; both frames see the same documents."""
   root = jax.random.fold_in(jax.random.key(config.seed), size[0] + stream)
   return jax.random.split(jax.random.fold_in(root, size[1]), config.num_seeds)
-
-
-def claim(
-  name: str,
-  source: str,
-  text: str,
-  statistic: str,
-  estimate: Any,
-  **bounds: Any,
-) -> lab.Claim:
-  """A claim; samples of repetitions are averaged."""
-  if np.ndim(estimate) == 1 and not isinstance(estimate, lab.Estimate):
-    estimate = statistics.mean(estimate)
-  return lab.Claim(
-    id=f'softmax-regression-{name}',
-    source=source,
-    claim=text,
-    statistic=statistic,
-    estimate=estimate,
-    **bounds,
-  )
 
 
 NUM_RATES = 60
