@@ -316,19 +316,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  caption = (
-    f'Six metrics on synthetic activations of {config.num_queries} queries, '
-    f'means over {config.num_seeds} repetitions with 95 % intervals (mostly '
-    'smaller than the marks), next to the same metric with norm-matched random '
-    'updates and with updates of other queries. Noise: unrelated updates. '
-    'Forgetting: both halve the zero-shot output. Shared: one update for all '
-    'queries. Own: an update of each query. Only the last is evidence about a '
-    'query. For SimAM and Kendall random updates keep the zero-shot part.'
-  )
-  return [lab.Figure('metrics', _draw(results), caption)]
-
-
-def _draw(results: Results) -> Any:
   """Observed values and their nulls, one panel for each metric."""
   figure, axes = drawing.subplots(
     2, 3, figsize=(11, 6), sharex=True, sharey=True
@@ -350,7 +337,16 @@ def _draw(results: Results) -> Any:
     axis.set_xlabel('mean over queries')
   handles = axes[0, 0].get_legend_handles_labels()
   figure.legend(*handles, loc='outside upper center', ncols=3)
-  return figure
+  caption = (
+    f'Six metrics on synthetic activations of {config.num_queries} queries, '
+    f'means over {config.num_seeds} repetitions with 95 % intervals (mostly '
+    'smaller than the marks), next to the same metric with norm-matched random '
+    'updates and with updates of other queries. Noise: unrelated updates. '
+    'Forgetting: both halve the zero-shot output. Shared: one update for all '
+    'queries. Own: an update of each query. Only the last is evidence about a '
+    'query. For SimAM and Kendall random updates keep the zero-shot part.'
+  )
+  return [lab.Figure('metrics', figure, caption)]
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

@@ -338,19 +338,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  caption = (
-    'Loss of untrained layers on linear regression in context, over that of '
-    'predicting 0: against the number of demonstrations (left) and against the '
-    f'scale of the inputs at {config.tuning_length} demonstrations (right). '
-    f'One number of each layer is tuned at {config.tuning_length} '
-    'demonstrations and scale 1, on other tasks. Means over '
-    f'{config.num_groups} groups of {config.tasks_per_group} tasks with their '
-    '95 % intervals, mostly narrower than the lines.'
-  )
-  return [lab.Figure('learners', _draw(config, results), caption)]
-
-
-def _draw(config: Config, results: Results) -> Any:
   figure, axes = drawing.subplots(1, 2, figsize=(12, 4.6), sharey=True)
   sizes = np.arange(1, config.max_length + 1)
   for index, (name, found) in enumerate(results.items()):
@@ -375,7 +362,16 @@ def _draw(config: Config, results: Results) -> Any:
   axes[0].set_xlabel('number of demonstrations (dotted: where tuned)')
   axes[1].set_xlabel('scale of the inputs (dotted: where tuned)')
   axes[1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
-  return figure
+  caption = (
+    'Loss of untrained layers on linear regression in context, over that of '
+    'predicting 0: against the number of demonstrations (left) and against the '
+    f'scale of the inputs at {config.tuning_length} demonstrations (right). '
+    f'One number of each layer is tuned at {config.tuning_length} '
+    'demonstrations and scale 1, on other tasks. Means over '
+    f'{config.num_groups} groups of {config.tasks_per_group} tasks with their '
+    '95 % intervals, mostly narrower than the lines.'
+  )
+  return [lab.Figure('learners', figure, caption)]
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

@@ -170,15 +170,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  caption = (
-    'Relative variance of a kernel value, times R: measured (points) and its '
-    'closed form (lines), for each feature map. At larger norms the variance '
-    'is carried by draws rarer than these.'
-  )
-  return [lab.Figure('kernel_variance', _draw(results), caption)]
-
-
-def _draw(results: Results) -> Any:
   """Measured variance of one kernel value against its closed form."""
   data, names = results.data, list(results.data.conditions)[:-1][:3]
   figure, axes = drawing.subplots(
@@ -214,4 +205,9 @@ def _draw(results: Results) -> Any:
     'where points lie far below their line, draws rarer than these carry the '
     'mean'
   )
-  return figure
+  caption = (
+    'Relative variance of a kernel value, times R: measured (points) and its '
+    'closed form (lines), for each feature map. At larger norms the variance '
+    'is carried by draws rarer than these.'
+  )
+  return [lab.Figure('kernel_variance', figure, caption)]

@@ -60,15 +60,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  caption = (
-    'Norms at which the trained layers work, and their held-out loss with the '
-    'directions of training, with fresh ones, and with exact softmax: the '
-    'trained layer is no approximation of softmax attention.'
-  )
-  return [lab.Figure('trained_layer', _draw(results), caption)]
-
-
-def _draw(results: Results) -> Any:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(13.5, 5.2))
   looks = list(zip(drawing.COLOURS, drawing.MARKERS, strict=True))
   for i, condition in enumerate(results.conditions):
@@ -105,4 +96,9 @@ def _draw(results: Results) -> Any:
     f'{values.shape[1]} trained layers (joined by lines; number: geometric '
     'mean)\nsame weights, another kernel'
   )
-  return figure
+  caption = (
+    'Norms at which the trained layers work, and their held-out loss with the '
+    'directions of training, with fresh ones, and with exact softmax: the '
+    'trained layer is no approximation of softmax attention.'
+  )
+  return [lab.Figure('trained_layer', figure, caption)]

@@ -166,14 +166,6 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  caption = (
-    'Loss of the layer while it is trained, over the loss of predicting 0: '
-    f'mean and 95 % interval over {config.num_seeds} seeds.'
-  )
-  return [lab.Figure('pretraining', _draw(config, results), caption)]
-
-
-def _draw(config: 'Config', results: Results) -> Any:
   """Loss on new prompts by epoch, over that of predicting 0."""
   figure, axis = drawing.subplots(figsize=(8, 4.2))
   epochs = np.arange(1, config.num_epochs + 1)
@@ -199,4 +191,8 @@ def _draw(config: 'Config', results: Results) -> Any:
     f'Pretraining, {task}: geometric mean of {config.num_seeds} seeds, '
     '95 % interval'
   )
-  return figure
+  caption = (
+    'Loss of the layer while it is trained, over the loss of predicting 0: '
+    f'mean and 95 % interval over {config.num_seeds} seeds.'
+  )
+  return [lab.Figure('pretraining', figure, caption)]

@@ -257,39 +257,6 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  caption = (
-    'Largest gap between the representation loss and its mean over N '
-    'demonstrations, over all weights of Frobenius norm at most 1, in closed '
-    'form with exact expectations (black), and what bounds it: its expectation '
-    'by w sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound '
-    'with explicit constants (blue; black crosses: twice the Rademacher '
-    'complexity by Monte Carlo), both terms together (grey), '
-    'and the published complexity term with its constant set to 1 (orange). '
-    f'Means over {config.num_samples} samples for each of {config.num_seeds} '
-    'distributions and feature maps; bands are 95 % t-intervals over these. '
-    f'Values have width {config.width}, keys are uniform in a cube.'
-  )
-  return [lab.Figure('gap', _draw(config, results), caption)]
-
-
-def band(
-  axis: Any, x: Any, rows: Any, colour: str, line: str, label: str
-) -> None:
-  """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
-  found = [statistics.mean(column) for column in rows.T]
-  look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
-  drawing.band(axis, x, found, **look)
-
-
-def log_axes(axis: Any, x: Any) -> None:
-  """Makes both axes logarithmic, with a tick at every size."""
-  axis.set_xscale('log', base=2)
-  axis.set_yscale('log')
-  axis.set_xticks(list(x), [str(t) for t in x])
-  axis.minorticks_off()
-
-
-def _draw(config: 'Config', results: Results) -> Any:
   """Largest gap against N, with every bound."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5.2), sharey=True)
   sizes = list(results.gaps)
@@ -312,4 +279,33 @@ def _draw(config: 'Config', results: Results) -> Any:
     axis.set_xlabel('number of demonstrations N')
   axes[0].set_ylabel('representation loss, ball of radius 1')
   drawing.legend(axes[0], 3)
-  return figure
+  caption = (
+    'Largest gap between the representation loss and its mean over N '
+    'demonstrations, over all weights of Frobenius norm at most 1, in closed '
+    'form with exact expectations (black), and what bounds it: its expectation '
+    'by w sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound '
+    'with explicit constants (blue; black crosses: twice the Rademacher '
+    'complexity by Monte Carlo), both terms together (grey), '
+    'and the published complexity term with its constant set to 1 (orange). '
+    f'Means over {config.num_samples} samples for each of {config.num_seeds} '
+    'distributions and feature maps; bands are 95 % t-intervals over these. '
+    f'Values have width {config.width}, keys are uniform in a cube.'
+  )
+  return [lab.Figure('gap', figure, caption)]
+
+
+def band(
+  axis: Any, x: Any, rows: Any, colour: str, line: str, label: str
+) -> None:
+  """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
+  found = [statistics.mean(column) for column in rows.T]
+  look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
+  drawing.band(axis, x, found, **look)
+
+
+def log_axes(axis: Any, x: Any) -> None:
+  """Makes both axes logarithmic, with a tick at every size."""
+  axis.set_xscale('log', base=2)
+  axis.set_yscale('log')
+  axis.set_xticks(list(x), [str(t) for t in x])
+  axis.minorticks_off()

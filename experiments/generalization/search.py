@@ -139,21 +139,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  tried = summary(config, results)['search']
-  caption = (
-    'Search for a violation of the bound: largest ratio of gap to bound over '
-    f'all {config.num_seeds * config.num_samples} samples at each N, random '
-    'features. On each sample: the worst weights of the ball in closed form, '
-    'the weights that one gradient step on its demonstrations finds, and the '
-    f'best of {config.num_weights} random weights, half of them of rank one. '
-    f'{tried["num_weights"]} weights in all. Right: the same relative to the '
-    'complexity term alone, which bounds the gap only together with the '
-    'confidence term.'
-  )
-  return [lab.Figure('search', _draw(results), caption)]
-
-
-def _draw(results: Results) -> Any:
   looks = {
     'worst': ('worst weights, closed form', drawing.BLACK, 'o'),
     'one_step': ('weights of one gradient step', drawing.BLUE, 's'),
@@ -179,4 +164,15 @@ def _draw(results: Results) -> Any:
     axis.set_title(f'relative to the {title}')
   axes[0].set_ylabel('largest gap found / bound')
   drawing.legend(axes[0], 4)
-  return figure
+  tried = summary(config, results)['search']
+  caption = (
+    'Search for a violation of the bound: largest ratio of gap to bound over '
+    f'all {config.num_seeds * config.num_samples} samples at each N, random '
+    'features. On each sample: the worst weights of the ball in closed form, '
+    'the weights that one gradient step on its demonstrations finds, and the '
+    f'best of {config.num_weights} random weights, half of them of rank one. '
+    f'{tried["num_weights"]} weights in all. Right: the same relative to the '
+    'complexity term alone, which bounds the gap only together with the '
+    'confidence term.'
+  )
+  return [lab.Figure('search', figure, caption)]

@@ -117,19 +117,6 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  _, trace, rate = (x.estimate.value for x in claims(config, results))
-  caption = (
-    f'Exact softmax kernel, {config.num_traces} runs (thin) and their median '
-    '(markers). For bounded keys, and for normal keys of small standard '
-    'deviation s, k(k, k) has a finite mean. For normal keys with 2 s^2 >= '
-    'sqrt(d_k) its mean is infinite and the bound says nothing: Tr K / N '
-    f'scales with N to the power {trace:.2f}, and the largest gap (right; '
-    f'values are independent signs) {rate:.2f}, in jumps made by single keys.'
-  )
-  return [lab.Figure('trace', _draw(config, results), caption)]
-
-
-def _draw(config: 'Config', results: Results) -> Any:
   """Running trace and gap, all runs and their median."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5))
   looks = {
@@ -154,4 +141,13 @@ def _draw(config: 'Config', results: Results) -> Any:
   axes[1].set_ylabel('largest gap, Frobenius ball of radius 1')
   axes[1].set_title('largest gap')
   drawing.legend(axes[0], 3)
-  return figure
+  _, trace, rate = (x.estimate.value for x in claims(config, results))
+  caption = (
+    f'Exact softmax kernel, {config.num_traces} runs (thin) and their median '
+    '(markers). For bounded keys, and for normal keys of small standard '
+    'deviation s, k(k, k) has a finite mean. For normal keys with 2 s^2 >= '
+    'sqrt(d_k) its mean is infinite and the bound says nothing: Tr K / N '
+    f'scales with N to the power {trace:.2f}, and the largest gap (right; '
+    f'values are independent signs) {rate:.2f}, in jumps made by single keys.'
+  )
+  return [lab.Figure('trace', figure, caption)]

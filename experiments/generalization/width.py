@@ -107,21 +107,6 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: 'Config', results: Results) -> list[lab.Figure]:
-  frobenius, spectral = (f'{_growth(results, x).value:.2f}' for x in BALLS)
-  caption = (
-    f'Largest gap at N = {config.width_demonstrations} against the width of '
-    'the values, whose mean square norm stays the same: in the Frobenius ball '
-    f'(black) it scales with d_v to the power {frobenius}, in the ball of the '
-    f'spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and '
-    '1/2 (green); the published factor d, here times the bound of the '
-    'Frobenius ball, with 1 (orange). Bounds are complexity terms with '
-    f'explicit constants, random features. Means over {config.num_samples} '
-    f'samples for each of {config.num_seeds} seeds, with 95 % t-intervals.'
-  )
-  return [lab.Figure('width', _draw(config, results), caption)]
-
-
-def _draw(config: 'Config', results: Results) -> Any:
   """Largest gap against the output width, for both balls."""
   figure, axis = drawing.subplots(figsize=(8, 5.6))
   widths = list(results)
@@ -143,4 +128,15 @@ def _draw(config: 'Config', results: Results) -> Any:
   axis.set_ylabel('representation loss, ball of radius 1')
   axis.set_title(f'N = {config.width_demonstrations} demonstrations')
   figure.legend(loc='outside lower center', ncols=2)
-  return figure
+  frobenius, spectral = (f'{_growth(results, x).value:.2f}' for x in BALLS)
+  caption = (
+    f'Largest gap at N = {config.width_demonstrations} against the width of '
+    'the values, whose mean square norm stays the same: in the Frobenius ball '
+    f'(black) it scales with d_v to the power {frobenius}, in the ball of the '
+    f'spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and '
+    '1/2 (green); the published factor d, here times the bound of the '
+    'Frobenius ball, with 1 (orange). Bounds are complexity terms with '
+    f'explicit constants, random features. Means over {config.num_samples} '
+    f'samples for each of {config.num_seeds} seeds, with 95 % t-intervals.'
+  )
+  return [lab.Figure('width', figure, caption)]
