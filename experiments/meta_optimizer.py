@@ -335,8 +335,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     axis.set_title(name)
   for axis in axes[1]:
     axis.set_xlabel('mean over queries')
-  handles = axes[0, 0].get_legend_handles_labels()
-  figure.legend(*handles, loc='outside upper center', ncols=3)
+  drawing.legend(axes[0, 0], 3, 'outside upper center')
   caption = (
     f'Six metrics on synthetic activations of {config.num_queries} queries, '
     f'means over {config.num_seeds} repetitions with 95 % intervals (mostly '

@@ -342,17 +342,11 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   sizes = np.arange(1, config.max_length + 1)
   for index, (name, found) in enumerate(results.items()):
     for axis, x, samples in (
-      (axes[0], sizes, found.by_length.T),
-      (axes[1], config.scales, found.by_scale),
+      (axes[0], sizes, found.by_length),
+      (axes[1], config.scales, found.by_scale.T),
     ):
-      drawing.band(
-        axis,
-        x,
-        [statistics.mean(row) for row in samples],
-        markevery=max(1, len(x) // 8),
-        label=name,
-        **drawing.look(index),
-      )
+      look = drawing.look(index) | {'markevery': max(1, len(x) // 8)}
+      drawing.means(axis, x, samples, label=name, **look)
   for axis, tuned in zip(axes, (config.tuning_length, 1), strict=True):
     axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
     axis.axvline(tuned, color=drawing.BLACK, linestyle=':')

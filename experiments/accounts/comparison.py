@@ -448,9 +448,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   _curves(scale, config.scales, shown, 'scaled', KINDS)
   _curves(length, config.lengths, shown, 'loss', KINDS)
   for axis in (learners, length):
-    axis.set_xscale('log')
-    axis.set_xticks(config.lengths, [str(n) for n in config.lengths])
-    axis.minorticks_off()
+    drawing.size_axis(axis, config.lengths)
     axis.axvline(config.num_demonstrations, color=drawing.GREY, linestyle=':')
     axis.set_xlabel('number of demonstrations N (log scale)')
   scale.set_xticks(config.scales, [f'{a:g}' for a in config.scales])
@@ -495,16 +493,11 @@ def _curves(axis, places, results: Results, field: str, kinds) -> None:
       ]
       for kind in kinds
     )
-    drawing.band(
-      axis, places, tuned, linestyle=line, color=colour, label=name,
-      marker='' if trained else marker,
-    )  # fmt: skip
+    look: Any = {'ls': line, 'marker': '' if trained else marker, 'label': name}
+    drawing.band(axis, places, tuned, color=colour, **look)
     for estimates in trained:
-      mean, low, high = np.array(estimates).T
-      axis.errorbar(
-        places, mean, yerr=[mean - low, high - mean], linestyle='none',
-        marker=marker, markerfacecolor='white', color=colour, capsize=3,
-      )  # fmt: skip
+      bars: Any = {'ls': 'none', 'marker': marker, 'mfc': 'white', 'capsize': 3}
+      drawing.bars(axis, places, estimates, color=colour, **bars)
   axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
   axis.set_yscale('log')
   axis.set_ylim(*FRAME)

@@ -345,8 +345,8 @@ def words(quantity: str) -> str:
 
 def log_axes(axis: Any, sizes: Sequence[int]) -> None:
   """Makes both axes logarithmic, with a tick at every size."""
-  axis.set(xscale='log', yscale='log')
-  axis.set_xticks(sizes, [str(size) for size in sizes], rotation=60)
+  drawing.size_axis(axis, sizes, rotation=60)
+  axis.set_yscale('log')
   axis.minorticks_off()
   axis.grid(alpha=0.25, lw=0.5)
   drawing.plain_ticks(axis.yaxis)
@@ -354,10 +354,5 @@ def log_axes(axis: Any, sizes: Sequence[int]) -> None:
 
 def error_bars(axis, x, found, index, **look) -> None:
   """Draws estimates with their intervals, in the looks of one series."""
-  value, low, high = np.array(found).T
-  axis.errorbar(
-    x,
-    value,
-    yerr=[value - low, high - value],
-    **drawing.look(index) | {'ms': 4, 'capsize': 2} | look,
-  )
+  own = drawing.look(index) | {'ms': 4, 'capsize': 2}
+  drawing.bars(axis, x, found, **own | look)

@@ -232,12 +232,9 @@ def _short(method: Method) -> str:
 def _draw_compared(results: Results) -> Any:
   """Error of each map over that of the papers' map, at equal cost."""
   names = list(results.first.conditions)
+  size = 2.3 * len(names) + 2.5, 5
   figure, axes = drawing.subplots(
-    1,
-    len(names),
-    figsize=(2.3 * len(names) + 2.5, 5),
-    sharey=True,
-    squeeze=False,
+    1, len(names), figsize=size, sharey=True, squeeze=False
   )
   looks: tuple[dict[str, Any], ...] = (
     {'offset': -0.14, 'fmt': 'o', 'color': drawing.BLUE},
@@ -256,8 +253,7 @@ def _draw_compared(results: Results) -> Any:
     axis.set(xscale='log', title=name)
     axis.grid(alpha=0.25, lw=0.5)
     axis.set_xlabel('error ratio')
-  handles = axes[0, 0].get_legend_handles_labels()
-  figure.legend(*handles, loc='outside lower center', ncols=2)
+  drawing.legend(axes[0, 0], 2)
   figure.suptitle(
     f'{estimates.words(COMPARED)} over that of {PAPER_MAP.name} features (left '
     f'of 1: better), geometric means over R\n{results.first.caption(names)}'

@@ -344,28 +344,16 @@ def _draw_ranks(results: Results) -> Any:
     rows = {name: statistics.mean(x.spearman) for name, x in methods.items()}
     for place, found in enumerate(methods.values()):
       values, counts = np.unique(found.spearman.round(1), return_counts=True)
-      axis.scatter(
-        values,
-        np.full(len(values), place),
-        s=700 * counts / len(found.spearman),
-        facecolors='none',
-        edgecolors=drawing.GREY,
-      )
-    drawing.forest(axis, rows, reference=0, capsize=4, ms=8, lw=2, zorder=3)
+      areas, ring = 700 * counts / len(found.spearman), {'facecolors': 'none'}
+      places = np.full(len(values), place)
+      axis.scatter(values, places, s=areas, edgecolors=drawing.GREY, **ring)
+    bars = {'capsize': 4, 'lw': 2}
+    drawing.forest(axis, rows, reference=0, ms=8, zorder=3, **bars)
     for place, (name, mean) in enumerate(rows.items()):
       if name in MODEL_FREE:
-        axis.errorbar(
-          mean.value,
-          place,
-          xerr=[[mean.value - mean.low], [mean.high - mean.value]],
-          fmt='s',
-          color=drawing.ORANGE,
-          mfc='white',
-          capsize=4,
-          ms=9,
-          lw=2,
-          zorder=4,
-        )
+        width = [mean.value - mean.low], [mean.high - mean.value]
+        look = {'color': drawing.ORANGE, 'mfc': 'white', 'ms': 9, 'zorder': 4}
+        axis.errorbar(mean.value, place, xerr=width, fmt='s', **look, **bars)
     axis.set_title(TITLES[question])
     axis.set_xticks([-1, -0.5, 0, 0.5, 1])
     axis.set_xlabel('Spearman correlation with deletion')
@@ -389,16 +377,14 @@ def _draw_scatter(results: Results) -> Any:
       (positive, 'o', drawing.BLUE, 'positive demonstration'),
       (~positive, '^', drawing.ORANGE, 'negative demonstration'),
     ):
-      axis.scatter(
-        getattr(effects, name)[chosen],
-        effects.removed[chosen],
-        s=16,
-        marker=marker,
-        facecolors='none',
-        edgecolors=color,
-        linewidths=0.8,
-        label=label,
-      )
+      look = {
+        's': 16,
+        'marker': marker,
+        'facecolors': 'none',
+        'linewidths': 0.8,
+      }
+      x, y = getattr(effects, name)[chosen], effects.removed[chosen]
+      axis.scatter(x, y, edgecolors=color, label=label, **look)
     axis.axline((0, 0), slope=1, color=drawing.BLACK, ls='--', lw=1)
     axis.axhline(0, color=drawing.GREY, lw=0.8, zorder=0)
     axis.axvline(0, color=drawing.GREY, lw=0.8, zorder=0)

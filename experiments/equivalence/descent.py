@@ -273,14 +273,8 @@ def _curves(axis, steps, distances, predicted, every: int) -> None:
   mean = measured.mean(axis=0)
   axis.plot(steps, mean, color=drawing.BLUE, lw=3, label='mean, measured')
   look = {'mfc': 'white', 'mew': 1.8, 'ms': 6, 'clip_on': False, 'zorder': 3}
-  axis.plot(
-    steps[::every],
-    closed_form.mean(axis=0)[::every],
-    'o',
-    color=drawing.ORANGE,
-    label='mean, closed form',
-    **look,
-  )
+  look |= {'color': drawing.ORANGE, 'label': 'mean, closed form'}
+  axis.plot(steps[::every], closed_form.mean(axis=0)[::every], 'o', **look)
   axis.set_ylim(bottom=0)
   axis.set_xlim(0, steps[-1])
   axis.locator_params(axis='x', integer=True)

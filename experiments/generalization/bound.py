@@ -103,30 +103,18 @@ def kernel_norm(kernel, inputs, values, mask=None) -> Float[Array, '']:
 
 def _gap(phi, inputs, values, constants, supremum, delta) -> Gap:
   """The supremum beside all bounds of the library."""
-  options = {'radius': RADIUS, 'delta': delta}
+  options, most = {'radius': RADIUS, 'delta': delta}, constants.loss_bound
   bound = bounds.generalization_bound(
-    phi, inputs, values, loss_bound=constants.loss_bound, **options
+    phi, inputs, values, loss_bound=most, **options
   )
   known = bounds.one_sided_bound(
-    constants.second_moment,
-    inputs.shape[0],
-    loss_bound=constants.loss_bound,
-    **options,
+    constants.second_moment, len(inputs), loss_bound=most, **options
   )
-  published = bounds.published_bound(
-    phi,
-    inputs,
-    value_bound=constants.value_bound,
-    dimension_factor=1.0,
-    **options,
-  )
-  return Gap(
-    supremum,
-    known.complexity.value,
-    bound.complexity.value,
-    bound.confidence.value,
-    published.complexity.value,
-  )
+  scale = {'value_bound': constants.value_bound, 'dimension_factor': 1.0}
+  published = bounds.published_bound(phi, inputs, **scale, **options)
+  ours = bound.complexity.value, bound.confidence.value
+  complexities = known.complexity.value, *ours, published.complexity.value
+  return Gap(supremum, *complexities)
 
 
 @lab.float64_on_host()
@@ -298,9 +286,8 @@ def band(
   axis: Any, x: Any, rows: Any, colour: str, line: str, label: str
 ) -> None:
   """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
-  found = [statistics.mean(column) for column in rows.T]
   look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
-  drawing.band(axis, x, found, **look)
+  drawing.means(axis, x, rows, **look)
 
 
 def log_axes(axis: Any, x: Any) -> None:

@@ -111,6 +111,26 @@ def band(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
   )
 
 
+def bars(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
+  """Draws estimates with bars for their intervals; arguments as of `band`."""
+  value, low, high = np.array(estimates).T
+  axis.errorbar(x, value, yerr=[value - low, high - value], **look)
+
+
+def note(axis: Any, text: str, y: float, x: float = 0.99, **look: Any) -> None:
+  """Writes above a horizontal line, at its right end or, for small x, left."""
+  place = {'xycoords': ('axes fraction', 'data'), 'ha': 'right'}
+  place |= {'xytext': (0, 4), 'textcoords': 'offset points'} | look
+  axis.annotate(text, (x, y), **place)
+
+
+def size_axis(axis: Any, sizes: Any, **look: Any) -> None:
+  """Makes `x` a log axis with a tick at every size, and no other."""
+  axis.set_xscale('log')
+  axis.set_xticks(sizes, [f'{size:g}' for size in sizes], **look)
+  axis.minorticks_off()
+
+
 def means(axis: Any, x: Any, samples: Any, **look: Any) -> None:
   """Draws means over runs with the band of their intervals.
 

@@ -38,6 +38,7 @@ GAUSSIAN = {'gaussian': projections.gaussian}
 SHRINK_FACTORS = 0.1, 0.2, 0.3, 0.6, 1.0
 TARGET = 0.1  # Relative error of an output that is asked for.
 JUDGED = 'positive, orthogonal'
+PLAIN = 'plain mean of values'
 # Colour, marker and its size (positive and hyperbolic features often coincide),
 # line of the prediction.
 LOOKS = {
@@ -397,13 +398,8 @@ def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
 
 def _draw_errors(axis, results: Results) -> None:
   for name, (color, marker, size, _) in LOOKS.items():
-    look = {
-      'color': color,
-      'marker': marker,
-      'ms': size,
-      'mfc': 'none' if name == 'positive' else color,
-      'mew': 1.8,
-    }
+    look = {'color': color, 'marker': marker, 'ms': size, 'mew': 1.8}
+    look['mfc'] = 'none' if name == 'positive' else color
     for projection in PROJECTIONS:
       # Median over draws of each head; a band from head to head.
       heads = [
@@ -417,15 +413,10 @@ def _draw_errors(axis, results: Results) -> None:
       else:
         values = [np.median(x) for x in heads]
         axis.plot(results.counts, values, '--', label=label, **look)
-  axis.axhline(
-    np.median(results.mean_errors),
-    color=drawing.BLACK,
-    linestyle=':',
-    linewidth=2,
-    label='plain mean of values',
-  )
+  plain = np.median(results.mean_errors)
+  axis.axhline(plain, color=drawing.BLACK, ls=':', lw=2, label=PLAIN)
   axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
-  _note(axis, 'error of 10 %', TARGET)
+  drawing.note(axis, 'error of 10 %', TARGET, color='#404040')
   axis.set_xscale('log', base=2)
   axis.set_yscale('log')
   axis.set_ylim(TARGET / 30, None)
@@ -436,35 +427,17 @@ def _draw_errors(axis, results: Results) -> None:
   axis.legend(loc='lower left')
 
 
-def _note(axis, text: str, height: float) -> None:
-  """A remark above a horizontal line, at its right end."""
-  axis.annotate(
-    text,
-    (0.99, height),
-    xycoords=('axes fraction', 'data'),
-    xytext=(0, 4),
-    textcoords='offset points',
-    ha='right',
-    color='#404040',
-  )
-
-
 def _draw_needed(axis, results: Results) -> None:
   steps = np.arange(results.mean_errors.shape[0])
   for name, (color, marker, size, _) in LOOKS.items():
-    drawing.band(
-      axis,
-      steps,
-      _quantiles(results.log_needed[name], 0, 1),
-      marker=marker,
-      color=color,
-      ms=size * 0.7,
-      mfc='none' if name == 'positive' else color,
-      label=name,
-    )
+    fill = 'none' if name == 'positive' else color
+    look = {'marker': marker, 'color': color, 'ms': size * 0.7, 'mfc': fill}
+    bands = _quantiles(results.log_needed[name], 0, 1)
+    drawing.band(axis, steps, bands, label=name, **look)
   height = np.log10(results.num_tokens)
   axis.axhline(height, color=drawing.BLACK, linestyle=':')
-  _note(axis, f'tokens of the prompt ({results.num_tokens})', height)
+  said = f'tokens of the prompt ({results.num_tokens})'
+  drawing.note(axis, said, height, color='#404040')
   axis.set_ylim(0, None)
   axis.set_xlabel('layer')
   axis.set_ylabel('$\\log_{10}$ of the directions R')
@@ -475,36 +448,23 @@ def _draw_needed(axis, results: Results) -> None:
 def _draw_check(axis, results: Results) -> None:
   found = results.shrunk
   for name, (color, marker, size, line) in LOOKS.items():
-    axis.plot(
-      found.factors,
-      found.predicted[name],
-      line,
-      color=color,
-      label=f'{name}, predicted',
-    )
-    axis.plot(
-      found.factors,
-      found.measured[name],
-      marker,
-      color=color,
-      markerfacecolor='white',
-      markeredgewidth=1.8,
-      markersize=max(size, 8),
-      label=f'{name}, measured',
-    )
+    marks = {'ls': '', 'marker': marker, 'mfc': 'white', 'mew': 1.8}
+    marks['ms'] = max(size, 8)
+    for rows, look, word in (
+      (found.predicted, {'ls': line}, 'predicted'),
+      (found.measured, marks, 'measured'),
+    ):
+      label = f'{name}, {word}'
+      axis.plot(found.factors, rows[name], color=color, label=label, **look)
   limit = budget.LARGEST_VALID_ERROR
   axis.axhspan(limit, 1e9, color=drawing.GREY, alpha=0.15, linewidth=0)
-  _note(axis, 'prediction not valid', limit)
+  drawing.note(axis, 'prediction not valid', limit, color='#404040')
   axis.set_yscale('log')
-  smallest = min(
-    min(rows[name].min() for name in MAPS)
-    for rows in (found.measured, found.predicted)
-  )
-  axis.set_ylim(bottom=max(smallest / 2, 1e-6))
+  curves = [*found.measured.values(), *found.predicted.values()]
+  axis.set_ylim(max(np.min(curves) / 2, 1e-6), 3e3)
   axis.set_xlabel('queries and keys multiplied by (1: the model)')
   axis.set_ylabel('relative error of the output, r.m.s.')
   axis.set_title(f'the prediction checked, R = {found.num_directions}')
-  axis.set_ylim(top=3e3)
   axis.legend(loc='upper right')
 
 
@@ -518,23 +478,11 @@ def _draw_layers(results: Results) -> Any:
   for axis, name in zip(axes, MAPS, strict=True):
     for index, count in enumerate(results.counts):
       array = results.errors[count][f'{name}, orthogonal']
-      axis.plot(
-        steps,
-        np.median(array, axis=(0, 2)),
-        marker=drawing.look(index)['marker'],
-        markersize=6,
-        color=str(shades[index]),
-        linewidth=1.3,
-        label=f'R = {count}',
-      )
-    axis.plot(
-      steps,
-      np.median(results.mean_errors, axis=1),
-      ':',
-      color=drawing.BLUE,
-      linewidth=2.5,
-      label='plain mean of values',
-    )
+      look = drawing.look(index) | {'color': str(shades[index])}
+      look |= {'linestyle': '-', 'ms': 6, 'lw': 1.3, 'label': f'R = {count}'}
+      axis.plot(steps, np.median(array, axis=(0, 2)), **look)
+    plain = np.median(results.mean_errors, axis=1)
+    axis.plot(steps, plain, ':', color=drawing.BLUE, lw=2.5, label=PLAIN)
     axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
     axis.set_yscale('log')
     axis.set_title(f'{name} features, orthogonal directions')
@@ -542,10 +490,7 @@ def _draw_layers(results: Results) -> Any:
   axes[0].annotate(
     'error of 10 %', (0, TARGET), xytext=(0, 4), textcoords='offset points'
   )
-  axes[0].legend(
-    ncols=len(results.counts) + 1,
-    loc='lower center',
-    bbox_to_anchor=(0.5, 1.12),
-  )
+  ncols = len(results.counts) + 1
+  axes[0].legend(ncols=ncols, loc='lower center', bbox_to_anchor=(0.5, 1.12))
   axes[-1].set_xlabel('layer')
   return figure

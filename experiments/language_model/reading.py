@@ -285,14 +285,8 @@ def _bars(axis, results: Results) -> None:
     (values < 0, 'white', '////', 'contribution, against it'),
   ):
     edge = drawing.ORANGE if hatch else drawing.BLUE
-    axis.barh(
-      *(places[chosen], values[chosen]),
-      height=0.62,
-      color=color,
-      edgecolor=edge,
-      hatch=hatch,
-      label=text,
-    )
+    bars = {'color': color, 'edgecolor': edge, 'hatch': hatch, 'label': text}
+    axis.barh(places[chosen], values[chosen], height=0.62, **bars)
   for array, marker, label in (
     (results.removal, 'o', 'removed from the heads, to first order'),
     (results.deletion, 'D', 'deleted from the prompt, measured'),
@@ -318,15 +312,9 @@ def _discs(axis, results: Results) -> None:
     (values >= 0, drawing.BLUE, drawing.BLUE, 'towards the answer'),
     (values < 0, drawing.ORANGE, 'none', 'against it'),
   ):
-    axis.scatter(
-      x[chosen],
-      y[chosen],
-      s=150 * np.abs(values[chosen]) / largest,
-      facecolor=fill,
-      edgecolor=color,
-      linewidth=1.5,
-      label=label,
-    )
+    areas = 150 * np.abs(values[chosen]) / largest
+    look: Any = {'facecolor': fill, 'edgecolor': color, 'linewidth': 1.5}
+    axis.scatter(x[chosen], y[chosen], s=areas, label=label, **look)
   axis.set(xlim=(-1, num_layers), ylim=(num_heads, -1))
   axis.set_xticks(range(0, num_layers, max(1, num_layers // 10)))
   axis.set_yticks(range(0, num_heads, max(1, num_heads // 10)))

@@ -205,9 +205,7 @@ def draw_curve(axis: Any, index: int, name: str, array: Any) -> None:
 
 
 def draw_legend(figure: Any, axis: Any, num_columns: int) -> None:
-  handles = axis.get_legend_handles_labels()
-  below = {'loc': 'outside lower center', 'ncols': num_columns}
-  figure.legend(*handles, handlelength=3.2, **below)
+  drawing.legend(axis, num_columns, handlelength=3.2)
 
 
 def about(config: Any, interval: str) -> str:

@@ -209,11 +209,8 @@ def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
       (row.peer, row.loss_peer, drawing.ORANGE, '-.', 0.02),
     ):
       axis.axhline(loss, color=color, ls=line)
-      axis.annotate(
-        name, (x, loss), xycoords=('axes fraction', 'data'), xytext=(0, 3),
-        textcoords='offset points', color=color,
-        ha='right' if x > 0.5 else 'left',
-      )  # fmt: skip
+      end = {'ha': 'right' if x > 0.5 else 'left', 'xytext': (0, 3)}
+      drawing.note(axis, name, loss, x, color=color, **end)
     title = f'{row.num_layers} {row.kind} layers'
     axis.set(title=title, xlabel='training steps', ylim=(0, None))
   axes[0, 0].set_ylabel('loss (half squared error)')

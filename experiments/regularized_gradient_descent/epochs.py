@@ -225,14 +225,10 @@ def _curves(config: Any, results: Results) -> lab.Figure:
     )
     for k, alpha in enumerate(config.alphas):
       look = drawing.look(k)
-      axis.plot(
-        marked,
-        predicted[:, k].mean(axis=0)[marked],
-        **look | {'linestyle': 'none', 'mfc': 'none', 'ms': 9},
-      )
-      means = [statistics.mean(x) for x in measured[:, k].T]
+      marks = look | {'linestyle': 'none', 'mfc': 'none', 'ms': 9}
+      axis.plot(marked, predicted[:, k].mean(axis=0)[marked], **marks)
       look |= {'marker': '', 'label': f'alpha = {alpha:g}'}
-      drawing.band(axis, np.arange(count + 1), means, **look)
+      drawing.means(axis, np.arange(count + 1), measured[:, k], **look)
     axis.set_xlabel(f'epoch of {count} (batch 1, step size 1/{count})')
     axis.set_title(title)
   axes[1].set_yscale('symlog', linthresh=1)
@@ -278,15 +274,9 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
     labels = step.targets, printed, strict, ridge, last
     for values, (name, look) in zip(labels, shown.items(), strict=True):
       marker, color, size = look
-      axis.plot(
-        values[:, :per_seed, 0].ravel()[order],
-        marker,
-        color=color,
-        mfc='none',
-        ms=size,
-        mew=1.6,
-        label=name,
-      )
+      shape = {'color': color, 'mfc': 'none', 'ms': size, 'mew': 1.6}
+      rows = values[:, :per_seed, 0].ravel()[order]
+      axis.plot(rows, marker, label=name, **shape)
     axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
     axis.set(xticks=[], ylabel='label of the query')
     axis.set_title(f'alpha = {config.alphas[k]:g}')

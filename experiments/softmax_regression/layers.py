@@ -303,10 +303,9 @@ def _draw_training(config: Any, results: Results) -> Any:
   for row, (metric, label) in zip(axes, PANELS.items(), strict=True):
     for frame, axis in enumerate(row):
       for index, name in enumerate(LAYERS, start=1):
-        samples = getattr(results.runs[name, size], metric)[frame].T
-        estimates = [statistics.mean(x) for x in samples]
+        samples = getattr(results.runs[name, size], metric)[frame]
         look = drawing.look(index) | {'label': name, 'mfc': 'white', 'ms': 5}
-        drawing.band(axis, steps, estimates, **look)
+        drawing.means(axis, steps, samples, **look)
       axis.set_ylim(0, 1.7)
     row[0].set_ylabel(label)
   for frame, name in enumerate(FRAMES):
@@ -316,8 +315,7 @@ def _draw_training(config: Any, results: Results) -> Any:
     axes[0, frame].set(title=name, ylim=(0, 1.5))
     axes[3, frame].axhline(1, **black)
     axes[3, frame].set(xlabel='training steps', ylim=(-0.15, 1.08))
-  handles = axes[0, 0].get_legend_handles_labels()
-  figure.legend(*handles, loc='outside upper center', ncols=4)
+  drawing.legend(axes[0, 0], 4, 'outside upper center')
   return figure
 
 
@@ -334,42 +332,25 @@ def _draw_sizes(config: Any, results: Results) -> Any:
     x = np.array([cell[index] for cell in line], float)
     trained = [cell for cell in line if (PUBLISHED, cell) in results.runs]
     for frame, (colour, marker, ls, sign) in enumerate(looks):
-      drawing.band(
-        axis,
-        x,
-        [
-          statistics.mean(results.steps[cell].ratio_weights[frame])
-          for cell in line
-        ],
-        color=colour,
-        marker=marker,
-        ls=ls,
-        mfc='white',
-        label=f'one gradient step, {FRAMES[frame]}',
-      )
-      axis.plot(
-        [cell[index] for cell in trained],
-        [
-          results.runs[PUBLISHED, cell].loss_ratio[frame, :, -1].mean()
-          for cell in trained
-        ],
-        sign,
-        color=colour,
-        ms=8,
-        mfc='none',
-        label=f'trained layer, {FRAMES[frame]}',
-      )
+      steps = [results.steps[cell].ratio_weights[frame] for cell in line]
+      look: Any = {'color': colour, 'marker': marker, 'ls': ls, 'mfc': 'white'}
+      label = f'one gradient step, {FRAMES[frame]}'
+      drawing.means(axis, x, np.transpose(steps), label=label, **look)
+      ratios = [results.runs[PUBLISHED, cell].loss_ratio for cell in trained]
+      ends = [ratio[frame, :, -1].mean() for ratio in ratios]
+      places = [cell[index] for cell in trained]
+      sizes: Any = {'ms': 8, 'mfc': 'none'}
+      label = f'trained layer, {FRAMES[frame]}'
+      axis.plot(places, ends, sign, color=colour, label=label, **sizes)
     theory = [n / (n + d) for n, d in line]
     axis.plot(x, theory, ':', color=drawing.BLACK, label='n / (n + d)')
-    axis.set(xscale='log')
-    axis.set_xticks(x, [f'{v:g}' for v in x])
-    axis.minorticks_off()
+    drawing.size_axis(axis, x)
     axis.axhline(1, color=drawing.GREY, lw=0.8)
   axes[0].set(title=f'd = {middle}', xlabel='words n')
   axes[1].set(title=f'n = {most}', xlabel='width d')
   axes[0].set_ylabel('loss / loss at start')
   axes[0].set_ylim(bottom=0)
-  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
+  drawing.legend(axes[0], 1, 'outside right upper')
   return figure
 
 
