@@ -76,22 +76,14 @@ IDENTITIES = (
 Errors = Mapping[str, Any]  # Relative, the largest over problems, by name.
 
 
-@lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure_identities(config: Config) -> Errors:
-
   def one(key):
     keys = jax.random.split(key, 3)
     stream = jax.random.normal(keys[0], (3, NUM_TOKENS, DIM))
     matrices = jax.random.normal(keys[1], (4, DIM, DIM))
     return _errors(*stream, *matrices, jax.random.normal(keys[2], (DIM,)))
 
-  @lab.compile_quickly
-  def largest():
-    keys = jax.random.split(jax.random.key(config.seed), NUM_PROBLEMS)
-    return jax.tree.map(jnp.max, jax.lax.map(one, keys))
-
-  return jax.device_get(largest())
+  return lab.largest_errors(one, config.seed, NUM_PROBLEMS)
 
 
 def _errors(queries, keys, values, wk, wv, dk, dv, query) -> Errors:
@@ -121,19 +113,17 @@ def _errors(queries, keys, values, wk, wv, dk, dv, query) -> Errors:
 
     start = account.start_decoding(NUM_TOKENS, DIM, DIM, dtype=values.dtype)
     decoded = jax.lax.scan(step, start, (queries, keys, values))[1]
-    return jnp.maximum(_error(decoded, full), _error(matrix + 1, rows + 1))
+    return jnp.maximum(
+      lab.distance(decoded, full), lab.distance(matrix + 1, rows + 1)
+    )
 
   return {
-    'dual_form': _error((weights + update) @ query, linear),
-    'finetuning': _error((before + tuned) @ query, after),
-    'mix': _error(mixed, whole),
+    'dual_form': lab.distance((weights + update) @ query, linear),
+    'finetuning': lab.distance((before + tuned) @ query, after),
+    'mix': lab.distance(mixed, whole),
     'momentum': jnp.max(jax.lax.map(momentum, jnp.asarray(DECAYS))),
-    'sum': _error(mix.zero_shot + mix.demonstrations, whole),
+    'sum': lab.distance(mix.zero_shot + mix.demonstrations, whole),
   }
-
-
-def _error(a: Any, b: Any) -> Any:
-  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
 
 
 def identity_claims(config: Config, errors: Errors) -> list[lab.Claim]:
@@ -204,7 +194,6 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
 
   def one_seed(seed):

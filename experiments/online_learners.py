@@ -79,7 +79,6 @@ class Identities(NamedTuple):
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure_identities(config: Config) -> Identities:
   """Compares every form on one random stream, from a random start."""
   rng = np.random.default_rng(config.seed)
@@ -258,7 +257,6 @@ Results = Mapping[str, Losses]  # By layer.
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
   """Tunes each layer on one group of tasks, and measures it on the others."""
   shape = config.num_groups + 1, config.tasks_per_group

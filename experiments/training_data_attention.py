@@ -99,7 +99,6 @@ def _digits(config: Config) -> Digits:
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
   """Trains, recalls and attributes, seed by seed: histories are large."""
   digits = _digits(config)

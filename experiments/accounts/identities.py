@@ -268,7 +268,6 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: 'Config') -> Results:
   """Computes both sides on a few of the test prompts."""
   chosen = [

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import lab
@@ -62,7 +61,6 @@ def measure(config: 'Config') -> Results:
     return outputs[..., -pretraining.LABEL_DIM :]
 
   @lab.float64_on_host()
-  @jax.default_matmul_precision('highest')
   def compare(found):
     params, phi, tokens = found.cast(np.float64)
     target = found.target

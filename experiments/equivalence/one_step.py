@@ -72,7 +72,6 @@ def trained(config: 'Config') -> Mapping[int, Trained]:
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def over_prompts(
   fn: Callable[..., Any],
   layers: Trained,

@@ -18,7 +18,9 @@ from experiments.lab.claims import Claim, claim, judge
 from experiments.lab.compiling import (
   compile_quickly,
   compile_unoptimised,
+  distance,
   float64_on_host,
+  largest_errors,
 )
 from experiments.lab.config import Config, count, option
 from experiments.lab.figures import Figure, style
@@ -38,10 +40,12 @@ __all__ = [
   'compile_quickly',
   'compile_unoptimised',
   'count',
+  'distance',
   'exactly',
   'float64_on_host',
   'in_threads',
   'judge',
+  'largest_errors',
   'main',
   'once',
   'option',

@@ -8,18 +8,49 @@ from typing import Any
 
 import jax
 import jax.experimental
+import jax.numpy as jnp
 
 
 @contextlib.contextmanager
 def float64_on_host() -> Iterator[None]:
   """Computes in float64 on the CPU: accelerators may have no float64.
 
-  A context, or a decorator: `@lab.float64_on_host()`.
+  A context, or a decorator: `@lab.float64_on_host()`. Products are as precise
+  as they can be.
   """
   # Older versions have it in jax.experimental alone, newer ones in jax alone.
   home: Any = jax if hasattr(jax, 'enable_x64') else jax.experimental
-  with home.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
+  host = jax.default_device(jax.devices('cpu')[0])
+  with home.enable_x64(True), host, jax.default_matmul_precision('highest'):
     yield
+
+
+def distance(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The largest difference, over the largest entry of `b`."""
+  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
+
+
+@float64_on_host()
+def largest_errors(
+  fn: Callable[[Any], Any], seed: int, num_problems: int
+) -> Any:
+  """What `fn(key)`, a tree of errors, is at most on random problems.
+
+  Args:
+    fn: draws a problem, and returns errors.
+    seed: root of the keys.
+    num_problems: how many.
+
+  Returns:
+    The tree of the largest errors, in float64.
+  """
+
+  @compile_quickly
+  def largest():
+    keys = jax.random.split(jax.random.key(seed), num_problems)
+    return jax.tree.map(jnp.max, jax.lax.map(fn, keys))
+
+  return jax.device_get(largest())
 
 
 def compile_quickly(

@@ -159,7 +159,7 @@ def _of_all(fn: Callable[[Prompt], Any], prompts: Prompt) -> Any:
     return fn(Prompt(phi, *rest))
 
   every = jax.vmap(jax.vmap(with_map, in_axes=(None, 0)))
-  with lab.float64_on_host(), jax.default_matmul_precision('highest'):
+  with lab.float64_on_host():
     return jax.device_get(lab.compile_quickly(every)(prompts[0], prompts[1:]))
 
 

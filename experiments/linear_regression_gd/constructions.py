@@ -39,8 +39,6 @@ class Problem(NamedTuple):
   query: Array
 
 
-@lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: 'Config') -> Results:
   """Compares on one random problem for each seed."""
   size, d_x, d_y = SIZES
@@ -59,9 +57,7 @@ def measure(config: 'Config') -> Results:
       jnp.max(jnp.stack(layers)), _copy_error(posed), _kernel_error(posed)
     )
 
-  keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-  worst = lab.compile_quickly(lambda k: jax.lax.map(errors, k))(keys)
-  return Results(*(float(jnp.max(x)) for x in worst))
+  return lab.largest_errors(errors, config.seed, config.num_seeds)
 
 
 def _layer_errors(problem: Problem, initial, num_steps: int):
@@ -73,7 +69,7 @@ def _layer_errors(problem: Problem, initial, num_steps: int):
     account.construct(0.5, size, initial=initial), num_steps
   )
   weights = account.descend(inputs, labels, rates, initial=initial)
-  yield _relative(account.predict(layers, tokens, d_y=d_y), weights @ query)
+  yield lab.distance(account.predict(layers, tokens, d_y=d_y), weights @ query)
   layer = account.construct_plus_plus(
     0.5, 0.02, size, d_x=d_x, d_y=d_y, dtype=jnp.float64
   )
@@ -81,7 +77,7 @@ def _layer_errors(problem: Problem, initial, num_steps: int):
   factors = rates, 0.02 * jnp.ones(num_steps)
   tokens = account.make_tokens(*problem)
   answer = account.descend_plus_plus(*problem, *factors)
-  yield _relative(account.predict(layers, tokens, d_y=d_y), answer)
+  yield lab.distance(account.predict(layers, tokens, d_y=d_y), answer)
 
 
 def _copy_error(problem: Problem):
@@ -100,7 +96,7 @@ def _copy_error(problem: Problem):
   layer = account.construct(0.5, size, initial=jnp.zeros((d_y, d_x)))
   layers = account.repeat(account.widen(layer, length), 2)
   weights = account.descend(inputs, labels, jnp.full(2, 0.5))
-  return _relative(account.predict(layers, rows, d_y=d_y), weights @ query)
+  return lab.distance(account.predict(layers, rows, d_y=d_y), weights @ query)
 
 
 def _kernel_error(problem: Problem):
@@ -120,11 +116,7 @@ def _kernel_error(problem: Problem):
   layer = account.construct(0.5, len(inputs), initial=start)
   answer = account.predict(account.repeat(layer, 1), rows, d_y=d_y)
   step = account.kernel_step(kernel, inputs, labels, query, 0.5)
-  return _relative(answer, step)
-
-
-def _relative(a, b):
-  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
+  return lab.distance(answer, step)
 
 
 def claims(config: 'Config', results: Results) -> list[lab.Claim]:

@@ -148,7 +148,7 @@ def on_prompts(fn: Callable[[Any, Layer], Any], arrays: Any) -> Any:
   mapped = pretraining.for_all(
     lambda params, phi, tokens: fn(phi, layer(params, phi, tokens))
   )
-  with lab.float64_on_host(), jax.default_matmul_precision('highest'):
+  with lab.float64_on_host():
     return jax.device_get(lab.compile_quickly(mapped)(*arrays))
 
 

@@ -30,7 +30,6 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: Any) -> Results:
   """Searches the largest ratio for documents and weights of each radius.
 

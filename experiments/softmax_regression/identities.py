@@ -32,10 +32,7 @@ IDENTITIES = {
 Errors = Mapping[str, Any]  # Relative, the largest over problems.
 
 
-@lab.float64_on_host()
-@jax.default_matmul_precision('highest')
 def measure(config: Any) -> Errors:
-
   def one(key):
     keys = jax.random.split(key, 3)
     document = jax.random.normal(keys[0], SIZE)
@@ -43,12 +40,7 @@ def measure(config: Any) -> Errors:
     old, new = jax.random.normal(keys[2], (2, SIZE[1]))
     return _errors(account.Problem(document, target), old, new)
 
-  @lab.compile_quickly
-  def largest():
-    keys = jax.random.split(jax.random.key(config.seed), NUM_PROBLEMS)
-    return jax.tree.map(jnp.max, jax.lax.map(one, keys))
-
-  return jax.device_get(largest())
+  return lab.largest_errors(one, config.seed, NUM_PROBLEMS)
 
 
 def _errors(posed: account.Problem, old: Any, new: Any) -> Errors:
@@ -66,19 +58,15 @@ def _errors(posed: account.Problem, old: Any, new: Any) -> Errors:
   moved = account.smallest_data_shift(posed.document, old, new)
   step = account.weight_shift(posed, jnp.zeros_like(old), learning_rate=3.0)
   return {
-    'gradient': jnp.max(jnp.stack([_error(*pair) for pair in pairs])),
-    'hessian': _error(account.hessian(posed, old), curvature),
-    'target_shift': _error(after - posed.target, before - target),
-    'data_shift': _error(account.predict(moved, old), after),
-    'linear_attention': _error(
+    'gradient': jnp.max(jnp.stack([lab.distance(*pair) for pair in pairs])),
+    'hessian': lab.distance(account.hessian(posed, old), curvature),
+    'target_shift': lab.distance(after - posed.target, before - target),
+    'data_shift': lab.distance(account.predict(moved, old), after),
+    'linear_attention': lab.distance(
       account.attend(posed, posed.document, learning_rate=3.0),
       posed.document @ step,
     ),
   }
-
-
-def _error(a: Any, b: Any) -> Any:
-  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
 
 
 def claims(config: Any, errors: Errors) -> list[lab.Claim]:
