@@ -43,19 +43,21 @@ NUM_HEADS = 4
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'repetitions', minimum=5)
-  num_queries: int = lab.option(32, 'queries of a repetition', minimum=8)
-  width: int = lab.option(
-    256, 'width of an attention output', minimum=8, multiple_of=NUM_HEADS
+  num_seeds: int = lab.option(10, 'repetitions', minimum=5, tiny=5)
+  num_queries: int = lab.option(
+    32, 'queries of a repetition', minimum=8, tiny=8
   )
-  num_draws: int = lab.count(8, 'draws of a null')
+  width: int = lab.option(
+    256,
+    'width of an attention output',
+    minimum=8,
+    multiple_of=NUM_HEADS,
+    tiny=64,
+  )
+  num_draws: int = lab.count(8, 'draws of a null', tiny=2)
   noise: float = lab.option(
     0.3, 'size of unrelated noise over that of the baseline', minimum=0.01
   )
-
-  @classmethod
-  def tiny(cls):
-    return cls(num_seeds=5, num_queries=8, width=64, num_draws=2)
 
 
 NUM_PROBLEMS, NUM_TOKENS, NUM_QUERY_TOKENS, DIM = 20, 12, 4, 6

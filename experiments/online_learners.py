@@ -40,30 +40,20 @@ from iclcl_jax.accounts import online_learners as learners
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  dim: int = lab.count(10, 'width d of the inputs')
-  num_groups: int = lab.option(10, 'groups of tasks', minimum=5)
-  tasks_per_group: int = lab.count(500, 'tasks of a group')
+  dim: int = lab.count(10, 'width d of the inputs', tiny=3)
+  num_groups: int = lab.option(10, 'groups of tasks', minimum=5, tiny=5)
+  tasks_per_group: int = lab.count(500, 'tasks of a group', tiny=20)
   half_range: float = lab.option(0.5, 'inputs are from U(-a, a)', minimum=1e-3)
   tuning_length: int = lab.count(
-    10, 'demonstrations at which is tuned', at_most='max_length'
+    10, 'demonstrations at which is tuned', at_most='max_length', tiny=4
   )
-  max_length: int = lab.count(40, 'most demonstrations')
+  max_length: int = lab.count(40, 'most demonstrations', tiny=8)
   scales: tuple[float, ...] = lab.option(
     (0.5, 0.75, 1.0, 1.5, 2.0),
     'input scales, at the tuning length',
     minimum=1e-3,
+    tiny=(1.0, 2.0),
   )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      dim=3,
-      num_groups=5,
-      tasks_per_group=20,
-      tuning_length=4,
-      max_length=8,
-      scales=(1.0, 2.0),
-    )
 
 
 EXACT = 1e-12

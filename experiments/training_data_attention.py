@@ -43,22 +43,17 @@ class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
   hidden_widths: tuple[int, ...] = lab.count(
-    (64, 64), 'widths of the hidden layers'
+    (64, 64), 'widths of the hidden layers', tiny=(8,)
   )
-  num_steps: int = lab.count(1000, 'training steps')
-  batch_size: int = lab.count(32, 'images of a training step')
+  num_steps: int = lab.count(1000, 'training steps', tiny=60)
+  batch_size: int = lab.count(32, 'images of a training step', tiny=16)
   learning_rate: float = lab.option(0.05, 'step size of SGD', minimum=0)
   momentum: float = lab.option(0.9, 'heavy-ball momentum', minimum=0, below=1)
   weight_decay: float = lab.option(1e-4, 'coupled weight decay', minimum=0)
-  num_test: int = lab.count(360, 'held-out images')
+  num_test: int = lab.count(360, 'held-out images', tiny=50)
   num_recalled: int = lab.count(
-    60, 'test images that are recalled', at_most='num_test'
+    60, 'test images that are recalled', at_most='num_test', tiny=4
   )
-
-  @classmethod
-  def tiny(cls):
-    sizes = {'num_steps': 60, 'batch_size': 16, 'num_test': 50}
-    return cls(hidden_widths=(8,), num_recalled=4, **sizes)
 
 
 class Digits(NamedTuple):

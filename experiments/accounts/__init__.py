@@ -43,8 +43,8 @@ PARTS = lab.parts(identities, comparison)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(1, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  d_x: int = lab.count(5, 'width of the inputs, from U(-1, 1)')
+  num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
+  d_x: int = lab.count(5, 'width of the inputs, from U(-1, 1)', tiny=2)
   noise: float = lab.option(
     0.1, 'standard deviation of noise on labels', minimum=0
   )
@@ -52,31 +52,37 @@ class Config(lab.Config):
     tuple(layers.MEMORIES),
     'which learners; claims about others are left out',
     choices=tuple(layers.MEMORIES),
+    tiny=('linear attention',),
   )
   accounts: tuple[str, ...] = lab.option(
     tuple(identities.IDENTITIES),
     'whose identities are checked',
     choices=tuple(identities.IDENTITIES),
+    tiny=('von Oswald et al.',),
   )
-  num_demonstrations: int = lab.count(10, 'demonstrations at which is trained')
+  num_demonstrations: int = lab.count(
+    10, 'demonstrations at which is trained', tiny=3
+  )
   lengths: tuple[int, ...] = lab.count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
     'numbers of demonstrations at which is tested',
     increasing=True,
+    tiny=(1, 3, 5),
   )
   scales: tuple[float, ...] = lab.option(
     (0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
     'scales of the inputs at which is tested',
     minimum=1e-3,
     increasing=True,
+    tiny=(1.0, 2.0),
   )
-  batch_size: int = lab.count(64, 'prompts of a training step')
-  num_batches: int = lab.count(200, 'batches, used again in turn')
-  num_steps: int = lab.count(1500, 'training steps')
+  batch_size: int = lab.count(64, 'prompts of a training step', tiny=4)
+  num_batches: int = lab.count(200, 'batches, used again in turn', tiny=2)
+  num_steps: int = lab.count(1500, 'training steps', tiny=4)
   learning_rate: float = lab.option(
     0.03, 'learning rate of Adam, at the start', minimum=1e-6
   )
-  num_test_prompts: int = lab.count(500, 'test prompts of each seed')
+  num_test_prompts: int = lab.count(500, 'test prompts of each seed', tiny=8)
 
   def check(self):
     needs = {'lengths': self.num_demonstrations, 'scales': 1.0}
@@ -86,22 +92,6 @@ class Config(lab.Config):
         name,
         f'{needed} among the values: there the layers are trained',
       )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=5,
-      d_x=2,
-      learners=('linear attention',),
-      accounts=('von Oswald et al.',),
-      num_demonstrations=3,
-      lengths=(1, 3, 5),
-      scales=(1.0, 2.0),
-      batch_size=4,
-      num_batches=2,
-      num_steps=4,
-      num_test_prompts=8,
-    )
 
 
 def conclude(config: Config, results, claims) -> str:

@@ -59,15 +59,16 @@ from experiments.approximation import (
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_draws: int = lab.count(
-    60, 'draws, as many for every layer', multiple_of='num_seeds'
+    60, 'draws, as many for every layer', multiple_of='num_seeds', tiny=20
   )
-  num_seeds: int = lab.count(10, 'trained layers')
+  num_seeds: int = lab.count(10, 'trained layers', tiny=5)
   num_features: tuple[int, ...] = lab.option(
     (120, 240, 480, 600, 960, 1200, 2400, 4800),
     'even numbers R of directions, and of features',
     minimum=2,
     min_items=3,
     increasing=True,
+    tiny=(48, 96, 192),
   )
   heatmap_features: tuple[int, ...] = lab.option(
     (120, 480, 1200, 4800),
@@ -75,21 +76,24 @@ class Config(lab.Config):
     minimum=2,
     min_items=2,
     increasing=True,
+    tiny=(48, 192),
   )
   reference_features: int = lab.option(
     1200,
     'the one of num_features at which the layer is trained and entries are '
     'compared',
     minimum=2,
+    tiny=96,
   )
   standard_deviations: tuple[float, ...] = lab.option(
     (0.25, 0.5, 1.0, 1.5, 2.0),
     'of the entries of queries and keys',
     minimum=1e-3,
+    tiny=(1.0,),
   )
   num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
-  second_num_demonstrations: int = lab.count(31, 'N of the second set')
-  num_epochs: int = lab.count(100, 'epochs of pretraining')
+  second_num_demonstrations: int = lab.count(31, 'N of the second set', tiny=7)
+  num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=1)
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
 
   def check(self):
@@ -111,19 +115,6 @@ class Config(lab.Config):
         name,
         f'members of num_features, {self.num_features}',
       )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_draws=20,
-      num_seeds=5,
-      num_features=(48, 96, 192),
-      heatmap_features=(48, 192),
-      reference_features=96,
-      standard_deviations=(1.0,),
-      second_num_demonstrations=7,
-      num_epochs=1,
-    )
 
 
 PARTS = lab.parts(falling, heatmaps, closed_form, maps, trained_layer)

@@ -36,21 +36,17 @@ from experiments.demonstration_deletion import ranks
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_prompts: int = lab.option(200, 'prompts', minimum=5)
+  num_prompts: int = lab.option(200, 'prompts', minimum=5, tiny=6)
   num_demonstrations: int = lab.option(
-    4, 'demonstrations of a prompt', minimum=3, maximum=16
+    4, 'demonstrations of a prompt', minimum=3, maximum=16, tiny=3
   )
-  max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
-  block_size: int = lab.count(10, 'prompts between checkpoints')
+  max_tokens: int = lab.option(
+    26, 'most tokens of a demonstration', minimum=16, tiny=110
+  )
+  block_size: int = lab.count(10, 'prompts between checkpoints', tiny=3)
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_prompts=6, num_demonstrations=3, max_tokens=110, block_size=3
-    )
 
 
 PARTS = lab.parts(ranks)

@@ -50,33 +50,36 @@ class Config(lab.Config):
   """Settings of the experiment; the defaults are the paper's, where known."""
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'independent runs', minimum=5)
+  num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   num_demonstrations: tuple[int, ...] = lab.count(
     (15, 31),
     'demonstrations N of a prompt; one experiment for each',
     distinct=True,
+    tiny=(3,),
   )
   input_distribution: str = lab.option(
     'uniform', 'inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.count(100, 'epochs of pretraining')
+  num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
     'an epoch has this many tokens, whatever N; no fewer than a prompt has',
+    tiny=24,
   )
   learning_rate: float = lab.option(
     0.0, 'of pretraining; 0 for that of the input distribution', minimum=0
   )
-  num_features: int = lab.count(1200, 'positive random features R')
-  num_test_prompts: int = lab.count(64, 'held-out prompts of a seed')
+  num_features: int = lab.count(1200, 'positive random features R', tiny=16)
+  num_test_prompts: int = lab.count(64, 'held-out prompts of a seed', tiny=4)
   num_dual_prompts: int = lab.count(
     4,
     'those for which the dual model is trained for many epochs',
     at_most='num_test_prompts',
+    tiny=2,
   )
-  dual_epochs: int = lab.count(100, 'epochs E of the dual model')
-  block_epochs: int = lab.count(25, 'epochs between checkpoints')
+  dual_epochs: int = lab.count(100, 'epochs E of the dual model', tiny=3)
+  block_epochs: int = lab.count(25, 'epochs between checkpoints', tiny=1)
 
   def check(self):
     longest = max(self.num_demonstrations) + 1
@@ -84,20 +87,6 @@ class Config(lab.Config):
       self.tokens_per_epoch >= longest,
       'tokens_per_epoch',
       f'at least one prompt, {longest} tokens',
-    )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=5,
-      num_demonstrations=(3,),
-      num_epochs=2,
-      tokens_per_epoch=24,
-      num_features=16,
-      num_test_prompts=4,
-      num_dual_prompts=2,
-      dual_epochs=3,
-      block_epochs=1,
     )
 
 

@@ -42,9 +42,9 @@ from experiments.generalization import bound, distribution, search, trace, width
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'distributions and maps', minimum=5)
+  num_seeds: int = lab.option(10, 'distributions and maps', minimum=5, tiny=5)
   num_samples: int = lab.option(
-    20, 'samples of demonstrations a seed', minimum=2
+    20, 'samples of demonstrations a seed', minimum=2, tiny=3
   )
   num_demonstrations: tuple[int, ...] = lab.count(
     (16, 32, 64, 128, 256, 512),
@@ -52,23 +52,27 @@ class Config(lab.Config):
     maximum=distribution.MAX_SIZE,
     min_items=3,
     increasing=True,
+    tiny=(2, 4, 8),
   )
-  width: int = lab.count(4, 'width d_v of values where N varies')
+  width: int = lab.count(4, 'width d_v of values where N varies', tiny=2)
   widths: tuple[int, ...] = lab.count(
     (1, 4, 16, 64),
     'widths d_v at one N',
     maximum=distribution.MAX_SIZE,
     min_items=3,
     increasing=True,
+    tiny=(1, 2, 4),
   )
-  width_demonstrations: int = lab.count(256, 'that N')
-  num_features: int = lab.count(200, 'positive random features R')
-  num_signs: int = lab.count(32, 'sign vectors of a Monte-Carlo estimate')
+  width_demonstrations: int = lab.count(256, 'that N', tiny=8)
+  num_features: int = lab.count(200, 'positive random features R', tiny=6)
+  num_signs: int = lab.count(
+    32, 'sign vectors of a Monte-Carlo estimate', tiny=4
+  )
   num_sign_samples: int = lab.count(
-    4, 'samples of a seed that get one, at most'
+    4, 'samples of a seed that get one, at most', tiny=2
   )
   num_weights: int = lab.option(
-    256, 'random weights tried on each sample', minimum=2
+    256, 'random weights tried on each sample', minimum=2, tiny=4
   )
   delta: float = lab.option(
     0.05, 'probability of failure of the bound', above=0, below=1
@@ -79,9 +83,9 @@ class Config(lab.Config):
     # 2 s^2 >= sqrt(d_k): the mean of k(k, k) is infinite.
     minimum=(distribution.KEY_DIM**0.5 / 2) ** 0.5,
   )
-  num_traces: int = lab.option(20, 'runs of the trace', minimum=5)
+  num_traces: int = lab.option(20, 'runs of the trace', minimum=5, tiny=5)
   trace_demonstrations: int = lab.option(
-    65536, 'largest N of the trace', minimum=64
+    65536, 'largest N of the trace', minimum=64, tiny=64
   )
 
   def check(self):
@@ -90,23 +94,6 @@ class Config(lab.Config):
       'trace_demonstrations',
       f'at least the largest of num_demonstrations, '
       f'{max(self.num_demonstrations)}',
-    )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=5,
-      num_samples=3,
-      num_demonstrations=(2, 4, 8),
-      width=2,
-      widths=(1, 2, 4),
-      width_demonstrations=8,
-      num_features=6,
-      num_signs=4,
-      num_sign_samples=2,
-      num_weights=4,
-      num_traces=5,
-      trace_demonstrations=64,
     )
 
 

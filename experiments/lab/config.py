@@ -36,6 +36,7 @@ def option(
   increasing: bool = False,
   at_most: str | None = None,
   multiple_of: str | int | None = None,
+  tiny: Any = None,
 ) -> Any:
   """A field of a config: its default, its help text and what it may be.
 
@@ -53,6 +54,7 @@ def option(
     increasing: whether they must increase.
     at_most: name of an option that a value must not exceed.
     multiple_of: number, or name of an option, of which it is a multiple.
+    tiny: the value in a tiny run, if it is another one.
 
   Returns:
     A dataclass field.
@@ -70,7 +72,7 @@ def option(
     'multiple_of': multiple_of,
   }
   return dataclasses.field(
-    default=default, metadata={'help': text, 'rule': rule}
+    default=default, metadata={'help': text, 'rule': rule, 'tiny': tiny}
   )
 
 
@@ -115,7 +117,8 @@ class Config:
   @classmethod
   def tiny(cls) -> Self:
     """Settings of a run of seconds, for tests and `reproduce --fast`."""
-    return cls()
+    fields = {x.name: x.metadata.get('tiny') for x in dataclasses.fields(cls)}
+    return cls(**{name: x for name, x in fields.items() if x is not None})
 
 
 def _check_field(field: dataclasses.Field, value: Any) -> None:

@@ -62,17 +62,18 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(
     0, 'keep only the first so many; 0 for all', minimum=0
   )
-  top_tokens: int = lab.count(10, 'likeliest next tokens to write')
+  top_tokens: int = lab.count(10, 'likeliest next tokens to write', tiny=3)
   greedy_tokens: int = lab.option(
-    8, 'tokens to continue the prompt by', minimum=0
+    8, 'tokens to continue the prompt by', minimum=0, tiny=3
   )
   num_features: tuple[int, ...] = lab.option(
     (16, 64, 256),
     'random directions R to try on the heads; 0 for none',
     minimum=0,
     distinct=True,
+    tiny=(64,),
   )
-  feature_heads: int = lab.count(3, 'heads of a layer that are tried')
+  feature_heads: int = lab.count(3, 'heads of a layer that are tried', tiny=2)
   feature_draws: int = lab.count(2, 'draws of the random directions')
   seed: int = lab.option(0, 'of the random directions', minimum=0)
   optional: bool = lab.option(
@@ -89,12 +90,6 @@ class Config(lab.Config):
       self.separator != '',
       'separator',
       'what stands between blocks; leave the flag out for a blank line',
-    )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      top_tokens=3, greedy_tokens=3, num_features=(64,), feature_heads=2
     )
 
 

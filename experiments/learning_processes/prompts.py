@@ -154,6 +154,11 @@ def drawn(config: Any) -> tuple[Prompt, np.ndarray]:
   return joined._replace(views=views), jax.device_get(losses)
 
 
+def measure(config: Any) -> np.ndarray:
+  """The losses of the layers, relative to predicting 0, by seed."""
+  return drawn(config)[1]
+
+
 def _of_all(fn: Callable[[Prompt], Any], prompts: Prompt) -> Any:
   def with_map(phi, rest):
     return fn(Prompt(phi, *rest))

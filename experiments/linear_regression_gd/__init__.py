@@ -65,17 +65,23 @@ several = functools.partial(lab.count, multiple_of=training.NUM_RECORDS)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
-  d_x: int = lab.count(10, 'width of the inputs')
-  num_demonstrations: int = lab.count(10, 'demonstrations of each task')
+  d_x: int = lab.count(10, 'width of the inputs', tiny=2)
+  num_demonstrations: int = lab.count(10, 'demonstrations of each task', tiny=4)
   half_range: float = size(0.5, 'inputs are from U(-a, a): a')
-  batch_size: int = lab.count(2048, 'fresh tasks of a step, single layers')
-  num_steps: int = single(5000, 'training steps of the linear layer')
-  softmax_steps: int = single(2000, 'training steps of softmax layers')
-  record_every: int = lab.count(100, 'steps between records of single layers')
-  learning_rate: float = size(1e-3, 'learning rate of Adam, single layers')
+  batch_size: int = lab.count(
+    2048, 'fresh tasks of a step, single layers', tiny=64
+  )
+  num_steps: int = single(5000, 'training steps of the linear layer', tiny=300)
+  softmax_steps: int = single(2000, 'training steps of softmax layers', tiny=50)
+  record_every: int = lab.count(
+    100, 'steps between records of single layers', tiny=50
+  )
+  learning_rate: float = size(
+    1e-3, 'learning rate of Adam, single layers', tiny=1e-2
+  )
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
-    10_000, 'tasks of every evaluation', minimum=2
+    10_000, 'tasks of every evaluation', minimum=2, tiny=200
   )
   num_tuning_tasks: int = lab.count(
     20_000, 'draws of inputs on which step sizes of GD are tuned'
@@ -96,6 +102,7 @@ class Config(lab.Config):
     'what to run beside constructions and one linear layer',
     choices=OPTIONAL,
     min_items=0,
+    tiny=(),
   )
   sine_steps: int = several(1000, 'training steps on sine waves')
   sine_batch_size: int = lab.count(128, 'fresh waves of a step')
@@ -110,20 +117,6 @@ class Config(lab.Config):
   alternating_size: int = lab.count(
     5, 'width of inputs and demonstrations, separate tokens'
   )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      parts=(),
-      d_x=2,
-      num_demonstrations=4,
-      batch_size=64,
-      num_steps=300,
-      softmax_steps=50,
-      record_every=50,
-      learning_rate=1e-2,
-      num_test_tasks=200,
-    )
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:

@@ -99,11 +99,13 @@ class Config(lab.Config):
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(
-    10, 'independent runs; fewer than 10 decide no claim', minimum=3
+    10, 'independent runs; fewer than 10 decide no claim', minimum=3, tiny=3
   )
-  num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
+  num_demonstrations: int = lab.count(
+    15, 'demonstrations N of a prompt', tiny=4
+  )
   longer_num_demonstrations: int = lab.count(
-    31, 'N of the test with other prompts than in training'
+    31, 'N of the test with other prompts than in training', tiny=6
   )
   input_scale: float = lab.option(
     1.5, 'factor of the inputs in the test with larger inputs', minimum=1e-3
@@ -112,14 +114,17 @@ class Config(lab.Config):
     'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.count(100, 'epochs of training')
+  num_epochs: int = lab.count(100, 'epochs of training', tiny=4)
   early_epochs: int = lab.count(
     20,
     'the first ones, for the speed; the last ones choose learning rates',
     at_most='num_epochs',
+    tiny=1,
   )
   tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH, 'an epoch has this many tokens, whatever N'
+    pretraining.TOKENS_PER_EPOCH,
+    'an epoch has this many tokens, whatever N',
+    tiny=10,
   )
   learning_rate: float = lab.option(
     0.0, 'the fixed rate; 0 for that of the input distribution', minimum=0
@@ -130,8 +135,8 @@ class Config(lab.Config):
     minimum=1e-6,
     distinct=True,
   )
-  num_features: int = lab.count(1200, 'positive random features R')
-  num_test_prompts: int = lab.count(128, 'prompts of a test and seed')
+  num_features: int = lab.count(1200, 'positive random features R', tiny=8)
+  num_test_prompts: int = lab.count(128, 'prompts of a test and seed', tiny=2)
   strengths: tuple[float, ...] = lab.option(
     (0.5, 0.1),
     'absolute values of alpha of the regularised layers',
@@ -147,7 +152,7 @@ class Config(lab.Config):
   own_token_may_be_negative: bool = lab.option(
     False, "the query's own token may be a negative"
   )
-  block_epochs: int = lab.count(20, 'epochs between checkpoints')
+  block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=2)
 
   def check(self) -> None:
     size = self.num_demonstrations
@@ -169,20 +174,6 @@ class Config(lab.Config):
   def rate(self) -> float:
     """The fixed learning rate."""
     return self.learning_rate or pretraining.INPUTS[self.input_distribution][1]
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=3,
-      num_epochs=4,
-      early_epochs=1,
-      block_epochs=2,
-      num_demonstrations=4,
-      longer_num_demonstrations=6,
-      tokens_per_epoch=10,
-      num_features=8,
-      num_test_prompts=2,
-    )
 
 
 # The longest first: two are measured at a time, and the last needs all others.

@@ -52,30 +52,33 @@ class Config(lab.Config):
   """
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'independent runs', minimum=5)
-  num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
+  num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
+  num_demonstrations: int = lab.count(
+    15, 'demonstrations N of a prompt', tiny=3
+  )
   alphas: tuple[float, ...] = lab.option(
     (-0.5, -0.1, 0.0, 0.1, 0.5),
     'strengths alpha of both signs, 0 among them',
     minimum=-1,
     maximum=1,
     increasing=True,
+    tiny=(-0.5, 0.0, 0.5),
   )
   dual_epochs: tuple[int, ...] = lab.count(
-    (1, 10, 100), 'epochs E of the dual model', increasing=True
+    (1, 10, 100), 'epochs E of the dual model', increasing=True, tiny=(1, 4)
   )
   input_distribution: str = lab.option(
     'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
   )
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
-  num_epochs: int = lab.count(20, 'epochs of pretraining')
+  num_epochs: int = lab.count(20, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH, 'tokens of an epoch'
+    pretraining.TOKENS_PER_EPOCH, 'tokens of an epoch', tiny=16
   )
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
-  num_features: int = lab.count(1200, 'positive random features R')
-  num_test_prompts: int = lab.count(4, 'held-out prompts of a seed')
-  block_epochs: int = lab.count(20, 'epochs between checkpoints')
+  num_features: int = lab.count(1200, 'positive random features R', tiny=8)
+  num_test_prompts: int = lab.count(4, 'held-out prompts of a seed', tiny=2)
+  block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=1)
 
   def check(self) -> None:
     size = self.num_demonstrations
@@ -87,20 +90,6 @@ class Config(lab.Config):
     signs = self.alphas[0] < 0 < self.alphas[-1] and 0.0 in self.alphas
     self.require(
       signs, 'alphas', 'strengths of both signs and 0, such as -0.5,0,0.5'
-    )
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=5,
-      num_demonstrations=3,
-      alphas=(-0.5, 0.0, 0.5),
-      dual_epochs=(1, 4),
-      num_epochs=2,
-      tokens_per_epoch=16,
-      num_features=8,
-      num_test_prompts=2,
-      block_epochs=1,
     )
 
 

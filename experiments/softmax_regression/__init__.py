@@ -34,13 +34,14 @@ from experiments.softmax_regression import bound, identities, layers, one_step
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_seeds: int = lab.option(10, 'repetitions', minimum=5)
+  num_seeds: int = lab.option(10, 'repetitions', minimum=5, tiny=5)
   num_words: tuple[int, ...] = lab.option(
     (25, 100, 200),
     'words n, at the middle width',
     minimum=2,
     min_items=2,
     increasing=True,
+    tiny=(4, 6),
   )
   widths: tuple[int, ...] = lab.option(
     (5, 20, 50),
@@ -48,30 +49,22 @@ class Config(lab.Config):
     minimum=2,
     min_items=2,
     increasing=True,
+    tiny=(2, 3),
   )
   num_tasks: int = lab.count(
-    100, 'tasks of a repetition, to choose the rate and again to judge it'
+    100,
+    'tasks of a repetition, to choose the rate and again to judge it',
+    tiny=4,
   )
-  num_steps: int = lab.count(320, 'training steps', multiple_of='num_records')
-  num_records: int = lab.count(16, 'records during training')
+  num_steps: int = lab.count(
+    320, 'training steps', multiple_of='num_records', tiny=4
+  )
+  num_records: int = lab.count(16, 'records during training', tiny=2)
   learning_rate: float = lab.option(
     0.03, 'step size of Adam, which decays to 0', minimum=0
   )
-  words_per_batch: int = lab.count(800, 'tasks of a batch, times n')
-  num_test: int = lab.count(16, 'test tasks of a trained layer')
-
-  @classmethod
-  def tiny(cls):
-    return cls(
-      num_seeds=5,
-      num_words=(4, 6),
-      widths=(2, 3),
-      num_tasks=4,
-      num_steps=4,
-      num_records=2,
-      words_per_batch=24,
-      num_test=2,
-    )
+  words_per_batch: int = lab.count(800, 'tasks of a batch, times n', tiny=24)
+  num_test: int = lab.count(16, 'test tasks of a trained layer', tiny=2)
 
   @property
   def middle(self) -> int:
