@@ -58,16 +58,12 @@ ORDERS = {
 
 
 class Alike(NamedTuple):
-  """Trained layers beside tuned ones at the length of training, by seed.
+  """Trained layers beside tuned ones at the length of training, by seed."""
 
-  Or beside their mirror images, if those predict more alike: the ratio of
-  losses, Preds diff over the mean prediction, and Model cos.
-  """
-
-  mirrored: Array
-  ratio: Float[Array, ' S']
-  difference: Float[Array, ' S']
-  cosine: Float[Array, ' S']
+  mirrored: Array  # Beside mirror images, if those predict more alike.
+  ratio: Float[Array, ' S']  # Of losses.
+  difference: Float[Array, ' S']  # Preds diff over the mean prediction.
+  cosine: Float[Array, ' S']  # Model cos.
 
   @property
   def num_apart(self) -> int:
@@ -76,16 +72,12 @@ class Alike(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """Gates and losses of one memory: tuned and, if it is a layer, trained.
-
-  Losses are by number of demonstrations `L`, at that of training, and by scale
-  of the inputs `A`.
-  """
+  """Gates and losses of one memory: tuned and, if it is a layer, trained."""
 
   gates: Float[Array, 'K S G']
-  loss: Float[Array, 'K S L']
-  here: Float[Array, 'K S']
-  scaled: Float[Array, 'K S A']
+  loss: Float[Array, 'K S L']  # By number of demonstrations.
+  here: Float[Array, 'K S']  # At that of training.
+  scaled: Float[Array, 'K S A']  # By scale of the inputs.
   alike: Alike | None
 
 

@@ -232,15 +232,12 @@ MEMORIES = {
 
 
 class Layer(NamedTuple):
-  """A memory between projections; the answers of its heads are summed.
-
-  The gates are the free numbers behind those of the memory.
-  """
+  """A memory between projections; the answers of its heads are summed."""
 
   queries: Float[Array, 'H D d_x']
   keys: Float[Array, 'H D d_x']
   values: Float[Array, 'H D 1']
-  gates: Float[Array, ' G']
+  gates: Float[Array, ' G']  # The free numbers behind those of the memory.
 
 
 def predicted(memory: Memory, d_x: int) -> Layer:

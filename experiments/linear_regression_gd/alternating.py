@@ -31,18 +31,14 @@ WAVE_LENGTH = 1e4
 
 
 class Results(NamedTuple):
-  """Two trained layers beside one step, on the same tasks.
-
-  Losses of the records, of the best step and what it is expected to reach, and
-  of predicting 0; the mean attention of all rows but the query's in the first
-  layer.
-  """
+  """Two trained layers beside one step, on the same tasks."""
 
   steps: np.ndarray
-  loss: Float[Array, 'S T']
-  loss_gd: Float[Array, '']
-  loss_zero: Float[Array, '']
-  loss_closed_form: float
+  loss: Float[Array, 'S T']  # Of the records.
+  loss_gd: Float[Array, '']  # Of the best step.
+  loss_zero: Float[Array, '']  # Of predicting 0.
+  loss_closed_form: float  # What the best step is expected to reach.
+  # Mean attention of all rows but the query's in the first layer.
   copied: Float[Array, 'S 2*N 2*N+1']
 
   @property

@@ -19,16 +19,11 @@ SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 
 
 class Results(NamedTuple):
-  """Largest relative errors of what is constructed, in float64.
+  """Largest relative errors of what is constructed, in float64."""
 
-  One and four layers against GD from any `W_0` and against GD++; a copy layer
-  and two layers on separate tokens against two steps; the layer on features
-  against a step of kernel regression.
-  """
-
-  layers: Any
-  copy: Any
-  kernel: Any
+  layers: Any  # One and four against GD from any `W_0`, and against GD++.
+  copy: Any  # It and two layers on separate tokens against two steps.
+  kernel: Any  # The layer on features against a step of kernel regression.
 
 
 class Problem(NamedTuple):

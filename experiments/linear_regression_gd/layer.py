@@ -40,17 +40,13 @@ LOOKS = {
 
 
 class Descent(NamedTuple):
-  """One step of GD with the best step size for the test tasks.
+  """One step of GD with the best step size for the test tasks."""
 
-  As a constructed stack of one layer, with its step size, what it does, its
-  loss, and the loss of a step on centred inputs, with a size of its own.
-  """
-
-  layer: account.SelfAttention
+  layer: account.SelfAttention  # As a constructed stack of one layer.
   rate: Float[Array, '']
   behaviour: training.Behaviour
   loss: Float[Array, '']
-  loss_centred: Float[Array, '']
+  loss_centred: Float[Array, '']  # On centred inputs, with a size of its own.
 
 
 class Curve(NamedTuple):
@@ -70,31 +66,24 @@ class Scaled(NamedTuple):
 
 
 class Products(NamedTuple):
-  """What the products of a trained layer say about its step.
+  """What the products of a trained layer say about its step."""
 
-  The learnt step size; entries of the query-key product, on the diagonal and
-  beside it; the largest value-output entry of inputs over that of the label;
-  and the query-key product times the latter.
-  """
-
-  learning_rate: Float[Array, ' S']
-  diagonal_min: Float[Array, ' S']
+  learning_rate: Float[Array, ' S']  # The learnt one.
+  diagonal_min: Float[Array, ' S']  # Entries of the query-key product.
   diagonal_max: Float[Array, ' S']
   off_diagonal: Float[Array, ' S']
+  # Largest value-output entry of inputs over that of the label.
   rest_of_value_column: Float[Array, ' S']
-  matrix: Float[Array, 'S d_x d_x']
+  matrix: Float[Array, 'S d_x d_x']  # Query-key product times the latter.
 
 
 class Results(NamedTuple):
-  """One step, trained layers by name, and the linear one elsewhere.
-
-  On scaled inputs, on the line to the constructed layer, and in its products.
-  """
+  """One step, trained layers by name, and the linear one elsewhere."""
 
   descent: Descent
   curves: Mapping[str, Curve]
   scaled: Scaled
-  interpolation: Float[Array, 'S F']
+  interpolation: Float[Array, 'S F']  # On the line to the constructed layer.
   products: Products
 
 

@@ -36,17 +36,13 @@ class Learnt(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Attention on a network, and one step on the last layer of a network.
-
-  With distances of the final predictions: of the two, and of the steps of two
-  seeds.
-  """
+  """Attention on a network, and one step on the last layer of a network."""
 
   steps: np.ndarray
   attention: Learnt
   descent: Learnt
-  preds_diff: Float[Array, ' S']
-  preds_diff_of_seeds: Float[Array, ' S']
+  preds_diff: Float[Array, ' S']  # Of the final predictions of both.
+  preds_diff_of_seeds: Float[Array, ' S']  # Of the steps of two seeds.
   mean_prediction: Float[Array, ' S']
   loss_zero: Float[Array, '']
   context: Float[Array, 'N 2']

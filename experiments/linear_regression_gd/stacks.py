@@ -24,18 +24,16 @@ SLOWER = 0.3
 
 
 class Row(NamedTuple):
-  """A trained stack beside tuned descent of as many steps, on the same tasks.
-
-  The peer is the method of `steps` with as many factors as the stack has
-  distinct layers. Losses are those of all records.
-  """
+  """A trained stack beside as many steps of tuned descent on the same tasks."""
 
   kind: str
   num_layers: int
-  peer: str
+  peer: (
+    str  # Of `steps`: with as many factors as the stack has distinct layers.
+  )
   steps: np.ndarray
   seconds: float
-  loss: Float[Array, 'S T']
+  loss: Float[Array, 'S T']  # Of all records.
   loss_gd: float
   loss_peer: float
   model_cos_gd: Float[Array, ' S']

@@ -39,23 +39,18 @@ NEAR = 0.02  # Relative difference from a yardstick.
 
 
 class Tuned(NamedTuple):
-  """A method with its best factors, and how far it gets in `K` steps.
-
-  Losses are means with standard errors: tasks and queries integrated out;
-  minus that of GD, paired over inputs; and on sampled tasks. The gradient is
-  the largest entry that tuning has left; contractions of GD are 0.
-  """
+  """A method with its best factors, and how far it gets in `K` steps."""
 
   method: str
   num_steps: int
   learning_rates: Float[np.ndarray, ' K']
-  contractions: Float[np.ndarray, ' K']
-  tuning_gradient: float
-  loss: float
+  contractions: Float[np.ndarray, ' K']  # 0 for GD.
+  tuning_gradient: float  # The largest entry that tuning has left.
+  loss: float  # The mean, tasks and queries integrated out.
   standard_error: float
-  minus_gd_loss: float
+  minus_gd_loss: float  # Minus that of GD, paired over inputs.
   minus_gd_standard_error: float
-  sampled_loss: float
+  sampled_loss: float  # On sampled tasks.
   sampled_standard_error: float
 
 
