@@ -300,21 +300,3 @@ def test_a_claim_of_learners_that_did_not_run_is_left_out(learnt):
   names = {row['id'] for row in learnt[0]['claims']}
   assert 'accounts-two-head-softmax-beats-softmax' not in names
   assert 'accounts-one-head-is-not-gd' in names
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'message'),
-  [
-    ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
-    ('noise', -1.0, r'noise is -1\.0; expected a finite number >= 0'),
-    ('lengths', (2, 6), r'lengths is \(2, 6\); expected 3 among the values'),
-    ('lengths', (6, 4, 2), 'expected increasing values'),
-    ('scales', (0.5,), r'scales is \(0\.5,\); expected 1\.0 among the values'),
-    ('scales', (0.0, 1.0), r'scales is 0\.0; expected a finite number >='),
-    ('learners', ('mamba',), "learners is 'mamba'; expected 'softmax' or"),
-    ('learners', (), 'learners is empty; expected at least 1 value'),
-    ('accounts', ('Bach',), "accounts is 'Bach'; expected 'Ren & Liu' or"),
-  ],
-)
-def test_bad_settings_are_named(field, value, message):
-  experiment_battery.check_refused(experiment, {field: value}, message)

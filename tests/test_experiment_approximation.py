@@ -215,24 +215,3 @@ def test_bootstrap_covers_the_mean_and_pairs_its_resamples():
   both = np.stack([draws, 3 * draws], axis=1)
   fit = statistics.log_slope([1, 3])
   np.testing.assert_allclose(statistics.bootstrap(fit, np.abs(both)), 1.0)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'num_draws': 61}, 'num_draws is 61; expected a multiple of num_seeds'),
-    ({'num_features': (120, 240)}, 'num_features is .* at least 3 values'),
-    ({'num_features': (48, 97, 192)}, 'num_features is .* even'),
-    ({'num_features': (96, 48, 192)}, 'num_features is .* increasing'),
-    ({'heatmap_features': (48, 121)}, 'heatmap_features is .* num_features'),
-    ({'heatmap_features': (48,)}, 'heatmap_features is .* at least 2'),
-    ({'reference_features': 100}, 'reference_features is 100; .* num_features'),
-    ({'num_demonstrations': 7}, 'second_num_demonstrations is 7'),
-    ({'standard_deviations': ()}, 'standard_deviations is empty'),
-    ({'standard_deviations': (float('nan'),)}, 'standard_deviations'),
-    ({'learning_rate': -1.0}, 'learning_rate'),
-    ({'num_epochs': 0}, 'num_epochs'),
-  ],
-)
-def test_bad_settings_are_named(changes, message):
-  experiment_battery.check_refused(experiment, changes, message)

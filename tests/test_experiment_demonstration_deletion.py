@@ -188,22 +188,7 @@ def test_a_baseline_that_points_the_wrong_way_is_turned():
   config, results, verdicts = made_up(positive, 0, 1.0, away_from_label=3)
   assert -3.5 < ranks.towards_own_label(results).value < -2.5
   assert verdicts['deletion-attribution-signed-better'] == 'not reproduced'
-  assert 'that of label' in ranks.conclusion(config, results)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'message'),
-  [
-    ('seed', -1, 'seed is -1'),
-    ('num_prompts', 4, 'num_prompts is 4; expected an integer >= 5'),
-    ('num_demonstrations', 2, 'num_demonstrations is 2'),
-    ('num_demonstrations', 17, 'num_demonstrations is 17; .* and <= 16'),
-    ('max_tokens', 15, 'max_tokens is 15'),
-    ('block_size', 0, 'block_size is 0'),
-  ],
-)
-def test_bad_settings_are_named(field, value, message):
-  experiment_battery.check_refused(experiment, {field: value}, message)
+  assert 'that of label' in ranks.sentence(config, results)
 
 
 def test_too_few_short_reviews_are_named(config, loaded):

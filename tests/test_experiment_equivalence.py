@@ -284,31 +284,6 @@ def test_losses_are_of_the_own_task_and_of_the_next_seeds():
   np.testing.assert_allclose(losses.zero_unseen, np.roll(zero, -1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('num_seeds', 4),
-    ('num_epochs', 0),
-    ('num_features', 0),
-    ('dual_epochs', 0),
-    ('block_epochs', 0),
-    ('seed', -1),
-    ('learning_rate', -0.1),
-    ('learning_rate', float('nan')),
-    ('input_distribution', 'cauchy'),
-    ('num_demonstrations', ()),
-    ('num_demonstrations', (0,)),
-    ('num_demonstrations', (3, 3)),
-    ('tokens_per_epoch', 3),
-    ('num_test_prompts', 0),
-    ('num_test_prompts', 1.5),
-    ('num_dual_prompts', 5),
-  ],
-)
-def test_bad_settings_are_named(field, value):
-  experiment_battery.check_refused(experiment, {field: value}, f'{field} is')
-
-
 def test_command_names_bad_flags(tmp_path):
   def command(flag):
     return subprocess.run(

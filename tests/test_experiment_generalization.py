@@ -214,28 +214,3 @@ def test_running_trace():
   for size, value in zip((2, 8), found, strict=True):
     expected = np.logaddexp.reduce(logs[:size]) - np.log(size)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'num_seeds': 4}, 'num_seeds is 4; expected an integer >= 5'),
-    ({'num_traces': 4}, 'num_traces is 4; expected an integer >= 5'),
-    ({'num_samples': 1}, 'num_samples is 1; expected an integer >= 2'),
-    ({'num_demonstrations': (4, 8)}, 'num_demonstrations is 4,8; expected'),
-    ({'num_demonstrations': (8, 4, 2)}, 'num_demonstrations is 8,4,2'),
-    ({'num_demonstrations': (1, 2, 9999)}, 'num_demonstrations is 9999'),
-    ({'widths': (1, 1, 2)}, 'widths is 1,1,2; expected increasing'),
-    ({'widths': (0, 1, 2)}, 'widths is 0; expected an integer >= 1'),
-    ({'delta': 0.0}, 'delta is 0.0; expected a finite number > 0 and < 1'),
-    ({'delta': 1.0}, 'delta is 1.0; expected a finite number > 0 and < 1'),
-    ({'heavy_scale': 0.9}, 'heavy_scale is 0.9; expected a finite number >= 1'),
-    ({'trace_demonstrations': 9}, 'trace_demonstrations is 9; expected'),
-    (
-      {'num_demonstrations': (1, 2, 100)},
-      'trace_demonstrations is 64; expected at least',
-    ),
-  ],
-)
-def test_bad_settings_are_named(change, message):
-  experiment_battery.check_refused(experiment, change, message)

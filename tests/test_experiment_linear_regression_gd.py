@@ -269,23 +269,3 @@ def test_a_step_on_the_last_layer_is_gradient_descent():
   rates = jnp.exp(log_rate)[None]
   weights = account.descend(moved[:-1], rows[:-1, 1:], rates, initial=head)
   np.testing.assert_allclose(answer, weights @ moved[-1], rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'message'),
-  [
-    ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
-    ('num_steps', 301, 'num_steps is 301; expected a multiple of record_every'),
-    ('half_range', 0.0, r'half_range is 0\.0; expected a finite number > 0'),
-    ('clip', np.nan, 'clip is nan'),
-    ('num_steps_of_gd', (1,), 'num_steps_of_gd is 1; expected an integer >= 2'),
-    ('num_test_tasks', 1, 'num_test_tasks is 1'),
-    ('num_steps_of_gd', (), 'num_steps_of_gd is empty'),
-    ('deep_steps', 11, 'deep_steps is 11; expected a multiple of 10'),
-    ('sine_width', 0, 'sine_width is 0'),
-    ('parts', ('sines',), "parts is 'sines'; expected 'softmax' or 'steps'"),
-    ('alternating_size', 0, 'alternating_size is 0'),
-  ],
-)
-def test_bad_settings_are_named(field, value, message):
-  experiment_battery.check_refused(experiment, {field: value}, message)

@@ -1,8 +1,5 @@
 """`experiments.meta_optimizer`: the real thing, tiny."""
 
-import numpy as np
-import pytest
-
 from experiments import meta_optimizer as experiment
 from tests import experiment_battery
 
@@ -37,15 +34,3 @@ def test_metrics_find_what_was_put_in(tiny):
   assert means['own'] > 0.85
   assert abs(found['own']['permuted']['mean']) < 0.1
   assert found['shared']['permuted']['mean'] > 0.8
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'num_seeds': 4}, 'num_seeds is 4; expected an integer >= 5'),
-    ({'width': 66}, 'width is 66; expected a multiple of 4'),
-    ({'noise': np.nan}, 'noise is nan'),
-  ],
-)
-def test_bad_settings_are_named(changes, message):
-  experiment_battery.check_refused(experiment, changes, message)

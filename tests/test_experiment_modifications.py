@@ -420,41 +420,6 @@ def test_layers_that_learn_nothing_decide_nothing():
   assert {row.verdict for row in claims.values()} == {'undecided'}
 
 
-# Settings.
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('num_seeds', 2),
-    ('seed', -1),
-    ('num_demonstrations', 0),
-    ('longer_num_demonstrations', 0),
-    ('input_scale', 0.0),
-    ('input_distribution', 'cauchy'),
-    ('num_epochs', 0),
-    ('early_epochs', 0),
-    ('early_epochs', 5),
-    ('tokens_per_epoch', 4),
-    ('learning_rate', -0.1),
-    ('rate_factors', ()),
-    ('rate_factors', (3.0,)),
-    ('rate_factors', (1.0, 1.0)),
-    ('rate_factors', (1.0, -1.0)),
-    ('num_features', 0),
-    ('num_test_prompts', 0),
-    ('strengths', ()),
-    ('strengths', (-0.5,)),
-    ('negative_counts', (0,)),
-    ('negative_counts', (4,)),
-    ('negative_strengths', (0.1, 0.1)),
-    ('block_epochs', 0),
-  ],
-)
-def test_bad_setting_is_named(field, value):
-  experiment_battery.check_refused(experiment, {field: value}, f'{field} is')
-
-
 def test_normal_inputs_have_their_own_rate():
   assert experiment.Config().rate == 0.003
   assert experiment.Config(input_distribution='normal').rate == 0.001

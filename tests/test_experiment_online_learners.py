@@ -59,16 +59,3 @@ def test_softmax_over_prefixes_is_softmax_attention():
       attention.softmax_attention(query, keys[: t + 1], values[: t + 1]),
       atol=1e-14,
     )
-
-
-@pytest.mark.parametrize(
-  ('field', 'value', 'message'),
-  [
-    ('num_groups', 4, 'num_groups is 4; expected an integer >= 5'),
-    ('tuning_length', 9, 'tuning_length is 9; expected at most max_length'),
-    ('half_range', 0.0, r'half_range is 0\.0; expected a finite number >='),
-    ('scales', (0.0,), r'scales is 0\.0; expected a finite number >='),
-  ],
-)
-def test_bad_settings_are_named(field, value, message):
-  experiment_battery.check_refused(experiment, {field: value}, message)

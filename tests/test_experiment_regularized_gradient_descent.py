@@ -125,24 +125,3 @@ def test_factors_of_both_readings():
     ('alpha/N', 1): (0.601, 0.797),
     ('alpha/N', 100): (0.606, 0.787),
   }
-
-
-@pytest.mark.parametrize(
-  ('change', 'message'),
-  [
-    ({'num_seeds': 4}, 'num_seeds is 4; expected an integer >= 5'),
-    ({'num_demonstrations': 0}, 'num_demonstrations is 0'),
-    ({'alphas': (0.0, 0.5)}, 'alphas is .*expected strengths of both signs'),
-    ({'alphas': (-0.5, 0.5)}, 'alphas is .*expected strengths of both signs'),
-    ({'alphas': ()}, 'alphas is empty; expected'),
-    ({'alphas': (-2.0, 0.0, 0.5)}, r'alphas is -2\.0; expected a finite num'),
-    ({'dual_epochs': ()}, 'dual_epochs is empty; expected'),
-    ({'dual_epochs': (10, 1)}, 'dual_epochs is 10,1; expected increasing'),
-    ({'dual_epochs': (0, 1)}, 'dual_epochs is 0; expected an integer >= 1'),
-    ({'tokens_per_epoch': 3}, 'tokens_per_epoch is 3; expected at least num'),
-    ({'learning_rate': -1.0}, 'learning_rate is -1'),
-    ({'input_distribution': 'cauchy'}, "input_distribution is 'cauchy'"),
-  ],
-)
-def test_bad_flags_are_named(change, message):
-  experiment_battery.check_refused(experiment, change, message)

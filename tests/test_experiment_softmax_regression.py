@@ -102,18 +102,3 @@ def test_frames_differ_in_what_is_asked():
   for task in (place, held):
     account.problem(*task.posed)  # The target is in the simplex.
     np.testing.assert_allclose(jnp.sum(task.answer), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'num_seeds': 4}, 'num_seeds is 4; expected an integer >= 5'),
-    ({'num_records': 3}, 'num_steps is 4; expected a multiple of num_records'),
-    ({'learning_rate': np.nan}, 'learning_rate is nan'),
-    ({'num_words': (8, 6)}, 'num_words is 8,6; expected increasing'),
-    ({'num_words': (8,)}, 'num_words is 8; expected at least 2 values'),
-    ({'widths': (1, 3)}, 'widths is 1'),
-  ],
-)
-def test_bad_settings_are_named(changes, message):
-  experiment_battery.check_refused(experiment, changes, message)
