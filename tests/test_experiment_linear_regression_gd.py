@@ -55,7 +55,7 @@ def everything(tmp_path_factory):
     return part._replace(measure=measure)
 
   parts = {name: keep(name, part) for name, part in experiment.PARTS.items()}
-  summary = lab.run(parts, ALL, folder, conclude=experiment.conclude)
+  summary = lab.run(parts, ALL, folder)
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return summary, results, [json.loads(line) for line in lines]
 
