@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 from iclcl_jax import _validate
-from iclcl_jax.types import FeatureMap
+from iclcl_jax.types import DualState, FeatureMap, KernelDualState
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 # Kinds of numbers, by a dtype that only annotations of the kind admit.
@@ -21,10 +21,17 @@ _KINDS = {
 
 
 class _Array(NamedTuple):
-  """What an annotation says of an array."""
+  """What an annotation says of an array.
+
+  Attributes:
+    kind: its kind of numbers.
+    axes: names of its axes.
+    is_sum: whether it is a state, which float32 holds for 16-bit tokens.
+  """
 
   kind: _validate.Kind
   axes: tuple[str, ...]
+  is_sum: bool = False
 
 
 class _Argument(NamedTuple):
@@ -58,8 +65,9 @@ def door(function: _FunctionT) -> _FunctionT:
   They are read once, when the function is defined. `Float[Array, 'N d_k']` says
   the rank, the kind of numbers, and which axes arguments share. Floating-point
   arrays of one call have one dtype. There is at least one demonstration `N`
-  (`n` may be none), and a width (`d`, `d_k`) is at least 1. The fields of a
-  `NamedTuple` count as arguments (`state.mass`). `PRNGKeyArray` is one typed
+  (`n` may be none), and a width (`d`, `d_k`) is at least 1. States may be in
+  float32 where tokens have 16 bits. The fields of a `NamedTuple` count as
+  arguments (`state.mass`). `PRNGKeyArray` is one typed
   key, `FeatureMap` follows the protocol, `| None` may be left out. All other
   annotations, scalars among them, are left to the function.
 
@@ -134,9 +142,11 @@ def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
     annotation = named_tuple.__annotations__[field]
     for argument in _read(f'{name}.{field}', position, annotation):
       if isinstance(argument.expected, _Array):
-        kind, axes = argument.expected
+        axes = argument.expected.axes
         own = tuple(f'{name}_n' if axis == 'n' else axis for axis in axes)
-        fields.append(argument._replace(expected=_Array(kind, own)))
+        is_sum = named_tuple in (DualState, KernelDualState) and field != 'keys'
+        expected = argument.expected._replace(axes=own, is_sum=is_sum)
+        fields.append(argument._replace(expected=expected))
   return fields
 
 
@@ -148,7 +158,8 @@ def _read_array(annotation: Any) -> _Array | None:
   kinds = [kind for dtype, kind in _KINDS.items() if dtype in dtypes]
   axes = tuple(annotation.dim_str.split()) if kinds else ()
   any_rank = any(axis.startswith(('.', '*')) for axis in axes)
-  return None if any_rank or not axes else _Array(kinds[0], axes)
+  is_sum = axes == ('d_v', 'R')  # Weights of a learner.
+  return None if any_rank or not axes else _Array(kinds[0], axes, is_sum)
 
 
 def _check_call(arguments, args, kwargs, on_host: bool) -> None:
@@ -166,7 +177,7 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
       arrays += _arrays_of(name, expected, value)
     else:
       expected(name, value)
-  for name, (kind, axes), array in arrays:
+  for name, (kind, axes, _), array in arrays:
     if on_host and not _validate.is_concrete(array):
       raise ValueError(
         f'{name} is traced; expected concrete numbers, which are read on the '
@@ -178,7 +189,9 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
   _check_axes(arrays)
   if not on_host:
     floats = [a for a in arrays if a[1].kind is _validate.FLOATING]
-    _validate.check_dtypes(**{name: array for name, _, array in floats})
+    states = {name: array for name, kind, array in floats if kind.is_sum}
+    rest = {name: array for name, kind, array in floats if not kind.is_sum}
+    _validate.check_dtypes(rest, states)
 
 
 def _arrays_of(name: str, types: dict, value: Any):
@@ -197,7 +210,7 @@ def _arrays_of(name: str, types: dict, value: Any):
 def _check_axes(arrays: list[tuple[str, _Array, Any]]) -> None:
   """Checks that axes of one name have one size, and what sizes may be 0."""
   seen: dict[str, tuple[str, int]] = {}
-  for name, (kind, axes), array in arrays:
+  for name, (kind, axes, _), array in arrays:
     for axis, size in zip(axes, array.shape, strict=True):
       if axis == '_' or not axis.isidentifier():
         continue

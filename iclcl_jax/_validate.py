@@ -105,15 +105,27 @@ def check_same(
     )
 
 
-def check_dtypes(**arrays: Any) -> None:
-  """Checks that all arrays have one dtype, as JAX will read them."""
+def check_dtypes(
+  arrays: dict[str, Any], states: dict[str, Any] | None = None
+) -> None:
+  """Checks that all arrays have one dtype, as JAX will read them.
+
+  Args:
+    arrays: by name.
+    states: by name; float32 will do beside arrays of 16 bits.
+  """
+  arrays = arrays | (states or {})
   if len({array.dtype for array in arrays.values()}) < 2:
     return
   dtypes = {
     name: np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
     for name, array in arrays.items()
   }
-  if len(set(dtypes.values())) > 1:
+  own = {dtype for name, dtype in dtypes.items() if name not in (states or {})}
+  sums = {dtypes[name] for name in states or {}}
+  if len(own) == 1 and all(d.itemsize == 2 for d in own):
+    sums -= {np.dtype('float32')}
+  if len(own | sums) > 1:
     found = ', '.join(f'{name}: {dtype}' for name, dtype in dtypes.items())
     raise ValueError(
       f'dtypes disagree ({found}); expected one dtype for all. Cast the '

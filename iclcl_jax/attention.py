@@ -5,7 +5,8 @@ in the order of the formula, score by score. `stream_kernel_attention` and
 `causal_kernel_attention` answer many: through the moments of the keys with a
 feature map, score by score with a kernel, one chunk at a time.
 
-A query that sees no key (everything masked) gets zeros.
+A query that sees no key (everything masked) gets zeros. Inputs of 16 bits are
+multiplied as they are and summed in float32; outputs have the inputs' dtype.
 
 Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
 the other. On CPU the streams are faster and smaller by `jax.lax.map`
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
+from iclcl_jax.precision import cast_like, product
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, Reading
 
 
@@ -60,16 +62,17 @@ def softmax_attention(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
+  keys, values = jnp.asarray(keys), jnp.asarray(values)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[:, None], keys, 0)
     values = jnp.where(mask[:, None], values, 0)
-  exponent = keys @ query / query.shape[0] ** 0.5
+  exponent = product(keys, jnp.asarray(query)) / query.shape[0] ** 0.5
   if mask is not None:
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
   weights = jax.nn.softmax(coefficients.relative(exponent))
   if mask is not None:
     weights = jnp.where(mask, weights, 0)
-  return values.T @ weights
+  return cast_like(product(values.T, weights), values)
 
 
 @door
@@ -112,7 +115,7 @@ def kernel_attention(
   """
   weights, _ = scores(phi, query, keys, mask)
   numerator, denominator = _sums(weights, values, mask)
-  return divide(numerator, denominator, mask)
+  return cast_like(divide(numerator, denominator, mask), values)
 
 
 @door
@@ -145,7 +148,7 @@ def linear_attention(
   """
   weights, log_scale = scores(phi, query, keys, mask)
   numerator, _ = _sums(weights, values, mask)
-  return numerator * jnp.exp(log_scale)
+  return cast_like(numerator * jnp.exp(log_scale), values)
 
 
 @door
@@ -195,7 +198,8 @@ def stream_kernel_attention(
 
   def answer(query):
     reading = read(query)
-    return divide(reading.numerator, reading.denominator, mask)
+    output = divide(reading.numerator, reading.denominator, mask)
+    return cast_like(output, values)
 
   return moments.map_chunks(answer, queries, chunk_size)
 
@@ -250,7 +254,7 @@ def causal_kernel_attention(
   form = form_of(phi)
   sums = form.causal_sums(phi, queries, keys, values, chunk_size, mask)
   seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
-  return divide(sums[:, :-2], sums[:, -2:-1], seen)
+  return cast_like(divide(sums[:, :-2], sums[:, -2:-1], seen), values)
 
 
 @door
@@ -282,7 +286,7 @@ def weights(
     [0.5, 0.5]
   """
   raw, _ = scores(phi, query, keys, mask)
-  return divide(raw, jnp.sum(raw), mask)
+  return cast_like(divide(raw, jnp.sum(raw), mask), keys)
 
 
 def reader(
@@ -325,9 +329,10 @@ def scores(
 
 def _sums(weights, values, mask):
   """Returns `sum_i s_i v_i` and `sum_i s_i`."""
+  values = jnp.asarray(values)
   if mask is not None:
     values = jnp.where(mask[:, None], values, 0)
-  return values.T @ weights, jnp.sum(weights)
+  return product(values.T, weights), jnp.sum(weights)
 
 
 def divide(numerator, denominator, seen):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax.moments import labels, largest, map_chunks, zero_log_scale
+from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
   Float,
@@ -35,17 +36,20 @@ def empty(
 ) -> KernelDualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   del kernel
-  keys, values = jnp.asarray(keys), jnp.asarray(values)
+  dtype = accumulation_dtype(values.dtype)
   return KernelDualState(
-    keys=jnp.zeros((0, keys.shape[1]), keys.dtype),
-    coefficients=jnp.zeros((0, values.shape[1]), values.dtype),
-    mass=jnp.zeros(0, values.dtype),
+    keys=jnp.zeros(
+      (0, keys.shape[1]), jax.dtypes.canonicalize_dtype(keys.dtype)
+    ),
+    coefficients=jnp.zeros((0, values.shape[1]), dtype),
+    mass=jnp.zeros(0, dtype),
   )
 
 
 def merge(a: KernelDualState, b: KernelDualState) -> KernelDualState:
   """Joins the rows of two states that saw different tokens."""
-  return KernelDualState(*map(jnp.concatenate, zip(a, b, strict=True)))
+  keys, coefficients, mass = map(jnp.concatenate, zip(a, b, strict=True))
+  return KernelDualState(keys, widen(coefficients), widen(mass))
 
 
 def absorb(
@@ -56,7 +60,7 @@ def absorb(
   mask: Mask | None = None,
 ) -> KernelDualState:
   """Appends a row for each token; masked rows get coefficient and mass 0."""
-  keys, values = jnp.asarray(keys), jnp.asarray(values)
+  keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   mass = jnp.ones(keys.shape[0], values.dtype)
   if mask is not None:
     keys = jnp.where(mask[:, None], keys, 0)
@@ -117,7 +121,10 @@ def gradient(
   :math:`\sum_j \partial L/\partial f(k_j) \otimes \phi(k_j)`, and
   `jax.grad` gives the coefficients. The rows are the last of the state.
   """
-  keys_read, values_read = jnp.asarray(keys)[rows], jnp.asarray(values)[rows]
+  keys_read = jnp.asarray(keys)[rows]
+  values_read = widen(jnp.asarray(values)[rows])
+  if mask is not None:
+    values_read = jnp.where(mask[:, None], values_read, 0)
 
   def evaluate(key):
     reading = read(kernel, state, key)
@@ -127,6 +134,8 @@ def gradient(
     return reading.numerator * scale
 
   predictions = map_chunks(evaluate, keys_read, _CHUNK_SIZE)
+  if mask is not None:
+    predictions = jnp.where(mask[:, None], predictions, 0)
   slopes = jax.grad(loss)(predictions, values_read)
   if mask is not None:
     slopes = jnp.where(mask[:, None], slopes, 0)
@@ -168,7 +177,7 @@ def remove(
   del kernel
   matches = (
     jnp.all(state.keys == key[None], axis=1)
-    & jnp.all(state.coefficients == label[None], axis=1)
+    & jnp.all(state.coefficients == widen(label)[None], axis=1)
     & (state.mass > 0)
   )
   found = jnp.any(matches) & (jnp.sum(state.mass) > 1)
@@ -191,9 +200,8 @@ def read(
 ) -> Reading:
   """Returns `sum_i c_i k(k_i, q)` and `sum_i m_i k(k_i, q)`."""
   weights, log_scale = scores(kernel, query, state.keys, state.mass > 0)
-  return Reading(
-    state.coefficients.T @ weights, state.mass @ weights, log_scale
-  )
+  coefficients, mass = widen((state.coefficients, state.mass))
+  return Reading(coefficients.T @ weights, mass @ weights, log_scale)
 
 
 def scores(
@@ -246,7 +254,7 @@ def causal_sums(
     visible = positions <= position
     visible = visible if mask is None else visible & mask
     weights, _ = scores(kernel, query, keys, visible)
-    return jnp.concatenate([weights @ rows, weights[position][None]])
+    return jnp.concatenate([product(weights, rows), weights[position][None]])
 
   return map_chunks(sums, (queries, positions), chunk_size)
 
@@ -270,8 +278,12 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
 
 
 def evaluate(kernel, x, y) -> Float[Array, '']:
-  """Returns `kernel(x, y)`, checked: a user's own may return anything."""
-  result = kernel(x, y)
+  """Returns `kernel(x, y)`, checked: a user's own may return anything.
+
+  Vectors of 16 bits are read in float32, as by `moments.scaled`.
+  """
+  x, y = widen((x, y))
+  result = widen(kernel(x, y))
   dtype = jax.dtypes.canonicalize_dtype(x.dtype)
   if getattr(result, 'shape', None) != () or result.dtype != dtype:
     name = getattr(kernel, '__name__', type(kernel).__name__)

@@ -32,6 +32,7 @@ import numpy as np
 
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import door
+from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, FeatureMap, Float
 
 
@@ -40,8 +41,8 @@ class _FromScaled:
 
   def __call__(self, x: Float[Array, ' d_k']) -> Float[Array, ' R']:
     """Returns the features of `x`. Shape `[R]`."""
-    log_scale, features = self.scaled(x)  # type: ignore[attr-defined]
-    return jnp.exp(log_scale) * features
+    log_scale, features = self.scaled(widen(x))  # type: ignore[attr-defined]
+    return cast_like(jnp.exp(log_scale) * features, x)
 
 
 def _project(
@@ -89,6 +90,7 @@ class PositiveFeatures(_FromScaled):
   projection: Float[Array, 'R d_k']
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
@@ -141,6 +143,7 @@ class FeatureKernel:
     return jnp.exp(self.log_kernel(x, y))
 
   @door
+  @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -180,6 +183,7 @@ class HyperbolicFeatures(_FromScaled):
   projection: Float[Array, 'R d_k']
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' _'], Float[Array, ' _']]:
@@ -221,6 +225,7 @@ class TrigonometricFeatures(_FromScaled):
   projection: Float[Array, 'R d_k']
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
@@ -247,6 +252,7 @@ class EluPlusOneFeatures(_FromScaled):
   """
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' d_k'], Float[Array, ' d_k']]:
@@ -288,6 +294,7 @@ class TaylorFeatures(_FromScaled):
     _validate.at_least(0, order=self.order)
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
@@ -334,6 +341,7 @@ class IdentityFeatures(_FromScaled):
   """
 
   @door
+  @widened
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' 1'], Float[Array, ' d_k']]:

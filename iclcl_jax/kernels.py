@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import door
+from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, Float
 
 
@@ -22,7 +23,8 @@ class _FromLog:
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
     """Returns `k(x, y)`. Shape `[]`."""
-    return jnp.exp(self.log_kernel(x, y))  # type: ignore[attr-defined]
+    log_kernel = self.log_kernel(*widen((x, y)))  # type: ignore[attr-defined]
+    return cast_like(jnp.exp(log_kernel), x)
 
 
 @_pytree.register
@@ -39,6 +41,7 @@ class ExponentialKernel(_FromLog):
   """
 
   @door
+  @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -63,6 +66,7 @@ class GaussianKernel(_FromLog):
   """
 
   @door
+  @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -84,6 +88,7 @@ class LinearKernel:
   """
 
   @door
+  @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -115,6 +120,7 @@ class PolynomialKernel:
     _validate.non_negative(offset=self.offset)
 
   @door
+  @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:
@@ -148,6 +154,7 @@ class TruncatedExponentialKernel:
     _validate.at_least(0, order=self.order)
 
   @door
+  @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:

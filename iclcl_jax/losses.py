@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
+from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, Float, Loss, Penalty
 
 _LossT = TypeVar('_LossT', bound=Loss)
@@ -136,6 +137,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
 
   @door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
+    predictions, values = widen((predictions, values))
     return -jnp.trace(
       jax.nn.log_softmax(predictions @ values.T / temperature, axis=1)
     )
@@ -195,11 +197,13 @@ def negatives(
   References:
     Ren & Liu, arXiv:2310.13220, section 4.3.
   """
+  mixing, gains = widen((mixing, gains))
 
   @door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'mixing', mixing.shape[0], 'values', size)
+    predictions, values = widen((predictions, values))
     positives = values if gains is None else gains[:, None] * values
     return -jnp.sum(predictions * (positives - (mixing @ values)[None]))
 
@@ -230,11 +234,13 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.3.
   """
+  matrix = widen(matrix)
 
   @door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'matrix', matrix.shape[1], 'values', size)
+    predictions, values = widen((predictions, values))
     return -jnp.sum(predictions * (values - matrix @ values))
 
   return loss

@@ -462,7 +462,9 @@ def test_logarithms_follow_labels_that_cannot_be_squared(
   for scale in scales:
     cast = [jnp.asarray(x, dtype) for x in (keys, values * scale)]
     found = logarithms(name, ball, dtype)(*cast)
-    assert {x.dtype for x in found} == {jnp.dtype(dtype)}
+    dtypes = [x.dtype for x in found]
+    assert dtypes.pop(3) == jnp.float32  # The gap is that of two states.
+    assert set(dtypes) == {jnp.dtype(dtype)}
     shifts = np.log(scale) * np.array([1, 0, 1, 1, 0, 0])
     for a, b, shift in zip(found, exact, shifts, strict=True):
       np.testing.assert_allclose(

@@ -3,12 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, Float
-
-
-def widen(x: Array) -> Array:
-  """Casts half precisions to float32, in which sums and solves are done."""
-  return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def scaled(x: Float[Array, '*d']) -> tuple[Float[Array, ''], Array]:

@@ -12,9 +12,8 @@ import math
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, precision
 from iclcl_jax._door import door
-from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts import softmax_regression as account
 from iclcl_jax.types import Array, Float
 
@@ -73,7 +72,7 @@ def lipschitz_in_weights(document: Float[Array, 'n d']) -> Float[Array, '']:
   Args:
     document: `A`. Shape `[n, d]`.
   """
-  words = _numerics.widen(account.centre(document))
+  words = precision.widen(account.centre(document))
   return jnp.linalg.norm(words, 2).astype(document.dtype) / 2
 
 

@@ -165,7 +165,7 @@ def train(
   _validate.below_one(momentum=momentum)
   params = tuple(params)
   _check_params(params)
-  _validate.check_dtypes(inputs=inputs, params=params[0])
+  _validate.check_dtypes({'inputs': inputs, 'params': params[0]})
   if 0 in batches.shape:
     raise ValueError(
       f'batches has shape {list(batches.shape)}; expected at least one step of '
@@ -334,7 +334,7 @@ def _check_params(params: Params) -> None:
   named = {f'params[{depth}]': matrix for depth, matrix in enumerate(params)}
   for name, matrix in named.items():
     _validate.check_array(name, matrix, 'd_out d_in')
-  _validate.check_dtypes(**named)
+  _validate.check_dtypes(named)
   for (name, matrix), (next_name, after) in itertools.pairwise(named.items()):
     _validate.check_same(
       'width', name, len(matrix), f'{next_name} less bias', after.shape[1] - 1

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, Float, Mask
 
 CHUNK_SIZE = 512
@@ -104,12 +105,6 @@ def visible(
   return rows if mask is None else jnp.where(mask[:, None], rows, 0)
 
 
-def wide(dtype):
-  """Returns the dtype to compute in: float32 for half precisions."""
-  dtype = jax.dtypes.canonicalize_dtype(dtype)
-  return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
   """Returns the log of each row's norm; no square under- or overflows."""
   top = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1))
@@ -122,7 +117,7 @@ def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
 
 def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
   """Counts the visible rows, in their dtype or float32."""
-  dtype = wide(rows.dtype)
+  dtype = accumulation_dtype(rows.dtype)
   if mask is not None and _validate.is_concrete(mask) and not mask.any():
     raise ValueError(
       'mask leaves no demonstration; expected at least one visible row.'

@@ -15,9 +15,9 @@ from iclcl_jax.bounds._common import (
   log_norm,
   log_positive,
   visible,
-  wide,
 )
 from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
+from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
 
@@ -66,7 +66,7 @@ def rademacher_bound(
   """
   _validate.at_least(1, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
-  dtype = wide(values.dtype)
+  dtype = accumulation_dtype(values.dtype)
   diagonal = wide_log_diagonal(phi, keys, mask, chunk_size)
   lengths = log_norm(visible(values, mask).astype(dtype))
   size = count(values, mask)

@@ -13,8 +13,8 @@ from iclcl_jax.bounds._common import (
   Ball,
   log_norm,
   visible,
-  wide,
 )
+from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
 
@@ -56,13 +56,13 @@ def wide_log_diagonal(
   phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None, chunk_size: int
 ) -> Float[Array, ' N']:
   """Computes `log_diagonal` in float32 at least."""
-  dtype = wide(keys.dtype)
+  dtype = accumulation_dtype(keys.dtype)
   is_map = _validate.is_feature_map(phi)
 
   def one(key):
     if not is_map:
       return _log_kernel(phi, key, key).astype(dtype)
-    row_scale, features = _WideFeatures(phi, key.dtype).scaled(key)
+    row_scale, features = _UnitFeatures(phi).scaled(key)
     top = moments.largest(row_scale)
     return (
       top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
@@ -79,22 +79,21 @@ def _log_kernel(kernel, x, y) -> Float[Array, '']:
   return jnp.log(coefficients.evaluate(kernel, x, y))
 
 
-class _WideFeatures:
-  """A feature map in float32 at least, its largest feature of order one."""
+class _UnitFeatures:
+  """A feature map whose largest scaled feature is 1 in size."""
 
-  def __init__(self, phi: Any, dtype):
-    self._phi, self._dtype = phi, dtype
+  def __init__(self, phi: Any):
+    self._phi = phi
 
   def __call__(self, x):
     log_scale, features = self.scaled(x)
     return jnp.exp(log_scale) * features
 
   def scaled(self, x):
-    log_scale, features = moments.scaled(self._phi, x.astype(self._dtype))
-    features = features.astype(wide(features.dtype))
+    log_scale, features = moments.scaled(self._phi, x)
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(features)))
     top = jnp.where(top == 0, 1, top)
-    return log_scale.astype(features.dtype) + jnp.log(top), features / top
+    return log_scale + jnp.log(top), features / top
 
 
 @door
@@ -157,23 +156,22 @@ def log_norms(
     The logarithms, in float32 at least. Shape `[P]`.
   """
   keys, values = jnp.asarray(keys), jnp.asarray(values)
-  dtype = wide(values.dtype)
+  dtype = accumulation_dtype(values.dtype)
   width = num_sums * values.shape[1]
   if not _validate.is_feature_map(phi):
     chunks = _chunks(keys, values.astype(dtype), mask, chunk_size)
     return _kernel_norms(phi, chunks, labels_fn, num_sums, ball)
   log_top, values = _split_scale(visible(values, mask).astype(dtype))
-  # Keys are cast, too: a state has one dtype. The map casts them back.
-  chunks = _chunks(keys.astype(dtype), values, mask, chunk_size)
-  wide_phi = _WideFeatures(phi, keys.dtype)
+  chunks = _chunks(keys, values, mask, chunk_size)
+  unit_phi = _UnitFeatures(phi)
 
   @jax.checkpoint
   def step(state, chunk):
     rows, chunk_keys, chunk_values, chunk_mask = chunk
     labels = labels_fn(rows, chunk_values).reshape(rows.shape[0], -1)
-    return moments.absorb(wide_phi, state, chunk_keys, labels, chunk_mask), None
+    return moments.absorb(unit_phi, state, chunk_keys, labels, chunk_mask), None
 
-  empty = moments.empty(wide_phi, chunks[1][0], jnp.zeros((0, width), dtype))
+  empty = moments.empty(unit_phi, chunks[1][0], jnp.zeros((0, width), dtype))
   state, _ = jax.lax.scan(step, empty, chunks)
   return log_top + state_norms(state, num_sums, ball)
 
@@ -189,7 +187,7 @@ def state_norms(
   state: DualState, num_sums: int, ball: Ball
 ) -> Float[Array, ' P']:
   """Returns log norms of the weights, split by rows into `P` matrices."""
-  dtype = wide(state.weights.dtype)
+  dtype = accumulation_dtype(state.weights.dtype)
   log_scale = state.log_scale.astype(dtype)
   top = moments.largest(log_scale)
   matrix = state.weights.astype(dtype) * jnp.exp(log_scale - top)[None]

@@ -14,9 +14,9 @@ from iclcl_jax.bounds._common import (
   count,
   log_positive,
   visible,
-  wide,
 )
 from iclcl_jax.bounds._norms import log_norms, state_norms
+from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import (
   Array,
   DualState,
@@ -188,7 +188,7 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
     return dual.predict(phi, state, key, normaliser=one)
 
   predictions = moments.map_chunks(predict, visible(keys, mask), chunk_size)
-  dtype = wide(values.dtype)
+  dtype = accumulation_dtype(values.dtype)
   return jnp.sum(
     visible(values, mask).astype(dtype) * predictions.astype(dtype)
   )
@@ -229,7 +229,7 @@ def expected_loss(
 
 def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
   dtype = a.weights.dtype
-  a, b = jax.tree.map(lambda x: x.astype(wide(x.dtype)), (a, b))
+  a, b = jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), (a, b))
   exponent = a.log_scale + b.log_scale
   top = moments.largest(exponent)
   scaled = a.weights * b.weights * jnp.exp(exponent - top)[None]

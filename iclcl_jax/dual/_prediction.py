@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, attention, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
+from iclcl_jax.precision import cast_like
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, State
 
 
@@ -30,7 +31,7 @@ def normaliser(
     mask: valid keys. Shape `[N]`; None for all.
 
   Returns:
-    The normaliser. Shape `[]`.
+    The normaliser. Shape `[]`; a sum over tokens, so float32 at least.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree.
@@ -87,10 +88,11 @@ def predict(
   """
   reading = form_of(phi, state).read(phi, state, query)
   if normaliser is None:
-    return reading.numerator / reading.denominator
+    return cast_like(reading.numerator / reading.denominator, query)
   _validate.finite(normaliser=normaliser)
+  normaliser = jnp.asarray(normaliser, reading.log_scale.dtype)
   scale = jnp.exp(reading.log_scale - jnp.log(jnp.abs(normaliser)))
-  return reading.numerator * scale * jnp.sign(normaliser)
+  return cast_like(reading.numerator * scale * jnp.sign(normaliser), query)
 
 
 @door

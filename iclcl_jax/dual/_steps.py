@@ -243,7 +243,7 @@ def one_step_autodiff(
     gradient = gradient + form.penalty_gradient(phi, state, penalty)
   weights = form.get_weights(state)
   updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
-  rate = jnp.asarray(learning_rate, values.dtype)
+  rate = jnp.asarray(learning_rate, weights.dtype)
   return form.with_weights(state, weights + rate * updates)
 
 

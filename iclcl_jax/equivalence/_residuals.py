@@ -17,6 +17,7 @@ from iclcl_jax import (
 )
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
+from iclcl_jax.precision import widen
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -111,15 +112,15 @@ def residuals(
   autodiff = _autodiff(theorem)
 
   shares, normaliser = _shares(theorem)
-  scale = jnp.max(shares @ (_amounts(theorem) + jnp.abs(output)[None]))
-  outputs = jnp.stack([output, closed_form, autodiff])
+  outputs = jnp.stack(widen([output, closed_form, autodiff]))
+  scale = jnp.max(shares @ (_amounts(theorem) + jnp.abs(outputs[:1])))
   spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
   return Residuals(
     attention=output,
     closed_form=closed_form,
     autodiff=autodiff,
     residual=precision.ratio(spread, scale),
-    relative_error=precision.ratio(spread, jnp.max(jnp.abs(output))),
+    relative_error=precision.ratio(spread, jnp.max(jnp.abs(outputs[0]))),
     normaliser=normaliser,
     condition=jnp.sum(shares),
   )
@@ -260,15 +261,15 @@ def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
 
 def _amounts(theorem: _Theorem) -> Float[Array, 'N d_v']:
   """Returns the size of what each token adds to the sums."""
-  values = theorem.values
+  values = widen(jnp.asarray(theorem.values))
   if theorem.mask is not None:
     values = jnp.where(theorem.mask[:, None], values, 0)
   if theorem.is_linear:
     return jnp.abs(values)
   labels = theorem.implied.labels(
     theorem.phi,
-    theorem.query,
-    theorem.keys,
+    widen(theorem.query),
+    widen(theorem.keys),
     values,
     num_query_tokens=theorem.num_query_tokens,
     mask=theorem.mask,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
+from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 
@@ -19,9 +20,9 @@ class Attention(abc.ABC):
   they are.
 
   A new one is a frozen dataclass, registered as a pytree, with the methods
-  `_one`, `_many` and `_causal`. They are given checked arrays of one dtype in
-  which masked rows are zero. Its settings that are numbers are leaves:
-  `jax.vmap` over stacked attentions sweeps them.
+  `_one`, `_many` and `_causal`. They are given checked arrays in which masked
+  rows are zero, values in float32 at least. Its settings that are numbers are
+  leaves: `jax.vmap` over stacked attentions sweeps them.
   """
 
   # How many rows the query side has unless the call says so.
@@ -59,9 +60,9 @@ class Attention(abc.ABC):
     count = num_query_tokens
     count = self._default_query_tokens if count is None else count
     check_query_side(count, keys.shape[0])
-    return self._one(
-      phi, jnp.asarray(query), *visible_rows(mask, keys, values), count, mask
-    )
+    rows = visible_rows(mask, keys, values)
+    output = self._one(phi, jnp.asarray(query), *rows, count, mask)
+    return cast_like(output, values)
 
   @door
   def stream(
@@ -97,13 +98,9 @@ class Attention(abc.ABC):
         `chunk_size < 1`.
     """
     _validate.at_least(1, chunk_size=chunk_size)
-    return self._many(
-      phi,
-      jnp.asarray(queries),
-      *visible_rows(mask, keys, values),
-      chunk_size,
-      mask,
-    )
+    rows = visible_rows(mask, keys, values)
+    outputs = self._many(phi, jnp.asarray(queries), *rows, chunk_size, mask)
+    return cast_like(outputs, values)
 
   @door
   def causal(
@@ -137,13 +134,9 @@ class Attention(abc.ABC):
       ValueError: as `stream`; if what a token learns depends on later ones.
     """
     _validate.at_least(1, chunk_size=chunk_size)
-    return self._causal(
-      phi,
-      jnp.asarray(queries),
-      *visible_rows(mask, keys, values),
-      chunk_size,
-      mask,
-    )
+    rows = visible_rows(mask, keys, values)
+    outputs = self._causal(phi, jnp.asarray(queries), *rows, chunk_size, mask)
+    return cast_like(outputs, values)
 
   @abc.abstractmethod
   def _one(self, phi, query, keys, values, num_query_tokens, mask) -> Array:
@@ -161,9 +154,13 @@ class Attention(abc.ABC):
 def visible_rows(
   mask: Mask | None, keys: Array, values: Array
 ) -> tuple[Array, Array]:
-  """Masked rows become zeros, so that a NaN there goes nowhere."""
+  """Masked rows become zeros, so that a NaN there goes nowhere.
+
+  Values are widened to float32 at least: modifications add them up.
+  """
+  keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   if mask is None:
-    return jnp.asarray(keys), jnp.asarray(values)
+    return keys, values
   keys, values = (jnp.where(mask[:, None], x, 0) for x in (keys, values))
   return keys, values
 

@@ -49,9 +49,8 @@ class Augmented(Attention):
     new_values = jax.vmap(self.augment_values)(values)
     if getattr(new_values, 'ndim', None) != 2:
       _validate.check_result('augment_values', new_values, values.shape)
-    _validate.check_dtypes(
-      keys=keys, augment_keys=new_keys, augment_values=new_values
-    )
+    _validate.check_dtypes({'keys': keys, 'augment_keys': new_keys})
+    _validate.check_dtypes({'values': values, 'augment_values': new_values})
     return visible_rows(mask, new_keys, new_values)
 
 

@@ -11,6 +11,7 @@ from iclcl_jax import _pytree, _validate, attention, dual, losses
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention
+from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import (
   Array,
   FeatureMap,
@@ -95,7 +96,7 @@ class LossAttention(Attention):
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
     self._check_mask(mask)
-    normaliser = None
+    original, values, normaliser = values, widen(jnp.asarray(values)), None
     if losses.declares_normaliser(self.loss):
       scores, log_scale = attention.scores(phi, query, keys, mask)
       normaliser = _total(scores, mask) * jnp.exp(log_scale)
@@ -108,7 +109,8 @@ class LossAttention(Attention):
     slopes = self._labels(predictions, values[:size], mask, normaliser)
     kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
     labels = jnp.concatenate([slopes, kept])
-    return labels if mask is None else jnp.where(mask[:, None], labels, 0)
+    labels = labels if mask is None else jnp.where(mask[:, None], labels, 0)
+    return cast_like(labels, original)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
     labels = self._labels_from_zero(keys, values, mask)

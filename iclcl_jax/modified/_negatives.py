@@ -7,6 +7,7 @@ quadratic in `N`, with a feature map too.
 import dataclasses
 import operator
 
+import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
@@ -27,6 +28,7 @@ from iclcl_jax.modified._selection import (
   raise_others,
   share,
 )
+from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 
@@ -60,8 +62,9 @@ class Negative(Attention):
   ) -> Negatives:
     """Returns the change of one query's weights; arguments as in the call."""
     check_query_side(num_query_tokens, keys.shape[0])
-    weights = attention.weights(phi, query, keys, mask=mask)
-    return self._change(weights, _own(keys, num_query_tokens), mask)
+    weights = attention.weights(phi, *widen((query, keys)), mask=mask)
+    change = self._change(weights, _own(keys, num_query_tokens), mask)
+    return jax.tree.map(lambda x: cast_like(x, keys), change)
 
   def _change(self, weights, position, mask) -> Negatives:
     visible = jnp.ones(weights.shape, bool) if mask is None else mask
@@ -81,7 +84,7 @@ class Negative(Attention):
     return (change.gains * weights - change.mixing) @ values
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
-    weights = attention.weights(phi, query, keys, mask=mask)
+    weights = attention.weights(phi, *widen((query, keys)), mask=mask)
     return self._mix(weights, _own(keys, num_query_tokens), mask, values)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
@@ -201,9 +204,10 @@ class TokenNegative(Attention):
     Arguments as in `stream`. Shape `[N, d_v]`.
     """
     _validate.at_least(1, chunk_size=chunk_size)
-    keys, values = visible_rows(mask, keys, values)
+    keys, rows = visible_rows(mask, keys, values)
     look = _looking_at_all(phi, keys, mask)
-    return self._labels(look, jnp.asarray(queries), values, chunk_size)
+    labels = self._labels(look, jnp.asarray(queries), rows, chunk_size)
+    return cast_like(labels, values)
 
   def _labels(self, look, queries, values, chunk_size):
     check_own(queries, values)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from iclcl_jax import _pytree, _validate, attention, moments
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention, check_own
+from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, Float
 
 
@@ -34,7 +35,7 @@ class Regularised(Attention):
   _default_query_tokens: ClassVar[int] = 1
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
-    weights = attention.weights(phi, query, keys, mask=mask)
+    weights = attention.weights(phi, *widen((query, keys)), mask=mask)
     if num_query_tokens == 0:
       return values.T @ weights
     positions = jnp.arange(keys.shape[0])

@@ -13,6 +13,7 @@ from iclcl_jax.moments._scaled import (
   zero_log_scale,
 )
 from iclcl_jax.moments._state import absorb, empty, rescale
+from iclcl_jax.precision import product, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Mask
 
 
@@ -39,6 +40,7 @@ def causal_sums(
     arrays,
   )
   chunks, _ = split_chunks(arrays, chunk_size)
+  phi = widen(phi)  # Its slopes add up over the chunks.
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
   state = empty(phi, keys, values)
   _, sums = jax.lax.scan(step, state, chunks)
@@ -66,8 +68,8 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   read = jnp.exp(query_scale + past - shift[:, None]) * query_features
   own = jnp.exp(jnp.where(steep, neutral, relative)) * key_features
   weights = jnp.concatenate([state.weights, state.mass[None]])
-  scores = jnp.tril(read @ own.T)
-  sums = read @ weights.T + scores @ rows
+  scores = jnp.tril(product(read, own.T, values.dtype))
+  sums = read @ weights.T + product(scores, rows)
   sums = jnp.concatenate([sums, jnp.diagonal(scores)[:, None]], axis=1)
   sums = jax.lax.cond(
     _any(steep),
@@ -96,7 +98,7 @@ def _add_steep(sums, shift, queries, keys, rows):
     terms = jnp.exp(exponent - own_scale) * keys[1] * query_features[None]
     weights = jnp.sum(jnp.where(visible, terms, 0), axis=1)
     top = jnp.maximum(shift, own_scale)
-    added = jnp.concatenate([weights @ rows, weights[position][None]])
+    added = jnp.concatenate([product(weights, rows), weights[position][None]])
     return sums * jnp.exp(shift - top) + added * jnp.exp(own_scale - top)
 
   return jax.lax.map(add, (positions, sums, shift, queries))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, FeatureMap, Float, Mask
 
 
@@ -24,8 +25,13 @@ def largest(exponent: Array, axis: int | None = None) -> Array:
 def scaled(
   phi: FeatureMap, x: Float[Array, ' d_k']
 ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
-  """Returns `phi.scaled(x)`, checked: a user's own map may return anything."""
-  result = phi.scaled(x)
+  """Returns `phi.scaled(x)`, checked: a user's own map may return anything.
+
+  A 16-bit vector is read in float32: the error of a log-feature is multiplied
+  by the exponential.
+  """
+  x = widen(x)
+  result = widen(phi.scaled(x))
   dtype = jax.dtypes.canonicalize_dtype(x.dtype)
   fits = (
     isinstance(result, tuple)

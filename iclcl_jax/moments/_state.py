@@ -12,6 +12,7 @@ from iclcl_jax.moments._scaled import (
   split_chunks,
   zero_log_scale,
 )
+from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
   DualState,
@@ -28,15 +29,13 @@ def empty(
   phi: FeatureMap, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> DualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
-  keys, values = jnp.asarray(keys), jnp.asarray(values)
-  row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
+  dtype = accumulation_dtype(values.dtype)
+  row = jax.ShapeDtypeStruct(keys.shape[1:], dtype)
   num_features = jax.eval_shape(lambda x: scaled(phi, x), row)[1].shape[0]
   return DualState(
-    weights=jnp.zeros((values.shape[1], num_features), values.dtype),
-    mass=jnp.zeros(num_features, values.dtype),
-    log_scale=jnp.full(
-      num_features, zero_log_scale(keys.dtype), dtype=keys.dtype
-    ),
+    weights=jnp.zeros((values.shape[1], num_features), dtype),
+    mass=jnp.zeros(num_features, dtype),
+    log_scale=jnp.full(num_features, zero_log_scale(dtype), dtype),
   )
 
 
@@ -48,6 +47,7 @@ def rescale(state: DualState, log_scale: Float[Array, ' R']) -> DualState:
 
 def merge(a: DualState, b: DualState) -> DualState:
   """Adds two states that saw different tokens through the same features."""
+  a, b = widen((a, b))
   log_scale = jnp.maximum(a.log_scale, b.log_scale)
   a, b = rescale(a, log_scale), rescale(b, log_scale)
   return DualState(a.weights + b.weights, a.mass + b.mass, log_scale)
@@ -61,13 +61,14 @@ def absorb(
   mask: Mask | None = None,
 ) -> DualState:
   """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
+  state = widen(state)
   row_scale, features = scaled_rows(phi, keys, mask)
   _check_size(state, features)
   log_scale = jnp.maximum(state.log_scale, largest(row_scale, axis=0))
   features = jnp.exp(row_scale - log_scale[None]) * features
   if mask is not None:
     values = jnp.where(mask[:, None], values, 0)
-  sums = labels(values, mask).T @ features
+  sums = product(labels(values, mask).T, features)
   old = rescale(state, log_scale)
   return DualState(old.weights + sums[:-1], old.mass + sums[-1], log_scale)
 
@@ -86,6 +87,7 @@ def absorb_stream(
   def step(state, chunk):
     return absorb(phi, state, *chunk), None
 
+  phi, state = widen((phi, state))  # Their slopes add up over the chunks.
   arrays = (keys, values) if mask is None else (keys, values, mask)
   chunks, rest = split_chunks(arrays, chunk_size)
   state, _ = jax.lax.scan(step, state, chunks)
@@ -129,15 +131,18 @@ def gradient(
   the weights of `psi`. So a step of `W` against its gradient is a step of `w`
   against the gradient of `U`, and neither under- nor overflows.
   """
-  keys, values = jnp.asarray(keys)[rows], jnp.asarray(values)[rows]
+  keys, values = jnp.asarray(keys)[rows], widen(jnp.asarray(values)[rows])
+  state = widen(state)
   row_scale, features = scaled_rows(phi, keys, mask)
   features = jnp.exp(row_scale - state.log_scale[None]) * features
   if mask is not None:
-    features = jnp.where(mask[:, None], features, 0)
     values = jnp.where(mask[:, None], values, 0)
 
   def objective(scaled_weights):
-    return loss(features @ scaled_weights.T, values)
+    predictions = features @ scaled_weights.T
+    if mask is not None:  # A masked slope may be infinite: times 0 it is NaN.
+      predictions = jnp.where(mask[:, None], predictions, 0)
+    return loss(predictions, values)
 
   # Zero weights stay zero where their scale overflows.
   largest_scale = jnp.finfo(state.log_scale.dtype).max
@@ -150,6 +155,7 @@ def penalty_gradient(
 ) -> Float[Array, 'd_v R']:
   """Returns the gradient of a penalty of the weights, in scaled form."""
   del phi
+  state = widen(state)
   scale = jnp.exp(state.log_scale)[None]
   # A feature that no token has reached has weight 0 and scale 0. Elsewhere an
   # underflowing scale gives NaN rather than a penalty that is left out.
@@ -165,6 +171,7 @@ def remove(
   label: Float[Array, ' d_v'],
 ) -> tuple[DualState, Float[Array, '']]:
   """Subtracts one token; returns the state and the growth of rounding."""
+  state, label = widen((state, label))
   row_scale, features = scaled(phi, key)
   _check_size(state, features)
   features = jnp.exp(row_scale - state.log_scale) * features
@@ -185,6 +192,7 @@ def read(
   phi: FeatureMap, state: DualState, query: Float[Array, ' d_k']
 ) -> Reading:
   """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
+  state = widen(state)
   row_scale, features = scaled(phi, query)
   _check_size(state, features)
   exponent = row_scale + state.log_scale

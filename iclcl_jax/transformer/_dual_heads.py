@@ -19,6 +19,7 @@ from iclcl_jax import (
   moments,
 )
 from iclcl_jax._door import door
+from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.transformer import _checks, _forward, _parts
 from iclcl_jax.transformer._types import Architecture
 from iclcl_jax.types import (
@@ -124,13 +125,15 @@ def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
     values = jnp.where(mask[None, :, None], values, 0)
+  values = widen(values)  # Coefficients and labels are summed.
   phi = SOFTMAX_KERNEL if phi is None else phi
   groups = queries.reshape(len(keys), -1, *queries.shape[1:])
 
   def answer(queries, keys, values):
     return answer_fn(phi, queries, keys, values, seen)
 
-  return jax.vmap(answer)(groups, keys, values).reshape(queries.shape)
+  answers = jax.vmap(answer)(groups, keys, values)
+  return cast_like(answers.reshape(queries.shape), queries)
 
 
 # How one key-value head answers: queries `[r, N, d_k]` of the query heads that

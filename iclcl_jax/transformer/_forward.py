@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
+from iclcl_jax.precision import cast_like, product, widen
 from iclcl_jax.transformer import _checks
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Mask
@@ -117,14 +118,15 @@ def attend(
     values = jnp.where(mask[None, :, None], values, 0)
   num_heads, num_queries, width = queries.shape
   num_groups, num_keys, _ = keys.shape
-  rows = (queries / width**0.5).reshape(num_groups, -1, width)
-  scores = jnp.einsum('grd,gnd->grn', rows, keys)
+  rows = (widen(queries) / width**0.5).reshape(num_groups, -1, width)
+  scores = product(rows, jnp.swapaxes(keys, 1, 2))
   scores = scores.reshape(num_heads, num_queries, num_keys)
   neutral = jnp.finfo(scores.dtype).min
   weights = jax.nn.softmax(jnp.where(seen[None], scores, neutral))
   weights = jnp.where(jnp.any(seen, axis=1)[None, :, None], weights, 0)
   weights = weights.reshape(num_groups, -1, num_keys)
-  return jnp.einsum('grn,gnd->grd', weights, values).reshape(queries.shape)
+  outputs = cast_like(product(weights, values), values)
+  return outputs.reshape(queries.shape)
 
 
 @door

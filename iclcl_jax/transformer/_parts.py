@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax.precision import widen
 from iclcl_jax.transformer._types import (
   Architecture,
   Block,
@@ -41,7 +42,7 @@ class _Normalisation:
   ) -> Float[Array, ' d_model']:
     """Returns `y P(x)`, where `self(parameters, x) = x P(x) + bias`."""
     _validate.check_array('x', x, 'd_model')
-    x, wide = _widen(x), _widen(y)
+    x, wide = widen(x), widen(y)
     scale = _common_scale(x)
     inverse = _inverse_root(self._spread(x * scale), self.epsilon, scale)
     result = self._spread(wide * scale) * inverse
@@ -133,7 +134,7 @@ class Rotary:
         f'x has shape {list(x.shape)}; expected an even width d_k, whose '
         'halves are rotated against each other.'
       )
-    first, second = jnp.split(_widen(x), 2)
+    first, second = jnp.split(widen(x), 2)
     steps = jnp.arange(first.shape[0], dtype=first.dtype) / first.shape[0]
     angles = position.astype(first.dtype) * self.base**-steps
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
@@ -206,12 +207,6 @@ def example() -> tuple[Architecture, Block]:
     down=Linear(jnp.ones((3, 4))),
   )
   return architecture, block
-
-
-def _widen(x: Array) -> Array:
-  """Casts half precisions to float32, which squares and angles need."""
-  is_half = jnp.finfo(x.dtype).bits < 32
-  return x.astype(jnp.float32) if is_half else x
 
 
 def _common_scale(x: Array) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, attention
 from iclcl_jax._door import door
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float, Mask
 
 
@@ -52,6 +53,7 @@ def momentum_matrix(
 
 
 @door
+@widened
 def momentum_values(
   values: Float[Array, 'N d_v'],
   *,

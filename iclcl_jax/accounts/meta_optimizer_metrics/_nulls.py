@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, precision
 from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Float, PRNGKeyArray
@@ -45,9 +45,9 @@ def random_null(
     ValueError: if shapes or dtypes disagree, or `num_draws < 1`.
   """
   _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
-  base = _numerics.widen(zero_shot)
+  base = precision.widen(zero_shot)
   norms = jnp.vectorize(_numerics.norm, signature='(d)->()')
-  sizes = norms(_numerics.widen(finetuned) - base)[..., None]
+  sizes = norms(precision.widen(finetuned) - base)[..., None]
 
   def one_draw(key):
     noise = jax.random.normal(key, base.shape, base.dtype)

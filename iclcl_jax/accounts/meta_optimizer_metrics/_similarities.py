@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax import precision
 from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
 from iclcl_jax.types import Array, Float
@@ -129,7 +130,7 @@ def kendall(
   if size < 2:
     raise ValueError('in_context has 1 entry; expected at least two to order.')
   signs = [
-    jnp.sign(_numerics.widen(x)[:, None] - _numerics.widen(x)[None])
+    jnp.sign(precision.widen(x)[:, None] - precision.widen(x)[None])
     for x in (in_context, finetuned)
   ]
   rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
@@ -149,5 +150,5 @@ def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
 
 def _updates(in_context, finetuned, zero_shot):
   """Returns both updates, widened before the difference can overflow."""
-  base = _numerics.widen(zero_shot)
-  return tuple(_numerics.widen(x) - base for x in (in_context, finetuned))
+  base = precision.widen(zero_shot)
+  return tuple(precision.widen(x) - base for x in (in_context, finetuned))

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
-from iclcl_jax.accounts import _numerics
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
   initial_state,
 )
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float
 
 
 @door
+@widened
 def least_squares(
   tokens: Stream, *, ridge: float | Array
 ) -> Float[Array, 'N d_v']:
@@ -39,8 +40,6 @@ def least_squares(
     von Oswald et al., arXiv:2309.05858, section 3.
   """
   _validate.positive(ridge=ridge)
-  dtype = tokens.keys.dtype
-  tokens = jax.tree.map(_numerics.widen, tokens)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
 
   def step(sums, token):
@@ -53,10 +52,11 @@ def least_squares(
 
   ridge = jnp.asarray(ridge, identity.dtype)
   sums = ridge * identity, initial_state(tokens, None)
-  return jax.lax.scan(step, sums, tokens)[1].astype(dtype)
+  return jax.lax.scan(step, sums, tokens)[1]
 
 
 @door
+@widened
 def recursive_least_squares(
   tokens: Stream, *, ridge: float | Array
 ) -> Float[Array, 'N d_v']:

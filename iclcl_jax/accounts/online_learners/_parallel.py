@@ -10,10 +10,12 @@ from iclcl_jax.accounts.online_learners._stream import (
   broadcast_gates,
   initial_state,
 )
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float
 
 
 @door
+@widened
 def linear_parallel(
   tokens: Stream,
   *,
@@ -52,6 +54,7 @@ def linear_parallel(
 
 
 @door
+@widened
 def delta_parallel(
   tokens: Stream,
   *,

@@ -10,10 +10,12 @@ from iclcl_jax.accounts.online_learners._stream import (
   broadcast_gates,
   initial_state,
 )
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float, Mask
 
 
 @door
+@widened
 def linear_recurrence(
   tokens: Stream,
   *,
@@ -45,6 +47,7 @@ def linear_recurrence(
 
 
 @door
+@widened
 def delta_recurrence(
   tokens: Stream,
   *,
@@ -115,6 +118,7 @@ def momentum_attention_weights(
 
 
 @door
+@widened
 def softmax_recurrence(
   query: Float[Array, ' d_k'],
   keys: Float[Array, 'N d_k'],

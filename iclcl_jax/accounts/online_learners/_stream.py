@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Loss
 
 
@@ -46,6 +47,7 @@ def stream(
 
 
 @door
+@widened
 def descend(
   tokens: Stream,
   *,
