@@ -1,7 +1,6 @@
 """Real models as pure functions over a parameter pytree."""
 
 from iclcl_jax.pretrained import attribution, smollm2
-from iclcl_jax.pretrained._architectures import from_checkpoint
 from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._decoding import (
   KeyValueCache,
@@ -9,7 +8,7 @@ from iclcl_jax.pretrained._decoding import (
   generate,
   prefill,
 )
-from iclcl_jax.pretrained._load import Pretrained, load
+from iclcl_jax.pretrained._load import Pretrained, from_checkpoint, load
 from iclcl_jax.pretrained._model import (
   LanguageModel,
   embed,

@@ -51,7 +51,9 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       normalization=transformer.LayerNorm(
         _reading.number(config, 'layer_norm_eps', 1e-12)
       ),
-      activation=_reading.activation(config, 'hidden_act', 'gelu'),
+      activation=_reading.choice(
+        config, 'hidden_act', _reading.ACTIVATIONS, 'gelu'
+      ),
       rotation=transformer.unrotated,
       visible=transformer.bidirectional,
     ),

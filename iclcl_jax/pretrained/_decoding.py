@@ -55,8 +55,7 @@ def prefill(
       cache is shorter than the prompt or longer than the context, or the model
       is an encoder.
   """
-  _model.check_causal(model)
-  _model.check_prompt(model, tokens, mask)
+  _model.check_causal_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
   _validate.at_least(num_tokens, cache_length=cache_length)
   _model.check_length(model, cache_length)
@@ -136,7 +135,6 @@ def generate(
       encoder.
   """
   _validate.at_least(1, num_tokens=num_tokens)
-  _model.check_prompt(model, tokens, mask)
   scores, cache = prefill(
     model, tokens, cache_length=tokens.shape[0] + num_tokens, mask=mask
   )
@@ -189,8 +187,8 @@ def _extend(
     stream, keys, values = carry
     block, index = inputs
     new = transformer.heads(architecture, block, stream, positions=positions)
-    keys = _write_layer(keys, new.keys, index, start)
-    values = _write_layer(values, new.values, index, start)
+    keys = _write(keys, new.keys[None], index, 0, start, 0)
+    values = _write(values, new.values[None], index, 0, start, 0)
     outputs = transformer.attend(
       architecture,
       new.queries,
@@ -204,7 +202,7 @@ def _extend(
     return (stream, keys, values), None
 
   stream = _model.embed_at(model, tokens, positions)
-  layers = model.blocks, jnp.arange(model.num_layers)
+  layers = model.blocks, jnp.arange(model.num_layers, dtype=start.dtype)
   (stream, keys, values), _ = jax.lax.scan(
     layer, (stream, cache.keys, cache.values), layers
   )
@@ -212,20 +210,6 @@ def _extend(
   return _model.normalise(model, model.final_norm, stream), cache
 
 
-def _write(slots: Array, new: Array, start: Int[Array, '']) -> Array:
-  """Fills slots of one row from `start` on."""
-  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (start,))
-
-
-def _write_layer(
-  slots: Float[Array, 'L G S d_k'],
-  new: Float[Array, 'G N d_k'],
-  index: Int[Array, ''],
-  start: Int[Array, ''],
-) -> Float[Array, 'L G S d_k']:
-  """Fills slots of one layer from `start` on, in place under `jit`."""
-  zero = jnp.zeros_like(start)
-  index = index.astype(start.dtype)
-  return jax.lax.dynamic_update_slice(
-    slots, new[None], (index, zero, start, zero)
-  )
+def _write(slots: Array, new: Array, *place: Array | int) -> Array:
+  """Fills slots from a place on, in place under `jit`."""
+  return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), place)

@@ -42,7 +42,9 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       normalization=transformer.LayerNorm(
         _reading.number(config, 'layer_norm_epsilon', 1e-5)
       ),
-      activation=_reading.activation(config, 'activation_function', 'gelu_new'),
+      activation=_reading.choice(
+        config, 'activation_function', _reading.ACTIVATIONS, 'gelu_new'
+      ),
       rotation=transformer.unrotated,
       visible=transformer.causal,
     ),

@@ -39,7 +39,9 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       normalization=transformer.RMSNorm(
         _reading.number(config, 'rms_norm_eps', 1e-6)
       ),
-      activation=_reading.activation(config, 'hidden_act', 'silu'),
+      activation=_reading.choice(
+        config, 'hidden_act', _reading.ACTIVATIONS, 'silu'
+      ),
       rotation=transformer.Rotary(_rotary_base(config)),
       visible=transformer.causal,
     ),

@@ -1,14 +1,18 @@
-"""A model and its tokenizer from one path."""
+"""A model of a checkpoint; a model and its tokenizer from one path."""
 
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 from iclcl_jax import _validate
-from iclcl_jax.pretrained import gguf, safetensors, tokenizer
-from iclcl_jax.pretrained._architectures import from_checkpoint
+from iclcl_jax.pretrained import _reading, gguf, safetensors, tokenizer
+from iclcl_jax.pretrained._bert import from_bert
 from iclcl_jax.pretrained._checkpoint import Checkpoint
+from iclcl_jax.pretrained._gpt2 import from_gpt2
+from iclcl_jax.pretrained._llama import from_llama
 from iclcl_jax.pretrained._model import LanguageModel
+
+FAMILIES = {'llama': from_llama, 'gpt2': from_gpt2, 'bert': from_bert}
 
 
 class Pretrained(NamedTuple):
@@ -21,6 +25,28 @@ class Pretrained(NamedTuple):
 
   model: LanguageModel
   tokenizer: tokenizer.Tokenizer
+
+
+def from_checkpoint(
+  checkpoint: Checkpoint, *, dtype: Any = None
+) -> LanguageModel:
+  """Makes a model of a checkpoint in the layout of Hugging Face.
+
+  Tables that follow from the config (angles, causal masks) and a BERT's pooler
+  and pre-training heads are left out.
+
+  Args:
+    checkpoint: config and tensors. The config's `model_type` names the family:
+      `llama`, `gpt2` or `bert` (an encoder; MiniLM is one).
+    dtype: dtype of the parameters; by default that of the tensors, or float32
+      if they are of several 16- and 32-bit types.
+
+  Raises:
+    ValueError: if the family is unknown, a variant of the architecture is not
+      supported, or a tensor is missing, unexpected, or of another shape.
+  """
+  make = _reading.choice(checkpoint.config, 'model_type', FAMILIES)
+  return make(checkpoint, dtype)
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
@@ -74,21 +100,6 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
     words = tokenizer.tokenizer_of(file)
     checkpoint = gguf.checkpoint_of(file)
     smallest = checkpoint.config['vocab_size']
-  _check_vocabulary(path, words, checkpoint, smallest)
-  try:
-    model = from_checkpoint(checkpoint, dtype=dtype)
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  return Pretrained(model, words)
-
-
-def _check_vocabulary(
-  path: pathlib.Path,
-  words: tokenizer.Tokenizer,
-  checkpoint: Checkpoint,
-  smallest: int,
-) -> None:
-  """Checks that the model has a row for every id of the tokenizer."""
   rows = checkpoint.config.get('vocab_size')
   if isinstance(rows, int) and not smallest <= words.vocab_size <= rows:
     raise ValueError(
@@ -96,3 +107,8 @@ def _check_vocabulary(
       'expected a row of the model for each id. Copy the tokenizer that '
       'belongs to the model.'
     )
+  try:
+    model = from_checkpoint(checkpoint, dtype=dtype)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  return Pretrained(model, words)

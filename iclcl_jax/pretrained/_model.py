@@ -65,7 +65,7 @@ def embed(
   mask: Bool[Array, ' N'] | None = None,
   token_types: Int[Array, ' N'] | None = None,
 ) -> Float[Array, 'N d_model']:
-  """Embeds the tokens of a prompt: the input of the first block.
+  """Embeds the tokens of a prompt: the input `[N, d_model]` of the first block.
 
   Args:
     model: the model.
@@ -73,24 +73,18 @@ def embed(
     mask: tokens that are no padding. Shape `[N]`.
     token_types: segment of each token, for an encoder; zeros by default.
 
-  Returns:
-    The embedded tokens. Shape `[N, d_model]`.
-
   Raises:
     ValueError: if the prompt is empty, longer than the context, or has an id
       outside the vocabulary; ids are looked at outside of `jit` and `vmap`.
   """
   check_prompt(model, tokens, mask)
-  return embed_at(
-    model, tokens, positions_of(tokens, mask), token_types=token_types
-  )
+  return embed_at(model, tokens, positions_of(tokens, mask), token_types)
 
 
 def embed_at(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
   positions: Int[Array, ' N'],
-  *,
   token_types: Int[Array, ' N'] | None = None,
 ) -> Float[Array, 'N d_model']:
   """Embeds tokens at given positions, unchecked."""
@@ -183,14 +177,11 @@ def hidden_states(
 def unembed(
   model: LanguageModel, states: Float[Array, 'N d_model']
 ) -> Float[Array, 'N vocab']:
-  """Maps hidden states to logits over the vocabulary.
+  """Maps hidden states to logits `[N, vocab]` over the vocabulary.
 
   Args:
     model: the model.
     states: rows of `hidden_states`. Shape `[N, d_model]`.
-
-  Returns:
-    The logits. Shape `[N, vocab]`.
 
   Raises:
     ValueError: if the model is an encoder.
@@ -211,10 +202,7 @@ def logits(
 ) -> Float[Array, 'N vocab']:
   """Scores the token after each token of a prompt.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
+  Takes tokens and mask as `hidden_states` does.
 
   Returns:
     The logits. Rows of padding mean nothing. Shape `[N, vocab]`.
@@ -222,7 +210,6 @@ def logits(
   Raises:
     ValueError: as `embed`, and if the model is an encoder.
   """
-  check_head(model)
   return unembed(model, hidden_states(model, tokens, mask=mask))
 
 
@@ -240,7 +227,6 @@ def next_token_logits(
   Returns:
     The logits after the last valid token. Shape `[vocab]`.
   """
-  check_head(model)
   states = hidden_states(model, tokens, mask=mask)
   return unembed(model, states[last_valid(tokens, mask)][None])[0]
 
@@ -252,12 +238,9 @@ def next_token_log_probs(
   *,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, ' vocab']:
-  """Returns log-probabilities of the token after a prompt.
+  """Returns log-probabilities `[vocab]` of the token after a prompt.
 
   Takes what `logits` takes; raises `ValueError` as it does.
-
-  Returns:
-    The log-probabilities; their exponentials sum to one. Shape `[vocab]`.
   """
   return jax.nn.log_softmax(next_token_logits(model, tokens, mask=mask))
 
@@ -332,6 +315,14 @@ def check_prompt(
       f'{model.vocabulary_size - 1}. Use the tokeniser that belongs to this '
       'model.'
     )
+
+
+def check_causal_prompt(
+  model: LanguageModel, tokens: Int[Array, ' N'], mask: Any
+) -> None:
+  """Checks a causal language model and its prompt."""
+  check_causal(model)
+  check_prompt(model, tokens, mask)
 
 
 def check_length(model: LanguageModel, length: int) -> None:

@@ -1,8 +1,9 @@
 """Checked access to the config and the tensors of a checkpoint."""
 
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,78 +15,67 @@ from iclcl_jax.types import Array
 
 Shape: TypeAlias = tuple[int, ...]
 Arrange: TypeAlias = Callable[[np.ndarray], np.ndarray]
+_T = TypeVar('_T')
+_TOGETHER = 'Check that config and tensors belong together.'
 
 
-def gelu(x: Array) -> Array:
-  """Exact GELU."""
-  return jax.nn.gelu(x, approximate=False)
-
-
-def gelu_tanh(x: Array) -> Array:
-  """GELU by its approximation with a hyperbolic tangent."""
-  return jax.nn.gelu(x, approximate=True)
-
-
+_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 ACTIVATIONS = {
-  'gelu': gelu,
-  'gelu_new': gelu_tanh,
-  'gelu_pytorch_tanh': gelu_tanh,
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_new': _gelu_tanh,
+  'gelu_pytorch_tanh': _gelu_tanh,
   'relu': jax.nn.relu,
   'silu': jax.nn.silu,
   'swish': jax.nn.silu,
 }
 
 
-def activation(config: Mapping[str, Any], name: str, default: str) -> Callable:
-  """Reads the activation that the config names."""
+def choice(
+  config: Mapping[str, Any],
+  name: str,
+  options: Mapping[str, _T],
+  default: str | None = None,
+) -> _T:
+  """Reads which of the options the config names."""
   found = config.get(name) or default
-  if not isinstance(found, str) or found not in ACTIVATIONS:
+  if not isinstance(found, str) or found not in options:
     raise ValueError(
-      f'config[{name!r}] is {found!r}; expected one of '
-      f'{", ".join(ACTIVATIONS)}. Other activations are not supported.'
+      f'config[{name!r}] is {found!r}; expected one of {", ".join(options)}. '
+      'Others are not supported.'
     )
-  return ACTIVATIONS[found]
+  return options[found]
 
 
 def count(
   config: Mapping[str, Any], name: str, default: int | None = None
 ) -> int:
   """Reads a positive integer of the config; without default it is required."""
-  found = _setting(config, name, default)
-  if found is None:
-    raise ValueError(
-      f'config has no {name!r}; expected a positive integer. Use the complete '
-      'config.json of the model.'
-    )
-  if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-    raise ValueError(
-      f'config[{name!r}] is {found!r}; expected a positive integer.'
-    )
-  return found
+  return _read(config, name, default, int, 'a positive integer')
 
 
 def number(config: Mapping[str, Any], name: str, default: float) -> float:
   """Reads a finite positive number of the config."""
-  found = _setting(config, name, default)
-  is_number = isinstance(found, int | float) and not isinstance(found, bool)
-  if not is_number or not 0 < found < float('inf'):
-    raise ValueError(
-      f'config[{name!r}] is {found!r}; expected a finite positive number.'
-    )
-  return float(found)
+  kinds = int | float
+  return float(_read(config, name, default, kinds, 'a finite positive number'))
 
 
 def switch(config: Mapping[str, Any], name: str, default: bool) -> bool:
   """Reads a truth value of the config."""
-  found = _setting(config, name, default)
-  if not isinstance(found, bool):
-    raise ValueError(f'config[{name!r}] is {found!r}; expected true or false.')
-  return found
+  return _read(config, name, default, bool, 'true or false')
 
 
-def _setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
+def _read(config, name: str, default, kind, expected: str) -> Any:
   found = config.get(name)
-  return default if found is None else found
+  found = default if found is None else found
+  if found is None:
+    raise ValueError(
+      f'config has no {name!r}; expected {expected}. Use the complete '
+      'config.json of the model.'
+    )
+  fits = isinstance(found, kind) and isinstance(found, bool) == (kind is bool)
+  if not fits or not (kind is bool or 0 < found < float('inf')):
+    raise ValueError(f'config[{name!r}] is {found!r}; expected {expected}.')
+  return found
 
 
 def require(config: Mapping[str, Any], name: str, expected: Any) -> None:
@@ -142,18 +132,21 @@ class Tensors:
       prefix: what may stand before the names.
       ignored: patterns of names without prefix that are not needed.
       dtype: dtype to make, or None for that of the tensors.
-
-    Raises:
-      ValueError: if `dtype` cannot be made.
     """
+    if num_layers > len(tensors):
+      raise ValueError(
+        f'the number of layers is {num_layers}, but there are only '
+        f'{len(tensors)} tensors; expected several for each. {_TOGETHER}'
+      )
     self._num_layers, self._prefix = num_layers, prefix
-    self._rest = {
+    everything = {
       name.removeprefix(prefix): (name, array)
       for name, array in tensors.items()
-      if not any(
-        fnmatch.fnmatchcase(name.removeprefix(prefix), pattern)
-        for pattern in ignored
-      )
+    }
+    self._rest = {
+      name: entry
+      for name, entry in everything.items()
+      if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
     }
     arrays = [array for _, array in self._rest.values()]
     self._dtype = _common_dtype(arrays, dtype)
@@ -162,8 +155,7 @@ class Tensors:
     self, name: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
     """Takes one tensor, stored with `shape`."""
-    array = np.array(arrange(self._take(name, shape)), self._dtype)
-    return jnp.asarray(array)
+    return jnp.asarray(np.array(arrange(self._take(name, shape)), self._dtype))
 
   def stacked(
     self, template: str, shape: Shape, arrange: Arrange = np.asarray
@@ -186,12 +178,10 @@ class Tensors:
     arrange_bias: Arrange = np.asarray,
   ) -> Linear:
     """Takes an affine map of all layers; `bias` is the shape of its bias."""
-    return Linear(
-      self.stacked(template + '.weight', shape, arrange),
-      None
-      if bias is None
-      else self.stacked(template + '.bias', bias, arrange_bias),
-    )
+    weight = self.stacked(template + '.weight', shape, arrange)
+    if bias is None:
+      return Linear(weight)
+    return Linear(weight, self.stacked(template + '.bias', bias, arrange_bias))
 
   def norms(self, template: str, width: int, *, has_bias: bool = True) -> Norm:
     """Takes a normalisation of all layers."""
@@ -208,23 +198,13 @@ class Tensors:
     )
 
   def head(self, embedding: str, shape: Shape, *, tied: bool) -> Linear | None:
-    """Takes the map to the vocabulary; None if the embedding is tied to it.
-
-    Args:
-      embedding: name of the embedding, which a tied head may repeat.
-      shape: of both.
-      tied: whether the config ties them.
-
-    Raises:
-      ValueError: if a tied head is stored and differs from the embedding.
-    """
+    """Takes the map to the vocabulary; None if it is tied to `embedding`."""
     name = 'lm_head.weight'
     if not tied:
       return Linear(self.array(name, shape, np.transpose))
     _, copy = self._rest.pop(name, (name, None))
-    if copy is None or embedding not in self._rest:
-      return None
-    if not np.array_equal(copy, self._rest[embedding][1]):
+    _, original = self._rest.get(embedding, (embedding, copy))
+    if copy is not None and not np.array_equal(copy, original):
       raise ValueError(
         f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
@@ -237,23 +217,20 @@ class Tensors:
     for name, array in self._rest.values():
       raise ValueError(
         f'tensor {name!r} of shape {list(array.shape)} is unexpected; the '
-        'config describes an architecture without it. Check that config and '
-        'tensors belong together.'
+        f'config describes an architecture without it. {_TOGETHER}'
       )
 
   def _take(self, name: str, shape: Shape) -> np.ndarray:
     if name not in self._rest:
       raise ValueError(
         f'tensor {name!r} (or {self._prefix + name!r}) is missing; expected '
-        f'shape {list(shape)}. Check that the download is complete and that '
-        'config and tensors belong together.'
+        f'shape {list(shape)}. Check that the download is complete. {_TOGETHER}'
       )
     _, array = self._rest.pop(name)
     if tuple(array.shape) != shape:
       raise ValueError(
         f'tensor {name!r} has shape {list(array.shape)}; expected '
-        f'{list(shape)} from the config. Check that config and tensors belong '
-        'together.'
+        f'{list(shape)} from the config. {_TOGETHER}'
       )
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(

@@ -76,15 +76,7 @@ def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
   """Opens a GGUF file and reads its metadata, but no tensor yet.
 
-  Args:
-    path: the file.
-
-  Returns:
-    Metadata, and the tensors as the file stores them.
-
-  Raises:
-    ValueError: if there is no such file, it is no GGUF file, is truncated, or
-      `gguf` is not installed.
+  Takes what :func:`read_gguf` takes, and raises `ValueError` as it does.
   """
   path = pathlib.Path(path)
   _check_magic(path)
@@ -110,16 +102,13 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def checkpoint_of(file: GGUFFile) -> Checkpoint:
-  """Translates an open GGUF file into config and tensors of Hugging Face.
+  """Copies an open GGUF file into config and float32 tensors of Hugging Face.
 
   Args:
     file: of :func:`open_gguf`.
 
-  Returns:
-    Config and float32 tensors, copied out of the file.
-
   Raises:
-    ValueError: as :func:`read_gguf`, for what the file holds.
+    ValueError: as :func:`read_gguf`.
   """
   parts = _entry(file, 'split.count', int, 1)
   if parts > 1:
@@ -142,8 +131,7 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
   tensors = {}
   for tensor in file.tensors:
     array = _dequantized(file, tensor)
-    name = _llama_name(file, tensor.name)
-    kind = tensor.name.split('.')[-2]
+    name, kind = _llama_name(file, tensor.name), tensor.name.split('.')[-2]
     if kind in heads:
       array = _rows_for_halves(file, tensor.name, array, heads[kind])
     tensors[name] = array
@@ -160,19 +148,14 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
 
 def _check_magic(path: pathlib.Path) -> None:
   """Checks that `path` is a file that begins like a GGUF file."""
-  if path.is_dir():
-    raise ValueError(
-      f'path is {str(path)!r}, a directory; expected a GGUF file. Name the '
-      'file in it; a Hugging Face directory is for pretrained.load.'
-    )
   try:
     with open(path, 'rb') as file:
       start = file.read(len(_MAGIC))
-  except OSError as error:
+  except OSError as error:  # A directory, too.
     raise ValueError(
-      f"path is {str(path)!r}, which can't be read "
-      f'({type(error).__name__}: {error.strerror}); expected a GGUF file. '
-      'Check the spelling and the permissions.'
+      f'path is {str(path)!r}: {error.strerror}; expected a GGUF file. Check '
+      'the spelling and the permissions; a Hugging Face directory is for '
+      'pretrained.load.'
     ) from error
   if start != _MAGIC:
     raise ValueError(
@@ -256,19 +239,14 @@ def _llama_config(file: GGUFFile) -> dict[str, Any]:
     'rms_norm_eps': _shortest(epsilon),
     'rope_theta': _shortest(theta),
     'rope_parameters': {'rope_type': 'default', 'rope_theta': _shortest(theta)},
-    'attention_bias': _has(file, 'attn_q.bias'),
-    'mlp_bias': _has(file, 'ffn_up.bias'),
+    'attention_bias': any(t.name.endswith('attn_q.bias') for t in file.tensors),
+    'mlp_bias': any(t.name.endswith('ffn_up.bias') for t in file.tensors),
   }
 
 
 def _shortest(value: float) -> float:
   """Returns the shortest decimal of a float32, such as `1e-05`."""
   return float(str(np.float32(value)))
-
-
-def _has(file: GGUFFile, suffix: str) -> bool:
-  """Whether any block has a tensor of this name."""
-  return any(tensor.name.endswith(suffix) for tensor in file.tensors)
 
 
 def _llama_name(file: GGUFFile, name: str) -> str:

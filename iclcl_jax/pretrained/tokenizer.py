@@ -1,8 +1,9 @@
 """Text to token ids and back, for the models of this package."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from iclcl_jax.pretrained._checkpoint import import_reader
 _FILE = 'tokenizer.json'
 # Kinds of tokens in a GGUF file.
 _CONTROL, _USER_DEFINED = 3, 4
+_USE_DIRECTORY = (
+  'Use the Hugging Face directory of the model, with its tokenizer.json.'
+)
 
 
 class Tokenizer:
@@ -48,7 +52,7 @@ class Tokenizer:
       The ids, int32. Shape `[N]`; empty for an empty text if the model wants
       no special tokens around it.
     """
-    return _ids(self._encoding(text).ids)
+    return np.asarray(self._encoding(text).ids, np.int32)
 
   def spans(self, text: str) -> np.ndarray:
     """Returns which characters of `text` each of its tokens covers.
@@ -61,16 +65,14 @@ class Tokenizer:
       `encode(text)`, int32. Shape `[N, 2]`; tokens that were added around the
       text cover nothing, bytes of one character all cover that character.
     """
-    return _ids(self._encoding(text).offsets).reshape(-1, 2)
+    offsets = self._encoding(text).offsets
+    return np.asarray(offsets, np.int32).reshape(-1, 2)
 
   def single_id(self, text: str) -> int:
     """Returns the id of a text that is one token, such as a label.
 
     Args:
       text: the text; a label within a line usually begins with a space.
-
-    Returns:
-      The id.
 
     Raises:
       ValueError: if the text is more than one token, or empty.
@@ -95,9 +97,6 @@ class Tokenizer:
     Args:
       ids: token ids, as of `encode`.
 
-    Returns:
-      The text.
-
     Raises:
       ValueError: if an id is outside of the vocabulary.
     """
@@ -117,10 +116,6 @@ class Tokenizer:
         'texts one by one.'
       )
     return self.backend.encode(text, add_special_tokens=add_special_tokens)
-
-
-def _ids(numbers: Sequence[Any]) -> np.ndarray:
-  return np.asarray(numbers, np.int32)
 
 
 def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
@@ -206,33 +201,9 @@ def _entries(file: gguf_files.GGUFFile, name: str) -> list[str]:
   ):
     raise ValueError(
       f'{file.path} lacks the metadata {name!r}; expected the vocabulary and '
-      'the merges of a byte-level BPE tokenizer. Use the Hugging Face '
-      'directory of the model, with its tokenizer.json.'
+      f'the merges of a byte-level BPE tokenizer. {_USE_DIRECTORY}'
     )
   return entries
-
-
-def _split_digits(tokenizers: Any) -> Any:
-  """Cuts text into digits, one by one, and words as in GPT-2."""
-  return tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Digits(individual_digits=True),
-      _split_words(tokenizers),
-    ]
-  )
-
-
-def _split_words(tokenizers: Any) -> Any:
-  """Cuts text into words with the space before them, as in GPT-2."""
-  return tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=True
-  )
-
-
-_PRE_TOKENIZERS: dict[str, Callable[[Any], Any]] = {
-  'gpt-2': _split_words,
-  'smollm': _split_digits,
-}
 
 
 def _pre_tokenizer(file: gguf_files.GGUFFile, tokenizers: Any) -> Any:
@@ -241,17 +212,20 @@ def _pre_tokenizer(file: gguf_files.GGUFFile, tokenizers: Any) -> Any:
   if kind != 'gpt2':
     raise ValueError(
       f"{file.path} has a tokenizer of kind {kind!r}; expected 'gpt2', a "
-      'byte-level BPE. Use the Hugging Face directory of the model, with its '
-      'tokenizer.json.'
+      f'byte-level BPE. {_USE_DIRECTORY}'
     )
+  cut = tokenizers.pre_tokenizers
+  # Words with the space before them; digits one by one.
+  words = cut.ByteLevel(add_prefix_space=False, use_regex=True)
+  digits = cut.Digits(individual_digits=True)
+  known = {'gpt-2': words, 'smollm': cut.Sequence([digits, words])}
   name = file.metadata.get('tokenizer.ggml.pre')
-  if name not in _PRE_TOKENIZERS:
+  if name not in known:
     raise ValueError(
       f'{file.path} cuts text by the rules {name!r}; known are '
-      f'{", ".join(_PRE_TOKENIZERS)}. Use the Hugging Face directory of the '
-      'model, with its tokenizer.json.'
+      f'{", ".join(known)}. {_USE_DIRECTORY}'
     )
-  return _PRE_TOKENIZERS[name](tokenizers)
+  return known[name]
 
 
 def _add_special(
@@ -265,19 +239,12 @@ def _add_special(
       f"{file.path} has 'tokenizer.ggml.token_type', the kinds of {found} of "
       f'{len(tokens)} tokens; expected all. Convert the model again.'
     )
-  for declare, number in (
-    (backend.add_special_tokens, _CONTROL),
-    (backend.add_tokens, _USER_DEFINED),
-  ):
-    declare(
-      [
-        tokenizers.AddedToken(
-          token, special=number == _CONTROL, normalized=False
-        )
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind == number
-      ]
-    )
+  make = functools.partial(tokenizers.AddedToken, normalized=False)
+  pairs = list(zip(tokens, kinds, strict=True))
+  backend.add_special_tokens(
+    [make(token, special=True) for token, kind in pairs if kind == _CONTROL]
+  )
+  backend.add_tokens([make(token) for token, k in pairs if k == _USER_DEFINED])
 
 
 def _add_ends(

@@ -23,7 +23,6 @@ References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1.
 """
 
-from iclcl_jax.pretrained.attribution._deletion import logit_differences_without
 from iclcl_jax.pretrained.attribution._gradients import (
   DemonstrationGradients,
   demonstration_gradients,
@@ -33,6 +32,7 @@ from iclcl_jax.pretrained.attribution._logits import (
   attribute,
   direct_logit_attribution,
   logit_difference,
+  logit_differences_without,
 )
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.pretrained.attribution._spans import mark_spans, token_spans

@@ -10,12 +10,6 @@ from iclcl_jax.pretrained import _model
 from iclcl_jax.types import Array
 
 
-def check_prompt(model: _model.LanguageModel, tokens: Any, mask: Any) -> None:
-  """Checks the model and its prompt."""
-  _model.check_causal(model)
-  _model.check_prompt(model, tokens, mask)
-
-
 def check_segments(segment_ids: Array, num_segments: int) -> None:
   """Checks which demonstration each token belongs to."""
   _validate.at_least(1, num_segments=num_segments)
@@ -65,10 +59,8 @@ def check_labels(
 ) -> None:
   """Checks two token ids."""
   _model.check_head(model)
+  expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
   for name, value in (('label', label), ('other_label', other_label)):
-    expected = (
-      "an id of this model, as tokenizer.single_id(' Positive') returns"
-    )
     _check_index(name, value, model.vocabulary_size, expected)
   known = _validate.is_concrete(label, other_label)
   if known and int(label) == int(other_label):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from iclcl_jax._door import door
+from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._readings import members_of, scan_layers
@@ -59,24 +60,14 @@ def demonstration_gradients(
   are evaluated relative to the largest key of each demonstration, so nothing
   overflows; heads that share keys and values share the dual model.
 
-  Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
-    segment_ids: demonstration of each token, from 0; -1 for the rest. Shape
-      `[N]`.
-    num_segments: number of demonstrations `S`.
-    position: tokens that it does not see count for nothing; the last valid one
-      by default.
-    mask: tokens that are no padding. Shape `[N]`.
-
-  Raises:
-    ValueError: as `read_heads`.
+  Takes what `read_heads` takes, and raises `ValueError` as it does; tokens that
+  `position` does not see count for nothing.
 
   References:
     Ren & Liu, arXiv:2310.13220, the loss of Theorem 3.1; its drop in one step
     derived here.
   """
-  _checks.check_prompt(model, tokens, mask)
+  _model.check_causal_prompt(model, tokens, mask)
   _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, position, mask)
 

@@ -128,19 +128,8 @@ def attribute(
 
   It is `read_heads`, then `direct_logit_attribution`.
 
-  Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
-    segment_ids: demonstration of each token, from 0; -1 for the rest. Shape
-      `[N]`.
-    label: token id whose logit counts.
-    other_label: token id whose logit is subtracted.
-    num_segments: number of demonstrations `S`.
-    position: index of the token that is read; the last valid one by default.
-    mask: tokens that are no padding. Shape `[N]`.
-
-  Raises:
-    ValueError: as `read_heads` and `direct_logit_attribution`.
+  Takes what `read_heads` and `direct_logit_attribution` take, and raises
+  `ValueError` as they do.
   """
   _checks.check_labels(model, label, other_label)
   readings = read_heads(
@@ -177,14 +166,11 @@ def logit_difference(
     excluded: tokens that no other may attend to, such as a demonstration that
       is deleted; all others keep their positions. Shape `[N]`.
 
-  Returns:
-    The difference. Shape `[]`.
-
   Raises:
     ValueError: as `pretrained.logits`; if the token that is read is excluded or
       padding, or a label is not in the vocabulary.
   """
-  _checks.check_prompt(model, tokens, mask)
+  _model.check_causal_prompt(model, tokens, mask)
   _checks.check_labels(model, label, other_label)
   position = _checks.check_position(tokens, position, mask)
   visible = _checks.check_excluded(position, mask, excluded)
@@ -199,6 +185,44 @@ def logit_difference(
   state = _model.normalise(model, model.final_norm, x[position][None])[0]
   row, bias = _label_direction(model, label, other_label)
   return state @ row + bias
+
+
+@door
+def logit_differences_without(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  label: int | Int[Array, ''],
+  other_label: int | Int[Array, ''],
+  *,
+  num_segments: int,
+  mask: Bool[Array, ' N'] | None = None,
+) -> Float[Array, ' S']:
+  """Returns the difference of two logits without each demonstration, `[S]`.
+
+  A forward pass of each shortened prompt, one after the other: the tokens of
+  the demonstration are masked, and those behind it move up. This is what
+  `removal_effects` and `contributions` may be compared with.
+
+  Takes what `read_heads` and `logit_difference` take, but no `position`: the
+  last valid token is read, and belongs to no demonstration. Raises `ValueError`
+  as they do.
+
+  Returns:
+    The differences. Shape `[S]`.
+  """
+  _checks.check_segments(segment_ids, num_segments)
+  position = _checks.check_position(tokens, None, mask)
+
+  def without(number):
+    kept = segment_ids != number
+    kept = kept if mask is None else kept & mask
+    return logit_difference(
+      model, tokens, label, other_label, position=position, mask=kept
+    )
+
+  numbers = jnp.arange(num_segments, dtype=segment_ids.dtype)
+  return jax.lax.map(without, numbers)
 
 
 def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:

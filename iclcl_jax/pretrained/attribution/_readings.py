@@ -78,7 +78,7 @@ def read_heads(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
     demonstrations.
   """
-  _checks.check_prompt(model, tokens, mask)
+  _model.check_causal_prompt(model, tokens, mask)
   _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, position, mask)
 
