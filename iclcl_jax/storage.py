@@ -9,6 +9,7 @@ import pathlib
 import uuid
 import zipfile
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,8 @@ from iclcl_jax import _validate
 from iclcl_jax.types import DualState, KernelDualState, State
 
 _FORMAT = 'iclcl_jax.state.1'
-# Axes of each array, in the order of the state's fields.
-_KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
-  'DualState': (DualState, ('d_v R', 'R', 'R')),
-  'KernelDualState': (KernelDualState, ('n d_k', 'n d_v', 'n')),
+_KINDS: dict[str, Any] = {
+  kind.__name__: kind for kind in (DualState, KernelDualState)
 }
 
 
@@ -100,42 +99,34 @@ def load(path: str | os.PathLike[str]) -> State:
     raise ValueError(
       f'{path} holds a {kind!r}; expected one of {", ".join(_KINDS)}.'
     )
-  state_type, _ = _KINDS[kind]
-  arrays = {
-    name: _from_bits(path, name, contents)
-    for name in state_type._fields  # type: ignore[attr-defined]
-  }
+  fields = _KINDS[kind]._fields
+  arrays = {name: _from_bits(path, name, contents) for name in fields}
   _check_shapes(str(path), kind, arrays)
-  return state_type(**{k: jnp.asarray(array) for k, array in arrays.items()})
+  return _KINDS[kind](*map(jnp.asarray, arrays.values()))
 
 
 def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
   """Checks that the arrays of a state agree in every axis."""
-  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-  sizes: dict[str, object] = {}
-  consistent = True
-  for shape, axes in zip(shapes.values(), _KINDS[kind][1], strict=True):
-    names = axes.split()
-    num_leading = len(shape) - len(names)
-    consistent &= num_leading >= 0
-    found = {'leading': shape[: max(num_leading, 0)]}
-    found |= dict(zip(names, shape[max(num_leading, 0) :], strict=False))
-    for name, size in found.items():
-      consistent &= sizes.setdefault(name, size) == size
-  floating = all(
-    jnp.issubdtype(array.dtype, jnp.floating) for array in arrays.values()
-  )
-  if not consistent or not floating:
-    found_text = ', '.join(
-      f'{name}: {arrays[name].dtype} {list(shape)}'
-      for name, shape in shapes.items()
+  axes = {
+    name: annotation.dim_str.split()
+    for name, annotation in _KINDS[kind].__annotations__.items()
+  }
+  sizes: set[tuple[str, Any]] = set()
+  fits = True
+  for name, array in arrays.items():
+    leading, own = np.split(array.shape, [max(array.ndim - len(axes[name]), 0)])
+    fits &= len(own) == len(axes[name])
+    fits &= jnp.issubdtype(array.dtype, jnp.floating)
+    sizes |= {('leading', tuple(leading)), *zip(axes[name], own, strict=False)}
+  if not fits or len(sizes) > len(dict(sizes)):  # An axis with two sizes.
+    found = ', '.join(
+      f'{k}: {_validate.describe(a)}' for k, a in arrays.items()
     )
     expected = ', '.join(
-      f'{name} [{axes.replace(" ", ", ")}]'
-      for name, axes in zip(shapes, _KINDS[kind][1], strict=True)
+      f'{k} [{", ".join(names)}]' for k, names in axes.items()
     )
     raise ValueError(
-      f'{owner}: the arrays of the {kind} disagree ({found_text}); expected '
+      f'{owner}: the arrays of the {kind} disagree ({found}); expected '
       f'floating-point arrays {expected}, with the same leading axes if any.'
     )
 

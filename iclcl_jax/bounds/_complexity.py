@@ -96,7 +96,7 @@ def rademacher_draws(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> LogValue:
-  r"""Draws sign vectors; returns the exact supremum over the ball for each.
+  r"""Draws `P` sign vectors; returns the exact supremum over the ball for each.
 
   .. math:: \frac{w}{N} \Bigl|\sum_i s_i v_i\,\phi(k_i)^\top\Bigr|_*
 
@@ -115,9 +115,6 @@ def rademacher_draws(
     ball: `FROBENIUS` or `SPECTRAL`.
     mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: demonstrations that are read at a time.
-
-  Returns:
-    The suprema. Shape `[P]`.
 
   Raises:
     ValueError: as `rademacher_bound`; if `key` is no key or `num_draws < 1`.

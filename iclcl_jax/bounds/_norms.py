@@ -34,9 +34,6 @@ def log_diagonal(
     mask: valid demonstrations. Shape `[N]`; None for all. Others get `-inf`.
     chunk_size: keys whose features are held at a time.
 
-  Returns:
-    The logarithms. Shape `[N]`.
-
   Raises:
     ValueError: if ranks or sizes disagree, there is no key, or
       `chunk_size < 1`.
@@ -106,17 +103,7 @@ def log_trace(
 ) -> Float[Array, '']:
   """Returns the logarithm of the trace of the kernel matrix of the keys.
 
-  Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
-
-  Returns:
-    The logarithm. Shape `[]`.
-
-  Raises:
-    ValueError: as `log_diagonal`.
+  Takes what `log_diagonal` takes, and raises `ValueError` as it does.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -141,19 +128,8 @@ def log_norms(
 ) -> Float[Array, ' P']:
   r"""Returns log norms of `P` sums :math:`\sum_i u_{pi}\,\phi(k_i)^\top`.
 
-  Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    labels_fn: `(row numbers [c], values [c, d_v]) -> u [c, P, d_v]`, linear in
-      the values, for one chunk.
-    num_sums: the number of sums `P`.
-    ball: its dual norm is taken.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: demonstrations that are read at a time.
-
-  Returns:
-    The logarithms, in float32 at least. Shape `[P]`.
+  They are in float32 at least. `labels_fn` makes `u [c, P, d_v]` of the row
+  numbers `[c]` and values `[c, d_v]` of one chunk, and is linear in the values.
   """
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)

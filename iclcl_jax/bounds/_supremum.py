@@ -158,9 +158,6 @@ def representation_loss(
     mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: keys whose features are held at a time.
 
-  Returns:
-    The loss. Shape `[]`.
-
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
       or `state` does not belong to `phi`.
@@ -203,9 +200,6 @@ def expected_loss(
     phi: feature map or kernel.
     state: its weights are `W`.
     population: the `mean_embedding` of the distribution.
-
-  Returns:
-    The loss. Shape `[]`.
 
   Raises:
     ValueError: if `phi` and the states do not belong together.

@@ -72,9 +72,6 @@ def generalization_bound(
     mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: keys whose features are held at a time.
 
-  Returns:
-    Both terms, see `GeneralizationBound`.
-
   Raises:
     ValueError: as `rademacher_bound`; if `loss_bound` is not positive and
       finite, or `delta` is not in (0, 1).
@@ -138,9 +135,6 @@ def one_sided_bound(
     loss_bound: as in `generalization_bound`.
     delta: probability of failure, in (0, 1).
 
-  Returns:
-    Both terms, see `GeneralizationBound`.
-
   Raises:
     ValueError: if an argument is out of range.
 
@@ -189,9 +183,6 @@ def published_bound(
     delta: probability of failure, in (0, 1).
     mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: keys whose features are held at a time.
-
-  Returns:
-    Both terms, see `GeneralizationBound`.
 
   Raises:
     ValueError: if ranks or sizes disagree, or an argument is out of range.
