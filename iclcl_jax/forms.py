@@ -11,12 +11,15 @@ from iclcl_jax.types import (
 )
 
 
-def form_of(phi: FeatureMap | Kernel, state: State | None = None) -> Form:
+def form_of(
+  phi: FeatureMap | Kernel, state: State | None = None, *, name: str = 'state'
+) -> Form:
   """Returns the arithmetic of `phi`: sums of features, or rows of a kernel.
 
   Args:
     phi: a `FeatureMap` (has `scaled`) or a `Kernel` (takes two arguments).
     state: a state that should be of this form.
+    name: what messages call the state.
 
   Returns:
     The module :mod:`iclcl_jax.moments` or :mod:`iclcl_jax.coefficients`.
@@ -33,8 +36,8 @@ def form_of(phi: FeatureMap | Kernel, state: State | None = None) -> Form:
   expected = DualState if is_feature_map else KernelDualState
   if state is not None and not isinstance(state, expected):
     raise ValueError(
-      f'state is a {type(state).__name__}; expected a {expected.__name__}, '
-      f'since phi is a {type(phi).__name__}. Make it with dual.zero_shot.'
+      f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
+      f'since phi is a {type(phi).__name__}. Make it with this phi.'
     )
   return moments if is_feature_map else coefficients
 

@@ -23,7 +23,6 @@ from iclcl_jax.types import (
   FeatureMap,
   Float,
   Kernel,
-  KernelDualState,
   Mask,
   State,
 )
@@ -111,14 +110,13 @@ def gap_supremum(
   References:
     Ren & Liu, arXiv:2310.13220v2, Theorem 3.2 (setting); derived here.
   """
-  _check_state(phi, 'population', population)
-  _check_state(phi, 'sample', sample)
+  forms.form_of(phi, population, name='population')
+  form, dtype = forms.form_of(phi, sample, name='sample'), sample.mass.dtype
   if not isinstance(ball, Ball):
     raise ValueError(
       f'ball is a {type(ball).__name__}; expected a Ball, bounds.FROBENIUS or '
       'bounds.SPECTRAL.'
     )
-  form, dtype = forms.form_of(phi), sample.mass.dtype
   opposite = form.with_weights(sample, -form.get_weights(sample))
   both = form.merge(population, opposite)
   if isinstance(both, DualState):
@@ -211,8 +209,8 @@ def expected_loss(
     >>> float(expected_loss(phi, dual.zero_shot(phi, x, x), population))
     -1.0
   """
-  _check_state(phi, 'state', state)
-  _check_state(phi, 'population', population)
+  forms.form_of(phi, state)
+  forms.form_of(phi, population, name='population')
   if isinstance(state, DualState) and isinstance(population, DualState):
     return -_inner_product_of_weights(state, population)
   labels = population.coefficients  # type: ignore[union-attr]
@@ -230,14 +228,3 @@ def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
   # In two steps, each finite: weights of zero stay zero at any scale.
   root = jnp.minimum(jnp.exp(top / 2), jnp.finfo(top.dtype).max)
   return (jnp.sum(scaled) * root * root).astype(dtype)
-
-
-def _check_state(phi: FeatureMap | Kernel, name: str, state: State):
-  is_map = _validate.is_feature_map(phi)
-  expected = DualState if is_map else KernelDualState
-  if not isinstance(state, expected):
-    raise ValueError(
-      f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
-      f'since phi is a {type(phi).__name__}. Make it with '
-      'bounds.mean_embedding or dual.one_step.'
-    )

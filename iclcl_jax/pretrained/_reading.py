@@ -37,7 +37,8 @@ def choice(
   default: str | None = None,
 ) -> _T:
   """Reads which of the options the config names."""
-  found = config.get(name) or default
+  found = config.get(name)
+  found = default if found is None else found
   if not isinstance(found, str) or found not in options:
     raise ValueError(
       f'config[{name!r}] is {found!r}; expected one of {", ".join(options)}. '
