@@ -1,7 +1,9 @@
 """The neighbouring accounts of in-context learning, one module each.
 
 Their functions raise `ValueError` where ranks, sizes or dtypes of arrays are
-not those of the annotations; what else they refuse is said with each.
+not those of the annotations, a count is below 1, or a number is not finite or
+outside of the range that is given with it; what else they refuse is said with
+each.
 
 `linear_regression_gd` - linear self-attention with constructed weights does
 gradient descent on the context, one step a layer.

@@ -30,9 +30,6 @@ def log_published_bound(
     num_words: `n`.
     radius: bound `R` on the norms of the document and of the weights.
 
-  Raises:
-    ValueError: if `num_words < 1`, or the radius is negative or not finite.
-
   Example:
     >>> float(log_published_bound(1, 2.0))
     40.0
@@ -54,7 +51,7 @@ def log_chained_bound(
   It bounds the same ratio, from the norms of `exp(A x)`, their differences and
   a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.
 
-  Takes what `log_published_bound` takes, a positive radius; raises as it does.
+  Takes what `log_published_bound` takes, a positive radius.
 
   References:
     Derived from the lemmas of Deng, Li & Song, arXiv:2304.10411.

@@ -219,9 +219,6 @@ def remains(
     momentum: as in `train`.
     weight_decay: as in `train`.
 
-  Raises:
-    ValueError: if `num_steps < 1`, or a hyper-parameter is out of range.
-
   Example:
     >>> remains(3, learning_rate=0.5, momentum=0.5).steps.tolist()
     [-0.875, -0.75, -0.5]

@@ -233,9 +233,6 @@ def typical_squared_norms(
     key_norms: norms of the keys. Shape `[N]`.
     dim: width `d_k`.
 
-  Raises:
-    ValueError: if an argument has another rank or dtype.
-
   Example:
     >>> from iclcl_jax import budget, features, projections
     >>> budget.typical_squared_norms(np.ones(1), np.ones(2), dim=4).tolist()

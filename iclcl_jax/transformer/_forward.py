@@ -60,7 +60,8 @@ def heads(
   """
   _checks.check_block(architecture, block, x)
   positions = default_positions(x, positions)
-  tokens = normalise_before(architecture, block.attention_norm, x)
+  place = architecture.placement
+  tokens = normalise(place.before, architecture, block.attention_norm, x)
 
   def rotate_one(x, position):
     rotated = architecture.rotation(x, position)
@@ -144,11 +145,12 @@ def complete(
     x: the residual stream before the block. Shape `[N, d_model]`.
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
   """
+  place = architecture.placement
   stream = x + merge_heads(block.output, outputs)
-  stream = normalise_after(architecture, block.attention_norm, stream)
-  tokens = normalise_before(architecture, block.ffn_norm, stream)
+  stream = normalise(place.after, architecture, block.attention_norm, stream)
+  tokens = normalise(place.before, architecture, block.ffn_norm, stream)
   stream = stream + feed_forward(architecture, block, tokens)
-  return normalise_after(architecture, block.ffn_norm, stream)
+  return normalise(place.after, architecture, block.ffn_norm, stream)
 
 
 @door
@@ -259,29 +261,15 @@ def merge_heads(
   return add_bias(output, rows @ weight)
 
 
-def normalise_before(
-  architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
-) -> Float[Array, 'N d_model']:
-  """Normalises what a sublayer reads, where the placement says so."""
-  normalise = _normalise_fn(architecture, parameters)
-  return jax.vmap(lambda row: architecture.placement.before(normalise, row))(x)
+def normalise(place, architecture: Architecture, parameters: Norm, x: Array):
+  """Normalises tokens at a place, `before` or `after` of the placement."""
 
-
-def normalise_after(
-  architecture: Architecture, parameters: Norm, x: Float[Array, 'N d_model']
-) -> Float[Array, 'N d_model']:
-  """Normalises the sum behind a sublayer, where the placement says so."""
-  normalise = _normalise_fn(architecture, parameters)
-  return jax.vmap(lambda row: architecture.placement.after(normalise, row))(x)
-
-
-def _normalise_fn(architecture: Architecture, parameters: Norm):
-  def normalise(row):
+  def normalise_row(row):
     result = architecture.normalization(parameters, row)
     _validate.check_result('architecture.normalization', result, row.shape)
     return result
 
-  return normalise
+  return jax.vmap(lambda row: place(normalise_row, row))(x)
 
 
 def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:

@@ -71,10 +71,13 @@ def linearise(
     activations and normalisations derived here.
   """
   attention_sum = x + _forward.merge_heads(block.output, outputs)
-  stream = _forward.normalise_after(
-    architecture, block.attention_norm, attention_sum
+  place = architecture.placement
+  stream = _forward.normalise(
+    place.after, architecture, block.attention_norm, attention_sum
   )
-  tokens = _forward.normalise_before(architecture, block.ffn_norm, stream)
+  tokens = _forward.normalise(
+    place.before, architecture, block.ffn_norm, stream
+  )
   return Linearisation(
     attention_sum=attention_sum,
     ffn_input=stream,

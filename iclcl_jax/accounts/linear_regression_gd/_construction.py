@@ -86,10 +86,6 @@ def construct_plus_plus(
   Returns:
     The layer, with one head, for `W_0 = 0`.
 
-  Raises:
-    ValueError: if a count is below 1, a scalar is not finite, or `dtype` is no
-      floating-point dtype.
-
   References:
     von Oswald et al., arXiv:2212.07677, section 4.3 and appendix A.10.
   """
@@ -161,13 +157,10 @@ def widen(layer: SelfAttention, width: int) -> SelfAttention:
 
   Args:
     layer: a layer for tokens of width `D`.
-    width: number of new columns, such as those of positions.
+    width: number of new columns, if any, such as those of positions.
 
   Returns:
     The layer for tokens of width `width + D`.
-
-  Raises:
-    ValueError: if `width` is negative, or `layer` is not one layer.
   """
   _validate.at_least(0, width=width)
   front = (0, 0), (width, 0), (0, 0)

@@ -153,9 +153,6 @@ def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
   Args:
     layer: the layer.
     num_layers: number of layers `L`.
-
-  Raises:
-    ValueError: if `num_layers < 1`.
   """
   _validate.at_least(1, num_layers=num_layers)
   return jax.tree.map(

@@ -108,9 +108,6 @@ def interpolate(
     start: products of the first; see `normalise`.
     end: products of the second, of equal shapes.
     fraction: 0 for the first, 1 for the second.
-
-  Raises:
-    ValueError: if shapes disagree, or `fraction` is not finite.
   """
   _validate.finite(fraction=fraction)
   return unfold(

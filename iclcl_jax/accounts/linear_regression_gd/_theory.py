@@ -29,10 +29,7 @@ def uniform_moments(half_range: float | Array) -> Moments:
   """Returns the moments of `U(-a, a)`.
 
   Args:
-    half_range: the number `a`: half of the range that papers often state.
-
-  Raises:
-    ValueError: if `half_range` is negative or not finite.
+    half_range: the number `a >= 0`: half of the range that papers often state.
   """
   _validate.non_negative(half_range=half_range)
   return Moments(half_range**2 / 3, half_range**4 / 5)
@@ -97,9 +94,6 @@ def expected_loss(
   Args:
     tasks: the distribution of tasks.
     learning_rate: the step size `eta`.
-
-  Raises:
-    ValueError: if `learning_rate` is not finite.
 
   Example:
     >>> tasks = LinearTasks(

@@ -27,10 +27,6 @@ def make_tokens(
   Returns:
     The tokens. Shape `[N + 1, d_x + d_y]`.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or there is no
-      demonstration.
-
   Example:
     >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape
     (3, 4)

@@ -89,9 +89,6 @@ def finetuned_update(
     tokens: query tokens `X`. Shape `[M, d]`.
     head: projections before finetuning.
     changes: what finetuning added to them.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, or one is no `Head`.
   """
   keys, values = tokens @ head.keys, tokens @ head.values
   more_keys, more_values = tokens @ changes.keys, tokens @ changes.values
@@ -117,9 +114,6 @@ def softmax_mix(
     values: their values. Shape `[N, d_v]`.
     num_query_tokens: how many of them, at the end, are the query's; at least 1
       and fewer than `N`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or a side is empty.
 
   References:
     Dai et al., arXiv:2212.10559, with the softmax that they drop.

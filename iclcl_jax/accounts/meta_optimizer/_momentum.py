@@ -36,9 +36,6 @@ def momentum_matrix(
     num_tokens: number of tokens `N`.
     decay: `eta`, in `[0, 1)`.
 
-  Raises:
-    ValueError: if `num_tokens < 1`, or `decay` is outside `[0, 1)`.
-
   Example:
     >>> momentum_matrix(3, 0.5)[2].tolist()
     [0.25, 0.5, 0.0]
@@ -72,9 +69,6 @@ def momentum_values(
 
   Returns:
     The sums; zeros for the first token. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if ranks disagree, or `decay` is outside `[0, 1)`.
   """
   _validate.below_one(decay=decay)
   if mask is not None:
@@ -112,10 +106,6 @@ def momentum_attention(
     decay: `eta`, in `[0, 1)`; an array may be learned. For a decay of each
       head, `jax.vmap` over heads. The publication states no value.
     mask: valid tokens. Shape `[N]`; None for all.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `decay` is outside
-      `[0, 1)`.
   """
   past = momentum_values(values, decay=decay, mask=mask)
   position = jnp.arange(len(keys))
@@ -137,11 +127,7 @@ def start_decoding(
     capacity: largest number of tokens.
     key_dim: width of keys.
     value_dim: width of values.
-    dtype: dtype of the stream.
-
-  Raises:
-    ValueError: if a size is not positive, or `dtype` is no floating-point
-      dtype.
+    dtype: floating-point dtype of the stream.
   """
   _validate.check_float_dtype('dtype', dtype)
   _validate.at_least(1, capacity=capacity, key_dim=key_dim, value_dim=value_dim)

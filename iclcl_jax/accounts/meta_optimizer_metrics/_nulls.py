@@ -40,9 +40,6 @@ def random_null(
 
   Returns:
     The metric, mean over queries, of each draw. Shape `[num_draws]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, or `num_draws < 1`.
   """
   _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
   base = precision.widen(zero_shot)
@@ -73,8 +70,7 @@ def permuted_null(
   It keeps what all queries share, so a metric above `random_null` but not above
   this one says nothing of the query.
 
-  Takes what `random_null` takes, of two queries or more; raises `ValueError` as
-  it does.
+  Takes what `random_null` takes, of two queries or more.
 
   Returns:
     The metric, mean over queries, of each draw. Shape `[num_draws]`.

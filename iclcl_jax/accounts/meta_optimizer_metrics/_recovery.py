@@ -87,9 +87,6 @@ def recovery_null(
   Returns:
     Rec2FTP of each draw, in percent; its mean is `Recovery.chance`. Shape
     `[num_draws]`.
-
-  Raises:
-    ValueError: if they are no booleans, differ in size, or `num_draws < 1`.
   """
   _validate.at_least(1, num_draws=num_draws)
 

@@ -33,9 +33,6 @@ def least_squares(
     ridge: the strength `lambda`, positive: a prefix shorter than `R` has no
       unique solution without it.
 
-  Raises:
-    ValueError: if shapes disagree, or `ridge` is not positive.
-
   References:
     von Oswald et al., arXiv:2309.05858, section 3.
   """
@@ -67,7 +64,7 @@ def recursive_least_squares(
 
   with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
 
-  Takes what `least_squares` takes; raises `ValueError` as it does.
+  Takes what `least_squares` takes.
 
   References:
     von Oswald et al., arXiv:2309.05858, eq. 9.

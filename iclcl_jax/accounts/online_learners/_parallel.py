@@ -34,9 +34,6 @@ def linear_parallel(
     initial: as in `descend`.
     chunk_size: tokens that are answered together.
 
-  Raises:
-    ValueError: if shapes disagree, or `chunk_size < 1`.
-
   References:
     Yang et al., arXiv:2312.06635, section 2 (chunked form).
   """

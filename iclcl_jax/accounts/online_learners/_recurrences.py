@@ -101,9 +101,6 @@ def momentum_attention_weights(
   Returns:
     Row `t`, column `i`; zeros above the diagonal. Shape `[N, N]`.
 
-  Raises:
-    ValueError: if `num_tokens < 1`, or `momentum` is outside `[0, 1)`.
-
   Example:
     >>> momentum_attention_weights(2, 0.5).tolist()
     [[1.0, 0.0], [1.5, 1.0]]

@@ -39,9 +39,6 @@ def stream(
     queries: queries. Shape `[N, d_k]`.
     keys: keys. Shape `[N, d_k]`.
     values: values. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `phi` is no feature map.
   """
   return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
 

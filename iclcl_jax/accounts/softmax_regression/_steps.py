@@ -33,9 +33,6 @@ def attend(
     queries: words that are asked for. Shape `[M, d]`.
     learning_rate: the step size `eta`.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
-
   References:
     von Oswald et al., arXiv:2212.07677, Proposition 1 (the linear case).
   """
@@ -61,9 +58,6 @@ def weight_shift(
     posed: the problem.
     weights: `x`. Shape `[d]`.
     learning_rate: the step size.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or the rate is not finite.
   """
   _validate.finite(learning_rate=learning_rate)
   return weights - learning_rate * gradients(posed, weights).weights
@@ -75,7 +69,7 @@ def data_shift(
 ) -> Float[Array, 'n d']:
   """Returns the document after one gradient step on it, 0 at weights 0.
 
-  Takes what `weight_shift` takes; raises `ValueError` as it does.
+  Takes what `weight_shift` takes.
   """
   _validate.finite(learning_rate=learning_rate)
   return posed.document - learning_rate * gradients(posed, weights).document
