@@ -20,7 +20,7 @@ _TOGETHER = 'Check that config and tensors belong together.'
 
 
 _gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_new': _gelu_tanh,
   'gelu_pytorch_tanh': _gelu_tanh,
@@ -203,9 +203,9 @@ class Tensors:
     name = 'lm_head.weight'
     if not tied:
       return Linear(self.array(name, shape, np.transpose))
-    _, copy = self._rest.pop(name, (name, None))
-    _, original = self._rest.get(embedding, (embedding, copy))
-    if copy is not None and not np.array_equal(copy, original):
+    original = self._rest.get(embedding)
+    copy = self._rest.pop(name, original)
+    if original and copy and not np.array_equal(copy[1], original[1]):
       raise ValueError(
         f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
