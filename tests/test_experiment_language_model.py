@@ -141,7 +141,7 @@ def test_verdicts_follow_the_numbers(config):
   results = found._replace(certified=wrong)
   verdicts = [claim.verdict for claim in identity.claims(config, results)]
   assert verdicts == ['not reproduced'] * 3
-  assert 'is NOT one gradient step' in identity.sentence(results)
+  assert 'is NOT one gradient step' in identity.sentence(config, results)
 
 
 class _Reader(html.parser.HTMLParser):
