@@ -60,6 +60,8 @@ class Config(lab.Config):
   )
 
 
+# Are the identities of implicit finetuning identities?
+
 NUM_PROBLEMS, NUM_TOKENS, NUM_QUERY_TOKENS, DIM = 20, 12, 4, 6
 DECAYS = 0.0, 0.1, 0.5, 0.9
 EXACT = 1e-12
@@ -153,6 +155,8 @@ def identity_summary(config: Config, errors: Errors) -> dict[str, Any]:
     'naive_sum_error': errors['sum'],
   }
 
+
+# What do the metrics say of activations whose relation is known?
 
 NUM_ORDERED = 48
 NEGLIGIBLE = 0.02

@@ -56,20 +56,19 @@ class Config(lab.Config):
   )
 
 
+# Is each recurrence, and its parallel form, its inner learner?
+
 EXACT = 1e-12
 DECAY, MOMENTUM = 0.95, 0.5
 
 
-class Identities(NamedTuple):
-  """Distances of the forms."""
-
-  # By learner, the largest difference between its definition and its other
-  # forms, over the largest output, in float64.
-  residuals: Mapping[str, float]
+# By learner, the largest difference between its definition and its other forms,
+# over the largest output, in float64.
+Residuals = Mapping[str, float]
 
 
 @lab.float64_on_host()
-def measure_identities(config: Config) -> Identities:
+def measure_identities(config: Config) -> Residuals:
   """Compares every form on one random stream, from a random start."""
   rng = np.random.default_rng(config.seed)
   size, width = 2 * config.max_length, config.dim
@@ -88,15 +87,12 @@ def measure_identities(config: Config) -> Identities:
       for name, pairs in forms.items()
     }
 
-  return Identities(
-    {
-      name: float(
-        max(np.max(np.abs(other - first)) for other in others)
-        / np.max(np.abs(first))
-      )
-      for name, (first, *others) in jax.device_get(outputs(tokens)).items()
-    }
-  )
+  def worst(first, *others):
+    largest = max(np.max(np.abs(other - first)) for other in others)
+    return float(largest / np.max(np.abs(first)))
+
+  found = jax.device_get(outputs(tokens))
+  return {name: worst(*rows) for name, rows in found.items()}
 
 
 def _forms(
@@ -154,7 +150,7 @@ def _over_prefixes(
   return jax.vmap(answer)(tokens.queries, seen)
 
 
-def identity_claims(config: Config, results: Identities) -> list[lab.Claim]:
+def identity_claims(config: Config, results: Residuals) -> list[lab.Claim]:
   return [
     lab.Claim(
       id=f'online-learners-{name}',
@@ -165,13 +161,15 @@ def identity_claims(config: Config, results: Identities) -> list[lab.Claim]:
       estimate=lab.exactly(residual),
       at_most=EXACT,
     )
-    for name, residual in results.residuals.items()
+    for name, residual in results.items()
   ]
 
 
-def identity_summary(config: Config, results: Identities) -> dict[str, Any]:
-  return {'residuals_float64': results.residuals}
+def identity_summary(config: Config, results: Residuals) -> dict[str, Any]:
+  return {'residuals_float64': results}
 
+
+# How well does each layer, untrained, learn a linear regression in context?
 
 GRID = tuple(float(x) for x in np.geomspace(1e-3, 1e2, 41))
 # Better, worse, and who says so.
@@ -392,7 +390,7 @@ def conclude(config, results, claims) -> str:
     f'{name} {loss:.2g}'
     for name, loss in losses_at(results['comparison'], at).items()
   )
-  worst = max(results['identities'].residuals.values())
+  worst = max(results['identities'].values())
   return (
     'Every recurrence, and every parallel form, is its inner learner, up to '
     f'{worst:.0e} in float64. As learners of a linear regression with '

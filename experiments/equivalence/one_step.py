@@ -18,6 +18,9 @@ if TYPE_CHECKING:
   from experiments.equivalence import Config
 
 EQUAL = 1e-10  # Relative; a float64 computation is far below.
+DTYPES = 'float64', 'float32'
+# Residuals in the summary, and their fields of `OneStep`.
+KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 
 
 class Trained(NamedTuple):
@@ -128,11 +131,6 @@ def residual_summary(
       str(size): dict(found) for size, found in residuals.items()
     },
   }
-
-
-DTYPES = 'float64', 'float32'
-# Residuals in the summary, and their fields of `OneStep`.
-KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 
 
 class OneStep(NamedTuple):

@@ -31,6 +31,11 @@ from iclcl_jax import losses
 from iclcl_jax.types import Array, Float
 
 Branch: TypeAlias = Callable[[Encoder, Array], Array]
+SIMSIAM = 'Chen & He, arXiv:2011.10566, Fig. 2, in this small setting'
+BYOL = 'Grill et al., arXiv:2006.07733, in this small setting'
+KERNELS = 'Esser et al., arXiv:2309.02028'
+KEPT, COLLAPSED = 0.9, 0.1  # Shares of the spread at the start.
+DUAL, KERNEL = 'dual model', 'kernel learning'
 
 
 class Process(NamedTuple):
@@ -171,11 +176,6 @@ def train_kernel(
   return _follow(step, problem.start, num_steps, observe)
 
 
-SIMSIAM = 'Chen & He, arXiv:2011.10566, Fig. 2, in this small setting'
-BYOL = 'Grill et al., arXiv:2006.07733, in this small setting'
-KERNELS = 'Esser et al., arXiv:2309.02028'
-KEPT, COLLAPSED = 0.9, 0.1  # Shares of the spread at the start.
-DUAL, KERNEL = 'dual model', 'kernel learning'
 # By process, by quantity, before every step and after the last: arrays
 # `[S, P, T + 1]`; of the dual model after its one step, `[S, P]`.
 Looks = Mapping[str, Mapping[str, Any]]

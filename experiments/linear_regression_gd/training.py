@@ -19,7 +19,6 @@ import optax
 
 from experiments import lab
 from experiments.lab import figures as drawing
-from experiments.lab import statistics
 from experiments.lab.loops import train as train_one
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
@@ -345,5 +344,4 @@ def loss_rows(name: str, steps, losses) -> list[dict[str, Any]]:
 
 def draw_losses(axis: Any, steps, losses, **look: Any) -> None:
   """Mean over seeds of losses `[S, T]` with the band of its interval."""
-  rows = [statistics.mean(column) for column in losses.T]
-  drawing.band(axis, steps, rows, mfc='white', **look)
+  drawing.means(axis, steps, losses, mfc='white', **look)

@@ -91,11 +91,7 @@ from experiments.modifications import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
-  """Settings of the experiment; the defaults are the paper's, where known.
-
-  Raises:
-    ValueError: if a value is out of range; the message names the flag.
-  """
+  """Settings of the experiment; the defaults are the paper's, where known."""
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from experiments.lab import claims as judging
 
 YES, NO, OPEN = 'reproduced', 'not reproduced', 'undecided'
+MARKS = dict(zip(judging.VERDICTS, '✓✗?', strict=True))
+LONG_TABLE = 24  # More claims are folded away.
+WIDTH = 1100  # Pixels of a figure on the page; a click leads to the large one.
+QUALITY = 75
 
 
 class Line(NamedTuple):
@@ -165,12 +169,6 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:
     )
     for line in LINES
   ]
-
-
-MARKS = dict(zip(judging.VERDICTS, '✓✗?', strict=True))
-LONG_TABLE = 24  # More claims are folded away.
-WIDTH = 1100  # Pixels of a figure on the page; a click leads to the large one.
-QUALITY = 75
 
 
 class Section(NamedTuple):

@@ -21,6 +21,7 @@ CLOSE_COSINE = 0.9
 LI, OURS, CONTROL = 'Li et al., arXiv:2304.13276', 'derived here', 'control'
 claim = functools.partial(lab.claim, 'softmax-regression-')
 Size = tuple[int, int]  # Words of a document, and their width.
+NUM_RATES = 60
 
 
 class Tasks(NamedTuple):
@@ -68,9 +69,6 @@ def seed_keys(config: Any, size: Size, stream: int) -> Any:
   """One key for each repetition; both frames see the same documents."""
   root = jax.random.fold_in(jax.random.key(config.seed), size[0] + stream)
   return jax.random.split(jax.random.fold_in(root, size[1]), config.num_seeds)
-
-
-NUM_RATES = 60
 
 
 class Step(NamedTuple):
