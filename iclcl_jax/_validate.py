@@ -305,7 +305,7 @@ def check_real_scalar(
 
 def check_feature_map(phi: Any, name: str = 'phi') -> None:
   """Checks that `phi` follows the `FeatureMap` protocol."""
-  if not is_feature_map(phi):
+  if not is_feature_map(phi, name):
     raise ValueError(
       f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '
       'callable with a method scaled(x) -> (log_scale, features), such as '
@@ -314,18 +314,18 @@ def check_feature_map(phi: Any, name: str = 'phi') -> None:
     )
 
 
-def is_feature_map(phi: Any) -> bool:
+def is_feature_map(phi: Any, name: str = 'phi') -> bool:
   """Whether `phi` is a feature map (has `scaled`), or a kernel; else raises."""
   if isinstance(phi, type):
     raise ValueError(
-      f'phi is the class {phi.__name__}; expected an instance. Call it first.'
+      f'{name} is the class {phi.__name__}; expected an instance. Call it first.'
     )
   if callable(getattr(phi, 'scaled', None)):
     return True
   if callable(phi) and _num_positional(phi) == 2:
     return False
   raise ValueError(
-    f'phi is a {type(phi).__name__}; expected a FeatureMap (a callable with '
+    f'{name} is a {type(phi).__name__}; expected a FeatureMap (a callable with '
     'a method scaled(x) -> (log_scale, features)) or a Kernel (a callable '
     'k(x, y), with log_kernel(x, y) when it is positive). See '
     'iclcl_jax.types.'

@@ -9,16 +9,126 @@ without parameters is an `attention_fn`::
   functools.partial(modified.regularised(strength=0.1).stream, phi)
 
 A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
+
+`as_attention_fn` puts any attention into the attention modules of Flax itself.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax.nn.initializers import Initializer
 
-from iclcl_jax import _validate
-from iclcl_jax.types import Array, Float, SequenceAttentionFn, View
+from iclcl_jax import _validate, attention
+from iclcl_jax.types import (
+  Array,
+  FeatureMap,
+  Float,
+  Kernel,
+  SequenceAttentionFn,
+  View,
+)
+
+
+def as_attention_fn(
+  attend: FeatureMap | Kernel | Callable[..., Array] | None = None,
+  *,
+  is_causal: bool = False,
+  scale: float | Array | None = None,
+  chunk_size: int | None = None,
+) -> Callable[..., Array]:
+  """Makes an `attention_fn` for the attention modules of Flax.
+
+  It fits `flax.nnx.MultiHeadAttention`, which passes everything, and
+  `flax.linen.MultiHeadDotProductAttention`, which passes what the signature
+  names. Masks count where they are not 0. A decoder with a cache asks for one
+  query at a time, and its mask says which keys that query sees.
+
+  Args:
+    attend: as in `attention.dot_product_attention`: a feature map, a kernel,
+      `functools.partial(attention, phi)`, or None for the exact softmax.
+    is_causal: whether token `t` sees the tokens `0..t` alone. Set it in a
+      decoder: its causal mask is traced, and cannot be read unseen.
+    scale: factor of the scores; None for `1 / sqrt(H)`.
+    chunk_size: rows whose features or scores are held at a time.
+
+  Returns:
+    `(query [..., T, N, H], key, value, bias=None, mask=None, ...) ->
+    [..., T, N, d_v]`. It raises a `ValueError` for dropout of attention
+    weights, which nothing here forms, and where weights are to be sown.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from iclcl_jax import features
+    >>> layer = nnx.MultiHeadAttention(
+    ...     num_heads=2, in_features=4, decode=False, rngs=nnx.Rngs(0),
+    ...     attention_fn=as_attention_fn(features.EluPlusOneFeatures()))
+    >>> layer(jnp.ones((3, 5, 4))).shape
+    (3, 5, 4)
+  """
+  always_causal = is_causal
+
+  def attention_fn(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    dropout_rng=None,
+    dropout_rate=0.0,
+    broadcast_dropout=True,
+    deterministic=False,
+    dtype=None,
+    precision=None,
+    module=None,
+    is_causal=False,
+  ):
+    del dropout_rng, broadcast_dropout
+    if dropout_rate > 0 and not deterministic:
+      raise ValueError(
+        f'dropout_rate is {dropout_rate}; expected 0: attention weights are '
+        'not formed here, so that none can be dropped. Put a Dropout behind '
+        'the layer.'
+      )
+    if module is not None:
+      raise ValueError(
+        'the attention weights are to be sown, and are not formed here; '
+        'expected sow_weights=False. attention.weights gives those of a query.'
+      )
+    query, key, value = promote_dtype(query, key, value, dtype=dtype)
+    is_decoding = query.shape[-3] == 1 and mask is not None
+    with _precision(precision):
+      return attention.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        mask if mask is None else mask.astype(bool),
+        attend=attend,
+        scale=scale,
+        is_causal=is_causal or (always_causal and not is_decoding),
+        chunk_size=chunk_size,
+      )
+
+  return attention_fn
+
+
+def _precision(precision: Any):
+  """Sets the precision of products, given as Flax takes it."""
+  if precision is None:
+    return contextlib.nullcontext()
+  if isinstance(precision, tuple):  # One for each operand.
+    precision = precision[0]
+  if isinstance(precision, jax.lax.DotAlgorithmPreset):
+    return jax.default_matmul_precision(precision.name)
+  return jax.default_matmul_precision(
+    jax.lax.Precision(precision).name.lower()
+  )
 
 
 class MLPView(nn.Module):

@@ -1,21 +1,4 @@
-"""Attention of one head over one sequence: softmax, kernel and linear.
-
-`softmax_attention`, `kernel_attention` and `linear_attention` answer one query
-in the order of the formula, score by score. `stream_kernel_attention` and
-`causal_kernel_attention` answer many: through the moments of the keys with a
-feature map, score by score with a kernel, one chunk at a time.
-
-A query that sees no key (everything masked) gets zeros. Inputs of 16 bits are
-multiplied as they are and summed in float32; outputs have the inputs' dtype.
-
-Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
-the other. On CPU the streams are faster and smaller by `jax.lax.map`
-(`experiments.benchmark` prints both), since a chunk of one head fills the
-cores and a product of many small matrices does not.
-
-Under `jax.shard_map` streams over a feature map need `check_vma=False`: their
-sums start from zeros, which vary over no axis of the mesh.
-"""
+"""Softmax, kernel and linear attention of one head over one sequence."""
 
 from collections.abc import Callable
 

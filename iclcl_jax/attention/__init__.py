@@ -1,0 +1,46 @@
+"""Attention of one head over one sequence: softmax, kernel and linear.
+
+`dot_product_attention` puts them into the layout `[B, T, N, H]`.
+
+`softmax_attention`, `kernel_attention` and `linear_attention` answer one query
+in the order of the formula, score by score. `stream_kernel_attention` and
+`causal_kernel_attention` answer many: through the moments of the keys with a
+feature map, score by score with a kernel, one chunk at a time.
+
+A query that sees no key (everything masked) gets zeros. Inputs of 16 bits are
+multiplied as they are and summed in float32; outputs have the inputs' dtype.
+
+Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
+the other. On CPU the streams are faster and smaller by `jax.lax.map`
+(`experiments.benchmark` prints both), since a chunk of one head fills the
+cores and a product of many small matrices does not.
+
+Under `jax.shard_map` streams over a feature map need `check_vma=False`: their
+sums start from zeros, which vary over no axis of the mesh.
+"""
+
+from iclcl_jax.attention._kernel import (
+  causal_kernel_attention,
+  divide,
+  kernel_attention,
+  linear_attention,
+  reader,
+  scores,
+  softmax_attention,
+  stream_kernel_attention,
+  weights,
+)
+from iclcl_jax.attention._layout import dot_product_attention
+
+__all__ = [
+  'causal_kernel_attention',
+  'divide',
+  'dot_product_attention',
+  'kernel_attention',
+  'linear_attention',
+  'reader',
+  'scores',
+  'softmax_attention',
+  'stream_kernel_attention',
+  'weights',
+]
