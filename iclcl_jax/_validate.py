@@ -318,7 +318,8 @@ def is_feature_map(phi: Any, name: str = 'phi') -> bool:
   """Whether `phi` is a feature map (has `scaled`), or a kernel; else raises."""
   if isinstance(phi, type):
     raise ValueError(
-      f'{name} is the class {phi.__name__}; expected an instance. Call it first.'
+      f'{name} is the class {phi.__name__}; expected an instance. Call it '
+      'first.'
     )
   if callable(getattr(phi, 'scaled', None)):
     return True

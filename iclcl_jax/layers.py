@@ -126,9 +126,7 @@ def _precision(precision: Any):
     precision = precision[0]
   if isinstance(precision, jax.lax.DotAlgorithmPreset):
     return jax.default_matmul_precision(precision.name)
-  return jax.default_matmul_precision(
-    jax.lax.Precision(precision).name.lower()
-  )
+  return jax.default_matmul_precision(jax.lax.Precision(precision).name.lower())
 
 
 class MLPView(nn.Module):

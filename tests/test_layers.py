@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from flax.nnx import bridge
 
 from iclcl_jax import (
@@ -353,3 +353,107 @@ def test_views_that_do_not_fit_are_errors(views, message):
   layer = single(exact).clone(**views)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(layer.init, jax.random.key(0), tokens())
+
+
+# Attention in Flax's own modules.
+
+ELU = features.EluPlusOneFeatures()
+SOFTMAX = kernels.ExponentialKernel()
+LENGTHS = jnp.array([[N], [3]])
+PADDING = (jnp.arange(N)[None] < LENGTHS)[:, None, None]
+CAUSAL = nnx.make_causal_mask(jnp.zeros((2, N)))
+MASKS = {'none': None, 'padding': PADDING, 'causal': CAUSAL}
+
+
+def nnx_layer(attention_fn=None, **options):
+  if attention_fn is not None:
+    options['attention_fn'] = attention_fn
+  return nnx.MultiHeadAttention(
+    num_heads=H, in_features=4, decode=False, rngs=nnx.Rngs(0), **options
+  )
+
+
+def batch(seed=0, size=N):
+  return jax.random.normal(jax.random.key(seed), (2, size, 4), 'float32')
+
+
+@pytest.mark.parametrize('attend', [None, SOFTMAX], ids=['exact', 'kernel'])
+@pytest.mark.parametrize('mask', MASKS)
+def test_nnx_with_our_softmax_is_nnx(attend, mask):
+  @nnx.jit
+  @nnx.value_and_grad
+  def loss(layer, x, mask):
+    return jnp.sum(layer(x, batch(1), mask=mask) ** 2)
+
+  x, mask = batch(), MASKS[mask]
+  with jax.numpy_dtype_promotion('standard'):
+    expected = loss(nnx_layer(), x, mask)
+  found = loss(nnx_layer(layers.as_attention_fn(attend)), x, mask)
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize('attend', [None, SOFTMAX], ids=['exact', 'kernel'])
+@pytest.mark.parametrize('mask', MASKS)
+def test_linen_with_our_softmax_is_linen(attend, mask):
+  x, mask = batch(), MASKS[mask]
+  mask = mask if mask is None else mask.astype('float32')
+  layer = linen.MultiHeadDotProductAttention(num_heads=H, dtype='float32')
+  ours = layer.clone(attention_fn=layers.as_attention_fn(attend))
+  params = layer.init(jax.random.key(0), x)
+
+  def loss(layer, params, x):
+    return jnp.sum(layer.apply(params, x, batch(1), mask=mask) ** 2)
+
+  found, expected = (
+    jax.jit(jax.value_and_grad(functools.partial(loss, module), (0, 1)))(
+      params, x
+    )
+    for module in (ours, layer)
+  )
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
+
+
+def test_a_decoder_of_flax_takes_a_linear_time_attention():
+  attention_fn = layers.as_attention_fn(ELU, is_causal=True)
+  layer, x = nnx_layer(attention_fn), batch()
+  expected = layer(x)
+  read = nnx_layer(layers.as_attention_fn(ELU))(x, mask=CAUSAL)
+  traced = nnx.jit(
+    lambda layer, x: layer(x, mask=nnx.make_causal_mask(x[..., 0]))
+  )
+  for found in (read, traced(layer, x)):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match='is_causal=True'):
+    traced(nnx_layer(layers.as_attention_fn(ELU)), x)
+  layer.decode = True
+  layer.init_cache(x.shape, dtype=x.dtype)
+  with jax.numpy_dtype_promotion('standard'):  # Flax's cache needs it.
+    tokens = [layer(x[:, t : t + 1]) for t in range(N)]
+  np.testing.assert_allclose(
+    jnp.concatenate(tokens, axis=1), expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_dtype_and_precision_of_flax_are_honoured():
+  attention_fn = layers.as_attention_fn(SOFTMAX)
+  for precision in ('highest', jax.lax.Precision.HIGH, ('high', 'high')):
+    layer = nnx_layer(attention_fn, dtype=jnp.bfloat16, precision=precision)
+    assert layer(batch()).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'dropout_rate': 0.1, 'deterministic': False}, 'dropout_rate is 0.1'),
+    ({'module': 'any'}, 'are to be sown'),
+  ],
+)
+def test_what_a_form_without_weights_cannot_do_is_an_error(options, message):
+  x = batch()[:, :, None]
+  with pytest.raises(ValueError, match=message):
+    layers.as_attention_fn(ELU)(x, x, x, **options)
+  options['deterministic'] = True
+  if 'module' not in options:
+    layers.as_attention_fn(ELU)(x, x, x, **options)

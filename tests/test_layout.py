@@ -105,7 +105,7 @@ def oracle(query, key, value, bias=None, scale=None, **options):
   lengths = options.get('query_seq_lengths')
   if lengths is None:
     return output
-  valid = jnp.arange(T)[None] < lengths[:, None]
+  valid = jnp.arange(T, dtype='int32')[None] < lengths[:, None]
   return jnp.where(valid[..., None, None], output, 0)
 
 
@@ -131,11 +131,15 @@ def assert_close(found, expected, tolerance):
 def test_the_exact_softmax_is_that_of_jax(name):
   options = dict(OPTIONS[name])
   inputs = arrays('float32')
+  if 'bias' in options:
+    options['bias'] = options['bias'].astype('float32')
   ours = functools.partial(attention.dot_product_attention, **options)
   if options.get('mask') is not None and options['mask'].ndim == 2:
     options['mask'] = options['mask'][None, None]
-  theirs = functools.partial(jax.nn.dot_product_attention, **options)
-  assert_close(with_slopes(ours, *inputs), with_slopes(theirs, *inputs), 1e-6)
+  found = with_slopes(ours, *inputs)
+  with jax.numpy_dtype_promotion('standard'):
+    theirs = functools.partial(jax.nn.dot_product_attention, **options)
+    assert_close(found, with_slopes(theirs, *inputs), 1e-6)
 
 
 @every_option
@@ -164,21 +168,19 @@ def test_the_softmax_kernel_honours_what_is_no_bias(name):
   assert_close(found, with_slopes(expected, *inputs), 1e-13)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def by_hand(way, query, key, value, mask, is_causal):
-  """One head at a time, through the door of one query."""
-  groups = query.shape[-2] // key.shape[-2]
-  output = np.zeros((*query.shape[:-1], value.shape[-1]))
+  """The door of one query, for every token, head and sequence."""
   fn = way
   if not isinstance(way, functools.partial):
     fn = functools.partial(attention.kernel_attention, way)
-  for b in range(B):
-    for n in range(N):
-      for t in range(T):
-        seen = np.arange(key.shape[1]) <= (t if is_causal else T)
-        seen &= np.asarray(mask)[b, 0, 0]
-        head = key[b, :, n // groups], value[b, :, n // groups]
-        output[b, t, n] = fn(query[b, t, n], *head, mask=jnp.asarray(seen))
-  return output
+  groups = query.shape[-2] // key.shape[-2]
+  key, value = (jnp.repeat(x, groups, axis=-2) for x in (key, value))
+  past = jnp.tril(jnp.ones((1, T, T), bool), 0 if is_causal else T)
+  mask = jnp.broadcast_to(mask[:, 0] & past, (B, T, T))
+  tokens = jax.vmap(lambda q, k, v, m: fn(q, k, v, mask=m), (0, None, None, 0))
+  heads = jax.vmap(tokens, (1, 1, 1, None), 1)
+  return jax.vmap(heads)(query, key, value, mask)
 
 
 @pytest.mark.parametrize('is_causal', [False, True])
@@ -190,9 +192,8 @@ def test_every_way_is_its_door_of_one_query(name, is_causal):
   door = functools.partial(
     attention.dot_product_attention, attend=WAYS[name], is_causal=is_causal
   )
-  np.testing.assert_allclose(
-    door(query, key, value, mask=mask), expected, rtol=1e-12
-  )
+  found = jax.jit(door)(query, key, value, mask=mask)
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
   # The same mask in other words.
   lower = jnp.tril(jnp.ones((T, T), bool))[None, None]
   full = mask & lower if is_causal else jnp.broadcast_to(mask, (B, 1, T, T))
@@ -202,8 +203,9 @@ def test_every_way_is_its_door_of_one_query(name, is_causal):
   np.testing.assert_allclose(again, expected, rtol=1e-12)
   one = door(query[0], key[0], value[0], mask=mask[0], chunk_size=2)
   np.testing.assert_allclose(one, expected[0], rtol=1e-12)
-  many = door(*(x[None] for x in (query, key, value)), mask=mask[None])
-  np.testing.assert_allclose(many[0], expected, rtol=1e-12)
+  more = (x[None] for x in (query, key, value, mask))
+  found = jax.jit(lambda q, k, v, m: door(q, k, v, mask=m))(*more)
+  np.testing.assert_allclose(found[0], expected, rtol=1e-12)
 
 
 def test_a_traced_causal_mask_is_read_beside_is_causal_alone():
@@ -228,7 +230,7 @@ def test_padded_rows_take_no_part(name):
     'attend': WAYS.get(name),
     'query_seq_lengths': LENGTHS,
     'key_value_seq_lengths': LENGTHS,
-    'mask': jnp.tril(jnp.ones((T, T), bool))[None, None] if name is None else None,
+    'is_causal': name is None,
   }
   fn = functools.partial(attention.dot_product_attention, **options)
   padded = [x.at[0, 3:].set(jnp.nan) for x in inputs]
@@ -258,11 +260,11 @@ def test_half_precision_and_vmap(name):
     attention.dot_product_attention, attend=WAYS.get(name), is_causal=True
   )
   inputs = arrays('float32', size=T)
-  expected = door(*inputs)
-  half = door(*(x.astype('bfloat16') for x in inputs))
+  expected = jax.jit(door)(*inputs)
+  half = jax.jit(door)(*(x.astype('bfloat16') for x in inputs))
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-    half.astype('float32'), expected, atol=4 * tolerances.IDENTITY["bfloat16"]
+    half.astype('float32'), expected, atol=4 * tolerances.IDENTITY['bfloat16']
   )
   one = jax.jit(jax.vmap(door))(*inputs)
   np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,11 +167,13 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
   mask = _visible(mask, query.shape[1], key.shape[1], is_causal, window)
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if query.dtype != jnp.float64 and key.shape == value.shape:
-    return jax.nn.dot_product_attention(
-      query, key, value, bias, mask, scale=scale
-    )
+    with jax.numpy_dtype_promotion('standard'):  # It needs that.
+      return jax.nn.dot_product_attention(
+        query, key, value, bias, mask, scale=scale
+      )
   # There the softmax is float32, and values are as wide as keys.
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  is_double = query.dtype == jnp.float64
+  dtype = jnp.float64 if is_double else jnp.float32
   groups = query.reshape(*query.shape[:2], key.shape[2], -1, key.shape[3])
   scores = jnp.einsum(
     'btkgh,bskh->bkgts', groups, key, preferred_element_type=dtype
@@ -196,19 +198,21 @@ def _doors_of(attend, chunk_size: int | None) -> _Doors:
   fn = attend.func if is_bound else attend
   if not (hasattr(fn, 'stream') and hasattr(fn, 'causal')):
     is_kernel = not _validate.is_feature_map(attend, 'attend')
-    name, arguments = type(attend).__name__, (attend,)
+    name, arguments = type(attend).__name__, [attend]
     many, causal = stream_kernel_attention, causal_kernel_attention
   else:
-    name, arguments, is_kernel = type(fn).__name__, (), False
+    name, arguments, is_kernel = type(fn).__name__, [], False
     many, causal = fn.stream, fn.causal
     if is_bound and not attend.keywords:
-      arguments = attend.args
+      arguments = list(attend.args)
     if len(arguments) != 1:
       raise ValueError(
         f'attend is a {name} without a feature map, or with more than that; '
         'expected functools.partial(attention, phi).'
       )
-  options = {} if chunk_size is None else {'chunk_size': chunk_size}
+  options: dict[str, Any] = {}
+  if chunk_size is not None:
+    options = {'chunk_size': chunk_size}
   return _Doors(
     name,
     functools.partial(many, *arguments, **options),
@@ -322,9 +326,7 @@ def _over_heads(fn, query, key, value, mask):
     lead = (1, 1) if shared else (num_kv_heads, mask.shape[1] // num_kv_heads)
     mask = mask.reshape(mask.shape[0], *lead, *mask.shape[2:])
     axes = [None if size == 1 else 0 for size in mask.shape[:3]]
-    mask = mask.reshape(
-      *(n for n in mask.shape[:3] if n > 1), *mask.shape[3:]
-    )
+    mask = mask.reshape(*(n for n in mask.shape[:3] if n > 1), *mask.shape[3:])
   fn = jax.vmap(fn, (1, None, None, axes[2]), 1)
   fn = jax.vmap(fn, (1, 1, 1, axes[1]), 1)
   output = jax.vmap(fn, (0, 0, 0, axes[0]))(groups, key, value, mask)
