@@ -19,12 +19,18 @@ TaylorFeatures        C(d_k + p, p)  any      truncated exponential, exact
 EluPlusOneFeatures    d_k            positive its own
 IdentityFeatures      d_k            any      inner product, exact
 ===================== ============== ======== ===========================
+
+Your own is one function: `from_function` and `from_log` make a map of it. A map
+is a pytree, so a field of a `flax.nnx.Module` that holds one is
+`nnx.data(phi)`; in an `equinox.Module` it is any other field.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -348,3 +354,90 @@ class IdentityFeatures(_FromScaled):
     """Returns `(0, x)`. Shapes `[1]` and `[d_k]`."""
     x = jnp.asarray(x)
     return jnp.zeros(1, x.dtype), x
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, eq=False)
+class FunctionFeatures(_FromScaled):
+  """The map that `from_function` and `from_log` make of a function.
+
+  Attributes:
+    scaled_fn: `x -> (log_scale, features)`, a callable pytree.
+  """
+
+  scaled_fn: Callable[[Array], tuple[Array, Array]]
+
+  @door
+  def scaled(
+    self, x: Float[Array, ' d_k']
+  ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
+    """Returns `(log_scale, features)`. Shapes `[1]` or `[R]`, and `[R]`."""
+    log_scale, features = self.scaled_fn(jnp.asarray(x))
+    return jnp.atleast_1d(log_scale), features
+
+
+def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
+  """Makes a feature map of the function that computes its features.
+
+  Also a decorator. Features that may overflow belong to `from_log`, or are
+  returned with their scale.
+
+  Args:
+    fn: `x [d_k] -> phi(x) [R]`, of either sign, or `x -> (log_scale,
+      features)` with a `log_scale` of shape `[]`, `[1]` or `[R]`. Arrays of a
+      callable pytree (`jax.tree_util.Partial`, a module) stay leaves.
+
+  Returns:
+    The feature map.
+
+  Raises:
+    ValueError: if `fn` is no function of one argument.
+
+  Example:
+    >>> @from_function
+    ... def phi(x):
+    ...   return jnp.concatenate([jax.nn.relu(x), jax.nn.relu(-x)])
+    >>> phi(jnp.array([1.0, -2.0])).tolist()
+    [1.0, 0.0, 0.0, 2.0]
+  """
+  return _from(_plain, fn, 'x [d_k] -> phi(x) [R]')
+
+
+def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
+  """Makes a positive feature map of the function that computes its logarithm.
+
+  Also a decorator. Nothing under- or overflows, whatever the logarithms.
+
+  Args:
+    fn: `x [d_k] -> log phi(x) [R]`, as in `from_function`.
+
+  Returns:
+    The feature map.
+
+  Raises:
+    ValueError: if `fn` is no function of one argument.
+
+  Example:
+    >>> phi = from_log(lambda x: jnp.concatenate([x, -x]))
+    >>> phi(jnp.zeros(2)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+  """
+  return _from(_exponential, fn, 'x [d_k] -> log phi(x) [R]')
+
+
+def _from(scaled, fn, signature: str) -> FunctionFeatures:
+  _validate.check_function('fn', fn, 1, signature)
+  fn = _pytree.function(fn)
+  return FunctionFeatures(jax.tree_util.Partial(scaled, fn))
+
+
+def _plain(fn, x):
+  result = fn(x)
+  if isinstance(result, tuple):
+    return result
+  return jnp.zeros(1, result.dtype), result
+
+
+def _exponential(fn, x):
+  log_features = fn(x)
+  return log_features, jnp.ones_like(log_features)

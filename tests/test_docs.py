@@ -20,7 +20,12 @@ ROWS = [
 
 @pytest.mark.parametrize(
   ('path', 'least'),
-  [('README.md', 10), ('docs/accounts.md', 5), ('docs/equations.md', 20)],
+  [
+    ('README.md', 10),
+    ('docs/accounts.md', 5),
+    ('docs/equations.md', 20),
+    ('docs/frameworks.md', 20),
+  ],
 )
 def test_code_prints_what_it_says(path, least):
   text = (ROOT / path).read_text()

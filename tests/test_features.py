@@ -79,6 +79,19 @@ MAPS = [
     DIM,
   ),
   *(taylor(order) for order in range(4)),
+  Case(
+    'of a function',
+    lambda projection: features.from_function(jnp.negative),
+    lambda projection, x: -x,
+    DIM,
+  ),
+  Case(
+    'of a logarithm',
+    lambda projection: features.from_log(jnp.negative),
+    lambda projection, x: np.exp(-x),
+    DIM,
+    positive=True,
+  ),
 ]
 RANDOM_MAPS = [case for case in MAPS if case.random]
 DTYPES = ['float16', 'bfloat16', 'float32', 'float64']
@@ -487,3 +500,18 @@ def test_queries_and_keys_need_the_same_projection(case):
   )
   assert abs(float(one(x) @ one(x)) / exact - 1) < 0.2
   assert abs(float(one(x) @ other(x)) / exact - 1) > 0.5
+
+
+def test_a_function_may_bring_arrays_and_a_scale():
+  def scaled(omega, x):
+    return jnp.max(x), omega @ x  # A scale of shape [].
+
+  x = normal(14, DIM)
+  phi = features.from_function(jax.tree_util.Partial(scaled, projection()))
+  np.testing.assert_allclose(phi(x), np.exp(max(x)) * (projection() @ x))
+  slope = jax.grad(lambda phi: jnp.sum(phi(x)))(phi)
+  (leaf,) = jax.tree.leaves(slope)
+  assert leaf.shape == projection().shape
+  assert jnp.any(leaf != 0)
+  with pytest.raises(ValueError, match=r'expected a function x \[d_k\]'):
+    features.from_log(jnp.add)
