@@ -67,7 +67,7 @@ def as_attention_fn(
     >>> layer = nnx.MultiHeadAttention(
     ...     num_heads=2, in_features=4, decode=False, rngs=nnx.Rngs(0),
     ...     attention_fn=as_attention_fn(features.EluPlusOneFeatures()))
-    >>> layer(jnp.ones((3, 5, 4))).shape
+    >>> layer(jnp.ones((3, 5, 4), jnp.float32)).shape
     (3, 5, 4)
   """
   always_causal = is_causal
