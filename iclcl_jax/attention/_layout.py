@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import _validate, moments, precision
 from iclcl_jax.attention._kernel import (
   causal_kernel_attention,
   kernel_attention,
@@ -172,8 +172,7 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
         query, key, value, bias, mask, scale=scale
       )
   # There the softmax is float32, and values are as wide as keys.
-  is_double = query.dtype == jnp.float64
-  dtype = jnp.float64 if is_double else jnp.float32
+  dtype = precision.accumulation_dtype(query.dtype)
   groups = query.reshape(*query.shape[:2], key.shape[2], -1, key.shape[3])
   scores = jnp.einsum(
     'btkgh,bskh->bkgts', groups, key, preferred_element_type=dtype
@@ -376,7 +375,7 @@ def _check_layout(query, key, value) -> None:
         'width], with the batch axes of query. Add an axis for one head.'
       )
     _validate.check_kind(name, array, '_' * array.ndim, _validate.FLOATING)
-  _validate.check_dtypes(**arrays)
+  _validate.check_dtypes(arrays)
   expected = *query.shape[:-3], *key.shape[-3:-1], query.shape[-1]
   if key.shape != expected or value.shape[:-1] != expected[:-1]:
     raise ValueError(
