@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import peers, timing
+from experiments.benchmark import peers, products, timing
 from experiments.benchmark.timing import (
   Goal,
   Rows,
@@ -29,11 +29,18 @@ from experiments.benchmark.timing import (
 from experiments.lab import pretraining
 from iclcl_jax import attention, dual, features, kernels, modified
 
+CHUNK = 2048  # Demonstrations whose features are held at a time.
 LEARNING_RATE = 0.003
 NUM_DEMONSTRATIONS_OF_PROMPT = 15
 BLOCK = 128  # Queries whose scores are held at a time.
 STRENGTH = 0.1
 NEGATIVES: dict[str, Any] = {'num_negatives': 3, 'strength': STRENGTH}
+
+
+BARE = {
+  name: f'{name}, bare products'
+  for name in ('streamed', 'causal', 'dual state')
+}
 
 
 def forward(config: Any) -> Rows:
@@ -51,6 +58,10 @@ def forward(config: Any) -> Rows:
     'streamed, heads by vmap': jax.vmap(streamed),
     causal_name: by_map(causal),
     'causal, heads by vmap': jax.vmap(causal),
+    BARE['streamed']: by_map(
+      functools.partial(products.streamed, phi.projection)
+    ),
+    BARE['causal']: by_map(functools.partial(products.causal, phi.projection)),
   }
   calls: timing.Calls = {
     name: compile_call(fn, *arrays).call for name, fn in ours.items()
@@ -69,6 +80,8 @@ def forward(config: Any) -> Rows:
     rate_goal(config, seconds, fastest, operations, 0.55),
     speed_goal(seconds, causal_name, 'performer-pytorch causal', 40),
     speed_goal(seconds, causal_name, 'torch exact causal', 2),
+    speed_goal(seconds, fastest, BARE['streamed'], 0.9),
+    speed_goal(seconds, causal_name, BARE['causal'], 0.9),
   ]
   return Rows('attention', goals, seconds, dict.fromkeys(ours, operations))
 
@@ -114,20 +127,27 @@ def state(config: Any) -> Rows:
   keys, values = jax.random.normal(key, shape, jnp.float32) / 2
 
   def step(keys, values):
-    state = dual.zero_shot(phi, keys[:0], values[:0])
-    return dual.stream_step(phi, state, keys, values, chunk_size=2048)
+    state = dual.empty(phi, keys, values)
+    return dual.stream_step(phi, state, keys, values, chunk_size=CHUNK)
 
+  bare = functools.partial(products.summed, phi.projection, chunk_size=CHUNK)
   compiled = compile_call(step, keys, values)
   name = f'dual state of {config.num_demonstrations} demonstrations'
-  calls = {name: compiled.call, 'matmul': timing.matmul(config)}
+  calls = {
+    name: compiled.call,
+    BARE['dual state']: compile_call(bare, keys, values).call,
+    'matmul': timing.matmul(config),
+  }
   seconds = timing.measure(calls, config.repetitions)
   operations = 4 * config.num_demonstrations * config.num_features * config.dim
   memory = f'{name}: MiB besides the inputs'
   goals = [
     Goal(memory, compiled.temporary_mib, 1024, False),
     timing.rate_goal(config, seconds, name, operations, 0.5),
+    speed_goal(seconds, name, BARE['dual state'], 0.9),
   ]
-  return Rows('dual state', goals, seconds, {name: operations})
+  counted = dict.fromkeys((name, BARE['dual state']), operations)
+  return Rows('dual state', goals, seconds, counted)
 
 
 def training(config: Any) -> Rows:
