@@ -259,6 +259,14 @@ def check_optimizer(optimizer: Any) -> None:
     ) from error
 
 
+def check_type(name: str, value: Any, kind: Any, expected: str) -> None:
+  """Raises unless `value` is of this class; `expected` says what to pass."""
+  if not isinstance(value, kind):
+    raise ValueError(
+      f'{name} is a {type(value).__name__}; expected {expected}.'
+    )
+
+
 def check_function(
   name: str, function: Any, num_arguments: int, example: str
 ) -> None:

@@ -62,11 +62,8 @@ def linear_regression(
     Ren & Liu, arXiv:2310.13220, section 5 (inputs and one matrix B).
   """
   _validate.at_least(0, num_demonstrations=num_demonstrations)
-  if not callable(input_fn):
-    raise ValueError(
-      f'input_fn is a {type(input_fn).__name__}; expected a function (key, '
-      'shape, dtype) -> array, such as tasks.uniform or jax.random.normal.'
-    )
+  expected = '(key, shape, dtype) -> array, such as tasks.uniform'
+  _validate.check_function('input_fn', input_fn, 3, expected)
   shape = (num_demonstrations + 1, task_matrix.shape[1])
   inputs = input_fn(key, shape, task_matrix.dtype)
   labels = inputs @ task_matrix.T

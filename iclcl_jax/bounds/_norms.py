@@ -8,12 +8,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
-from iclcl_jax.bounds._common import (
-  CHUNK_SIZE,
-  Ball,
-  log_norm,
-  visible,
-)
+from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, log_norm, visible
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 

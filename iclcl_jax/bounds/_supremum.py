@@ -112,11 +112,8 @@ def gap_supremum(
   """
   forms.form_of(phi, population, name='population')
   form, dtype = forms.form_of(phi, sample, name='sample'), sample.mass.dtype
-  if not isinstance(ball, Ball):
-    raise ValueError(
-      f'ball is a {type(ball).__name__}; expected a Ball, bounds.FROBENIUS or '
-      'bounds.SPECTRAL.'
-    )
+  expected = 'a Ball, bounds.FROBENIUS or bounds.SPECTRAL'
+  _validate.check_type('ball', ball, Ball, expected)
   opposite = form.with_weights(sample, -form.get_weights(sample))
   both = form.merge(population, opposite)
   if isinstance(both, DualState):

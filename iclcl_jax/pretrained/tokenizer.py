@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from iclcl_jax import _validate
 from iclcl_jax.pretrained import gguf as gguf_files
 from iclcl_jax.pretrained._checkpoint import import_reader
 
@@ -110,11 +111,8 @@ class Tokenizer:
     return self.backend.decode(numbers, skip_special_tokens=False)
 
   def _encoding(self, text: str, *, add_special_tokens: bool = True) -> Any:
-    if not isinstance(text, str):
-      raise ValueError(
-        f'text is a {type(text).__name__}; expected a string. Encode several '
-        'texts one by one.'
-      )
+    expected = 'a string. Encode several texts one by one'
+    _validate.check_type('text', text, str, expected)
     return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
 

@@ -25,11 +25,8 @@ def check_block(
   architecture: Architecture, block: Block, x: Float[Array, 'N d_model']
 ) -> None:
   """Checks one block and that it fits the sequence that it reads."""
-  if not isinstance(architecture, Architecture):
-    raise ValueError(
-      f'architecture is a {type(architecture).__name__}; expected a '
-      'transformer.Architecture.'
-    )
+  expected = 'a transformer.Architecture'
+  _validate.check_type('architecture', architecture, Architecture, expected)
   sizes = {'d_model': x.shape[1]}
   for path, array, axes in _arrays(block):
     _validate.check_array(path, array, axes)
@@ -99,11 +96,8 @@ def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
     linear = getattr(block, name)
     if linear is None and name == 'gate':
       continue
-    if not isinstance(linear, Linear):
-      raise ValueError(
-        f'block.{name} is a {type(linear).__name__}; expected a '
-        'transformer.Linear.'
-      )
+    expected = 'a transformer.Linear'
+    _validate.check_type(f'block.{name}', linear, Linear, expected)
     yield f'block.{name}.weight', linear.weight, f'{reads} {writes}'
     if linear.bias is not None:
       yield f'block.{name}.bias', linear.bias, writes

@@ -143,11 +143,8 @@ class Architecture:
   visible: Callable[[Array, Array], Bool[Array, '']]
 
   def __post_init__(self):
-    if not isinstance(self.placement, Placement):
-      raise ValueError(
-        f'placement is a {type(self.placement).__name__}; expected a '
-        'transformer.Placement, such as transformer.pre_norm.'
-      )
+    expected = 'a transformer.Placement, such as transformer.pre_norm'
+    _validate.check_type('placement', self.placement, Placement, expected)
     for name, num_arguments, example in (
       ('normalization', 2, 'such as transformer.RMSNorm(1e-5)'),
       ('activation', 1, 'of an array, such as jax.nn.silu'),

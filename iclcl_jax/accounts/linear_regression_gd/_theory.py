@@ -69,11 +69,8 @@ class LinearTasks:
     _validate.non_negative(
       task_variance=self.task_variance, noise_variance=self.noise_variance
     )
-    if not isinstance(self.moments, Moments):
-      raise ValueError(
-        f'moments is a {type(self.moments).__name__}; expected Moments, such '
-        'as uniform_moments(0.5).'
-      )
+    expected = 'Moments, such as uniform_moments(0.5)'
+    _validate.check_type('moments', self.moments, Moments, expected)
     _validate.non_negative(
       **{f'moments.{name}': m for name, m in self.moments._asdict().items()}
     )

@@ -5,10 +5,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
-from iclcl_jax.accounts.online_learners._stream import (
-  Stream,
-  initial_state,
-)
+from iclcl_jax.accounts.online_learners._stream import Stream, initial_state
 from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float
 

@@ -31,11 +31,8 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
     [-1, 0, 0, 1, -1, -1]
   """
   _validate.at_least(1, num_tokens=num_tokens)
-  if not isinstance(spans, Sequence):
-    raise ValueError(
-      f'spans is a {type(spans).__name__}; expected a list of pairs, begin and '
-      'end (exclusive) of each demonstration.'
-    )
+  expected = 'a list of pairs, begin and end (exclusive) of each demonstration'
+  _validate.check_type('spans', spans, Sequence, expected)
   if len(spans) == 0:
     raise ValueError('spans is empty; expected at least one demonstration.')
   result = np.full(num_tokens, -1, np.int32)
