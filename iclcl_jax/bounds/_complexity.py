@@ -103,17 +103,12 @@ def rademacher_draws(
   Their mean estimates the empirical Rademacher complexity without bias. The
   signs of demonstration `i` depend on `key` and `i` alone. Holds
   `num_draws * d_v * R` numbers for a feature map; for a kernel, whose matrix is
-  read block by block, `num_draws * d_v * (d_v + chunk_size)`.
+  read block by block, `num_draws * d_v * (d_v + chunk_size)`. The arguments
+  that are not listed are those of `rademacher_bound`.
 
   Args:
     key: consumed.
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    radius: radius `w > 0` of the ball.
     num_draws: sign vectors `P`.
-    ball: `FROBENIUS` or `SPECTRAL`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
     chunk_size: demonstrations that are read at a time.
 
   Raises:

@@ -145,13 +145,10 @@ def representation_loss(
 ) -> Float[Array, '']:
   r"""Returns the mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
+  The arguments that are not listed are those of `mean_embedding`.
+
   Args:
-    phi: feature map or kernel.
     state: its weights are `W`.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,

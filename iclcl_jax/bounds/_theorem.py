@@ -58,19 +58,13 @@ def generalization_bound(
   .. math:: L - \hat L \le 2\hat R_{\mathrm{bound}}
      + 3\cdot 2B\sqrt{\log(2/\delta) / (2N)}
 
-  By symmetrisation and bounded differences, for independent demonstrations.
+  By symmetrisation and bounded differences, for independent demonstrations. The
+  arguments that are not listed are those of `rademacher_bound`.
 
   Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    radius: radius `w > 0` of the ball.
     loss_bound: `B > 0`, at least `|v . W phi(k)|` for ALL `W` of the ball and
       all demonstrations that can occur; the papers' `rho ** 2`.
     delta: probability of failure, in (0, 1).
-    ball: `FROBENIUS` or `SPECTRAL`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
 
   Raises:
     ValueError: as `rademacher_bound`; if `loss_bound` is not positive and
@@ -171,18 +165,14 @@ def published_bound(
 
   .. math:: w \rho d \sqrt{\mathrm{Tr} K} / N + \sqrt{\log(1/\delta) / N}
 
-  An order of magnitude, to compare growth with; no bound of anything.
+  An order of magnitude, to compare growth with; no bound of anything. The
+  arguments that are not listed are those of `rademacher_bound`.
 
   Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    radius: radius `w > 0` of the ball.
     value_bound: largest norm `rho > 0` of a value.
     dimension_factor: the factor `d > 0` of the output dimension; 1 removes it,
       which `generalization_bound` justifies for the Frobenius ball.
     delta: probability of failure, in (0, 1).
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
 
   Raises:
     ValueError: if ranks or sizes disagree, or an argument is out of range.
