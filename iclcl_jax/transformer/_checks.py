@@ -25,8 +25,9 @@ def check_block(
   architecture: Architecture, block: Block, x: Float[Array, 'N d_model']
 ) -> None:
   """Checks one block and that it fits the sequence that it reads."""
-  expected = 'a transformer.Architecture'
-  _validate.check_type('architecture', architecture, Architecture, expected)
+  _validate.check_type(
+    'architecture', architecture, Architecture, 'a transformer.Architecture'
+  )
   sizes = {'d_model': x.shape[1]}
   for path, array, axes in _arrays(block):
     _validate.check_array(path, array, axes)
