@@ -6,6 +6,8 @@ no feature map is needed, the softmax kernel included. Positive kernels are
 evaluated in log space.
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,7 @@ from iclcl_jax.moments import labels, largest, map_chunks, zero_log_scale
 from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
+  FixedKernelDualState,
   Float,
   Kernel,
   KernelDualState,
@@ -23,6 +26,7 @@ from iclcl_jax.types import (
   Reading,
 )
 
+_State: TypeAlias = KernelDualState | FixedKernelDualState
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
 # Among so many keys an index is found in no time; among more it is slow.
@@ -46,20 +50,52 @@ def empty(
   )
 
 
-def merge(a: KernelDualState, b: KernelDualState) -> KernelDualState:
+def merge(a: _State, b: _State) -> _State:
   """Joins the rows of two states that saw different tokens."""
+  if isinstance(a, FixedKernelDualState):
+    return _write(a, b)
   keys, coefficients, mass = map(jnp.concatenate, zip(a, b, strict=True))
   return KernelDualState(keys, widen(coefficients), widen(mass))
 
 
+def with_capacity(
+  state: KernelDualState, capacity: int
+) -> FixedKernelDualState:
+  """Returns an empty state whose tokens are written into `capacity` rows."""
+  keys, coefficients, mass = (
+    jnp.zeros((capacity, *x.shape[1:]), x.dtype) for x in state[:3]
+  )
+  none = jnp.zeros((), jnp.int32)
+  return FixedKernelDualState(keys, coefficients, mass, none)
+
+
+def _write(state: FixedKernelDualState, new: _State) -> FixedKernelDualState:
+  """Writes rows into the free ones; traced rows beyond the last give NaN."""
+  capacity, size = state.mass.shape[0], new.mass.shape[0]
+  used = state.used + getattr(new, 'used', size)
+  if _validate.is_concrete(used) and used > capacity:
+    raise ValueError(
+      f'state has {capacity} rows, and {used} tokens are to be kept; expected '
+      'no more than its capacity. Make it with dual.empty(..., capacity=...).'
+    )
+  rows = state.used + jnp.arange(size, dtype=used.dtype)
+  rows = jnp.where(rows < used, rows, capacity)
+  keys, coefficients, mass = (
+    old.at[rows].set(x.astype(old.dtype), mode='drop')
+    for old, x in zip(state[:3], new[:3], strict=True)
+  )
+  coefficients = jnp.where(used > capacity, jnp.nan, coefficients)
+  return FixedKernelDualState(keys, coefficients, mass, used)
+
+
 def absorb(
   kernel: Kernel,
-  state: KernelDualState,
+  state: _State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   mask: Mask | None = None,
-) -> KernelDualState:
-  """Appends a row for each token; masked rows get coefficient and mass 0."""
+) -> _State:
+  """Adds a row for each token; masked rows get coefficient and mass 0."""
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   mass = jnp.ones(keys.shape[0], values.dtype)
   if mask is not None:
@@ -71,12 +107,12 @@ def absorb(
 
 def absorb_stream(
   kernel: Kernel,
-  state: KernelDualState,
+  state: _State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   chunk_size: int,
   mask: Mask | None = None,
-) -> KernelDualState:
+) -> _State:
   """Does what `absorb` does: there are no features to hold."""
   del chunk_size
   return absorb(kernel, state, keys, values, mask)
@@ -84,11 +120,11 @@ def absorb_stream(
 
 def see(
   kernel: Kernel,
-  state: KernelDualState,
+  state: _State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   mask: Mask | None = None,
-) -> KernelDualState:
+) -> _State:
   """Appends rows of mass 1 and coefficient 0: visible, and not yet learnt."""
   return absorb(kernel, state, keys, jnp.zeros_like(values), mask)
 
@@ -139,8 +175,9 @@ def gradient(
   slopes = jax.grad(loss)(predictions, values_read)
   if mask is not None:
     slopes = jnp.where(mask[:, None], slopes, 0)
-  first = state.keys.shape[0] - keys.shape[0]
-  return jnp.zeros_like(state.coefficients).at[first + rows].add(slopes)
+  used = getattr(state, 'used', state.keys.shape[0])
+  rows = jnp.asarray(used - keys.shape[0], rows.dtype) + rows
+  return jnp.zeros_like(state.coefficients).at[rows].add(slopes)
 
 
 def penalty_gradient(
@@ -190,9 +227,10 @@ def remove(
   )
   one = jnp.ones((), state.mass.dtype)
   amplification = jnp.where(found, one, jnp.inf)
-  return jax.tree.map(
-    lambda x: jnp.where(found, x, jnp.nan), rest
-  ), amplification
+  known = (jnp.where(found, x, jnp.nan) for x in rest[:3])
+  return rest._replace(**dict(zip(rest._fields, known, strict=False))), (
+    amplification
+  )
 
 
 def read(

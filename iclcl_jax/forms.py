@@ -4,6 +4,7 @@ from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax.types import (
   DualState,
   FeatureMap,
+  FixedKernelDualState,
   Form,
   Kernel,
   KernelDualState,
@@ -34,7 +35,8 @@ def form_of(
   """
   is_feature_map = _validate.is_feature_map(phi)
   expected = DualState if is_feature_map else KernelDualState
-  if state is not None and not isinstance(state, expected):
+  kinds = (expected,) if is_feature_map else (expected, FixedKernelDualState)
+  if state is not None and not isinstance(state, kinds):
     raise ValueError(
       f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
       f'since phi is a {type(phi).__name__}. Make it with this phi.'

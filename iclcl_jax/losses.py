@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax.precision import widen
-from iclcl_jax.types import Array, Float, Loss, Penalty
+from iclcl_jax.types import Array, Float, Loss, Mask, Penalty
 
 _LossT = TypeVar('_LossT', bound=Loss)
 
@@ -120,8 +120,8 @@ def info_nce(temperature: float = 1.0) -> Loss:
     temperature: `tau > 0`.
 
   Returns:
-    `loss(predictions, values) -> []`; no sum over demonstrations, since all
-    values are candidates of each.
+    `loss(predictions, values, *, mask=None) -> []`; no sum over demonstrations,
+    since all visible values are candidates of each.
 
   Raises:
     ValueError: if `temperature` is not positive and finite.
@@ -136,11 +136,19 @@ def info_nce(temperature: float = 1.0) -> Loss:
   _validate.positive(temperature=temperature)
 
   @door
-  def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
+  def loss(
+    predictions: Float[Array, 'N d_v'],
+    values: Float[Array, 'N d_v'],
+    *,
+    mask: Mask | None = None,
+  ):
     predictions, values = widen((predictions, values))
-    return -jnp.trace(
-      jax.nn.log_softmax(predictions @ values.T / temperature, axis=1)
-    )
+    scores = predictions @ values.T / temperature
+    if mask is None:
+      return -jnp.trace(jax.nn.log_softmax(scores, axis=1))
+    scores = jnp.where(mask[None], scores, jnp.finfo(scores.dtype).min)
+    terms = jnp.diagonal(jax.nn.log_softmax(scores, axis=1))
+    return -jnp.sum(jnp.where(mask, terms, 0))
 
   return loss
 
@@ -353,8 +361,17 @@ def check_value(loss: Loss, values: Array) -> None:
 
 def declares_normaliser(loss: Loss) -> bool:
   """Whether a loss has a keyword `normaliser` that is not bound yet."""
-  try:
-    parameter = inspect.signature(loss).parameters.get('normaliser')
-  except (TypeError, ValueError):  # A builtin tells nothing.
-    return False
+  parameter = _parameter(loss, 'normaliser')
   return parameter is not None and parameter.default is parameter.empty
+
+
+def declares_mask(loss: Loss) -> bool:
+  """Whether a loss has a keyword `mask [N]`, and so leaves rows out itself."""
+  return _parameter(loss, 'mask') is not None
+
+
+def _parameter(loss: Loss, name: str) -> inspect.Parameter | None:
+  try:
+    return inspect.signature(loss).parameters.get(name)
+  except (TypeError, ValueError):  # A builtin tells nothing.
+    return None

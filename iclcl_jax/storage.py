@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax.types import DualState, KernelDualState, State
+from iclcl_jax.types import (
+  DualState,
+  FixedKernelDualState,
+  KernelDualState,
+  State,
+)
 
 _FORMAT = 'iclcl_jax.state.1'
 _KINDS: dict[str, Any] = {
@@ -33,7 +38,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
   Args:
     path: the file; an existing one is replaced.
     state: the state. Leading axes that all arrays share (heads, a batch) are
-      kept.
+      kept; free rows of a fixed capacity become masked ones.
 
   Raises:
     ValueError: if `state` is no state, is traced, its shapes disagree, or
@@ -48,6 +53,8 @@ def save(path: str | os.PathLike[str], state: State) -> None:
     ...   load(f'{folder}/state.npz').mass.tolist()
     [1.0, 1.0, 1.0]
   """
+  if isinstance(state, FixedKernelDualState):
+    state = KernelDualState(*state[:3])
   kind = type(state).__name__
   if not isinstance(state, DualState | KernelDualState):
     raise ValueError(

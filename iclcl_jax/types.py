@@ -26,6 +26,7 @@ __all__ = [
   'Bool',
   'DualState',
   'FeatureMap',
+  'FixedKernelDualState',
   'Float',
   'Form',
   'Int',
@@ -133,7 +134,8 @@ class KernelDualState(NamedTuple):
   r"""The exact-kernel twin of `DualState`: coefficients over the keys.
 
   The model is :math:`f(x) = \sum_i c_i k(k_i, x) / \sum_i m_i k(k_i, x)`. It
-  grows by a row for every token, so it cannot be the carry of a `lax.scan`.
+  grows by a row for every token. One of fixed capacity (`dual.empty`) does not,
+  and can be the carry of a `lax.scan`.
 
   Attributes:
     keys: training inputs seen so far. Shape `[n, d_k]`.
@@ -146,7 +148,23 @@ class KernelDualState(NamedTuple):
   mass: Float[Array, ' n']
 
 
-State: TypeAlias = DualState | KernelDualState
+class FixedKernelDualState(NamedTuple):
+  """A `KernelDualState` of fixed capacity: tokens are written into free rows.
+
+  Attributes:
+    keys: training inputs seen so far, then zeros. Shape `[n, d_k]`.
+    coefficients: weights of the kernel expansion. Shape `[n, d_v]`.
+    mass: 1 for a visible token, else 0. Shape `[n]`.
+    used: how many rows are taken. Shape `[]`.
+  """
+
+  keys: Float[Array, 'n d_k']
+  coefficients: Float[Array, 'n d_v']
+  mass: Float[Array, ' n']
+  used: Int[Array, '']
+
+
+State: TypeAlias = DualState | KernelDualState | FixedKernelDualState
 
 
 class Reading(NamedTuple):

@@ -664,3 +664,55 @@ def test_numpy_arrays_are_welcome():
   state = fit(dual.train, phi, start, keys, values, optax.sgd(1.0), 1, 4)
   goal = one_step(phi, start, *tokens[1:])
   same_model(phi, state, goal, query)
+
+
+CAPACITY = 8
+
+
+def online(phi, keys, values, step):
+  """Predicts after every token, one at a time."""
+
+  def see(state, token):
+    key, value = token
+    state = step(phi, state, key[None], value[None])
+    return state, dual.predict(phi, state, key)
+
+  state = dual.empty(phi, keys, values, capacity=CAPACITY)
+  return jax.lax.scan(see, state, (keys, values))
+
+
+@pytest.mark.parametrize(
+  'phi', [kernels.ExponentialKernel(), features.EluPlusOneFeatures()]
+)
+@pytest.mark.parametrize('step', [dual.one_step, dual.one_step_autodiff])
+def test_a_state_of_fixed_capacity_is_the_carry_of_a_scan(phi, step):
+  rng = np.random.default_rng(0)
+  keys, values = (jnp.asarray(rng.normal(size=(6, n))) for n in (3, 2))
+  state, found = jax.jit(functools.partial(online, phi, step=step))(
+    keys, values
+  )
+  expected = attention.causal_kernel_attention(phi, keys, keys, values)
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+  removed = dual.remove(phi, state, keys[1], values[1]).state
+  rest = jnp.array([0, 2, 3, 4, 5])
+  np.testing.assert_allclose(
+    dual.predict(phi, removed, keys[0]),
+    attention.kernel_attention(phi, keys[0], keys[rest], values[rest]),
+    rtol=1e-10,
+  )
+  if isinstance(phi, kernels.ExponentialKernel):
+    for full in (dual.one_step, dual.one_step_autodiff):
+      with pytest.raises(ValueError, match='state has 8 rows, and 12 tokens'):
+        full(phi, state, keys, values)
+    traced = jax.jit(functools.partial(dual.one_step, phi))
+    late = traced(state, keys, values)
+    assert jnp.all(jnp.isnan(dual.predict(phi, late, keys[0])))
+    both = dual.merge(
+      dual.one_step(
+        phi, dual.empty(phi, keys, values, capacity=9), keys, values
+      ),
+      dual.one_step(
+        phi, dual.empty(phi, keys, values, capacity=4), keys[:1], values[:1]
+      ),
+    )
+    assert (int(both.used), both.mass.tolist()) == (7, [1.0] * 7 + [0.0] * 2)

@@ -642,3 +642,36 @@ def test_what_a_caller_s_function_returns_is_checked():
 def test_only_a_feature_map_has_a_kernel(phi):
   with pytest.raises(ValueError, match='phi is'):
     features.FeatureKernel(phi)
+
+
+def triplet(predictions, values):
+  """Each row is pushed from the value of the next."""
+  other = jnp.sum(predictions * (jnp.roll(values, 1, axis=0) - values), axis=1)
+  return jnp.sum(jax.nn.softplus(1 + other))
+
+
+@pytest.mark.parametrize('loss', [losses.info_nce(0.7), triplet])
+@pytest.mark.parametrize(
+  'phi', [kernels.ExponentialKernel(), features.EluPlusOneFeatures()]
+)
+def test_a_loss_that_is_no_sum_is_causal_by_its_prefixes(loss, phi):
+  size = 5
+  rng = np.random.default_rng(0)
+  queries, keys = jnp.asarray(rng.normal(size=(2, size, 3)))
+  values = jnp.asarray(rng.normal(size=(size, 2)))
+  attend = modified.attention_from_loss(loss)
+  found = jax.jit(attend.causal)(phi, queries, keys, values)
+  for n in range(1, size + 1):
+    expected = attend(phi, queries[n - 1], keys[:n], values[:n])
+    np.testing.assert_allclose(found[n - 1], expected, rtol=1e-11, atol=1e-12)
+  mask = jnp.arange(size) != 2
+  if loss is triplet:
+    with pytest.raises(ValueError, match=r'a keyword mask \[N\]'):
+      attend.causal(phi, queries, keys, values, mask=mask)
+    return
+  masked = attend.causal(phi, queries, keys, values, mask=mask, chunk_size=2)
+  alone = attend.causal(phi, queries[mask], keys[mask], values[mask])
+  np.testing.assert_allclose(masked[mask], alone, rtol=1e-11, atol=1e-12)
+  streamed = attend.stream(phi, queries, keys, values, mask=mask)
+  alone = attend.stream(phi, queries, keys[mask], values[mask])
+  np.testing.assert_allclose(streamed, alone, rtol=1e-11, atol=1e-12)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, losses, moments
+from iclcl_jax import _validate, coefficients, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax.dual._common import check_objective
 from iclcl_jax.forms import form_of
@@ -30,6 +30,8 @@ def empty(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'n d_k'],
   values: Float[Array, 'n d_v'],
+  *,
+  capacity: int | None = None,
 ) -> State:
   r"""Returns the dual model that has seen nothing: :math:`W = 0`.
 
@@ -37,12 +39,16 @@ def empty(
     phi: feature map or kernel.
     keys: any keys, of which the width and the dtype are read. Shape `[n, d_k]`.
     values: any values, of which the width is read. Shape `[n, d_v]`.
+    capacity: how many tokens the state of a kernel holds, so that it keeps its
+      shape and can be the carry of a `lax.scan`; None for one that grows. The
+      state of a feature map always keeps its shape.
 
   Returns:
-    The state; its mass is 0.
+    The state; its mass is 0. A token beyond the capacity is a `ValueError`, or
+    NaN where the state is traced.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
+    ValueError: if ranks, sizes or dtypes disagree, or `capacity < 1`.
 
   Example:
     >>> from iclcl_jax import dual, features
@@ -50,7 +56,13 @@ def empty(
     >>> dual.empty(phi, x, x).weights.tolist()
     [[0.0, 0.0], [0.0, 0.0]]
   """
-  return form_of(phi).empty(phi, keys, values)
+  state = form_of(phi).empty(phi, keys, values)
+  if capacity is None:
+    return state
+  _validate.at_least(1, capacity=capacity)
+  if isinstance(state, DualState):
+    return state
+  return coefficients.with_capacity(state, capacity)
 
 
 @door

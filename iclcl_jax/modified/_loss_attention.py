@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, _validate, attention, dual, losses
+from iclcl_jax import _pytree, _validate, attention, dual, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention
@@ -34,9 +34,14 @@ class LossAttention(Attention):
   query-side tokens, or from zero without any; `stream` and `causal` start from
   zero. They raise a `ValueError` for a loss that declares `normaliser`, which
   no query-free model has, and for a penalty with a slope at zero, which is not
-  streamed (a ridge has none); `causal` also unless the loss is a declared sum
-  over demonstrations, since only then a prefix has the loss of its terms. All
-  do where the loss has no gradient at `W_0 = 0` and no token gives another.
+  streamed (a ridge has none). All do where the loss has no gradient at
+  `W_0 = 0` and no token gives another.
+
+  Only in a declared sum over demonstrations has a prefix the loss of its terms.
+  For any other loss `causal` takes the step of every prefix on its own: the
+  loss is evaluated `N` times, and the time is quadratic in `N` at least. A loss
+  with a keyword `mask [N]` (`losses.info_nce`) is evaluated in blocks of
+  prefixes; one without is written out for each, which takes long to compile.
 
   Attributes:
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
@@ -119,19 +124,38 @@ class LossAttention(Attention):
     )
 
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
-    if not losses.is_sum_over_demonstrations(self.loss):
-      raise ValueError(
-        'loss is not declared a sum over demonstrations, so the labels of '
-        'one position would depend on later ones. Declare it with '
-        'losses.sum_over_demonstrations if it is one.'
+    if losses.is_sum_over_demonstrations(self.loss):
+      losses.check_sum(self.loss)
+      labels = self._labels_from_zero(keys, values, mask)
+      return attention.causal_kernel_attention(
+        phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
       )
-    losses.check_sum(self.loss)
-    labels = self._labels_from_zero(keys, values, mask)
-    return attention.causal_kernel_attention(
-      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    self._check_from_zero(keys, values, mask)
+    positions = jnp.arange(keys.shape[0])
+
+    def answer(query, keys, values, seen):
+      labels = self._labels(jnp.zeros_like(values), values, seen, None)
+      return attention.kernel_attention(phi, query, keys, labels, mask=seen)
+
+    def answer_at(row):
+      seen = positions <= row[1]
+      seen = seen if mask is None else seen & mask
+      return answer(row[0], keys, values, seen)
+
+    if losses.declares_mask(self.loss):
+      return moments.map_chunks(answer_at, (queries, positions), chunk_size)
+    # A loss of unknown form has to see a prefix alone.
+    prefixes = range(1, keys.shape[0] + 1)
+    return jnp.stack(
+      [answer(queries[n - 1], keys[:n], values[:n], None) for n in prefixes]
     )
 
   def _labels_from_zero(self, keys, values, mask):
+    self._check_from_zero(keys, values, mask)
+    return self._labels(jnp.zeros_like(values), values, mask, None)
+
+  def _check_from_zero(self, keys, values, mask) -> None:
+    """Refuses what the step of one model from zero, for all, cannot be."""
     if losses.declares_normaliser(self.loss):
       raise ValueError(
         'loss declares the keyword normaliser, which belongs to one query; '
@@ -149,7 +173,6 @@ class LossAttention(Attention):
           'expected one without, such as losses.ridge. Call the attention for '
           'one query, under jax.vmap for several.'
         )
-    return self._labels(jnp.zeros_like(values), values, None, None)
 
   def _labels(self, predictions, values, mask, normaliser):
     """Minus the gradient with respect to the predictions, times the step."""
@@ -161,19 +184,22 @@ class LossAttention(Attention):
     loss = self.loss
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=normaliser)
+    if mask is not None and losses.declares_mask(loss):
+      loss = functools.partial(loss, mask=mask[: values.shape[0]])
     losses.check_value(loss, values)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
   def _check_mask(self, mask) -> None:
-    if mask is not None and not losses.is_sum_over_demonstrations(self.loss):
+    if mask is None or losses.declares_mask(self.loss):
+      return
+    if not losses.is_sum_over_demonstrations(self.loss):
       raise ValueError(
         'mask leaves rows out, but the loss is not declared a sum over '
-        'demonstrations. Declare it with losses.sum_over_demonstrations, or '
-        'pass the visible rows alone.'
+        'demonstrations. Declare it with losses.sum_over_demonstrations, give '
+        'it a keyword mask [N], or pass the visible rows alone.'
       )
-    if mask is not None:
-      losses.check_sum(self.loss)
+    losses.check_sum(self.loss)
 
   def _check_penalty(self, keys, values):
     """The slope at zero weights, refused where it does not exist."""
