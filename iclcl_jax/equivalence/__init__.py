@@ -4,10 +4,14 @@ Three independent paths compute one number: attention adds up scored values,
 the closed-form dual model applies its weights, and the autodiff dual model
 gets its weights from `jax.grad` of the loss. `verify` compares them, for the
 contrastive loss of plain attention or for any other; `verify_model` compares
-them for every head of a stack of Transformer blocks.
+them for every head of a stack of Transformer blocks. `verify_heads` compares
+the dual models with what somebody else's model has computed, which `capture`
+sees in Flax, Equinox or plain JAX.
 """
 
+from iclcl_jax.equivalence._capture import capture, record
 from iclcl_jax.equivalence._certificate import Certificate, verify
+from iclcl_jax.equivalence._heads import HeadsCertificate, verify_heads
 from iclcl_jax.equivalence._model import (
   ModelCertificate,
   ModelResiduals,
@@ -19,12 +23,16 @@ from iclcl_jax.equivalence._residuals import Residuals, residuals
 
 __all__ = [
   'Certificate',
+  'HeadsCertificate',
   'ModelCertificate',
   'ModelResiduals',
   'Residuals',
+  'capture',
   'certificate_of',
   'model_residuals',
+  'record',
   'residuals',
   'verify',
+  'verify_heads',
   'verify_model',
 ]

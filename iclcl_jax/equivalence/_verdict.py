@@ -11,7 +11,7 @@ def judge(
   residual: float,
   dtype: Any,
   arithmetic: precision.Arithmetic,
-  rounding: float = 0.0,
+  unexplained: float | None = None,
 ) -> str:
   """Returns 'holds', 'precision-limited' or 'fails'.
 
@@ -23,12 +23,14 @@ def judge(
     residual: what was measured.
     dtype: dtype of the inputs.
     arithmetic: what the check ran under.
-    rounding: the residual that rounding of the scores explains.
+    unexplained: the part that rounding of the scores does not explain; None
+      for all of it.
   """
   tolerance = precision.tolerance(dtype)
   reduced = arithmetic.reduced_tolerance
   is_full = reduced is None and jnp.finfo(dtype).bits >= 32
   if is_full and residual <= tolerance:
     return 'holds'
-  limit = max(tolerance, reduced or 0.0, rounding)
-  return 'precision-limited' if residual <= limit else 'fails'
+  rest = residual if unexplained is None else unexplained
+  is_small = rest <= max(tolerance, reduced or 0.0)
+  return 'precision-limited' if is_small else 'fails'

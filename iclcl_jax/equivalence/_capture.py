@@ -1,0 +1,213 @@
+"""Sees what a model hands to its attention, and what it gets back."""
+
+import contextlib
+import functools
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iclcl_jax import _validate
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
+  """Records every attention that a model computes, and edits no model.
+
+  What runs inside the block is seen where it calls
+  `jax.nn.dot_product_attention` (plain JAX, and `flax.nnx` by default), the
+  `attention_fn` of a Flax Linen module or of what is passed here, or
+  `equinox.nn.MultiheadAttention`; any other function where it is wrapped by
+  `record`. `jax.jit` is off inside, so that no compiled program hides one.
+
+  Args:
+    *models: objects that hold an `attention_fn` at any depth, NNX models say.
+
+  Yields:
+    A list that receives, for each attention in order of execution, a dict of
+    arguments of `verify_heads`.
+
+  Raises:
+    ValueError: behind the block, if no attention was seen.
+
+  Example:
+    >>> from iclcl_jax import equivalence
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+    >>> with capture() as calls:
+    ...   h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    >>> [equivalence.verify_heads(**call).verdict for call in calls]
+    ['holds']
+  """
+  calls: list[dict[str, Any]] = []
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.disable_jit())
+    places = [(jax.nn, 'dot_product_attention')]
+    places += [(holder, 'attention_fn') for holder in _holders(models, set())]
+    if 'equinox.nn._attention' in sys.modules:
+      module = sys.modules['equinox.nn._attention']
+      places.append((module, 'dot_product_attention'))
+    for owner, name in places:
+      stack.enter_context(_recording(calls, owner, name))
+    if 'flax.linen' in sys.modules:
+
+      def intercept(call, args, kwargs, context):
+        with _recording(calls, context.module, 'attention_fn'):
+          return call(*args, **kwargs)
+
+      linen = sys.modules['flax.linen']
+      stack.enter_context(linen.intercept_methods(intercept))
+    yield calls
+    jax.effects_barrier()
+  if not calls:
+    raise ValueError(
+      'capture saw no attention; expected one inside the block. Pass the model '
+      'if it holds an attention_fn, or wrap its attention function by '
+      'equivalence.record.'
+    )
+
+
+def record(
+  attention_fn: Callable[..., Any], calls: list[dict[str, Any]]
+) -> Callable[..., Any]:
+  """Wraps an attention function so that it notes its arguments and outputs.
+
+  The wrapper works under `jit`, `vmap`, `scan` and `grad`, and may stand where
+  a module takes an `attention_fn`.
+
+  Args:
+    attention_fn: `(query, key, value, ...) -> output`, in the layout of
+      `jax.nn.dot_product_attention`, or of one head, `[T, d]`. Its arguments
+      `mask`, `bias`, `is_causal`, `scale`, `key_value_seq_lengths` and
+      `local_window_size`, if it has them, mean what they mean there; a mask of
+      numbers is True where it is not 0.
+    calls: receives a dict of arguments of `verify_heads` for each call.
+
+  Returns:
+    A function that answers as `attention_fn` does.
+
+  Example:
+    >>> calls = []
+    >>> attend = record(jax.nn.dot_product_attention, calls)
+    >>> x = jnp.ones((5, 4, 8))
+    >>> sorted(attend(x, x, x).shape), calls[0]['keys'].shape
+    ([4, 5, 8], (5, 4, 8))
+  """
+  names = list(inspect.signature(attention_fn).parameters)
+
+  @functools.wraps(attention_fn)
+  def recorded(*args, **kwargs):
+    if getattr(_thread, 'is_inside', False):
+      return attention_fn(*args, **kwargs)
+    _thread.is_inside = True
+    try:
+      result = attention_fn(*args, **kwargs)
+    finally:
+      _thread.is_inside = False
+    named = dict(zip(names, args, strict=False)) | kwargs
+    tokens = [*args[:3], *(named[name] for name in names[len(args) : 3])]
+    outputs, *rest = result if isinstance(result, tuple) else (result,)
+    outputs = _note(calls, *tokens, outputs, named)
+    return (outputs, *rest) if rest else outputs
+
+  return recorded
+
+
+def _note(calls, queries, keys, values, outputs, named) -> jax.Array:
+  """Appends a call; returns the outputs, which under `jit` depend on it."""
+  rank = queries.ndim
+  bias = named.get('bias')
+  arrays = {
+    'queries': queries,
+    'keys': keys,
+    'values': values,
+    'outputs': outputs,
+    'mask': _mask(queries, keys, named),
+    'bias': None if bias is None else _with_rank(jnp.asarray(bias), rank),
+  }
+  settings = {
+    'is_causal': bool(named.get('is_causal', False)),
+    'scale': named.get('scale'),
+  }
+
+  def store(arrays):
+    arrays = jax.tree.map(np.asarray, arrays)
+    batch = arrays['queries'].shape[:-rank]
+    if rank == 2:  # One head: the last axis of vmap, if any, has the others.
+      for name in ('queries', 'keys', 'values', 'outputs'):
+        x = arrays[name] if batch else arrays[name][None]
+        arrays[name] = np.swapaxes(x, -3, -2)
+    calls.append(arrays | settings)
+    return np.ones(batch, bool)
+
+  if _validate.is_concrete(arrays):
+    store(arrays)
+    return outputs
+  flag = jax.ShapeDtypeStruct((), jnp.bool_)
+  arrays = jax.lax.stop_gradient(arrays)
+  is_stored = jax.pure_callback(
+    store, flag, arrays, vmap_method='broadcast_all'
+  )
+  return jnp.where(is_stored, outputs, jnp.nan)
+
+
+def _mask(queries, keys, named) -> jax.Array | None:
+  """Returns who sees whom, less what `is_causal` says; None for all."""
+  rank, axis = queries.ndim, -3 if queries.ndim > 2 else -2
+  where = jnp.arange(keys.shape[axis])
+  masks = []
+  if named.get('mask') is not None:
+    masks.append(jnp.asarray(named['mask']).astype(bool))
+  if named.get('key_value_seq_lengths') is not None:
+    lengths = jnp.asarray(named['key_value_seq_lengths'])
+    masks.append(where[None] < lengths[:, None])
+    masks[-1] = masks[-1][:, None, None]
+  if named.get('local_window_size') is not None:
+    left, right = np.broadcast_to(named['local_window_size'], 2).tolist()
+    ahead = where[None] - jnp.arange(queries.shape[axis])[:, None]
+    masks.append((-left <= ahead) & (ahead <= right))
+  masks = [_with_rank(mask, rank) for mask in masks]
+  return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+def _with_rank(x: jax.Array, rank: int) -> jax.Array:
+  """Adds or drops leading axes of size 1."""
+  return x.reshape((1,) * (rank - x.ndim) + x.shape[max(0, x.ndim - rank) :])
+
+
+@contextlib.contextmanager
+def _recording(calls, owner: Any, name: str) -> Iterator[None]:
+  """Replaces a function that an object or module holds, for a while."""
+  held = vars(owner)  # Modules of the frameworks refuse setattr.
+  function = held.get(name)
+  if callable(function):
+    held[name] = record(function, calls)
+  try:
+    yield
+  finally:
+    if callable(function):
+      held[name] = function
+
+
+def _holders(node: Any, seen: set[int]) -> Iterator[Any]:
+  """Yields the objects in a model that hold an `attention_fn`."""
+  if id(node) in seen or isinstance(node, type | types.ModuleType):
+    return
+  seen.add(id(node))
+  if isinstance(node, dict):
+    children = list(node.values())
+  elif isinstance(node, list | tuple):
+    children = list(node)
+  else:
+    children = list(getattr(node, '__dict__', {}).values())
+    if callable(getattr(node, '__dict__', {}).get('attention_fn')):
+      yield node
+  for child in children:
+    yield from _holders(child, seen)
