@@ -405,7 +405,7 @@ def test_recording_under_transformations(transform):
 @pytest.mark.parametrize(
   'options',
   [
-    {'local_window_size': 1},
+    {'local_window_size': 1, 'mask': PADDED},
     {'local_window_size': (2, 0), 'is_causal': True},
     {'key_value_seq_lengths': np.array([2, 5], np.int32), 'scale': 0.7},
     {'bias': ALIBI, 'mask': PADDED},

@@ -40,7 +40,7 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
 
   Example:
     >>> from iclcl_jax import equivalence
-    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')
     >>> with capture() as calls:
     ...   h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     >>> [equivalence.verify_heads(**call).verdict for call in calls]
@@ -96,9 +96,9 @@ def record(
   Example:
     >>> calls = []
     >>> attend = record(jax.nn.dot_product_attention, calls)
-    >>> x = jnp.ones((5, 4, 8))
-    >>> sorted(attend(x, x, x).shape), calls[0]['keys'].shape
-    ([4, 5, 8], (5, 4, 8))
+    >>> x = jnp.ones((5, 4, 8), 'f4')
+    >>> attend(x, x, x).shape == calls[0]['keys'].shape
+    True
   """
   names = list(inspect.signature(attention_fn).parameters)
 

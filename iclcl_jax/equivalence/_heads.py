@@ -149,7 +149,7 @@ def verify_heads(
       place for scale or bias, or inside `jit`; as `residuals`.
 
   Example:
-    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')
     >>> h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     >>> verify_heads(q, k, v, h, is_causal=True).verdict
     'holds'
@@ -161,9 +161,8 @@ def verify_heads(
   """
   precision.check_arithmetic(arithmetic)
   names = 'queries', 'keys', 'values', 'outputs', 'mask', 'bias'
-  arrays = dict(
-    zip(names, (queries, keys, values, outputs, mask, bias), strict=True)
-  )
+  arguments = queries, keys, values, outputs, mask, bias
+  arrays: dict[str, Any] = dict(zip(names, arguments, strict=True))
   _check(arrays, phi, scale, num_query_tokens)
   *_, size, num_heads, width = queries.shape
   tokens = [arrays[name] for name in names[:4]]
@@ -225,7 +224,7 @@ class _Row(NamedTuple):
 def _by_head(arrays, rows, stretch, *, is_causal):
   """Sorts by key-value head `C` of any sequence: keys, values, who asks."""
   names = 'queries', 'keys', 'values', 'outputs'
-  is_double = any(arrays[name].dtype == jnp.float64 for name in names)
+  is_double = any(arrays[name].dtype == np.float64 for name in names)
   dtype = jnp.float64 if is_double else jnp.float32
   queries, keys, values, outputs = (arrays[n].astype(dtype) for n in names)
   *lead, size, num_heads, _ = queries.shape
@@ -333,7 +332,7 @@ def _spread(count: int | None, size: int) -> np.ndarray:
   return np.unique(np.linspace(0, size - 1, count).astype(int))
 
 
-def _check(arrays, phi, scale, num_query_tokens) -> None:
+def _check(arrays: dict[str, Any], phi, scale, num_query_tokens) -> None:
   """Checks all arguments of `verify_heads`; makes the arrays those of JAX."""
   if not _validate.is_concrete(arrays, phi):
     raise ValueError(
