@@ -411,9 +411,10 @@ def test_recording_under_transformations(transform):
     {'bias': ALIBI, 'mask': PADDED},
   ],
 )
-def test_capture_knows_the_options_of_jax(options):
+@pytest.mark.parametrize('module', [jax.nn, attention])
+def test_capture_knows_the_options_of_jax(module, options):
   with jax.numpy_dtype_promotion('standard'), equivalence.capture() as calls:
-    jax.nn.dot_product_attention(*tokens(), **options)
+    module.dot_product_attention(*tokens(), **options)
   (call,) = calls
   certificate = equivalence.verify_heads(**call)
   assert certificate.holds, str(certificate)

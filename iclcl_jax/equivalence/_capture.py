@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, attention
 
 _thread = threading.local()
 
@@ -23,7 +23,8 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   """Records every attention that a model computes, and edits no model.
 
   What runs inside the block is seen where it calls
-  `jax.nn.dot_product_attention` (plain JAX, and `flax.nnx` by default), the
+  `jax.nn.dot_product_attention` (plain JAX, and `flax.nnx` by default), that of
+  :mod:`iclcl_jax.attention`, the
   `attention_fn` of a Flax Linen module or of what is passed here, or
   `equinox.nn.MultiheadAttention`; any other function where it is wrapped by
   `record`. `jax.jit` is off inside, so that no compiled program hides one.
@@ -49,7 +50,9 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   calls: list[dict[str, Any]] = []
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.disable_jit())
-    places = [(jax.nn, 'dot_product_attention')]
+    places: list[tuple[Any, str]] = [
+      (module, 'dot_product_attention') for module in (jax.nn, attention)
+    ]
     places += [(holder, 'attention_fn') for holder in _holders(models, set())]
     if 'equinox.nn._attention' in sys.modules:
       module = sys.modules['equinox.nn._attention']
