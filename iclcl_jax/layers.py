@@ -1,4 +1,4 @@
-"""Flax Linen layers: they hold parameters, the arithmetic stays below.
+"""Flax layers: they hold parameters, the arithmetic stays below.
 
 This module alone imports flax; `import iclcl_jax` does not load it.
 
@@ -10,6 +10,12 @@ without parameters is an `attention_fn`::
 
 A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
 
+Layers are Linen modules; `as_nnx` makes NNX modules of them. They take tokens
+`[..., N, d_model]` with any batch axes, other tokens as `context`
+(cross-attention), and a `mask` of these. `dtype` is that of the computation,
+None for what inputs and parameters promote to; `param_dtype` that of the
+parameters, None for that of the tokens.
+
 `as_attention_fn` puts any attention into the attention modules of Flax itself.
 """
 
@@ -19,12 +25,14 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax import nnx
 from flax.linen.dtypes import promote_dtype
 from jax.nn.initializers import Initializer
 
 from iclcl_jax import _validate, attention
 from iclcl_jax.types import (
   Array,
+  Bool,
   FeatureMap,
   Float,
   Kernel,
@@ -139,6 +147,8 @@ class MLPView(nn.Module):
     hidden_dim: width between the layers.
     activation: the function `sigma`, entry by entry.
     kernel_init: initializer of both matrices.
+    dtype: that of the computation; see the module.
+    param_dtype: that of the parameters; see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -155,13 +165,17 @@ class MLPView(nn.Module):
   hidden_dim: int
   activation: Callable[[Array], Array] = nn.gelu
   kernel_init: Initializer = nn.initializers.lecun_normal()
+  dtype: Any = None
+  param_dtype: Any = None
 
   @nn.compact
-  def __call__(self, tokens: Float[Array, 'N d_model']) -> Float[Array, 'N d']:
+  def __call__(
+    self, tokens: Float[Array, '... d_model']
+  ) -> Float[Array, '... d']:
     _check_sizes(self, tokens)
-    hidden = _matrix(self, 'hidden', tokens, tokens.shape[1], self.hidden_dim)
-    output = _matrix(self, 'output', tokens, self.hidden_dim, self.width)
-    return self.activation(tokens @ hidden) @ output
+    dense = _dense(self, tokens)
+    hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
+    return dense('output', hidden, self.width)
 
 
 class Adapter(nn.Module):
@@ -175,6 +189,8 @@ class Adapter(nn.Module):
     scale: the factor `c`; with 0 the view is the plain projection.
     activation: the function `sigma`, entry by entry.
     kernel_init: initializer of all matrices.
+    dtype: that of the computation; see the module.
+    param_dtype: that of the parameters; see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -191,30 +207,50 @@ class Adapter(nn.Module):
   scale: float = 1.0
   activation: Callable[[Array], Array] = nn.gelu
   kernel_init: Initializer = nn.initializers.lecun_normal()
+  dtype: Any = None
+  param_dtype: Any = None
 
   @nn.compact
-  def __call__(self, tokens: Float[Array, 'N d_model']) -> Float[Array, 'N d']:
+  def __call__(
+    self, tokens: Float[Array, '... d_model']
+  ) -> Float[Array, '... d']:
     _check_sizes(self, tokens)
     _validate.finite(scale=self.scale)
-    linear = _matrix(self, 'linear', tokens, tokens.shape[1], self.width)
-    hidden = _matrix(self, 'hidden', tokens, tokens.shape[1], self.hidden_dim)
-    output = _matrix(self, 'output', tokens, self.hidden_dim, self.width)
-    bypass = self.activation(tokens @ hidden) @ output
-    return tokens @ linear + self.scale * bypass
+    dense = _dense(self, tokens)
+    linear = dense('linear', tokens, self.width)
+    hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
+    return linear + self.scale * dense('output', hidden, self.width)
 
 
 def _check_sizes(view: Any, tokens: Array) -> None:
-  _validate.check_array('tokens', tokens, 'N d_model')
+  _check_tokens('tokens', tokens)
   _validate.at_least(1, width=view.width, hidden_dim=view.hidden_dim)
 
 
-def _matrix(module: Any, name: str, tokens: Array, rows: int, width: int):
-  """Returns a parameter of `module` in the dtype of the tokens."""
-  return module.param(name, module.kernel_init, (rows, width), tokens.dtype)
+def _check_tokens(name: str, tokens: Array) -> None:
+  axes = ['...'] * (getattr(tokens, 'ndim', 0) - 2) + ['N', 'd_model']
+  _validate.check_kind(name, tokens, axes, _validate.FLOATING)
+
+
+def _dense(module: Any, tokens: Array) -> Callable[[str, Array, int], Array]:
+  """Returns `(name, x, width) -> x @ parameter`, in the dtypes of a module."""
+  param_dtype = module.param_dtype or tokens.dtype
+
+  def apply(name, x, width):
+    shape = x.shape[-1], width
+    matrix = module.param(name, module.kernel_init, shape, param_dtype)
+    x, matrix = promote_dtype(x, matrix, dtype=module.dtype)
+    return x @ matrix
+
+  return apply
 
 
 class SelfAttention(nn.Module):
-  """One head of self-attention over one sequence.
+  """One head of self-attention, or of cross-attention to a `context`.
+
+  Call it with tokens `[..., N, d_model]`, and if need be with `context [..., M,
+  d_context]`, whose keys and values are read, and `mask [..., M]`, its valid
+  rows, which `attention_fn` gets as a keyword.
 
   Attributes:
     attention_fn: `(queries [N, d_k], keys [N, d_k], values [N, d_v]) ->
@@ -227,6 +263,8 @@ class SelfAttention(nn.Module):
       projection.
     value_view: module that makes values `[N, d_v]` of the tokens; None for
       their projection.
+    dtype: that of the computation; see the module.
+    param_dtype: that of the parameters; see the module.
 
   Example:
     >>> import functools
@@ -248,12 +286,17 @@ class SelfAttention(nn.Module):
   kernel_init: Initializer = nn.initializers.lecun_normal()
   key_view: View | None = None
   value_view: View | None = None
+  dtype: Any = None
+  param_dtype: Any = None
 
   @nn.compact
   def __call__(
-    self, tokens: Float[Array, 'N d_model']
-  ) -> Float[Array, 'N d_v']:
-    _validate.check_array('tokens', tokens, 'N d_model')
+    self,
+    tokens: Float[Array, '... N d_model'],
+    context: Float[Array, '... M d_context'] | None = None,
+    mask: Bool[Array, '... M'] | None = None,
+  ) -> Float[Array, '... N d_v']:
+    _check_tokens('tokens', tokens)
     _validate.check_function(
       'attention_fn',
       self.attention_fn,
@@ -262,19 +305,41 @@ class SelfAttention(nn.Module):
       'functools.partial(attention.stream_kernel_attention, phi)',
     )
     _validate.at_least(1, key_dim=self.key_dim, value_dim=self.value_dim)
+    context = tokens if context is None else context
+    _check_tokens('context', context)
+    batch = tokens.shape[:-2]
+    if context.shape[:-2] != batch or (
+      mask is not None and mask.shape != context.shape[:-1]
+    ):
+      raise ValueError(
+        f'tokens, context and mask have shapes {list(tokens.shape)}, '
+        f'{list(context.shape)} and {list(getattr(mask, "shape", []))}; '
+        'expected [..., N, d_model], [..., M, d_context] and [..., M] with the '
+        'same batch axes.'
+      )
+    one = SelfAttention._one_sequence
+    for _ in batch:
+      one = nn.vmap(
+        one, variable_axes={'params': None}, split_rngs={'params': False}
+      )
+    return one(self, tokens, context, mask)
 
-    queries = _matrix(self, 'query', tokens, tokens.shape[1], self.key_dim)
-    keys = self._rows('key', tokens, self.key_view, self.key_dim)
-    values = self._rows('value', tokens, self.value_view, self.value_dim)
-    outputs = self.attention_fn(tokens @ queries, keys, values)
+  def _one_sequence(self, tokens, context, mask):
+    queries = _dense(self, tokens)('query', tokens, self.key_dim)
+    keys = self._rows('key', context, self.key_view, self.key_dim)
+    values = self._rows('value', context, self.value_view, self.value_dim)
+    options = {} if mask is None else {'mask': mask}
+    outputs = self.attention_fn(queries, keys, values, **options)
     if getattr(outputs, 'shape', ())[:1] != tokens.shape[:1]:
-      _validate.check_result('attention_fn', outputs, values.shape)
+      _validate.check_result(
+        'attention_fn', outputs, (tokens.shape[0], self.value_dim)
+      )
     return outputs
 
   def _rows(self, name, tokens, view, width):
     """Returns keys or values, made by the view or else by a projection."""
     if view is None:
-      return tokens @ _matrix(self, name, tokens, tokens.shape[1], width)
+      return _dense(self, tokens)(name, tokens, width)
     _check_view(f'{name}_view', view)
     rows = view(tokens)
     shape = getattr(rows, 'shape', None)
@@ -284,7 +349,7 @@ class SelfAttention(nn.Module):
         f'{(tokens.shape[0], width)}: one row for each token, as wide as '
         f'{name}_dim.'
       )
-    return rows
+    return rows if self.dtype is None else rows.astype(self.dtype)
 
 
 class MultiHeadAttention(nn.Module):
@@ -301,6 +366,8 @@ class MultiHeadAttention(nn.Module):
       two instances to view keys and values alike: one instance passed twice
       shares its parameters in `SelfAttention`, not here.
     value_view: as in `SelfAttention`; every head has parameters of its own.
+    dtype: that of the computation; see the module.
+    param_dtype: that of the parameters; see the module.
 
   Example:
     >>> import functools
@@ -324,17 +391,22 @@ class MultiHeadAttention(nn.Module):
   kernel_init: Initializer = nn.initializers.lecun_normal()
   key_view: View | None = None
   value_view: View | None = None
+  dtype: Any = None
+  param_dtype: Any = None
 
   @nn.compact
   def __call__(
-    self, tokens: Float[Array, 'N d_model']
-  ) -> Float[Array, 'N d_out']:
-    _validate.check_array('tokens', tokens, 'N d_model')
+    self,
+    tokens: Float[Array, '... N d_model'],
+    context: Float[Array, '... M d_context'] | None = None,
+    mask: Bool[Array, '... M'] | None = None,
+  ) -> Float[Array, '... N d_out']:
+    _check_tokens('tokens', tokens)
     _validate.at_least(1, num_heads=self.num_heads)
     heads = nn.vmap(
       SelfAttention,
       in_axes=None,
-      out_axes=1,
+      out_axes=-2,
       axis_size=self.num_heads,
       variable_axes={'params': 0},
       split_rngs={'params': True},
@@ -345,14 +417,44 @@ class MultiHeadAttention(nn.Module):
       self.kernel_init,
       _unbound(self.key_view),
       _unbound(self.value_view),
+      self.dtype,
+      self.param_dtype,
       name='heads',
     )
-    outputs = heads(tokens).reshape(tokens.shape[0], -1)
-    width = tokens.shape[1] if self.output_dim is None else self.output_dim
+    outputs = heads(tokens, context, mask)
+    outputs = outputs.reshape(*outputs.shape[:-2], -1)
+    width = self.output_dim
+    width = tokens.shape[-1] if width is None else width
     _validate.at_least(1, output_dim=width)
-    shape = outputs.shape[1], width
-    weights = self.param('output', self.kernel_init, shape, tokens.dtype)
-    return outputs @ weights
+    return _dense(self, tokens)('output', outputs, width)
+
+
+def as_nnx(
+  layer: nn.Module, *inputs: Array, rngs: nnx.Rngs
+) -> nnx.bridge.ToNNX:
+  """Makes an `nnx.Module` of a layer, with the same parameters by name.
+
+  Args:
+    layer: a layer of this module.
+    *inputs: tokens, and a context if there will be one, of any values; widths
+      and dtype are read.
+    rngs: random numbers of the parameters.
+
+  Returns:
+    The module, which is called as the layer is.
+
+  Example:
+    >>> import functools
+    >>> import jax.numpy as jnp
+    >>> from iclcl_jax import features
+    >>> fn = functools.partial(
+    ...     attention.causal_kernel_attention, features.EluPlusOneFeatures())
+    >>> layer = MultiHeadAttention(fn, num_heads=2, key_dim=4, value_dim=4)
+    >>> model = as_nnx(layer, jnp.ones((1, 5)), rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((8, 3, 5))).shape
+    (8, 3, 5)
+  """
+  return nnx.bridge.ToNNX(layer, rngs=rngs).lazy_init(*inputs)
 
 
 def _check_view(name: str, view: Any) -> None:

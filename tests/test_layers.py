@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
-from flax.nnx import bridge
 
 from iclcl_jax import (
   attention,
@@ -138,7 +137,7 @@ def test_parameters_follow_the_dtype_of_the_tokens(dtype):
 
 def test_nnx_accepts_the_layer_and_trains_it():
   layer, x = single(exact), tokens()
-  model = bridge.ToNNX(layer, rngs=nnx.Rngs(0)).lazy_init(x)
+  model = layers.as_nnx(layer, x, rngs=nnx.Rngs(0))
   params = {
     name: getattr(model, name)[...] for name in ('query', 'key', 'value')
   }
@@ -327,7 +326,7 @@ def test_nnx_accepts_a_layer_with_views():
   layer = layers.SelfAttention(
     exact, key_dim=D_K, value_dim=D_V, key_view=VIEWS['adapter']
   )
-  model = bridge.ToNNX(layer, rngs=nnx.Rngs(0)).lazy_init(x)
+  model = layers.as_nnx(layer, x, rngs=nnx.Rngs(0))
   slopes = nnx.jit(nnx.grad(lambda model: jnp.mean(model(x) ** 2)))(model)
   leaves = jax.tree.leaves(slopes)
   assert len(leaves) == 5
@@ -353,6 +352,61 @@ def test_views_that_do_not_fit_are_errors(views, message):
   layer = single(exact).clone(**views)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(layer.init, jax.random.key(0), tokens())
+
+
+# Batches, cross-attention, dtypes, NNX.
+
+
+@pytest.mark.parametrize('view', [None, 'heavy keys'])
+def test_a_batch_with_context_and_mask_is_each_sequence(view):
+  layer = multi(positive(), key_view=VIEWS.get(view), output_dim=7)
+  rng = np.random.default_rng(0)
+  x, context = (
+    jnp.asarray(rng.normal(size=(2, 3, n, D_MODEL))) for n in (N, 4)
+  )
+  mask = jnp.asarray(rng.random((2, 3, 4)) < 0.7).at[..., 0].set(True)
+  params = init(layer, x[0, 0])
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, jax.eval_shape(layer.init, jax.random.key(0), x)['params']
+  )
+  apply = jax.jit(lambda *inputs: layer.apply({'params': params}, *inputs))
+  found = apply(x, context, mask)
+  assert found.shape == (2, 3, N, 7)
+  one = x[1, 2], context[1, 2], mask[1, 2]
+  np.testing.assert_allclose(found[1, 2], apply(*one), rtol=1e-11)
+  seen = context[1, 2][mask[1, 2]]
+  np.testing.assert_allclose(found[1, 2], apply(x[1, 2], seen), rtol=1e-11)
+  itself = apply(x)
+  np.testing.assert_allclose(itself, apply(x, x), rtol=1e-11)
+  with pytest.raises(ValueError, match='same batch axes'):
+    apply(x, context[0], mask)
+
+
+def test_dtype_computes_and_param_dtype_keeps():
+  layer = multi(
+    causal(),
+    key_view=layers.MLPView(D_K, 6, dtype='bfloat16', param_dtype='float32'),
+    dtype='bfloat16',
+    param_dtype='float32',
+  )
+  x = tokens().astype('float32')
+  output, variables = jax.jit(layer.init_with_output)(jax.random.key(0), x)
+  assert output.dtype == jnp.bfloat16
+  assert {p.dtype.name for p in jax.tree.leaves(variables)} == {'float32'}
+  wide = layer.clone(dtype=None, key_view=layers.MLPView(D_K, 6))
+  np.testing.assert_allclose(
+    output.astype('float32'), jax.jit(wide.apply)(variables, x), atol=0.05
+  )
+
+
+def test_an_nnx_layer_is_the_linen_layer():
+  layer, x = multi(causal()), jnp.stack([tokens(1), tokens(2)])
+  model = layers.as_nnx(layer, x[:1, :1], rngs=nnx.Rngs(0))
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  expected = jax.jit(layer.apply)({'params': params}, x, x)
+  np.testing.assert_allclose(
+    nnx.jit(lambda model, x: model(x, x))(model, x), expected, rtol=1e-11
+  )
 
 
 # Attention in Flax's own modules.
