@@ -63,10 +63,11 @@ def save(workdir: Workdir, figure: Figure) -> dict[str, str]:
   drawing = figure.drawing
   drawing.draw_without_rendering()  # Find the layout once, not in every file.
   drawing.set_layout_engine('none')
+  edges = drawing.get_tightbbox().padded(0.1)  # In inches.
   for suffix in ('png', 'svg'):
     path = workdir / 'figures' / f'{figure.name}.{suffix}'
     with replacing(path) as temporary:
-      drawing.savefig(temporary, format=suffix, dpi=160, bbox_inches='tight')
+      drawing.savefig(temporary, format=suffix, dpi=160, bbox_inches=edges)
   plt.close(drawing)
   return {'file': f'figures/{figure.name}.png', 'caption': figure.caption}
 

@@ -32,7 +32,11 @@ from experiments.reproduce import diagrams
 from experiments.reproduce import page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
-LONGEST = 'modifications', 'linear_regression_gd'  # Start first: none waits.
+LONGEST = (
+  'modifications',
+  'linear_regression_gd',
+  'approximation',
+)  # Start first.
 
 
 class Job(NamedTuple):
