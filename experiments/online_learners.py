@@ -384,7 +384,6 @@ PARTS = {
 
 
 def conclude(config, results, claims) -> str:
-  """What to remember of a run."""
   at = judged_length(config)
   losses = ', '.join(
     f'{name} {loss:.2g}'

@@ -308,7 +308,6 @@ PARTS = {
 
 
 def conclude(config: Config, results, claims) -> str:
-  """What to remember of a run."""
   found = results['history']
   votes = ', '.join(f'{x.value:.0%}' for x in _votes(config, found))
   return (

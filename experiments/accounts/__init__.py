@@ -95,7 +95,6 @@ class Config(lab.Config):
 
 
 def conclude(config: Config, results, claims) -> str:
-  """What to remember of a run."""
   exact, learners = results['identities'].identities, results['comparison']
   losses = {
     name: np.mean(row.here[comparison.TUNED]) for name, row in learners.items()

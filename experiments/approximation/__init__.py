@@ -121,7 +121,6 @@ PARTS = lab.parts(falling, heatmaps, closed_form, maps, trained_layer)
 
 
 def conclude(config, results, claims) -> str:
-  """What to remember of a run."""
   _, _, slopes, errors = results['falling']
   rows = '; '.join(
     f'{name}: slope {slopes[name]["attention_mse"].value:.2f}, output error '

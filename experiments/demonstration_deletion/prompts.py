@@ -129,8 +129,7 @@ class Prompts(NamedTuple):
   # Demonstration of each token, -1 for the rest. Shape `[P, N]`.
   segment_ids: np.ndarray
   positive: np.ndarray  # Labels of the demonstrations. Shape `[P, S]`.
-  # What the critic of the query thought. Shape `[P]`.
-  query_positive: np.ndarray
+  query_positive: np.ndarray  # What the critic of the query thought, `[P]`.
   lengths: np.ndarray  # Tokens of each demonstration. Shape `[P, S]`.
 
 

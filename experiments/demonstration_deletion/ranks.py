@@ -41,8 +41,7 @@ class Effects(NamedTuple):
   contribution: Any  # Of a demonstration through all heads. Shape `[P, S]`.
   removal_effect: Any  # Likewise. Shape `[P, S]`.
   attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
-  # Share of the dual loss drop, mean over heads. Shape `[P, S]`.
-  loss_drop: Any
+  loss_drop: Any  # Share of the dual loss drop, mean over heads, `[P, S]`.
   removed: Any  # What is lost by a forward pass without it. Shape `[P, S]`.
   hidden: Any  # By one where no token may attend to it. Shape `[P, S]`.
 

@@ -94,7 +94,6 @@ PARTS = lab.parts(certificates, descent, one_step, learning)
 
 
 def conclude(config, results, claims) -> str:
-  """What to remember of a run."""
   steps = one_step.summary(config, results['one_step'])
   holds = all(
     PARTS[name].summary(config, results[name])['holds']

@@ -28,8 +28,7 @@ class Trained(NamedTuple):
 
   params: pretraining.LayerParams  # The layers, NumPy arrays `[S, ...]`.
   phi: features.PositiveFeatures  # Their feature maps.
-  # By epoch, of training and of predicting 0. Shape `[E, 2, S]`.
-  losses: np.ndarray
+  losses: np.ndarray  # By epoch, of training and of predicting 0, `[E, 2, S]`.
   # Held-out prompts, NumPy arrays `[S, P, ...]`.
   prompts: tasks.RegressionPrompt
 

@@ -101,7 +101,6 @@ PARTS = lab.parts(bound, search, width, trace)
 
 
 def conclude(config, results, claims) -> str:
-  """What to remember of a run."""
 
   def number(name):
     return f'{claims[f"generalization/{name}"].estimate:.2f}'

@@ -27,8 +27,7 @@ class Forward(NamedTuple):
 
   log_probs: np.ndarray  # Of the token after the prompt. Shape `[vocab]`.
   seconds: float  # Median of a few calls, compiled before.
-  # Likeliest tokens, one after the other. Shape `[K]`.
-  continuation: np.ndarray
+  continuation: np.ndarray  # Likeliest tokens, one after the other, `[K]`.
 
 
 class Certified(NamedTuple):
@@ -267,7 +266,6 @@ def positions_note(results: Results) -> str:
 
 
 def sentence(config: Any, results: Results) -> str:
-  """What to remember of this question."""
   single, double = (x.certificate for x in results.certified.values())
   verb = 'is' if single.holds and double.holds else 'is NOT'
   count = len(results.forward.continuation)

@@ -41,8 +41,7 @@ class Loaded(NamedTuple):
   prompt: Prompt  # The prompt, taken apart.
   tokens: Array  # Its ids. Shape `[N]`.
   token_texts: list[str]  # The characters that each token covers.
-  # Demonstration of each token, -1 for the rest. Shape `[N]`.
-  segments: np.ndarray
+  segments: np.ndarray  # Demonstration of each token, -1 for the rest, `[N]`.
   # Ids of the two labels; None if there are not two.
   labels: tuple[int, int] | None
 

@@ -172,14 +172,11 @@ def predict(inputs: HeadInputs, num_directions: int) -> dict[str, np.ndarray]:
 class Shrunk(NamedTuple):
   """The same heads with queries and keys multiplied by a factor."""
 
-  # The last one is 1, the model as it is. Shape `[F]`.
-  factors: tuple[float, ...]
+  factors: tuple[float, ...]  # The last one is 1, the model as it is, `[F]`.
   num_directions: int  # Directions `R`.
-  # Root-mean-square errors over draws and heads of every layer, by map. Shapes
-  # `[F]`.
+  # Root-mean-square errors over draws and heads of every layer, by map, `[F]`.
   measured: dict[str, np.ndarray]
-  # The same as the budget predicts. Shapes `[F]`.
-  predicted: dict[str, np.ndarray]
+  predicted: dict[str, np.ndarray]  # The same as the budget predicts, `[F]`.
 
 
 class Results(NamedTuple):
@@ -189,8 +186,7 @@ class Results(NamedTuple):
   num_tokens: int  # Tokens of the prompt.
   # By `R` and `'map, projection'`. Shapes `[D, L, H]`.
   errors: dict[int, dict[str, np.ndarray]]
-  # Of the plain mean of the visible values. Shape `[L, H]`.
-  mean_errors: np.ndarray
+  mean_errors: np.ndarray  # Of the plain mean of the visible values, `[L, H]`.
   # log10 of the predicted directions for an error of `TARGET`, by map. Shapes
   # `[L, H]`.
   log_needed: dict[str, np.ndarray]
@@ -338,7 +334,6 @@ def of_layer(results: Results, layer: int) -> dict[str, Any]:
 
 
 def sentence(config: Any, results: Results | None) -> str:
-  """What to remember of this question."""
   if results is None:
     return ''
   error = np.median(results.judged)

@@ -29,8 +29,7 @@ class Results(NamedTuple):
   # What the sum of all terms lacks, over the sum of their absolute values.
   identity_error: float
   of_tokens: np.ndarray  # What the heads read from each token. Shape `[N]`.
-  # What each head reads, from the whole prompt. Shape `[L, H]`.
-  of_heads: np.ndarray
+  of_heads: np.ndarray  # What each head reads, from the whole prompt, `[L, H]`.
   of_demonstrations: np.ndarray  # What the heads read from each. Shape `[S]`.
   rest: float  # What they read from all other tokens.
   embedding: float  # Of the last token itself.

@@ -66,8 +66,7 @@ class Results(NamedTuple):
   """A panel's losses relative to that of predicting 0, infinite if diverged."""
 
   layers: Mapping[str, Any]  # By name; the plain layer first.
-  # By measure, at the fixed rate. Shapes `[S, V]`.
-  fixed: Mapping[str, np.ndarray]
+  fixed: Mapping[str, np.ndarray]  # By measure, at the fixed rate, `[S, V]`.
   tuned: Mapping[str, np.ndarray]  # The same at the rate chosen for each layer.
   chosen: np.ndarray  # Which rate that is. Shape `[S, V]`.
   curves: np.ndarray  # Training loss, by epoch and rate. Shape `[E, S, V, L]`.

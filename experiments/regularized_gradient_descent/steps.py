@@ -104,8 +104,7 @@ class Results(NamedTuple):
   layers: Layer  # The prompts as the layers see them.
   steps: FullBatch  # With an axis of strengths. Shapes `[S, P, K, d_y]`.
   targets: np.ndarray  # True labels. Shape `[S, P, d_y]`.
-  # Of pretraining and of predicting 0. Shape `[epochs, 2, S]`.
-  losses: np.ndarray
+  losses: np.ndarray  # Of pretraining and of predicting 0, `[epochs, 2, S]`.
   arrays: Any  # Layers, feature maps and tokens, float64.
 
 
