@@ -237,8 +237,7 @@ class Losses(NamedTuple):
 
   tuned: np.ndarray  # Its number, chosen on tasks of their own.
   by_length: np.ndarray  # After each demonstration. Shape `[G, N]`.
-  # At the tuning length, by scale of the inputs. Shape `[S, G]`.
-  by_scale: np.ndarray
+  by_scale: np.ndarray  # At the tuning length, by scale of inputs, `[S, G]`.
 
 
 Results = Mapping[str, Losses]  # By layer.

@@ -47,12 +47,9 @@ class Memory(NamedTuple):
   # `(tokens, gates, length) -> [1]`: the answer to the last query from the
   # first `length` tokens.
   answer: Callable[[learners.Stream, Sequence[Array], Array], Array]
-  # Its numbers, in the order in which `answer` takes them.
-  gates: tuple[Gate, ...]
-  # Sign of queries and of values in each predicted head.
-  signs: tuple[float, ...] = (1.0,)
-  # Whether a layer is trained around it, or it is only tuned.
-  is_layer: bool = True
+  gates: tuple[Gate, ...]  # Its numbers, in the order of `answer`.
+  signs: tuple[float, ...] = (1.0,)  # Of queries and values, by head.
+  is_layer: bool = True  # Whether a layer is trained around it, or it is tuned.
 
   def numbers(self, free: Array) -> list[Array]:
     """The gates, each in its range, from free numbers with axes `[G, ...]`."""
@@ -309,8 +306,7 @@ def draw(key, count: int, size: int, config: 'Config', scale=1.0):
 class Prompts(NamedTuple):
   """What all learners share."""
 
-  # Batches of each seed. Axes `[S, P, B, ...]`.
-  training: tasks.RegressionPrompt
+  training: tasks.RegressionPrompt  # Batches of each seed, `[S, P, B, ...]`.
   testing: tasks.RegressionPrompt  # Long prompts. Axes `[S, T, ...]`.
   # The same prompts at all scales, as short as in training. Axes `[S, A, T,
   # ...]`.

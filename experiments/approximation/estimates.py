@@ -66,9 +66,9 @@ PAPER_MAP = METHODS[0]
 class Record(NamedTuple):
   """One map with one number of directions, in one condition."""
 
-  method: Method  # The map.
+  method: Method
   num_directions: int  # Rows of its projection.
-  condition: Condition  # The inputs.
+  condition: Condition
   errors: dict[str, np.ndarray]  # Each quantity, for every draw. Shapes `[D]`.
   weights: np.ndarray  # Estimated attention matrices. Shape `[D, n, n]`.
 

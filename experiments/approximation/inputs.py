@@ -55,8 +55,7 @@ class TrainedLayers(NamedTuple):
   """The papers' layer after training, once for each seed."""
 
   condition: Condition  # Its queries, keys and values of held-out prompts.
-  # The directions it was trained with, for every draw.
-  directions: Float[Array, 'D R d']
+  directions: Float[Array, 'D R d']  # It was trained with these, by draw.
   # Held-out loss of each seed over the loss of predicting zero, by what stands
   # in for the kernel. Shapes `[S]`.
   losses: dict[str, np.ndarray]

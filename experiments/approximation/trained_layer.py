@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 class Results(NamedTuple):
   """The trained layers beside controlled norms."""
 
-  layers: inputs.TrainedLayers  # The trained layers.
-  # How they compare with softmax through their own directions.
-  own: estimates.Record
+  layers: inputs.TrainedLayers
+  own: estimates.Record  # Beside softmax, through their own directions.
   conditions: list[estimates.Condition]  # All inputs, the trained ones last.
 
 

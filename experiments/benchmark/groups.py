@@ -208,8 +208,7 @@ class Comparison(NamedTuple):
 
   # Functions of queries, keys and values of one head, by name.
   calls: Mapping[str, Callable[..., Any]]
-  # Name of the plain call, by name of the modified one.
-  plain: Mapping[str, str]
+  plain: Mapping[str, str]  # The plain call, by name of the modified one.
   bound: float  # The largest ratio of times that is good enough.
 
 

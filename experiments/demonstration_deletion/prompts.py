@@ -126,8 +126,7 @@ class Prompts(NamedTuple):
 
   tokens: np.ndarray  # Ids. Shape `[P, N]`.
   mask: np.ndarray  # Tokens that are no padding. Shape `[P, N]`.
-  # Demonstration of each token, -1 for the rest. Shape `[P, N]`.
-  segment_ids: np.ndarray
+  segment_ids: np.ndarray  # Demonstration of each token, or -1, `[P, N]`.
   positive: np.ndarray  # Labels of the demonstrations. Shape `[P, S]`.
   query_positive: np.ndarray  # What the critic of the query thought, `[P]`.
   lengths: np.ndarray  # Tokens of each demonstration. Shape `[P, S]`.

@@ -57,7 +57,7 @@ class Ranks(NamedTuple):
 class Results(NamedTuple):
   """What was measured."""
 
-  prompts: prompting.Prompts  # The prompts.
+  prompts: prompting.Prompts
   effects: Effects  # Of their demonstrations.
   ranks: Mapping[str, Mapping[str, Ranks]]  # By question and method.
 

@@ -36,8 +36,7 @@ class Losses(NamedTuple):
   zero_predictor: np.ndarray  # Of predicting 0 there.
   unseen_task: np.ndarray  # Of the layer, on the task matrix of another seed.
   zero_unseen: np.ndarray  # Of predicting 0 there.
-  # By epoch, of training and of predicting 0. Shape `[E, 2, S]`.
-  training: np.ndarray
+  training: np.ndarray  # By epoch, and of predicting 0, `[E, 2, S]`.
   num_prompts: int  # Held-out prompts of a seed.
 
   @property

@@ -27,10 +27,9 @@ class Trained(NamedTuple):
   """The layers of all seeds after training on prompts of one length."""
 
   params: pretraining.LayerParams  # The layers, NumPy arrays `[S, ...]`.
-  phi: features.PositiveFeatures  # Their feature maps.
+  phi: features.PositiveFeatures
   losses: np.ndarray  # By epoch, of training and of predicting 0, `[E, 2, S]`.
-  # Held-out prompts, NumPy arrays `[S, P, ...]`.
-  prompts: tasks.RegressionPrompt
+  prompts: tasks.RegressionPrompt  # Held-out ones, NumPy arrays `[S, P, ...]`.
 
   @property
   def target(self) -> np.ndarray:

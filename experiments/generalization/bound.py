@@ -29,13 +29,11 @@ class Gap(NamedTuple):
   """The largest gap and what bounds it, of one sample or of all `[S, D]`."""
 
   supremum: Float[Array, '']  # Largest gap over the Frobenius ball.
-  # Bound of its expectation, `w sqrt(E[|v|^2 k] / N)`.
-  expected: Float[Array, '']
+  expected: Float[Array, '']  # Bound of its mean, `w sqrt(E[|v|^2 k] / N)`.
   # Complexity term of the bound with explicit constants.
   complexity: Float[Array, '']
   confidence: Float[Array, '']  # Its confidence term.
-  # The published complexity term, without the factor d.
-  published: Float[Array, '']
+  published: Float[Array, '']  # Published complexity, without the factor d.
 
   @property
   def total(self) -> Float[Array, '']:

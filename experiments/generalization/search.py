@@ -24,8 +24,7 @@ class Tried(NamedTuple):
 
   gaussian: Float[Array, '']  # Best of Gaussian directions.
   rank_one: Float[Array, '']  # Best of directions `u phi(x)^T`.
-  # Weights of one gradient step on the demonstrations.
-  one_step: Float[Array, '']
+  one_step: Float[Array, '']  # Of one gradient step on the demonstrations.
   worst: Float[Array, '']  # The worst weights, in closed form.
 
 
@@ -33,8 +32,7 @@ class Results(NamedTuple):
   """By number of demonstrations, random features."""
 
   tried: Mapping[int, Tried]  # Gaps that were found.
-  # The largest ones in closed form, and their bounds.
-  gaps: Mapping[int, bound.Gap]
+  gaps: Mapping[int, bound.Gap]  # The largest in closed form, and bounds.
 
 
 @lab.float64_on_host()

@@ -50,7 +50,7 @@ class Results(NamedTuple):
   """What was measured."""
 
   loaded: prompts.Loaded  # Model and prompt.
-  forward: Forward  # The plain forward pass.
+  forward: Forward
   certified: Mapping[str, Certified]  # Certificates by dtype.
 
 

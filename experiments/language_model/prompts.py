@@ -42,8 +42,7 @@ class Loaded(NamedTuple):
   tokens: Array  # Its ids. Shape `[N]`.
   token_texts: list[str]  # The characters that each token covers.
   segments: np.ndarray  # Demonstration of each token, -1 for the rest, `[N]`.
-  # Ids of the two labels; None if there are not two.
-  labels: tuple[int, int] | None
+  labels: tuple[int, int] | None  # Ids of the two labels; None if not two.
 
 
 @lab.once

@@ -55,10 +55,9 @@ class Views(NamedTuple):
 class Prompt(NamedTuple):
   """One prompt; many have leading axes `[S, P]`, and `phi` then `[S]`."""
 
-  phi: features.PositiveFeatures  # Feature map.
-  query: Float[Array, ' d']  # The query.
-  # Keys of demonstrations, then of the query's token.
-  keys: Float[Array, 'n d']
+  phi: features.PositiveFeatures
+  query: Float[Array, ' d']
+  keys: Float[Array, 'n d']  # Of demonstrations, then of the query's token.
   values: Float[Array, 'n d']  # Their values.
   start: Encoder  # Where the self-supervised processes start.
   views: Any = None  # Features of all of these.

@@ -45,8 +45,7 @@ class Source(NamedTuple):
   """Where the tasks of a training come from."""
 
   num_lanes: tuple[int, ...]  # Uniform numbers that a task takes, by shape.
-  # `(U(-1, 1) numbers [B, *num_lanes]) -> Tasks`.
-  make: Callable[[Array], Tasks]
+  make: Callable[[Array], Tasks]  # Of U(-1, 1) numbers `[B, *num_lanes]`.
 
 
 def linear_source(config: 'Config') -> Source:
@@ -186,7 +185,7 @@ def descent_answer(factors, rows):
 class Recipe(NamedTuple):
   """How a model is trained."""
 
-  num_steps: int  # Number of steps.
+  num_steps: int
   record_every: int  # Steps between records.
   batch_size: int  # Fresh tasks of a step.
   learning_rate: Any  # Of Adam: a number, or a schedule of optax.
@@ -206,8 +205,7 @@ def cosine_recipe(
 class Trained(NamedTuple):
   """What a training leaves."""
 
-  # Weights with leading axes of seeds and records, the first before training.
-  records: Any
+  records: Any  # Weights by seed and record, the first before training.
   steps: np.ndarray  # Of the records. Shape `[T]`.
   seconds: float  # Of training all seeds, compiling excluded.
 

@@ -121,10 +121,10 @@ def verdict(value: lab.Estimate, num_runs: int) -> str:
 class Statement(NamedTuple):
   """What the authors say of a layer's curve, beside that of the plain layer."""
 
-  layer: str  # Its name.
+  layer: str
   measure: str  # 'early' or 'held_out'.
   expected: str  # 'better', 'poorer' or 'comparable'.
-  text: str  # The statement.
+  text: str
 
 
 def judge(

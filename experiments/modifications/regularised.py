@@ -59,8 +59,7 @@ class Measured(NamedTuple):
   """The panel, and how well the residual connection is one."""
 
   panel: Results  # Losses of all layers.
-  # Largest difference of predictions over the largest prediction.
-  identity: float
+  identity: float  # Largest difference over the largest prediction.
 
 
 def name_of(form: str, alpha: float) -> str:

@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
   """What a layer reads."""
 
   tokens: Float[Array, 'n d_model']  # Demonstrations, then the query.
-  noise: Float[Array, ' n']  # a random number for each token.
+  noise: Float[Array, ' n']  # A random number for each token.
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
 class Layer:
   """One attention on projected tokens; a pytree, whose settings are leaves."""
 
-  attend: modified.Attention  # The attention.
+  attend: modified.Attention
   num_params: ClassVar[int] = 2 * PROJECTION + VALUE  # Trained numbers.
 
   def init(self, key: PRNGKeyArray, run: pretraining.Run) -> dict[str, Array]:

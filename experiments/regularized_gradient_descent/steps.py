@@ -30,13 +30,11 @@ class Layer(NamedTuple):
   """The arguments of attention on one prompt, and what scales its rounding."""
 
   query: Float[Array, ' d_k']
-  # Of demonstrations, then of the query. Shape `[N + 1, d_k]`.
-  keys: Float[Array, 'n d_k']
+  keys: Float[Array, 'n d_k']  # Of demonstrations, then of the query.
   values: Float[Array, 'n d_y']  # Their labels. Shape `[N + 1, d_y]`.
   weights: Float[Array, ' n']  # Attention weights. Shape `[N + 1]`.
   normaliser: Float[Array, '']  # The `D` of the query.
-  # `sum_i a_i |v_i| + |v_q|`, what rounding is relative to.
-  scale: Float[Array, '']
+  scale: Float[Array, '']  # `sum_i a_i |v_i| + |v_q|`, that of rounding.
 
 
 def layer(

@@ -44,8 +44,7 @@ class Job(NamedTuple):
 
   name: str  # Its module in `experiments`, and its folder.
   title: str  # Its heading.
-  # Fields of its config that differ from the default.
-  options: Mapping[str, Any] = {}
+  options: Mapping[str, Any] = {}  # Of its config, if not the default.
 
 
 JOBS = (

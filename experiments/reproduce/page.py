@@ -23,8 +23,7 @@ class Line(NamedTuple):
   section: str  # Experiment that shows it.
   lead: str  # What to remember.
   text: str  # What it rests on, with `{0}`, ... for the values of its claims.
-  # By id of these claims, the verdict that the text supposes.
-  verdicts: Mapping[str, str]
+  verdicts: Mapping[str, str]  # That the text supposes, by id of claim.
 
 
 LINES = (
@@ -139,8 +138,7 @@ class Conclusion(NamedTuple):
   section: str  # Experiment that shows it.
   lead: str  # What to remember.
   text: str  # What it rests on.
-  # Claims that this run judges otherwise; empty if the line holds.
-  dissent: list[str]
+  dissent: list[str]  # Claims judged otherwise; empty if the line holds.
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:

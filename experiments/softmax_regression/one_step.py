@@ -74,12 +74,10 @@ def seed_keys(config: Any, size: Size, stream: int) -> Any:
 class Step(NamedTuple):
   """One step with the best common rate. Shapes `[frames, seeds]`."""
 
-  # Of the moves of the logits by a step on weights and on document.
-  cosine: Any
+  cosine: Any  # Of the moves of logits by a step on weights and on document.
   ratio_weights: Any  # Loss after the step over that at the start.
   rate_weights: Any  # Its rate, relative to `unit_rate`.
-  # The same without what each word keeps of its own target.
-  ratio_without_self: Any
+  ratio_without_self: Any  # Without what each word keeps of its own target.
   ratio_data: Any  # The same for a step on the document; only in place.
 
 
