@@ -54,9 +54,8 @@ class Rows(NamedTuple):
   group: str  # What was called.
   goals: Sequence[Goal]  # Ratios with their bounds.
   seconds: Seconds  # Of each call, and of the matrix product.
-  operations: Mapping[
-    str, int
-  ]  # Of calls that have a rate beside the product's.
+  # Of the calls whose rate is compared with the product's.
+  operations: Mapping[str, int]
 
   def timings(self, config: Any) -> list[dict[str, Any]]:
     """One line for each call; `matmul` counts its own operations."""
