@@ -160,7 +160,7 @@ BAD = {
     ('dual_epochs', (), 'dual_epochs is empty; expected'),
     ('dual_epochs', (10, 1), 'dual_epochs is 10,1; expected increasing'),
     ('dual_epochs', (0, 1), 'dual_epochs is 0; expected an integer >= 1'),
-    ('tokens_per_epoch', 3, 'tokens_per_epoch is 3; expected at least num'),
+    ('tokens_per_epoch', 3, 'tokens_per_epoch is 3; expected more than num'),
     ('learning_rate', -1.0, 'learning_rate is -1'),
     ('input_distribution', 'cauchy', "input_distribution is 'cauchy'"),
   ],

@@ -64,7 +64,8 @@ class Config(lab.Config):
   num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
-    'an epoch has this many tokens, whatever N; no fewer than a prompt has',
+    'an epoch has this many tokens, whatever N',
+    more_than='num_demonstrations',
     tiny=24,
   )
   learning_rate: float = lab.option(
@@ -80,14 +81,6 @@ class Config(lab.Config):
   )
   dual_epochs: int = lab.count(100, 'epochs E of the dual model', tiny=3)
   block_epochs: int = lab.count(25, 'epochs between checkpoints', tiny=1)
-
-  def check(self):
-    longest = max(self.num_demonstrations) + 1
-    self.require(
-      self.tokens_per_epoch >= longest,
-      'tokens_per_epoch',
-      f'at least one prompt, {longest} tokens',
-    )
 
 
 PARTS = lab.parts(certificates, descent, one_step, learning)

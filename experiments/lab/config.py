@@ -14,11 +14,18 @@ checked in the method `check`.
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Self
 
 from absl import flags
 
+_BOUNDS = {
+  'minimum': ('>=', operator.ge),
+  'above': ('>', operator.gt),
+  'maximum': ('<=', operator.le),
+  'below': ('<', operator.lt),
+}
 _NAMES = {int: 'an integer', float: 'a finite number', str: 'a text'}
 
 
@@ -35,6 +42,7 @@ def option(
   distinct: bool = False,
   increasing: bool = False,
   at_most: str | None = None,
+  more_than: str | None = None,
   multiple_of: str | int | None = None,
   tiny: Any = None,
 ) -> Any:
@@ -53,6 +61,7 @@ def option(
     distinct: whether the items of a tuple must differ.
     increasing: whether they must increase.
     at_most: name of an option that a value must not exceed.
+    more_than: name of one that it must exceed, or all of its items.
     multiple_of: number, or name of an option, of which it is a multiple.
     tiny: the value in a tiny run, if it is another one.
 
@@ -69,6 +78,7 @@ def option(
     'distinct': distinct,
     'increasing': increasing,
     'at_most': at_most,
+    'more_than': more_than,
     'multiple_of': multiple_of,
   }
   return dataclasses.field(
@@ -99,6 +109,10 @@ class Config:
     if most := metadata.get('rule', {}).get('at_most'):
       bound = getattr(self, most)
       self.require(value <= bound, name, f'at most {most}, {bound}')
+    if least := metadata.get('rule', {}).get('more_than'):
+      items = getattr(self, least)
+      bound = max(items) if isinstance(items, tuple) else items
+      self.require(value > bound, name, f'more than {least}, {bound}')
     if unit := metadata.get('rule', {}).get('multiple_of'):
       size = getattr(self, unit) if isinstance(unit, str) else unit
       words = f'{unit}, {size}' if isinstance(unit, str) else size
@@ -162,23 +176,17 @@ def _fits(value: Any, kind: type, rule: Any) -> bool:
     return False
   if (kind is int and not isinstance(value, int)) or not math.isfinite(value):
     return False
-  least, most, above, below = (
-    rule[key] for key in ('minimum', 'maximum', 'above', 'below')
-  )
-  return (
-    (least is None or value >= least)
-    and (most is None or value <= most)
-    and (above is None or value > above)
-    and (below is None or value < below)
+  return all(
+    rule[key] is None or holds(value, rule[key])
+    for key, (_, holds) in _BOUNDS.items()
   )
 
 
 def _range(kind: type, rule: Any) -> str:
   """What a number may be, in words."""
-  signs = {'minimum': '>=', 'above': '>', 'maximum': '<=', 'below': '<'}
   bounds = [
     f'{sign} {rule[key]:g}'
-    for key, sign in signs.items()
+    for key, (sign, _) in _BOUNDS.items()
     if rule[key] is not None
   ]
   return ' '.join([_NAMES[kind], ' and '.join(bounds)]).rstrip()
@@ -204,7 +212,7 @@ def describe(field: dataclasses.Field) -> str:
     parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
   if isinstance(default, tuple):
     parts.append(_items(rule))
-  for words in ('at_most', 'multiple_of'):
+  for words in ('at_most', 'more_than', 'multiple_of'):
     if rule[words]:
       parts.append(f'{words.replace("_", " ")} {rule[words]}')
   shown = ','.join(map(str, items)) if items else ''

@@ -120,6 +120,7 @@ class Config(lab.Config):
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
     'an epoch has this many tokens, whatever N',
+    more_than='num_demonstrations',
     tiny=10,
   )
   learning_rate: float = lab.option(
@@ -152,11 +153,6 @@ class Config(lab.Config):
 
   def check(self) -> None:
     size = self.num_demonstrations
-    self.require(
-      self.tokens_per_epoch > size,
-      'tokens_per_epoch',
-      f'at least num_demonstrations + 1, {size + 1}',
-    )
     self.require(
       max(self.negative_counts) < size,
       'negative_counts',

@@ -69,7 +69,10 @@ class Config(lab.Config):
   multi_task: bool = lab.option(False, 'a fresh B for every prompt')
   num_epochs: int = lab.count(20, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH, 'tokens of an epoch', tiny=16
+    pretraining.TOKENS_PER_EPOCH,
+    'tokens of an epoch',
+    more_than='num_demonstrations',
+    tiny=16,
   )
   learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
@@ -77,12 +80,6 @@ class Config(lab.Config):
   block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=1)
 
   def check(self) -> None:
-    size = self.num_demonstrations
-    self.require(
-      self.tokens_per_epoch > size,
-      'tokens_per_epoch',
-      f'at least num_demonstrations + 1, {size + 1}',
-    )
     signs = self.alphas[0] < 0 < self.alphas[-1] and 0.0 in self.alphas
     self.require(
       signs, 'alphas', 'strengths of both signs and 0, such as -0.5,0,0.5'
