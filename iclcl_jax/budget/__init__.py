@@ -25,12 +25,10 @@ from iclcl_jax.budget._feature_budget import (
   feature_budget_at,
   typical_squared_norms,
 )
-from iclcl_jax.budget._output_error import (
-  LARGEST_VALID_ERROR,
-  predicted_output_error,
-)
 from iclcl_jax.budget._variance import (
+  LARGEST_VALID_ERROR,
   log_relative_variance_at,
+  predicted_output_error,
   relative_variance,
 )
 

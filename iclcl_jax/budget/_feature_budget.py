@@ -8,16 +8,14 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import host_door
-from iclcl_jax.budget._output_error import (
-  LARGEST_VALID_ERROR,
-  predicted_output_error,
-  verdict,
-)
 from iclcl_jax.budget._variance import (
+  LARGEST_VALID_ERROR,
   capped_exp,
   family_of,
   host_squares,
   log_relative_variance_at,
+  predicted_output_error,
+  verdict,
 )
 from iclcl_jax.types import Array, Float, Projection
 

@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 from iclcl_jax import _validate
 from iclcl_jax.pretrained import _reading, gguf, safetensors, tokenizer
-from iclcl_jax.pretrained._bert import from_bert
 from iclcl_jax.pretrained._checkpoint import Checkpoint
-from iclcl_jax.pretrained._gpt2 import from_gpt2
-from iclcl_jax.pretrained._llama import from_llama
+from iclcl_jax.pretrained._families import from_bert, from_gpt2, from_llama
 from iclcl_jax.pretrained._model import LanguageModel
 
 FAMILIES = {'llama': from_llama, 'gpt2': from_gpt2, 'bert': from_bert}

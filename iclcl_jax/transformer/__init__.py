@@ -16,8 +16,6 @@ models of the heads could: keys and values know nothing of the query.
 All functions raise `ValueError` where ranks, sizes or dtypes disagree.
 """
 
-from iclcl_jax.transformer._chain import apply_block_dual, apply_blocks_dual
-from iclcl_jax.transformer._checks import check_blocks
 from iclcl_jax.transformer._dual_heads import (
   predict_heads,
   predict_heads_autodiff,
@@ -33,6 +31,8 @@ from iclcl_jax.transformer._forward import (
 )
 from iclcl_jax.transformer._linearisation import (
   Linearisation,
+  apply_block_dual,
+  apply_blocks_dual,
   bias_of,
   fold_labels,
   linearise,
@@ -58,6 +58,7 @@ from iclcl_jax.transformer._types import (
   Norm,
   Normalization,
   Placement,
+  check_blocks,
 )
 
 __all__ = [

@@ -20,7 +20,7 @@ from iclcl_jax import (
 )
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
-from iclcl_jax.transformer import _checks, _forward, _parts
+from iclcl_jax.transformer import _forward, _parts, _types
 from iclcl_jax.transformer._types import Architecture
 from iclcl_jax.types import (
   Array,
@@ -119,7 +119,7 @@ def predict_heads_autodiff(
 def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   """Groups queries by the key-value head that they ask, and answers them."""
   queries, keys, values = heads
-  _checks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
+  _types.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   positions = _forward.default_positions(keys[0], positions)
   seen = _forward.visibility(architecture, positions, positions, mask)
   if mask is not None:  # A masked NaN would return in the gradient.

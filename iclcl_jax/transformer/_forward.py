@@ -13,7 +13,7 @@ from jaxtyping import Int
 from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, product, widen
-from iclcl_jax.transformer import _checks
+from iclcl_jax.transformer import _types
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Mask
 
@@ -58,7 +58,7 @@ def heads(
     Vaswani et al., arXiv:1706.03762, section 3.2.2; Ainslie et al.,
     arXiv:2305.13245 (grouped queries).
   """
-  _checks.check_block(architecture, block, x)
+  _types.check_block(architecture, block, x)
   positions = default_positions(x, positions)
   place = architecture.placement
   tokens = normalise(place.before, architecture, block.attention_norm, x)
@@ -112,7 +112,7 @@ def attend(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  _checks.check_groups('queries', len(queries), 'keys', len(keys))
+  _types.check_groups('queries', len(queries), 'keys', len(keys))
   seen = visibility(architecture, query_positions, key_positions, mask)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
@@ -202,7 +202,7 @@ def apply_blocks(
 
   Takes what `apply_block` takes; arrays of `blocks` have a leading axis `L`.
   """
-  _checks.check_blocks(architecture, blocks, x)
+  _types.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
     stream = apply_block(

@@ -23,10 +23,6 @@ References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1.
 """
 
-from iclcl_jax.pretrained.attribution._gradients import (
-  DemonstrationGradients,
-  demonstration_gradients,
-)
 from iclcl_jax.pretrained.attribution._logits import (
   LogitAttribution,
   attribute,
@@ -34,7 +30,12 @@ from iclcl_jax.pretrained.attribution._logits import (
   logit_difference,
   logit_differences_without,
 )
-from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
+from iclcl_jax.pretrained.attribution._readings import (
+  DemonstrationGradients,
+  HeadReadings,
+  demonstration_gradients,
+  read_heads,
+)
 from iclcl_jax.pretrained.attribution._spans import mark_spans, token_spans
 
 __all__ = [

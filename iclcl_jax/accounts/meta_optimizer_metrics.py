@@ -1,0 +1,370 @@
+r"""Metrics that compare in-context learning with finetuning, and their nulls.
+
+All are functions of recorded activations of the last query token: zero-shot
+(no demonstrations), in context, finetuned. Each metric takes one query; `vmap`
+takes many. A metric without its null says little: two unrelated updates of the
+same vector have a `normalised_update_similarity` far above 0, and any two that
+shrink that vector have a high `update_similarity`. An undefined value (no
+update at all, no example to recover) is NaN.
+
+References:
+  Dai et al., arXiv:2212.10559, where no other source is named.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iclcl_jax import _validate, precision
+from iclcl_jax._door import door
+from iclcl_jax.accounts import _numerics
+from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray
+
+
+@door
+def update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """Returns SimAOU, the cosine of the two updates of an attention output.
+
+  Of unrelated updates it is 0 only if they have no component along the
+  baseline; see `partial_update_similarity`.
+
+  Args:
+    in_context: output of the attention module, in context. Shape `[d]`.
+    finetuned: the same, finetuned and without demonstrations.
+    zero_shot: the same, neither.
+
+  References:
+    Deutch et al., arXiv:2311.07772
+  """
+  updates = _updates(in_context, finetuned, zero_shot)
+  return cosine(*updates).astype(zero_shot.dtype)
+
+
+@door
+def normalised_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  r"""Returns SimAOU as first published, of outputs that are normalised first.
+
+  Biased: independent noise of relative variance `s^2` scores
+  :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
+
+  Takes what `update_similarity` takes.
+  """
+  outputs = (_numerics.unit(x) for x in (in_context, finetuned, zero_shot))
+  return update_similarity(*outputs).astype(in_context.dtype)
+
+
+@door
+def partial_update_similarity(
+  in_context: Float[Array, ' d'],
+  finetuned: Float[Array, ' d'],
+  zero_shot: Float[Array, ' d'],
+) -> Float[Array, '']:
+  """Returns SimAOU of the parts of the updates orthogonal to the baseline.
+
+  Takes what `update_similarity` takes; `zero_shot` is not 0.
+
+  Returns:
+    The cosine, NaN if an update has no such part, or none that is larger than
+    the rounding of the activations. Shape `[]`.
+  """
+  rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
+  outputs = jnp.stack([in_context, finetuned, zero_shot])
+  outputs = _numerics.scaled(outputs)[1]
+  axis = _numerics.unit(outputs[2])
+
+  def across(output):
+    update = output - outputs[2]
+    rest = update - axis * (axis @ update)
+    noise = rounding * (jnp.linalg.norm(output) + jnp.linalg.norm(outputs[2]))
+    return jnp.where(_numerics.norm(rest) > noise, rest, 0)
+
+  return cosine(across(outputs[0]), across(outputs[1])).astype(zero_shot.dtype)
+
+
+@door
+def map_similarity(
+  in_context: Float[Array, 'H N'], other: Float[Array, 'H N']
+) -> Float[Array, '']:
+  """Returns SimAM, the mean cosine over heads of attention logits.
+
+  Args:
+    in_context: logits before the softmax, one row a head. Shape `[H, N]`.
+    other: those of the zero-shot ("before") or finetuned model ("after").
+  """
+  return jnp.mean(jax.vmap(cosine)(in_context, other))
+
+
+@door
+def map_update_similarity(
+  in_context: Float[Array, 'H N'],
+  finetuned: Float[Array, 'H N'],
+  zero_shot: Float[Array, 'H N'],
+) -> Float[Array, '']:
+  """Returns SimAM-delta, the mean cosine of the updates of attention logits.
+
+  Takes logits as `map_similarity` does.
+
+  References:
+    Deutch et al., arXiv:2311.07772
+  """
+  updates = _updates(in_context, finetuned, zero_shot)
+  return map_similarity(*updates).astype(zero_shot.dtype)
+
+
+@door
+def kendall(
+  in_context: Float[Array, ' N'], finetuned: Float[Array, ' N']
+) -> Float[Array, '']:
+  """Returns Kendall's tau-a of two orders of the training tokens.
+
+  Args:
+    in_context: attention logits on the demonstration tokens, summed over heads.
+      Shape `[N]`.
+    finetuned: inner products of the final query with the training tokens'
+      queries at their own step. Shape `[N]`.
+
+  Returns:
+    `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither. Shape
+    `[]`.
+
+  Raises:
+    ValueError: if shapes or dtypes disagree, or there are fewer than two.
+  """
+  size = len(in_context)
+  if size < 2:
+    raise ValueError('in_context has 1 entry; expected at least two to order.')
+  signs = [
+    jnp.sign(precision.widen(x)[:, None] - precision.widen(x)[None])
+    for x in (in_context, finetuned)
+  ]
+  rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
+  return rank.astype(in_context.dtype)
+
+
+@door
+def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
+  """Returns the cosine of two vectors of any size, NaN if one is 0.
+
+  Args:
+    a: a vector. Shape `[d]`.
+    b: another.
+  """
+  return _numerics.cosine(a, b)
+
+
+def _updates(in_context, finetuned, zero_shot):
+  """Returns both updates, widened before the difference can overflow."""
+  base = precision.widen(zero_shot)
+  return tuple(precision.widen(x) - base for x in (in_context, finetuned))
+
+
+# `(in_context, finetuned, zero_shot) -> []`, for one query.
+Similarity = Callable[[Array, Array, Array], Array]
+
+
+@door
+def random_null(
+  key: PRNGKeyArray,
+  similarity: Similarity,
+  in_context: Array,
+  finetuned: Array,
+  zero_shot: Array,
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """Draws the metric with random updates of the size of the finetuned ones.
+
+  Gaussian, norm-matched along the last axis, and sent through the same metric.
+  For one without baseline, such as `lambda a, b, _: kendall(a, b)`, pass zeros
+  as `zero_shot`: the partner itself is random then.
+
+  Args:
+    key: consumed.
+    similarity: a metric of one query.
+    in_context: activations. Shape `[Q, ...]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+    num_draws: number of draws.
+
+  Returns:
+    The metric, mean over queries, of each draw. Shape `[num_draws]`.
+  """
+  _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
+  base = precision.widen(zero_shot)
+  norms = jnp.vectorize(_numerics.norm, signature='(d)->()')
+  sizes = norms(precision.widen(finetuned) - base)[..., None]
+
+  def one_draw(key):
+    noise = jax.random.normal(key, base.shape, base.dtype)
+    noise = sizes * (noise / norms(noise)[..., None])
+    moved = (base + noise).astype(finetuned.dtype)
+    return _mean_of(similarity, in_context, moved, zero_shot)
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+@door
+def permuted_null(
+  key: PRNGKeyArray,
+  similarity: Similarity,
+  in_context: Array,
+  finetuned: Array,
+  zero_shot: Array,
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """Draws the metric with each finetuned update taken from another query.
+
+  It keeps what all queries share, so a metric above `random_null` but not above
+  this one says nothing of the query.
+
+  Takes what `random_null` takes, of two queries or more.
+
+  Returns:
+    The metric, mean over queries, of each draw. Shape `[num_draws]`.
+  """
+  _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
+  count = in_context.shape[0]
+  if count < 2:
+    raise ValueError(
+      'in_context has 1 query; expected at least two to permute.'
+    )
+  updates = finetuned - zero_shot
+
+  def one_draw(key):
+    key_order, key_shift = jax.random.split(key)
+    order = jax.random.permutation(key_order, count)
+    shift = jax.random.randint(key_shift, (), 1, count)
+    # A cycle along a random order: nobody keeps their own.
+    partner = jnp.zeros_like(order).at[order].set(jnp.roll(order, shift))
+    moved = zero_shot + updates[partner]
+    return _mean_of(similarity, in_context, moved, zero_shot)
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+def _mean_of(similarity, *activations):
+  scores = jax.vmap(similarity)(*activations)
+  queries = activations[0].shape[:1]
+  _validate.check_result('similarity, of all queries,', scores, queries)
+  return jnp.mean(scores)
+
+
+def _check_null(similarity, num_draws, *activations) -> None:
+  _validate.at_least(1, num_draws=num_draws)
+  _validate.check_function(
+    'similarity', similarity, 3, '(in_context, finetuned, zero_shot) -> []'
+  )
+  kinds = [f'{x.dtype} {list(x.shape)}' for x in activations]
+  if len(set(kinds)) > 1:
+    raise ValueError(
+      f'activations disagree: in_context, finetuned and zero_shot are {kinds}; '
+      'record all at the same place.'
+    )
+
+
+class Recovery(NamedTuple):
+  """How many of the examples that finetuning gains are recovered in context.
+
+  Attributes:
+    recovered: right finetuned and in context, wrong zero-shot: a count.
+    gained: right finetuned, wrong zero-shot: a count.
+    percent: Rec2FTP, `100 recovered / gained`; NaN if nothing is gained.
+    chance: the same over ALL that zero-shot gets wrong: what Rec2FTP is if the
+      two have nothing to do with each other.
+  """
+
+  recovered: Array
+  gained: Array
+  percent: Float[Array, '']
+  chance: Float[Array, '']
+
+  @property
+  def lift(self) -> Float[Array, '']:
+    """Returns Rec2FTP less its chance level, in points."""
+    return self.percent - self.chance
+
+
+@door
+def recovery(
+  in_context: Bool[Array, ' Q'],
+  finetuned: Bool[Array, ' Q'],
+  zero_shot: Bool[Array, ' Q'],
+) -> Recovery:
+  """Counts the examples that both learn: Rec2FTP and its chance level.
+
+  Args:
+    in_context: whether each query was answered right. Shape `[Q]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+
+  Example:
+    >>> right = jnp.array([True, True, False, False])
+    >>> wrong = jnp.array([False, False, False, False])
+    >>> float(recovery(right, right, wrong).percent)
+    100.0
+
+  References:
+    Dai et al., arXiv:2212.10559; the chance level is not theirs.
+  """
+  gained, missed = finetuned & ~zero_shot, ~zero_shot
+  both = jnp.sum(in_context & gained)
+  return Recovery(
+    both,
+    jnp.sum(gained),
+    100 * _ratio(both, jnp.sum(gained)),
+    100 * _ratio(jnp.sum(in_context & missed), jnp.sum(missed)),
+  )
+
+
+@door
+def recovery_null(
+  key: PRNGKeyArray,
+  in_context: Bool[Array, ' Q'],
+  finetuned: Bool[Array, ' Q'],
+  zero_shot: Bool[Array, ' Q'],
+  *,
+  num_draws: int,
+) -> Float[Array, ' draws']:
+  """Draws Rec2FTP with answers in context permuted.
+
+  They are permuted among the examples that zero-shot gets wrong.
+
+  Args:
+    key: consumed.
+    in_context: as in `recovery`. Shape `[Q]`.
+    finetuned: likewise.
+    zero_shot: likewise.
+    num_draws: number of draws.
+
+  Returns:
+    Rec2FTP of each draw, in percent; its mean is `Recovery.chance`. Shape
+    `[num_draws]`.
+  """
+  _validate.at_least(1, num_draws=num_draws)
+
+  def one_draw(key):
+    # Two orders of the wrong ones, random and given, matched rank by rank.
+    rank = jax.random.uniform(key, zero_shot.shape)
+    rank = rank + zero_shot.astype(rank.dtype)
+    source, place = jnp.argsort(rank), jnp.argsort(zero_shot, stable=True)
+    shuffled = in_context.at[place].set(in_context[source])
+    return recovery(shuffled, finetuned, zero_shot).percent
+
+  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+
+
+def _ratio(part, whole):
+  """Divides; NaN, without a warning, where the whole is 0."""
+  part, whole = jnp.asarray(part, float), jnp.asarray(whole, float)
+  return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))
