@@ -55,7 +55,7 @@ def public_functions():
       member
       for member, value in vars(module).items()
       if not member.startswith('_')
-      and getattr(value, '__module__', None) == name
+      and f'{getattr(value, "__module__", None)}.'.startswith(f'{name}.')
     ]
     for member in public:
       value = getattr(module, member)

@@ -22,21 +22,11 @@ its own training history.
 """
 
 from iclcl_jax.accounts import (
-  linear_regression_gd,
-  meta_optimizer,
-  meta_optimizer_metrics,
-  online_learners,
-  softmax_regression,
-  softmax_regression_bounds,
-  training_data_attention,
+  linear_regression_gd as linear_regression_gd,
+  meta_optimizer as meta_optimizer,
+  meta_optimizer_metrics as meta_optimizer_metrics,
+  online_learners as online_learners,
+  softmax_regression as softmax_regression,
+  softmax_regression_bounds as softmax_regression_bounds,
+  training_data_attention as training_data_attention,
 )
-
-__all__ = [
-  'linear_regression_gd',
-  'meta_optimizer',
-  'meta_optimizer_metrics',
-  'online_learners',
-  'softmax_regression',
-  'softmax_regression_bounds',
-  'training_data_attention',
-]

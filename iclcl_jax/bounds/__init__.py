@@ -27,43 +27,29 @@ read in chunks: no `[N, R]` or `[N, N]` array is held.
 """
 
 from iclcl_jax.bounds._common import (
-  FROBENIUS,
-  SPECTRAL,
-  Ball,
-  LogValue,
-  Positive,
+  FROBENIUS as FROBENIUS,
+  SPECTRAL as SPECTRAL,
+  Ball as Ball,
+  LogValue as LogValue,
+  Positive as Positive,
 )
-from iclcl_jax.bounds._complexity import rademacher_bound, rademacher_draws
-from iclcl_jax.bounds._norms import log_diagonal, log_trace
+from iclcl_jax.bounds._complexity import (
+  rademacher_bound as rademacher_bound,
+  rademacher_draws as rademacher_draws,
+)
+from iclcl_jax.bounds._norms import (
+  log_diagonal as log_diagonal,
+  log_trace as log_trace,
+)
 from iclcl_jax.bounds._supremum import (
-  expected_loss,
-  gap_supremum,
-  mean_embedding,
-  representation_loss,
+  expected_loss as expected_loss,
+  gap_supremum as gap_supremum,
+  mean_embedding as mean_embedding,
+  representation_loss as representation_loss,
 )
 from iclcl_jax.bounds._theorem import (
-  GeneralizationBound,
-  generalization_bound,
-  one_sided_bound,
-  published_bound,
+  GeneralizationBound as GeneralizationBound,
+  generalization_bound as generalization_bound,
+  one_sided_bound as one_sided_bound,
+  published_bound as published_bound,
 )
-
-__all__ = [
-  'FROBENIUS',
-  'SPECTRAL',
-  'Ball',
-  'GeneralizationBound',
-  'LogValue',
-  'Positive',
-  'expected_loss',
-  'gap_supremum',
-  'generalization_bound',
-  'log_diagonal',
-  'log_trace',
-  'mean_embedding',
-  'one_sided_bound',
-  'published_bound',
-  'rademacher_bound',
-  'rademacher_draws',
-  'representation_loss',
-]

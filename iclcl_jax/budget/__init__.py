@@ -20,25 +20,14 @@ beyond the range of floating point are capped at `exp(700)`.
 """
 
 from iclcl_jax.budget._feature_budget import (
-  FeatureBudget,
-  feature_budget,
-  feature_budget_at,
-  typical_squared_norms,
+  FeatureBudget as FeatureBudget,
+  feature_budget as feature_budget,
+  feature_budget_at as feature_budget_at,
+  typical_squared_norms as typical_squared_norms,
 )
 from iclcl_jax.budget._variance import (
-  LARGEST_VALID_ERROR,
-  log_relative_variance_at,
-  predicted_output_error,
-  relative_variance,
+  LARGEST_VALID_ERROR as LARGEST_VALID_ERROR,
+  log_relative_variance_at as log_relative_variance_at,
+  predicted_output_error as predicted_output_error,
+  relative_variance as relative_variance,
 )
-
-__all__ = [
-  'LARGEST_VALID_ERROR',
-  'FeatureBudget',
-  'feature_budget',
-  'feature_budget_at',
-  'log_relative_variance_at',
-  'predicted_output_error',
-  'relative_variance',
-  'typical_squared_norms',
-]

@@ -14,55 +14,35 @@ functions are the closed forms of the modifications that the papers name; their
 losses are in :mod:`iclcl_jax.losses`.
 """
 
-from iclcl_jax.modified._attention import Attention
-from iclcl_jax.modified._augmented import Augmented, augmented
-from iclcl_jax.modified._from_loss import attention_from_loss
-from iclcl_jax.modified._loss_attention import LossAttention
+from iclcl_jax.modified._attention import Attention as Attention
+from iclcl_jax.modified._augmented import (
+  Augmented as Augmented,
+  augmented as augmented,
+)
+from iclcl_jax.modified._from_loss import (
+  attention_from_loss as attention_from_loss,
+)
+from iclcl_jax.modified._loss_attention import LossAttention as LossAttention
 from iclcl_jax.modified._negatives import (
-  Negative,
-  TokenNegative,
-  negative,
-  token_negative,
+  Negative as Negative,
+  TokenNegative as TokenNegative,
+  negative as negative,
+  token_negative as token_negative,
 )
 from iclcl_jax.modified._regularised import (
-  Regularised,
-  TrainingWeights,
-  regularised,
-  regularised_as_printed,
-  regularised_training_weights,
+  Regularised as Regularised,
+  TrainingWeights as TrainingWeights,
+  regularised as regularised,
+  regularised_as_printed as regularised_as_printed,
+  regularised_training_weights as regularised_training_weights,
 )
 from iclcl_jax.modified._selection import (
-  Negatives,
-  divide_all,
-  highest_scores,
-  lowest_scores,
-  raise_others,
-  random_choice,
-  scale_others,
-  unnormalised,
+  Negatives as Negatives,
+  divide_all as divide_all,
+  highest_scores as highest_scores,
+  lowest_scores as lowest_scores,
+  raise_others as raise_others,
+  random_choice as random_choice,
+  scale_others as scale_others,
+  unnormalised as unnormalised,
 )
-
-__all__ = [
-  'Attention',
-  'Augmented',
-  'LossAttention',
-  'Negative',
-  'Negatives',
-  'Regularised',
-  'TokenNegative',
-  'TrainingWeights',
-  'attention_from_loss',
-  'augmented',
-  'divide_all',
-  'highest_scores',
-  'lowest_scores',
-  'negative',
-  'raise_others',
-  'random_choice',
-  'regularised',
-  'regularised_as_printed',
-  'regularised_training_weights',
-  'scale_others',
-  'token_negative',
-  'unnormalised',
-]

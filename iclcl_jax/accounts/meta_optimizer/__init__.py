@@ -20,33 +20,18 @@ References:
 """
 
 from iclcl_jax.accounts.meta_optimizer._finetuning import (
-  Head,
-  Mix,
-  finetuned_update,
-  meta_gradients,
-  softmax_mix,
-  weight_update,
+  Head as Head,
+  Mix as Mix,
+  finetuned_update as finetuned_update,
+  meta_gradients as meta_gradients,
+  softmax_mix as softmax_mix,
+  weight_update as weight_update,
 )
 from iclcl_jax.accounts.meta_optimizer._momentum import (
-  MomentumState,
-  decode,
-  momentum_attention,
-  momentum_matrix,
-  momentum_values,
-  start_decoding,
+  MomentumState as MomentumState,
+  decode as decode,
+  momentum_attention as momentum_attention,
+  momentum_matrix as momentum_matrix,
+  momentum_values as momentum_values,
+  start_decoding as start_decoding,
 )
-
-__all__ = [
-  'Head',
-  'Mix',
-  'MomentumState',
-  'decode',
-  'finetuned_update',
-  'meta_gradients',
-  'momentum_attention',
-  'momentum_matrix',
-  'momentum_values',
-  'softmax_mix',
-  'start_decoding',
-  'weight_update',
-]

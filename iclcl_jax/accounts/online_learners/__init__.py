@@ -28,31 +28,21 @@ gates: the table is the memory alone.
 """
 
 from iclcl_jax.accounts.online_learners._least_squares import (
-  least_squares,
-  recursive_least_squares,
+  least_squares as least_squares,
+  recursive_least_squares as recursive_least_squares,
 )
 from iclcl_jax.accounts.online_learners._parallel import (
-  delta_parallel,
-  linear_parallel,
+  delta_parallel as delta_parallel,
+  linear_parallel as linear_parallel,
 )
 from iclcl_jax.accounts.online_learners._recurrences import (
-  delta_recurrence,
-  linear_recurrence,
-  momentum_attention_weights,
-  softmax_recurrence,
+  delta_recurrence as delta_recurrence,
+  linear_recurrence as linear_recurrence,
+  momentum_attention_weights as momentum_attention_weights,
+  softmax_recurrence as softmax_recurrence,
 )
-from iclcl_jax.accounts.online_learners._stream import Stream, descend, stream
-
-__all__ = [
-  'Stream',
-  'delta_parallel',
-  'delta_recurrence',
-  'descend',
-  'least_squares',
-  'linear_parallel',
-  'linear_recurrence',
-  'momentum_attention_weights',
-  'recursive_least_squares',
-  'softmax_recurrence',
-  'stream',
-]
+from iclcl_jax.accounts.online_learners._stream import (
+  Stream as Stream,
+  descend as descend,
+  stream as stream,
+)

@@ -24,30 +24,19 @@ References:
 """
 
 from iclcl_jax.pretrained.attribution._logits import (
-  LogitAttribution,
-  attribute,
-  direct_logit_attribution,
-  logit_difference,
-  logit_differences_without,
+  LogitAttribution as LogitAttribution,
+  attribute as attribute,
+  direct_logit_attribution as direct_logit_attribution,
+  logit_difference as logit_difference,
+  logit_differences_without as logit_differences_without,
 )
 from iclcl_jax.pretrained.attribution._readings import (
-  DemonstrationGradients,
-  HeadReadings,
-  demonstration_gradients,
-  read_heads,
+  DemonstrationGradients as DemonstrationGradients,
+  HeadReadings as HeadReadings,
+  demonstration_gradients as demonstration_gradients,
+  read_heads as read_heads,
 )
-from iclcl_jax.pretrained.attribution._spans import mark_spans, token_spans
-
-__all__ = [
-  'DemonstrationGradients',
-  'HeadReadings',
-  'LogitAttribution',
-  'attribute',
-  'demonstration_gradients',
-  'direct_logit_attribution',
-  'logit_difference',
-  'logit_differences_without',
-  'mark_spans',
-  'read_heads',
-  'token_spans',
-]
+from iclcl_jax.pretrained.attribution._spans import (
+  mark_spans as mark_spans,
+  token_spans as token_spans,
+)
