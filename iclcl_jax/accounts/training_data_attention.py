@@ -294,12 +294,9 @@ def attribute(
   .. math:: w_t \langle x_{tb}, x\rangle \langle d_{tb}, r\rangle
 
   Their sum is the output of the layer along `direction`, less the part of the
-  initial weights.
+  initial weights. The arguments that are not listed are those of `recall`.
 
   Args:
-    history: what the layer saw.
-    left: what the optimizer leaves, see `remains`.
-    inputs: input of the layer, a 1 appended. Shape `[d_in]`.
     direction: the direction `r` of the output, such as a unit vector. Shape
       `[d_out]`.
 

@@ -8,6 +8,12 @@ descent; `expected_loss` says how far one step gets, and the metrics say how
 alike a trained layer is. `construct_copy` joins inputs and labels that come as
 separate tokens.
 
+Throughout, `inputs` `[N, d_x]` are the training inputs, `labels` `[N, d_y]`
+their labels and `query` `[d_x]` the test input; `tokens` `[M, D]` are rows of
+inputs, then labels, the query's last; `d_x` and `d_y` are the widths of an
+input and a label, `num_demonstrations` is `N`, `learning_rate` the step size
+`eta`, and `dtype` that of a layer.
+
 References:
   von Oswald et al., Transformers learn in-context by gradient descent,
   arXiv:2212.07677.

@@ -93,10 +93,6 @@ def kernel_step(
 
   Args:
     kernel: `(x, x') -> []`, one of `kernels` or your own.
-    inputs: training inputs. Shape `[N, d_x]`.
-    labels: their labels. Shape `[N, d_y]`.
-    query: test input. Shape `[d_x]`.
-    learning_rate: the step size `eta`.
 
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or `kernel` is no function

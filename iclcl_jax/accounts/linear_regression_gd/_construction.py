@@ -31,8 +31,6 @@ def construct(
   the layers descend from neither.
 
   Args:
-    learning_rate: the step size `eta`.
-    num_demonstrations: number of context rows `N`.
     d_x: width of the inputs, for one label and `W_0 = 0`. Give this or
       `initial`.
     initial: weights `W_0` before the first step, whose dtype the layer takes.
@@ -76,12 +74,7 @@ def construct_plus_plus(
   context is not divided by `N`.
 
   Args:
-    learning_rate: the step size `eta`.
     contraction: the factor `gamma`; 0 for plain gradient descent.
-    num_demonstrations: number of context rows `N`.
-    d_x: width of the inputs.
-    d_y: width of the labels.
-    dtype: of the layer.
 
   Returns:
     The layer, with one head, for `W_0 = 0`.
@@ -116,12 +109,8 @@ def construct_copy(
   no input and are silent.
 
   Args:
-    num_demonstrations: number of demonstrations `N`.
-    d_x: width of the inputs.
-    d_y: width of the labels.
     sharpness: the score of the successor, before the division by the square
       root of `2 N + 1`; the others have 0.
-    dtype: of the layer.
 
   Returns:
     The layer, with one head, for tokens of `make_alternating_tokens`.

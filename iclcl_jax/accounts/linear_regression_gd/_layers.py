@@ -86,8 +86,6 @@ def attend_query(
   """Returns the last row `[D]` of `attend` without computing the others.
 
   Args:
-    layer: weights of the layer.
-    tokens: rows, the query last. Shape `[M, D]`.
     weights_fn: as in `attend`.
 
   Raises:
@@ -115,8 +113,6 @@ def predict(
 
   Args:
     layers: weights, stacked along a leading axis of layers; see `repeat`.
-    tokens: rows, the query last. Shape `[M, D]`.
-    d_y: width of the labels, the last columns of the rows.
     weights_fn: as in `attend`.
 
   Raises:

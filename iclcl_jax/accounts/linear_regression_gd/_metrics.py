@@ -22,8 +22,6 @@ def sensitivity(
 
   Args:
     predict_fn: `tokens [M, D] -> [d_y]`.
-    tokens: rows, the query last. Shape `[M, D]`.
-    d_x: width of the inputs, the first columns of the rows.
 
   Raises:
     ValueError: if `tokens` has another rank, `d_x` is not within it, or

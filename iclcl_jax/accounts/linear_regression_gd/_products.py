@@ -41,11 +41,7 @@ class Folded(NamedTuple):
 
 @door
 def fold(layer: SelfAttention) -> Folded:
-  """Returns `(W_q W_k^T, W_v W_p)` of each head, to compare layers by.
-
-  Args:
-    layer: the layer.
-  """
+  """Returns `(W_q W_k^T, W_v W_p)` of each head, to compare layers by."""
   return Folded(
     jnp.einsum('hdk,hek->hde', layer.queries, layer.keys),
     jnp.einsum('hdv,hve->hde', layer.values, layer.outputs),
@@ -57,9 +53,6 @@ def unfold(folded: Folded) -> SelfAttention:
   """Makes a layer of its products: `W_k` and `W_p` become identities.
 
   Its keys have the width of the tokens, by which softmax attention scales.
-
-  Args:
-    folded: the products.
   """
   identity = jnp.broadcast_to(
     jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),

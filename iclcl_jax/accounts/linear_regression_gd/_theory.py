@@ -88,10 +88,6 @@ def expected_loss(
 
   without noise and distractors, with :math:`S = \frac1N\sum_i x_i x_i^\top`.
 
-  Args:
-    tasks: the distribution of tasks.
-    learning_rate: the step size `eta`.
-
   Example:
     >>> tasks = LinearTasks(
     ...   d_x=10, num_demonstrations=10, moments=uniform_moments(0.5)
@@ -112,9 +108,6 @@ def expected_loss(
 
 def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
   """Returns the step size that minimises `expected_loss`.
-
-  Args:
-    tasks: the distribution of tasks.
 
   Raises:
     ValueError: if inputs or tasks are always 0: then no step helps.
@@ -185,8 +178,6 @@ def descend(
   .. math:: L(W) = \frac1{2N}\sum_i |W x_i - y_i|^2
 
   Args:
-    inputs: training inputs. Shape `[N, d_x]`.
-    labels: their labels. Shape `[N, d_y]`.
     learning_rates: one step size for each step. Shape `[K]`.
     initial: weights before the first step, None for 0. Shape `[d_y, d_x]`.
 
@@ -218,9 +209,6 @@ def descend_plus_plus(
   r"""Descends by GD++: a step learns from the residuals, then moves inputs.
 
   Args:
-    inputs: training inputs. Shape `[N, d_x]`.
-    labels: their labels. Shape `[N, d_y]`.
-    query: test input. Shape `[d_x]`.
     learning_rates: step sizes `eta`. Shape `[K]`.
     contractions: factors `gamma` of `x <- (I - gamma X^T X) x`; the last does
       not matter. Shape `[K]`.

@@ -18,9 +18,6 @@ def make_tokens(
   """Puts a regression problem into tokens `(x_i, y_i)`, the query last.
 
   Args:
-    inputs: training inputs. Shape `[N, d_x]`.
-    labels: their labels. Shape `[N, d_y]`.
-    query: test input. Shape `[d_x]`.
     initial: weights `W_0` before the first step, None for 0: the query row is
       `(x_q, -W_0 x_q)`. Give `construct` the same. Shape `[d_y, d_x]`.
 
@@ -53,9 +50,6 @@ def make_alternating_tokens(
   labels have input 0.
 
   Args:
-    inputs: training inputs. Shape `[N, d_x]`.
-    labels: their labels. Shape `[N, d_y]`.
-    query: test input. Shape `[d_x]`.
     positions: code of each place: one-hot (`jnp.eye(2 * N + 1)`) for
       `construct_copy`. Shape `[2 N + 1, d_p]`.
 

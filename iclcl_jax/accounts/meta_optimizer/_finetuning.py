@@ -43,10 +43,6 @@ def meta_gradients(
 
   Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
   loss that a model was trained on.
-
-  Args:
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
   """
   return values[:, :, None] * keys[:, None]
 
@@ -59,10 +55,6 @@ def weight_update(
 
   Of the query tokens it is the zero-shot weights, of the demonstrations the
   update in context; linear attention over both applies their sum.
-
-  Args:
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
 
   Example:
     >>> import jax.numpy as jnp

@@ -29,9 +29,6 @@ def linear_parallel(
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
 
   Args:
-    tokens: the stream.
-    decays: factors of the state, one or one for each token.
-    initial: as in `descend`.
     chunk_size: tokens that are answered together.
 
   References:

@@ -26,11 +26,6 @@ def linear_recurrence(
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
 
-  Args:
-    tokens: the stream.
-    decays: as in `descend`.
-    initial: as in `descend`.
-
   References:
     Katharopoulos et al., arXiv:2006.16236, eq. 9; Sun et al.,
     arXiv:2307.08621, eq. 5; Yang et al., arXiv:2312.06635, eq. 3.
@@ -60,11 +55,7 @@ def delta_recurrence(
   .. math:: W_t = g_t W_{t-1}\,(I - \beta_t\,\phi(k_t)\phi(k_t)^\top)
      + \beta_t\, v_t\,\phi(k_t)^\top
 
-  Args:
-    tokens: the stream.
-    rates: as in `descend`; stable where `0 <= beta |phi(k)|^2 <= 2`.
-    decays: as in `descend`.
-    initial: as in `descend`.
+  It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`.
 
   References:
     Schlag et al., arXiv:2102.11174, eq. 24; Yang et al., arXiv:2412.06464,

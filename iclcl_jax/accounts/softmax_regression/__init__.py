@@ -16,6 +16,10 @@ All derivatives need no more than :math:`f`: with
 with `B` the Hessian in the logits. Derivatives, identities and Lipschitz
 constants hold for any target; the extremes of the eigenvalues of `B` need one
 in the simplex, which `problem` checks.
+
+Throughout, `document` is :math:`A` `[n, d]`, `weights` are :math:`x` `[d]`,
+`target` is :math:`b` `[n]`, `prediction` is :math:`f` `[n]`, `posed` holds
+document and target, and `learning_rate` is the step size :math:`\eta`.
 """
 
 from iclcl_jax.accounts.softmax_regression._calculus import (

@@ -87,11 +87,7 @@ def problem(
 
 @door
 def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
-  """Removes the mean word, to which softmax regression is blind: `P A`.
-
-  Args:
-    document: `A`. Shape `[n, d]`.
-  """
+  """Removes the mean word, to which softmax regression is blind: `P A`."""
   return document - jnp.mean(document, axis=0, keepdims=True)
 
 
@@ -99,23 +95,13 @@ def centre(document: Float[Array, 'n d']) -> Float[Array, 'n d']:
 def predict(
   document: Float[Array, 'n d'], weights: Float[Array, ' d']
 ) -> Float[Array, ' n']:
-  """Returns `f = softmax(A x)`, `[n]`, without exponentials that overflow.
-
-  Args:
-    document: words `A`. Shape `[n, d]`.
-    weights: `x`. Shape `[d]`.
-  """
+  """Returns `f = softmax(A x)`, `[n]`, without exponentials that overflow."""
   return jax.nn.softmax(document @ weights)
 
 
 @door
 def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
-  """Returns `L = |f - b|^2 / 2`.
-
-  Args:
-    posed: the problem.
-    weights: `x`. Shape `[d]`.
-  """
+  """Returns `L = |f - b|^2 / 2`."""
   error = predict(posed.document, weights) - posed.target
   return jnp.sum(error**2) / 2
 
@@ -124,22 +110,13 @@ def loss(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, '']:
 def apply_jacobian(
   prediction: Float[Array, ' n'], vector: Float[Array, ' n']
 ) -> Float[Array, ' n']:
-  """Returns `J v = f o v - f <f, v>` in `O(n)`: the Jacobian of the softmax.
-
-  Args:
-    prediction: `f`. Shape `[n]`.
-    vector: `v`. Shape `[n]`.
-  """
+  """Returns `J v = f o v - f <f, v>` in `O(n)`: the Jacobian of the softmax."""
   return prediction * (vector - prediction @ vector)
 
 
 @door
 def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
   """Returns all three gradients of the loss, in closed form.
-
-  Args:
-    posed: the problem.
-    weights: `x`. Shape `[d]`.
 
   References:
     Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
@@ -164,10 +141,6 @@ def logit_hessian(
   0.3082, those of two words with a one-hot target, for a target in the simplex.
   The extremes are numerical for more than two words, not proved.
 
-  Args:
-    prediction: `f`. Shape `[n]`.
-    target: `b`. Shape `[n]`.
-
   References:
     Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
   """
@@ -183,10 +156,6 @@ def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
 
   That in the document, read row by row, is the Kronecker product of `B` with
   the outer product of the weights.
-
-  Args:
-    posed: the problem.
-    weights: `x`. Shape `[d]`.
   """
   prediction = predict(posed.document, weights)
   curvature = logit_hessian(prediction, posed.target)

@@ -31,7 +31,6 @@ def attend(
   Args:
     posed: the problem, with a target that sums to one.
     queries: words that are asked for. Shape `[M, d]`.
-    learning_rate: the step size `eta`.
 
   References:
     von Oswald et al., arXiv:2212.07677, Proposition 1 (the linear case).
@@ -52,13 +51,7 @@ def attend(
 def weight_shift(
   posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
 ) -> Float[Array, ' d']:
-  """Returns the weights `[d]` after one gradient step on them.
-
-  Args:
-    posed: the problem.
-    weights: `x`. Shape `[d]`.
-    learning_rate: the step size.
-  """
+  """Returns the weights `[d]` after one gradient step on them."""
   _validate.finite(learning_rate=learning_rate)
   return weights - learning_rate * gradients(posed, weights).weights
 
@@ -67,10 +60,7 @@ def weight_shift(
 def data_shift(
   posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
 ) -> Float[Array, 'n d']:
-  """Returns the document after one gradient step on it, 0 at weights 0.
-
-  Takes what `weight_shift` takes.
-  """
+  """Returns the document after one gradient step on it, 0 at weights 0."""
   _validate.finite(learning_rate=learning_rate)
   return posed.document - learning_rate * gradients(posed, weights).document
 
