@@ -16,7 +16,7 @@ import pytest
 from experiments import lab
 from iclcl_jax import dual, kernels, losses, pretrained, transformer
 from iclcl_jax.pretrained import Checkpoint, attribution
-from iclcl_jax.pretrained.attribution import _gradients, _readings
+from iclcl_jax.pretrained.attribution import _readings
 from tests import oracles_pretrained as oracles
 from tests import tolerances
 
@@ -88,7 +88,7 @@ def demonstration_gradients(model, tokens, segments, mask):
 
 
 read_segments = lab.compile_quickly(_readings._read_segments)
-gradients = lab.compile_quickly(_gradients._gradients)
+gradients = lab.compile_quickly(_readings._gradients)
 difference = lab.compile_quickly(attribution.logit_difference)
 trace = lab.compile_quickly(trace_layers)
 

@@ -60,7 +60,7 @@ def weight_shift(
 def data_shift(
   posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
 ) -> Float[Array, 'n d']:
-  """Returns the document after one gradient step on it, 0 at weights 0."""
+  """Returns the document after one gradient step, which is 0 at weights 0."""
   _validate.finite(learning_rate=learning_rate)
   return posed.document - learning_rate * gradients(posed, weights).document
 
