@@ -1,4 +1,10 @@
-"""Real models as pure functions over a parameter pytree."""
+"""Real models as pure functions over a parameter pytree.
+
+Throughout, `model` is a `LanguageModel` (for the next token a causal one),
+`tokens` `[N]` are the ids of one prompt, `mask` `[N]` says which of them are no
+padding, which may be on either side and which positions do not count, and
+`token_types` `[N]` are the segments of an encoder's input, zeros by default.
+"""
 
 from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
 from iclcl_jax.pretrained._checkpoint import Checkpoint as Checkpoint

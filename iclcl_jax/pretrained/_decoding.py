@@ -42,10 +42,7 @@ def prefill(
   """Reads a whole prompt into a new cache.
 
   Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
     cache_length: number of slots, at least that of the tokens.
-    mask: tokens that are no padding, which may be on either side. Shape `[N]`.
 
   Returns:
     The logits after the last valid token, and the cache.

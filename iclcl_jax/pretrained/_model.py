@@ -67,12 +67,6 @@ def embed(
 ) -> Float[Array, 'N d_model']:
   """Embeds the tokens of a prompt: the input `[N, d_model]` of the first block.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
-    token_types: segment of each token, for an encoder; zeros by default.
-
   Raises:
     ValueError: if the prompt is empty, longer than the context, or has an id
       outside the vocabulary; ids are looked at outside of `jit` and `vmap`.
@@ -118,10 +112,6 @@ def positions_of(
 ) -> Int[Array, ' N']:
   """Returns the position of each token: how many valid ones stand before it.
 
-  Args:
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
-
   Returns:
     The positions, whichever side the padding is on. Shape `[N]`.
 
@@ -151,8 +141,7 @@ def hidden_states(
   Args:
     model: the model.
     tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding, which may be on either side; positions
-      count these alone. Shape `[N]`.
+    mask: tokens that are no padding. Shape `[N]`.
     token_types: segment of each token, for an encoder; zeros by default.
 
   Returns:
@@ -180,7 +169,6 @@ def unembed(
   """Maps hidden states to logits `[N, vocab]` over the vocabulary.
 
   Args:
-    model: the model.
     states: rows of `hidden_states`. Shape `[N, d_model]`.
 
   Raises:
@@ -202,8 +190,6 @@ def logits(
 ) -> Float[Array, 'N vocab']:
   """Scores the token after each token of a prompt.
 
-  Takes tokens and mask as `hidden_states` does.
-
   Returns:
     The logits. Rows of padding mean nothing. Shape `[N, vocab]`.
 
@@ -222,7 +208,7 @@ def next_token_logits(
 ) -> Float[Array, ' vocab']:
   """Scores the token after a prompt, without the head at other positions.
 
-  Takes what `logits` takes; raises `ValueError` as it does.
+  Raises `ValueError` as `logits` does.
 
   Returns:
     The logits after the last valid token. Shape `[vocab]`.
@@ -240,7 +226,7 @@ def next_token_log_probs(
 ) -> Float[Array, ' vocab']:
   """Returns log-probabilities `[vocab]` of the token after a prompt.
 
-  Takes what `logits` takes; raises `ValueError` as it does.
+  Raises `ValueError` as `logits` does.
   """
   return jax.nn.log_softmax(next_token_logits(model, tokens, mask=mask))
 

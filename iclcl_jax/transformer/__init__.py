@@ -13,6 +13,20 @@ forward pass at the token, so the labels of the whole block re-describe it
 exactly, but could not be written down before the query arrives. The dual
 models of the heads could: keys and values know nothing of the query.
 
+Arguments, where a function does not describe them:
+
+================  ===========================================================
+``architecture``  what the shapes of the parameters do not say
+``block``         the parameters; of ``blocks``, with a leading axis ``L``
+``x``             the residual stream before the block, ``[N, d_model]``
+``heads``         what `heads` returns; ``outputs [H, N, d_k]``, `attend`
+``positions``     of the tokens, ``[N]``; None for ``0, 1, ...``
+``mask``          valid tokens ``[N]``, which others may see; the rest is read
+                  as zeros; None for all
+``phi``           feature map or kernel; None for the softmax kernel
+``point``         the `Linearisation` of one token, without the axis ``N``
+================  ===========================================================
+
 All functions raise `ValueError` where ranks, sizes or dtypes disagree.
 """
 

@@ -56,13 +56,6 @@ def predict_heads(
   `transformer.bidirectional` one state for all queries, otherwise a state for
   each query.
 
-  Args:
-    architecture: says which position sees which.
-    heads: queries, keys and values, see `transformer.heads`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens. Shape `[N]`; None for all.
-    phi: feature map or kernel; None for the softmax kernel.
-
   Returns:
     The predictions, which are the heads' attention outputs. Shape
     `[H, N, d_k]`; zero for a query that sees no token.

@@ -42,12 +42,6 @@ def heads(
 ) -> Heads:
   """Returns queries, keys and values: normalised, projected, rotated.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    x: the residual stream. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-
   Example:
     >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
@@ -94,7 +88,6 @@ def attend(
   that sees no key gets zeros.
 
   Args:
-    architecture: says which position sees which.
     queries: rotated queries. Shape `[H, M, d_k]`.
     keys: rotated keys, such as those of a cache. Shape `[G, N, d_k]`.
     values: their values. Shape `[G, N, d_k]`.
@@ -140,9 +133,6 @@ def complete(
   """Applies what stands behind the heads: projection and feed-forward network.
 
   Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    x: the residual stream before the block. Shape `[N, d_model]`.
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
   """
   place = architecture.placement
@@ -169,8 +159,7 @@ def apply_block(
     block: the parameters.
     x: the residual stream. Shape `[N, d_model]`.
     positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see; the rest is read as zeros. Shape
-      `[N]`; None for all.
+    mask: valid tokens, which others may see. Shape `[N]`; None for all.
 
   Example:
     >>> from iclcl_jax import transformer
@@ -198,10 +187,7 @@ def apply_blocks(
   positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
-  """Applies a stack of blocks by `jax.lax.scan`: one compiled block.
-
-  Takes what `apply_block` takes; arrays of `blocks` have a leading axis `L`.
-  """
+  """Applies a stack of blocks by `jax.lax.scan`: one compiled block."""
   _types.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
@@ -219,8 +205,6 @@ def feed_forward(
   """Applies the feed-forward network alone, gated if the block has a gate.
 
   Args:
-    architecture: holds the activation.
-    block: the parameters.
     tokens: what the network reads. Shape `[N, d_model]`.
 
   References:

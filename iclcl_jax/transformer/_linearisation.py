@@ -54,12 +54,6 @@ def linearise(
 ) -> Linearisation:
   """Runs a block behind its heads and keeps what fixes its affine map.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    x: the residual stream before the block. Shape `[N, d_model]`.
-    outputs: of the heads. Shape `[H, N, d_k]`.
-
   Example:
     >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
@@ -102,9 +96,6 @@ def map_label(
   :math:`P_1 = P_2 = I`, post-norm :math:`P = I`.
 
   Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    point: of the token, a `Linearisation` without the axis `N`.
     row: a label, behind the output projection. Shape `[d_model]`.
 
   References:
@@ -129,12 +120,6 @@ def bias_of(
   """Returns what a block adds at one token whatever its heads predict.
 
   The residual stream through `J`, and the biases on their ways.
-
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    point: of the token, a `Linearisation` without the axis `N`.
-    x: the token before the block. Shape `[d_model]`.
   """
   at_zero = jnp.zeros_like(point.gate)
   if block.gate is None:
@@ -154,13 +139,6 @@ def fold_labels(
   With these labels the dual models of the heads, `dual.zero_shot` and
   `dual.one_step` on the keys that the token sees, predict vectors whose sum,
   plus `bias_of`, is the output of the whole block at that token.
-
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    point: of the query token, a `Linearisation` without the axis `N`.
-    values: of the key-value heads, see `transformer.heads`. Shape
-      `[G, N, d_k]`.
   """
   num_heads = block.output.weight.shape[0]
   values = jnp.repeat(values, num_heads // values.shape[0], axis=0)
@@ -222,16 +200,6 @@ def apply_block_dual(
   the affine map of `linearise`. The map is applied once to the sum of the
   predictions; in the labels (`fold_labels`) it gives the same numbers, at the
   cost of a training set for each query. No softmax is computed.
-
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    x: the residual stream. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see; the rest is read as zeros. Shape
-      `[N]`; None for all.
-    phi: feature map or kernel; None for the softmax kernel, the block as it
-      is.
 
   Example:
     >>> import jax.numpy as jnp

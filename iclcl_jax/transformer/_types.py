@@ -211,11 +211,6 @@ def check_blocks(
 ) -> None:
   """Checks a stack of blocks and that it fits the sequence that it reads.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    blocks: the parameters, each with a leading axis `L`.
-    x: the residual stream. Shape `[N, d_model]`.
-
   Raises:
     ValueError: if shapes or dtypes disagree, or there is no layer.
   """

@@ -157,12 +157,6 @@ def logit_difference(
   """Computes by a forward pass the difference of logits that is attributed.
 
   Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
-    label: token id whose logit counts.
-    other_label: token id whose logit is subtracted.
-    position: index of the token that is read; the last valid one by default.
-    mask: tokens that are no padding. Shape `[N]`.
     excluded: tokens that no other may attend to, such as a demonstration that
       is deleted; all others keep their positions. Shape `[N]`.
 

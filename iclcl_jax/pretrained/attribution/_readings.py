@@ -61,13 +61,10 @@ def read_heads(
   demonstration the other states are merged, which subtracts nothing.
 
   Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
     segment_ids: demonstration of each token, from 0; -1 for the rest, as
       `mark_spans` gives them. Shape `[N]`.
     num_segments: number of demonstrations `S`.
     position: index of the token that is read; the last valid one by default.
-    mask: tokens that are no padding. Shape `[N]`.
 
   Raises:
     ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens;
