@@ -103,9 +103,6 @@ def kernel_step(
     ...   jnp.dot, jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3), 1.0
     ... ).tolist()
     [3.0]
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 4.2 (proposition 2).
   """
   _validate.finite(learning_rate=learning_rate)
   _validate.check_function('kernel', kernel, 2, "(x, x') -> []")

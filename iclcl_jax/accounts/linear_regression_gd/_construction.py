@@ -41,9 +41,6 @@ def construct(
     ValueError: if `num_demonstrations < 1`, `learning_rate` is not finite,
       `dtype` is no floating-point dtype, or not exactly one of `d_x` and
       `initial` is given.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, proposition 1.
   """
   _validate.finite(learning_rate=learning_rate)
   _validate.at_least(1, num_demonstrations=num_demonstrations)
@@ -78,9 +75,6 @@ def construct_plus_plus(
 
   Returns:
     The layer, with one head, for `W_0 = 0`.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 4.3 and appendix A.10.
   """
   _validate.finite(learning_rate=learning_rate, contraction=contraction)
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
@@ -119,9 +113,6 @@ def construct_copy(
     ValueError: if a count is below 1, `dtype` is no floating-point dtype, or
       `sharpness` overflows it or leaves the successor less than half of the
       attention, which copies nothing.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 5 (copying).
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)

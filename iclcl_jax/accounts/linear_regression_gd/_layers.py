@@ -58,9 +58,6 @@ def attend(
   Raises:
     ValueError: if shapes or dtypes disagree, or `weights_fn` is no function
       that returns one weight for each score.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, eq. 1 and appendix A.
   """
   _check_call(tokens, weights_fn)
   if visible is None:
@@ -126,9 +123,6 @@ def predict(
     >>> layer = SelfAttention(product, product, minus, jnp.eye(2)[None])
     >>> predict(repeat(layer, 1), rows).tolist()
     [6.0]
-
-  References:
-    von Oswald et al., arXiv:2212.07677, proposition 1.
   """
   _validate.check_array('layers.queries', layers.queries, 'L H D d_k')
   _validate.check_array('tokens', tokens, 'M D')

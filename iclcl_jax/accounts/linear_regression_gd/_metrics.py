@@ -26,9 +26,6 @@ def sensitivity(
   Raises:
     ValueError: if `tokens` has another rank, `d_x` is not within it, or
       `predict_fn` is no function of it.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.1.
   """
   _validate.check_function('predict_fn', predict_fn, 1, '(tokens) -> [d_y]')
   check_part('d_x', d_x, tokens.shape[1])
@@ -52,9 +49,6 @@ def predictions_difference(
   Example:
     >>> float(predictions_difference(jnp.ones((2, 1)), jnp.zeros((2, 1))))
     1.0
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.1.
   """
   return jnp.mean(jnp.linalg.norm(predictions - others, axis=1))
 
@@ -68,9 +62,6 @@ def model_difference(
   Args:
     sensitivities: of one model, of one label. Shape `[B, d_x]`.
     others: of the other. Shape `[B, d_x]`.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.1.
   """
   return jnp.mean(jnp.linalg.norm(sensitivities - others, axis=1))
 

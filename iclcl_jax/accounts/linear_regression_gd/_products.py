@@ -76,9 +76,6 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
   Raises:
     ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
       head is 0 (its result is not finite under `jit`).
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.1 (interpolation).
   """
   check_part('d_x', d_x, folded.query_key.shape[1])
   diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]

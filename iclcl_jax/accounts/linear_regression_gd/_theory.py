@@ -183,9 +183,6 @@ def descend(
 
   Returns:
     The weights after `K` steps. Shape `[d_y, d_x]`.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, eq. 4 and 5.
   """
   initial = initial_weights(inputs, labels, initial)
 
@@ -215,9 +212,6 @@ def descend_plus_plus(
 
   Returns:
     The prediction after `K` steps from 0. Shape `[d_y]`.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 4.3.
   """
 
   def step(carry, factors):

@@ -27,9 +27,6 @@ def make_tokens(
   Example:
     >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape
     (3, 4)
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.
   """
   initial = initial_weights(inputs, labels, initial)
   last = jnp.concatenate([query, -initial @ query])
@@ -61,9 +58,6 @@ def make_alternating_tokens(
     ...   jnp.ones((1, 1)), 2 * jnp.ones((1, 1)), 3 * jnp.ones(1), jnp.eye(3)
     ... )[:, 3:].tolist()
     [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 5 (copying).
   """
   length, (_, d_x), d_y = 2 * len(inputs) + 1, inputs.shape, labels.shape[1]
   if len(positions) != length:
