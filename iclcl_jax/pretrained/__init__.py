@@ -7,7 +7,6 @@ padding, which may be on either side and which positions do not count, and
 """
 
 from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
-from iclcl_jax.pretrained._checkpoint import Checkpoint as Checkpoint
 from iclcl_jax.pretrained._decoding import (
   KeyValueCache as KeyValueCache,
   decode_step as decode_step,
@@ -29,6 +28,7 @@ from iclcl_jax.pretrained._model import (
   positions_of as positions_of,
   unembed as unembed,
 )
+from iclcl_jax.pretrained._reading import Checkpoint as Checkpoint
 from iclcl_jax.pretrained.gguf import read_gguf as read_gguf
 from iclcl_jax.pretrained.safetensors import (
   read_safetensors as read_safetensors,

@@ -7,8 +7,8 @@ import numpy as np
 
 from iclcl_jax import transformer
 from iclcl_jax.pretrained import _reading
-from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.transformer import Linear
 
 # Tables that other versions of the format store; they follow from the config.

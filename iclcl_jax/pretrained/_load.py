@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from iclcl_jax import _validate
 from iclcl_jax.pretrained import _reading, gguf, safetensors, tokenizer
-from iclcl_jax.pretrained._checkpoint import Checkpoint
 from iclcl_jax.pretrained._families import from_bert, from_gpt2, from_llama
 from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
 
 FAMILIES = {'llama': from_llama, 'gpt2': from_gpt2, 'bert': from_bert}
 

@@ -1,9 +1,10 @@
-"""Checked access to the config and the tensors of a checkpoint."""
+"""What a reader of files hands over, and checked access to it."""
 
 import fnmatch
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -260,3 +261,34 @@ def _common_dtype(arrays: Sequence[np.ndarray], dtype: Any) -> np.dtype:
 
 def _canonical(dtype: np.dtype) -> np.dtype:
   return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+class Checkpoint(NamedTuple):
+  """A model on disk, in the layout and with the names of Hugging Face.
+
+  Attributes:
+    config: the content of `config.json`: `model_type`, `hidden_size`, ...
+    tensors: arrays by name, such as `model.layers.0.self_attn.q_proj.weight`.
+  """
+
+  config: Mapping[str, Any]
+  tensors: Mapping[str, np.ndarray]
+
+
+def import_reader(name: str) -> Any:
+  """Imports a package that only the readers of files need.
+
+  Args:
+    name: the package, or a module of it.
+
+  Raises:
+    ValueError: if it is not installed; the message says how to install it.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(
+      f'reading this file needs the package {name.partition(".")[0]!r}, which '
+      f"can't be imported ({error}). Install it: pip install "
+      "'iclcl_jax[lm]'."
+    ) from error

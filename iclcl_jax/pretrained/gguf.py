@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from iclcl_jax.pretrained._checkpoint import Checkpoint, import_reader
+from iclcl_jax.pretrained._reading import Checkpoint, import_reader
 
 _MAGIC = b'GGUF'
 # Names of the llama family; `N` stands for the number of a block.

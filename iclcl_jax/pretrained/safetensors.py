@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from iclcl_jax.pretrained._checkpoint import Checkpoint, import_reader
+from iclcl_jax.pretrained._reading import Checkpoint, import_reader
 
 _CONFIG = 'config.json'
 _WHOLE = 'model.safetensors'

@@ -10,7 +10,7 @@ import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax.pretrained import gguf as gguf_files
-from iclcl_jax.pretrained._checkpoint import import_reader
+from iclcl_jax.pretrained._reading import import_reader
 
 _FILE = 'tokenizer.json'
 # Kinds of tokens in a GGUF file.

@@ -28,18 +28,14 @@ Nadaraya-Watson. Deployed layers add normalisation, convolutions and output
 gates: the table is the memory alone.
 """
 
-from iclcl_jax.accounts.online_learners._least_squares import (
-  least_squares as least_squares,
-  recursive_least_squares as recursive_least_squares,
-)
-from iclcl_jax.accounts.online_learners._parallel import (
-  delta_parallel as delta_parallel,
-  linear_parallel as linear_parallel,
-)
 from iclcl_jax.accounts.online_learners._recurrences import (
+  delta_parallel as delta_parallel,
   delta_recurrence as delta_recurrence,
+  least_squares as least_squares,
+  linear_parallel as linear_parallel,
   linear_recurrence as linear_recurrence,
   momentum_attention_weights as momentum_attention_weights,
+  recursive_least_squares as recursive_least_squares,
   softmax_recurrence as softmax_recurrence,
 )
 from iclcl_jax.accounts.online_learners._stream import (

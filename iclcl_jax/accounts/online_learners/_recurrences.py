@@ -1,4 +1,4 @@
-"""The published recurrences, one step for each token."""
+"""The published recurrences, token by token and in chunks; exact solves."""
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +157,187 @@ def _half_square(
   output: Float[Array, ' d_v'], value: Float[Array, ' d_v']
 ) -> Float[Array, '']:
   return jnp.sum((output - value) ** 2) / 2
+
+
+@door
+@widened
+def linear_parallel(
+  tokens: Stream,
+  *,
+  decays: float | Float[Array, ' N'] = 1.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+  chunk_size: int = 64,
+) -> Float[Array, 'N d_v']:
+  r"""Computes `linear_recurrence` with matrix products inside chunks.
+
+  .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
+     \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
+
+  Args:
+    chunk_size: tokens that are answered together.
+
+  References:
+    Yang et al., arXiv:2312.06635, section 2 (chunked form).
+  """
+
+  def chunk(weights, part):
+    queries, keys, values, _, decays = part
+    factors, total = _decay_products(decays)
+    scores = factors * (queries @ keys.T)
+    read = total[:, None] * (queries @ weights.T)
+    outputs = read + scores @ values
+    last = factors[-1][:, None]
+    return total[-1] * weights + values.T @ (last * keys), outputs
+
+  return _by_chunks(chunk, tokens, 1.0, decays, initial, chunk_size)
+
+
+@door
+@widened
+def delta_parallel(
+  tokens: Stream,
+  *,
+  rates: float | Float[Array, ' N'] = 1.0,
+  decays: float | Float[Array, ' N'] = 1.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+  chunk_size: int = 64,
+) -> Float[Array, 'N d_v']:
+  r"""Computes `delta_recurrence` with a triangular solve inside chunks.
+
+  The rows :math:`u_t` are step times error signal, so the delta rule is linear
+  attention with these values:
+
+  .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
+     \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
+
+  Takes what `linear_parallel` takes, and `rates` as `descend` does; raises
+  `ValueError` as both do.
+
+  References:
+    Yang et al., arXiv:2406.06484, section 3; arXiv:2412.06464, section 3.
+  """
+
+  def chunk(weights, part):
+    queries, keys, values, rates, decays = part
+    factors, total = _decay_products(decays)
+    past = jnp.tril(factors * (keys @ keys.T), -1)
+    system = jnp.eye(keys.shape[0], dtype=keys.dtype) + rates[:, None] * past
+    errors = values - total[:, None] * (keys @ weights.T)
+    signals = jax.scipy.linalg.solve_triangular(
+      system, rates[:, None] * errors, lower=True, unit_diagonal=True
+    )
+    scores = factors * (queries @ keys.T)
+    outputs = total[:, None] * (queries @ weights.T) + scores @ signals
+    last = factors[-1][:, None]
+    return total[-1] * weights + signals.T @ (last * keys), outputs
+
+  return _by_chunks(chunk, tokens, rates, decays, initial, chunk_size)
+
+
+def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
+  """Scans a chunked form; the last chunk is filled with tokens of rate 0."""
+  _validate.at_least(1, chunk_size=chunk_size)
+  start = initial_state(tokens, initial)
+  rates, decays = broadcast_gates(tokens, rates, decays)
+  if decays.shape[1] > 1:
+    raise ValueError(
+      f'decays has shape {list(decays.shape)}; expected one number for each '
+      'token: a decay of every feature has no chunked form here. Use '
+      'linear_recurrence or delta_recurrence.'
+    )
+  size = tokens.keys.shape[0]
+  padding = -size % chunk_size
+
+  def split(array):
+    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+    array = jnp.pad(array, widths)
+    return array.reshape(-1, chunk_size, *array.shape[1:])
+
+  parts = jax.tree.map(split, (*tokens, rates, decays[:, 0]))
+  _, outputs = jax.lax.scan(jax.checkpoint(chunk), start, parts)
+  return outputs.reshape(size + padding, -1)[:size]
+
+
+def _decay_products(decays):
+  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`.
+
+  They are multiplied, not exponentials of differences of logarithms: factors of
+  any sign, zeros among them, have the products and slopes of the recurrence.
+  """
+  row = jnp.arange(decays.shape[0])
+  below = row[:, None] > row[None]
+  factors = jnp.cumprod(jnp.where(below, decays[:, None], 1), axis=0)
+  visible = row[:, None] >= row[None]
+  return jnp.where(visible, factors, 0), jnp.cumprod(decays)
+
+
+@door
+@widened
+def least_squares(
+  tokens: Stream, *, ridge: float | Array
+) -> Float[Array, 'N d_v']:
+  r"""Solves the ridge regression of every prefix: the definition of mesa.
+
+  .. math:: W_t = \arg\min_W \tfrac12\sum_{i\le t} |W\phi(k_i) - v_i|^2
+     + \tfrac\lambda2 |W|_F^2
+
+  Half precisions are solved in float32. The relative error is about the machine
+  epsilon times the largest eigenvalue of the Gram matrix over `ridge`: in
+  float32 a ridge below 1e-5 of that eigenvalue costs most digits, and below
+  1e-7 the answer may be NaN. Raise the ridge, or use float64.
+
+  Args:
+    tokens: the stream.
+    ridge: the strength `lambda`, positive: a prefix shorter than `R` has no
+      unique solution without it.
+
+  References:
+    von Oswald et al., arXiv:2309.05858, section 3.
+  """
+  _validate.positive(ridge=ridge)
+  identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
+
+  def step(sums, token):
+    gram, cross = sums
+    query, key, value = token
+    gram = gram + key[:, None] * key[None]
+    cross = cross + value[:, None] * key[None]
+    solved = jax.scipy.linalg.solve(gram, query, assume_a='pos')
+    return (gram, cross), cross @ solved
+
+  ridge = jnp.asarray(ridge, identity.dtype)
+  sums = ridge * identity, initial_state(tokens, None)
+  return jax.lax.scan(step, sums, tokens)[1]
+
+
+@door
+@widened
+def recursive_least_squares(
+  tokens: Stream, *, ridge: float | Array
+) -> Float[Array, 'N d_v']:
+  r"""Solves `least_squares` by a rank-one update for each token.
+
+  .. math:: W_t = W_{t-1} + (v_t - W_{t-1}\phi(k_t))\,
+     \frac{(P_{t-1}\phi(k_t))^\top}{1 + \phi(k_t)^\top P_{t-1}\,\phi(k_t)}
+
+  with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
+
+  Takes what `least_squares` takes.
+
+  References:
+    von Oswald et al., arXiv:2309.05858, eq. 9.
+  """
+  _validate.positive(ridge=ridge)
+  identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
+
+  def step(carry, token):
+    weights, inverse = carry
+    query, key, value = token
+    gain = inverse @ key
+    gain = gain / (1 + key @ gain)
+    weights = weights + (value - weights @ key)[:, None] * gain[None]
+    inverse = inverse - gain[:, None] * (inverse @ key)[None]
+    return (weights, inverse), weights @ query
+
+  carry = initial_state(tokens, None), identity / ridge
+  return jax.lax.scan(step, carry, tokens)[1]
