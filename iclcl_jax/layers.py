@@ -24,8 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import linen as nn
-from flax import nnx
+from flax import linen as nn, nnx
 from flax.linen.dtypes import promote_dtype
 from jax.nn.initializers import Initializer
 
