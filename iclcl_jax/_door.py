@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
-from iclcl_jax import _validate
+from iclcl_jax import _mesh, _validate
 from iclcl_jax.types import DualState, FeatureMap, KernelDualState
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
@@ -90,6 +90,7 @@ def host_door(function: _FunctionT) -> _FunctionT:
 
 
 def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
+  body = _mesh.in_auto_axes(function)
   arguments: list[_Argument] = []
   parameters = inspect.signature(function).parameters.values()
   for position, parameter in enumerate(parameters):
@@ -103,7 +104,7 @@ def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
     _check_call(arguments, args, kwargs, on_host)
     _thread.is_inside = True
     try:
-      return function(*args, **kwargs)
+      return body(*args, **kwargs)
     finally:
       _thread.is_inside = False
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.moments import labels, largest, map_chunks, zero_log_scale
+from iclcl_jax.moments import largest, map_chunks, zero_log_scale
 from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
@@ -283,18 +283,23 @@ def causal_sums(
   values: Float[Array, 'N d_v'],
   chunk_size: int,
   mask: Mask | None = None,
+  start: _State | None = None,
 ) -> Float[Array, 'N _']:
   """Returns what each position reads, score by score in blocks of rows."""
-  rows, positions = labels(values, mask), jnp.arange(keys.shape[0])
+  start = empty(kernel, keys, values) if start is None else start
+  past = KernelDualState(*start[:3])  # Free rows have mass 0.
+  state = absorb(kernel, past, keys, values, mask)
+  rows = jnp.concatenate([state.coefficients, state.mass[:, None]], axis=1)
+  positions = jnp.arange(rows.shape[0])
 
   def sums(row):
     query, position = row
-    visible = positions <= position
-    visible = visible if mask is None else visible & mask
-    weights, _ = scores(kernel, query, keys, visible)
+    visible = (positions <= position) & (state.mass > 0)
+    weights, _ = scores(kernel, query, state.keys, visible)
     return jnp.concatenate([product(weights, rows), weights[position][None]])
 
-  return map_chunks(sums, (queries, positions), chunk_size)
+  own = positions[start.mass.shape[0] :]
+  return map_chunks(sums, (queries, own), chunk_size)
 
 
 def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:

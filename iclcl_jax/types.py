@@ -207,10 +207,10 @@ class Form(Protocol):
       `phi(k_i) . phi(q)`.
     score_terms: `(phi, query, keys, mask=None) -> ([N, _], log_scale [])`. The
       summands of the scores, one for each feature if there are.
-    causal_sums: `(phi, queries [N, d_k], keys, values, chunk_size, mask=None)
-      -> [N, d_v + 2]`. What each position reads of the tokens up to itself:
-      sums of scored values, sum of scores, score of the own key. Each row has a
-      scale of its own.
+    causal_sums: `(phi, queries [N, d_k], keys, values, chunk_size, mask=None,
+      start=None) -> [N, d_v + 2]`. What each position reads of the state
+      `start` and the tokens up to itself: sums of scored values, sum of scores,
+      score of the own key. Each row has a scale of its own.
     gradient: `(phi, state, keys, values, rows, mask, loss) -> weights`. The
       gradient of the loss of some rows.
     penalty_gradient: `(phi, state, penalty) -> weights`.

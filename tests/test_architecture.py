@@ -18,6 +18,7 @@ FLOORS = {
   'types': 0,
   '_validate': 0,
   '_door': 0,
+  '_mesh': 0,
   '_pytree': 0,
   '_pair_series': 0,
   'precision': 0,
@@ -46,6 +47,7 @@ FLOORS = {
 SAME_FLOOR = {
   ('_door', 'types'),
   ('_door', '_validate'),
+  ('_door', '_mesh'),
   ('coefficients', 'moments'),
   ('forms', 'moments'),
   ('forms', 'coefficients'),

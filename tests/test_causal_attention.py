@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iclcl_jax import _pytree, attention
+from iclcl_jax import _pytree, attention, dual, kernels
 from tests import tolerances
 
 
@@ -61,10 +61,10 @@ def inputs(rise, dtype, seed=0):
   return phi, *(jnp.asarray(x, dtype) for x in (queries, keys, values))
 
 
-def attend(phi, *arrays, chunk_size=16, mask=None):
+def attend(phi, *arrays, chunk_size=16, **options):
   return jax.jit(
     attention.causal_kernel_attention, static_argnames='chunk_size'
-  )(phi, *arrays, chunk_size=chunk_size, mask=mask)
+  )(phi, *arrays, chunk_size=chunk_size, **options)
 
 
 @pytest.mark.parametrize('chunk_size', [1, 7, 64])
@@ -136,3 +136,27 @@ def test_the_slow_path_is_not_taken_for_every_batch():
     attend(phi, *arrays),
     atol=tolerance,
   )
+
+
+@pytest.mark.parametrize('is_masked', [False, True])
+@pytest.mark.parametrize('rise', ['flat', 'late peak', 'kernel'])
+def test_a_sequence_in_two_parts_is_the_sequence(rise, is_masked, dtype):
+  phi, *arrays = inputs(RISES.get(rise, 0), dtype)
+  phi = kernels.ExponentialKernel() if rise == 'kernel' else phi
+  mask = np.arange(40) % 20 > 2 if is_masked else None  # From the first on.
+  first, second = slice(17), slice(17, None)
+  seen = None if mask is None else mask[first]
+  start = dual.zero_shot(phi, *(x[first] for x in arrays[1:]), mask=seen)
+  seen = None if mask is None else mask[second]
+  rest = [x[second] for x in arrays]
+  outputs = attend(phi, *rest, mask=seen, start=start)
+  expected = attend(phi, *arrays, mask=mask)[second]
+  tolerance = 10 * 300 * float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(outputs, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_start_of_another_form_is_an_error():
+  phi, *arrays = inputs(0, jnp.float32)
+  start = dual.zero_shot(kernels.ExponentialKernel(), *arrays[1:])
+  with pytest.raises(ValueError, match=r'start is a KernelDualState'):
+    attention.causal_kernel_attention(phi, *arrays, start=start)

@@ -25,6 +25,7 @@ ROWS = [
     ('docs/accounts.md', 5),
     ('docs/equations.md', 20),
     ('docs/frameworks.md', 20),
+    ('docs/devices.md', 15),
   ],
 )
 def test_code_prints_what_it_says(path, least):
@@ -74,7 +75,14 @@ def test_equation_names_tests_and_functions_that_exist(row):
 
 
 @pytest.mark.parametrize(
-  'path', ['README.md', 'BUILD.md', 'docs/architecture.md', 'docs/equations.md']
+  'path',
+  [
+    'README.md',
+    'BUILD.md',
+    'docs/architecture.md',
+    'docs/devices.md',
+    'docs/equations.md',
+  ],
 )
 def test_relative_links_lead_somewhere(path):
   text = (ROOT / path).read_text()

@@ -164,6 +164,11 @@ BAD = {
     ('learning_rate', -1.0, 'learning_rate is -1'),
     ('input_distribution', 'cauchy', "input_distribution is 'cauchy'"),
   ],
+  'scaling': [
+    ('num_runs', 1, 'num_runs is 1; expected an integer >= 2'),
+    ('num_demonstrations', 100, 'num_demonstrations is 100; expected a mult'),
+    ('devices', (2, 1), 'devices is 2,1; expected increasing'),
+  ],
   'softmax_regression': [
     ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
     ('num_records', 3, 'num_steps is 4; expected a multiple of num_records'),

@@ -77,6 +77,7 @@ JOBS = (
     },
   ),
   Job('accounts', 'All accounts on the same tasks'),
+  Job('scaling', 'Demonstrations sharded over devices'),
 )
 
 

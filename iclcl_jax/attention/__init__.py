@@ -14,9 +14,6 @@ Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
 the other. On CPU the streams are faster and smaller by `jax.lax.map`
 (`experiments.benchmark` prints both), since a chunk of one head fills the
 cores and a product of many small matrices does not.
-
-Under `jax.shard_map` streams over a feature map need `check_vma=False`: their
-sums start from zeros, which vary over no axis of the mesh.
 """
 
 from iclcl_jax.attention._kernel import (

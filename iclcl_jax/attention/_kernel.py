@@ -9,7 +9,15 @@ from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.precision import cast_like, product
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, Reading
+from iclcl_jax.types import (
+  Array,
+  FeatureMap,
+  Float,
+  Kernel,
+  Mask,
+  Reading,
+  State,
+)
 
 
 @door
@@ -196,6 +204,7 @@ def causal_kernel_attention(
   *,
   chunk_size: int = 64,
   mask: Mask | None = None,
+  start: State | None = None,
 ) -> Float[Array, 'N d_v']:
   """Lets position `t` attend to the keys `0..t`.
 
@@ -215,6 +224,10 @@ def causal_kernel_attention(
     values: their labels. Shape `[N, d_v]`.
     chunk_size: rows whose features or scores are held at a time.
     mask: valid keys. Shape `[N]`; None for all.
+    start: the state of the tokens before position 0, which all positions see;
+      None for no such tokens. So a long prompt is read part by part
+      (`dual.stream_step` takes a state past a part), or by many devices
+      (`dual.prefix_merge`).
 
   Returns:
     The attention outputs. Shape `[N, d_v]`.
@@ -234,9 +247,12 @@ def causal_kernel_attention(
     Katharopoulos et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
   _validate.at_least(1, chunk_size=chunk_size)
-  form = form_of(phi)
-  sums = form.causal_sums(phi, queries, keys, values, chunk_size, mask)
-  seen = None if mask is None else jnp.cumsum(mask)[:, None] > 0
+  form = form_of(phi, start, name='start')
+  sums = form.causal_sums(phi, queries, keys, values, chunk_size, mask, start)
+  seen = None
+  if mask is not None:
+    some = False if start is None else jnp.any(start.mass != 0)
+    seen = some | (jnp.cumsum(mask)[:, None] > 0)
   return cast_like(divide(sums[:, :-2], sums[:, -2:-1], seen), values)
 
 
@@ -286,6 +302,7 @@ def reader(
   return lambda query: form.read(phi, state, query)
 
 
+@door
 def scores(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -305,7 +322,7 @@ def scores(
     Shapes `[N]` and `[]`.
 
   Raises:
-    ValueError: if `phi` is neither a feature map nor a kernel.
+    ValueError: as `kernel_attention`.
   """
   return form_of(phi).scores(phi, query, keys, mask)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, moments, precision
+from iclcl_jax import _mesh, _validate, moments, precision
 from iclcl_jax.attention._kernel import (
   causal_kernel_attention,
   kernel_attention,
@@ -41,6 +41,7 @@ class _Doors(NamedTuple):
   any_mask: Callable[..., Array] | None
 
 
+@_mesh.in_auto_axes
 def dot_product_attention(
   query: Float[Array, '... T N H'],
   key: Float[Array, '... S K H'],

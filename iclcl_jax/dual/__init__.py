@@ -15,8 +15,14 @@ States are query-free: they carry the sum of the features of all visible tokens
 that is fixed for one query is `predict(..., normaliser=normaliser(...))`.
 """
 
+from iclcl_jax.dual._devices import all_merge, prefix_merge
 from iclcl_jax.dual._editing import Removal, merge, remove
-from iclcl_jax.dual._prediction import normaliser, predict, stream_predict
+from iclcl_jax.dual._prediction import (
+  normaliser,
+  predict,
+  read,
+  stream_predict,
+)
 from iclcl_jax.dual._steps import (
   empty,
   one_step,
@@ -29,12 +35,15 @@ from iclcl_jax.dual._training import Trajectory, train, train_and_observe
 __all__ = [
   'Removal',
   'Trajectory',
+  'all_merge',
   'empty',
   'merge',
   'normaliser',
   'one_step',
   'one_step_autodiff',
   'predict',
+  'prefix_merge',
+  'read',
   'remove',
   'stream_predict',
   'stream_step',

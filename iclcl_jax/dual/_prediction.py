@@ -6,7 +6,15 @@ from iclcl_jax import _validate, attention, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.precision import cast_like
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, State
+from iclcl_jax.types import (
+  Array,
+  FeatureMap,
+  Float,
+  Kernel,
+  Mask,
+  Reading,
+  State,
+)
 
 
 @door
@@ -93,6 +101,36 @@ def predict(
   normaliser = jnp.asarray(normaliser, reading.log_scale.dtype)
   scale = jnp.exp(reading.log_scale - jnp.log(jnp.abs(normaliser)))
   return cast_like(reading.numerator * scale * jnp.sign(normaliser), query)
+
+
+@door
+def read(
+  phi: FeatureMap | Kernel, state: State, query: Float[Array, ' d_k']
+) -> Reading:
+  """Returns numerator and normaliser of a prediction, on a common scale.
+
+  Readings of one query merge where states do not: exact demonstrations with
+  features, or those of other devices (`dual.all_merge`).
+
+  Args:
+    phi: feature map or kernel.
+    state: a trained state.
+    query: the test input. Shape `[d_k]`.
+
+  Returns:
+    The `Reading`.
+
+  Raises:
+    ValueError: as `predict`.
+
+  Example:
+    >>> from iclcl_jax import dual, kernels
+    >>> kernel, x = kernels.ExponentialKernel(), jnp.zeros((2, 4))
+    >>> state = dual.zero_shot(kernel, x, jnp.ones((2, 1)))
+    >>> dual.read(kernel, state, jnp.ones(4)).denominator.tolist()
+    2.0
+  """
+  return form_of(phi, state).read(phi, state, query)
 
 
 @door

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, losses, moments
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.dual._common import check_objective
 from iclcl_jax.forms import form_of
 from iclcl_jax.types import (
@@ -57,12 +58,13 @@ def empty(
     [[0.0, 0.0], [0.0, 0.0]]
   """
   state = form_of(phi).empty(phi, keys, values)
+  state = vary_as(state, phi, keys, values)  # As a carry of their scan must.
   if capacity is None:
     return state
   _validate.at_least(1, capacity=capacity)
   if isinstance(state, DualState):
     return state
-  return coefficients.with_capacity(state, capacity)
+  return vary_as(coefficients.with_capacity(state, capacity), state)
 
 
 @door

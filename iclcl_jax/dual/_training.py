@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.dual._common import check_objective
 from iclcl_jax.forms import form_of
 from iclcl_jax.types import (
@@ -165,6 +166,7 @@ def train_and_observe(
     return (state, optimizer_state), observe(state)
 
   carry = state, optimizer.init(form.get_weights(state))
+  carry = vary_as(carry, phi, keys, values)
   steps = jnp.arange(num_epochs * steps_per_epoch)
   (state, _), observations = jax.lax.scan(step, carry, steps)
   return Trajectory(state, observations)

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.moments._scaled import (
   labels,
   largest,
@@ -14,7 +15,7 @@ from iclcl_jax.moments._scaled import (
 )
 from iclcl_jax.moments._state import absorb, empty, rescale
 from iclcl_jax.precision import product, widen
-from iclcl_jax.types import Array, FeatureMap, Float, Mask
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask
 
 
 def causal_sums(
@@ -24,12 +25,14 @@ def causal_sums(
   values: Float[Array, 'N d_v'],
   chunk_size: int,
   mask: Mask | None = None,
+  start: DualState | None = None,
 ) -> Float[Array, 'N _']:
   """Returns what each position reads of the tokens up to itself.
 
   Across chunks the moments of the past are carried along. Inside a chunk the
   scores are written out, relative to the largest log-features of the past
   alone: nothing of the future enters a past output, not even its rounding.
+  What `start` has seen is the past of the first.
   Shape `[N, d_v + 2]`, see `types.Form`.
   """
   size = keys.shape[0]
@@ -42,7 +45,8 @@ def causal_sums(
   chunks, _ = split_chunks(arrays, chunk_size)
   phi = widen(phi)  # Its slopes add up over the chunks.
   step = jax.checkpoint(lambda state, chunk: _causal_chunk(phi, state, *chunk))
-  state = empty(phi, keys, values)
+  state = empty(phi, keys, values) if start is None else start
+  state = vary_as(widen(state), phi, arrays)
   _, sums = jax.lax.scan(step, state, chunks)
   return sums.reshape(size + padding, -1)[:size]
 

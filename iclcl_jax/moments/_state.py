@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.moments._scaled import (
   labels,
   largest,
@@ -90,7 +91,7 @@ def absorb_stream(
   phi, state = widen((phi, state))  # Their slopes add up over the chunks.
   arrays = (keys, values) if mask is None else (keys, values, mask)
   chunks, rest = split_chunks(arrays, chunk_size)
-  state, _ = jax.lax.scan(step, state, chunks)
+  state, _ = jax.lax.scan(step, vary_as(state, phi, arrays), chunks)
   return step(state, rest)[0]
 
 

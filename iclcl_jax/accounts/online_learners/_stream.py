@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Loss
 
@@ -132,7 +133,7 @@ def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
 
 def initial_state(tokens: Stream, initial: Array | None) -> Array:
   """Returns the state before the first token: 0 unless one is given."""
-  if initial is not None:
-    return initial
-  shape = tokens.values.shape[1], tokens.keys.shape[1]
-  return jnp.zeros(shape, tokens.values.dtype)
+  if initial is None:
+    shape = tokens.values.shape[1], tokens.keys.shape[1]
+    initial = jnp.zeros(shape, tokens.values.dtype)
+  return vary_as(initial, tokens)

@@ -1,0 +1,371 @@
+r"""Demonstrations sharded over devices: what is sent, what is exact, how fast.
+
+One gradient step on a million demonstrations, softmax readings and a causal
+pass, on 1, 2, 4 and 8 devices::
+
+  python -m experiments.scaling --workdir=out/scaling
+
+Bytes are read off the compiled programs. The devices share the cores of one
+machine: their time says what sharding costs, not what more chips bring. What
+chips would bring is a model on paper, whose speeds are stated. It takes about a
+minute. Expect bytes that do not depend on the number of demonstrations, and a
+residual of the certificate across devices below 1e-14 (float64).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import lab
+from experiments.lab import figures as drawing
+from experiments.lab import statistics
+from iclcl_jax import attention, dual, features, kernels, projections
+
+SOURCE = 'Ren & Liu, arXiv:2310.13220, Theorem 3.1'
+EXACT = 1e-12
+AXIS, WIDTH, LESS = 'devices', 16, 16
+SPLIT, WHOLE = jax.P(AXIS), jax.P()
+# On paper: a ring of chips, tokens in bfloat16, a state in float32.
+CHIPS, HEADS, POD_WIDTH, POD_FEATURES = (8, 64, 256), 32, 128, 256
+LINK, HOP = 45e9, 1e-6  # Bytes a second of a link, seconds of a hop.
+MEMORY, ARITHMETIC = 800e9, 100e12  # Bytes and operations a second of a chip.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(lab.Config):
+  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+  num_demonstrations: int = lab.option(
+    2**20, 'demonstrations of the timed step', minimum=64, tiny=4096
+  )
+  devices: tuple[int, ...] = lab.option(
+    (1, 2, 4, 8), 'numbers of devices', minimum=1, increasing=True, tiny=(1, 2)
+  )
+  num_features: int = lab.option(64, 'features', minimum=1, tiny=16)
+  num_queries: int = lab.option(16, 'queries', minimum=1)
+  num_runs: int = lab.option(5, 'timed runs', minimum=2)
+
+  def check(self):
+    self.require(
+      all(self.num_demonstrations % (LESS * n) == 0 for n in self.devices),
+      'num_demonstrations',
+      f'a multiple of {LESS} times every number of devices',
+    )
+
+
+class Results(NamedTuple):
+  """What was found, by number of devices.
+
+  Attributes:
+    less_bytes: what a device sends in a step, for readings and in a causal
+      pass, of a sixteenth of the demonstrations. Shape `[n, 3]`.
+    bytes: the same of all of them.
+    seconds: of the step. Shape `[n, runs]`.
+    residuals: of the certificate, with features and with the exact softmax.
+      Shape `[n, 2]`.
+  """
+
+  less_bytes: np.ndarray
+  bytes: np.ndarray
+  seconds: np.ndarray
+  residuals: np.ndarray
+
+
+def measure(config: Config) -> Results:
+  """Asks a process of its own for every number of devices."""
+  options = {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'}
+  found = []
+  for count in config.devices:
+    result = subprocess.run(
+      [sys.executable, '-c', 'from experiments.scaling import *; answer()'],
+      input=json.dumps(dataclasses.asdict(config)),
+      env=os.environ | options | {'JAX_NUM_CPU_DEVICES': str(count)},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    if result.returncode:
+      raise RuntimeError(f'on {count} devices: {result.stderr}')
+    found.append(json.loads(result.stdout.splitlines()[-1]))
+  return Results(*(np.array(column) for column in zip(*found, strict=True)))
+
+
+def answer() -> None:
+  """Prints the `Results` of this process's devices; reads the config."""
+  config = Config(**json.load(sys.stdin))
+  size = config.num_demonstrations
+  fewer, all_of_them = (_compile(config, n) for n in (size // LESS, size))
+  sent = [
+    [collective_bytes(program.as_text()) for program, _ in programs]
+    for programs in (fewer, all_of_them)
+  ]
+  step, rows = all_of_them[0]
+  seconds = []
+  for _ in range(config.num_runs + 1):
+    start = time.perf_counter()
+    jax.block_until_ready(step(*rows))
+    seconds.append(time.perf_counter() - start)
+  print(json.dumps([*sent, seconds[1:], _residuals(config, size // LESS)]))
+
+
+def collective_bytes(program: str) -> int:
+  """Returns the bytes that the collectives of a compiled program produce.
+
+  Args:
+    program: its text, as `compiled.as_text()` gives it.
+
+  Example:
+    >>> collective_bytes('x = f32[2,3]{1,0} all-reduce(y), channel_id=1')
+    24
+  """
+  kinds = 'all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter'
+  total = 0
+  for result in re.findall(rf'= (.*?) (?:{kinds})(?:-start)?\(', program):
+    for bits, shape in re.findall(r'[a-z](\d+)\[([\d,]*)\]', result):
+      axes = [int(axis) for axis in shape.split(',') if axis]
+      total += int(bits) // 8 * int(np.prod(axes, dtype=int))
+  return total
+
+
+def learn(phi, keys, values):
+  """One gradient step on the demonstrations of all devices."""
+  state = dual.empty(phi, keys, values)
+  return dual.all_merge(dual.stream_step(phi, state, keys, values), AXIS)
+
+
+def attend(queries, keys, values):
+  """Softmax attention of all queries to the keys of all devices."""
+  kernel = kernels.ExponentialKernel()
+  state = dual.zero_shot(kernel, keys, values)
+  readings = jax.lax.map(lambda q: dual.read(kernel, state, q), queries)
+  merged = jax.vmap(lambda reading: dual.all_merge(reading, AXIS))(readings)
+  return merged.numerator / merged.denominator[:, None]
+
+
+def causal(phi, keys, values):
+  """Causal attention of a sequence whose parts the devices hold."""
+  state = dual.empty(phi, keys, values)
+  past = dual.prefix_merge(dual.stream_step(phi, state, keys, values), AXIS)
+  return attention.causal_kernel_attention(phi, keys, keys, values, start=past)
+
+
+def _draw(config: Config, size: int, dtype: Any):
+  """A feature map, queries, keys and values."""
+  first, *keys = jax.random.split(jax.random.key(config.seed), 4)
+  counts = config.num_queries, size, size
+  arrays = (
+    jax.random.normal(key, (count, WIDTH), dtype)
+    for key, count in zip(keys, counts, strict=True)
+  )
+  shape = config.num_features, WIDTH
+  directions = projections.orthogonal(first, *shape, dtype=dtype)
+  return features.PositiveFeatures(directions), *arrays
+
+
+def _spread(function, in_specs, out_specs, mesh):
+  spread = jax.shard_map(
+    function, mesh=mesh, in_specs=in_specs, out_specs=out_specs
+  )
+  return jax.jit(spread)
+
+
+def _mesh():
+  kinds = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=kinds)
+
+
+def _compile(config: Config, size: int):
+  """The three programs, each with its arguments."""
+  mesh = _mesh()
+  phi, queries, *rows = _draw(config, size, jnp.float32)
+  rows = jax.device_put(rows, jax.sharding.NamedSharding(mesh, SPLIT))
+  both = SPLIT, SPLIT
+  programs = (
+    (functools.partial(learn, phi), both, WHOLE, rows),
+    (attend, (WHOLE, *both), WHOLE, [queries, *rows]),
+    (functools.partial(causal, phi), both, SPLIT, rows),
+  )
+  return [
+    (_spread(fn, ins, out, mesh).lower(*arguments).compile(), arguments)
+    for fn, ins, out, arguments in programs
+  ]
+
+
+def _residuals(config: Config, size: int) -> list[float]:
+  """The certificate across devices, in float64.
+
+  One side is attention on one device. The other descends on every device, by
+  `jax.grad`, and merges what the query reads there. The residual is relative to
+  the sum of what was added.
+  """
+  phi, queries, *rows = _draw(config, size, jnp.float64)
+  query = queries[0]
+
+  def learnt(phi, keys, values):
+    state = dual.empty(phi, keys, values)
+    state = dual.one_step_autodiff(phi, state, keys, values)
+    reading = dual.all_merge(dual.read(phi, state, query), AXIS)
+    return reading.numerator / reading.denominator
+
+  residuals = []
+  for form in (phi, kernels.ExponentialKernel()):
+    learnt_form = functools.partial(learnt, form)
+    found = _spread(learnt_form, (SPLIT, SPLIT), WHOLE, _mesh())(*rows)
+    expected = attention.kernel_attention(form, query, *rows)
+    weights = attention.weights(form, query, rows[0])
+    added = weights @ (jnp.abs(rows[1]) + jnp.abs(expected)[None])
+    residuals.append(float(jnp.max(jnp.abs(found - expected)) / added.max()))
+  return residuals
+
+
+def pods() -> list[dict[str, Any]]:
+  """The model on paper: one step of all heads on demonstrations in a pod.
+
+  A chip reads its tokens once, multiplies them by the directions and adds outer
+  products; then a ring all-reduces the states.
+  """
+  rows = []
+  for chips, exponent in [(c, e) for c in CHIPS for e in range(5, 10)]:
+    tokens = 10**exponent / chips * HEADS
+    sent = 4 * (POD_WIDTH + 2) * POD_FEATURES * HEADS
+    reading = tokens * 4 * POD_WIDTH / MEMORY
+    multiplying = tokens * 2 * POD_FEATURES * (2 * POD_WIDTH + 1) / ARITHMETIC
+    computing = max(reading, multiplying)
+    sending = 2 * (chips - 1) * (sent / chips / LINK + HOP)
+    rows.append(
+      {
+        'chips': chips,
+        'demonstrations': 10**exponent,
+        'megabytes_sent': sent / 1e6,
+        'seconds_computing': computing,
+        'seconds_sending': sending,
+        'efficiency': computing / (computing + sending),
+        'seconds_to_gather_tokens': (chips - 1) * tokens * 4 * POD_WIDTH / LINK,
+      }
+    )
+  return rows
+
+
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  most, last = config.devices[-1], pods()[-1]
+  numbers = 4 * (WIDTH + 2) * config.num_features
+  times = np.sort(results.seconds)
+  return [
+    lab.Claim(
+      id='scaling-bytes',
+      source=SOURCE,
+      claim='a gradient step on sharded demonstrations sends the gradient '
+      'alone, (d_v + 2) R numbers a head',
+      statistic='bytes of the collectives of the compiled step over those of '
+      f'so many float32, {most} devices; exactly 1',
+      estimate=lab.exactly(results.bytes[-1, 0] / numbers),
+      at_least=1,
+      at_most=1,
+    ),
+    lab.Claim(
+      id='scaling-growth',
+      source='ours',
+      claim='what a step, readings and a causal pass send does not depend on '
+      'the number of demonstrations',
+      statistic=f'largest ratio of bytes with {LESS} times as many; at most 1',
+      estimate=lab.exactly(np.max(results.bytes[1:] / results.less_bytes[1:])),
+      at_most=1,
+    ),
+    lab.Claim(
+      id='scaling-certificate',
+      source=SOURCE,
+      claim='attention is the gradient step that devices take together',
+      statistic='largest residual over numbers of devices, random features and '
+      f'the exact softmax, float64; at most {EXACT:g}',
+      estimate=lab.exactly(np.max(results.residuals)),
+      at_most=EXACT,
+    ),
+    lab.Claim(
+      id='scaling-overhead',
+      source='ours',
+      claim='sharding costs little: devices that share the cores of one device '
+      'take its time',
+      statistic=f'seconds of a step on {most} devices over one, in the order '
+      f'of their size, {config.num_runs} runs; at most 1.5',
+      estimate=statistics.paired_ratio(times[-1], times[0]),
+      at_most=1.5,
+    ),
+    lab.Claim(
+      id='scaling-pod',
+      source='ours, on paper',
+      claim=f'{last["chips"]} chips spend a step on computing',
+      statistic=f'share, {last["demonstrations"]:.0e} demonstrations, {HEADS} '
+      f'heads, {LINK / 1e9:g} GB/s a link; at least 0.9',
+      estimate=lab.exactly(last['efficiency']),
+      at_least=0.9,
+    ),
+  ]
+
+
+def tables(config: Config, results: Results) -> dict[str, Any]:
+  names = 'bytes_step', 'bytes_readings', 'bytes_causal'
+  rows = [
+    {
+      'devices': count,
+      **dict(zip(names, map(int, results.bytes[index]), strict=True)),
+      'seconds': float(np.median(results.seconds[index])),
+      'residual': float(np.max(results.residuals[index])),
+    }
+    for index, count in enumerate(config.devices)
+  ]
+  return {'devices': rows, 'pod': pods()}
+
+
+def figures(config: Config, results: Results) -> list[lab.Figure]:
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+  times = [statistics.geometric_mean(row) for row in results.seconds]
+  drawing.band(left, config.devices, times, **drawing.look(0))
+  left.set(xlabel='devices on the same cores', ylabel='seconds', ylim=0)
+  for index, chips in enumerate(CHIPS):
+    rows = [row for row in pods() if row['chips'] == chips]
+    x, y = ([r[k] for r in rows] for k in ('demonstrations', 'efficiency'))
+    right.plot(x, y, label=f'{chips} chips', **drawing.look(index))
+  right.set(xscale='log', xlabel='demonstrations', ylabel='share of computing')
+  right.legend()
+  caption = (
+    f'Left: one step on {config.num_demonstrations} demonstrations, measured. '
+    'Right: the share of a step in which a pod computes, on paper.'
+  )
+  return [lab.Figure('scaling', figure, caption)]
+
+
+PARTS = {'scaling': lab.Part(measure, claims, figures, tables=tables)}
+
+
+def conclude(config: Config, results, claims) -> str:
+  """What to remember of a run."""
+  found, last = results['scaling'], pods()[-1]
+  return (
+    f'A step on {config.num_demonstrations} demonstrations over '
+    f'{config.devices[-1]} devices sends {found.bytes[-1, 0]} bytes, as one on '
+    f'a {LESS}th of them. Devices agree with one to '
+    f'{np.max(found.residuals):.1e} (float64), and on its cores take '
+    f'{claims["scaling-overhead"].estimate:.2f} times as long. On paper '
+    f'{last["chips"]} chips compute 10^9 demonstrations in '
+    f'{last["seconds_computing"]:.2g} s, send in {last["seconds_sending"]:.1g}.'
+  )
+
+
+def run(config: Config, workdir: str | os.PathLike[str]):
+  """Runs the experiment, as `lab.run` does."""
+  return lab.run(PARTS, config, workdir, conclude=conclude)
+
+
+if __name__ == '__main__':
+  lab.main(sys.modules[__name__])
