@@ -24,6 +24,15 @@ logarithm is finite unless the number is zero (for a kernel without
 `log_kernel`, where its plain values are finite), and `radius` and `loss_bound`
 may be given as such. States and losses are plain numbers. Demonstrations are
 read in chunks: no `[N, R]` or `[N, N]` array is held.
+
+Arguments, where a function does not describe them: `phi` is a feature map or
+kernel, `keys` `[N, d_k]` are inputs of the demonstrations and `values`
+`[N, d_v]` their labels, `mask` `[N]` says which are valid (None for all),
+`radius` is the radius `w > 0` of the `ball`, `delta` the probability of
+failure, in (0, 1), and `chunk_size` the number of keys whose features are held
+at a time. All functions raise `ValueError` where ranks, sizes or dtypes
+disagree, no demonstration is left, a state does not belong to `phi`, or a
+number is not finite or out of its range.
 """
 
 from iclcl_jax.bounds._common import (

@@ -39,20 +39,6 @@ def rademacher_bound(
   for the Frobenius ball, and :math:`\sqrt{\min(d_v, N, R)}` times that for the
   spectral one.
 
-  Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    radius: radius `w > 0` of the ball.
-    ball: `FROBENIUS` or `SPECTRAL`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
-      `radius` is not positive and finite, `ball` is no `Ball`, or
-      `chunk_size < 1`.
-
   Example:
     >>> from iclcl_jax import kernels
     >>> bound = rademacher_bound(
@@ -103,16 +89,12 @@ def rademacher_draws(
   Their mean estimates the empirical Rademacher complexity without bias. The
   signs of demonstration `i` depend on `key` and `i` alone. Holds
   `num_draws * d_v * R` numbers for a feature map; for a kernel, whose matrix is
-  read block by block, `num_draws * d_v * (d_v + chunk_size)`. The arguments
-  that are not listed are those of `rademacher_bound`.
+  read block by block, `num_draws * d_v * (d_v + chunk_size)`.
 
   Args:
     key: consumed.
     num_draws: sign vectors `P`.
     chunk_size: demonstrations that are read at a time.
-
-  Raises:
-    ValueError: as `rademacher_bound`; if `key` is no key or `num_draws < 1`.
 
   Example:
     >>> from iclcl_jax import kernels

@@ -24,14 +24,8 @@ def log_diagonal(
   r"""Returns :math:`\log k(k_i, k_i)` for every key.
 
   Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
     mask: valid demonstrations. Shape `[N]`; None for all. Others get `-inf`.
     chunk_size: keys whose features are held at a time.
-
-  Raises:
-    ValueError: if ranks or sizes disagree, there is no key, or
-      `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -98,7 +92,7 @@ def log_trace(
 ) -> Float[Array, '']:
   """Returns the logarithm of the trace of the kernel matrix of the keys.
 
-  Takes what `log_diagonal` takes, and raises `ValueError` as it does.
+  Takes what `log_diagonal` takes.
 
   Example:
     >>> from iclcl_jax import kernels

@@ -42,19 +42,8 @@ def mean_embedding(
   The representation loss of `W` is minus its inner product with the mean over
   the distribution; its estimate, with that over the demonstrations.
 
-  Args:
-    phi: feature map or kernel.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-    chunk_size: keys whose features are held at a time.
-
   Returns:
     A state whose weights are the mean; with a kernel, its coefficients.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
-      or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -88,16 +77,9 @@ def gap_supremum(
      = w\,\Bigl|E[v\,\phi(k)^\top] - \frac1N\sum_i v_i\,\phi(k_i)^\top\Bigr|_*
 
   Args:
-    phi: feature map or kernel.
     population: the `mean_embedding` of the distribution, or of a large sample.
     sample: that of the demonstrations.
-    radius: radius `w > 0` of the ball.
-    ball: `FROBENIUS` or `SPECTRAL`.
     chunk_size: with a kernel, tokens that are read at a time.
-
-  Raises:
-    ValueError: if `phi` and the states do not belong together, `radius` is not
-      positive and finite, or `ball` is no `Ball`.
 
   Example:
     >>> from iclcl_jax import features
@@ -145,14 +127,8 @@ def representation_loss(
 ) -> Float[Array, '']:
   r"""Returns the mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
-  The arguments that are not listed are those of `mean_embedding`.
-
   Args:
     state: its weights are `W`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
-      or `state` does not belong to `phi`.
 
   Example:
     >>> from iclcl_jax import features
@@ -189,12 +165,8 @@ def expected_loss(
   r"""Returns the loss over the distribution, `-<W, E[v phi(k)^T]>`.
 
   Args:
-    phi: feature map or kernel.
     state: its weights are `W`.
     population: the `mean_embedding` of the distribution.
-
-  Raises:
-    ValueError: if `phi` and the states do not belong together.
 
   Example:
     >>> from iclcl_jax import features

@@ -58,17 +58,12 @@ def generalization_bound(
   .. math:: L - \hat L \le 2\hat R_{\mathrm{bound}}
      + 3\cdot 2B\sqrt{\log(2/\delta) / (2N)}
 
-  By symmetrisation and bounded differences, for independent demonstrations. The
-  arguments that are not listed are those of `rademacher_bound`.
+  By symmetrisation and bounded differences, for independent demonstrations.
 
   Args:
     loss_bound: `B > 0`, at least `|v . W phi(k)|` for ALL `W` of the ball and
       all demonstrations that can occur; the papers' `rho ** 2`.
     delta: probability of failure, in (0, 1).
-
-  Raises:
-    ValueError: as `rademacher_bound`; if `loss_bound` is not positive and
-      finite, or `delta` is not in (0, 1).
 
   Example:
     >>> from iclcl_jax import kernels
@@ -125,12 +120,7 @@ def one_sided_bound(
   Args:
     second_moment: :math:`E[|v|^2 k(k,k)] > 0`.
     num_demonstrations: demonstrations `N`.
-    radius: radius `w > 0` of the ball.
     loss_bound: as in `generalization_bound`.
-    delta: probability of failure, in (0, 1).
-
-  Raises:
-    ValueError: if an argument is out of range.
 
   Example:
     >>> bound = one_sided_bound(
@@ -165,17 +155,12 @@ def published_bound(
 
   .. math:: w \rho d \sqrt{\mathrm{Tr} K} / N + \sqrt{\log(1/\delta) / N}
 
-  An order of magnitude, to compare growth with; no bound of anything. The
-  arguments that are not listed are those of `rademacher_bound`.
+  An order of magnitude, to compare growth with; no bound of anything.
 
   Args:
     value_bound: largest norm `rho > 0` of a value.
     dimension_factor: the factor `d > 0` of the output dimension; 1 removes it,
       which `generalization_bound` justifies for the Frobenius ball.
-    delta: probability of failure, in (0, 1).
-
-  Raises:
-    ValueError: if ranks or sizes disagree, or an argument is out of range.
 
   Example:
     >>> from iclcl_jax import kernels

@@ -17,6 +17,12 @@ passing the class and the function themselves:
 Everything is computed on the host, in float64 and in log space, whatever the
 dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results
 beyond the range of floating point are capped at `exp(700)`.
+
+Throughout, `feature_map` and `projection_fn` are as in `relative_variance`,
+`num_directions` is the number of rows `R` of the projection and `dim` the width
+`d_k`. All functions raise `ValueError` if the map is not random, the projection
+has no closed form (`simplex_plus`), shapes disagree, numbers are traced,
+negative where they must not be, or there are none.
 """
 
 from iclcl_jax.budget._feature_budget import (

@@ -106,17 +106,11 @@ def feature_budget(
   """Tells what random features of these queries and keys can reach.
 
   Args:
-    feature_map: see `relative_variance`.
-    projection_fn: see `relative_variance`.
     queries: the queries. Shape `[M, d_k]`.
     keys: the keys. Shape `[N, d_k]`.
     values: their values, for the error of the output. Shape `[N, d_v]`. The
       cost is then `M N^2`: a sample of the queries will do.
-    num_directions: rows `R` of the projection.
     target_error: relative standard deviation of a kernel value to aim at.
-
-  Raises:
-    ValueError: as `relative_variance`, or if `target_error` is not positive.
 
   Example:
     >>> from iclcl_jax import budget, features, projections
@@ -162,17 +156,10 @@ def feature_budget_at(
   """Makes a budget of pairs of which only `v` (or `u`) is known.
 
   Args:
-    feature_map: see `relative_variance`.
-    projection_fn: see `relative_variance`.
     squared_norms: `v` or `u` of the pairs, see `log_relative_variance_at`; one
       number or an array. From norms alone: `typical_squared_norms`.
-    dim: width `d_k`.
-    num_directions: rows `R` of the projection.
     target_error: relative standard deviation of a kernel value to aim at.
     output_error: from `predicted_output_error`, if known.
-
-  Raises:
-    ValueError: as `feature_budget`, or if there is no pair.
 
   Example:
     >>> from iclcl_jax import budget, features, projections
@@ -229,7 +216,6 @@ def typical_squared_norms(
   Args:
     query_norms: norms of the queries. Shape `[M]`.
     key_norms: norms of the keys. Shape `[N]`.
-    dim: width `d_k`.
 
   Example:
     >>> from iclcl_jax import budget, features, projections

@@ -105,13 +105,6 @@ def relative_variance(
       `TrigonometricFeatures`.
     projection_fn: the function `projections.gaussian`, `orthogonal` or
       `simplex`.
-    query: one query. Shape `[d_k]`.
-    key: one key. Shape `[d_k]`.
-    num_directions: rows `R` of the projection.
-
-  Raises:
-    ValueError: if the map is not random, the projection has no closed form
-      (`simplex_plus`), shapes disagree, or values are traced.
 
   Example:
     >>> from iclcl_jax import budget, features, projections
@@ -148,19 +141,12 @@ def log_relative_variance_at(
   r"""Returns logarithms of `relative_variance` for many pairs, from `v` or `u`.
 
   Args:
-    feature_map: see `relative_variance`.
-    projection_fn: see `relative_variance`.
     squared_norms: `|q + k|^2 / sqrt(d_k)`, or for trigonometric features
       `|q - k|^2 / sqrt(d_k)`. Any shape.
-    dim: width `d_k`.
-    num_directions: rows `R` of the projection.
 
   Returns:
     The logarithms, minus infinity where the estimate is exact. The shape of
     `squared_norms`.
-
-  Raises:
-    ValueError: as `relative_variance`, or if a squared norm is negative.
 
   Example:
     >>> from iclcl_jax import budget, features, projections
@@ -213,17 +199,12 @@ def predicted_output_error(
   error of positive maps saturates at order 1.
 
   Args:
-    feature_map: see `relative_variance`.
     queries: the queries. Shape `[M, d_k]`.
     keys: the keys. Shape `[N, d_k]`.
     values: their values. Shape `[N, d_v]`.
-    num_directions: rows `R` of the projection.
 
   Returns:
     The root mean square of the error over the one of the output.
-
-  Raises:
-    ValueError: as `relative_variance`, or if there is no query or no key.
 
   Example:
     >>> from iclcl_jax import budget, features, projections

@@ -58,9 +58,6 @@ class Tokenizer:
   def spans(self, text: str) -> np.ndarray:
     """Returns which characters of `text` each of its tokens covers.
 
-    Args:
-      text: any text.
-
     Returns:
       Begin and end (exclusive) in characters for the tokens of
       `encode(text)`, int32. Shape `[N, 2]`; tokens that were added around the
@@ -94,9 +91,6 @@ class Tokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of token ids, special tokens included.
-
-    Args:
-      ids: token ids, as of `encode`.
 
     Raises:
       ValueError: if an id is outside of the vocabulary.
