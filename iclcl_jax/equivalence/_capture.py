@@ -22,19 +22,17 @@ _thread = threading.local()
 def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   """Records every attention that a model computes, and edits no model.
 
-  What runs inside the block is seen where it calls
-  `jax.nn.dot_product_attention` (plain JAX, and `flax.nnx` by default), that of
-  :mod:`iclcl_jax.attention`, the
-  `attention_fn` of a Flax Linen module or of what is passed here, or
-  `equinox.nn.MultiheadAttention`; any other function where it is wrapped by
-  `record`. `jax.jit` is off inside, so that no compiled program hides one.
+  Seen are `dot_product_attention` of `jax.nn` (plain JAX, and `flax.nnx` by
+  default) and :mod:`iclcl_jax.attention`, the `attention_fn` of Linen modules
+  and of what is passed here, `equinox.nn.MultiheadAttention`, and any function
+  wrapped by `record`. `jax.jit` is off inside, so that no program hides one.
 
   Args:
     *models: objects that hold an `attention_fn` at any depth, NNX models say.
 
   Yields:
-    A list that receives, for each attention in order of execution, a dict of
-    arguments of `verify_heads`.
+    A list that receives the arguments of `verify_heads`, a dict for each
+    attention in order of execution.
 
   Raises:
     ValueError: behind the block, if no attention was seen.
@@ -80,28 +78,19 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
 def record(
   attention_fn: Callable[..., Any], calls: list[dict[str, Any]]
 ) -> Callable[..., Any]:
-  """Wraps an attention function so that it notes its arguments and outputs.
+  """Wraps an attention function so that it notes arguments and outputs.
 
   The wrapper works under `jit`, `vmap`, `scan` and `grad`, and may stand where
   a module takes an `attention_fn`.
 
   Args:
-    attention_fn: `(query, key, value, ...) -> output`, in the layout of
-      `jax.nn.dot_product_attention`, or of one head, `[T, d]`. Its arguments
-      `mask`, `bias`, `is_causal`, `scale`, `key_value_seq_lengths` and
-      `local_window_size`, if it has them, mean what they mean there; a mask of
-      numbers is True where it is not 0.
+    attention_fn: `(query, key, value, ...) -> output`, in the layout and with
+      the argument names of `jax.nn.dot_product_attention`, or of one head,
+      `[T, d]`. A mask of numbers is True where it is not 0.
     calls: receives a dict of arguments of `verify_heads` for each call.
 
   Returns:
     A function that answers as `attention_fn` does.
-
-  Example:
-    >>> calls = []
-    >>> attend = record(jax.nn.dot_product_attention, calls)
-    >>> x = jnp.ones((5, 4, 8), 'f4')
-    >>> attend(x, x, x).shape == calls[0]['keys'].shape
-    True
   """
   names = list(inspect.signature(attention_fn).parameters)
 

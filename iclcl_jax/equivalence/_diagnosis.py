@@ -26,14 +26,9 @@ _OTHER_MEAN = (
 def diagnose(heads, stretch: float, residual: np.ndarray, limit) -> str:
   """Says what the outputs of failing heads are instead, if a guess fits.
 
-  Args:
-    heads: keys, values and rows by key-value head.
-    stretch: the scale that was stated, times `sqrt(d_k)`.
-    residual: of every query. Shape `[B, H, M]`.
-    limit: what rounding explains of it. Shape `[B, H, M]`.
-
-  Returns:
-    What fits every query of these heads, or else what is wrong with them.
+  `heads` are keys, values and rows; `stretch` is the scale that was stated,
+  times `sqrt(d_k)`. Residuals of each query, and what rounding explains of them,
+  have shape `[B, H, M]`.
   """
   failing = np.any(residual > limit, axis=(0, 2))
   distances = jax.device_get(_distances(heads, stretch, limit.shape[1]))

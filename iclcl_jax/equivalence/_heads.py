@@ -18,6 +18,7 @@ from iclcl_jax import (
   moments,
   precision,
 )
+from iclcl_jax._door import host_door
 from iclcl_jax.equivalence._diagnosis import diagnose
 from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.equivalence._verdict import judge
@@ -47,15 +48,13 @@ class HeadsCertificate:
   Attributes:
     phi: name of the feature map or kernel.
     sizes: sequences, heads, queries checked in each, keys.
-    residual: the largest of each head, see `Residuals`; queries that see no key
-      have none. Shape `[H]`.
-    unexplained: the same without residuals that the rounding of large scores
-      explains. Shape `[H]`.
+    residual: the largest of each head, see `Residuals`. Shape `[H]`.
+    unexplained: the same without what rounding of large scores explains.
     tolerance: the residual that rounding of the sums explains in this dtype.
     dtype: the narrowest dtype of the inputs.
     precision: arithmetic under which the dual models were computed.
-    verdict: 'holds', or what prevents it. After 'fails: ' it says what the
-      outputs are instead, as far as that can be told.
+    verdict: 'holds', or what prevents it; 'fails: ' and what the outputs are
+      instead, as far as that can be told.
   """
 
   phi: str
@@ -118,9 +117,8 @@ def verify_heads(
   Takes what a model hands to its attention and what it gets back (`capture`
   finds them), in the layout of `jax.nn.dot_product_attention`. Each output is
   compared with the dual model of the keys that its query sees, in closed form
-  and with weights from `jax.grad` of the loss. Scale and bias belong to the
-  kernel, :math:`\exp(s\,q^\top k + b)`: state them, and a model that has them
-  holds. 16-bit arrays are widened to float32 first.
+  and with weights from `jax.grad` of the loss; queries that see none are left
+  out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
 
   Args:
     queries: shape `[..., M, H, d_k]`.
@@ -133,13 +131,12 @@ def verify_heads(
     is_causal: whether query `t` sees the keys `0..t` alone.
     scale: factor of `q . k`; None for `1 / sqrt(d_k)`.
     num_queries: how many of each head are checked, evenly spaced; None for all.
-    num_query_tokens: how many tokens give `W_0`: the query's own, and those
-      before it. Needs `M = N`.
+    num_query_tokens: how many tokens give `W_0`, a query's own and those before
+      it; needs `M = N`.
     loss: what the dual model descends.
-    penalty: of its weights, `penalty(weights) -> []`.
+    penalty: of its weights.
     optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
-    arithmetic: `precision.HIGHEST`, or `precision.PLATFORM_DEFAULT` for outputs
-      of products in less.
+    arithmetic: as in `verify`.
 
   Returns:
     The `HeadsCertificate`.
@@ -333,62 +330,62 @@ def _spread(count: int | None, size: int) -> np.ndarray:
 
 
 def _check(arrays: dict[str, Any], phi, scale, num_query_tokens) -> None:
-  """Checks all arguments of `verify_heads`; makes the arrays those of JAX."""
+  """Checks the arguments of `verify_heads`; makes the arrays those of JAX."""
   if not _validate.is_concrete(arrays, phi):
     raise ValueError(
       'verify_heads was called inside a transformation; expected concrete '
       'arrays. Let equivalence.capture collect them.'
     )
-  arrays |= {
-    name: jnp.asarray(x) for name, x in arrays.items() if x is not None
-  }
-  axes = '... M H d_k', '... N G d_k', '... N G d_v', '... M H d_v'
-  sizes: dict[str, tuple[str, Any]] = {}
-  for (name, array), letters in zip(arrays.items(), axes, strict=False):
-    if array.ndim < 3 or not jnp.issubdtype(array.dtype, jnp.floating):
-      raise ValueError(
-        f'{name} is {_validate.describe(array)}; expected a floating-point '
-        f'array [{letters.replace(" ", ", ")}]. One head has an axis too: '
-        f'{name}[..., None, :].'
-      )
-    found = (array.shape[:-3], *array.shape[-3:])
-    for axis, size in zip(letters.split(), found, strict=True):
-      first, known = sizes.setdefault(axis, (name, size))
-      _validate.check_same(axis, first, known, name, size)
-  (_, lead), (_, size), (_, num_heads), _, (_, num_keys), (_, groups), _ = (
-    sizes.values()
-  )
-  if num_heads % groups:
+  given = {name: x for name, x in arrays.items() if x is not None}
+  arrays |= {name: jnp.asarray(x) for name, x in given.items()}
+  queries, keys, values, outputs, mask, bias = arrays.values()
+  _check_tokens(*map(_outline, (queries, keys, values, outputs)))
+  *lead, size, num_heads, _ = queries.shape
+  num_keys, num_groups = keys.shape[-3:-1]
+  if num_heads % num_groups:
     raise ValueError(
-      f'queries have {num_heads} heads and keys {groups}; expected a multiple. '
-      'Heads are the last axis but one.'
+      f'queries have {num_heads} heads and keys {num_groups}; expected a '
+      'multiple. Heads are the last axis but one.'
     )
   _validate.at_least(0, num_query_tokens=num_query_tokens)
   if num_query_tokens:
     _validate.check_same('M = N', 'queries', size, 'keys', num_keys)
   shape = (*lead, num_heads, size, num_keys)
-  for name, kind in (('mask', jnp.bool_), ('bias', jnp.floating)):
-    array = arrays[name]
-    if array is None:
+  for name, x, kind in ('mask', mask, jnp.bool_), ('bias', bias, jnp.floating):
+    if x is None:
       continue
-    ranks = range(1, array.ndim + 1)
-    fits = array.ndim <= len(shape) and all(
-      array.shape[-i] in (1, shape[-i]) for i in ranks
-    )
-    if not fits or not jnp.issubdtype(array.dtype, kind):
+    ends = zip(x.shape[::-1], shape[::-1], strict=False)
+    fits = x.ndim <= len(shape) and all(a in (1, b) for a, b in ends)
+    if not fits or not jnp.issubdtype(x.dtype, kind):
       raise ValueError(
-        f'{name} is {_validate.describe(array)}; expected booleans (mask) or '
+        f'{name} is {_validate.describe(x)}; expected booleans (mask) or '
         f'floats (bias) that broadcast to [..., H, M, N] = {list(shape)}. A '
         'mask of 0 and 1 is mask != 0, an additive one is a bias.'
       )
-  has_place = {
-    'scale': scale is None or isinstance(phi, kernels.ExponentialKernel),
-    'bias': arrays['bias'] is None or hasattr(phi, 'log_kernel'),
-  }
-  for name, is_placed in has_place.items():
-    if not is_placed:
+  is_softmax = isinstance(phi, kernels.ExponentialKernel)
+  for name, is_wrong in (
+    ('scale', scale is not None and not is_softmax),
+    ('bias', bias is not None and not hasattr(phi, 'log_kernel')),
+  ):
+    if is_wrong:
       raise ValueError(
-        f'{name} is given with a {type(phi).__name__}; expected None: it is '
-        'part of a kernel that has it. A scale goes with ExponentialKernel, a '
-        'bias with any kernel that has log_kernel.'
+        f'{name} is given with a {type(phi).__name__}; expected None: write it '
+        'into phi. ExponentialKernel takes a scale, log_kernel a bias.'
       )
+
+
+def _outline(x: Array) -> jax.ShapeDtypeStruct:
+  """Shape and dtype, with the leading axes in one."""
+  lead, last = x.shape[:-3], x.shape[-3:]
+  shape = (math.prod(lead), *last) if x.ndim >= 3 else x.shape
+  return jax.ShapeDtypeStruct(shape, x.dtype)
+
+
+@host_door
+def _check_tokens(
+  queries: Float[Array, 'B M H d_k'],
+  keys: Float[Array, 'B N G d_k'],
+  values: Float[Array, 'B N G d_v'],
+  outputs: Float[Array, 'B M H d_v'],
+) -> None:
+  """Checks nothing that its annotations do not say."""
