@@ -89,9 +89,9 @@ def drop(scores):
 
 # What a model may compute where plain softmax is stated, and what it is told.
 UNSTATED = {
-  'scale': ({'scale': 1.0}, r'those of scale=1.0'),
+  'scale': ({'scale': 1.0}, 'that of scale=1.0'),
   'scale by width': ({'scale': 1 / 4}, r'scale=1 / '),
-  'alibi': ({'bias': ALIBI}, 'those of ALiBi, bias='),
+  'alibi': ({'bias': ALIBI}, 'that of ALiBi, bias='),
   'causal': (
     {'bias': np.where(LOWER, 0, -1e9).astype('f4')[None, None]},
     'is_causal=True',
@@ -258,7 +258,7 @@ def test_a_trained_model_is_certified_or_caught(name, attention_fn):
   np.testing.assert_allclose(during, before, rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(forward(), before)
   assert len(calls) == 2
-  assert not np.allclose(calls[0]['queries'], calls[1]['queries'])
+  assert not np.allclose(calls[0]['query'], calls[1]['query'])
   for call in calls:
     certificate = equivalence.verify_heads(**call)
     assert certificate.sizes == (BATCH, HEADS, SIZE, SIZE)
@@ -305,7 +305,7 @@ def test_what_cannot_be_judged():
   spoilt = k.at[:, 4:].set(jnp.nan)
   assert check(q, spoilt, v, h.at[:, 5].set(9)).holds  # Sees nothing.
   bad = h.at[0, 0, 0, 0].set(jnp.inf)
-  assert check(q, k, v, bad).verdict == 'not finite: outputs'
+  assert check(q, k, v, bad).verdict == 'not finite: output'
   nothing = check(q, k, v, h, mask=np.zeros((1, 1), bool))
   assert nothing.verdict == 'no visible token'
 
@@ -336,14 +336,14 @@ def test_a_handful_of_programs_and_none_the_second_time(caplog):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'queries': jnp.ones((3, 4))}, 'queries is float'),
-    ({'queries': jnp.ones((3, 2, 4), int)}, 'queries is int'),
-    ({'keys': jnp.ones((2, 6, 4, 5), 'f4')}, 'disagree in d_k'),
-    ({'values': jnp.ones((2, 7, 4, 4), 'f4')}, 'disagree in N'),
-    ({'outputs': jnp.ones((1, 6, 4, 4), 'f4')}, 'disagree in ...'),
-    ({'mask': np.ones((6, 5), bool)}, r'mask is bool \[6, 5\]'),
-    ({'mask': np.ones((6, 6), 'f4')}, 'a mask of 0 and 1 is mask != 0'),
-    ({'bias': np.ones((6, 6), bool)}, 'bias is bool'),
+    ({'query': jnp.ones((3, 4))}, 'query has shape'),
+    ({'query': jnp.ones((2, 6, 4, 4), int)}, 'query has dtype int'),
+    ({'key': jnp.ones((2, 6, 4, 5), 'f4')}, 'have shapes'),
+    ({'value': jnp.ones((2, 7, 4, 4), 'f4')}, 'have shapes'),
+    ({'output': jnp.ones((1, 6, 4, 4), 'f4')}, 'output is float32'),
+    ({'mask': np.ones((6, 5), bool)}, r'mask has shape \[6, 5\]'),
+    ({'mask': np.ones((6, 6), 'f4')}, 'mask has dtype float32'),
+    ({'bias': np.ones((6, 6), bool)}, 'bias has dtype bool'),
     ({'scale': 1.0, 'phi': ELU}, 'scale is given with a EluPlusOne'),
     ({'bias': ALIBI, 'phi': ELU}, 'bias is given with a EluPlusOne'),
     ({'num_queries': 0}, 'num_queries is 0'),
@@ -353,7 +353,7 @@ def test_a_handful_of_programs_and_none_the_second_time(caplog):
   ],
 )
 def test_wrong_arguments_are_named(change, message):
-  names = 'queries', 'keys', 'values', 'outputs'
+  names = 'query', 'key', 'value', 'output'
   q, k, v = tokens()
   arguments = dict(zip(names, (q, k, v, v), strict=True)) | change
   with pytest.raises(ValueError, match=f'(?i){message}'):
@@ -362,7 +362,7 @@ def test_wrong_arguments_are_named(change, message):
 
 def test_heads_that_do_not_divide_and_tracers_are_refused():
   q, k, v = tokens(groups=3)
-  with pytest.raises(ValueError, match='4 heads and keys 3'):
+  with pytest.raises(ValueError, match='4 heads and key'):
     equivalence.verify_heads(q, k, v, q)
   with pytest.raises(ValueError, match='capture collect'):
     jax.jit(lambda q: equivalence.verify_heads(q, k, v, q).tolerance)(q)
@@ -394,7 +394,7 @@ def test_recording_under_transformations(transform):
   else:
     transform(batch)(q, k, v, LOWER).block_until_ready()
   (call,) = calls
-  np.testing.assert_array_equal(call['queries'], q)
+  np.testing.assert_array_equal(call['query'], q)
   certificate = equivalence.verify_heads(**call)
   assert certificate.holds, str(certificate)
   assert certificate.sizes == (BATCH, HEADS, SIZE, SIZE)

@@ -116,25 +116,25 @@ def dot_product_attention(
     Ainslie et al., arXiv:2305.13245 (heads that share keys).
   """
   query, key, value = map(jnp.asarray, (query, key, value))
-  _check_layout(query, key, value)
+  check_layout(query, key, value)
   batch, size = query.shape[:-3], math.prod(query.shape[:-3])
   scores = *batch, query.shape[-2], query.shape[-3], key.shape[-3]
   query, key, value = (
     x.reshape(size, *x.shape[-3:]) for x in (query, key, value)
   )
   bias, mask = (
-    _broadcastable(name, array, scores)
+    broadcastable(name, array, scores)
     for name, array in (('bias', bias), ('mask', mask))
   )
   if mask is not None:
     _validate.check_kind('mask', mask, 'BNTS', _validate.BOOLEAN)
-  valid = _within(
+  valid = within(
     'key_value_seq_lengths', key_value_seq_lengths, batch, key.shape[1]
   )
   if valid is not None:
     valid = valid[:, None, None]
     mask = valid if mask is None else mask & valid
-  valid = _within('query_seq_lengths', query_seq_lengths, batch, query.shape[1])
+  valid = within('query_seq_lengths', query_seq_lengths, batch, query.shape[1])
   if valid is not None:
     valid = valid[:, :, None, None]
     query = jnp.where(valid, query, 0)  # NaN would return in the gradient.
@@ -165,7 +165,7 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
       jnp.where(seen, x, jnp.nan_to_num(x, posinf=0, neginf=0))
       for x in (key, value)
     )
-  mask = _visible(mask, query.shape[1], key.shape[1], is_causal, window)
+  mask = visible(mask, query.shape[1], key.shape[1], is_causal, window)
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if query.dtype != jnp.float64 and key.shape == value.shape:
     with jax.numpy_dtype_promotion('standard'):  # It needs that.
@@ -244,9 +244,9 @@ def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
   differs = mask is not None and mask.shape[2] > 1
   is_square = size[0] == size[1]
   if doors.any_mask and (differs or window or (is_causal and not is_square)):
-    visible = _visible(mask, *size, is_causal, window)
-    visible = jnp.broadcast_to(visible, (*visible.shape[:2], *size))
-    return _over_heads(doors.any_mask, query, key, value, visible)
+    seen = visible(mask, *size, is_causal, window)
+    seen = jnp.broadcast_to(seen, (*seen.shape[:2], *size))
+    return _over_heads(doors.any_mask, query, key, value, seen)
   if window is not None:
     raise ValueError(
       f'local_window_size is {window}, which the sums over keys of '
@@ -302,7 +302,7 @@ def _read_mask(mask, is_causal: bool, name: str):
   )
 
 
-def _visible(mask, num_queries: int, num_keys: int, is_causal, window):
+def visible(mask, num_queries: int, num_keys: int, is_causal, window):
   """Who sees whom, `[B, N, T, S]` or what broadcasts to it; None for all."""
   if not is_causal and window is None:
     return mask
@@ -333,7 +333,7 @@ def _over_heads(fn, query, key, value, mask):
   return output.reshape(*query.shape[:3], -1)
 
 
-def _within(name: str, lengths, batch: tuple[int, ...], size: int):
+def within(name: str, lengths, batch: tuple[int, ...], size: int):
   """Returns which of `size` rows each sequence of the batch has, or None."""
   if lengths is None:
     return None
@@ -347,7 +347,7 @@ def _within(name: str, lengths, batch: tuple[int, ...], size: int):
   return jnp.arange(size, dtype=lengths.dtype)[None] < lengths.reshape(-1, 1)
 
 
-def _broadcastable(name: str, array, shape: tuple[int, ...]):
+def broadcastable(name: str, array, shape: tuple[int, ...]):
   """Returns an array of scores as `[B | 1, N | 1, T | 1, S | 1]`, or None."""
   if array is None:
     return None
@@ -366,7 +366,7 @@ def _broadcastable(name: str, array, shape: tuple[int, ...]):
   return array.reshape(-1, *sizes[-3:])
 
 
-def _check_layout(query, key, value) -> None:
+def check_layout(query, key, value) -> None:
   """Raises unless the arrays are `[..., T, N, H]` and `[..., S, K, H]`."""
   arrays = {'query': query, 'key': key, 'value': value}
   for name, array in arrays.items():

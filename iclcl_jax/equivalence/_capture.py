@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _validate, attention
+from iclcl_jax.attention import _layout
 
 _thread = threading.local()
 
@@ -105,23 +106,23 @@ def record(
       _thread.is_inside = False
     named = dict(zip(names, args, strict=False)) | kwargs
     tokens = [*args[:3], *(named[name] for name in names[len(args) : 3])]
-    outputs, *rest = result if isinstance(result, tuple) else (result,)
-    outputs = _note(calls, *tokens, outputs, named)
-    return (outputs, *rest) if rest else outputs
+    output, *rest = result if isinstance(result, tuple) else (result,)
+    output = _note(calls, *tokens, output, named)
+    return (output, *rest) if rest else output
 
   return recorded
 
 
-def _note(calls, queries, keys, values, outputs, named) -> jax.Array:
-  """Appends a call; returns the outputs, which under `jit` depend on it."""
-  rank = queries.ndim
+def _note(calls, query, key, value, output, named) -> jax.Array:
+  """Appends a call; returns the output, which under `jit` depends on it."""
+  rank = query.ndim
   bias = named.get('bias')
   arrays = {
-    'queries': queries,
-    'keys': keys,
-    'values': values,
-    'outputs': outputs,
-    'mask': _mask(queries, keys, named),
+    'query': query,
+    'key': key,
+    'value': value,
+    'output': output,
+    'mask': _mask(query, key, named),
     'bias': None if bias is None else _with_rank(jnp.asarray(bias), rank),
   }
   settings = {
@@ -131,9 +132,9 @@ def _note(calls, queries, keys, values, outputs, named) -> jax.Array:
 
   def store(arrays):
     arrays = jax.tree.map(np.asarray, arrays)
-    batch = arrays['queries'].shape[:-rank]
+    batch = arrays['query'].shape[:-rank]
     if rank == 2:  # One head: the last axis of vmap, if any, has the others.
-      for name in ('queries', 'keys', 'values', 'outputs'):
+      for name in ('query', 'key', 'value', 'output'):
         x = arrays[name] if batch else arrays[name][None]
         arrays[name] = np.swapaxes(x, -3, -2)
     calls.append(arrays | settings)
@@ -141,31 +142,32 @@ def _note(calls, queries, keys, values, outputs, named) -> jax.Array:
 
   if _validate.is_concrete(arrays):
     store(arrays)
-    return outputs
+    return output
   flag = jax.ShapeDtypeStruct((), jnp.bool_)
   arrays = jax.lax.stop_gradient(arrays)
   is_stored = jax.pure_callback(
     store, flag, arrays, vmap_method='broadcast_all'
   )
-  return jnp.where(is_stored, outputs, jnp.nan)
+  return jnp.where(is_stored, output, jnp.nan)
 
 
-def _mask(queries, keys, named) -> jax.Array | None:
+def _mask(query, key, named) -> jax.Array | None:
   """Returns who sees whom, less what `is_causal` says; None for all."""
-  rank, axis = queries.ndim, -3 if queries.ndim > 2 else -2
-  where = jnp.arange(keys.shape[axis])
+  axis = -3 if query.ndim > 2 else -2
+  size, num_keys = query.shape[axis], key.shape[axis]
   masks = []
   if named.get('mask') is not None:
     masks.append(jnp.asarray(named['mask']).astype(bool))
-  if named.get('key_value_seq_lengths') is not None:
-    lengths = jnp.asarray(named['key_value_seq_lengths'])
-    masks.append(where[None] < lengths[:, None])
-    masks[-1] = masks[-1][:, None, None]
-  if named.get('local_window_size') is not None:
-    left, right = np.broadcast_to(named['local_window_size'], 2).tolist()
-    ahead = where[None] - jnp.arange(queries.shape[axis])[:, None]
-    masks.append((-left <= ahead) & (ahead <= right))
-  masks = [_with_rank(mask, rank) for mask in masks]
+  lengths = named.get('key_value_seq_lengths')
+  if lengths is not None:
+    batch = query.shape[:-3]
+    valid = _layout.within('key_value_seq_lengths', lengths, batch, num_keys)
+    masks.append(valid[:, None, None])
+  window = named.get('local_window_size')
+  if window is not None:
+    window = np.broadcast_to(window, 2).tolist()
+    masks.append(_layout.visible(None, size, num_keys, False, window))
+  masks = [_with_rank(mask, query.ndim) for mask in masks]
   return functools.reduce(jnp.logical_and, masks) if masks else None
 
 

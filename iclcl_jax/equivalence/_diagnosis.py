@@ -18,7 +18,7 @@ _NO_MEAN = (
   'weights do not sum to one, or the arrays do not belong together'
 )
 _OTHER_MEAN = (
-  'the outputs are means of the visible values with other weights: state a '
+  'the output is a mean of the visible values with other weights: state a '
   'bias of the scores by bias=, another activation or a cap by a kernel phi='
 )
 
@@ -27,8 +27,8 @@ def diagnose(heads, stretch: float, residual: np.ndarray, limit) -> str:
   """Says what the outputs of failing heads are instead, if a guess fits.
 
   `heads` are keys, values and rows; `stretch` is the scale that was stated,
-  times `sqrt(d_k)`. Residuals of each query, and what rounding explains of them,
-  have shape `[B, H, M]`.
+  times `sqrt(d_k)`. The residual of each query, and what rounding explains of
+  it, have shape `[B, N, T]`.
   """
   failing = np.any(residual > limit, axis=(0, 2))
   distances = jax.device_get(_distances(heads, stretch, limit.shape[1]))
@@ -37,7 +37,7 @@ def diagnose(heads, stretch: float, residual: np.ndarray, limit) -> str:
     for guess, x in distances.items()
   }
   is_multiple, is_mean = fits.pop(_MULTIPLE), fits.pop(_OTHER_MEAN)
-  found = [f'the outputs are those of {guess}' for guess in fits if fits[guess]]
+  found = [f'the output is that of {guess}' for guess in fits if fits[guess]]
   rest = _MULTIPLE if is_multiple else _OTHER_MEAN if is_mean else _NO_MEAN
   return (*found, rest)[0]
 
@@ -79,11 +79,11 @@ def _of_row(stretch, num_heads, keys, values, row):
     'mask=None, is_causal=False': mean(stated, seen | True),
     'mask=~mask': mean(stated, ~seen),
     'bias=None': mean(stated - bias),
-    'ALiBi, bias=-2 ** (-8 * h / H) * abs(t - s)': mean(stated - alibi),
+    'ALiBi, bias=-2 ** (-8 * n / N) * abs(t - s)': mean(stated - alibi),
     'scale=None': mean(raw / width**0.5 + bias),
     'scale=1.0': mean(raw + bias),
     'scale=1 / d_k': mean(raw / width + bias),
-    'scale=1 / sqrt(H * d_k)': mean(raw / (num_heads * width) ** 0.5 + bias),
+    'scale=1 / sqrt(N * d_k)': mean(raw / (num_heads * width) ** 0.5 + bias),
   }
   for cap in (20, 30, 50):
     capped = cap * jnp.tanh(stated / cap)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from iclcl_jax import (
   moments,
   precision,
 )
-from iclcl_jax._door import host_door
+from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence._diagnosis import diagnose
 from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.equivalence._verdict import judge
@@ -48,19 +47,17 @@ class HeadsCertificate:
   Attributes:
     phi: name of the feature map or kernel.
     sizes: sequences, heads, queries checked in each, keys.
-    residual: the largest of each head, see `Residuals`. Shape `[H]`.
-    unexplained: the same without what rounding of large scores explains.
+    residual: the largest of each head, see `Residuals`. Shape `[N]`.
     tolerance: the residual that rounding of the sums explains in this dtype.
     dtype: the narrowest dtype of the inputs.
     precision: arithmetic under which the dual models were computed.
-    verdict: 'holds', or what prevents it; 'fails: ' and what the outputs are
+    verdict: 'holds', or what prevents it; 'fails: ' and what the output is
       instead, as far as that can be told.
   """
 
   phi: str
   sizes: tuple[int, int, int, int]
   residual: np.ndarray
-  unexplained: np.ndarray
   tolerance: float
   dtype: str
   precision: str
@@ -73,9 +70,8 @@ class HeadsCertificate:
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists."""
-    pairs = dataclasses.asdict(self).items()
-    plain = {name: getattr(x, 'tolist', lambda x=x: x)() for name, x in pairs}
-    return plain | {'holds': self.holds}
+    result = dataclasses.asdict(self) | {'holds': self.holds}
+    return result | {'residual': self.residual.tolist()}
 
   def __str__(self) -> str:
     worst = int(np.argmax(self.residual))
@@ -95,14 +91,14 @@ class HeadsCertificate:
 
 
 def verify_heads(
-  queries: Float[Array, '... M H d_k'],
-  keys: Float[Array, '... N G d_k'],
-  values: Float[Array, '... N G d_v'],
-  outputs: Float[Array, '... M H d_v'],
+  query: Float[Array, '... T N d_k'],
+  key: Float[Array, '... S K d_k'],
+  value: Float[Array, '... S K d_v'],
+  output: Float[Array, '... T N d_v'],
   *,
   phi: FeatureMap | Kernel = _SOFTMAX,
-  mask: Bool[Array, '... H M N'] | None = None,
-  bias: Float[Array, '... H M N'] | None = None,
+  bias: Float[Array, '... N T S'] | None = None,
+  mask: Bool[Array, '... N T S'] | None = None,
   is_causal: bool = False,
   scale: float | None = None,
   num_queries: int | None = None,
@@ -115,24 +111,24 @@ def verify_heads(
   r"""Checks that attention computed elsewhere is one gradient step, by head.
 
   Takes what a model hands to its attention and what it gets back (`capture`
-  finds them), in the layout of `jax.nn.dot_product_attention`. Each output is
-  compared with the dual model of the keys that its query sees, in closed form
-  and with weights from `jax.grad` of the loss; queries that see none are left
-  out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
+  finds them), in the layout of `attention.dot_product_attention`. Each output
+  is compared with the dual model of the keys that its query sees, in closed
+  form and with weights from `jax.grad` of the loss; queries that see none are
+  left out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
 
   Args:
-    queries: shape `[..., M, H, d_k]`.
-    keys: each head is shared by `H / G` query heads. Shape `[..., N, G, d_k]`.
-    values: their values. Shape `[..., N, G, d_v]`.
-    outputs: what the model's attention returned. Shape `[..., M, H, d_v]`.
+    query: shape `[..., T, N, d_k]`.
+    key: each head is shared by `N / K` query heads. Shape `[..., S, K, d_k]`.
+    value: shape `[..., S, K, d_v]`.
+    output: what the model's attention returned. Shape `[..., T, N, d_v]`.
     phi: the feature map or kernel that the model is said to use.
-    mask: True where a query sees a key; broadcasts to `[..., H, M, N]`.
-    bias: what is added to the scores, ALiBi say; broadcasts like `mask`.
+    bias: added to the scores, ALiBi say; broadcasts to `[..., N, T, S]`.
+    mask: True where a query sees a key; broadcasts like `bias`.
     is_causal: whether query `t` sees the keys `0..t` alone.
     scale: factor of `q . k`; None for `1 / sqrt(d_k)`.
     num_queries: how many of each head are checked, evenly spaced; None for all.
     num_query_tokens: how many tokens give `W_0`, a query's own and those before
-      it; needs `M = N`.
+      it; needs `T = S`.
     loss: what the dual model descends.
     penalty: of its weights.
     optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
@@ -151,22 +147,31 @@ def verify_heads(
     >>> verify_heads(q, k, v, h, is_causal=True).verdict
     'holds'
     >>> verify_heads(q, k, v, h).verdict
-    'fails: the outputs are those of is_causal=True'
+    'fails: the output is that of is_causal=True'
 
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
   precision.check_arithmetic(arithmetic)
-  names = 'queries', 'keys', 'values', 'outputs', 'mask', 'bias'
-  arguments = queries, keys, values, outputs, mask, bias
-  arrays: dict[str, Any] = dict(zip(names, arguments, strict=True))
-  _check(arrays, phi, scale, num_query_tokens)
-  *_, size, num_heads, width = queries.shape
-  tokens = [arrays[name] for name in names[:4]]
-  dtype = min((x.dtype for x in tokens), key=lambda x: jnp.finfo(x).bits)
+  if not _validate.is_concrete(query, key, value, output, bias, mask, phi):
+    raise ValueError(
+      'verify_heads was called inside a transformation; expected concrete '
+      'arrays. Let equivalence.capture collect them.'
+    )
+  tokens = _check_tokens(query, key, value, output)
+  *batch, size, num_heads, width = query.shape
+  shape = (*batch, num_heads, size, key.shape[-3])
+  bias, mask = (
+    _layout.broadcastable(name, x, shape)
+    for name, x in (('bias', bias), ('mask', mask))
+  )
+  _check_claim(phi, scale, bias, mask)
+  _validate.at_least(0, num_query_tokens=num_query_tokens)
+  if num_query_tokens:
+    _validate.check_same('T = S', 'query', size, 'key', shape[-1])
   stretch = 1.0 if scale is None else scale * width**0.5
   rows = _spread(num_queries, size)
-  heads = _by_head(arrays, rows, stretch, is_causal=is_causal)
+  heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
   is_static = jax.tree_util.all_leaves([phi])
   measure = functools.partial(
     _measure,
@@ -177,29 +182,28 @@ def verify_heads(
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
+  dtype = min((x.dtype for x in tokens), key=lambda x: jnp.finfo(x).bits)
   # A score is off by its own rounding, and a residual by that of the scores.
   rounding = amount * float(jnp.finfo(dtype).eps)
-  unexplained = np.where(residual <= rounding, 0, residual)
-  tolerance = precision.tolerance(dtype)
+  limit = np.maximum(rounding, precision.tolerance(dtype))
   if not np.all(np.isfinite(residual)):
-    finite = {n: np.isfinite(np.asarray(arrays[n], float)) for n in names[:4]}
-    bad = [n for n in finite if not np.all(finite[n])]
-    verdict = f'not finite: {(*bad, "normaliser")[0]}'
+    finite = (np.all(np.isfinite(np.asarray(x, float))) for x in tokens)
+    names = 'query', 'key', 'value', 'output', 'normaliser'
+    verdict = f'not finite: {names[[*finite, False].index(False)]}'
   elif not np.any(sees):
     verdict = 'no visible token'
   elif not np.max(condition) <= np.finfo(condition.dtype).eps ** -0.5:
     verdict = 'ill-conditioned normaliser'
   else:
-    verdict = judge(np.max(residual), dtype, arithmetic, np.max(unexplained))
+    unexplained = np.max(np.where(residual <= rounding, 0, residual))
+    verdict = judge(np.max(residual), dtype, arithmetic, unexplained)
   if verdict == 'fails':
-    limit = np.maximum(rounding, tolerance)
     verdict += ': ' + diagnose(heads, stretch, residual, limit)
   return HeadsCertificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
-    sizes=(len(residual), num_heads, len(rows), keys.shape[-3]),
+    sizes=(len(residual), num_heads, len(rows), shape[-1]),
     residual=np.max(residual, axis=(0, 2)),
-    unexplained=np.max(unexplained, axis=(0, 2)),
-    tolerance=tolerance,
+    tolerance=precision.tolerance(dtype),
     dtype=dtype.name,
     precision=arithmetic.name,
     verdict=verdict,
@@ -217,46 +221,38 @@ class _Row(NamedTuple):
   bias: Array | None
 
 
-@functools.partial(jax.jit, static_argnames='is_causal')
-def _by_head(arrays, rows, stretch, *, is_causal):
+@functools.partial(jax.jit, static_argnums=5)
+def _by_head(tokens, bias, mask, rows, stretch, is_causal):
   """Sorts by key-value head `C` of any sequence: keys, values, who asks."""
-  names = 'queries', 'keys', 'values', 'outputs'
-  is_double = any(arrays[name].dtype == np.float64 for name in names)
-  dtype = jnp.float64 if is_double else jnp.float32
-  queries, keys, values, outputs = (arrays[n].astype(dtype) for n in names)
-  *lead, size, num_heads, _ = queries.shape
-  num_keys, num_groups = keys.shape[-3:-1]
-
-  def per_key(x):  # [..., N, G, d] to [C, N, d]
-    return jnp.swapaxes(x, -3, -2).reshape(-1, num_keys, x.shape[-1])
-
-  def per_row(x):  # [..., H, M, d] to [C, rows, d]
-    x = jnp.broadcast_to(x, (*lead, num_heads, size, x.shape[-1]))
-    x = x[..., rows, :]
-    return x.reshape(math.prod(lead) * num_groups, -1, x.shape[-1])
-
-  def full_rank(x):
-    x = x.reshape((1,) * (len(lead) + 3 - x.ndim) + x.shape)
-    return jnp.broadcast_to(x, (*x.shape[:-1], num_keys))
-
-  position = jnp.arange(size)
-  mask, bias = jax.tree.map(full_rank, (arrays['mask'], arrays['bias']))
-  if is_causal:
-    past = full_rank(position[:, None] >= jnp.arange(num_keys)[None])
-    mask = past if mask is None else mask & past
+  is_double = any(x.dtype == np.float64 for x in tokens)
+  query, key, value, output = (  # [B, heads, tokens, width]
+    jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2).astype(
+      jnp.float64 if is_double else jnp.float32
+    )
+    for x in tokens
+  )
+  batch, num_heads, size, _ = query.shape
+  num_keys = key.shape[2]
+  mask = _layout.visible(mask, size, num_keys, is_causal, None)
   if bias is not None:  # The lowest numbers of a dtype hide a key.
     seen = bias > jnp.finfo(bias.dtype).min / 2
     mask = seen if mask is None else mask & seen
-    bias = jnp.where(seen, bias, 0).astype(dtype)
+    bias = jnp.where(seen, bias, 0).astype(query.dtype)
+
+  def per_row(x, width):  # [B | 1, N | 1, T | 1, S | 1] to [C, rows, width]
+    x = jnp.broadcast_to(x, (batch, num_heads, size, width))[:, :, rows]
+    return x.reshape(batch * key.shape[1], -1, width)
+
+  position, head = jnp.arange(size), jnp.arange(num_heads)
   row = _Row(
-    query=per_row(jnp.swapaxes(queries * stretch, -3, -2)),
-    output=per_row(jnp.swapaxes(outputs, -3, -2)),
-    head=per_row(jnp.arange(num_heads)[:, None, None])[..., 0],
-    position=per_row(position[:, None])[..., 0],
-    mask=None if mask is None else per_row(mask),
-    bias=None if bias is None else per_row(bias),
+    query=per_row(query * stretch, query.shape[-1]),
+    output=per_row(output, output.shape[-1]),
+    head=per_row(head[None, :, None, None], 1)[..., 0],
+    position=per_row(position[None, None, :, None], 1)[..., 0],
+    mask=None if mask is None else per_row(mask, num_keys),
+    bias=None if bias is None else per_row(bias, num_keys),
   )
-  return per_key(keys), per_key(values), row
+  return *(x.reshape(-1, *x.shape[2:]) for x in (key, value)), row
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -329,39 +325,27 @@ def _spread(count: int | None, size: int) -> np.ndarray:
   return np.unique(np.linspace(0, size - 1, count).astype(int))
 
 
-def _check(arrays: dict[str, Any], phi, scale, num_query_tokens) -> None:
-  """Checks the arguments of `verify_heads`; makes the arrays those of JAX."""
-  if not _validate.is_concrete(arrays, phi):
+def _check_tokens(query, key, value, output) -> list[Array]:
+  """Checks the layout; returns arrays of JAX."""
+  query, key, value, output = map(jnp.asarray, (query, key, value, output))
+  _layout.check_layout(query, key, value)
+  expected = (*query.shape[:-1], value.shape[-1])
+  if output.shape != expected or not jnp.issubdtype(output.dtype, jnp.floating):
     raise ValueError(
-      'verify_heads was called inside a transformation; expected concrete '
-      'arrays. Let equivalence.capture collect them.'
+      f'output is {_validate.describe(output)}; expected floating-point '
+      f'[..., T, N, d_v] = {list(expected)}. Pass what the attention returned, '
+      'before its projection.'
     )
-  given = {name: x for name, x in arrays.items() if x is not None}
-  arrays |= {name: jnp.asarray(x) for name, x in given.items()}
-  queries, keys, values, outputs, mask, bias = arrays.values()
-  _check_tokens(*map(_outline, (queries, keys, values, outputs)))
-  *lead, size, num_heads, _ = queries.shape
-  num_keys, num_groups = keys.shape[-3:-1]
-  if num_heads % num_groups:
-    raise ValueError(
-      f'queries have {num_heads} heads and keys {num_groups}; expected a '
-      'multiple. Heads are the last axis but one.'
-    )
-  _validate.at_least(0, num_query_tokens=num_query_tokens)
-  if num_query_tokens:
-    _validate.check_same('M = N', 'queries', size, 'keys', num_keys)
-  shape = (*lead, num_heads, size, num_keys)
-  for name, x, kind in ('mask', mask, jnp.bool_), ('bias', bias, jnp.floating):
-    if x is None:
-      continue
-    ends = zip(x.shape[::-1], shape[::-1], strict=False)
-    fits = x.ndim <= len(shape) and all(a in (1, b) for a, b in ends)
-    if not fits or not jnp.issubdtype(x.dtype, kind):
-      raise ValueError(
-        f'{name} is {_validate.describe(x)}; expected booleans (mask) or '
-        f'floats (bias) that broadcast to [..., H, M, N] = {list(shape)}. A '
-        'mask of 0 and 1 is mask != 0, an additive one is a bias.'
-      )
+  return [query, key, value, output]
+
+
+def _check_claim(phi, scale, bias, mask) -> None:
+  for name, x, kind in (
+    ('mask', mask, _validate.BOOLEAN),
+    ('bias', bias, _validate.FLOATING),
+  ):
+    if x is not None:
+      _validate.check_kind(name, x, 'BNTS', kind)
   is_softmax = isinstance(phi, kernels.ExponentialKernel)
   for name, is_wrong in (
     ('scale', scale is not None and not is_softmax),
@@ -372,20 +356,3 @@ def _check(arrays: dict[str, Any], phi, scale, num_query_tokens) -> None:
         f'{name} is given with a {type(phi).__name__}; expected None: write it '
         'into phi. ExponentialKernel takes a scale, log_kernel a bias.'
       )
-
-
-def _outline(x: Array) -> jax.ShapeDtypeStruct:
-  """Shape and dtype, with the leading axes in one."""
-  lead, last = x.shape[:-3], x.shape[-3:]
-  shape = (math.prod(lead), *last) if x.ndim >= 3 else x.shape
-  return jax.ShapeDtypeStruct(shape, x.dtype)
-
-
-@host_door
-def _check_tokens(
-  queries: Float[Array, 'B M H d_k'],
-  keys: Float[Array, 'B N G d_k'],
-  values: Float[Array, 'B N G d_v'],
-  outputs: Float[Array, 'B M H d_v'],
-) -> None:
-  """Checks nothing that its annotations do not say."""
