@@ -1,4 +1,9 @@
-"""Doors: functions whose arguments are checked by their annotations."""
+"""Doors: functions whose arguments are checked, and whose bodies are compiled.
+
+A `door` checks its arguments by their annotations and then runs its body as one
+program (`_program`). An `eager_door` runs its body as Python: one that looks at
+results, or is a few operations. A `host_door` computes on the host.
+"""
 
 import functools
 import inspect
@@ -8,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
-from iclcl_jax import _mesh, _validate
+from iclcl_jax import _program, _validate
 from iclcl_jax.types import DualState, FeatureMap, KernelDualState
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
@@ -75,22 +80,31 @@ def door(function: _FunctionT) -> _FunctionT:
   checked, or is the library's own. So a call is checked once, whatever it
   calls.
 
+  The body is compiled as one program for each structure of arguments, unless
+  the call is part of a caller's transformation, see `_program.compiled`.
+
   Args:
-    function: a function or method.
+    function: a function or method of arrays, whose results are arrays.
 
   Returns:
     The same function behind its checks.
   """
-  return _make_door(function, on_host=False)
+  return _make_door(function, _program.compiled(function), on_host=False)
+
+
+def eager_door(function: _FunctionT) -> _FunctionT:
+  """A `door` whose body is not compiled: it may look at results."""
+  return _make_door(function, function, on_host=False)
 
 
 def host_door(function: _FunctionT) -> _FunctionT:
   """A `door` to arithmetic on the host: concrete arrays, of any precision."""
-  return _make_door(function, on_host=True)
+  return _make_door(function, function, on_host=True)
 
 
-def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
-  body = _mesh.in_auto_axes(function)
+def _make_door(
+  function: _FunctionT, body: Callable[..., Any], *, on_host: bool
+) -> _FunctionT:
   arguments: list[_Argument] = []
   parameters = inspect.signature(function).parameters.values()
   for position, parameter in enumerate(parameters):
@@ -100,7 +114,7 @@ def _make_door(function: _FunctionT, *, on_host: bool) -> _FunctionT:
   @functools.wraps(function)
   def checked(*args, **kwargs):
     if _thread.is_inside:
-      return function(*args, **kwargs)
+      return body(*args, **kwargs)
     _check_call(arguments, args, kwargs, on_host)
     _thread.is_inside = True
     try:

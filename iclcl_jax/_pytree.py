@@ -4,7 +4,8 @@
 of two such classes compare equal when their fields do, and a cache of `jit`
 that is keyed by structure may then, if their hashes meet, call the function
 that was compiled for the other class: a feature map would answer for another.
-Custom nodes compare their class.
+Custom nodes compare their class, and functions in their structure by
+`_sameness`.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+
+from iclcl_jax._sameness import Static
 
 _T = TypeVar('_T')
 
@@ -40,7 +43,8 @@ def register(cls: type[_T]) -> type[_T]:
 
   def flatten(node):
     children = tuple(getattr(node, name) for name in data)
-    return children, tuple(getattr(node, name) for name in static)
+    structure = (getattr(node, name) for name in static)
+    return children, tuple(Static(x) if callable(x) else x for x in structure)
 
   def flatten_with_keys(node):
     children, structure = flatten(node)
@@ -51,6 +55,7 @@ def register(cls: type[_T]) -> type[_T]:
     node = object.__new__(cls)  # Children may be anything: nothing to check.
     names, values = (*static, *data), (*structure, *children)
     for name, value in zip(names, values, strict=True):
+      value = value.value if isinstance(value, Static) else value
       object.__setattr__(node, name, value)
     return node
 
@@ -71,4 +76,4 @@ def function(fn: Callable[..., Any]) -> Callable[..., Any]:
     `fn` itself, or a `jax.tree_util.Partial` of it.
   """
   is_pytree = not jax.tree_util.all_leaves([fn])
-  return fn if is_pytree else jax.tree_util.Partial(fn)
+  return fn if is_pytree else jax.tree_util.Partial(Static(fn))

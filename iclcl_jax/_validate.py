@@ -2,17 +2,22 @@
 
 Every check raises `ValueError` with the name of the argument, what it was,
 what was expected, and how to mend it. Values are looked at only when they are
-concrete: inside `jit` a check of values is skipped, a check of shapes is not.
+known: inside a caller's `jit` a check of values is skipped, a check of shapes
+is not. The compiled body of a door knows the values of its arguments, and
+remembers what to `look` at in the next call.
 
 Ranks, dtypes and shared axes stand in annotations, which `_door.door` reads.
 What an annotation cannot say is a line in the function, such as
 `_validate.non_negative(learning_rate=learning_rate)`.
 """
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +65,69 @@ def is_concrete(*arrays: Any) -> bool:
   """Whether no leaf is a tracer, so that values may be looked at."""
   leaves = jax.tree.leaves(arrays)
   return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+class _Thread(threading.local):
+  """What the compiled body that is being traced may look at.
+
+  Attributes:
+    values: the operands of the call.
+    places: which of them a tracer stands for.
+    checks: what was looked at, and where.
+  """
+
+  values: Sequence[Any] = ()
+  places: Mapping[int, int] = MappingProxyType({})
+  checks: list | None = None
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def knowing(values: Sequence[Any]) -> Iterator[None]:
+  """Says what a compiled body is called with, in case that it is traced."""
+  before = _thread.values
+  _thread.values = values
+  try:
+    yield
+  finally:
+    _thread.values = before
+
+
+@contextlib.contextmanager
+def watching(tracers: Sequence[Any]) -> Iterator[list]:
+  """Collects the checks of a body that is traced with these operands."""
+  before = _thread.places, _thread.checks
+  _thread.places = {id(tracer): place for place, tracer in enumerate(tracers)}
+  _thread.checks = []
+  try:
+    yield _thread.checks
+  finally:
+    _thread.places, _thread.checks = before
+
+
+def look(check: Callable[..., None], *arrays: Any) -> None:
+  """Calls `check(*arrays)` where the values can be known, else not at all.
+
+  In the compiled body of a door these are the values of its arguments, and the
+  check is made again at every call: it must refer to no other array.
+  """
+  places = [_thread.places.get(id(array)) for array in arrays]
+  pairs = list(zip(places, arrays, strict=True))
+  if not is_concrete(*(array for place, array in pairs if place is None)):
+    return
+  found = check, [(p, array if p is None else None) for p, array in pairs]
+  if _thread.checks is not None and places != [None] * len(places):
+    _thread.checks.append(found)
+  with jax.ensure_compile_time_eval():
+    repeat([found], _thread.values)
+
+
+def repeat(checks: Iterable, values: Sequence[Any]) -> None:
+  """Makes checks again, of other values in the same places."""
+  for check, places in checks:
+    check(*(array if p is None else values[p] for p, array in places))
 
 
 def check_array(name: str, array: Any, shape: str) -> None:
@@ -190,19 +258,27 @@ def positive(**scalars: Any) -> None:
   """Checks that every argument is a finite scalar above 0."""
   non_negative(**scalars)
   for name, value in scalars.items():
-    if is_concrete(value) and float(value) == 0:
-      raise ValueError(f'{name} is 0; expected a positive number.')
+    look(functools.partial(_check_not_zero, name), value)
+
+
+def _check_not_zero(name: str, value: Any) -> None:
+  if float(value) == 0:
+    raise ValueError(f'{name} is 0; expected a positive number.')
 
 
 def below_one(**scalars: Any) -> None:
   """Checks that every argument is a scalar in `[0, 1)`, as a momentum is."""
   non_negative(**scalars)
   for name, value in scalars.items():
-    if is_concrete(value) and float(value) >= 1:
-      raise ValueError(
-        f'{name} is {float(value):g}; expected a number below 1, or the past '
-        'never fades.'
-      )
+    look(functools.partial(_check_below_one, name), value)
+
+
+def _check_below_one(name: str, value: Any) -> None:
+  if float(value) >= 1:
+    raise ValueError(
+      f'{name} is {float(value):g}; expected a number below 1, or the past '
+      'never fades.'
+    )
 
 
 def check_scalar(
@@ -218,8 +294,10 @@ def check_scalar(
       f'{name} has shape {list(np.shape(value))}; expected a scalar. Use '
       'jax.vmap to sweep over several.'
     )
-  if not is_concrete(value):
-    return
+  look(functools.partial(_check_range, name, minimum, maximum), value)
+
+
+def _check_range(name: str, minimum: float, maximum: float, value: Any) -> None:
   try:
     number = float(value)
   except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ no feature map is needed, the softmax kernel included. Positive kernels are
 evaluated in log space.
 """
 
+import functools
 from typing import TypeAlias
 
 import jax
@@ -72,12 +73,9 @@ def with_capacity(
 def _write(state: FixedKernelDualState, new: _State) -> FixedKernelDualState:
   """Writes rows into the free ones; traced rows beyond the last give NaN."""
   capacity, size = state.mass.shape[0], new.mass.shape[0]
-  used = state.used + getattr(new, 'used', size)
-  if _validate.is_concrete(used) and used > capacity:
-    raise ValueError(
-      f'state has {capacity} rows, and {used} tokens are to be kept; expected '
-      'no more than its capacity. Make it with dual.empty(..., capacity=...).'
-    )
+  more = getattr(new, 'used', size)
+  _validate.look(functools.partial(_check_free, capacity), state.used, more)
+  used = state.used + more
   rows = state.used + jnp.arange(size, dtype=used.dtype)
   rows = jnp.where(rows < used, rows, capacity)
   keys, coefficients, mass = (
@@ -86,6 +84,15 @@ def _write(state: FixedKernelDualState, new: _State) -> FixedKernelDualState:
   )
   coefficients = jnp.where(used > capacity, jnp.nan, coefficients)
   return FixedKernelDualState(keys, coefficients, mass, used)
+
+
+def _check_free(capacity: int, used: Array, more: Array | int) -> None:
+  total = int(used) + int(more)
+  if total > capacity:
+    raise ValueError(
+      f'state has {capacity} rows, and {total} tokens are to be kept; expected '
+      'no more than its capacity. Make it with dual.empty(..., capacity=...).'
+    )
 
 
 def absorb(

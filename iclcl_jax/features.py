@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _pytree, _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, FeatureMap, Float
 
@@ -95,7 +95,7 @@ class PositiveFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -148,7 +148,7 @@ class FeatureKernel:
     """Returns `phi(x) . phi(y)`."""
     return jnp.exp(self.log_kernel(x, y))
 
-  @door
+  @eager_door
   @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -188,7 +188,7 @@ class HyperbolicFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -230,7 +230,7 @@ class TrigonometricFeatures(_FromScaled):
 
   projection: Float[Array, 'R d_k']
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -257,7 +257,7 @@ class EluPlusOneFeatures(_FromScaled):
     Katharopoulos et al., arXiv:2006.16236, eq. 7.
   """
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -299,7 +299,7 @@ class TaylorFeatures(_FromScaled):
   def __post_init__(self):
     _validate.at_least(0, order=self.order)
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -346,7 +346,7 @@ class IdentityFeatures(_FromScaled):
     Schlag et al., arXiv:2102.11174.
   """
 
-  @door
+  @eager_door
   @widened
   def scaled(
     self, x: Float[Array, ' d_k']
@@ -367,7 +367,7 @@ class FunctionFeatures(_FromScaled):
 
   scaled_fn: Callable[[Array], tuple[Array, Array]]
 
-  @door
+  @eager_door
   def scaled(
     self, x: Float[Array, ' d_k']
   ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, Float
 
@@ -40,7 +40,7 @@ class ExponentialKernel(_FromLog):
     Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
-  @door
+  @eager_door
   @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -65,7 +65,7 @@ class GaussianKernel(_FromLog):
     Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
-  @door
+  @eager_door
   @widened
   def log_kernel(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -87,7 +87,7 @@ class LinearKernel:
     Katharopoulos et al., arXiv:2006.16236.
   """
 
-  @door
+  @eager_door
   @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -119,7 +119,7 @@ class PolynomialKernel:
     _validate.at_least(1, degree=self.degree)
     _validate.non_negative(offset=self.offset)
 
-  @door
+  @eager_door
   @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -153,7 +153,7 @@ class TruncatedExponentialKernel:
   def __post_init__(self):
     _validate.at_least(0, order=self.order)
 
-  @door
+  @eager_door
   @widened
   def __call__(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
@@ -165,7 +165,7 @@ class TruncatedExponentialKernel:
       total = total + term
     return total
 
-  @door
+  @eager_door
   def remainder_bound(
     self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
   ) -> Float[Array, '']:

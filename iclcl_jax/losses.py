@@ -9,13 +9,15 @@ attention. A loss that is a plain sum over demonstrations says so with
 
 import functools
 import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
+from iclcl_jax._program import compiled
 from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, Float, Loss, Mask, Penalty
 
@@ -54,7 +56,7 @@ def is_sum_over_demonstrations(loss: Loss) -> bool:
 
 
 @sum_over_demonstrations
-@door
+@eager_door
 def contrastive(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -86,7 +88,7 @@ def contrastive(
 
 
 @sum_over_demonstrations
-@door
+@eager_door
 def squared(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -135,7 +137,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
   """
   _validate.positive(temperature=temperature)
 
-  @door
+  @eager_door
   def loss(
     predictions: Float[Array, 'N d_v'],
     values: Float[Array, 'N d_v'],
@@ -154,7 +156,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
 
 
 @sum_over_demonstrations
-@door
+@eager_door
 def cosine(
   predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']
 ) -> Float[Array, '']:
@@ -179,7 +181,7 @@ def cosine(
   return -jnp.sum(jnp.sum(predictions * values, axis=1) / lengths)
 
 
-@door
+@eager_door
 def negatives(
   mixing: Float[Array, ' N'], gains: Float[Array, ' N'] | None = None
 ) -> Loss:
@@ -207,7 +209,7 @@ def negatives(
   """
   mixing, gains = widen((mixing, gains))
 
-  @door
+  @eager_door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'mixing', mixing.shape[0], 'values', size)
@@ -218,7 +220,7 @@ def negatives(
   return loss
 
 
-@door
+@eager_door
 def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   r"""Makes the contrastive loss in which each token has its own negatives.
 
@@ -244,7 +246,7 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
   """
   matrix = widen(matrix)
 
-  @door
+  @eager_door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     size = values.shape[0]
     _validate.check_same('N', 'matrix', matrix.shape[1], 'values', size)
@@ -307,27 +309,30 @@ def check_sum(loss: Loss) -> None:
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)
   with jax.ensure_compile_time_eval():
-    predictions, values = jnp.array(_TRIED)
-    slope = jax.grad(loss)
-    order = jnp.array([2, 0, 3, 1])
     try:
-      alone = jnp.concatenate(
-        [slope(predictions[i : i + 1], values[i : i + 1]) for i in range(4)]
-      )
-      together = slope(predictions, values)
-      permuted = slope(predictions[order], values[order])
+      is_sum = _is_sum(loss, np.array(_TRIED), np.array([2, 0, 3, 1]))
     except (TypeError, ValueError):
       return
-    if not _validate.is_concrete(alone, together, permuted):
-      return
-    same = jnp.allclose(together, alone) & jnp.allclose(permuted, alone[order])
-    if not same:
-      raise ValueError(
-        'loss is declared a sum over demonstrations, but the slope of one row '
-        'depends on another or on its position; expected '
-        'sum_i l(predictions[i], values[i]). Use jnp.sum instead of jnp.mean, '
-        'or remove the declaration.'
-      )
+  if _validate.is_concrete(is_sum) and not is_sum:
+    raise ValueError(
+      'loss is declared a sum over demonstrations, but the slope of one row '
+      'depends on another or on its position; expected '
+      'sum_i l(predictions[i], values[i]). Use jnp.sum instead of jnp.mean, '
+      'or remove the declaration.'
+    )
+
+
+@compiled
+def _is_sum(loss: Loss, tried: Any, order: Any) -> Array:
+  """Whether the slopes of the rows that are tried are those of each alone."""
+  predictions, values = tried[0], tried[1]
+  slope = jax.grad(loss)
+  alone = jnp.concatenate(
+    [slope(predictions[i : i + 1], values[i : i + 1]) for i in range(4)]
+  )
+  together = slope(predictions, values)
+  permuted = slope(predictions[order], values[order])
+  return jnp.allclose(together, alone) & jnp.allclose(permuted, alone[order])
 
 
 def check_loss(loss: Loss) -> None:

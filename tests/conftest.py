@@ -33,6 +33,18 @@ def pytest_runtest_teardown():
     getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: None)(0)
 
 
+@pytest.fixture
+def patch(monkeypatch):
+  """Replaces a part of the library, and forgets what was compiled with it."""
+
+  def replace(*target):
+    monkeypatch.setattr(*target)
+    jax.clear_caches()
+
+  yield replace
+  jax.clear_caches()
+
+
 @pytest.fixture(params=['float32', 'float64'])
 def dtype(request):
   """The dtype of the inputs; results follow it."""

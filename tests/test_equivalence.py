@@ -22,7 +22,6 @@ from iclcl_jax import (
   precision,
   projections,
 )
-from iclcl_jax.equivalence import _certificate
 from tests import tolerances
 
 # Every shape compiles anew, so they come from a small set:
@@ -93,26 +92,6 @@ _residuals = jax.jit(
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-  """Compiles the arithmetic of `verify` once a shape instead of op by op."""
-  monkeypatch.setattr(_certificate, 'residuals', _residuals)
-
-
-@pytest.fixture
-def recompiled(monkeypatch):
-  """As `compiled`, for tests that change what is compiled."""
-  honest = equivalence.residuals
-
-  def residuals(phi, *tokens, **options):
-    return honest(phi, *tokens, **options)
-
-  static = ('phi', 'num_query_tokens', *OBJECTIVE)
-  monkeypatch.setattr(
-    _certificate, 'residuals', jax.jit(residuals, static_argnames=static)
-  )
-
-
-@pytest.fixture
 def tokens():
   return make_tokens(0, LARGEST, 1.0, 1, jnp.float32)
 
@@ -165,21 +144,21 @@ def check_configuration(
 @hypothesis.given(
   shape=strategies.sampled_from([SMALLEST, LARGEST]), **CONFIGURATION
 )
-def test_attention_equals_one_gradient_step(compiled, name, dtype, **draws):
+def test_attention_equals_one_gradient_step(name, dtype, **draws):
   check_configuration(name, dtype, **draws)
 
 
 @pytest.mark.parametrize('name', ['positive', 'trigonometric', 'exponential'])
 @hypothesis.settings(SETTINGS, max_examples=15)
 @hypothesis.given(**CONFIGURATION)
-def test_identity_holds_in_width_one(compiled, name, **draws):
+def test_identity_holds_in_width_one(name, **draws):
   check_configuration(name, jnp.dtype('float64'), NARROW, **draws)
 
 
 @pytest.mark.parametrize(
   'name', ['positive', 'hyperbolic', 'elu_plus_one', 'exponential', 'gaussian']
 )
-def test_positive_kernels_are_perfectly_conditioned(compiled, tokens, name):
+def test_positive_kernels_are_perfectly_conditioned(tokens, name):
   phi = make_phi(name, 0, 0, 8, 4, jnp.dtype('float32'))
   certificate = certify(phi, *tokens)
   assert certificate.condition == pytest.approx(1, rel=1e-5)
@@ -187,7 +166,7 @@ def test_positive_kernels_are_perfectly_conditioned(compiled, tokens, name):
 
 @pytest.mark.parametrize('name', ['query', 'keys', 'values'])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_what_is_not_finite_is_named(compiled, phi, tokens, name, bad):
+def test_what_is_not_finite_is_named(phi, tokens, name, bad):
   arrays = dict(zip(('query', 'keys', 'values'), tokens, strict=True))
   arrays[name] = arrays[name].at[0].set(bad)
   certificate = certify(phi, *arrays.values())
@@ -195,7 +174,7 @@ def test_what_is_not_finite_is_named(compiled, phi, tokens, name, bad):
   assert not certificate.holds
 
 
-def test_an_overflow_on_the_way_is_no_pass(compiled, tokens):
+def test_an_overflow_on_the_way_is_no_pass(tokens):
   query, keys, values = tokens
   huge = float(jnp.finfo(jnp.float32).max)
   certificate = certify(
@@ -204,7 +183,7 @@ def test_an_overflow_on_the_way_is_no_pass(compiled, tokens):
   assert not certificate.holds
 
 
-def test_masked_tokens_may_hold_anything(compiled, phi, tokens):
+def test_masked_tokens_may_hold_anything(phi, tokens):
   query, keys, values = tokens
   mask = jnp.arange(9) != 4
   clean = certify(phi, query, keys, values, mask)
@@ -215,7 +194,7 @@ def test_masked_tokens_may_hold_anything(compiled, phi, tokens):
 
 
 @pytest.mark.parametrize('name', ['identity', 'linear'])
-def test_lost_normalisers_are_verdicts(compiled, name):
+def test_lost_normalisers_are_verdicts(name):
   query, values = jnp.asarray([1.0, 2.0]), jnp.ones((2, 1))
   keys = jnp.asarray([[1.0, 0.0], [-1.0, 0.0]])
   certificate = equivalence.verify(FIXED[name], query, keys, values)
@@ -227,14 +206,14 @@ def test_lost_normalisers_are_verdicts(compiled, name):
   assert certificate.condition > eps**-0.5
 
 
-def test_an_overflowing_normaliser_is_a_verdict(compiled):
+def test_an_overflowing_normaliser_is_a_verdict():
   x = jnp.full((2, 4), 1e200)
   certificate = equivalence.verify(kernels.LinearKernel(), x[0], x, x[:, :1])
   assert certificate.verdict == 'not finite: normaliser'
 
 
 @pytest.mark.parametrize('name', ['positive', 'trigonometric', 'exponential'])
-def test_nothing_visible_is_a_verdict(compiled, tokens, name):
+def test_nothing_visible_is_a_verdict(tokens, name):
   phi = make_phi(name, 0, 0, 8, 4, jnp.float32)
   certificate = certify(phi, *tokens, mask=jnp.zeros(9, bool))
   assert certificate.verdict == 'no visible token'
@@ -242,7 +221,7 @@ def test_nothing_visible_is_a_verdict(compiled, tokens, name):
 
 
 # The settings of the measured residuals: 2.5e-3 relative, whatever the sizes.
-def test_rounded_operands_are_precision_limited(compiled):
+def test_rounded_operands_are_precision_limited():
   num_tokens, num_features = 128, 512
   rng = np.random.default_rng(0)
   query, keys, values = (
@@ -262,10 +241,8 @@ def test_rounded_operands_are_precision_limited(compiled):
   assert rounded.residual > 10 * exact.residual
 
 
-def test_reduced_precision_does_not_excuse_an_error(
-  recompiled, monkeypatch, tokens
-):
-  monkeypatch.setattr(dual, 'one_step', _double_mass)
+def test_reduced_precision_does_not_excuse_an_error(patch, tokens):
+  patch(dual, 'one_step', _double_mass)
   certificate = equivalence.verify(
     FIXED['exponential'], *tokens, arithmetic=precision.BFLOAT16_OPERANDS
   )
@@ -310,11 +287,9 @@ def _ascend(*args, **options):
     ('exponential', 'one_step_autodiff', _ascend),
   ],
 )
-def test_a_broken_dual_fails(
-  recompiled, monkeypatch, tokens, name, target, broken
-):
+def test_a_broken_dual_fails(patch, tokens, name, target, broken):
   phi = make_phi(name, 0, 0, 8, 4, jnp.float32)
-  monkeypatch.setattr(dual, target, broken)
+  patch(dual, target, broken)
   certificate = equivalence.verify(phi, *tokens, num_query_tokens=3)
   assert certificate.verdict == 'fails'
   assert certificate.residual > 10 * certificate.tolerance
@@ -337,9 +312,7 @@ def test_the_residual_is_relative_to_what_was_added(size):
   np.testing.assert_allclose(result.relative_error, 2 / 4, rtol=1e-12)
 
 
-def test_another_projection_on_one_side_fails(
-  recompiled, monkeypatch, tokens, phi
-):
+def test_another_projection_on_one_side_fails(patch, tokens, phi):
   other = make_phi('positive', 1, 1, 8, 4, jnp.float32)
   query, keys, values = tokens
 
@@ -354,7 +327,7 @@ def test_another_projection_on_one_side_fails(
   assert differ(phi, other) > 1e-3  # By hand: no rounding is that large.
 
   honest = attention.kernel_attention
-  monkeypatch.setattr(
+  patch(
     attention,
     'kernel_attention',
     lambda _, *args, **options: honest(other, *args, **options),
@@ -364,7 +337,7 @@ def test_another_projection_on_one_side_fails(
   assert certificate.residual > 10 * certificate.tolerance
 
 
-def test_half_precision_limits_the_verdict(compiled, tokens):
+def test_half_precision_limits_the_verdict(tokens):
   dtype = jnp.dtype('bfloat16')
   arrays = [x.astype(dtype) for x in tokens]
   certificate = certify(FIXED['exponential'], *arrays)
@@ -375,7 +348,7 @@ def test_half_precision_limits_the_verdict(compiled, tokens):
   assert certificate.attention.dtype == dtype
 
 
-def test_certificate_is_plain_data_and_readable(compiled, phi, tokens):
+def test_certificate_is_plain_data_and_readable(phi, tokens):
   certificate = certify(phi, *tokens)
   plain = json.loads(json.dumps(certificate.to_dict(), allow_nan=False))
   assert plain['verdict'] == 'holds'
@@ -414,7 +387,7 @@ def test_residuals_work_under_jit_and_vmap(phi, tokens):
     )
 
 
-def test_own_feature_maps_and_kernels_are_welcome(recompiled, tokens):
+def test_own_feature_maps_and_kernels_are_welcome(tokens):
   class Squares:
     def __call__(self, x):
       return x**2
@@ -463,7 +436,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize('name', ['positive', 'exponential'])
 @pytest.mark.parametrize('objective', OBJECTIVES)
-def test_other_objectives_have_certificates_too(compiled, objective, name):
+def test_other_objectives_have_certificates_too(objective, name):
   dtype = jnp.float32 if objective == 'squared' else jnp.float64
   options, attention_fn = OBJECTIVES[objective]
   phi = make_phi(name, 1, 0, 8, 4, dtype)

@@ -65,22 +65,21 @@ def test_padding_may_hold_anything(name):
   assert np.any(certificate.residuals.autodiff[:, :, 2:] > 0)
 
 
-def broken(monkeypatch, name):
-  """Runs a certificate uncached, with what was patched."""
-  del monkeypatch
+def broken(name):
+  """Runs a certificate with what was patched."""
   architecture = made.FAMILIES[name].architecture
   blocks, x = made.make_blocks(name, LAYERS), made.make_tokens()
   return equivalence.verify_model(architecture, blocks, x)
 
 
-def test_a_wrong_closed_form_fails(monkeypatch):
+def test_a_wrong_closed_form_fails(patch):
   answer = _dual_heads.answer_online
 
   def wrong(phi, queries, keys, values, seen):
     return answer(phi, queries, keys, values.at[3].mul(1 + 1e-9), seen)
 
-  monkeypatch.setattr(_dual_heads, 'answer_online', wrong)
-  certificate = broken(monkeypatch, 'llama')
+  patch(_dual_heads, 'answer_online', wrong)
+  certificate = broken('llama')
   assert certificate.verdict == 'fails'
   measured = certificate.residuals
   assert np.all(measured.closed_form[:, :, :3] < 1e-14)
@@ -88,25 +87,25 @@ def test_a_wrong_closed_form_fails(monkeypatch):
   assert certificate.max_residual_autodiff < 1e-14
 
 
-def test_another_loss_fails(monkeypatch):
+def test_another_loss_fails(patch):
   def wrong(predictions, values):
     return -(1 + 1e-9) * jnp.sum(predictions * values)
 
-  monkeypatch.setattr(_dual_heads.losses, 'contrastive', wrong)
-  certificate = broken(monkeypatch, 'llama')
+  patch(_dual_heads.losses, 'contrastive', wrong)
+  certificate = broken('llama')
   assert certificate.verdict == 'fails'
   assert certificate.max_residual_closed_form < 1e-14
   assert certificate.max_residual_autodiff > 1e-11
 
 
-def test_a_wrong_gate_departs_from_the_chain(monkeypatch):
+def test_a_wrong_gate_departs_from_the_chain(patch):
   gate = _linearisation._gate
-  monkeypatch.setattr(
+  patch(
     _linearisation,
     '_gate',
     lambda *arguments: gate(*arguments) * (1 + 1e-6),
   )
-  certificate = broken(monkeypatch, 'bert')
+  certificate = broken('bert')
   assert certificate.verdict == 'chain departs'
   assert certificate.max_residual < 1e-14
 

@@ -14,16 +14,19 @@ The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
 no such form: it rescales entry by entry, which destroys the outer products.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import _validate, attention, features
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 
 _INNER_PRODUCT = features.IdentityFeatures()
@@ -171,8 +174,11 @@ def train(
       f'batches has shape {list(batches.shape)}; expected at least one step of '
       'at least one example.'
     )
-  _check_range('labels', labels, len(params[-1]), 'classes')
-  _check_range('batches', batches, len(inputs), 'examples')
+  for name, rows, size, kind in (
+    ('labels', labels, len(params[-1]), 'classes'),
+    ('batches', batches, len(inputs), 'examples'),
+  ):
+    _validate.look(functools.partial(_check_range, name, size, kind), rows)
   size = batches.shape[1]
 
   def example_loss(params, nudges, x, label):
@@ -199,6 +205,7 @@ def train(
   return params, histories
 
 
+@compiled
 def remains(
   num_steps: int,
   *,
@@ -335,10 +342,8 @@ def _check_params(params: Params) -> None:
     )
 
 
-def _check_range(name: str, array: Array, size: int, kind: str) -> None:
-  if not _validate.is_concrete(array) or not array.size:
-    return
-  low, high = int(jnp.min(array)), int(jnp.max(array))
+def _check_range(name: str, size: int, kind: str, rows: Array) -> None:
+  low, high = int(np.min(rows, initial=0)), int(np.max(rows, initial=0))
   if low < 0 or high >= size:
     raise ValueError(
       f'{name} ranges from {low} to {high}; expected 0 to {size - 1}, for '

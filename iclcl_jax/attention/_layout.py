@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from iclcl_jax import _mesh, _validate, moments, precision
+from iclcl_jax._program import compiled
 from iclcl_jax.attention._kernel import (
   causal_kernel_attention,
   kernel_attention,
@@ -196,30 +198,27 @@ def _doors_of(attend, chunk_size: int | None) -> _Doors:
     _validate.at_least(1, chunk_size=chunk_size)
   is_bound = isinstance(attend, functools.partial)
   fn = attend.func if is_bound else attend
+  name = type(fn).__name__
   if not (hasattr(fn, 'stream') and hasattr(fn, 'causal')):
     is_kernel = not _validate.is_feature_map(attend, 'attend')
     name, arguments = type(attend).__name__, [attend]
     many, causal = stream_kernel_attention, causal_kernel_attention
+  elif is_bound and len(attend.args) == 1 and not attend.keywords:
+    is_kernel, arguments = False, [fn, *attend.args]
+    many, causal = type(fn).stream, type(fn).causal
   else:
-    name, arguments, is_kernel = type(fn).__name__, [], False
-    many, causal = fn.stream, fn.causal
-    if is_bound and not attend.keywords:
-      arguments = list(attend.args)
-    if len(arguments) != 1:
-      raise ValueError(
-        f'attend is a {name} without a feature map, or with more than that; '
-        'expected functools.partial(attention, phi).'
-      )
+    raise ValueError(
+      f'attend is a {name} without a feature map, or with more than that; '
+      'expected functools.partial(attention, phi).'
+    )
   options: dict[str, Any] = {}
   if chunk_size is not None:
     options = {'chunk_size': chunk_size}
   return _Doors(
     name,
-    functools.partial(many, *arguments, **options),
-    functools.partial(causal, *arguments, **options),
-    functools.partial(_any_mask, attend, chunk_size or 1024)
-    if is_kernel
-    else None,
+    Partial(many, *arguments, **options),
+    Partial(causal, *arguments, **options),
+    Partial(_any_mask, attend, chunk_size or 1024) if is_kernel else None,
   )
 
 
@@ -263,9 +262,7 @@ def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
   if mask is not None:
     mask = mask[:, :, 0]
   door = doors.causal if is_causal else doors.many
-  output = _over_heads(
-    lambda *head: door(*head[:3], mask=head[3]), query, key, value, mask
-  )
+  output = _over_heads(door, query, key, value, mask)
   if rows is not None:
     rows = jnp.moveaxis(rows, 1, 2)[..., None]
     output = jnp.where(rows, output, 0)
@@ -316,8 +313,9 @@ def visible(mask, num_queries: int, num_keys: int, is_causal, window):
   return limit if mask is None else mask & limit
 
 
-def _over_heads(fn, query, key, value, mask):
-  """Answers every head of a batch; heads of a group share what `fn` keeps."""
+@compiled
+def _over_heads(door, query, key, value, mask):
+  """Answers every head of a batch; heads of a group share what a door keeps."""
   num_kv_heads = key.shape[2]
   groups = query.reshape(*query.shape[:2], num_kv_heads, -1, query.shape[3])
   axes = [None] * 3
@@ -327,6 +325,10 @@ def _over_heads(fn, query, key, value, mask):
     mask = mask.reshape(mask.shape[0], *lead, *mask.shape[2:])
     axes = [None if size == 1 else 0 for size in mask.shape[:3]]
     mask = mask.reshape(*(n for n in mask.shape[:3] if n > 1), *mask.shape[3:])
+
+  def fn(queries, keys, values, mask):
+    return door(queries, keys, values, mask=mask)
+
   fn = jax.vmap(fn, (1, None, None, axes[2]), 1)
   fn = jax.vmap(fn, (1, 1, 1, axes[1]), 1)
   output = jax.vmap(fn, (0, 0, 0, axes[0]))(groups, key, value, mask)

@@ -1,17 +1,21 @@
 """Positive numbers as logarithms, and balls of weights."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from iclcl_jax import _validate
+from iclcl_jax import _program, _validate
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, Float, Mask
 
 CHUNK_SIZE = 512
+_FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 
 
 class LogValue(NamedTuple):
@@ -73,22 +77,46 @@ SPECTRAL = Ball(
 )
 
 
-def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
-  """Returns the logarithm of a positive argument, in `dtype`.
-
-  Python reads a concrete number, where it does not under- or overflow.
-  """
+def read_logarithm(name: str, number: Positive) -> Positive:
+  """Reads a concrete number by Python, where it does not under- or overflow."""
   if isinstance(number, LogValue):
     _validate.check_scalar(f'{name}.log_value', number.log_value)
-    return jnp.asarray(number.log_value, dtype)
+    return number
   _validate.check_scalar(name, number)
-  if _validate.is_concrete(number) and float(number) <= 0:
+  if not _validate.is_concrete(number):
+    return number
+  if name == 'delta' and not 0 < float(number) < 1:
+    raise ValueError(
+      f'delta is {float(number):g}; expected a probability in (0, 1), such as '
+      '0.05 for a bound that holds with probability 0.95.'
+    )
+  if float(number) <= 0:
     raise ValueError(
       f'{name} is {float(number):g}; expected a positive number. Pass '
       'bounds.LogValue(logarithm) if it under- or overflows.'
     )
-  if _validate.is_concrete(number):
-    return jnp.asarray(math.log(float(number)), dtype)
+  return LogValue(np.asarray(math.log(float(number))))  # type: ignore[arg-type]
+
+
+def compiled_of_logarithms(function: _FunctionT) -> _FunctionT:
+  """Compiles a function; its keywords that may be floats are read first."""
+  program = _program.compiled(function)
+  parameters = inspect.signature(function).parameters.values()
+  names = [p.name for p in parameters if float in get_args(p.annotation)]
+
+  @functools.wraps(function)
+  def read(*args, **kwargs):
+    found = {n: read_logarithm(n, kwargs[n]) for n in names if n in kwargs}
+    return program(*args, **(kwargs | found))
+
+  return cast(_FunctionT, read)
+
+
+def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
+  """Returns the logarithm of a positive argument, in `dtype`."""
+  number = read_logarithm(name, number)
+  if isinstance(number, LogValue):
+    return jnp.asarray(number.log_value, dtype)
   # In the wider of both dtypes.
   number = jnp.asarray(number)
   if not jnp.issubdtype(number.dtype, jnp.floating) or (
@@ -118,10 +146,14 @@ def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
 def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
   """Counts the visible rows, in their dtype or float32."""
   dtype = accumulation_dtype(rows.dtype)
-  if mask is not None and _validate.is_concrete(mask) and not mask.any():
+  if mask is None:
+    return jnp.asarray(rows.shape[0], dtype)
+  _validate.look(_check_any, mask)
+  return jnp.sum(mask).astype(dtype)
+
+
+def _check_any(mask: Mask) -> None:
+  if not np.any(mask):
     raise ValueError(
       'mask leaves no demonstration; expected at least one visible row.'
     )
-  if mask is None:
-    return jnp.asarray(rows.shape[0], dtype)
-  return jnp.sum(mask).astype(dtype)

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
+  compiled_of_logarithms,
   count,
   log_norm,
   log_positive,
@@ -21,7 +22,8 @@ from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
 
-@door
+@eager_door
+@compiled_of_logarithms
 def rademacher_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -69,7 +71,8 @@ def rademacher_bound(
   return LogValue(bound.astype(values.dtype))
 
 
-@door
+@eager_door
+@compiled_of_logarithms
 def rademacher_draws(
   key: PRNGKeyArray,
   phi: FeatureMap | Kernel,

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, dual, forms, moments
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
+  compiled_of_logarithms,
   count,
   log_positive,
   visible,
@@ -62,6 +64,7 @@ def mean_embedding(
   return form.absorb_stream(phi, state, keys, labels, chunk_size, mask)
 
 
+@compiled_of_logarithms
 def gap_supremum(
   phi: FeatureMap | Kernel,
   population: State,
@@ -159,6 +162,7 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
   )
 
 
+@compiled
 def expected_loss(
   phi: FeatureMap | Kernel, state: State, population: State
 ) -> Float[Array, '']:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
+  compiled_of_logarithms,
   count,
   log_positive,
 )
@@ -40,7 +41,8 @@ class GeneralizationBound(NamedTuple):
     )
 
 
-@door
+@eager_door
+@compiled_of_logarithms
 def generalization_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -139,7 +141,8 @@ def one_sided_bound(
   )
 
 
-@door
+@eager_door
+@compiled_of_logarithms
 def published_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -189,11 +192,5 @@ def published_bound(
 
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
   """Returns `log sqrt(log(sides / delta) / (2 N))`."""
-  _validate.finite(delta=delta)
-  if _validate.is_concrete(delta) and not 0 < float(delta) < 1:
-    raise ValueError(
-      f'delta is {float(delta):g}; expected a probability in (0, 1), such as '
-      '0.05 for a bound that holds with probability 0.95.'
-    )
   log_delta = log_positive('delta', delta, size.dtype)
   return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import door, eager_door
+from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of, form_of_state
 from iclcl_jax.types import (
   Array,
@@ -61,7 +62,7 @@ class Removal(NamedTuple):
   amplification: Float[Array, '']
 
 
-@door
+@eager_door
 def remove(
   phi: FeatureMap | Kernel,
   state: State,
@@ -100,9 +101,7 @@ def remove(
     [0.0, 1.0]
   """
   _validate.non_negative(learning_rate=learning_rate)
-  key, value = jnp.asarray(key), jnp.asarray(value)
-  label = jnp.asarray(learning_rate, value.dtype) * value
-  result = Removal(*form_of(phi, state).remove(phi, state, key, label))
+  result = _remove(phi, state, key, value, learning_rate)
   if _validate.is_concrete(result) and jnp.isinf(result.amplification):
     raise ValueError(
       'the mass is lost: without this demonstration no digit of the state '
@@ -110,3 +109,10 @@ def remove(
       'remaining demonstrations with dual.one_step.'
     )
   return result
+
+
+@compiled
+def _remove(phi, state, key, value, learning_rate) -> Removal:
+  key, value = jnp.asarray(key), jnp.asarray(value)
+  label = jnp.asarray(learning_rate, value.dtype) * value
+  return Removal(*form_of(phi, state).remove(phi, state, key, label))

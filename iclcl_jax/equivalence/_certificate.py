@@ -1,17 +1,15 @@
 """The certificate of one head and one query."""
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from iclcl_jax import (
-  _validate,
-  losses,
-  precision,
-)
-from iclcl_jax.equivalence._residuals import residuals
+from iclcl_jax import _validate, losses, precision
+from iclcl_jax._door import eager_door
+from iclcl_jax.equivalence._residuals import Theorem, measure
 from iclcl_jax.equivalence._verdict import judge
 from iclcl_jax.types import (
   Array,
@@ -93,6 +91,7 @@ class Certificate:
     )
 
 
+@eager_door
 def verify(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -149,10 +148,11 @@ def verify(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   precision.check_arithmetic(arithmetic)
-
-  compute = functools.partial(
-    residuals,
-    phi,
+  theorem = Theorem(
+    phi=phi,
+    query=query,
+    keys=keys,
+    values=values,
     num_query_tokens=num_query_tokens,
     mask=mask,
     loss=loss,
@@ -161,7 +161,7 @@ def verify(
     learning_rate=learning_rate,
     attention_fn=attention_fn,
   )
-  result = arithmetic.transform(compute)(query, keys, values)
+  result = measure(theorem, arithmetic)
   if not _validate.is_concrete(result, mask):
     raise ValueError(
       'verify was called inside a transformation; expected concrete arrays. '
@@ -170,11 +170,14 @@ def verify(
 
   query, keys, values = map(jnp.asarray, (query, keys, values))
   tolerance = precision.tolerance(keys.dtype)
-  inputs = {'query': query, 'keys': keys, 'values': values}
+  inputs, found = jax.device_get(
+    ({'query': query, 'keys': keys, 'values': values}, result)
+  )
   if mask is not None:
-    inputs |= {'keys': keys[mask], 'values': values[mask]}
-  verdict = _verdict(inputs, result, keys.dtype, arithmetic)
-  if mask is not None and not mask.any():
+    seen = np.asarray(mask)
+    inputs |= {name: inputs[name][seen] for name in ('keys', 'values')}
+  verdict = _verdict(inputs, found, keys.dtype, arithmetic)
+  if mask is not None and not np.any(mask):
     verdict = 'no visible token'
   return Certificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
@@ -195,9 +198,9 @@ def verify(
 
 def _verdict(inputs, result, dtype, arithmetic) -> str:
   for name, array in inputs.items():
-    if not jnp.all(jnp.isfinite(array)):
+    if not np.all(np.isfinite(array)):
       return f'not finite: {name}'
-  if not jnp.isfinite(result.normaliser):
+  if not np.isfinite(result.normaliser):
     return 'not finite: normaliser'
   if result.normaliser == 0:
     return 'zero normaliser'
@@ -205,6 +208,6 @@ def _verdict(inputs, result, dtype, arithmetic) -> str:
   if not result.condition <= limit:
     return 'ill-conditioned normaliser'
   for name in ('attention', 'closed_form', 'autodiff', 'residual'):
-    if not jnp.all(jnp.isfinite(getattr(result, name))):
+    if not np.all(np.isfinite(getattr(result, name))):
       return f'not finite: {name}'
   return judge(float(result.residual), dtype, arithmetic)

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import _validate, precision, transformer
-from iclcl_jax._door import door
+from iclcl_jax._door import door, eager_door
+from iclcl_jax._program import compiled
 from iclcl_jax.equivalence._verdict import judge
 from iclcl_jax.types import Array, Float, Mask
 
@@ -187,7 +189,7 @@ def model_residuals(
   )
 
 
-@door
+@eager_door
 def verify_model(
   architecture: transformer.Architecture,
   blocks: transformer.Block,
@@ -236,14 +238,20 @@ def verify_model(
     )
   transformer.check_blocks(architecture, blocks, x)
   _check_finite(blocks, x, mask)
+  result = _residuals_under(
+    architecture, arithmetic, blocks, x, positions, mask
+  )
+  return certificate_of(result, mask=mask, arithmetic=arithmetic)
 
+
+@compiled
+def _residuals_under(architecture, arithmetic, blocks, x, positions, mask):
   def compute(blocks, x):
     return model_residuals(
       architecture, blocks, x, positions=positions, mask=mask
     )
 
-  result = arithmetic.transform(compute)(blocks, x)
-  return certificate_of(result, mask=mask, arithmetic=arithmetic)
+  return arithmetic.transform(compute)(blocks, x)
 
 
 def certificate_of(
@@ -275,11 +283,11 @@ def certificate_of(
   certificate = ModelCertificate(
     num_layers=num_layers,
     num_heads=num_layers * num_heads,
-    num_positions=size if mask is None else int(jnp.sum(mask)),
+    num_positions=size if mask is None else int(np.sum(mask)),
     residuals=result,
-    max_residual_closed_form=float(jnp.max(result.closed_form)),
-    max_residual_autodiff=float(jnp.max(result.autodiff)),
-    max_chain_error=float(jnp.max(result.chain_error)),
+    max_residual_closed_form=float(np.max(result.closed_form)),
+    max_residual_autodiff=float(np.max(result.autodiff)),
+    max_chain_error=float(np.max(result.chain_error)),
     tolerance=tolerance,
     chain_tolerance=_chain_tolerance(num_layers, tolerance),
     dtype=jnp.dtype(dtype).name,
@@ -332,21 +340,27 @@ def _relative(chain, forward) -> Float[Array, ' N']:
 
 
 def _check_finite(blocks, x, mask) -> None:
-  if mask is not None:
-    if not bool(jnp.any(mask)):
-      raise ValueError('mask is all False; expected at least one valid token.')
-    x = x[mask]
-  if not bool(jnp.all(jnp.isfinite(x))):
+  if mask is not None and not np.any(mask):
+    raise ValueError('mask is all False; expected at least one valid token.')
+  x_is_finite, are_finite = _finite(blocks, x, mask)
+  if not bool(x_is_finite):
     raise ValueError(
       'x holds a valid token that is not finite; expected finite numbers. '
       'Mask it, or look at the embedding.'
     )
-  for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):
-    if not bool(jnp.all(jnp.isfinite(leaf))):
+  for path, is_finite in jax.tree_util.tree_leaves_with_path(are_finite):
+    if not bool(is_finite):
       raise ValueError(
         f'blocks{jax.tree_util.keystr(path)} is not finite; expected finite '
         'parameters. Look at the checkpoint or its dtype.'
       )
+
+
+@compiled
+def _finite(blocks, x, mask):
+  """Whether the valid tokens are finite, and whether each parameter is."""
+  x = x if mask is None else jnp.where(mask[:, None], x, 0)
+  return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (x, blocks))
 
 
 def _verdict(certificate, arithmetic) -> str:

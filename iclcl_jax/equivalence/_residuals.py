@@ -5,8 +5,10 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import (
+  _pytree,
   _validate,
   attention,
   dual,
@@ -15,7 +17,8 @@ from iclcl_jax import (
   modified,
   precision,
 )
-from iclcl_jax._door import door
+from iclcl_jax._door import eager_door
+from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of
 from iclcl_jax.precision import widen
 from iclcl_jax.types import (
@@ -58,7 +61,7 @@ class Residuals(NamedTuple):
   condition: Float[Array, '']
 
 
-@door
+@eager_door
 def residuals(
   phi: FeatureMap | Kernel,
   query: Float[Array, ' d_k'],
@@ -94,8 +97,7 @@ def residuals(
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
-  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
-  theorem = _Theorem(
+  theorem = Theorem(
     phi=phi,
     query=query,
     keys=keys,
@@ -106,28 +108,14 @@ def residuals(
     penalty=penalty,
     optimizer=optimizer,
     learning_rate=learning_rate,
+    attention_fn=attention_fn,
   )
-  output = _attention(theorem, attention_fn)
-  closed_form = _closed_form(theorem)
-  autodiff = _autodiff(theorem)
-
-  shares, normaliser = _shares(theorem)
-  outputs = jnp.stack(widen([output, closed_form, autodiff]))
-  scale = jnp.max(shares @ (_amounts(theorem) + jnp.abs(outputs[:1])))
-  spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
-  return Residuals(
-    attention=output,
-    closed_form=closed_form,
-    autodiff=autodiff,
-    residual=precision.ratio(spread, scale),
-    relative_error=precision.ratio(spread, jnp.max(jnp.abs(outputs[0]))),
-    normaliser=normaliser,
-    condition=jnp.sum(shares),
-  )
+  return measure(theorem, None)
 
 
+@_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Theorem:
+class Theorem:
   """Demonstrations and query-side tokens, and what the dual model descends."""
 
   phi: FeatureMap | Kernel
@@ -140,6 +128,7 @@ class _Theorem:
   penalty: Penalty | None
   optimizer: 'optax.GradientTransformation | None'
   learning_rate: float | Array
+  attention_fn: AttentionFn | None
 
   @functools.cached_property
   def demonstrations(self) -> dict[str, Array | None]:
@@ -176,10 +165,52 @@ class _Theorem:
     return {'keys': self.keys[rows], 'values': self.values[rows], 'mask': mask}
 
 
-def _attention(
-  theorem: _Theorem, attention_fn: AttentionFn | None
-) -> Float[Array, ' d_v']:
+def measure(
+  theorem: Theorem, arithmetic: precision.Arithmetic | None
+) -> Residuals:
+  """Computes both sides under an arithmetic; None for that of the caller."""
+  rate = theorem.learning_rate
+  is_unit = _validate.is_concrete(rate) and np.ndim(rate) == 0 and rate == 1
+  return _measure(theorem, arithmetic, bool(is_unit))
+
+
+@compiled
+def _measure(theorem: Theorem, arithmetic, is_unit: bool) -> Residuals:
+  def compute(query, keys, values):
+    tokens = {'query': query, 'keys': keys, 'values': values}
+    return _residuals(dataclasses.replace(theorem, **tokens), is_unit)
+
+  if arithmetic is not None:
+    compute = arithmetic.transform(compute)
+  return compute(theorem.query, theorem.keys, theorem.values)
+
+
+def _residuals(theorem: Theorem, is_unit: bool) -> Residuals:
+  _validate.check_num_query_tokens(
+    theorem.num_query_tokens, theorem.keys.shape[0]
+  )
+  output = _attention(theorem, is_unit)
+  closed_form = _closed_form(theorem)
+  autodiff = _autodiff(theorem)
+
+  shares, normaliser = _shares(theorem)
+  outputs = jnp.stack(widen([output, closed_form, autodiff]))
+  scale = jnp.max(shares @ (_amounts(theorem) + jnp.abs(outputs[:1])))
+  spread = jnp.max(jnp.max(outputs, axis=0) - jnp.min(outputs, axis=0))
+  return Residuals(
+    attention=output,
+    closed_form=closed_form,
+    autodiff=autodiff,
+    residual=precision.ratio(spread, scale),
+    relative_error=precision.ratio(spread, jnp.max(jnp.abs(outputs[0]))),
+    normaliser=normaliser,
+    condition=jnp.sum(shares),
+  )
+
+
+def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
   """Adds up scored values, in the attention given or implied by the loss."""
+  attention_fn = theorem.attention_fn
   if attention_fn is not None:
     _validate.check_function(
       'attention_fn',
@@ -191,8 +222,6 @@ def _attention(
     output = theorem.answer(attention_fn)
     _validate.check_result('attention_fn', output, theorem.values.shape[1:])
     return output
-  rate = theorem.learning_rate
-  is_unit = _validate.is_concrete(rate) and rate == 1
   if not (theorem.is_linear and theorem.optimizer is None and is_unit):
     return _implied_attention(theorem)
   if isinstance(theorem.phi, kernels.ExponentialKernel):
@@ -203,7 +232,7 @@ def _attention(
   return theorem.answer(attention.kernel_attention)
 
 
-def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
+def _closed_form(theorem: Theorem) -> Float[Array, ' d_v']:
   """Applies the weights that sums over the demonstrations give."""
   if not (theorem.is_linear and theorem.optimizer is None):
     return _implied_attention(theorem)
@@ -216,7 +245,7 @@ def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
   return dual.predict(theorem.phi, state, theorem.query)
 
 
-def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
+def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
   """Applies the weights that one step along `jax.grad` of the loss gives."""
   state = dual.one_step_autodiff(
     theorem.phi,
@@ -230,13 +259,13 @@ def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
   return dual.predict(theorem.phi, state, theorem.query)
 
 
-def _implied_attention(theorem: _Theorem) -> Float[Array, ' d_v']:
+def _implied_attention(theorem: Theorem) -> Float[Array, ' d_v']:
   return theorem.answer(
     theorem.implied, num_query_tokens=theorem.num_query_tokens
   )
 
 
-def _bind_normaliser(theorem: _Theorem) -> Loss:
+def _bind_normaliser(theorem: Theorem) -> Loss:
   """Gives a loss that asks for it the normaliser of the query."""
   loss = theorem.loss
   if not losses.declares_normaliser(loss):
@@ -250,7 +279,7 @@ def _bind_normaliser(theorem: _Theorem) -> Loss:
   return bound
 
 
-def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns each token's share of `|D|`, and the scaled normaliser `D`."""
   terms, _ = form_of(theorem.phi).score_terms(
     theorem.phi, theorem.query, theorem.keys, theorem.mask
@@ -259,7 +288,7 @@ def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   return jnp.sum(jnp.abs(terms), axis=1) / jnp.abs(normaliser), normaliser
 
 
-def _amounts(theorem: _Theorem) -> Float[Array, 'N d_v']:
+def _amounts(theorem: Theorem) -> Float[Array, 'N d_v']:
   """Returns the size of what each token adds to the sums."""
   values = widen(jnp.asarray(theorem.values))
   if theorem.mask is not None:

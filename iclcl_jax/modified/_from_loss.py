@@ -1,16 +1,22 @@
 """From a loss to its attention."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate, losses
+from iclcl_jax._program import compiled
 from iclcl_jax.modified._loss_attention import LossAttention
 from iclcl_jax.types import Array, Loss, Penalty
 
 if TYPE_CHECKING:
   import optax
+
+# What an optimizer is tried on, also scaled.
+_GRADIENT = np.array([[1.0, -2.0], [0.5, 3.0]])
+_WEIGHTS = np.array([[2.0, 1.0], [-1.0, 0.25]])
+_SCALES = (1.0, 1e4)
 
 
 def attention_from_loss(
@@ -71,30 +77,23 @@ def attention_from_loss(
 def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
   """Returns step size and decay of an optimizer that is linear, or raises."""
   _validate.check_optimizer(optimizer)
-
-  def update(gradient, weights):
-    return optimizer.update(gradient, optimizer.init(weights), weights)[0]
-
   with jax.ensure_compile_time_eval():
-    gradient = jnp.array([[1.0, -2.0], [0.5, 3.0]])
-    weights = jnp.array([[2.0, 1.0], [-1.0, 0.25]])
-    zero = jnp.zeros_like(gradient)
-    first, last = update(gradient, zero), update(zero, weights)
-    if not _validate.is_concrete(first, last):
+    tried = _try_steps(optimizer, _GRADIENT, _WEIGHTS)
+  if not _validate.is_concrete(tried):
+    raise ValueError(
+      'optimizer holds traced values, so that its step cannot be examined; '
+      'expected concrete ones. Pass learning_rate for a traced step size.'
+    )
+  first, last, *found = map(np.asarray, tried)
+  step_size, decay = -float(first[0, 0]), -float(last[0, 0]) / 2
+  expected = -(step_size * _GRADIENT + decay * _WEIGHTS)
+  for scale, step in zip(_SCALES, found, strict=True):
+    if not np.allclose(step, scale * expected, rtol=1e-4, atol=1e-4 * scale):
       raise ValueError(
-        'optimizer holds traced values, so that its step cannot be examined; '
-        'expected concrete ones. Pass learning_rate for a traced step size.'
+        'optimizer takes a step that is not proportional to the gradient '
+        '(adaptive or clipping), so one step is not attention; expected a '
+        'linear one, such as optax.sgd(0.1).'
       )
-    step_size, decay = -float(first[0, 0]), -float(last[0, 0]) / 2
-    for scale in (1.0, 1e4):
-      expected = -scale * (step_size * gradient + decay * weights)
-      found = update(scale * gradient, scale * weights)
-      if not jnp.allclose(found, expected, rtol=1e-4, atol=1e-4 * scale):
-        raise ValueError(
-          'optimizer takes a step that is not proportional to the gradient '
-          '(adaptive or clipping), so one step is not attention; expected a '
-          'linear one, such as optax.sgd(0.1).'
-        )
   if step_size == 0:
     raise ValueError(
       'optimizer does not move in its first step (a schedule that starts at 0, '
@@ -102,3 +101,15 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
       'optax.sgd(0.1).'
     )
   return step_size, decay
+
+
+@compiled
+def _try_steps(optimizer, gradient: Any, weights: Any) -> list[Array]:
+  """Returns steps along the gradient, by the weights, and along both."""
+  zero = 0 * gradient
+  pairs = [(gradient, zero), (zero, weights)]
+  pairs += [(scale * gradient, scale * weights) for scale in _SCALES]
+  return [
+    optimizer.update(gradient, optimizer.init(weights), weights)[0]
+    for gradient, weights in pairs
+  ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from iclcl_jax import _pytree, _validate, attention, dual, losses, moments
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention
 from iclcl_jax.precision import cast_like, widen
@@ -166,7 +167,6 @@ class LossAttention(Attention):
     self._check_mask(mask)
     if self.penalty is not None:
       slope = self._check_penalty(keys, values)
-      # By NumPy: under jit, jnp would make a tracer of what is known.
       if _validate.is_concrete(slope) and np.any(np.asarray(slope)):
         raise ValueError(
           'penalty has a slope at W_0 = 0, which stream and causal leave out; '
@@ -205,11 +205,11 @@ class LossAttention(Attention):
     """The slope at zero weights, refused where it does not exist."""
     with jax.ensure_compile_time_eval():
       dtype = jax.dtypes.canonicalize_dtype(values.dtype)
-      zero = jnp.zeros((values.shape[1], keys.shape[1]), dtype)
+      zero = np.zeros((values.shape[1], keys.shape[1]), dtype)
       _validate.check_real_scalar('penalty', self.penalty, zero)
-      slope = jax.grad(self.penalty)(zero)
-      finite = jnp.all(jnp.isfinite(slope))
-    if _validate.is_concrete(finite) and not finite:
+      slope = _slope(self.penalty, (zero,))
+    # By NumPy: under jit, jnp would make a tracer of what is known.
+    if _validate.is_concrete(slope) and not np.all(np.isfinite(slope)):
       raise ValueError(
         'penalty has no finite gradient at W_0 = 0; expected one there. Give '
         'W_0 by query-side tokens (num_query_tokens >= 1).'
@@ -225,15 +225,19 @@ class LossAttention(Attention):
     with jax.ensure_compile_time_eval():
       # Of the shape alone: traced values may vary over the axes of a mesh.
       dtype = jax.dtypes.canonicalize_dtype(values.dtype)
-      probe = jnp.ones(values.shape, dtype)
-      slopes = jax.grad(lambda predictions: loss(predictions, probe))(0 * probe)
-      finite = jnp.all(jnp.isfinite(slopes))
+      zero = np.zeros(values.shape, dtype)
+      slopes = _slope(loss, (zero, np.ones_like(zero)))
     # A loss that depends on traced values cannot be looked at.
-    if _validate.is_concrete(finite) and not finite:
+    if _validate.is_concrete(slopes) and not np.all(np.isfinite(slopes)):
       raise ValueError(
         'loss has no finite gradient at W_0 = 0; expected one there. Give '
         'W_0 by query-side tokens (num_query_tokens >= 1).'
       )
+
+
+@compiled
+def _slope(function, arguments) -> Array:
+  return jax.grad(function)(*arguments)
 
 
 def _start(phi, keys, values, num_query_tokens: int, mask):

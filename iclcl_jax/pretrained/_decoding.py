@@ -1,5 +1,6 @@
 """Greedy decoding with cached keys and values."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ from jaxtyping import Int
 
 from iclcl_jax import _validate, transformer
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.types import Array, Bool, Float
@@ -64,8 +66,9 @@ def prefill(
   return _model.unembed(model, last[None])[0], cache
 
 
+@compiled
 def decode_step(
-  model: LanguageModel, cache: KeyValueCache, token: Int[Array, '']
+  model: LanguageModel, cache: KeyValueCache, token: int | Int[Array, '']
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
   """Reads one more token.
 
@@ -85,11 +88,8 @@ def decode_step(
   expected = 'the KeyValueCache that prefill or decode_step returned'
   _validate.check_type('cache', cache, KeyValueCache, expected)
   num_slots = cache.mask.shape[0]
-  if _validate.is_concrete(cache.length) and int(cache.length) >= num_slots:
-    raise ValueError(
-      f'cache has {num_slots} slots, all in use; expected a free one. Call '
-      'prefill with a larger cache_length.'
-    )
+  _validate.look(functools.partial(_check_free, num_slots), cache.length)
+  _model.check_ids(model, token)
   token = jnp.asarray(token)
   _validate.check_kind('token', token, (), _validate.INTEGER)
   _model.check_prompt(model, token[None])
@@ -98,6 +98,14 @@ def decode_step(
     model, cache, token[None], position, jnp.ones(1, bool)
   )
   return _model.unembed(model, states)[0], cache
+
+
+def _check_free(num_slots: int, length: Array) -> None:
+  if int(length) >= num_slots:
+    raise ValueError(
+      f'cache has {num_slots} slots, all in use; expected a free one. Call '
+      'prefill with a larger cache_length.'
+    )
 
 
 @door

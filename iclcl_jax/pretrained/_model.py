@@ -1,6 +1,7 @@
 """A language model as a pytree of parameters, and its forward pass."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -263,9 +264,8 @@ def check_causal(model: LanguageModel) -> None:
   """Checks that the model predicts the next token, and sees none to come."""
   check_head(model)
   with jax.ensure_compile_time_eval():
-    first, second = jnp.arange(2)
-    sees_ahead = bool(model.architecture.visible(first, second))
-  if sees_ahead:
+    sees_ahead = model.architecture.visible(*np.arange(2))
+  if bool(sees_ahead):
     raise ValueError(
       'model is bidirectional: no token is the next one; expected a causal '
       'language model.'
@@ -283,22 +283,32 @@ def check_prompt(
       'Cast them with tokens.astype(jnp.int32).'
     )
   check_length(model, tokens.shape[0])
-  known = mask is not None and _validate.is_concrete(mask)
-  if known and not np.any(mask):
+  if mask is not None:
+    _validate.look(_check_any_valid, mask)
+  check_ids(model, tokens)
+
+
+def check_ids(model: LanguageModel, tokens: Any) -> None:
+  """Checks that all ids, where they are known, are in the vocabulary."""
+  _validate.look(functools.partial(_check_ids, model.vocabulary_size), tokens)
+
+
+def _check_any_valid(mask: Any) -> None:
+  if not np.any(mask):
     raise ValueError(
       'mask excludes every token, so the prompt is empty; expected at least '
       'one valid token.'
     )
-  if not _validate.is_concrete(tokens):
-    return
+
+
+def _check_ids(vocabulary_size: int, tokens: Any) -> None:
   ids = np.asarray(tokens)
-  outside = ids[(ids < 0) | (ids >= model.vocabulary_size)]
+  outside = ids[(ids < 0) | (ids >= vocabulary_size)]
   if outside.size:
     raise ValueError(
       f'tokens holds the id {outside[0]}, but the vocabulary has '
-      f'{model.vocabulary_size} tokens; expected ids from 0 to '
-      f'{model.vocabulary_size - 1}. Use the tokeniser that belongs to this '
-      'model.'
+      f'{vocabulary_size} tokens; expected ids from 0 to '
+      f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
@@ -57,7 +58,7 @@ def expected_loss_given_inputs(
   _validate.non_negative(
     second_moment=second_moment, task_variance=task_variance
   )
-  _check_not_negative(eigenvalues)
+  _validate.look(_check_not_negative, eigenvalues)
 
   def step(carry, factors):
     # Shares of input and label rows, which still stand, and what is learnt.
@@ -113,11 +114,9 @@ def kernel_step(
 
 def _check_not_negative(eigenvalues) -> None:
   """Checks that eigenvalues of `X^T X` are not negative beyond rounding."""
-  if not eigenvalues.size or not _validate.is_concrete(eigenvalues):
-    return
-  lowest = float(jnp.min(eigenvalues))
+  lowest = float(np.min(eigenvalues, initial=0))
   slack = 100 * float(jnp.finfo(eigenvalues.dtype).eps)
-  if lowest < -slack * float(jnp.max(jnp.abs(eigenvalues))):
+  if lowest < -slack * float(np.max(np.abs(eigenvalues), initial=0)):
     raise ValueError(
       f'eigenvalues has {lowest:g}; expected those of X^T X, not negative.'
     )

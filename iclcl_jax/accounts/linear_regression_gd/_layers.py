@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.accounts.linear_regression_gd._products import (
   SelfAttention,
   fold,
@@ -99,6 +100,7 @@ def attend_query(
   return row + jnp.einsum('hd,hde->e', read, folded.value_output)
 
 
+@compiled
 def predict(
   layers: SelfAttention,
   tokens: Float[Array, 'M D'],

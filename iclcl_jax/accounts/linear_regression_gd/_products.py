@@ -1,9 +1,11 @@
 """Weights of a layer, and the products that it depends on."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
@@ -80,12 +82,17 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
   check_part('d_x', d_x, folded.query_key.shape[1])
   diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]
   scale = jnp.mean(diagonal, axis=1)[:, None, None]
-  if _validate.is_concrete(scale) and not bool(jnp.all(scale)):
+  _validate.look(functools.partial(_check_diagonal, d_x), folded.query_key)
+  return Folded(folded.query_key / scale, folded.value_output * scale)
+
+
+def _check_diagonal(d_x: int, query_key: Array) -> None:
+  diagonal = np.diagonal(query_key, axis1=1, axis2=2)[:, :d_x]
+  if not np.all(np.mean(diagonal, axis=1)):
     raise ValueError(
       'folded.query_key has a mean diagonal of 0; expected a number that can '
       'be made 1. Train the layer first, or compare it as it is.'
     )
-  return Folded(folded.query_key / scale, folded.value_output * scale)
 
 
 @door

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
@@ -154,15 +155,19 @@ def fit_learning_rate(
     >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
     2.0
   """
-  if _validate.is_concrete(directions) and not bool(jnp.any(directions)):
-    raise ValueError(
-      'directions is 0 everywhere; expected a task that a step can learn from.'
-    )
+  _validate.look(_check_directions, directions)
   # Each is scaled, or the square of one overflows or vanishes.
   size, scaled = _numerics.scaled(directions)
   target_size, scaled_targets = _numerics.scaled(targets)
   rate = jnp.sum(scaled * scaled_targets) / jnp.sum(scaled**2)
   return (rate * (target_size / size)).astype(directions.dtype)
+
+
+def _check_directions(directions: Array) -> None:
+  if not np.any(directions):
+    raise ValueError(
+      'directions is 0 everywhere; expected a task that a step can learn from.'
+    )
 
 
 @door

@@ -1,5 +1,6 @@
 """Attention with a decayed sum of past values: whole, and token by token."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -169,11 +170,7 @@ def decode(
   """
   _validate.below_one(decay=decay)
   capacity = state.keys.shape[0]
-  if _validate.is_concrete(state.size) and int(state.size) >= capacity:
-    raise ValueError(
-      f'state is full: it holds {int(state.size)} tokens of {capacity}. Start '
-      'with a larger capacity.'
-    )
+  _validate.look(functools.partial(_check_not_full, capacity), state.size)
   keys = state.keys.at[state.size].set(key)
   values = state.values.at[state.size].set(value)
   seen = jnp.arange(capacity) <= state.size
@@ -184,3 +181,11 @@ def decode(
     MomentumState(average, keys, values, state.size + 1),
     output + state.average,
   )
+
+
+def _check_not_full(capacity: int, size: Array) -> None:
+  if int(size) >= capacity:
+    raise ValueError(
+      f'state is full: it holds {int(size)} tokens of {capacity}. Start with a '
+      'larger capacity.'
+    )

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax._door import door
+from iclcl_jax._door import door, eager_door
 from iclcl_jax.types import Array, Float
 
 
@@ -36,7 +37,7 @@ class Gradients(NamedTuple):
   target: Float[Array, ' n']
 
 
-@door
+@eager_door
 def problem(
   document: Float[Array, 'n d'], target: Float[Array, ' n']
 ) -> Problem:
@@ -61,20 +62,22 @@ def problem(
   References:
     Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
   """
-  posed = Problem(document, target)
   if 0 in document.shape:
     raise ValueError(
       f'document has shape {list(document.shape)}; expected at least one word.'
     )
-  if not _validate.is_concrete(document, target):
-    return posed
-  for name, array in posed._asdict().items():
-    if not bool(jnp.all(jnp.isfinite(array))):
+  _validate.look(_check_problem, document, target)
+  return Problem(document, target)
+
+
+def _check_problem(document: Array, target: Array) -> None:
+  for name, array in (('document', document), ('target', target)):
+    if not np.all(np.isfinite(array)):
       raise ValueError(
         f'{name} has entries that are not finite; expected finite numbers. '
         'Remove or replace those rows.'
       )
-  lowest, total = float(jnp.min(target)), float(jnp.sum(target))
+  lowest, total = float(np.min(target)), float(np.sum(np.asarray(target)))
   slack = 10 * target.shape[0] * float(jnp.finfo(target.dtype).eps)
   if lowest < -slack or abs(total - 1) > slack:
     raise ValueError(
@@ -82,7 +85,6 @@ def problem(
       'nonnegative entries that sum to one. Apply jax.nn.softmax, or construct '
       'Problem(document, target) itself: the bounds do not hold there.'
     )
-  return posed
 
 
 @door

@@ -1,7 +1,7 @@
 """Gradient steps on weights and on the document, as shifts of the target."""
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate, attention, features
 from iclcl_jax._door import door
@@ -115,10 +115,14 @@ def smallest_data_shift(
   Raises:
     ValueError: if ranks, sizes or dtypes disagree, or the old weights are 0.
   """
-  if _validate.is_concrete(weights) and not bool(jnp.any(weights)):
+  _validate.look(_check_not_zero, weights)
+  move = centre(document) @ (new_weights - weights)
+  return document + move[:, None] * (weights / (weights @ weights))[None]
+
+
+def _check_not_zero(weights: Array) -> None:
+  if not np.any(weights):
     raise ValueError(
       'weights are all 0; expected others: at 0 every document predicts the '
       'same, and no data shift moves it.'
     )
-  move = centre(document) @ (new_weights - weights)
-  return document + move[:, None] * (weights / (weights @ weights))[None]

@@ -1,5 +1,6 @@
 """Checks of what attribution is asked for."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,14 +14,16 @@ from iclcl_jax.types import Array
 def check_segments(segment_ids: Array, num_segments: int) -> None:
   """Checks which demonstration each token belongs to."""
   _validate.at_least(1, num_segments=num_segments)
-  if not _validate.is_concrete(segment_ids):
-    return
-  outside = (segment_ids < -1) | (segment_ids >= num_segments)
-  if np.any(outside):
+  _validate.look(functools.partial(_check_ids, num_segments), segment_ids)
+
+
+def _check_ids(num_segments: int, segment_ids: Any) -> None:
+  ids = np.asarray(segment_ids)
+  outside = ids[(ids < -1) | (ids >= num_segments)]
+  if outside.size:
     raise ValueError(
-      f'segment_ids holds {np.asarray(segment_ids)[outside][0]}; expected -1 '
-      f'for tokens of no demonstration, or 0 to {num_segments - 1} '
-      '(num_segments less one).'
+      f'segment_ids holds {outside[0]}; expected -1 for tokens of no '
+      f'demonstration, or 0 to {num_segments - 1} (num_segments less one).'
     )
 
 
@@ -31,27 +34,43 @@ def check_position(tokens: Any, position: Any, mask: Any) -> Any:
   _check_index(
     'position', position, len(tokens), 'the index of a token of the prompt'
   )
-  known = mask is not None and _validate.is_concrete(mask, position)
-  if known and not np.asarray(mask)[int(position)]:
+  if mask is not None:
+    _validate.look(_check_valid, position, mask)
+  return jnp.asarray(position)
+
+
+def _check_valid(position: Any, mask: Any) -> None:
+  if not np.asarray(mask)[int(position)]:
     raise ValueError(
       f'position is {int(position)}, a token that mask excludes; expected a '
       'valid token.'
     )
-  return jnp.asarray(position)
 
 
 def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
-  """Checks the excluded tokens and returns the mask of those that are left."""
+  """Checks the excluded tokens and returns the mask of those that are left.
+
+  Args:
+    position: that is read, as the caller gave it; None for the last valid one.
+    mask: valid tokens, or None for all.
+    excluded: the tokens, or None.
+  """
   if excluded is None:
     return mask
-  known = _validate.is_concrete(excluded, position)
-  if known and bool(excluded[int(position)]):
+  _validate.look(_check_not_read, position, mask, excluded)
+  visible = ~jnp.asarray(excluded)
+  return visible if mask is None else visible & mask
+
+
+def _check_not_read(position: Any, mask: Any, excluded: Any) -> None:
+  if position is None:
+    valid = np.ones(len(excluded), bool) if mask is None else np.asarray(mask)
+    position = np.flatnonzero(valid)[-1]
+  if np.asarray(excluded)[int(position)]:
     raise ValueError(
       f'excluded holds position {int(position)}, the token that is read; '
       'expected it among the others.'
     )
-  visible = ~jnp.asarray(excluded)
-  return visible if mask is None else visible & mask
 
 
 def check_labels(
@@ -62,8 +81,11 @@ def check_labels(
   expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
   for name, value in (('label', label), ('other_label', other_label)):
     _check_index(name, value, model.vocabulary_size, expected)
-  known = _validate.is_concrete(label, other_label)
-  if known and int(label) == int(other_label):
+  _validate.look(_check_differ, label, other_label)
+
+
+def _check_differ(label: Any, other_label: Any) -> None:
+  if int(label) == int(other_label):
     raise ValueError(
       f'label and other_label are both {int(label)}, so their logits do not '
       'differ; expected two labels.'
@@ -73,9 +95,12 @@ def check_labels(
 def _check_index(name: str, value: Any, size: int, expected: str) -> None:
   kind = getattr(value, 'dtype', type(value))
   is_integer = np.shape(value) == () and jnp.issubdtype(kind, jnp.integer)
-  known = is_integer and _validate.is_concrete(value)
-  if not is_integer or (known and not 0 <= int(value) < size):
-    raise ValueError(
-      f'{name} is {value!r}; expected one integer from 0 to {size - 1}, '
-      f'{expected}.'
-    )
+
+  def check(value):
+    if not is_integer or not 0 <= int(value) < size:
+      raise ValueError(
+        f'{name} is {value!r}; expected one integer from 0 to {size - 1}, '
+        f'{expected}.'
+      )
+
+  _validate.look(check, value) if is_integer else check(value)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from iclcl_jax import transformer
 from iclcl_jax._door import door
+from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
@@ -57,6 +58,7 @@ class LogitAttribution(NamedTuple):
     )
 
 
+@compiled
 def direct_logit_attribution(
   model: LanguageModel,
   readings: HeadReadings,
@@ -166,8 +168,8 @@ def logit_difference(
   """
   _model.check_causal_prompt(model, tokens, mask)
   _checks.check_labels(model, label, other_label)
-  position = _checks.check_position(tokens, position, mask)
   visible = _checks.check_excluded(position, mask, excluded)
+  position = _checks.check_position(tokens, position, mask)
   positions = _model.positions_of(tokens, mask)
   x = transformer.apply_blocks(
     model.architecture,

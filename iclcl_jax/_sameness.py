@@ -1,0 +1,203 @@
+"""When two functions are the same: what a compiled program is kept by.
+
+`optax.sgd(0.1)` and `lambda p, v: ...` are new objects each time they are
+written. Here they are equal if their code is, and the values that it refers to:
+defaults, closures, and global names. Where such a value may change unseen (a
+list, an object of an unknown class), the function is equal to itself alone, as
+for `jax.jit`.
+"""
+
+import dataclasses
+import enum
+import functools
+import sys
+import types
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+_PLAIN = (
+  *(type(None), bool, int, str, bytes, complex, range, type(...)),
+  *(np.dtype, enum.Enum, types.CodeType),
+)
+_JITTED = type(jax.jit(lambda: None))
+# Packages whose modules, classes and named functions stay what they are.
+_LIBRARIES = {'iclcl_jax', 'jax', 'jaxlib', 'numpy', 'optax', 'flax', 'equinox'}
+_LIBRARIES |= sys.stdlib_module_names - {'__main__'}
+
+
+class HoldsTracer(Exception):
+  """A function that refers to a traced value, which no program may keep."""
+
+
+class _MayChange(Exception):
+  pass
+
+
+class _Itself:
+  """Equal to the same object alone."""
+
+  def __init__(self, value: Any):
+    self.value = value
+
+  def __eq__(self, other):
+    return isinstance(other, _Itself) and self.value is other.value
+
+  def __hash__(self):
+    return id(self.value)
+
+
+class Static:
+  """A function, equal to others of the same code and references."""
+
+  def __init__(self, value: Any):
+    self.value = value
+
+  def __call__(self, *args, **kwargs):
+    return self.value(*args, **kwargs)
+
+  @property
+  def __wrapped__(self):  # Where `inspect` looks for a signature.
+    return self.value
+
+  def __eq__(self, other):
+    if not isinstance(other, Static):
+      return False
+    return self.value is other.value or self._key == other._key
+
+  def __hash__(self):
+    return hash(self._key)
+
+  @property
+  def _key(self):
+    try:
+      return sameness(self.value)[0]
+    except HoldsTracer:
+      return _Itself(self.value)
+
+
+def sameness(value: Any) -> tuple[Hashable, bool]:
+  """Returns what equals that of another value if both mean the same.
+
+  Args:
+    value: a function, or anything else, which should be hashable.
+
+  Returns:
+    A key, and whether it keeps something alive that may be large: an array, or
+    the value itself where nothing else tells it from others.
+
+  Raises:
+    HoldsTracer: if a function refers to a traced value.
+
+  Example:
+    >>> twice, thrice = lambda x: 2 * x, lambda x: 3 * x
+    >>> sameness(twice) == sameness(thrice)
+    False
+    >>> scale = lambda factor: lambda x: factor * x
+    >>> sameness(scale(2.0)) == sameness(scale(2.0))
+    True
+  """
+  walk = _Walk()
+  try:
+    return walk.key_of(value), walk.keeps
+  except _MayChange:
+    return (type(value), value), True
+
+
+class _Walk:
+  """One walk through all that a value refers to."""
+
+  def __init__(self):
+    self.keeps = False
+    self._seen: dict[int, int] = {}
+
+  def key_of(self, value: Any) -> Hashable:
+    if isinstance(value, jax.core.Tracer):
+      raise HoldsTracer
+    if isinstance(value, float):  # Zeros of both signs; NaN.
+      return type(value), value.hex()
+    if isinstance(value, _PLAIN):
+      return type(value), value
+    if isinstance(value, np.generic):
+      return type(value), value.tobytes()
+    if isinstance(value, (jax.Array, _JITTED)):
+      self.keeps = True
+      return _Itself(value)
+    if _is_named(value):
+      return _Itself(value)
+    parts = _parts(value)
+    if isinstance(value, types.FunctionType):
+      if id(value) in self._seen:
+        return self._seen[id(value)]
+      self._seen[id(value)] = len(self._seen)
+    return type(value), *map(self.key_of, parts)
+
+
+def _parts(value: Any) -> Sequence[Any]:
+  """Returns what decides how a value behaves."""
+  if isinstance(value, tuple):
+    return value
+  if isinstance(value, functools.partial):
+    return value.func, value.args, tuple(value.keywords.items())
+  if isinstance(value, types.MethodType):
+    return value.__func__, value.__self__
+  if isinstance(value, types.FunctionType):
+    return _references(value)
+  if isinstance(value, Static):
+    return (value.value,)
+  parameters = getattr(type(value), '__dataclass_params__', None)
+  if parameters is not None and parameters.frozen:
+    fields = dataclasses.fields(value)
+    return [getattr(value, field.name) for field in fields]
+  raise _MayChange
+
+
+def _is_named(value: Any) -> bool:
+  """Whether a library knows it by its name: a module, class or function."""
+  if isinstance(value, types.ModuleType):
+    return _is_library(value.__name__)
+  module, name = (
+    getattr(value, attribute, None)
+    for attribute in ('__module__', '__qualname__')
+  )
+  if not isinstance(module, str) or not isinstance(name, str):
+    return isinstance(value, types.BuiltinFunctionType)
+  found: Any = sys.modules.get(module) if _is_library(module) else None
+  for part in name.split('.'):
+    found = getattr(found, part, None)
+  return found is value
+
+
+def _is_library(module: str) -> bool:
+  return module.partition('.')[0] in _LIBRARIES
+
+
+def _references(function: types.FunctionType) -> list[Any]:
+  """Returns its code, and all values that a call of the function may read."""
+  found = [
+    function.__code__,
+    function.__defaults__,
+    *(function.__kwdefaults__ or {}).items(),
+    *function.__dict__.items(),
+    *map(_content, function.__closure__ or ()),
+  ]
+  if not _is_library(function.__module__ or ''):
+    names = sorted(_names(function.__code__) & function.__globals__.keys())
+    found += [function.__globals__[name] for name in names]
+  return found
+
+
+def _content(cell: types.CellType) -> Any:
+  try:
+    return cell.cell_contents
+  except ValueError:  # Not bound yet.
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> frozenset[str]:
+  """Returns the global names in a piece of code, among others."""
+  inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+  return frozenset(code.co_names).union(*map(_names, inner))
