@@ -17,27 +17,16 @@ cores and a product of many small matrices does not.
 """
 
 from iclcl_jax.attention._kernel import (
-  causal_kernel_attention,
-  divide,
-  kernel_attention,
-  linear_attention,
-  reader,
-  scores,
-  softmax_attention,
-  stream_kernel_attention,
-  weights,
+  causal_kernel_attention as causal_kernel_attention,
+  divide as divide,
+  kernel_attention as kernel_attention,
+  linear_attention as linear_attention,
+  reader as reader,
+  scores as scores,
+  softmax_attention as softmax_attention,
+  stream_kernel_attention as stream_kernel_attention,
+  weights as weights,
 )
-from iclcl_jax.attention._layout import dot_product_attention
-
-__all__ = [
-  'causal_kernel_attention',
-  'divide',
-  'dot_product_attention',
-  'kernel_attention',
-  'linear_attention',
-  'reader',
-  'scores',
-  'softmax_attention',
-  'stream_kernel_attention',
-  'weights',
-]
+from iclcl_jax.attention._layout import (
+  dot_product_attention as dot_product_attention,
+)

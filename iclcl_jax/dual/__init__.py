@@ -15,39 +15,30 @@ States are query-free: they carry the sum of the features of all visible tokens
 that is fixed for one query is `predict(..., normaliser=normaliser(...))`.
 """
 
-from iclcl_jax.dual._devices import all_merge, prefix_merge
-from iclcl_jax.dual._editing import Removal, merge, remove
+from iclcl_jax.dual._devices import (
+  all_merge as all_merge,
+  prefix_merge as prefix_merge,
+)
+from iclcl_jax.dual._editing import (
+  Removal as Removal,
+  merge as merge,
+  remove as remove,
+)
 from iclcl_jax.dual._prediction import (
-  normaliser,
-  predict,
-  read,
-  stream_predict,
+  normaliser as normaliser,
+  predict as predict,
+  read as read,
+  stream_predict as stream_predict,
 )
 from iclcl_jax.dual._steps import (
-  empty,
-  one_step,
-  one_step_autodiff,
-  stream_step,
-  zero_shot,
+  empty as empty,
+  one_step as one_step,
+  one_step_autodiff as one_step_autodiff,
+  stream_step as stream_step,
+  zero_shot as zero_shot,
 )
-from iclcl_jax.dual._training import Trajectory, train, train_and_observe
-
-__all__ = [
-  'Removal',
-  'Trajectory',
-  'all_merge',
-  'empty',
-  'merge',
-  'normaliser',
-  'one_step',
-  'one_step_autodiff',
-  'predict',
-  'prefix_merge',
-  'read',
-  'remove',
-  'stream_predict',
-  'stream_step',
-  'train',
-  'train_and_observe',
-  'zero_shot',
-]
+from iclcl_jax.dual._training import (
+  Trajectory as Trajectory,
+  train as train,
+  train_and_observe as train_and_observe,
+)

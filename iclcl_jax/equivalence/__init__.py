@@ -9,30 +9,23 @@ the dual models with what somebody else's model has computed, which `capture`
 sees in Flax, Equinox or plain JAX.
 """
 
-from iclcl_jax.equivalence._capture import capture, record
-from iclcl_jax.equivalence._certificate import Certificate, verify
-from iclcl_jax.equivalence._heads import HeadsCertificate, verify_heads
-from iclcl_jax.equivalence._model import (
-  ModelCertificate,
-  ModelResiduals,
-  certificate_of,
-  model_residuals,
-  verify_model,
+from iclcl_jax.equivalence._capture import capture as capture, record as record
+from iclcl_jax.equivalence._certificate import (
+  Certificate as Certificate,
+  verify as verify,
 )
-from iclcl_jax.equivalence._residuals import Residuals, residuals
-
-__all__ = [
-  'Certificate',
-  'HeadsCertificate',
-  'ModelCertificate',
-  'ModelResiduals',
-  'Residuals',
-  'capture',
-  'certificate_of',
-  'model_residuals',
-  'record',
-  'residuals',
-  'verify',
-  'verify_heads',
-  'verify_model',
-]
+from iclcl_jax.equivalence._heads import (
+  HeadsCertificate as HeadsCertificate,
+  verify_heads as verify_heads,
+)
+from iclcl_jax.equivalence._model import (
+  ModelCertificate as ModelCertificate,
+  ModelResiduals as ModelResiduals,
+  certificate_of as certificate_of,
+  model_residuals as model_residuals,
+  verify_model as verify_model,
+)
+from iclcl_jax.equivalence._residuals import (
+  Residuals as Residuals,
+  residuals as residuals,
+)
