@@ -137,6 +137,8 @@ def test_the_exact_softmax_is_that_of_jax(name):
   if options.get('mask') is not None and options['mask'].ndim == 2:
     options['mask'] = options['mask'][None, None]
   found = with_slopes(ours, *inputs)
+  if 'local_window_size' in options:  # jax 0.7 forgets one that stands alone.
+    options.setdefault('mask', jnp.ones((1, 1, T, S), bool))
   with jax.numpy_dtype_promotion('standard'):
     theirs = functools.partial(jax.nn.dot_product_attention, **options)
     assert_close(found, with_slopes(theirs, *inputs), 1e-6)

@@ -64,8 +64,8 @@ def dot_product_attention(
   Without `attend` it is the exact softmax and answers as
   `jax.nn.dot_product_attention` does, a query that sees no key included (the
   mean of all values); float64 stays float64, which it does not there. With
-  `attend` a query that sees no key gets zeros. Either way NaN in a key that is
-  masked for every query goes nowhere.
+  `attend` a query that sees no key gets zeros. NaN beyond a length, or in a key
+  that a mask shared by the heads hides from every query, goes nowhere.
 
   Args:
     query: queries of `N` heads. Shape `[..., T, N, H]`, any number of batch
@@ -161,7 +161,7 @@ def dot_product_attention(
 @functools.partial(jax.jit, static_argnums=(6, 7))
 def _exact(query, key, value, bias, mask, scale, is_causal, window):
   """The exact softmax of `[B, T, N, H]`, bias and mask up to `[B, N, T, S]`."""
-  if mask is not None:
+  if mask is not None and mask.shape[1] == 1:
     seen = jnp.any(mask, axis=(1, 2))[..., None, None]
     key, value = (
       jnp.where(seen, x, jnp.nan_to_num(x, posinf=0, neginf=0))
@@ -283,9 +283,9 @@ def _read_mask(mask, is_causal: bool, name: str):
   is_known = _validate.is_concrete(mask)
   # By NumPy: under jit, jnp would make a tracer of what is known.
   xp, mask = (np, np.asarray(mask)) if is_known else (jnp, mask)
-  past = np.tril(np.ones((1, 1, *mask.shape[2:]), bool))
+  past = xp.tril(xp.ones((1, 1, *mask.shape[2:]), bool))
   for causal in (False, True) if is_known and not is_causal else (is_causal,):
-    pattern = past if causal else np.ones_like(past)
+    pattern = past if causal else xp.ones_like(past)
     seen = mask & pattern if is_causal else mask
     keys, rows = xp.any(seen, axis=2, keepdims=True), xp.any(seen, axis=3)
     fits = xp.all(seen == (rows[..., None] & keys & pattern))
@@ -303,13 +303,13 @@ def visible(mask, num_queries: int, num_keys: int, is_causal, window):
   """Who sees whom, `[B, N, T, S]` or what broadcasts to it; None for all."""
   if not is_causal and window is None:
     return mask
-  distance = np.arange(num_queries)[:, None] - np.arange(num_keys)[None]
-  limit = np.ones_like(distance, bool)
-  if is_causal:
-    limit &= distance >= 0
+  row, column = (
+    jnp.arange(n, dtype=jnp.int32) for n in (num_queries, num_keys)
+  )
+  distance = (row[:, None] - column[None])[None, None]
+  limit = distance >= 0 if is_causal else jnp.ones_like(distance, bool)
   if window is not None:
     limit &= (distance <= window[0]) & (distance >= -window[1])
-  limit = limit[None, None]
   return limit if mask is None else mask & limit
 
 
