@@ -18,6 +18,7 @@ from iclcl_jax import (
   kernels,
   losses,
   modified,
+  precision,
 )
 from tests import tolerances
 
@@ -283,6 +284,17 @@ def test_16_bits_limit_the_verdict(dtype):
     assert certificate.dtype == dtype
   wrong = by_hand(q, k, v, weigh=share)
   assert 'fails' in equivalence.verify_heads(q, k, v, wrong).verdict
+
+
+@pytest.mark.parametrize(
+  'arithmetic', [precision.BFLOAT16_OPERANDS, precision.PLATFORM_DEFAULT]
+)
+def test_reduced_arithmetic_limits_the_verdict(arithmetic):
+  q, k, v = tokens()
+  h = jax.nn.dot_product_attention(q, k, v)
+  certificate = equivalence.verify_heads(q, k, v, h, arithmetic=arithmetic)
+  assert certificate.verdict == 'precision-limited', str(certificate)
+  assert certificate.precision == arithmetic.name
 
 
 def test_some_queries_bound_the_cost():

@@ -195,13 +195,9 @@ def _holders(node: Any, seen: set[int]) -> Iterator[Any]:
   if id(node) in seen or isinstance(node, type | types.ModuleType):
     return
   seen.add(id(node))
-  if isinstance(node, dict):
-    children = list(node.values())
-  elif isinstance(node, list | tuple):
-    children = list(node)
-  else:
-    children = list(getattr(node, '__dict__', {}).values())
-    if callable(getattr(node, '__dict__', {}).get('attention_fn')):
-      yield node
-  for child in children:
-    yield from _holders(child, seen)
+  held = getattr(node, '__dict__', node)
+  if held is not node and callable(held.get('attention_fn')):
+    yield node
+  if isinstance(held, dict | list | tuple):
+    for child in list(held.values() if isinstance(held, dict) else held):
+      yield from _holders(child, seen)

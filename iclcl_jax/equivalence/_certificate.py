@@ -10,7 +10,7 @@ import numpy as np
 from iclcl_jax import _validate, losses, precision
 from iclcl_jax._door import eager_door
 from iclcl_jax.equivalence._residuals import Theorem, measure
-from iclcl_jax.equivalence._verdict import judge
+from iclcl_jax.equivalence._verdict import judge, table
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -85,10 +85,7 @@ class Certificate:
       'condition of normaliser': f'{self.condition:.3g}',
       'verdict': self.verdict,
     }
-    title = f'attention = one gradient step: {self.phi}'
-    return '\n'.join(
-      [title] + [f'  {name:<30} {value}' for name, value in rows.items()]
-    )
+    return table(f'attention = one gradient step: {self.phi}', rows)
 
 
 @eager_door

@@ -17,10 +17,11 @@ from iclcl_jax import (
   moments,
   precision,
 )
+from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence._diagnosis import diagnose
 from iclcl_jax.equivalence._residuals import residuals
-from iclcl_jax.equivalence._verdict import judge
+from iclcl_jax.equivalence._verdict import judge, table
 from iclcl_jax.types import (
   Array,
   Bool,
@@ -76,15 +77,14 @@ class HeadsCertificate:
   def __str__(self) -> str:
     worst = int(np.argmax(self.residual))
     residual = f'{self.residual[worst]:.1e} in head {worst}'
-    rows = {
-      'sequences, heads, queries, keys': ', '.join(map(str, self.sizes)),
-      'arithmetic': f'{self.dtype}, {self.precision}',
-      'largest residual': f'{residual} (tolerance {self.tolerance:.0e})',
-      'verdict': self.verdict,
-    }
-    return '\n'.join(
-      [f'every head = one gradient step: {self.phi}']
-      + [f'  {name:<31} {value}' for name, value in rows.items()]
+    return table(
+      f'every head = one gradient step: {self.phi}',
+      {
+        'sequences, heads, queries, keys': ', '.join(map(str, self.sizes)),
+        'arithmetic': f'{self.dtype}, {self.precision}',
+        'largest residual': f'{residual} (tolerance {self.tolerance:.0e})',
+        'verdict': self.verdict,
+      },
     )
 
   __repr__ = __str__
@@ -170,15 +170,13 @@ def verify_heads(
   if num_query_tokens:
     _validate.check_same('T = S', 'query', size, 'key', shape[-1])
   stretch = 1.0 if scale is None else scale * width**0.5
-  rows = _spread(num_queries, size)
+  rows = np.arange(size)
+  if num_queries is not None:
+    _validate.at_least(1, num_queries=num_queries)
+    rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
-  is_static = jax.tree_util.all_leaves([phi])
-  measure = functools.partial(
-    _measure,
-    phi if is_static else None,
-    (num_query_tokens, loss, penalty, optimizer),
-  )
-  measured = arithmetic.transform(measure)(None if is_static else phi, heads)
+  objective = num_query_tokens, loss, penalty, optimizer
+  measured = _measure(phi, objective, arithmetic, heads)
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
@@ -255,17 +253,16 @@ def _by_head(tokens, bias, mask, rows, stretch, is_causal):
   return *(x.reshape(-1, *x.shape[2:]) for x in (key, value)), row
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(static_phi, objective, phi, heads):
+@compiled
+def _measure(phi, objective, arithmetic, heads):
   """Measures every query, one key-value head after the other."""
-  phi = static_phi if phi is None else phi
 
   def measure(head):
     keys, values, rows = head
     row = functools.partial(_measure_row, phi, objective, keys, values)
     return moments.map_chunks(row, rows, _CHUNK_SIZE)
 
-  return jax.lax.map(measure, heads)
+  return arithmetic.transform(lambda heads: jax.lax.map(measure, heads))(heads)
 
 
 def _measure_row(phi, objective, keys, values, row: _Row):
@@ -317,14 +314,6 @@ class _Biased:
     return jnp.exp(self.log_kernel(x, y))
 
 
-def _spread(count: int | None, size: int) -> np.ndarray:
-  """Returns so many positions, evenly spaced; all if None."""
-  if count is None:
-    return np.arange(size)
-  _validate.at_least(1, num_queries=count)
-  return np.unique(np.linspace(0, size - 1, count).astype(int))
-
-
 def _check_tokens(query, key, value, output) -> list[Array]:
   """Checks the layout; returns arrays of JAX."""
   query, key, value, output = map(jnp.asarray, (query, key, value, output))
@@ -340,12 +329,10 @@ def _check_tokens(query, key, value, output) -> list[Array]:
 
 
 def _check_claim(phi, scale, bias, mask) -> None:
-  for name, x, kind in (
-    ('mask', mask, _validate.BOOLEAN),
-    ('bias', bias, _validate.FLOATING),
-  ):
-    if x is not None:
-      _validate.check_kind(name, x, 'BNTS', kind)
+  if mask is not None:
+    _validate.check_kind('mask', mask, 'BNTS', _validate.BOOLEAN)
+  if bias is not None:
+    _validate.check_kind('bias', bias, 'BNTS', _validate.FLOATING)
   is_softmax = isinstance(phi, kernels.ExponentialKernel)
   for name, is_wrong in (
     ('scale', scale is not None and not is_softmax),

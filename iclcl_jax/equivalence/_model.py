@@ -18,7 +18,7 @@ from jaxtyping import Int
 from iclcl_jax import _validate, precision, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
-from iclcl_jax.equivalence._verdict import judge
+from iclcl_jax.equivalence._verdict import judge, table
 from iclcl_jax.types import Array, Float, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
@@ -120,10 +120,7 @@ class ModelCertificate:
       ),
       'verdict': self.verdict,
     }
-    return '\n'.join(
-      ['every head = one gradient step']
-      + [f'  {name:<30} {value}' for name, value in rows.items()]
-    )
+    return table('every head = one gradient step', rows)
 
 
 @door

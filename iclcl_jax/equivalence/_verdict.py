@@ -1,4 +1,4 @@
-"""The one rule by which a residual becomes a verdict."""
+"""What certificates share: the rule of the verdict, and their print."""
 
 from typing import Any
 
@@ -34,3 +34,8 @@ def judge(
   rest = residual if unexplained is None else unexplained
   is_small = rest <= max(tolerance, reduced or 0.0)
   return 'precision-limited' if is_small else 'fails'
+
+
+def table(title: str, rows: dict[str, str]) -> str:
+  """Returns a title and indented rows of names and values."""
+  return '\n'.join([title] + [f'  {k:<31} {v}' for k, v in rows.items()])
