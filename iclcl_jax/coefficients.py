@@ -318,7 +318,8 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
   by its index; with more keys such exponents may give NaN under `jit`.
   """
   below = exponent - largest(exponent)
-  if not 0 < exponent.shape[0] <= _MOST_INDEXED:
+  size = exponent.shape[0]
+  if not (isinstance(size, int) and 0 < size <= _MOST_INDEXED):
     return below
   is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
   below = jnp.where(below > 0, 0, below)

@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.export
+import numpy as np
 import pytest
 
-from iclcl_jax import attention, dual, modified
+from iclcl_jax import attention, dual, features, kernels, modified
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXACT = 1e-12
+PHI, KERNEL = features.EluPlusOneFeatures(), kernels.ExponentialKernel()
 # Pieces of others, and what takes no arrays of tokens.
 NOT_ALONE = {
   *('reader', 'divide', 'raise_others', 'regularised_training_weights'),
@@ -89,3 +93,26 @@ def test_two_hosts_hold_one_state():
     found = json.loads(output.splitlines()[-1])['on_two_hosts']
     assert found['devices'] == 4
     assert found['error'] < EXACT
+
+
+@pytest.mark.parametrize(
+  ('attend', 'size'),
+  [
+    (attention.softmax_attention, 'n'),
+    (functools.partial(attention.kernel_attention, PHI), 'n'),
+    (functools.partial(attention.stream_kernel_attention, PHI), '1024*n'),
+    (functools.partial(attention.causal_kernel_attention, PHI), '64*n'),
+    (functools.partial(attention.causal_kernel_attention, KERNEL), '64*n'),
+  ],
+)
+def test_an_exported_program_takes_any_number_of_tokens(attend, size):
+  (symbol,) = jax.export.symbolic_shape(size)
+  rows = jax.random.normal(jax.random.key(0), (2048, 2))
+  first = rows[0] if size == 'n' else rows
+  shapes = [
+    jax.ShapeDtypeStruct((symbol,) * (x.ndim - 1) + (2,), x.dtype)
+    for x in (first, rows, rows)
+  ]
+  program = jax.export.export(jax.jit(attend))(*shapes)
+  found = program.call(first, rows, rows)
+  np.testing.assert_allclose(found, attend(first, rows, rows), rtol=1e-12)

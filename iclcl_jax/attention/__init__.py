@@ -14,6 +14,9 @@ Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
 the other. On CPU the streams are faster and smaller by `jax.lax.map`
 (`experiments.benchmark` prints both), since a chunk of one head fills the
 cores and a product of many small matrices does not.
+
+`jax.export` takes a symbolic number of tokens: any for one query, a multiple of
+the chunk size for many, `jax.export.symbolic_shape('64*b')`.
 """
 
 from iclcl_jax.attention._kernel import (

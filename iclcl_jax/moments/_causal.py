@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.moments._scaled import (
+  join_chunks,
   labels,
   largest,
   scaled_rows,
@@ -48,7 +49,7 @@ def causal_sums(
   state = empty(phi, keys, values) if start is None else start
   state = vary_as(widen(state), phi, arrays)
   _, sums = jax.lax.scan(step, state, chunks)
-  return sums.reshape(size + padding, -1)[:size]
+  return join_chunks(sums)[:size]
 
 
 def _causal_chunk(phi, state, queries, keys, values, mask=None):

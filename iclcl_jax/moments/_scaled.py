@@ -76,8 +76,9 @@ def split_chunks(arrays: Any, chunk_size: int) -> tuple[Any, Any]:
   """Splits leading axes into whole chunks `[n, chunk_size, ...]` and a rest."""
 
   def whole(array):
-    end = array.shape[0] // chunk_size * chunk_size
-    return array[:end].reshape(-1, chunk_size, *array.shape[1:])
+    count = array.shape[0] // chunk_size  # No -1: the size may be symbolic.
+    rows = array[: count * chunk_size]
+    return rows.reshape(count, chunk_size, *array.shape[1:])
 
   def rest(array):
     return array[array.shape[0] // chunk_size * chunk_size :]
@@ -88,11 +89,17 @@ def split_chunks(arrays: Any, chunk_size: int) -> tuple[Any, Any]:
 def map_chunks(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:
   """Returns `jax.vmap(fn)(rows)` of a tree of rows, chunk after chunk."""
   fn_of_rows = jax.vmap(fn)
-  if jax.tree.leaves(rows)[0].shape[0] <= chunk_size:  # No loop to compile.
+  size = jax.tree.leaves(rows)[0].shape[0]
+  if isinstance(size, int) and size <= chunk_size:  # No loop to compile.
     return fn_of_rows(rows)
   chunks, rest = split_chunks(rows, chunk_size)
   whole = jax.lax.map(jax.checkpoint(fn_of_rows), chunks)
-  whole = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
   return jax.tree.map(
-    lambda a, b: jnp.concatenate([a, b]), whole, fn_of_rows(rest)
+    lambda a, b: jnp.concatenate([join_chunks(a), b]), whole, fn_of_rows(rest)
   )
+
+
+def join_chunks(chunks: Array) -> Array:
+  """Makes rows of chunks again, `[n chunk_size, ...]`."""
+  count, chunk_size, *axes = chunks.shape
+  return chunks.reshape(count * chunk_size, *axes)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax.accounts.online_learners._stream import (
   Stream,
   broadcast_gates,
@@ -150,6 +151,7 @@ def softmax_recurrence(
 
   zero = jnp.zeros((), keys.dtype)
   start = jnp.zeros_like(values[0]), zero + lowest, zero
+  start = vary_as(start, scores, values)
   return jax.lax.scan(step, start, (scores, values))[0][0]
 
 
