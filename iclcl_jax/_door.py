@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
-from iclcl_jax import _program, _validate
+from iclcl_jax import _mesh, _program, _validate
 from iclcl_jax.types import DualState, FeatureMap, KernelDualState
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
@@ -94,7 +94,7 @@ def door(function: _FunctionT) -> _FunctionT:
 
 def eager_door(function: _FunctionT) -> _FunctionT:
   """A `door` whose body is not compiled: it may look at results."""
-  return _make_door(function, function, on_host=False)
+  return _make_door(function, _mesh.in_auto_axes(function), on_host=False)
 
 
 def host_door(function: _FunctionT) -> _FunctionT:

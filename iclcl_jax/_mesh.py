@@ -1,10 +1,4 @@
-"""What a mesh of devices asks of code that is written for one.
-
-Inside `jax.shard_map` a carry varies over the axes of the mesh over which what
-it meets varies (`vary_as`). Arrays whose axes are sharded in their type, as on
-meshes with explicit axes, are computed with as if the compiler chose
-(`in_auto_axes`).
-"""
+"""What a mesh of devices asks of code that is written for one."""
 
 import functools
 import inspect
@@ -22,15 +16,9 @@ _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 def vary_as(tree: _T, *others: Any) -> _T:
   """Lets arrays vary over the mesh axes over which they or others vary.
 
-  A carry of `lax.scan` that starts from a constant varies over no axis, and
-  after a step over those of what was added: `scan` wants one type.
-
-  Args:
-    tree: arrays.
-    others: trees whose arrays they will meet.
-
-  Returns:
-    The same numbers.
+  Inside `jax.shard_map` a carry of `lax.scan` that starts from a constant
+  varies over no axis, and after a step over those of what was added: `scan`
+  wants one type.
   """
   arrays = [x for x in jax.tree.leaves((tree, others)) if hasattr(x, 'dtype')]
   axes = frozenset().union(*map(_varying_axes, arrays))
@@ -63,16 +51,9 @@ def _varying_axes(x: Any) -> frozenset[str]:
 def in_auto_axes(function: _FunctionT) -> _FunctionT:
   """Runs a function on arrays of explicit axes with automatic ones.
 
-  Its results are sharded as the arguments that share their axes, by name, in
-  the annotations: of `queries [M, d_k]` and `keys [N, d_k]` the outputs `[M,
-  d_v]` are sharded as the queries. What has no such annotation, a state for
-  one, is on every device.
-
-  Args:
-    function: a function or method.
-
-  Returns:
-    The same function. Without explicit axes nothing changes.
+  A result `[M, d_v]`, by its annotation, is sharded as the arguments with an
+  axis `M` or `d_v`. One that has no such annotation, a state for one, is on
+  every device.
   """
   signature = inspect.signature(function)
   axes_of = {
@@ -96,18 +77,26 @@ def in_auto_axes(function: _FunctionT) -> _FunctionT:
       result += shardings.pop(axis, [None])
     mesh = jax.typeof(leaves[places[0]]).sharding.mesh
 
+    kept: list[Any] = []  # What of the result is no array.
+
     def inside(*arrays):
       for place, array in zip(places, arrays, strict=True):
         leaves[place] = array
       args, kwargs = jax.tree.unflatten(structure, leaves)
-      return function(*args, **kwargs)
+      found, tree = jax.tree.flatten(function(*args, **kwargs))
+      kept[:] = [tree, [None if isinstance(x, jax.Array) else x for x in found]]
+      return [x for x in found if isinstance(x, jax.Array)]
 
     run = jax.sharding.auto_axes(
       inside,
       axes=_explicit_axes(leaves[places[0]]),
       out_sharding=NamedSharding(mesh, PartitionSpec(*result)),
     )
-    return run(*(leaves[place] for place in places))
+    found = iter(run(*(leaves[place] for place in places)))
+    tree, rest = kept
+    return jax.tree.unflatten(
+      tree, [next(found) if x is None else x for x in rest]
+    )
 
   return cast(_FunctionT, automatic)
 

@@ -49,6 +49,7 @@ FLOORS = {
 SAME_FLOOR = {
   ('_door', 'types'),
   ('_door', '_validate'),
+  ('_door', '_mesh'),
   ('_program', '_mesh'),
   ('_door', '_program'),
   ('_program', '_validate'),

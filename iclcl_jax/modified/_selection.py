@@ -134,7 +134,8 @@ def scale_others(weights, negatives, visible, strength) -> Negatives:
 def divide_all(weights, negatives, visible, strength) -> Negatives:
   """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
   del visible
-  gains = jnp.full_like(weights, 1 / (1 - strength))
+  gain = jnp.asarray(1 / (1 - strength), weights.dtype)
+  gains = gain * jnp.ones_like(weights)
   return Negatives(share(strength, negatives, weights.dtype) * gains, gains)
 
 

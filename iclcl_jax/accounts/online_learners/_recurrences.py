@@ -309,7 +309,7 @@ def least_squares(
 
   ridge = jnp.asarray(ridge, identity.dtype)
   sums = ridge * identity, initial_state(tokens, None)
-  return jax.lax.scan(step, sums, tokens)[1]
+  return jax.lax.scan(step, vary_as(sums, tokens), tokens)[1]
 
 
 @door
@@ -342,4 +342,4 @@ def recursive_least_squares(
     return (weights, inverse), weights @ query
 
   carry = initial_state(tokens, None), identity / ridge
-  return jax.lax.scan(step, carry, tokens)[1]
+  return jax.lax.scan(step, vary_as(carry, tokens), tokens)[1]
