@@ -408,14 +408,8 @@ def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
 
   Also a decorator. Nothing under- or overflows, whatever the logarithms.
 
-  Args:
-    fn: `x [d_k] -> log phi(x) [R]`, as in `from_function`.
-
-  Returns:
-    The feature map.
-
-  Raises:
-    ValueError: if `fn` is no function of one argument.
+  Result and errors are those of `from_function`, of a function
+  `fn: x [d_k] -> log phi(x) [R]`.
 
   Example:
     >>> phi = from_log(lambda x: jnp.concatenate([x, -x]))

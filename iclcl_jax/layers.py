@@ -146,8 +146,7 @@ class MLPView(nn.Module):
     hidden_dim: width between the layers.
     activation: the function `sigma`, entry by entry.
     kernel_init: initializer of both matrices.
-    dtype: that of the computation; see the module.
-    param_dtype: that of the parameters; see the module.
+    dtype, param_dtype: see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -188,8 +187,7 @@ class Adapter(nn.Module):
     scale: the factor `c`; with 0 the view is the plain projection.
     activation: the function `sigma`, entry by entry.
     kernel_init: initializer of all matrices.
-    dtype: that of the computation; see the module.
-    param_dtype: that of the parameters; see the module.
+    dtype, param_dtype: see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -262,8 +260,7 @@ class SelfAttention(nn.Module):
       projection.
     value_view: module that makes values `[N, d_v]` of the tokens; None for
       their projection.
-    dtype: that of the computation; see the module.
-    param_dtype: that of the parameters; see the module.
+    dtype, param_dtype: see the module.
 
   Example:
     >>> import functools
@@ -307,14 +304,12 @@ class SelfAttention(nn.Module):
     context = tokens if context is None else context
     _check_tokens('context', context)
     batch = tokens.shape[:-2]
-    if context.shape[:-2] != batch or (
-      mask is not None and mask.shape != context.shape[:-1]
-    ):
+    shape = context.shape[:-1] if mask is None else mask.shape
+    if context.shape[:-2] != batch or context.shape[:-1] != shape:
       raise ValueError(
         f'tokens, context and mask have shapes {list(tokens.shape)}, '
-        f'{list(context.shape)} and {list(getattr(mask, "shape", []))}; '
-        'expected [..., N, d_model], [..., M, d_context] and [..., M] with the '
-        'same batch axes.'
+        f'{list(context.shape)} and {list(shape)}; expected [..., N, d_model], '
+        '[..., M, d_context] and [..., M] with the same batch axes.'
       )
     one = SelfAttention._one_sequence
     for _ in batch:
@@ -365,8 +360,7 @@ class MultiHeadAttention(nn.Module):
       two instances to view keys and values alike: one instance passed twice
       shares its parameters in `SelfAttention`, not here.
     value_view: as in `SelfAttention`; every head has parameters of its own.
-    dtype: that of the computation; see the module.
-    param_dtype: that of the parameters; see the module.
+    dtype, param_dtype: see the module.
 
   Example:
     >>> import functools
@@ -443,15 +437,10 @@ def as_nnx(
     The module, which is called as the layer is.
 
   Example:
-    >>> import functools
     >>> import jax.numpy as jnp
-    >>> from iclcl_jax import features
-    >>> fn = functools.partial(
-    ...     attention.causal_kernel_attention, features.EluPlusOneFeatures())
-    >>> layer = MultiHeadAttention(fn, num_heads=2, key_dim=4, value_dim=4)
-    >>> model = as_nnx(layer, jnp.ones((1, 5)), rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((8, 3, 5))).shape
-    (8, 3, 5)
+    >>> view = MLPView(width=4, hidden_dim=8)
+    >>> as_nnx(view, jnp.ones((1, 5)), rngs=nnx.Rngs(0))(jnp.ones((3, 5))).shape
+    (3, 4)
   """
   return nnx.bridge.ToNNX(layer, rngs=rngs).lazy_init(*inputs)
 

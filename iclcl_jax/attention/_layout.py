@@ -28,19 +28,12 @@ _USE_A_KERNEL = (
 
 
 class _Doors(NamedTuple):
-  """How one head is answered: `(queries, keys, values, mask=) -> [T, d_v]`.
-
-  Attributes:
-    name: what messages call it.
-    many: the door for many queries.
-    causal: the door that lets token `t` see the tokens `0..t`.
-    any_mask: with an exact kernel, the way to read a mask `[T, S]`.
-  """
+  """How one head is answered: `(queries, keys, values, mask=) -> [T, d_v]`."""
 
   name: str
   many: Callable[..., Array]
   causal: Callable[..., Array]
-  any_mask: Callable[..., Array] | None
+  any_mask: Callable[..., Array] | None  # Masks `[T, S]`: exact kernels alone.
 
 
 @_mesh.in_auto_axes
@@ -273,12 +266,8 @@ def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
 def _read_mask(mask, is_causal: bool, name: str):
   """Reads a mask as valid queries times valid keys, causal or not.
 
-  Returns:
-    Whether it is causal; the keys `[B, N, 1, S]`; the queries `[B, N, T]`; and
-    whether that is all it says, which is not known of a traced mask.
-
-  Raises:
-    ValueError: if it says more.
+  Returns whether it is causal, keys `[B, N, 1, S]`, queries `[B, N, T]`, and
+  whether that is all it says, which of a traced mask is not known.
   """
   is_known = _validate.is_concrete(mask)
   # By NumPy: under jit, jnp would make a tracer of what is known.
