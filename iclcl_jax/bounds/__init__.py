@@ -43,6 +43,10 @@ from iclcl_jax.bounds._common import (
   Positive as Positive,
 )
 from iclcl_jax.bounds._complexity import (
+  GeneralizationBound as GeneralizationBound,
+  generalization_bound as generalization_bound,
+  one_sided_bound as one_sided_bound,
+  published_bound as published_bound,
   rademacher_bound as rademacher_bound,
   rademacher_draws as rademacher_draws,
 )
@@ -55,10 +59,4 @@ from iclcl_jax.bounds._supremum import (
   gap_supremum as gap_supremum,
   mean_embedding as mean_embedding,
   representation_loss as representation_loss,
-)
-from iclcl_jax.bounds._theorem import (
-  GeneralizationBound as GeneralizationBound,
-  generalization_bound as generalization_bound,
-  one_sided_bound as one_sided_bound,
-  published_bound as published_bound,
 )

@@ -22,10 +22,6 @@ References:
   (GD++), 5 (copying).
 """
 
-from iclcl_jax.accounts.linear_regression_gd._closed_forms import (
-  expected_loss_given_inputs as expected_loss_given_inputs,
-  kernel_step as kernel_step,
-)
 from iclcl_jax.accounts.linear_regression_gd._construction import (
   construct as construct,
   construct_copy as construct_copy,
@@ -33,12 +29,21 @@ from iclcl_jax.accounts.linear_regression_gd._construction import (
   widen as widen,
 )
 from iclcl_jax.accounts.linear_regression_gd._layers import (
+  Folded as Folded,
+  SelfAttention as SelfAttention,
   attend as attend,
   attend_query as attend_query,
+  context_only as context_only,
+  fold as fold,
+  interpolate as interpolate,
   linear_weights as linear_weights,
+  make_alternating_tokens as make_alternating_tokens,
+  make_tokens as make_tokens,
+  normalise as normalise,
   predict as predict,
   repeat as repeat,
   softmax_weights as softmax_weights,
+  unfold as unfold,
 )
 from iclcl_jax.accounts.linear_regression_gd._metrics import (
   model_cosine as model_cosine,
@@ -46,26 +51,15 @@ from iclcl_jax.accounts.linear_regression_gd._metrics import (
   predictions_difference as predictions_difference,
   sensitivity as sensitivity,
 )
-from iclcl_jax.accounts.linear_regression_gd._products import (
-  Folded as Folded,
-  SelfAttention as SelfAttention,
-  fold as fold,
-  interpolate as interpolate,
-  normalise as normalise,
-  unfold as unfold,
-)
 from iclcl_jax.accounts.linear_regression_gd._theory import (
   LinearTasks as LinearTasks,
   Moments as Moments,
   descend as descend,
   descend_plus_plus as descend_plus_plus,
   expected_loss as expected_loss,
+  expected_loss_given_inputs as expected_loss_given_inputs,
   fit_learning_rate as fit_learning_rate,
+  kernel_step as kernel_step,
   optimal_learning_rate as optimal_learning_rate,
   uniform_moments as uniform_moments,
-)
-from iclcl_jax.accounts.linear_regression_gd._tokens import (
-  context_only as context_only,
-  make_alternating_tokens as make_alternating_tokens,
-  make_tokens as make_tokens,
 )

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
-from iclcl_jax.accounts.linear_regression_gd._products import SelfAttention
+from iclcl_jax.accounts.linear_regression_gd._layers import SelfAttention
 from iclcl_jax.types import Array, Float
 
 

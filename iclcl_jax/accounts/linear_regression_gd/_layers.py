@@ -1,23 +1,223 @@
-"""Layers of self-attention alone, and the answer of a stack of them."""
+"""Regression problems as tokens, and layers of self-attention on them."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax._program import compiled
-from iclcl_jax.accounts.linear_regression_gd._products import (
-  SelfAttention,
-  fold,
-)
-from iclcl_jax.accounts.linear_regression_gd._tokens import (
-  check_part,
-  context_only,
-)
 from iclcl_jax.types import Array, Bool, Float
+
+
+@door
+def make_tokens(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  query: Float[Array, ' d_x'],
+  *,
+  initial: Float[Array, 'd_y d_x'] | None = None,
+) -> Float[Array, 'N_plus_1 D']:
+  """Puts a regression problem into tokens `(x_i, y_i)`, the query last.
+
+  Args:
+    initial: weights `W_0` before the first step, None for 0: the query row is
+      `(x_q, -W_0 x_q)`. Give `construct` the same. Shape `[d_y, d_x]`.
+
+  Returns:
+    The tokens. Shape `[N + 1, d_x + d_y]`.
+
+  Example:
+    >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape
+    (3, 4)
+  """
+  initial = initial_weights(inputs, labels, initial)
+  last = jnp.concatenate([query, -initial @ query])
+  context = jnp.concatenate([inputs, labels], axis=1)
+  return jnp.concatenate([context, last[None]])
+
+
+@door
+def make_alternating_tokens(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  query: Float[Array, ' d_x'],
+  positions: Float[Array, 'M d_p'],
+) -> Float[Array, 'M D']:
+  """Puts a regression problem into tokens `x_1, y_1, ..., x_N, y_N, x_q`.
+
+  A row is `(position, input, label)`: rows of inputs have label 0, rows of
+  labels have input 0.
+
+  Args:
+    positions: code of each place: one-hot (`jnp.eye(2 * N + 1)`) for
+      `construct_copy`. Shape `[2 N + 1, d_p]`.
+
+  Returns:
+    The tokens. Shape `[2 N + 1, d_p + d_x + d_y]`.
+
+  Example:
+    >>> make_alternating_tokens(
+    ...   jnp.ones((1, 1)), 2 * jnp.ones((1, 1)), 3 * jnp.ones(1), jnp.eye(3)
+    ... )[:, 3:].tolist()
+    [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]
+  """
+  length, (_, d_x), d_y = 2 * len(inputs) + 1, inputs.shape, labels.shape[1]
+  if len(positions) != length:
+    raise ValueError(
+      f'positions has {len(positions)} rows; expected {length}, one for each '
+      f'input and label of {len(inputs)} demonstrations and for the query.'
+    )
+  rows = jnp.zeros((length, d_x + d_y), inputs.dtype)
+  rows = rows.at[0:-1:2, :d_x].set(inputs).at[1::2, d_x:].set(labels)
+  rows = rows.at[-1, :d_x].set(query)
+  return jnp.concatenate([positions, rows], axis=1)
+
+
+def context_only(num_tokens: int) -> Bool[Array, 'M M']:
+  """Returns the mask of the construction: rows see all rows but the query's.
+
+  Args:
+    num_tokens: number of rows, `N + 1`.
+
+  Returns:
+    Row, column: whether the row sees the column. Shape `[N + 1, N + 1]`.
+
+  Raises:
+    ValueError: if `num_tokens < 2`.
+
+  Example:
+    >>> context_only(2).tolist()
+    [[True, False], [True, False]]
+  """
+  _validate.at_least(2, num_tokens=num_tokens)
+  column = jnp.arange(num_tokens) < num_tokens - 1
+  return jnp.broadcast_to(column[None], (num_tokens, num_tokens))
+
+
+def initial_weights(
+  inputs: Float[Array, 'N d_x'],
+  labels: Float[Array, 'N d_y'],
+  initial: Float[Array, 'd_y d_x'] | None,
+) -> Float[Array, 'd_y d_x']:
+  """Returns the weights `W_0`: 0 unless others are given."""
+  if initial is not None:
+    return initial
+  return jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)
+
+
+def check_part(name: str, width: int, tokens_width: int) -> None:
+  """Checks the width of inputs or of labels, a part of the tokens."""
+  _validate.at_least(1, **{name: width})
+  if width >= tokens_width:
+    raise ValueError(
+      f'{name} is {width}; expected less than the width of the tokens, '
+      f'{tokens_width}.'
+    )
+
+
+class SelfAttention(NamedTuple):
+  """Weights of one layer; heads are summed, rows are tokens.
+
+  Attributes:
+    queries: `W_q`. Shape `[H, D, d_k]`.
+    keys: `W_k`. Shape `[H, D, d_k]`.
+    values: `W_v`. Shape `[H, D, d_v]`.
+    outputs: the projection `W_p`. Shape `[H, d_v, D]`.
+  """
+
+  queries: Float[Array, 'H D d_k']
+  keys: Float[Array, 'H D d_k']
+  values: Float[Array, 'H D d_v']
+  outputs: Float[Array, 'H d_v D']
+
+
+class Folded(NamedTuple):
+  """The two products that a layer depends on.
+
+  Attributes:
+    query_key: `W_q W_k^T`. Shape `[H, D, D]`.
+    value_output: `W_v W_p`. Shape `[H, D, D]`.
+  """
+
+  query_key: Float[Array, 'H D D']
+  value_output: Float[Array, 'H D D']
+
+
+@door
+def fold(layer: SelfAttention) -> Folded:
+  """Returns `(W_q W_k^T, W_v W_p)` of each head, to compare layers by."""
+  return Folded(
+    jnp.einsum('hdk,hek->hde', layer.queries, layer.keys),
+    jnp.einsum('hdv,hve->hde', layer.values, layer.outputs),
+  )
+
+
+@door
+def unfold(folded: Folded) -> SelfAttention:
+  """Makes a layer of its products: `W_k` and `W_p` become identities.
+
+  Its keys have the width of the tokens, by which softmax attention scales.
+  """
+  identity = jnp.broadcast_to(
+    jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),
+    folded.query_key.shape,
+  )
+  return SelfAttention(
+    folded.query_key, identity, folded.value_output, identity
+  )
+
+
+@door
+def normalise(folded: Folded, *, d_x: int) -> Folded:
+  """Moves the scale of `W_q W_k^T` to `W_v W_p`.
+
+  Linear attention with the rescaled products is the same.
+
+  Args:
+    folded: the products.
+    d_x: width of the inputs; the mean diagonal of this block becomes 1.
+
+  Raises:
+    ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
+      head is 0 (its result is not finite under `jit`).
+  """
+  check_part('d_x', d_x, folded.query_key.shape[1])
+  diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]
+  scale = jnp.mean(diagonal, axis=1)[:, None, None]
+  _validate.look(functools.partial(_check_diagonal, d_x), folded.query_key)
+  return Folded(folded.query_key / scale, folded.value_output * scale)
+
+
+def _check_diagonal(d_x: int, query_key: Array) -> None:
+  diagonal = np.diagonal(query_key, axis1=1, axis2=2)[:, :d_x]
+  if not np.all(np.mean(diagonal, axis=1)):
+    raise ValueError(
+      'folded.query_key has a mean diagonal of 0; expected a number that can '
+      'be made 1. Train the layer first, or compare it as it is.'
+    )
+
+
+@door
+def interpolate(
+  start: Folded, end: Folded, fraction: float | Array
+) -> SelfAttention:
+  """Interpolates between two layers, product by product.
+
+  Args:
+    start: products of the first; see `normalise`.
+    end: products of the second, of equal shapes.
+    fraction: 0 for the first, 1 for the second.
+  """
+  _validate.finite(fraction=fraction)
+  return unfold(
+    jax.tree.map(lambda a, b: (1 - fraction) * a + fraction * b, start, end)
+  )
+
 
 WeightsFn: TypeAlias = Callable[[Array, Array, int], Array]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
-from iclcl_jax.accounts.linear_regression_gd._tokens import check_part
+from iclcl_jax.accounts.linear_regression_gd._layers import check_part
 from iclcl_jax.types import Array, Float
 
 
