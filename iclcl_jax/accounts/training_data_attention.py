@@ -140,7 +140,7 @@ def train(
   momentum: float | Array = 0.0,
   weight_decay: float | Array = 0.0,
 ) -> tuple[Params, tuple[History, ...]]:
-  r"""Trains the network on cross-entropy by SGD, and records its history.
+  r"""Trains by SGD on cross-entropy; returns weights and `History` of layers.
 
   .. math:: m_{t+1} = \mu m_t + (g_t + \lambda W_t), \quad
      W_{t+1} = W_t - \eta\, m_{t+1}
@@ -153,9 +153,6 @@ def train(
     learning_rate: the step size `eta`.
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
     weight_decay: the factor `lambda`, added to the gradient (coupled).
-
-  Returns:
-    The trained network, and the `History` of each layer.
 
   Raises:
     ValueError: if shapes or dtypes disagree, or a hyper-parameter, a label or a

@@ -106,9 +106,6 @@ def construct_copy(
     sharpness: the score of the successor, before the division by the square
       root of `2 N + 1`; the others have 0.
 
-  Returns:
-    The layer, with one head, for tokens of `make_alternating_tokens`.
-
   Raises:
     ValueError: if a count is below 1, `dtype` is no floating-point dtype, or
       `sharpness` overflows it or leaves the successor less than half of the
@@ -138,9 +135,6 @@ def widen(layer: SelfAttention, width: int) -> SelfAttention:
   Args:
     layer: a layer for tokens of width `D`.
     width: number of new columns, if any, such as those of positions.
-
-  Returns:
-    The layer for tokens of width `width + D`.
   """
   _validate.at_least(0, width=width)
   front = (0, 0), (width, 0), (0, 0)

@@ -28,9 +28,6 @@ def make_tokens(
     initial: weights `W_0` before the first step, None for 0: the query row is
       `(x_q, -W_0 x_q)`. Give `construct` the same. Shape `[d_y, d_x]`.
 
-  Returns:
-    The tokens. Shape `[N + 1, d_x + d_y]`.
-
   Example:
     >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape
     (3, 4)
@@ -56,9 +53,6 @@ def make_alternating_tokens(
   Args:
     positions: code of each place: one-hot (`jnp.eye(2 * N + 1)`) for
       `construct_copy`. Shape `[2 N + 1, d_p]`.
-
-  Returns:
-    The tokens. Shape `[2 N + 1, d_p + d_x + d_y]`.
 
   Example:
     >>> make_alternating_tokens(

@@ -179,16 +179,13 @@ def descend(
   *,
   initial: Float[Array, 'd_y d_x'] | None = None,
 ) -> Float[Array, 'd_y d_x']:
-  r"""Descends by `jax.grad`: the definition of gradient descent.
+  r"""Returns the weights after `K` steps, by `jax.grad`: the definition.
 
   .. math:: L(W) = \frac1{2N}\sum_i |W x_i - y_i|^2
 
   Args:
     learning_rates: one step size for each step. Shape `[K]`.
     initial: weights before the first step, None for 0. Shape `[d_y, d_x]`.
-
-  Returns:
-    The weights after `K` steps. Shape `[d_y, d_x]`.
   """
   initial = initial_weights(inputs, labels, initial)
 
@@ -209,15 +206,12 @@ def descend_plus_plus(
   learning_rates: Float[Array, ' K'],
   contractions: Float[Array, ' K'],
 ) -> Float[Array, ' d_y']:
-  r"""Descends by GD++: a step learns from the residuals, then moves inputs.
+  r"""Returns the prediction of GD++ from 0, which also moves inputs at a step.
 
   Args:
     learning_rates: step sizes `eta`. Shape `[K]`.
     contractions: factors `gamma` of `x <- (I - gamma X^T X) x`; the last does
       not matter. Shape `[K]`.
-
-  Returns:
-    The prediction after `K` steps from 0. Shape `[d_y]`.
   """
 
   def step(carry, factors):

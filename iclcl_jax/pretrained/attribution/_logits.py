@@ -203,9 +203,6 @@ def logit_differences_without(
   Takes what `read_heads` and `logit_difference` take, but no `position`: the
   last valid token is read, and belongs to no demonstration. Raises `ValueError`
   as they do.
-
-  Returns:
-    The differences. Shape `[S]`.
   """
   _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, None, mask)

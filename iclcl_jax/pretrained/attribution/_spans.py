@@ -13,14 +13,11 @@ Spans = Sequence[tuple[int, int]]
 
 
 def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
-  """Returns the number of the demonstration that each token belongs to.
+  """Returns the demonstration of each token, int32 `[N]`, or -1 for none.
 
   Args:
     spans: begin and end (exclusive) of each demonstration, in tokens.
     num_tokens: length of the prompt.
-
-  Returns:
-    The number of the demonstration, -1 for tokens of none, int32. Shape `[N]`.
 
   Raises:
     ValueError: if there is no span, or one is empty, reaches outside of the
@@ -52,7 +49,7 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
 def token_spans(
   tokenizer: Tokenizer, text: str, character_spans: Spans
 ) -> list[tuple[int, int]]:
-  """Turns spans of characters into spans of tokens.
+  """Turns spans of characters into spans of tokens of `tokenizer.encode(text)`.
 
   A token belongs to the span in which it begins.
 
@@ -60,9 +57,6 @@ def token_spans(
     tokenizer: of the model.
     text: the prompt.
     character_spans: begin and end (exclusive) in characters of each span.
-
-  Returns:
-    Begin and end (exclusive) in tokens of `tokenizer.encode(text)`.
 
   Raises:
     ValueError: if a span reaches outside of the text, or no token begins in
