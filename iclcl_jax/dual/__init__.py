@@ -13,6 +13,23 @@ kernel needs no feature map. All functions take both.
 States are query-free: they carry the sum of the features of all visible tokens
 (the mass), and `predict` divides by it. The papers' form with a normaliser `D`
 that is fixed for one query is `predict(..., normaliser=normaliser(...))`.
+
+Arguments, where a function does not describe them:
+
+=================  ==========================================================
+``phi``            feature map or kernel
+``state``          the state before a step, or the trained one that is asked
+``keys``           inputs of the demonstrations, ``[N, d_k]``
+``values``         their labels, ``[N, d_v]``
+``query``          the test input, ``[d_k]``; ``queries [M, d_k]``
+``mask``           valid rows, ``[N]``; None for all
+``learning_rate``  the step size, not negative; 1 gives attention
+``chunk_size``     rows whose features are held at a time
+=================  ==========================================================
+
+All functions raise `ValueError` where ranks, sizes or dtypes disagree, a state
+does not belong to `phi`, no demonstration is given, or a number is not finite
+or out of its range.
 """
 
 from iclcl_jax.dual._devices import (

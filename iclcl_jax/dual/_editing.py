@@ -8,13 +8,7 @@ from iclcl_jax import _validate
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of, form_of_state
-from iclcl_jax.types import (
-  Array,
-  FeatureMap,
-  Float,
-  Kernel,
-  State,
-)
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, State
 
 
 @door
@@ -22,17 +16,8 @@ def merge(a: State, b: State) -> State:
   """Adds two states that saw different tokens through the same `phi`.
 
   A state does not know its `phi`: two projections of equal shape cannot be told
-  apart here, and their sum means nothing.
-
-  Args:
-    a: a state.
-    b: a state of the same kind and sizes.
-
-  Returns:
-    The state that has seen the tokens of both.
-
-  Raises:
-    ValueError: if the states differ in kind or sizes.
+  apart here, and their sum means nothing. States that differ in kind or sizes
+  are an error.
 
   Example:
     >>> from iclcl_jax import dual, features
@@ -80,8 +65,8 @@ def remove(
   Args:
     phi: feature map or kernel.
     state: a state that has seen the demonstration.
-    key: its key. Shape `[d_k]`.
-    value: its value. Shape `[d_v]`.
+    key: its input. Shape `[d_k]`.
+    value: its label. Shape `[d_v]`.
     learning_rate: the step size with which it was absorbed.
 
   Returns:
@@ -89,9 +74,9 @@ def remove(
     then infinite and the state is NaN.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or no digit is left (the
-      mass is lost), or a kernel's state has no such row. The state of a feature
-      map keeps no rows: a token that it never saw is subtracted all the same.
+    ValueError: if no digit is left (the mass is lost), or a kernel's state has
+      no such row. The state of a feature map keeps no rows: a token that it
+      never saw is subtracted all the same.
 
   Example:
     >>> from iclcl_jax import dual, kernels

@@ -32,17 +32,8 @@ def normaliser(
   over the keys of demonstrations AND query side. It is a plain number, and
   may overflow where a state does not.
 
-  Args:
-    phi: feature map or kernel.
-    keys: keys of all visible tokens. Shape `[N, d_k]`.
-    query: the test input. Shape `[d_k]`.
-    mask: valid keys. Shape `[N]`; None for all.
-
   Returns:
     The normaliser. Shape `[]`; a sum over tokens, so float32 at least.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -79,10 +70,6 @@ def predict(
   Returns:
     The prediction. Shape `[d_v]`; NaN if the state has seen no token.
 
-  Raises:
-    ValueError: if the state does not belong to `phi`, or ranks, sizes or
-      dtypes disagree.
-
   Example:
     >>> from iclcl_jax import dual, kernels
     >>> kernel = kernels.ExponentialKernel()
@@ -112,17 +99,6 @@ def read(
   Readings of one query merge where states do not: exact demonstrations with
   features, or those of other devices (`dual.all_merge`).
 
-  Args:
-    phi: feature map or kernel.
-    state: a trained state.
-    query: the test input. Shape `[d_k]`.
-
-  Returns:
-    The `Reading`.
-
-  Raises:
-    ValueError: as `predict`.
-
   Example:
     >>> from iclcl_jax import dual, kernels
     >>> kernel, x = kernels.ExponentialKernel(), jnp.zeros((2, 4))
@@ -141,19 +117,7 @@ def stream_predict(
   *,
   chunk_size: int = 1024,
 ) -> Float[Array, 'M d_v']:
-  """Predicts for many queries, one chunk of them at a time.
-
-  Args:
-    phi: feature map or kernel.
-    state: a trained state.
-    queries: the test inputs. Shape `[M, d_k]`.
-    chunk_size: queries whose features are held at a time.
-
-  Returns:
-    The predictions. Shape `[M, d_v]`.
-
-  Raises:
-    ValueError: as `predict`; if `chunk_size < 1`.
+  """Predicts for many queries, one chunk of them at a time: `[M, d_v]`.
 
   Example:
     >>> from iclcl_jax import dual, kernels

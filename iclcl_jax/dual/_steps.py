@@ -48,9 +48,6 @@ def empty(
     The state; its mass is 0. A token beyond the capacity is a `ValueError`, or
     NaN where the state is traced.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `capacity < 1`.
-
   Example:
     >>> from iclcl_jax import dual, features
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((5, 2))
@@ -85,12 +82,6 @@ def zero_shot(
       at all give `empty`.
     values: their values. Shape `[n, d_v]`.
     mask: valid tokens. Shape `[n]`; None for all.
-
-  Returns:
-    The state.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -134,10 +125,6 @@ def one_step(
   Returns:
     The state after the step; its mass includes the demonstrations.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no demonstration,
-      or `learning_rate` is negative or not finite.
-
   Example:
     >>> from iclcl_jax import dual, kernels
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -167,14 +154,7 @@ def stream_step(
 ) -> DualState:
   """Takes the step of `one_step`, one chunk of demonstrations at a time.
 
-  Arguments, result and errors are those of `one_step`, except:
-
-  Args:
-    phi: feature map.
-    chunk_size: rows whose features are held at a time.
-
-  Raises:
-    ValueError: if `phi` is a kernel or `chunk_size < 1`.
+  A kernel has no features to hold; with one, this is an error.
 
   Example:
     >>> from iclcl_jax import dual, features
@@ -182,9 +162,6 @@ def stream_step(
     >>> state = dual.zero_shot(phi, x, x)
     >>> dual.stream_step(phi, state, x, x, chunk_size=2).mass.tolist()
     [6.0, 6.0, 6.0, 6.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
   """
   _validate.at_least(1, chunk_size=chunk_size)
   _validate.non_negative(learning_rate=learning_rate)
@@ -212,11 +189,9 @@ def one_step_autodiff(
 
   This is the definition; `one_step` is the fast path for `losses.contrastive`.
 
+  Further arguments and the result are those of `one_step`.
+
   Args:
-    phi: feature map or kernel.
-    state: the state before the step.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
     penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
       those of an orthonormal basis of the span of the keys.
@@ -224,14 +199,10 @@ def one_step_autodiff(
     optimizer: an optax transformation; None for `optax.sgd(1.0)`. It sees
       gradient and weights divided by the state's scale, feature by feature,
       which leaves linear transformations (SGD, momentum, weight decay) exact.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-
-  Returns:
-    The state after the step; its mass includes the demonstrations.
 
   Raises:
-    ValueError: as `one_step`; if a masked loss is no declared sum over
-      demonstrations, or the loss declares `normaliser`.
+    ValueError: if a masked loss is no declared sum over demonstrations, or the
+      loss declares `normaliser`.
 
   Example:
     >>> from iclcl_jax import dual, kernels

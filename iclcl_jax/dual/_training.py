@@ -58,17 +58,11 @@ def train(
   ends where one full-batch step with `learning_rate=1` ends.
 
   Args:
-    phi: feature map or kernel.
-    state: the state before training.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
     optimizer: an optax transformation, with its learning rate.
     num_epochs: passes over the demonstrations.
     batch_size: demonstrations in a step, at most `N`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: `penalty(weights [d_v, R]) -> []`, added in every step; with a
-      kernel, the weights are those of an orthonormal basis of the span of the
-      keys.
+    penalty: as in `one_step_autodiff`, added in every step.
 
   Returns:
     The state after training; its mass includes the demonstrations once.
@@ -120,7 +114,7 @@ def train_and_observe(
 ) -> Trajectory:
   """Trains as `train` does, and looks at the state after every step.
 
-  Arguments and errors are those of `train`, and:
+  Further arguments are those of `train`.
 
   Args:
     observe: function of the state, such as a prediction with a fixed
