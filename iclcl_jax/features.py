@@ -6,8 +6,9 @@ A feature map is a callable pytree: `phi(x)` are the features of one vector,
 the softmax kernel scale their input by `d_k ** -0.25` themselves, so that
 `phi(q) . phi(k)` estimates `exp(q . k / sqrt(d_k))`.
 
-Random maps take a projection `[R, d_k]` from :mod:`iclcl_jax.projections`;
-their closed-form variance is in :mod:`iclcl_jax.budget`.
+Random maps take a `projection`, random directions `[R, d_k]` from
+:mod:`iclcl_jax.projections`; their closed-form variance is in
+:mod:`iclcl_jax.budget`.
 
 ===================== ============== ======== ===========================
 map                   features       sign     kernel
@@ -30,7 +31,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,13 @@ from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, FeatureMap, Float
 
+Vector: TypeAlias = Float[Array, ' d_k']
+
 
 class _FromScaled:
   """Gives a map its `__call__`: `phi(x) = exp(log_scale) * features`."""
 
-  def __call__(self, x: Float[Array, ' d_k']) -> Float[Array, ' R']:
+  def __call__(self, x: Vector) -> Float[Array, ' R']:
     """Returns the features of `x`. Shape `[R]`."""
     log_scale, features = self.scaled(widen(x))  # type: ignore[attr-defined]
     return cast_like(jnp.exp(log_scale) * features, x)
@@ -80,9 +83,6 @@ class PositiveFeatures(_FromScaled):
   independent rows the relative variance is :math:`(e^{v}-1)/R`,
   :math:`v = |q+k|^2/\sqrt{d_k}`.
 
-  Args:
-    projection: random directions. Shape `[R, d_k]`.
-
   Example:
     >>> from iclcl_jax import projections
     >>> phi = PositiveFeatures(projections.gaussian(jax.random.key(0), 8, 4))
@@ -97,18 +97,14 @@ class PositiveFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
     """Returns `(log phi(x), ones)`. Shapes `[R]`."""
     projected, half_square = _project(self.projection, x)
     num_features = self.projection.shape[0]
     log_scale = projected - (half_square + math.log(num_features) / 2)
     return log_scale, jnp.ones_like(log_scale)
 
-  def log_product(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def log_product(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `log phi(x) . phi(y)`, by one product with `x + y`."""
     projected, _ = _project(self.projection, x + y)
     squares = (x @ x + y @ y) / (2 * x.shape[0] ** 0.5)
@@ -142,17 +138,13 @@ class FeatureKernel:
   def __post_init__(self):
     _validate.check_feature_map(self.phi)
 
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `phi(x) . phi(y)`."""
     return jnp.exp(self.log_kernel(x, y))
 
   @eager_door
   @widened
-  def log_kernel(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `log phi(x) . phi(y)`, which neither under- nor overflows."""
     if isinstance(self.phi, PositiveFeatures):
       return self.phi.log_product(x, y)
@@ -172,9 +164,6 @@ class HyperbolicFeatures(_FromScaled):
   Unbiased for the softmax kernel. For independent rows the relative variance
   is :math:`(\cosh v - 1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
 
-  Args:
-    projection: random directions. Shape `[R, d_k]`; gives `2 R` features.
-
   Example:
     >>> from iclcl_jax import projections
     >>> phi = HyperbolicFeatures(
@@ -190,9 +179,7 @@ class HyperbolicFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' _'], Float[Array, ' _']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' _'], Float[Array, ' _']]:
     """Returns `(log phi(x), ones)`. Shapes `[2 R]`."""
     projected, half_square = _project(self.projection, x)
     num_features = 2 * self.projection.shape[0]
@@ -214,9 +201,6 @@ class TrigonometricFeatures(_FromScaled):
   positive maps for similar pairs, useless for distant ones, where the
   normaliser may vanish or turn negative.
 
-  Args:
-    projection: random directions. Shape `[R, d_k]`; gives `2 R` features.
-
   Example:
     >>> from iclcl_jax import projections
     >>> phi = TrigonometricFeatures(
@@ -232,9 +216,7 @@ class TrigonometricFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
     """Returns `|y|^2 / 2`, shape `[1]`, and the bounded rest, `[2 R]`."""
     projected, half_square = _project(self.projection, x)
     waves = jnp.concatenate([jnp.sin(projected), jnp.cos(projected)])
@@ -259,9 +241,7 @@ class EluPlusOneFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' d_k'], Float[Array, ' d_k']]:
+  def scaled(self, x: Vector) -> tuple[Vector, Vector]:
     """Returns `(log phi(x), ones)`. Shapes `[d_k]`."""
     x = jnp.asarray(x)
     log_scale = jnp.log1p(jnp.maximum(x, 0)) + jnp.minimum(x, 0)
@@ -281,10 +261,7 @@ class TaylorFeatures(_FromScaled):
   have a positive kernel. There are `C(d_k + p, p)` features.
 
   Args:
-    order: the order `p >= 0`.
-
-  Raises:
-    ValueError: if `order` is not a non-negative integer.
+    order: the order `p >= 0`, an integer.
 
   Example:
     >>> TaylorFeatures(order=2)(jnp.ones(4)).shape
@@ -301,9 +278,7 @@ class TaylorFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' _']]:
     """Returns `order * log s`, shape `[1]`, and monomials of `y / s`."""
     x = jnp.asarray(x)
     y = x / x.shape[0] ** 0.25
@@ -348,9 +323,7 @@ class IdentityFeatures(_FromScaled):
 
   @eager_door
   @widened
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' 1'], Float[Array, ' d_k']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Vector]:
     """Returns `(0, x)`. Shapes `[1]` and `[d_k]`."""
     x = jnp.asarray(x)
     return jnp.zeros(1, x.dtype), x
@@ -368,9 +341,7 @@ class FunctionFeatures(_FromScaled):
   scaled_fn: Callable[[Array], tuple[Array, Array]]
 
   @eager_door
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
     """Returns `(log_scale, features)`. Shapes `[1]` or `[R]`, and `[R]`."""
     log_scale, features = self.scaled_fn(jnp.asarray(x))
     return jnp.atleast_1d(log_scale), features
@@ -387,12 +358,6 @@ def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
       features)` with a `log_scale` of shape `[]`, `[1]` or `[R]`. Arrays of a
       callable pytree (`jax.tree_util.Partial`, a module) stay leaves.
 
-  Returns:
-    The feature map.
-
-  Raises:
-    ValueError: if `fn` is no function of one argument.
-
   Example:
     >>> @from_function
     ... def phi(x):
@@ -408,8 +373,8 @@ def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
 
   Also a decorator. Nothing under- or overflows, whatever the logarithms.
 
-  Result and errors are those of `from_function`, of a function
-  `fn: x [d_k] -> log phi(x) [R]`.
+  Args:
+    fn: `x [d_k] -> log phi(x) [R]`, as in `from_function`.
 
   Example:
     >>> phi = from_log(lambda x: jnp.concatenate([x, -x]))

@@ -1,11 +1,13 @@
 """Exact kernels `k(x, y)` of two vectors.
 
 Each is a callable pytree. The scale belongs to the kernel: the exponential one
-is the kernel of softmax attention, `exp(x . y / sqrt(d_k))`.
+is the kernel of softmax attention, `exp(x . y / sqrt(d_k))`. A number that is
+out of its range is a `ValueError` everywhere.
 """
 
 import dataclasses
 import math
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,13 @@ from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
 from iclcl_jax.types import Array, Float
 
+Vector: TypeAlias = Float[Array, ' d_k']
+
 
 class _FromLog:
   """Gives a positive kernel its `__call__`."""
 
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `k(x, y)`. Shape `[]`."""
     log_kernel = self.log_kernel(*widen((x, y)))  # type: ignore[attr-defined]
     return cast_like(jnp.exp(log_kernel), x)
@@ -42,9 +44,7 @@ class ExponentialKernel(_FromLog):
 
   @eager_door
   @widened
-  def log_kernel(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns the scaled score `x . y / sqrt(d_k)`."""
     return x @ y / x.shape[0] ** 0.5
 
@@ -67,9 +67,7 @@ class GaussianKernel(_FromLog):
 
   @eager_door
   @widened
-  def log_kernel(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns the logarithm of the kernel."""
     return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
 
@@ -89,9 +87,7 @@ class LinearKernel:
 
   @eager_door
   @widened
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     return x @ y
 
 
@@ -103,9 +99,6 @@ class PolynomialKernel:
   Args:
     degree: the power `p >= 1`.
     offset: the constant `c >= 0`.
-
-  Raises:
-    ValueError: if `degree < 1`, or `offset` is negative or not finite.
 
   Example:
     >>> float(PolynomialKernel(degree=2)(jnp.ones(4), jnp.ones(4)))
@@ -121,9 +114,7 @@ class PolynomialKernel:
 
   @eager_door
   @widened
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     return (x @ y / x.shape[0] ** 0.5 + self.offset) ** self.degree
 
 
@@ -140,9 +131,6 @@ class TruncatedExponentialKernel:
   Args:
     order: the order `p >= 0`.
 
-  Raises:
-    ValueError: if `order < 0`.
-
   Example:
     >>> float(TruncatedExponentialKernel(order=2)(jnp.ones(4), jnp.ones(4)))
     5.0
@@ -155,9 +143,7 @@ class TruncatedExponentialKernel:
 
   @eager_door
   @widened
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     score = x @ y / x.shape[0] ** 0.5
     term = total = jnp.ones_like(score)
     for degree in range(1, self.order + 1):
@@ -166,9 +152,7 @@ class TruncatedExponentialKernel:
     return total
 
   @eager_door
-  def remainder_bound(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def remainder_bound(self, x: Vector, y: Vector) -> Float[Array, '']:
     r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`.
 
     Lagrange's form of the remainder.
@@ -190,12 +174,6 @@ def truncation_order(score_bound: float, target_error: float) -> int:
   Args:
     score_bound: largest `|x . y| / sqrt(d_k)`, at most `|x| |y| / sqrt(d_k)`.
     target_error: relative error, below 1.
-
-  Returns:
-    The order `p`.
-
-  Raises:
-    ValueError: if an argument is out of range.
 
   Example:
     >>> truncation_order(1.0, 0.1), truncation_order(1.0, 0.01)
@@ -221,12 +199,6 @@ def attention_error_bound(kernel_error: float) -> float:
 
   Args:
     kernel_error: the relative error, in `[0, 1]`.
-
-  Returns:
-    The bound, in `[0, 2]`.
-
-  Raises:
-    ValueError: if `kernel_error` is out of range.
 
   Example:
     >>> attention_error_bound(0.6)

@@ -12,9 +12,10 @@ A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
 
 Layers are Linen modules; `as_nnx` makes NNX modules of them. They take tokens
 `[..., N, d_model]` with any batch axes, other tokens as `context`
-(cross-attention), and a `mask` of these. `dtype` is that of the computation,
-None for what inputs and parameters promote to; `param_dtype` that of the
-parameters, None for that of the tokens.
+(cross-attention), and a `mask` of these. `kernel_init` initialises all
+matrices. `dtype` is that of the computation, None for what inputs and
+parameters promote to; `param_dtype` that of the parameters, None for that of
+the tokens.
 
 `as_attention_fn` puts any attention into the attention modules of Flax itself.
 """
@@ -145,8 +146,6 @@ class MLPView(nn.Module):
     width: width `d` of the rows.
     hidden_dim: width between the layers.
     activation: the function `sigma`, entry by entry.
-    kernel_init: initializer of both matrices.
-    dtype, param_dtype: see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -181,13 +180,10 @@ class Adapter(nn.Module):
 
   .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
 
+  Attributes are those of `MLPView`, and:
+
   Attributes:
-    width: width `d` of the rows.
-    hidden_dim: width between the two layers.
     scale: the factor `c`; with 0 the view is the plain projection.
-    activation: the function `sigma`, entry by entry.
-    kernel_init: initializer of all matrices.
-    dtype, param_dtype: see the module.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -255,12 +251,10 @@ class SelfAttention(nn.Module):
       phi)`.
     key_dim: width `d_k` of queries and keys.
     value_dim: width `d_v` of values.
-    kernel_init: initializer of the projections.
     key_view: module that makes keys `[N, d_k]` of the tokens; None for their
       projection.
     value_view: module that makes values `[N, d_v]` of the tokens; None for
       their projection.
-    dtype, param_dtype: see the module.
 
   Example:
     >>> import functools
@@ -334,7 +328,12 @@ class SelfAttention(nn.Module):
     """Returns keys or values, made by the view or else by a projection."""
     if view is None:
       return _dense(self, tokens)(name, tokens, width)
-    _check_view(f'{name}_view', view)
+    if not callable(view) or isinstance(view, type):
+      raise ValueError(
+        f'{name}_view is {view!r}; expected an instance of a module, or a '
+        'function, from tokens [N, d_model] to rows, such as '
+        'layers.Adapter(width=..., hidden_dim=...).'
+      )
     rows = view(tokens)
     shape = getattr(rows, 'shape', None)
     if shape != (tokens.shape[0], width):
@@ -349,18 +348,14 @@ class SelfAttention(nn.Module):
 class MultiHeadAttention(nn.Module):
   """Heads of `SelfAttention`, made by `vmap`, and an output projection.
 
+  Attributes are those of one head, and two more. Heads share `attention_fn`;
+  every one has parameters of its own in `key_view` and `value_view`. Make two
+  instances to view keys and values alike: one instance passed twice shares its
+  parameters in `SelfAttention`, not here.
+
   Attributes:
-    attention_fn: as in `SelfAttention`, shared by all heads.
     num_heads: number of heads `H`.
-    key_dim: width `d_k` of one head.
-    value_dim: width `d_v` of one head.
     output_dim: width of the output; None for that of the tokens.
-    kernel_init: initializer of all projections.
-    key_view: as in `SelfAttention`; every head has parameters of its own. Make
-      two instances to view keys and values alike: one instance passed twice
-      shares its parameters in `SelfAttention`, not here.
-    value_view: as in `SelfAttention`; every head has parameters of its own.
-    dtype, param_dtype: see the module.
 
   Example:
     >>> import functools
@@ -427,14 +422,13 @@ def as_nnx(
 ) -> nnx.bridge.ToNNX:
   """Makes an `nnx.Module` of a layer, with the same parameters by name.
 
+  It is called as the layer is.
+
   Args:
     layer: a layer of this module.
     *inputs: tokens, and a context if there will be one, of any values; widths
       and dtype are read.
     rngs: random numbers of the parameters.
-
-  Returns:
-    The module, which is called as the layer is.
 
   Example:
     >>> import jax.numpy as jnp
@@ -443,15 +437,6 @@ def as_nnx(
     (3, 4)
   """
   return nnx.bridge.ToNNX(layer, rngs=rngs).lazy_init(*inputs)
-
-
-def _check_view(name: str, view: Any) -> None:
-  if not callable(view) or isinstance(view, type):
-    raise ValueError(
-      f'{name} is {view!r}; expected an instance of a module, or a function, '
-      'from tokens [N, d_model] to rows, such as layers.Adapter(width=..., '
-      'hidden_dim=...).'
-    )
 
 
 def _unbound(view: View | None) -> View | None:

@@ -5,6 +5,10 @@ serves feature maps and kernels alike. It carries neither the learning rate nor
 the normaliser: one gradient step with `learning_rate=1` on `contrastive` is
 attention. A loss that is a plain sum over demonstrations says so with
 `sum_over_demonstrations`; masks and batches need to know.
+
+Here `predictions` are :math:`W\phi(k_i)` and `values` the labels, both
+`[N, d_v]`. Losses raise a `ValueError` if shapes disagree, and the functions
+that make one if a number is not finite or out of its range.
 """
 
 import functools
@@ -32,9 +36,6 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
   loss in which rows see each other, would let masked and future rows in. Where
   it is relied on, four rows are tried, each alone too; that finds a mean and
   weights of positions, but proves nothing of longer sequences.
-
-  Args:
-    loss: `loss(predictions, values) -> []`.
 
   Returns:
     The same function, marked.
@@ -66,16 +67,6 @@ def contrastive(
 
   Positive pairs only, in unnormalised cosine similarity; unbounded below.
 
-  Args:
-    predictions: `W phi(k_i)`. Shape `[N, d_v]`.
-    values: the labels. Shape `[N, d_v]`.
-
-  Returns:
-    The loss. Shape `[]`.
-
-  Raises:
-    ValueError: if the shapes disagree.
-
   Example:
     >>> float(contrastive(jnp.ones((2, 3)), jnp.ones((2, 3))))
     -6.0
@@ -97,8 +88,6 @@ def squared(
   .. math:: L(W) = \tfrac12\sum_i |W\phi(k_i) - v_i|^2
 
   From `W = 0` its first step is that of `contrastive`; later ones differ.
-
-  Arguments, result and errors are those of `contrastive`.
 
   Example:
     >>> float(squared(jnp.zeros((2, 3)), jnp.ones((2, 3))))
@@ -124,9 +113,6 @@ def info_nce(temperature: float = 1.0) -> Loss:
   Returns:
     `loss(predictions, values, *, mask=None) -> []`; no sum over demonstrations,
     since all visible values are candidates of each.
-
-  Raises:
-    ValueError: if `temperature` is not positive and finite.
 
   Example:
     >>> round(float(info_nce()(jnp.zeros((2, 1)), jnp.ones((2, 1)))), 4)
@@ -166,8 +152,6 @@ def cosine(
 
   Undefined at `W = 0`: start from query-side tokens.
 
-  Arguments, result and errors are those of `contrastive`.
-
   Example:
     >>> round(float(cosine(jnp.ones((2, 3)), jnp.ones((2, 3)))), 5)
     -2.0
@@ -189,15 +173,11 @@ def negatives(
 
   .. math:: L(W) = -\sum_i \Bigl(g_i v_i - \sum_j m_j v_j\Bigr)^\top W\phi(k_i)
 
+  It is no sum over demonstrations.
+
   Args:
     mixing: `m`: how strongly each token is a negative of all. Shape `[N]`.
     gains: `g`: how strongly each is its own positive. Shape `[N]`; None for 1.
-
-  Returns:
-    `loss(predictions, values) -> []`; no sum over demonstrations.
-
-  Raises:
-    ValueError: if the shapes disagree.
 
   Example:
     >>> loss = negatives(jnp.array([0.5, 0.0]))
@@ -226,15 +206,11 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
 
   .. math:: L(W) = -\sum_i \Bigl(v_i - \sum_j M_{ij} v_j\Bigr)^\top W\phi(k_i)
 
+  It is no sum over demonstrations.
+
   Args:
     matrix: `M`, commonly `beta / k` at the negatives of token `i` in row `i`.
       Shape `[N, N]`.
-
-  Returns:
-    `loss(predictions, values) -> []`; no sum over demonstrations.
-
-  Raises:
-    ValueError: if the shapes disagree.
 
   Example:
     >>> loss = paired_negatives(jnp.zeros((2, 2)))
@@ -266,12 +242,6 @@ def ridge(strength: float | Array) -> Penalty:
   Args:
     strength: the coefficient `alpha`, of either sign.
 
-  Returns:
-    `penalty(weights) -> []`.
-
-  Raises:
-    ValueError: if `strength` is not finite.
-
   Example:
     >>> float(ridge(2.0)(jnp.ones((2, 3))))
     6.0
@@ -299,12 +269,6 @@ def check_sum(loss: Loss) -> None:
 
   Four rows are tried: the slope of each must be what it is alone, whatever the
   order. Losses that hold traced or fixed-size arrays cannot be tried.
-
-  Args:
-    loss: a declared sum.
-
-  Raises:
-    ValueError: if the slope of a row depends on another or on its position.
   """
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)

@@ -47,7 +47,7 @@ def all_merge(
     >>> mesh, split = jax.make_mesh((1,), ('devices',)), jax.P('devices')
     >>> specs = {'in_specs': split, 'out_specs': jax.P()}
     >>> jax.shard_map(learn, mesh=mesh, **specs)(x).mass.tolist()
-    [8.0, 8.0]
+    [4.0, 4.0]
 
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 (a sum over demonstrations).

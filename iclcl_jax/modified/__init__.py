@@ -11,7 +11,9 @@ attention that one gradient step on it implies: the step replaces the label of
 demonstration `i` by :math:`u_i = -\eta\,\partial L/\partial f(k_i)` at `W_0`,
 and attention with these labels is the trained model's answer. The other
 functions are the closed forms of the modifications that the papers name; their
-losses are in :mod:`iclcl_jax.losses`.
+losses are in :mod:`iclcl_jax.losses`. They raise a `ValueError` for a number
+that is not finite or out of its range, or a function that does not take its
+arguments; what the doors take and raise stands in `Attention`.
 """
 
 from iclcl_jax.modified._attention import Attention as Attention

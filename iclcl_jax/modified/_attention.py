@@ -17,7 +17,21 @@ class Attention(abc.ABC):
   Calling it answers one query; `stream` answers many with the same
   demonstrations; `causal` lets token `t` see the tokens `0..t`. Queries, keys
   and values of one place belong to one token where a modification asks whose
-  they are.
+  they are; then there is one query for each token, `M = N`.
+
+  ================  ==========================================================
+  ``phi``           feature map or kernel
+  ``query``         the test input, ``[d_k]``; ``queries [M, d_k]``
+  ``keys``          keys of the demonstrations, ``[N, d_k]``
+  ``values``        their values, ``[N, d_v]``
+  ``mask``          valid rows, ``[N]``; None for all
+  ``chunk_size``    rows whose features or scores are held at a time
+  ================  ==========================================================
+
+  All doors raise `ValueError` where ranks, sizes or dtypes disagree, there is
+  no key, or a count is out of its range. With many queries the time is linear
+  in `N + M` for a feature map, unless the class says otherwise; for a kernel it
+  is that of all `M N` scores, of which `[chunk_size, N]` are held.
 
   A new one is a frozen dataclass, registered as a pytree, with the methods
   `_one`, `_many` and `_causal`. They are given checked arrays in which masked
@@ -39,23 +53,10 @@ class Attention(abc.ABC):
     num_query_tokens: int | None = None,
     mask: Mask | None = None,
   ) -> Float[Array, ' d_v']:
-    """Answers one query.
+    """Answers one query: `[d_v]`.
 
-    Args:
-      phi: feature map or kernel.
-      query: the test input. Shape `[d_k]`.
-      keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      num_query_tokens: how many of the last rows belong to the query side, the
-        query's own token last; None for what the constructor names.
-      mask: valid tokens. Shape `[N]`; None for all.
-
-    Returns:
-      The attention output. Shape `[d_v]`.
-
-    Raises:
-      ValueError: if ranks, sizes or dtypes disagree, there is no key, or
-        `num_query_tokens` is not a number of rows.
+    The last `num_query_tokens` rows belong to the query side, the query's own
+    token last; None for as many as the constructor names.
     """
     count = num_query_tokens
     count = self._default_query_tokens if count is None else count
@@ -75,28 +76,7 @@ class Attention(abc.ABC):
     chunk_size: int = 1024,
     mask: Mask | None = None,
   ) -> Float[Array, 'M d_v']:
-    """Answers many queries, each as if it were asked alone.
-
-    The time is linear in `N + M` with a feature map, unless the class says
-    otherwise. With a kernel it is that of all `M N` scores, of which
-    `[chunk_size, N]` are held.
-
-    Args:
-      phi: feature map or kernel.
-      queries: the test inputs. Shape `[M, d_k]`; `M = N`, one for each token,
-        where a modification concerns the query's own token.
-      keys: keys of the demonstrations. Shape `[N, d_k]`.
-      values: their values. Shape `[N, d_v]`.
-      chunk_size: rows whose features or scores are held at a time.
-      mask: valid demonstrations. Shape `[N]`; None for all.
-
-    Returns:
-      The attention outputs. Shape `[M, d_v]`.
-
-    Raises:
-      ValueError: if ranks, sizes or dtypes disagree, there is no key, or
-        `chunk_size < 1`.
-    """
+    """Answers many queries, each as if it were asked alone: `[M, d_v]`."""
     _validate.at_least(1, chunk_size=chunk_size)
     rows = visible_rows(mask, keys, values)
     outputs = self._many(phi, jnp.asarray(queries), *rows, chunk_size, mask)
@@ -113,25 +93,9 @@ class Attention(abc.ABC):
     chunk_size: int = 64,
     mask: Mask | None = None,
   ) -> Float[Array, 'N d_v']:
-    """Answers token `t` with the tokens `0..t`; no future enters.
+    """Answers token `t` with the tokens `0..t`, no future entering: `[N, d_v]`.
 
-    The time is linear in `N` with a feature map, unless the class says
-    otherwise. With a kernel it is that of all `N^2` scores, of which
-    `[chunk_size, N]` are held.
-
-    Args:
-      phi: feature map or kernel.
-      queries: the query of every token. Shape `[N, d_k]`.
-      keys: keys. Shape `[N, d_k]`.
-      values: values. Shape `[N, d_v]`.
-      chunk_size: rows whose features or scores are held at a time.
-      mask: valid tokens. Shape `[N]`; None for all.
-
-    Returns:
-      The attention outputs. Shape `[N, d_v]`.
-
-    Raises:
-      ValueError: as `stream`; if what a token learns depends on later ones.
+    If what a token learns depends on later ones, that is a `ValueError`.
     """
     _validate.at_least(1, chunk_size=chunk_size)
     rows = visible_rows(mask, keys, values)

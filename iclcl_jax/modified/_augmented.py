@@ -60,9 +60,7 @@ def _unchanged(row: Array) -> Array:
 
 
 def augmented(
-  *,
-  augment_keys: View = _unchanged,
-  augment_values: View = _unchanged,
+  *, augment_keys: View = _unchanged, augment_values: View = _unchanged
 ) -> Augmented:
   r"""Makes attention to augmented views of keys and values.
 
@@ -75,12 +73,6 @@ def augmented(
     augment_keys: `g_2`, a function of one key `[d_k]`.
     augment_values: `g_1`, a function of one value `[d_v]`; its result may have
       another width, that of the attention's output.
-
-  Returns:
-    The attention, by three doors.
-
-  Raises:
-    ValueError: if a view is no function of a row; a call, if it returns none.
 
   Example:
     >>> from iclcl_jax import features

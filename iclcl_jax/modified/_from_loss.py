@@ -44,13 +44,9 @@ def attention_from_loss(
       minus the attention.
     learning_rate: factor of the update.
 
-  Returns:
-    A `LossAttention`.
-
   Raises:
-    ValueError: if `loss` or `penalty` is no function of its arguments,
-      `learning_rate` is negative or not finite, or the optimizer's first step
-      is zero or not proportional to the gradient.
+    ValueError: if the optimizer's first step is zero or not proportional to the
+      gradient.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -64,7 +60,7 @@ def attention_from_loss(
   """
   losses.check_loss(loss)
   losses.check_penalty(penalty)
-  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
+  _validate.non_negative(learning_rate=learning_rate)
   step_size, decay = (1.0, 0.0) if optimizer is None else _linear(optimizer)
   return LossAttention(
     loss=loss,

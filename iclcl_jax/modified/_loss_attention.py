@@ -203,18 +203,10 @@ class LossAttention(Attention):
 
   def _check_penalty(self, keys, values):
     """The slope at zero weights, refused where it does not exist."""
-    with jax.ensure_compile_time_eval():
-      dtype = jax.dtypes.canonicalize_dtype(values.dtype)
-      zero = np.zeros((values.shape[1], keys.shape[1]), dtype)
-      _validate.check_real_scalar('penalty', self.penalty, zero)
-      slope = _slope(self.penalty, (zero,))
-    # By NumPy: under jit, jnp would make a tracer of what is known.
-    if _validate.is_concrete(slope) and not np.all(np.isfinite(slope)):
-      raise ValueError(
-        'penalty has no finite gradient at W_0 = 0; expected one there. Give '
-        'W_0 by query-side tokens (num_query_tokens >= 1).'
-      )
-    return slope
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    zero = np.zeros((values.shape[1], keys.shape[1]), dtype)
+    _validate.check_real_scalar('penalty', self.penalty, zero)
+    return _finite_slope('penalty', self.penalty, zero)
 
   def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""
@@ -222,17 +214,24 @@ class LossAttention(Attention):
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=1.0)
     losses.check_value(loss, values)
-    with jax.ensure_compile_time_eval():
-      # Of the shape alone: traced values may vary over the axes of a mesh.
-      dtype = jax.dtypes.canonicalize_dtype(values.dtype)
-      zero = np.zeros(values.shape, dtype)
-      slopes = _slope(loss, (zero, np.ones_like(zero)))
-    # A loss that depends on traced values cannot be looked at.
-    if _validate.is_concrete(slopes) and not np.all(np.isfinite(slopes)):
-      raise ValueError(
-        'loss has no finite gradient at W_0 = 0; expected one there. Give '
-        'W_0 by query-side tokens (num_query_tokens >= 1).'
-      )
+    # Of the shape alone: traced values may vary over the axes of a mesh.
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    zero = np.zeros(values.shape, dtype)
+    _finite_slope('loss', loss, zero, np.ones_like(zero))
+
+
+def _finite_slope(name: str, function, *arguments) -> Array:
+  """The slope at `W_0 = 0`, refused where it does not exist."""
+  with jax.ensure_compile_time_eval():
+    slope = _slope(function, arguments)
+  # By NumPy: under jit, jnp would make a tracer of what is known. A function
+  # that depends on traced values cannot be looked at.
+  if _validate.is_concrete(slope) and not np.all(np.isfinite(slope)):
+    raise ValueError(
+      f'{name} has no finite gradient at W_0 = 0; expected one there. Give W_0 '
+      'by query-side tokens (num_query_tokens >= 1).'
+    )
+  return slope
 
 
 @compiled

@@ -136,13 +136,6 @@ def negative(
     candidates_fn: `(position [], positions [N]) -> [N]`, which tokens may be
       negatives of the token at `position`; by default all others.
 
-  Returns:
-    The attention, by three doors.
-
-  Raises:
-    ValueError: if `num_negatives < 0`, `strength` is not finite, or a function
-      does not take its arguments; a call, if it returns no choice.
-
   Example:
     >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((3, 4)), jnp.array([[0.0], [3.0], [6.0]])
@@ -256,19 +249,8 @@ def token_negative(
   .. math:: H = A (I - M) V, \quad M_{ij} = \beta/|N(i)| \text{ for } j\in N(i),
 
   `N(i)` the `k` other tokens that token `i` itself attends to least; in
-  `causal`, among those before it.
-
-  Args:
-    num_negatives: how many, `k`, as in `negative`.
-    strength: the total `beta` that the negatives lose.
-    select: as in `negative`.
-    candidates_fn: as in `negative`.
-
-  Returns:
-    The attention, by its doors for many queries.
-
-  Raises:
-    ValueError: as `negative`.
+  `causal`, among those before it. Arguments are those of `negative`. The
+  attention has doors for many queries alone.
 
   Example:
     >>> from iclcl_jax import kernels

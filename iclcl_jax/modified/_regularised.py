@@ -72,10 +72,8 @@ class Regularised(Attention):
     output = attention.divide(numerator, sums[:, -2:-1], seen)
     return output - residual * values
 
-  def _settings(self, values) -> tuple[Array, Array]:
-    both = self.decay, self.residual
-    decay, residual = (jnp.asarray(x, values.dtype) for x in both)
-    return decay, residual
+  def _settings(self, values) -> list[Array]:
+    return [jnp.asarray(x, values.dtype) for x in (self.decay, self.residual)]
 
 
 def regularised(*, strength: float | Array) -> Regularised:
@@ -90,12 +88,6 @@ def regularised(*, strength: float | Array) -> Regularised:
 
   Args:
     strength: the coefficient `alpha`, of either sign.
-
-  Returns:
-    The attention, by three doors.
-
-  Raises:
-    ValueError: if `strength` is not finite.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -124,12 +116,6 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
 
   Args:
     strength: the coefficient `alpha`, of either sign.
-
-  Returns:
-    The attention, by three doors.
-
-  Raises:
-    ValueError: if `strength` is not finite.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -177,12 +163,6 @@ def regularised_training_weights(
     learning_rate: the step size `eta` of one visit.
     strength: the coefficient `alpha` of one visit.
 
-  Returns:
-    The `TrainingWeights`.
-
-  Raises:
-    ValueError: if a count is not positive.
-
   Example:
     >>> weights = regularised_training_weights(
     ...     2, 4, learning_rate=0.25, strength=0.0)
@@ -192,10 +172,10 @@ def regularised_training_weights(
   References:
     Ren & Liu, arXiv:2310.13220v1, section 5 (setting); derived here.
   """
-  _validate.check_count('num_demonstrations', num_demonstrations)
-  _validate.check_count('num_epochs', num_epochs)
-  _validate.check_scalar('learning_rate', learning_rate, minimum=0)
-  _validate.check_scalar('strength', strength)
+  counts = {'num_demonstrations': num_demonstrations, 'num_epochs': num_epochs}
+  _validate.at_least(1, **counts)
+  _validate.non_negative(learning_rate=learning_rate)
+  _validate.finite(strength=strength)
   rate = jnp.asarray(learning_rate, float)
   decay = 1 - rate * strength
   epoch = decay**num_demonstrations
