@@ -44,7 +44,8 @@ def all_merge(
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))
     >>> def learn(keys):
     ...   return dual.all_merge(dual.zero_shot(phi, keys, keys), 'devices')
-    >>> mesh, split = jax.make_mesh((1,), ('devices',)), jax.P('devices')
+    >>> auto = (jax.sharding.AxisType.Auto,)
+    >>> mesh, split = jax.make_mesh((1,), ('devices',), auto), jax.P('devices')
     >>> specs = {'in_specs': split, 'out_specs': jax.P()}
     >>> jax.shard_map(learn, mesh=mesh, **specs)(x).mass.tolist()
     [4.0, 4.0]
@@ -87,7 +88,8 @@ def prefix_merge(state: State, axis_name: str | tuple[str, ...]) -> State:
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))
     >>> def past(keys):
     ...   return dual.prefix_merge(dual.zero_shot(phi, keys, keys), 'devices')
-    >>> mesh, split = jax.make_mesh((1,), ('devices',)), jax.P('devices')
+    >>> auto = (jax.sharding.AxisType.Auto,)
+    >>> mesh, split = jax.make_mesh((1,), ('devices',), auto), jax.P('devices')
     >>> specs = {'in_specs': split, 'out_specs': split}
     >>> jax.shard_map(past, mesh=mesh, **specs)(x).mass.tolist()
     [0.0, 0.0]

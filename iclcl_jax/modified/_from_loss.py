@@ -49,6 +49,7 @@ def attention_from_loss(
       gradient.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from iclcl_jax import kernels
     >>> attend = attention_from_loss(losses.contrastive)
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
