@@ -126,6 +126,13 @@ SOFTMAX = kernels.ExponentialKernel()
 DECAY = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
 
 
+def test_a_mask_that_is_not_stated_is_told_under_any_map():
+  q, k, v = tokens()
+  h = attention.dot_product_attention(q, k, v, attend=ELU, is_causal=True)
+  certificate = equivalence.verify_heads(q, k, v, h, phi=ELU)
+  assert certificate.verdict == 'fails: the output is that of is_causal=True'
+
+
 @pytest.mark.parametrize(
   ('phi', 'attend', 'stated'),
   [

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import moments
+from iclcl_jax import attention, moments
+from iclcl_jax._program import compiled
 
 _CHUNK_SIZE = 8
 _MULTIPLE = (
@@ -23,15 +24,15 @@ _OTHER_MEAN = (
 )
 
 
-def diagnose(heads, stretch: float, residual: np.ndarray, limit) -> str:
+def diagnose(phi, heads, stretch: float, residual: np.ndarray, limit) -> str:
   """Says what the outputs of failing heads are instead, if a guess fits.
 
-  `heads` are keys, values and rows; `stretch` is the scale that was stated,
-  times `sqrt(d_k)`. The residual of each query, and what rounding explains of
-  it, have shape `[B, N, T]`.
+  `phi` is the kernel that was stated, `stretch` the scale times `sqrt(d_k)`;
+  `heads` are keys, values and rows. The residual of each query, and what
+  rounding explains of it, have shape `[B, N, T]`.
   """
   failing = np.any(residual > limit, axis=(0, 2))
-  distances = jax.device_get(_distances(heads, stretch, limit.shape[1]))
+  distances = jax.device_get(_distances(phi, heads, stretch, limit.shape[1]))
   fits = {
     guess: bool(np.all((np.reshape(x, limit.shape) <= limit)[:, failing]))
     for guess, x in distances.items()
@@ -42,19 +43,19 @@ def diagnose(heads, stretch: float, residual: np.ndarray, limit) -> str:
   return (*found, rest)[0]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _distances(heads, stretch, num_heads):
+@compiled
+def _distances(phi, heads, stretch, num_heads: int):
   """Returns how far each guess is from each output, `[C, rows]`."""
 
   def measure(head):
     keys, values, rows = head
-    row = functools.partial(_of_row, stretch, num_heads, keys, values)
+    row = functools.partial(_of_row, phi, stretch, num_heads, keys, values)
     return moments.map_chunks(row, rows, _CHUNK_SIZE)
 
   return jax.lax.map(measure, heads)
 
 
-def _of_row(stretch, num_heads, keys, values, row):
+def _of_row(phi, stretch, num_heads, keys, values, row):
   keys, values = jnp.nan_to_num(keys), jnp.nan_to_num(values)  # Hidden ones.
   (size, width), where = keys.shape, jnp.arange(keys.shape[0])
   raw = keys @ row.query / stretch
@@ -69,15 +70,21 @@ def _of_row(stretch, num_heads, keys, values, row):
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
     return weights @ values
 
+  def seeing(seen):
+    """What `phi` answers under another mask."""
+    if row.bias is not None:
+      return mean(stated, seen)
+    return attention.weights(phi, row.query, keys, mask=seen) @ values
+
   guesses = {
     'phi=kernels.ExponentialKernel()': mean(stated),
     'phi=features.EluPlusOneFeatures()': mean(jnp.log(features[1:] @ query)),
     'a ReLU, phi=lambda x, y: jax.nn.relu(x @ y)': mean(
       jnp.log(jax.nn.relu(raw))
     ),
-    'is_causal=True': mean(stated, seen & (where <= row.position)),
-    'mask=None, is_causal=False': mean(stated, seen | True),
-    'mask=~mask': mean(stated, ~seen),
+    'is_causal=True': seeing(seen & (where <= row.position)),
+    'mask=None, is_causal=False': seeing(seen | True),
+    'mask=~mask': seeing(~seen),
     'bias=None': mean(stated - bias),
     'ALiBi, bias=-2 ** (-8 * n / N) * abs(t - s)': mean(stated - alibi),
     'scale=None': mean(raw / width**0.5 + bias),

@@ -196,7 +196,7 @@ def verify_heads(
     unexplained = np.max(np.where(residual <= rounding, 0, residual))
     verdict = judge(np.max(residual), dtype, arithmetic, unexplained)
   if verdict == 'fails':
-    verdict += ': ' + diagnose(heads, stretch, residual, limit)
+    verdict += ': ' + diagnose(phi, heads, stretch, residual, limit)
   return HeadsCertificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
     sizes=(len(residual), num_heads, len(rows), shape[-1]),
