@@ -360,6 +360,104 @@ def test_the_examples_of_a_function_compile_once(name):
   assert num_programs(lambda: run_examples(EXAMPLES[name])) == 0
 
 
+# Settings that another call of the same program has.
+OTHERS = {
+  'learning rate': (
+    lambda: dual.one_step(PHI, STATE, X, V, learning_rate=0.1),
+    lambda: dual.one_step(PHI, STATE, X, V, learning_rate=0.2),
+  ),
+  'label': (
+    lambda: attribution.logit_difference(model(), TOKENS, 3, 4),
+    lambda: attribution.logit_difference(model(), TOKENS, 5, 6),
+  ),
+  'strength': (
+    lambda: modified.regularised(strength=0.5)(PHI, W, X, V),
+    lambda: modified.regularised(strength=0.25)(PHI, W, X, V),
+  ),
+  'radius': (
+    lambda: bounds.gap_supremum(PHI, STATE, STATE, radius=0.5),
+    lambda: bounds.gap_supremum(PHI, STATE, STATE, radius=1e-60),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_another_number_compiles_nothing(name):
+  first, other = OTHERS[name]
+  jax.block_until_ready(first())
+  assert num_programs(other) == 0
+
+
+def test_values_are_looked_at_in_every_call():
+  step = functools.partial(dual.one_step, PHI, STATE, X, V)
+  step(learning_rate=0.1)
+  for rate in (-0.1, np.float32(-1), jnp.float32(np.nan)):
+    with pytest.raises(ValueError, match=r'learning_rate is (-|nan)') as caught:
+      step(learning_rate=rate)
+    assert not getattr(caught.value, '__notes__', [])
+  pretrained.logits(model(), TOKENS)
+  with pytest.raises(ValueError, match='tokens holds the id 99'):
+    pretrained.logits(model(), TOKENS + 99 - TOKENS[0])
+
+
+SCALE = 2.0
+
+
+def scaled_loss(scale):
+  return lambda p, v: -jnp.sum(scale * p * v)
+
+
+def global_loss(p, v):
+  return -jnp.sum(SCALE * p * v)
+
+
+def learnt(loss):
+  start = dual.empty(PHI, X, V)
+  return dual.one_step_autodiff(PHI, start, X, V, loss=loss).weights
+
+
+def test_functions_are_the_same_by_what_they_refer_to(monkeypatch):
+  one = learnt(scaled_loss(1.0))
+  np.testing.assert_allclose(learnt(scaled_loss(3.0)), 3 * one, rtol=1e-5)
+  np.testing.assert_allclose(learnt(global_loss), 2 * one, rtol=1e-5)
+  monkeypatch.setitem(globals(), 'SCALE', 4.0)
+  np.testing.assert_allclose(learnt(global_loss), 4 * one, rtol=1e-5)
+  array = jnp.float32(5.0)
+  np.testing.assert_allclose(learnt(scaled_loss(array)), 5 * one, rtol=1e-5)
+  assert num_programs(lambda: learnt(scaled_loss(array))) == 0
+  np.testing.assert_allclose(learnt(scaled_loss(array + 1)), 6 * one, rtol=1e-5)
+
+
+class Mutable:
+  factor = 1.0
+
+
+def test_what_may_change_unseen_is_looked_at_by_a_new_function():
+  mutable = Mutable()
+
+  def make():
+    return lambda p, v: -jnp.sum(mutable.factor * p * v)
+
+  one = learnt(make())
+  mutable.factor = 2.0
+  np.testing.assert_allclose(learnt(make()), 2 * one, rtol=1e-5)
+
+
+def test_a_function_that_reads_numbers_runs_as_python():
+  def reads(phi, query, keys, values):
+    weights = np.exp(np.asarray(keys) @ np.asarray(query) / 2)
+    return jnp.asarray(np.asarray(values).T @ (weights / weights.sum()))
+
+  assert equivalence.verify(KERNEL, W, X, V, attention_fn=reads).holds
+
+
+def test_a_function_may_refer_to_traced_values():
+  slopes = jax.vmap(lambda scale: learnt(scaled_loss(scale)))(
+    jnp.array([1.0, 2.0], np.float32)
+  )
+  np.testing.assert_allclose(slopes[1], 2 * slopes[0], rtol=1e-5)
+
+
 # The first call of a shape, with the programs of JAX's own small operations.
 FIRST = {
   'verify of 32 keys': lambda: (
