@@ -346,11 +346,12 @@ def run_examples(function):
     doctest.DocTestRunner(verbose=False).run(test, out=lambda _: None)
 
 
+# Flax compiles what it converts, and an eager shard_map every operation.
+OF_OTHERS = {'layers.as_nnx', 'dual.all_merge', 'dual.prefix_merge'}
 EXAMPLES = {
   name: function
   for function, name in public_functions().items()
-  if '>>>' in (function.__doc__ or '')
-  and name != 'layers.as_nnx'  # Flax compiles what it converts.
+  if '>>>' in (function.__doc__ or '') and name not in OF_OTHERS
 }
 
 
