@@ -7,6 +7,13 @@ contrastive loss of plain attention or for any other; `verify_model` compares
 them for every head of a stack of Transformer blocks. `verify_heads` compares
 the dual models with what somebody else's model has computed, which `capture`
 sees in Flax, Equinox or plain JAX.
+
+Arguments that a function does not describe are those of `verify`. All raise
+`ValueError` where ranks, sizes or dtypes disagree; certificates are of concrete
+arrays, so that making one inside `jit` is an error.
+
+References:
+  Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
 """
 
 from iclcl_jax.equivalence._capture import capture as capture, record as record

@@ -34,12 +34,8 @@ class Certificate:
     phi: name of the feature map or kernel.
     num_demonstrations: demonstrations `N`.
     num_query_tokens: query-side tokens.
-    attention: the attention output. Shape `[d_v]`.
-    closed_form: prediction of the closed-form dual model. Shape `[d_v]`.
-    autodiff: prediction of the autodiff dual model. Shape `[d_v]`.
-    residual: backward-stable residual, see `Residuals`.
-    relative_error: the plain relative error.
-    condition: condition number of the normaliser.
+    attention, closed_form, autodiff, residual, relative_error, condition: as in
+      `Residuals`.
     tolerance: the residual that rounding explains in this dtype.
     dtype: dtype of the inputs.
     precision: arithmetic under which the check ran.
@@ -67,10 +63,7 @@ class Certificate:
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists."""
-    result = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-    }
+    result = dataclasses.asdict(self)
     for name in ('attention', 'closed_form', 'autodiff'):
       result[name] = [float(x) for x in result[name]]
     return result | {'holds': self.holds}
@@ -129,20 +122,14 @@ def verify(
     arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
       does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
 
-  Returns:
-    The `Certificate`; `certificate.holds` is the verdict as a boolean.
-
   Raises:
-    ValueError: as `residuals`; if called inside `jit`.
+    ValueError: as `residuals`.
 
   Example:
     >>> from iclcl_jax import kernels
     >>> x = jnp.eye(3)
     >>> verify(kernels.ExponentialKernel(), x[0], x, x).verdict
     'holds'
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   precision.check_arithmetic(arithmetic)
   theorem = Theorem(

@@ -116,30 +116,19 @@ def verify_heads(
   form and with weights from `jax.grad` of the loss; queries that see none are
   left out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
 
+  Tokens, `bias` (ALiBi, say), `mask`, `is_causal` and `scale` are as in
+  `attention.dot_product_attention`.
+
   Args:
-    query: shape `[..., T, N, d_k]`.
-    key: each head is shared by `N / K` query heads. Shape `[..., S, K, d_k]`.
-    value: shape `[..., S, K, d_v]`.
     output: what the model's attention returned. Shape `[..., T, N, d_v]`.
     phi: the feature map or kernel that the model is said to use.
-    bias: added to the scores, ALiBi say; broadcasts to `[..., N, T, S]`.
-    mask: True where a query sees a key; broadcasts like `bias`.
-    is_causal: whether query `t` sees the keys `0..t` alone.
-    scale: factor of `q . k`; None for `1 / sqrt(d_k)`.
     num_queries: how many of each head are checked, evenly spaced; None for all.
     num_query_tokens: how many tokens give `W_0`, a query's own and those before
       it; needs `T = S`.
-    loss: what the dual model descends.
-    penalty: of its weights.
-    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
-    arithmetic: as in `verify`.
-
-  Returns:
-    The `HeadsCertificate`.
 
   Raises:
-    ValueError: if shapes disagree, an array is not of its kind, `phi` has no
-      place for scale or bias, or inside `jit`; as `residuals`.
+    ValueError: if an array is not of its kind, or `phi` has no place for scale
+      or bias; as `residuals`.
 
   Example:
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')
@@ -148,9 +137,6 @@ def verify_heads(
     'holds'
     >>> verify_heads(q, k, v, h).verdict
     'fails: the output is that of is_causal=True'
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
   precision.check_arithmetic(arithmetic)
   if not _validate.is_concrete(query, key, value, output, bias, mask, phi):

@@ -3,7 +3,7 @@
 Three paths for each head and position: softmax attention, the closed-form dual
 model, and the dual model whose weights come from `jax.grad` of the contrastive
 loss of the tokens that the position sees. Then the whole stack once more, as a
-chain of dual models. Public as part of :mod:`iclcl_jax.equivalence`.
+chain of dual models.
 """
 
 import dataclasses
@@ -136,20 +136,8 @@ def model_residuals(
 
   Layer after layer by `jax.lax.scan`, one key-value head after the other by
   `jax.lax.map`. Heads are compared on the hidden states of the forward pass;
-  the chain of dual models runs beside it on its own.
-
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    blocks: the parameters, each with a leading axis `L`.
-    x: embedded tokens. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens. Shape `[N]`; None for all.
-
-  Returns:
-    The `ModelResiduals`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree.
+  the chain of dual models runs beside it on its own. Arguments are those of
+  :mod:`iclcl_jax.transformer`; `x` are embedded tokens.
 
   Example:
     >>> architecture, block = transformer.example()
@@ -157,9 +145,6 @@ def model_residuals(
     >>> model_residuals(
     ...     architecture, blocks, jnp.ones((3, 4))).autodiff.shape
     (1, 2, 3)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
   transformer.check_blocks(architecture, blocks, x)
   valid = jnp.ones(x.shape[0], bool) if mask is None else mask
@@ -202,30 +187,17 @@ def verify_model(
   states of the forward pass. Runs eagerly; in reduced precision, or in a 16-bit
   dtype, a small residual is 'precision-limited'.
 
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    blocks: the parameters, each with a leading axis `L`.
-    x: embedded tokens. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens. Shape `[N]`; None for all.
-    arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` or
-      `precision.PLATFORM_DEFAULT`.
-
-  Returns:
-    The `ModelCertificate`.
+  Arguments are those of `model_residuals`, and the `arithmetic` of `verify`.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, no token is valid, a parameter or
-      valid token is not finite, or if called inside `jit`.
+    ValueError: if no token is valid, or a parameter or valid token is not
+      finite.
 
   Example:
     >>> architecture, block = transformer.example()
     >>> blocks = jax.tree.map(lambda p: p[None], block)
     >>> verify_model(architecture, blocks, jnp.eye(3, 4)).verdict
     'holds'
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
   precision.check_arithmetic(arithmetic)
   if not _validate.is_concrete(blocks, x, positions, mask):
@@ -259,13 +231,7 @@ def certificate_of(
 ) -> ModelCertificate:
   """Turns what `model_residuals` measured into a certificate.
 
-  Args:
-    result: the residuals, concrete arrays.
-    mask: valid tokens. Shape `[N]`; None for all.
-    arithmetic: what `model_residuals` ran under.
-
-  Returns:
-    The `ModelCertificate`.
+  `mask` and `arithmetic` are what these were measured with.
 
   Example:
     >>> architecture, block = transformer.example()

@@ -82,20 +82,12 @@ def residuals(
   :math:`S = \max_j \sum_i c_i (|v_{ij}| + |h_j|)` and
   :math:`c_i = |\phi(k_i)|^\top|\phi(q)| / |D|`: what rounding of the sums may
   cause, however much they cancel. For another loss than the contrastive one
-  the labels of its `modified.LossAttention` count beside the values.
-
-  Arguments are those of `verify`.
-
-  Returns:
-    The `Residuals`. With another loss, `closed_form` is the attention that
-    `modified.attention_from_loss` builds.
+  the labels of its `modified.LossAttention` count beside the values, and
+  `closed_form` is the attention that `modified.attention_from_loss` builds.
 
   Raises:
-    ValueError: if ranks, sizes or dtypes disagree, no demonstration is left,
-      or as `modified.attention_from_loss`.
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+    ValueError: if no demonstration is left, or as
+      `modified.attention_from_loss`.
   """
   theorem = Theorem(
     phi=phi,
