@@ -31,7 +31,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,7 @@ import numpy as np
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
-from iclcl_jax.types import Array, FeatureMap, Float
-
-Vector: TypeAlias = Float[Array, ' d_k']
+from iclcl_jax.types import Array, FeatureMap, Float, Vector
 
 
 class _FromScaled:

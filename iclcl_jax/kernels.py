@@ -7,7 +7,6 @@ out of its range is a `ValueError` everywhere.
 
 import dataclasses
 import math
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,7 @@ import jax.numpy as jnp
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import eager_door
 from iclcl_jax.precision import cast_like, widen, widened
-from iclcl_jax.types import Array, Float
-
-Vector: TypeAlias = Float[Array, ' d_k']
+from iclcl_jax.types import Array, Float, Vector
 
 
 class _FromLog:

@@ -31,16 +31,7 @@ TOLERANCES = {
 
 
 def tolerance(dtype: Any) -> float:
-  """Returns the tolerance of an identity in exact arithmetic, by dtype.
-
-  Args:
-    dtype: a floating-point dtype.
-
-  Returns:
-    The largest residual that rounding explains.
-
-  Raises:
-    ValueError: if the dtype has none.
+  """Returns the largest residual that rounding explains in a dtype.
 
   Example:
     >>> tolerance(jnp.float32)
@@ -97,12 +88,8 @@ def product(a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
   """Returns `a @ b` of operands in a dtype, summed in float32 at least.
 
   As in flash attention: matrix units multiply bfloat16 and add up in float32 at
-  no cost. float16 is widened first: scores may exceed its range.
-
-  Args:
-    a: left operand.
-    b: right operand.
-    dtype: that of the operands; None for the narrower of both.
+  no cost. float16 is widened first: scores may exceed its range. Without a
+  dtype it is the narrower of both.
   """
   if dtype is None:
     dtype = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
@@ -170,13 +157,7 @@ def round_operands(fn: Callable[..., Any]) -> Callable[..., Any]:
 
   A function transformation, like `jax.grad`: no function under test needs an
   argument for it, and products inside `jit`, `scan`, and derivatives are
-  reached.
-
-  Args:
-    fn: a function of arrays (any pytrees).
-
-  Returns:
-    A function of the same arguments.
+  reached. The arguments of `fn` are any pytrees of arrays.
 
   Example:
     >>> x = jnp.full((1, 1), 1.00390625)  # 1 + 2**-8 needs 8 fraction bits.

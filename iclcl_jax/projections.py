@@ -2,9 +2,10 @@ r"""Random projections: `[R, d]` arrays whose rows are random directions.
 
 All have the signature `(key, num_features, dim, *, dtype) -> [R, d]`, and rows
 that are marginally :math:`N(0, I_d)`, so that all random feature maps built on
-them are unbiased. They differ in how the rows of
-one block of `d` rows depend on each other, and so in the variance. Blocks are
-independent; the last one is cut.
+them are unbiased. They differ in how the rows of one block of `d` rows depend
+on each other, and so in the variance. Blocks are independent; the last one is
+cut. A count that is no positive integer (for a simplex, `dim < 2`) or a `dtype`
+that is not floating-point is a `ValueError`.
 """
 
 from collections.abc import Callable
@@ -29,10 +30,6 @@ def gaussian(
     dim: width `d` of a row.
     dtype: floating-point dtype.
 
-  Raises:
-    ValueError: if `num_features` or `dim` is not a positive integer, or `dtype`
-      is no floating-point dtype.
-
   Example:
     >>> gaussian(jax.random.key(0), 4, 3).shape
     (4, 3)
@@ -53,8 +50,6 @@ def orthogonal(
   A block is :math:`\mathrm{diag}(\chi)\, Q` with `Q` Haar-distributed (QR with
   the sign fix, as in :func:`jax.random.orthogonal`) and independent
   chi-distributed norms with `d` degrees of freedom, one for each direction.
-
-  Takes what `gaussian` takes; raises `ValueError` as it does.
 
   Example:
     >>> w = orthogonal(jax.random.key(0), 3, 3)
@@ -82,8 +77,6 @@ def simplex(
   A block is :math:`\mathrm{diag}(\chi)\, S\, Q`: the unit rows of `S` have the
   mutual inner product :math:`-1/(d-1)`, the smallest possible for `d` rows.
 
-  Takes what `gaussian` takes; raises `ValueError` as it does, and if `dim < 2`.
-
   Example:
     >>> simplex(jax.random.key(0), 5, 2).shape
     (5, 2)
@@ -109,8 +102,6 @@ def simplex_plus(
   :math:`s_i \leftarrow -t / |t|`, :math:`t = \sum_{j\ne i}\chi_j s_j`, which
   lowers the norm of the sum of the rows; then one Haar rotation of the block.
   Made for positive features; there is no closed form of the variance.
-
-  Takes what `gaussian` takes; raises `ValueError` as it does, and if `dim < 2`.
 
   Example:
     >>> simplex_plus(jax.random.key(0), 5, 3).shape

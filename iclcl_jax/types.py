@@ -18,34 +18,16 @@ and heads.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
-
-__all__ = [
-  'Array',
-  'AttentionFn',
-  'Bool',
-  'DualState',
-  'FeatureMap',
-  'FixedKernelDualState',
-  'Float',
-  'Form',
-  'Int',
-  'Kernel',
-  'KernelDualState',
-  'LogKernel',
-  'Loss',
-  'Mask',
-  'PRNGKeyArray',
-  'Penalty',
-  'Projection',
-  'Reading',
-  'Selection',
-  'SequenceAttentionFn',
-  'State',
-  'View',
-]
+from jaxtyping import (
+  Array as Array,
+  Bool as Bool,
+  Float as Float,
+  Int as Int,
+  PRNGKeyArray as PRNGKeyArray,
+)
 
 Mask: TypeAlias = Bool[Array, ' N']
+Vector: TypeAlias = Float[Array, ' d_k']
 
 # `(phi, query, keys, values) -> [d_v]`, with a keyword `mask` if there is one.
 AttentionFn: TypeAlias = Callable[..., Array]
@@ -71,13 +53,11 @@ class FeatureMap(Protocol):
   arrays inside (a random projection, say).
   """
 
-  def __call__(self, x: Float[Array, ' d_k']) -> Float[Array, ' R']:
+  def __call__(self, x: Vector) -> Float[Array, ' R']:
     """Returns the features `phi(x)`. They may under- or overflow."""
     ...
 
-  def scaled(
-    self, x: Float[Array, ' d_k']
-  ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
     """Returns `(log_scale, features)`, `phi(x) = exp(log_scale) * features`.
 
     `log_scale` has shape `[R]` or `[1]`.
@@ -89,9 +69,7 @@ class FeatureMap(Protocol):
 class Kernel(Protocol):
   """A symmetric function `k(x, y)`; positive ones also have `log_kernel`."""
 
-  def __call__(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `k(x, y)`."""
     ...
 
@@ -100,9 +78,7 @@ class Kernel(Protocol):
 class LogKernel(Kernel, Protocol):
   """A positive kernel, evaluated in log space."""
 
-  def log_kernel(
-    self, x: Float[Array, ' d_k'], y: Float[Array, ' d_k']
-  ) -> Float[Array, '']:
+  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `log k(x, y)`."""
     ...
 

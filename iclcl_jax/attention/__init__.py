@@ -7,6 +7,14 @@ in the order of the formula, score by score. `stream_kernel_attention` and
 `causal_kernel_attention` answer many: through the moments of the keys with a
 feature map, score by score with a kernel, one chunk at a time.
 
+Arguments, where a function does not describe them: `phi` is a feature map or a
+kernel, `query` `[d_k]` or `queries` `[M, d_k]` the test input, `keys`
+`[N, d_k]` the training inputs of the dual model and `values` `[N, d_v]` their
+labels, `mask` `[N]` says which keys are valid (None for all), and `chunk_size`
+is the number of rows whose features or scores are held at a time. All functions
+raise `ValueError` where ranks, sizes or dtypes disagree, there is no key, `phi`
+is neither a feature map nor a kernel, or `chunk_size < 1`.
+
 A query that sees no key (everything masked) gets zeros. Inputs of 16 bits are
 multiplied as they are and summed in float32; outputs have the inputs' dtype.
 

@@ -33,17 +33,7 @@ def softmax_attention(
   .. math:: h = \sum_i v_i\, e^{q^\top k_i/\sqrt{d_k}} \big/
      \sum_i e^{q^\top k_i/\sqrt{d_k}}
 
-  Args:
-    query: the test input. Shape `[d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    mask: valid keys. Shape `[N]`; None for all.
-
-  Returns:
-    The attention output. Shape `[d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or there is no key.
+  Arguments and result are those of `kernel_attention`.
 
   Example:
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
@@ -90,10 +80,6 @@ def kernel_attention(
   Returns:
     The attention output. Shape `[d_v]`.
 
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no key, or `phi`
-      is neither a feature map nor a kernel.
-
   Example:
     >>> from iclcl_jax import features
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
@@ -122,10 +108,7 @@ def linear_attention(
 
   .. math:: h = \sum_i v_i\, \phi(k_i)^\top\phi(q)
 
-  Arguments and errors are those of `kernel_attention`.
-
-  Returns:
-    The attention output. Shape `[d_v]`.
+  Arguments and result are those of `kernel_attention`.
 
   Example:
     >>> from iclcl_jax import features
@@ -159,20 +142,8 @@ def stream_kernel_attention(
   held, in the backward pass either. With a kernel the time is that of all
   `M N` scores, of which `[chunk_size, N]` are held.
 
-  Args:
-    phi: feature map of the kernel, or the kernel itself.
-    queries: the test inputs. Shape `[M, d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    chunk_size: rows whose features or scores are held at a time.
-    mask: valid keys. Shape `[N]`; None for all.
-
   Returns:
     The attention outputs. Shape `[M, d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no key, `phi` is
-      neither a feature map nor a kernel, or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -218,12 +189,6 @@ def causal_kernel_attention(
   the dtype's exponents, its chunk is answered row by row, which is slower.
 
   Args:
-    phi: feature map of the kernel, or the kernel itself.
-    queries: the test inputs. Shape `[N, d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    chunk_size: rows whose features or scores are held at a time.
-    mask: valid keys. Shape `[N]`; None for all.
     start: the state of the tokens before position 0, which all positions see;
       None for no such tokens. So a long prompt is read part by part
       (`dual.stream_step` takes a state past a part), or by many devices
@@ -231,10 +196,6 @@ def causal_kernel_attention(
 
   Returns:
     The attention outputs. Shape `[N, d_v]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, there is no key, `phi` is
-      neither a feature map nor a kernel, or `chunk_size < 1`.
 
   Example:
     >>> from iclcl_jax import features
@@ -266,17 +227,8 @@ def weights(
 ) -> Float[Array, ' N']:
   """Returns the attention weights of one query; they sum to 1.
 
-  Args:
-    phi: feature map of the kernel, or the kernel itself.
-    query: the test input. Shape `[d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    mask: valid keys. Shape `[N]`; None for all.
-
   Returns:
     The weights, all 0 if no key is visible. Shape `[N]`.
-
-  Raises:
-    ValueError: as `kernel_attention`.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -311,18 +263,9 @@ def scores(
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns unnormalised attention scores and their common log-scale.
 
-  Args:
-    phi: feature map of the kernel, or the kernel itself.
-    query: the test input. Shape `[d_k]`.
-    keys: training inputs of the dual model. Shape `[N, d_k]`.
-    mask: valid keys. Shape `[N]`; None for all.
-
   Returns:
     `(scores, log_scale)`: the kernel values are `scores * exp(log_scale)`.
     Shapes `[N]` and `[]`.
-
-  Raises:
-    ValueError: as `kernel_attention`.
   """
   return form_of(phi).scores(phi, query, keys, mask)
 
