@@ -26,14 +26,10 @@ import numpy as np
 
 
 class Kind(NamedTuple):
-  """A kind of numbers, as messages call it.
+  """A kind of numbers, and what messages call an array and a dtype of it.
 
-  Attributes:
-    numbers: the kind, for `jnp.issubdtype`.
-    array: an array of it.
-    dtype: its dtypes.
-    wrap: how a list becomes one.
-    cast: how an array `{}` of another kind becomes one.
+  `numbers` is the kind, for `jnp.issubdtype`; `wrap` says how a list becomes
+  such an array, `cast` how an array `{}` of another kind does.
   """
 
   numbers: Any
@@ -68,14 +64,9 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 class _Thread(threading.local):
-  """What the compiled body that is being traced may look at.
+  """What the compiled body that is being traced may look at."""
 
-  Attributes:
-    values: the operands of the call.
-    places: which of them a tracer stands for.
-    checks: what was looked at, and where.
-  """
-
+  # Operands of the call, which of them a tracer stands for, what was looked at.
   values: Sequence[Any] = ()
   places: Mapping[int, int] = MappingProxyType({})
   checks: list | None = None
@@ -176,11 +167,9 @@ def check_same(
 def check_dtypes(
   arrays: dict[str, Any], states: dict[str, Any] | None = None
 ) -> None:
-  """Checks that all arrays have one dtype, as JAX will read them.
+  """Checks that all arrays, by name, have one dtype, as JAX will read them.
 
-  Args:
-    arrays: by name.
-    states: by name; float32 will do beside arrays of 16 bits.
+  For `states` float32 will do beside arrays of 16 bits.
   """
   arrays = arrays | (states or {})
   if len({array.dtype for array in arrays.values()}) < 2:
@@ -214,21 +203,9 @@ def check_float_dtype(name: str, dtype: Any) -> None:
     )
 
 
-def check_count(name: str, value: Any, *, minimum: int = 1) -> None:
-  """Checks that `value` is a Python integer of at least `minimum`."""
-  is_integer = isinstance(value, int | np.integer) and not isinstance(
-    value, bool
-  )
-  if not is_integer or value < minimum:
-    hint = '' if is_integer else ' Counts are static: pass a Python int.'
-    raise ValueError(
-      f'{name} is {value!r}; expected an integer >= {minimum}.{hint}'
-    )
-
-
 def check_num_query_tokens(num_query_tokens: Any, size: int) -> None:
   """Checks that the query side leaves a demonstration of `size` tokens."""
-  check_count('num_query_tokens', num_query_tokens, minimum=0)
+  at_least(0, num_query_tokens=num_query_tokens)
   if num_query_tokens >= size:
     raise ValueError(
       f'num_query_tokens is {num_query_tokens} of {size} tokens; expected '
@@ -239,7 +216,13 @@ def check_num_query_tokens(num_query_tokens: Any, size: int) -> None:
 def at_least(minimum: int, /, **counts: Any) -> None:
   """Checks that every argument is a Python integer of at least `minimum`."""
   for name, value in counts.items():
-    check_count(name, value, minimum=minimum)
+    is_bool = isinstance(value, bool)
+    is_integer = isinstance(value, int | np.integer) and not is_bool
+    if not is_integer or value < minimum:
+      hint = '' if is_integer else ' Counts are static: pass a Python int.'
+      raise ValueError(
+        f'{name} is {value!r}; expected an integer >= {minimum}.{hint}'
+      )
 
 
 def finite(**scalars: Any) -> None:

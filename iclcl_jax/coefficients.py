@@ -35,17 +35,14 @@ _MOST_INDEXED = 1024
 
 
 def empty(
-  kernel: Kernel,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
+  kernel: Kernel, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> KernelDualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   del kernel
   dtype = accumulation_dtype(values.dtype)
+  keys_dtype = jax.dtypes.canonicalize_dtype(keys.dtype)
   return KernelDualState(
-    keys=jnp.zeros(
-      (0, keys.shape[1]), jax.dtypes.canonicalize_dtype(keys.dtype)
-    ),
+    keys=jnp.zeros((0, keys.shape[1]), keys_dtype),
     coefficients=jnp.zeros((0, values.shape[1]), dtype),
     mass=jnp.zeros(0, dtype),
   )
@@ -123,17 +120,6 @@ def absorb_stream(
   """Does what `absorb` does: there are no features to hold."""
   del chunk_size
   return absorb(kernel, state, keys, values, mask)
-
-
-def see(
-  kernel: Kernel,
-  state: _State,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  mask: Mask | None = None,
-) -> _State:
-  """Appends rows of mass 1 and coefficient 0: visible, and not yet learnt."""
-  return absorb(kernel, state, keys, jnp.zeros_like(values), mask)
 
 
 def get_weights(state: KernelDualState) -> Float[Array, 'n d_v']:
@@ -235,9 +221,8 @@ def remove(
   one = jnp.ones((), state.mass.dtype)
   amplification = jnp.where(found, one, jnp.inf)
   known = (jnp.where(found, x, jnp.nan) for x in rest[:3])
-  return rest._replace(**dict(zip(rest._fields, known, strict=False))), (
-    amplification
-  )
+  rest = rest._replace(**dict(zip(rest._fields, known, strict=False)))
+  return rest, amplification
 
 
 def read(

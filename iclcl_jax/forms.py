@@ -1,5 +1,7 @@
 """The one place that chooses between a feature map and a kernel."""
 
+import jax.numpy as jnp
+
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax.types import (
   DualState,
@@ -22,9 +24,6 @@ def form_of(
     state: a state that should be of this form.
     name: what messages call the state.
 
-  Returns:
-    The module :mod:`iclcl_jax.moments` or :mod:`iclcl_jax.coefficients`.
-
   Raises:
     ValueError: if `phi` is neither, or the state is of the other form.
 
@@ -42,6 +41,11 @@ def form_of(
       f'since phi is a {type(phi).__name__}. Make it with this phi.'
     )
   return moments if is_feature_map else coefficients
+
+
+def see(phi, state: State, keys, values, mask=None) -> State:
+  """Adds tokens to the mass alone: they are visible, and not yet learnt."""
+  return form_of(phi).absorb(phi, state, keys, jnp.zeros_like(values), mask)
 
 
 def form_of_state(state: State) -> Form:

@@ -72,7 +72,9 @@ def save(path: str | os.PathLike[str], state: State) -> None:
     'kind': np.asarray(kind),
   }
   for name, array in state._asdict().items():
-    contents[name] = _to_bits(np.asarray(array))
+    stored, bits = np.asarray(array), f'u{array.dtype.itemsize}'
+    is_native = stored.dtype.isbuiltin == 1
+    contents[name] = stored if is_native else stored.view(bits)
     contents[f'{name}.dtype'] = np.asarray(np.dtype(array.dtype).name)
   _write(pathlib.Path(path), contents)
 
@@ -136,12 +138,6 @@ def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
       f'{owner}: the arrays of the {kind} disagree ({found}); expected '
       f'floating-point arrays {expected}, with the same leading axes if any.'
     )
-
-
-def _to_bits(array: np.ndarray) -> np.ndarray:
-  """Returns the array, or its bits if NumPy does not know its dtype."""
-  is_native = array.dtype.isbuiltin == 1
-  return array if is_native else array.view(f'u{array.dtype.itemsize}')
 
 
 def _from_bits(path, name: str, contents: dict[str, np.ndarray]) -> np.ndarray:

@@ -128,9 +128,7 @@ class FixedKernelDualState(NamedTuple):
   """A `KernelDualState` of fixed capacity: tokens are written into free rows.
 
   Attributes:
-    keys: training inputs seen so far, then zeros. Shape `[n, d_k]`.
-    coefficients: weights of the kernel expansion. Shape `[n, d_v]`.
-    mass: 1 for a visible token, else 0. Shape `[n]`.
+    keys, coefficients, mass: those of `KernelDualState`, then zeros.
     used: how many rows are taken. Shape `[]`.
   """
 
@@ -173,8 +171,6 @@ class Form(Protocol):
       `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass.
     absorb_stream: `(phi, state, keys, values, chunk_size, mask=None) -> state`.
       Does the same, and holds the features of one chunk at a time.
-    see: `(phi, state, keys, values, mask=None) -> state`. Adds tokens to the
-      mass alone: they are visible, and not yet learnt.
     merge: `(a, b) -> state`. Adds states that saw different tokens.
     remove: `(phi, state, key [d_k], label [d_v]) -> (state, growth [])`.
       Removes a token; `growth` is that of the rounding errors.
@@ -197,7 +193,6 @@ class Form(Protocol):
   empty: Callable[..., Any]
   absorb: Callable[..., Any]
   absorb_stream: Callable[..., Any]
-  see: Callable[..., Any]
   merge: Callable[..., Any]
   remove: Callable[..., tuple[Any, Array]]
   read: Callable[..., Reading]

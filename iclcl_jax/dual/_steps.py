@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, coefficients, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
-from iclcl_jax.dual._common import check_objective
-from iclcl_jax.forms import form_of
+from iclcl_jax.forms import form_of, see
 from iclcl_jax.types import (
   Array,
   Bool,
@@ -221,7 +220,7 @@ def one_step_autodiff(
   _validate.check_optimizer(optimizer)
   form = form_of(phi, state)
   check_objective(loss, penalty, values, masked=mask is not None)
-  state = form.see(phi, state, keys, values, mask)
+  state = see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])
   gradient = form.gradient(phi, state, keys, values, rows, mask, loss)
   if penalty is not None:
@@ -230,6 +229,29 @@ def one_step_autodiff(
   updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
   rate = jnp.asarray(learning_rate, weights.dtype)
   return form.with_weights(state, weights + rate * updates)
+
+
+def check_objective(
+  loss: Loss, penalty: Penalty | None, values: Array, *, masked: bool
+) -> None:
+  """Checks that a state can descend a loss and a penalty of its weights."""
+  losses.check_loss(loss)
+  if losses.declares_normaliser(loss):
+    raise ValueError(
+      'loss declares the keyword normaliser, which belongs to one query; a '
+      'state serves all. Bind it: functools.partial(loss, normaliser=D), with '
+      'D from dual.normaliser.'
+    )
+  losses.check_value(loss, values)
+  losses.check_penalty(penalty)
+  if masked and not losses.is_sum_over_demonstrations(loss):
+    raise ValueError(
+      'loss is not declared a sum over demonstrations, so rows cannot be '
+      'left out (a mask, or an incomplete batch). Declare it with '
+      'losses.sum_over_demonstrations, or pass whole batches without mask.'
+    )
+  if masked:
+    losses.check_sum(loss)
 
 
 def _scale_values(values, mask, learning_rate) -> Float[Array, 'N d_v']:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
-from iclcl_jax.dual._common import check_objective
-from iclcl_jax.forms import form_of
+from iclcl_jax.dual._steps import check_objective
+from iclcl_jax.forms import form_of, see
 from iclcl_jax.types import (
   Array,
   FeatureMap,
@@ -141,7 +141,7 @@ def train_and_observe(
   form = form_of(phi, state)
   padding = -size % batch_size
   check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
-  state = form.see(phi, state, keys, values)
+  state = see(phi, state, keys, values)
   steps_per_epoch = (size + padding) // batch_size
 
   def step(carry, index):

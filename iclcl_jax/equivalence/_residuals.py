@@ -204,13 +204,8 @@ def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
   """Adds up scored values, in the attention given or implied by the loss."""
   attention_fn = theorem.attention_fn
   if attention_fn is not None:
-    _validate.check_function(
-      'attention_fn',
-      attention_fn,
-      4,
-      '(phi, query, keys, values) -> output, with a keyword mask if one is '
-      'given',
-    )
+    expected = '(phi, query, keys, values, mask=None) -> output'
+    _validate.check_function('attention_fn', attention_fn, 4, expected)
     output = theorem.answer(attention_fn)
     _validate.check_result('attention_fn', output, theorem.values.shape[1:])
     return output

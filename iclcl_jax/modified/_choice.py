@@ -64,9 +64,9 @@ class Choice:
 def make_choice(num_negatives, strength, select, candidates_fn) -> Choice:
   dtype = getattr(num_negatives, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-    _validate.check_count('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('num_negatives', num_negatives, minimum=0)
-  _validate.check_scalar('strength', strength)
+    _validate.at_least(0, num_negatives=num_negatives)
+  _validate.non_negative(num_negatives=num_negatives)
+  _validate.finite(strength=strength)
   _validate.check_function(
     'select',
     select,

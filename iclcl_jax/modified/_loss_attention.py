@@ -10,7 +10,7 @@ import numpy as np
 from iclcl_jax import _pytree, _validate, attention, dual, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._program import compiled
-from iclcl_jax.forms import form_of
+from iclcl_jax.forms import form_of, see
 from iclcl_jax.modified._attention import Attention
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import (
@@ -72,7 +72,7 @@ class LossAttention(Attention):
     # Weights of zero have a slope too, in the span of what is seen.
     size = keys.shape[0] - num_query_tokens
     seen = None if mask is None else mask[:size]
-    start = form.see(phi, start, keys[:size], values[:size], seen)
+    start = see(phi, start, keys[:size], values[:size], seen)
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)

@@ -101,7 +101,7 @@ def regularised(*, strength: float | Array) -> Regularised:
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
   """
-  _validate.check_scalar('strength', strength)
+  _validate.finite(strength=strength)
   return Regularised(decay=strength)
 
 
@@ -127,7 +127,7 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
   References:
     Ren & Liu, arXiv:2310.13220v2, section 4.1, as printed.
   """
-  _validate.check_scalar('strength', strength)
+  _validate.finite(strength=strength)
   return Regularised(residual=strength)
 
 

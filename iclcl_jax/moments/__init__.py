@@ -34,6 +34,5 @@ from iclcl_jax.moments._state import (
   rescale as rescale,
   score_terms as score_terms,
   scores as scores,
-  see as see,
   with_weights as with_weights,
 )

@@ -95,17 +95,6 @@ def absorb_stream(
   return step(state, rest)[0]
 
 
-def see(
-  phi: FeatureMap,
-  state: DualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  mask: Mask | None = None,
-) -> DualState:
-  """Adds tokens to the mass alone: they are visible, and not yet learnt."""
-  return absorb(phi, state, keys, jnp.zeros_like(values), mask)
-
-
 def get_weights(state: DualState) -> Float[Array, 'd_v R']:
   """Returns what an optimizer moves."""
   return state.weights
@@ -184,9 +173,8 @@ def remove(
   amplification = jnp.where(lost, jnp.inf, amplification)
   weights = state.weights - label[:, None] * features[None]
   rest = DualState(weights, mass, state.log_scale)
-  return jax.tree.map(
-    lambda x: jnp.where(lost, jnp.nan, x), rest
-  ), amplification
+  rest = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), rest)
+  return rest, amplification
 
 
 def read(
