@@ -49,10 +49,6 @@ def linear_regression(
     input_fn: distribution of the inputs, `(key, shape, dtype) -> array`:
       `uniform` or `jax.random.normal`.
 
-  Raises:
-    ValueError: if `num_demonstrations` is negative or `task_matrix` has
-      another rank.
-
   Example:
     >>> prompt = linear_regression(jax.random.key(0), 15, jnp.ones((1, 11)))
     >>> prompt.tokens.shape, prompt.target.shape

@@ -63,7 +63,6 @@ def remove(
   feature's mass: `amplification` is the largest such loss over the features.
 
   Args:
-    phi: feature map or kernel.
     state: a state that has seen the demonstration.
     key: its input. Shape `[d_k]`.
     value: its label. Shape `[d_v]`.

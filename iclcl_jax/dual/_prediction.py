@@ -61,9 +61,6 @@ def predict(
   .. math:: f(q) = W\phi(q) / D, \qquad D = z^\top\phi(q)
 
   Args:
-    phi: feature map or kernel.
-    state: a trained state.
-    query: the test input. Shape `[d_k]`.
     normaliser: a fixed `D`, see :func:`normaliser`; None for that of the
       state, which counts every token that the state has seen.
 

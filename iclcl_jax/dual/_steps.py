@@ -36,7 +36,6 @@ def empty(
   r"""Returns the dual model that has seen nothing: :math:`W = 0`.
 
   Args:
-    phi: feature map or kernel.
     keys: any keys, of which the width and the dtype are read. Shape `[n, d_k]`.
     values: any values, of which the width is read. Shape `[n, d_v]`.
     capacity: how many tokens the state of a kernel holds, so that it keeps its
@@ -76,11 +75,9 @@ def zero_shot(
   .. math:: W_0 = \sum_{t} v_t\,\phi(k_t)^\top
 
   Args:
-    phi: feature map or kernel.
     keys: keys of the query-side tokens, commonly one. Shape `[n, d_k]`; none
       at all give `empty`.
     values: their values. Shape `[n, d_v]`.
-    mask: valid tokens. Shape `[n]`; None for all.
 
   Example:
     >>> from iclcl_jax import dual, kernels

@@ -46,12 +46,10 @@ class HeadsCertificate:
   """The result of `verify_heads`.
 
   Attributes:
-    phi: name of the feature map or kernel.
+    phi, tolerance, precision: as in `Certificate`.
     sizes: sequences, heads, queries checked in each, keys.
     residual: the largest of each head, see `Residuals`. Shape `[N]`.
-    tolerance: the residual that rounding of the sums explains in this dtype.
     dtype: the narrowest dtype of the inputs.
-    precision: arithmetic under which the dual models were computed.
     verdict: 'holds', or what prevents it; 'fails: ' and what the output is
       instead, as far as that can be told.
   """

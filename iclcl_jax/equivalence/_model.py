@@ -57,11 +57,9 @@ class ModelCertificate:
     max_residual_closed_form: over all layers, heads and positions.
     max_residual_autodiff: the same with weights from `jax.grad`.
     max_chain_error: largest relative error of a hidden state of the chain.
-    tolerance: the residual that rounding explains in this dtype.
+    tolerance, dtype, precision: as in `Certificate`.
     chain_tolerance: `num_layers` times that, at most 0.1: each layer reads the
       rounding errors of the layers before.
-    dtype: dtype of the inputs.
-    precision: arithmetic under which the check ran.
     verdict: 'holds', or what prevents it; 'precision-limited' is the best that
       16-bit parameters or reduced arithmetic can get.
   """
@@ -157,7 +155,10 @@ def model_residuals(
     chain = transformer.apply_block_dual(
       architecture, block, chain, positions=positions, mask=mask
     )
-    error = jnp.max(jnp.where(valid, _relative(chain, forward), 0))
+    # The relative error of every token, in the largest coordinate.
+    error = jnp.max(jnp.abs(chain - forward), axis=1)
+    error = precision.ratio(error, jnp.max(jnp.abs(forward), axis=1))
+    error = jnp.max(jnp.where(valid, error, 0))
     measured = jnp.where(valid[None, None], measured, 0)
     return (forward, chain), (measured[0], measured[1], error)
 
@@ -274,14 +275,9 @@ def _check_heads(architecture, heads, positions, mask):
     output = attend(group)
     terms = attend(group._replace(values=jnp.abs(group.values)))
     scale = jnp.max(terms + jnp.abs(output), axis=-1)
+    ways = transformer.predict_heads, transformer.predict_heads_autodiff
     models = jnp.stack(
-      [
-        predict(architecture, group, positions=positions, mask=mask)
-        for predict in (
-          transformer.predict_heads,
-          transformer.predict_heads_autodiff,
-        )
-      ]
+      [way(architecture, group, positions=positions, mask=mask) for way in ways]
     )
     distance = jnp.max(jnp.abs(models - output[None]), axis=-1)
     return output, precision.ratio(distance, scale[None])
@@ -293,13 +289,6 @@ def _check_heads(architecture, heads, positions, mask):
   outputs, measured = jax.lax.map(check, groups)
   measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
   return outputs.reshape(heads.queries.shape), measured
-
-
-def _relative(chain, forward) -> Float[Array, ' N']:
-  """Returns the relative error of every token, in the largest coordinate."""
-  scale = jnp.max(jnp.abs(forward), axis=1)
-  error = jnp.max(jnp.abs(chain - forward), axis=1)
-  return precision.ratio(error, scale)
 
 
 def _check_finite(blocks, x, mask) -> None:
