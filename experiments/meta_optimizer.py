@@ -31,11 +31,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import attention, features
-from iclcl_jax.accounts import meta_optimizer as account
-from iclcl_jax.accounts import meta_optimizer_metrics as scoring
+from iclcl_jax.accounts import (
+  meta_optimizer as account,
+  meta_optimizer_metrics as scoring,
+)
 
 NUM_HEADS = 4
 

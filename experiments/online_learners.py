@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import attention, features, losses
 from iclcl_jax.accounts import online_learners as learners
 

@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import attention, dual, features, kernels, projections
 
 SOURCE = 'Ren & Liu, arXiv:2310.13220, Theorem 3.1'

@@ -17,8 +17,7 @@ from experiments import lab
 from iclcl_jax import dual, kernels, losses, pretrained, transformer
 from iclcl_jax.pretrained import Checkpoint, attribution
 from iclcl_jax.pretrained.attribution import _readings
-from tests import oracles_pretrained as oracles
-from tests import tolerances
+from tests import oracles_pretrained as oracles, tolerances
 
 CONFIGS = {
   'llama': (oracles.LLAMA, oracles.llama_shapes),

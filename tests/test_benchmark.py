@@ -13,8 +13,7 @@ from experiments import benchmark
 from experiments.benchmark import groups, language_model, peers, timing
 from experiments.lab import pretraining, workdir
 from iclcl_jax import attention, pretrained
-from tests import experiment_battery
-from tests import pretrained_files as files
+from tests import experiment_battery, pretrained_files as files
 
 TINY = benchmark.Config.tiny()
 

@@ -27,15 +27,15 @@ from iclcl_jax import (
   projections,
   transformer,
 )
-from iclcl_jax.accounts import linear_regression_gd as regression
 from iclcl_jax.accounts import (
+  linear_regression_gd as regression,
   meta_optimizer,
+  meta_optimizer_metrics as metrics,
   online_learners,
   softmax_regression,
   softmax_regression_bounds,
+  training_data_attention as history,
 )
-from iclcl_jax.accounts import meta_optimizer_metrics as metrics
-from iclcl_jax.accounts import training_data_attention as history
 from iclcl_jax.pretrained import attribution
 from tests import oracles_pretrained
 from tests.test_public_functions import public_functions

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import accounts as experiment
-from experiments import lab
+from experiments import accounts as experiment, lab
 from experiments.accounts import layers
 from iclcl_jax import attention
-from iclcl_jax.accounts import linear_regression_gd as oswald
-from iclcl_jax.accounts import online_learners as learners
-from iclcl_jax.accounts import softmax_regression as li
+from iclcl_jax.accounts import (
+  linear_regression_gd as oswald,
+  online_learners as learners,
+  softmax_regression as li,
+)
 from tests import experiment_battery
 
 # Enough steps for layers that learn. An odd width: a sign of the values then

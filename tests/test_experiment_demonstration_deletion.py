@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import demonstration_deletion as experiment
-from experiments.demonstration_deletion import prompts as prompting
-from experiments.demonstration_deletion import ranks
+from experiments.demonstration_deletion import prompts as prompting, ranks
 from iclcl_jax import pretrained
-from tests import experiment_battery
-from tests import pretrained_files as files
+from tests import experiment_battery, pretrained_files as files
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import equivalence as experiment
-from experiments import lab
+from experiments import equivalence as experiment, lab
 from experiments.equivalence import certificates, descent, learning, one_step
 from experiments.lab import loops, pretraining
 from iclcl_jax import dual, equivalence, features, tasks

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import generalization as experiment
-from experiments import lab
+from experiments import generalization as experiment, lab
 from experiments.generalization import bound, distribution, search, trace, width
 from tests import experiment_battery, oracles
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import language_model as experiment
+from experiments import lab, language_model as experiment
 from experiments.language_model import (
   identity,
   page,
@@ -20,8 +19,7 @@ from experiments.language_model import (
   reading,
 )
 from iclcl_jax import pretrained
-from tests import experiment_battery
-from tests import pretrained_files as files
+from tests import experiment_battery, pretrained_files as files
 
 # Two labels, ' t' and ' the', that are one token of the small model.
 PROMPT = 'ok = the\n\nhe = t\n\n12 = the\n\nkk = t\n\nhe = the\n\nok ='

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import learning_processes as experiment
+from experiments import lab, learning_processes as experiment
 from experiments.learning_processes import duals, processes, prompts
 from iclcl_jax import dual, features, losses
 from tests import experiment_battery

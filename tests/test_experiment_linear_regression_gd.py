@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import linear_regression_gd as experiment
+from experiments import lab, linear_regression_gd as experiment
 from experiments.linear_regression_gd import sine, steps, training
 from iclcl_jax.accounts import linear_regression_gd as account
 from tests import experiment_battery, tolerances

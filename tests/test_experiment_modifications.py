@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import modifications as experiment
+from experiments import lab, modifications as experiment
 from experiments.lab import pretraining, statistics
 from experiments.modifications import (
   augmented,

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import online_learners as experiment
+from experiments import lab, online_learners as experiment
 from iclcl_jax import attention
 from iclcl_jax.accounts import online_learners as learners
 from tests import experiment_battery

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import regularized_gradient_descent as experiment
+from experiments import lab, regularized_gradient_descent as experiment
 from experiments.lab.pretraining import LayerParams
 from experiments.regularized_gradient_descent import epochs, steps
 from iclcl_jax import features

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lab
-from experiments import softmax_regression as experiment
+from experiments import lab, softmax_regression as experiment
 from experiments.softmax_regression import layers, one_step
 from iclcl_jax.accounts import softmax_regression as account
 from tests import experiment_battery

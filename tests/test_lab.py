@@ -19,8 +19,13 @@ import pytest
 import scipy.stats
 
 from experiments import lab
-from experiments.lab import config as options
-from experiments.lab import loops, statistics, tables, workdir
+from experiments.lab import (
+  config as options,
+  loops,
+  statistics,
+  tables,
+  workdir,
+)
 from tests import experiment_battery
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -9,8 +9,10 @@ import pytest
 import scipy.stats
 
 from iclcl_jax import attention, features
-from iclcl_jax.accounts import meta_optimizer as account
-from iclcl_jax.accounts import meta_optimizer_metrics as metrics
+from iclcl_jax.accounts import (
+  meta_optimizer as account,
+  meta_optimizer_metrics as metrics,
+)
 from tests import tolerances
 
 N, M, D, D_K, D_V = 9, 4, 7, 5, 3

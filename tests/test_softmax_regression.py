@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iclcl_jax.accounts import softmax_regression as account
-from iclcl_jax.accounts import softmax_regression_bounds as bounds
+from iclcl_jax.accounts import (
+  softmax_regression as account,
+  softmax_regression_bounds as bounds,
+)
 from tests import tolerances
 
 SHAPES = (12, 5), (7, 7)

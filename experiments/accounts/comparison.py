@@ -14,8 +14,7 @@ import numpy as np
 from experiments import lab
 from experiments.accounts import layers
 from experiments.accounts.layers import MEMORIES
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 

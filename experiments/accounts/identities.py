@@ -16,11 +16,13 @@ import numpy as np
 from experiments import lab
 from experiments.accounts import layers
 from iclcl_jax import attention, dual, features, kernels, losses
-from iclcl_jax.accounts import linear_regression_gd as oswald
-from iclcl_jax.accounts import meta_optimizer as dai
-from iclcl_jax.accounts import online_learners as learners
-from iclcl_jax.accounts import softmax_regression as li
-from iclcl_jax.accounts import training_data_attention as irie
+from iclcl_jax.accounts import (
+  linear_regression_gd as oswald,
+  meta_optimizer as dai,
+  online_learners as learners,
+  softmax_regression as li,
+  training_data_attention as irie,
+)
 from iclcl_jax.types import Array
 
 if TYPE_CHECKING:

@@ -19,8 +19,11 @@ import optax
 from experiments import lab
 from experiments.lab.loops import train
 from iclcl_jax import losses, tasks
-from iclcl_jax.accounts import linear_regression_gd, meta_optimizer
-from iclcl_jax.accounts import online_learners as learners
+from iclcl_jax.accounts import (
+  linear_regression_gd,
+  meta_optimizer,
+  online_learners as learners,
+)
 from iclcl_jax.types import Array, Float
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from experiments import lab
 from experiments.approximation import estimates
 from experiments.approximation.estimates import Measurements, Method
 from experiments.approximation.inputs import Condition
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import budget, features, projections
 
 if TYPE_CHECKING:

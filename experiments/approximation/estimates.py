@@ -15,8 +15,7 @@ import numpy as np
 from experiments import lab
 from experiments.approximation import inputs
 from experiments.approximation.inputs import Condition
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining, statistics
+from experiments.lab import figures as drawing, pretraining, statistics
 from iclcl_jax import attention, features, projections
 from iclcl_jax.types import Array, Float, PRNGKeyArray
 

@@ -12,8 +12,7 @@ import numpy as np
 from experiments import lab
 from experiments.approximation import closed_form, estimates
 from experiments.approximation.estimates import Measurements, Method
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining, statistics
+from experiments.lab import figures as drawing, pretraining, statistics
 
 if TYPE_CHECKING:
   from experiments.approximation import Config

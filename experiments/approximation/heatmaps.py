@@ -8,8 +8,7 @@ import numpy as np
 from experiments import lab
 from experiments.approximation import estimates
 from experiments.approximation.estimates import Condition, Data, Measurements
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 
 if TYPE_CHECKING:
   from experiments.approximation import Config

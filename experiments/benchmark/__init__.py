@@ -28,8 +28,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import lab
-from experiments.benchmark import groups as measured
-from experiments.benchmark import language_model, timing
+from experiments.benchmark import groups as measured, language_model, timing
 from experiments.lab import tables as tabulating
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 

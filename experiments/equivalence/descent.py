@@ -10,8 +10,7 @@ import optax
 
 from experiments import lab
 from experiments.equivalence import learning, one_step
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining
+from experiments.lab import figures as drawing, pretraining
 from iclcl_jax import attention, dual, features, precision
 from iclcl_jax.types import Array, Float
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.equivalence import one_step
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining, statistics
+from experiments.lab import figures as drawing, pretraining, statistics
 
 if TYPE_CHECKING:
   from experiments.equivalence import Config

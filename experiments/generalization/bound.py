@@ -11,8 +11,7 @@ import numpy as np
 from experiments import lab
 from experiments.generalization import distribution
 from experiments.generalization.distribution import Known
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from iclcl_jax import bounds, kernels
 from iclcl_jax.types import Array, Float
 

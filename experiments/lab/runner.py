@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
-from experiments.lab import claims as judging
-from experiments.lab import config as options
-from experiments.lab import figures as drawing
-from experiments.lab import loops, workdir
-from experiments.lab import tables as tabulating
+from experiments.lab import (
+  claims as judging,
+  config as options,
+  figures as drawing,
+  loops,
+  tables as tabulating,
+  workdir,
+)
 from experiments.lab.claims import Claim
 
 

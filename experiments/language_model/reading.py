@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from experiments.language_model import identity, prompts
 from iclcl_jax.pretrained import attribution
 

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from experiments.learning_processes import processes, prompts
 from experiments.learning_processes.duals import CLOSE
 from iclcl_jax import losses

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining, statistics
+from experiments.lab import figures as drawing, pretraining, statistics
 from iclcl_jax import features, moments
 from iclcl_jax.types import Array, FeatureMap, Float
 

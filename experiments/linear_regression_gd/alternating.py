@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from experiments.linear_regression_gd import training
 from experiments.linear_regression_gd.training import CLOSE
 from iclcl_jax.accounts import linear_regression_gd as account

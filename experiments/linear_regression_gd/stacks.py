@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
-from experiments.linear_regression_gd import layer as one_layer
-from experiments.linear_regression_gd import steps, training
+from experiments.lab import figures as drawing, statistics
+from experiments.linear_regression_gd import layer as one_layer, steps, training
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 

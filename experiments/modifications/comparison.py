@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 
 PLAIN = 'plain'  # The layer that all others are compared with.
 RATES = 'fixed', 'tuned'

@@ -21,8 +21,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import statistics
+from experiments.lab import figures as drawing, statistics
 from experiments.regularized_gradient_descent import steps
 from iclcl_jax import dual, features, losses, modified
 from iclcl_jax.types import Array, Float

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import pretraining
+from experiments.lab import figures as drawing, pretraining
 from iclcl_jax import attention, bounds, dual, features, losses, modified
 from iclcl_jax.types import Array, Float
 

@@ -25,11 +25,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments import lab
-from experiments.lab import claims as judging
-from experiments.lab import tables
-from experiments.lab import workdir as folders
-from experiments.reproduce import diagrams
-from experiments.reproduce import page as pages
+from experiments.lab import claims as judging, tables, workdir as folders
+from experiments.reproduce import diagrams, page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
 LONGEST = (

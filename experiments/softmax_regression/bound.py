@@ -10,8 +10,10 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.softmax_regression.one_step import LI, OURS, claim
-from iclcl_jax.accounts import softmax_regression as account
-from iclcl_jax.accounts import softmax_regression_bounds as bounds
+from iclcl_jax.accounts import (
+  softmax_regression as account,
+  softmax_regression_bounds as bounds,
+)
 
 RADII = 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0
 REPORTED = RADII.index(1.5)

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.lab import loops, statistics
+from experiments.lab import figures as drawing, loops, statistics
 from experiments.softmax_regression import one_step
 from experiments.softmax_regression.one_step import (
   CLOSE_COSINE,
