@@ -105,11 +105,12 @@ def host_door(function: _FunctionT) -> _FunctionT:
 def _make_door(
   function: _FunctionT, body: Callable[..., Any], *, on_host: bool
 ) -> _FunctionT:
-  arguments: list[_Argument] = []
+  found: list[_Argument] = []
   parameters = inspect.signature(function).parameters.values()
   for position, parameter in enumerate(parameters):
     place = None if parameter.kind is parameter.KEYWORD_ONLY else position
-    arguments += _read(parameter.name, place, parameter.annotation)
+    found += _read(parameter.name, place, parameter.annotation)
+  arguments = tuple(found)
 
   @functools.wraps(function)
   def checked(*args, **kwargs):

@@ -211,10 +211,10 @@ def _is_index(annotation: Any) -> bool:
   return int in typing.get_args(annotation) and _is_number(annotation)
 
 
-def _places(parameters, is_meant: Callable[[Any], bool]) -> set[int | str]:
+def _places(parameters, is_meant: Callable[[Any], bool]) -> frozenset:
   """Returns positions and names of the parameters of such annotations."""
   found: set[int | str] = set()
   for position, parameter in enumerate(parameters):
     if is_meant(parameter.annotation):
       found |= {position, parameter.name}
-  return found
+  return frozenset(found)

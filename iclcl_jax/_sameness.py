@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 _PLAIN = (
-  *(type(None), bool, int, str, bytes, complex, range, type(...)),
+  *(type(None), bool, int, str, bytes, complex, range, frozenset, type(...)),
   *(np.dtype, enum.Enum, types.CodeType),
 )
 _JITTED = type(jax.jit(lambda: None))
@@ -54,6 +54,10 @@ class Static:
 
   def __init__(self, value: Any):
     self.value = value
+    try:  # What it refers to now: another value later is another function.
+      self._key = sameness(value)[0]
+    except HoldsTracer:
+      self._key = _Itself(value)
 
   def __call__(self, *args, **kwargs):
     return self.value(*args, **kwargs)
@@ -63,19 +67,10 @@ class Static:
     return self.value
 
   def __eq__(self, other):
-    if not isinstance(other, Static):
-      return False
-    return self.value is other.value or self._key == other._key
+    return isinstance(other, Static) and self._key == other._key
 
   def __hash__(self):
     return hash(self._key)
-
-  @property
-  def _key(self):
-    try:
-      return sameness(self.value)[0]
-    except HoldsTracer:
-      return _Itself(self.value)
 
 
 def sameness(value: Any) -> tuple[Hashable, bool]:
@@ -122,7 +117,7 @@ class _Walk:
       return type(value), value
     if isinstance(value, np.generic):
       return type(value), value.tobytes()
-    if isinstance(value, (jax.Array, _JITTED)):
+    if isinstance(value, jax.Array):
       self.keeps = True
       return _Itself(value)
     if _is_named(value):
@@ -147,8 +142,9 @@ def _parts(value: Any) -> Sequence[Any]:
     return _references(value)
   if isinstance(value, Static):
     return (value.value,)
-  parameters = getattr(type(value), '__dataclass_params__', None)
-  if parameters is not None and parameters.frozen:
+  if isinstance(value, _JITTED):
+    return (value.__wrapped__,)
+  if _is_library(type(value).__module__) and dataclasses.is_dataclass(value):
     fields = dataclasses.fields(value)
     return [getattr(value, field.name) for field in fields]
   raise _MayChange
@@ -176,6 +172,10 @@ def _is_library(module: str) -> bool:
 
 def _references(function: types.FunctionType) -> list[Any]:
   """Returns its code, and all values that a call of the function may read."""
+  module = function.__globals__.get('__name__') or ''
+  if hasattr(function, '__wrapped__') and module.startswith('iclcl_jax.'):
+    # A door is known by what is behind it.
+    return [function.__code__, *function.__dict__.items()]
   found = [
     function.__code__,
     function.__defaults__,
@@ -183,7 +183,7 @@ def _references(function: types.FunctionType) -> list[Any]:
     *function.__dict__.items(),
     *map(_content, function.__closure__ or ()),
   ]
-  if not _is_library(function.__module__ or ''):
+  if not _is_library(module):
     names = sorted(_names(function.__code__) & function.__globals__.keys())
     found += [function.__globals__[name] for name in names]
   return found

@@ -122,6 +122,9 @@ def similarity(a, b, _):
 
 # Public functions without an example, and methods; some with their options.
 CALLS = {
+  'modified.InfoNCE made anew': lambda: modified.attention_from_loss(
+    losses.info_nce()
+  ).causal(KERNEL, X, X, V),
   'attention.softmax': lambda: attention.softmax_attention(W, X, V, mask=MASK),
   'attention.causal': lambda: attention.causal_kernel_attention(PHI, X, X, V),
   'attention.causal of a kernel': lambda: attention.causal_kernel_attention(
@@ -423,10 +426,31 @@ def test_functions_are_the_same_by_what_they_refer_to(monkeypatch):
   np.testing.assert_allclose(learnt(global_loss), 2 * one, rtol=1e-5)
   monkeypatch.setitem(globals(), 'SCALE', 4.0)
   np.testing.assert_allclose(learnt(global_loss), 4 * one, rtol=1e-5)
+  # A function that bears the name of one of the library, and an old one beside.
+  named = functools.wraps(losses.contrastive)(global_loss)
+  attend = modified.attention_from_loss(named)
+  four = attend(KERNEL, W, X, V)
+  monkeypatch.setitem(globals(), 'SCALE', 2.0)
+  for same in (attend, modified.attention_from_loss(named)):
+    np.testing.assert_allclose(2 * same(KERNEL, W, X, V), four, rtol=1e-5)
   array = jnp.float32(5.0)
   np.testing.assert_allclose(learnt(scaled_loss(array)), 5 * one, rtol=1e-5)
   assert num_programs(lambda: learnt(scaled_loss(array))) == 0
   np.testing.assert_allclose(learnt(scaled_loss(array + 1)), 6 * one, rtol=1e-5)
+
+
+def test_a_map_of_a_new_function_is_what_it_refers_to(monkeypatch):
+  def attend():
+    phi = features.from_log(lambda x: SCALE * x)
+    return attention.kernel_attention(phi, W, X, V)
+
+  before = attend()
+  assert num_programs(attend) == 0
+  monkeypatch.setitem(globals(), 'SCALE', 4.0)
+  with jax.disable_jit():
+    expected = attend()
+  np.testing.assert_allclose(attend(), expected, rtol=1e-5)
+  assert jnp.max(jnp.abs(expected - before)) > 1e-3
 
 
 class Mutable:

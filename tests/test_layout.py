@@ -256,17 +256,18 @@ def test_scale_is_the_factor_of_the_score():
   np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize('half', ['bfloat16', 'float16'])
 @pytest.mark.parametrize('name', [None, *WAYS])
-def test_half_precision_and_vmap(name):
+def test_half_precision_and_vmap(name, half):
   door = functools.partial(
     attention.dot_product_attention, attend=WAYS.get(name), is_causal=True
   )
   inputs = arrays('float32', size=T)
   expected = jax.jit(door)(*inputs)
-  half = jax.jit(door)(*(x.astype('bfloat16') for x in inputs))
-  assert half.dtype == jnp.bfloat16
+  found = jax.jit(door)(*(x.astype(half) for x in inputs))
+  assert found.dtype == half
   np.testing.assert_allclose(
-    half.astype('float32'), expected, atol=4 * tolerances.IDENTITY['bfloat16']
+    found.astype('float32'), expected, atol=4 * tolerances.IDENTITY['bfloat16']
   )
   one = jax.jit(jax.vmap(door))(*inputs)
   np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
@@ -284,6 +285,10 @@ ERRORS = {
   'mask has dtype': {'mask': jnp.ones((T, S))},
   'key_value_seq_lengths is': {'key_value_seq_lengths': LENGTHS[:1]},
   'chunk_size is 0': {'attend': ELU, 'chunk_size': 0},
+  r'local_window_size is \(1, 2, 3\)': {'local_window_size': (1, 2, 3)},
+  'local_window_size is 1.5': {'local_window_size': 1.5},
+  "scale is 'a'": {'scale': 'a'},
+  'scale is nan': {'scale': float('nan')},
 }
 
 

@@ -16,6 +16,7 @@ from iclcl_jax import (
   equivalence,
   features,
   kernels,
+  layers,
   losses,
   modified,
   precision,
@@ -124,6 +125,19 @@ MARGIN = losses.sum_over_demonstrations(margin)
 ELU = features.EluPlusOneFeatures()
 SOFTMAX = kernels.ExponentialKernel()
 DECAY = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
+
+
+def test_attention_of_the_library_in_a_model_is_captured():
+  model = nnx.MultiHeadAttention(
+    HEADS,
+    WIDTH,
+    decode=False,
+    rngs=nnx.Rngs(0),
+    attention_fn=layers.as_attention_fn(ELU),
+  )
+  with equivalence.capture(model) as calls:
+    model(jnp.ones((BATCH, SIZE, WIDTH)))
+  assert equivalence.verify_heads(**calls[0], phi=ELU).holds
 
 
 def test_a_mask_that_is_not_stated_is_told_under_any_map():

@@ -133,9 +133,9 @@ def dot_product_attention(
   if valid is not None:
     valid = valid[:, :, None, None]
     query = jnp.where(valid, query, 0)  # NaN would return in the gradient.
-  if isinstance(local_window_size, int):
-    local_window_size = (local_window_size, local_window_size)
-  limits = (is_causal, local_window_size)
+  if scale is not None:
+    _validate.check_scalar('scale', scale)
+  limits = (bool(is_causal), _window(local_window_size))
   if attend is None:
     output = _exact(query, key, value, bias, mask, scale, *limits)
   else:
@@ -151,9 +151,26 @@ def dot_product_attention(
   return output.reshape(*batch, *output.shape[1:])
 
 
+def _window(size) -> tuple[int, int] | None:
+  """Returns how many keys to the left and right a query sees."""
+  if size is None:
+    return None
+  sides = (size, size) if np.ndim(size) == 0 else tuple(size)
+  if len(sides) != 2 or not all(isinstance(s, int | np.integer) for s in sides):
+    raise ValueError(
+      f'local_window_size is {size!r}; expected an integer, or two: how many '
+      'keys to the left and to the right a query sees.'
+    )
+  return int(sides[0]), int(sides[1])
+
+
 @functools.partial(jax.jit, static_argnums=(6, 7))
 def _exact(query, key, value, bias, mask, scale, is_causal, window):
   """The exact softmax of `[B, T, N, H]`, bias and mask up to `[B, N, T, S]`."""
+  if query.dtype == jnp.float16:  # Not every CPU has its products.
+    wide = precision.widen((query, key, value, bias))
+    output = _exact(*wide, mask, scale, is_causal, window)
+    return precision.cast_like(output, value)
   if mask is not None and mask.shape[1] == 1:
     seen = jnp.any(mask, axis=(1, 2))[..., None, None]
     key, value = (

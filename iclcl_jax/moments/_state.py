@@ -90,6 +90,9 @@ def absorb_stream(
 
   phi, state = widen((phi, state))  # Their slopes add up over the chunks.
   arrays = (keys, values) if mask is None else (keys, values, mask)
+  size = keys.shape[0]
+  if isinstance(size, int) and size < chunk_size:  # No loop to compile.
+    return step(state, arrays)[0]
   chunks, rest = split_chunks(arrays, chunk_size)
   state, _ = jax.lax.scan(step, vary_as(state, phi, arrays), chunks)
   return step(state, rest)[0]
