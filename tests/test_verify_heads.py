@@ -136,7 +136,7 @@ def test_attention_of_the_library_in_a_model_is_captured():
     attention_fn=layers.as_attention_fn(ELU),
   )
   with equivalence.capture(model) as calls:
-    model(jnp.ones((BATCH, SIZE, WIDTH)))
+    model(jnp.ones((BATCH, SIZE, WIDTH), jnp.float32))
   assert equivalence.verify_heads(**calls[0], phi=ELU).holds
 
 
