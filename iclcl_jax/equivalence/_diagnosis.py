@@ -84,7 +84,7 @@ def _of_row(phi, stretch, num_heads, keys, values, row):
     ),
     'is_causal=True': seeing(seen & (where <= row.position)),
     'mask=None, is_causal=False': seeing(seen | True),
-    'mask=~mask': seeing(~seen),
+    'mask=~mask': seeing(~seen) if row.mask is not None else jnp.nan,
     'bias=None': mean(stated - bias),
     'ALiBi, bias=-2 ** (-8 * n / N) * abs(t - s)': mean(stated - alibi),
     'scale=None': mean(raw / width**0.5 + bias),
