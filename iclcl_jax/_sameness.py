@@ -143,7 +143,7 @@ def _parts(value: Any) -> Sequence[Any]:
   if isinstance(value, Static):
     return (value.value,)
   if isinstance(value, _JITTED):
-    return (value.__wrapped__,)
+    return (value.__wrapped__,)  # type: ignore[attr-defined]
   if _is_library(type(value).__module__) and dataclasses.is_dataclass(value):
     fields = dataclasses.fields(value)
     return [getattr(value, field.name) for field in fields]
