@@ -57,10 +57,16 @@ def normalised_update_similarity(
   Biased: independent noise of relative variance `s^2` scores
   :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
 
-  Takes what `update_similarity` takes.
+  Takes what `update_similarity` takes. NaN if an update is none, to rounding.
   """
-  outputs = (_numerics.unit(x) for x in (in_context, finetuned, zero_shot))
-  return update_similarity(*outputs).astype(in_context.dtype)
+  rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
+  baseline = _numerics.unit(zero_shot)
+
+  def update(output):
+    rest = _numerics.unit(output) - baseline
+    return jnp.where(_numerics.norm(rest) > rounding, rest, 0)
+
+  return cosine(update(in_context), update(finetuned)).astype(in_context.dtype)
 
 
 @door
