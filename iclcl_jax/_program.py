@@ -170,7 +170,9 @@ def _split(args, kwargs, numbers, indices) -> tuple[_Call, list[Any]]:
         key.append(leaf_key)
         keeps |= kept
     for static in _statics(tree):
-      keeps |= sameness(static.value)[1]
+      if static.holds_tracer:
+        raise _Inline
+      keeps |= static.keeps
     arguments.append((place, tree, leaves))
   try:
     return _Call(arguments, tuple(key), keeps), operands

@@ -54,10 +54,11 @@ class Static:
 
   def __init__(self, value: Any):
     self.value = value
+    self.holds_tracer = False
     try:  # What it refers to now: another value later is another function.
-      self._key = sameness(value)[0]
+      self._key, self.keeps = sameness(value)
     except HoldsTracer:
-      self._key = _Itself(value)
+      self._key, self.keeps, self.holds_tracer = _Itself(value), True, True
 
   def __call__(self, *args, **kwargs):
     return self.value(*args, **kwargs)

@@ -39,17 +39,18 @@ import numpy as np
 
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import eager_door
-from iclcl_jax.precision import cast_like, widen, widened
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Vector
 
 
 class _FromScaled:
   """Gives a map its `__call__`: `phi(x) = exp(log_scale) * features`."""
 
+  @widened
   def __call__(self, x: Vector) -> Float[Array, ' R']:
     """Returns the features of `x`. Shape `[R]`."""
-    log_scale, features = self.scaled(widen(x))  # type: ignore[attr-defined]
-    return cast_like(jnp.exp(log_scale) * features, x)
+    log_scale, features = self.scaled(x)  # type: ignore[attr-defined]
+    return jnp.exp(log_scale) * features
 
 
 def _project(

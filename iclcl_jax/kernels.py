@@ -13,17 +13,17 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
 from iclcl_jax._door import eager_door
-from iclcl_jax.precision import cast_like, widen, widened
+from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float, Vector
 
 
 class _FromLog:
   """Gives a positive kernel its `__call__`."""
 
+  @widened
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `k(x, y)`. Shape `[]`."""
-    log_kernel = self.log_kernel(*widen((x, y)))  # type: ignore[attr-defined]
-    return cast_like(jnp.exp(log_kernel), x)
+    return jnp.exp(self.log_kernel(x, y))  # type: ignore[attr-defined]
 
 
 @_pytree.register

@@ -71,9 +71,9 @@ def widened(function: _FunctionT) -> _FunctionT:
 
   @functools.wraps(function)
   def wide(*args, **kwargs):
+    results = function(*widen(args), **widen(kwargs))
     named = kwargs.get(names[position])
     like = jax.tree.leaves(args[position] if named is None else named)[-1]
-    results = function(*widen(args), **widen(kwargs))
     return jax.tree.map(lambda result: cast_like(result, like), results)
 
   return cast(_FunctionT, wide)

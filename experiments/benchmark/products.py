@@ -8,6 +8,8 @@ of this skeleton, measured in the same run.
 import jax
 import jax.numpy as jnp
 
+from iclcl_jax import moments
+
 
 def streamed(projection, queries, keys, values, *, chunk_size=1024):
   """Sums `[v, 1] (P k)^T` over the keys, and reads it by `P q`."""
@@ -27,7 +29,10 @@ def summed(projection, keys, values, *, chunk_size):
     return state + labels.T @ (rows @ projection.T), None
 
   start = jnp.zeros((values.shape[1] + 1, projection.shape[0]), values.dtype)
-  chunks = _chunks(keys, chunk_size), _chunks(_labels(values), chunk_size)
+  chunks = (
+    _chunks(keys, chunk_size),
+    _chunks(moments.labels(values), chunk_size),
+  )
   return jax.lax.scan(absorb, start, chunks)[0]
 
 
@@ -41,16 +46,12 @@ def causal(projection, queries, keys, values, *, chunk_size=64):
     return state + labels.T @ own, answers
 
   start = jnp.zeros((values.shape[1] + 1, projection.shape[0]), values.dtype)
-  chunks = [_chunks(x, chunk_size) for x in (queries, keys, _labels(values))]
+  chunks = [
+    _chunks(x, chunk_size) for x in (queries, keys, moments.labels(values))
+  ]
   return jax.lax.scan(step, start, tuple(chunks))[1]
-
-
-def _labels(values):
-  return jnp.concatenate([values, jnp.ones_like(values[:, :1])], axis=1)
 
 
 def _chunks(rows, chunk_size):
   """Whole chunks `[n, c, d]`; what remains is left out."""
-  count = max(1, rows.shape[0] // chunk_size)
-  size = min(chunk_size, rows.shape[0])
-  return rows[: count * size].reshape(count, size, -1)
+  return moments.split_chunks(rows, min(chunk_size, rows.shape[0]))[0]
