@@ -1,8 +1,6 @@
 """Does the identity hold for every feature map and the exact softmax?"""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -12,8 +10,8 @@ import numpy as np
 from experiments import lab
 from experiments.equivalence import one_step
 from experiments.lab import pretraining
-from iclcl_jax import equivalence, features, kernels, precision, projections
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel
+from iclcl_jax import equivalence, features, kernels, projections
+from iclcl_jax.types import Array, FeatureMap, Kernel
 
 if TYPE_CHECKING:
   from experiments.equivalence import Config
@@ -65,16 +63,18 @@ def measure(config: 'Config') -> list[Row]:
   trained = tuple(map(np.asarray, pretraining.project(params, tokens)))
   # The same rows, shrunk to a norm at which random features imitate softmax.
   small = tuple(x / np.std(x) * CONTROLLED_NORM for x in trained)
+  everything = (drawn, {'trained': trained, 'small norms': small})
   rows = []
   for dtype in (np.float64, np.float32):
     with lab.float64_on_host():
-      maps = certified_maps(
-        {name: jnp.asarray(x, dtype) for name, x in drawn.items()}
+      matrices, data = jax.tree.map(
+        lambda x, dtype=dtype: jnp.asarray(x, dtype), everything
       )
       rows += [
-        Row(name, data, certify(phi, *(jnp.asarray(x, dtype) for x in arrays)))
-        for name, phi in maps.items()
-        for data, arrays in (('trained', trained), ('small norms', small))
+        # The last key is that of the query.
+        Row(name, which, equivalence.verify(phi, *arrays, num_query_tokens=1))
+        for name, phi in certified_maps(matrices).items()
+        for which, arrays in data.items()
       ]
   return rows
 
@@ -96,40 +96,6 @@ def certified_maps(
     'identity': features.IdentityFeatures(),
     'exact softmax': kernels.ExponentialKernel(),
   }
-
-
-@functools.cache
-def _residuals() -> Callable[..., equivalence.Residuals]:
-  return lab.compile_quickly(
-    equivalence.residuals, static_argnames='num_query_tokens'
-  )
-
-
-def certify(
-  phi: FeatureMap | Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'n d_k'],
-  values: Float[Array, 'n d_v'],
-) -> equivalence.Certificate:
-  """`equivalence.verify` with one query-side token, compiled once a map.
-
-  Keys and values are those of demonstrations, then of the query.
-  """
-
-  def compiled(unused_fn):
-    # The same function; an argument `phi` lets projections share the code.
-    return precision.highest(
-      functools.partial(_residuals(), phi, num_query_tokens=1)
-    )
-
-  return equivalence.verify(
-    phi,
-    query,
-    keys,
-    values,
-    num_query_tokens=1,
-    arithmetic=dataclasses.replace(precision.HIGHEST, transform=compiled),
-  )
 
 
 def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:

@@ -90,14 +90,18 @@ def compile_unoptimised() -> None:
 
 @functools.cache
 def _quick_options() -> dict[str, Any]:
-  """Options of the CPU compiler, if this version knows them."""
+  """Options of the CPU compiler, if this version knows them.
+
+  The environment wins. The split is set even so, or tests would not see a
+  program inside another, which may have no options.
+  """
   options = {
     'xla_backend_optimization_level': 1,
     'xla_cpu_use_fusion_emitters': False,
-    'xla_cpu_parallel_codegen_split_count': 2,
   }
   taken = os.environ.get('XLA_FLAGS', '')
   options = {k: v for k, v in options.items() if k not in taken}
+  options['xla_cpu_parallel_codegen_split_count'] = 2
   try:
     jax.jit(lambda x: x + 1, compiler_options=options)(1)
   except jax.errors.JaxRuntimeError:  # No such option, or another platform.
