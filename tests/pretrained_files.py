@@ -190,4 +190,4 @@ def write_index(directory, weight_map):
   path.write_text(json.dumps(index))
 
 
-DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)

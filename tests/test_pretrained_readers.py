@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from iclcl_jax import pretrained
+from iclcl_jax.pretrained import Checkpoint
 from iclcl_jax.pretrained.gguf import open_gguf
-from tests import pretrained_files as files
+from tests import oracles_pretrained as oracles, pretrained_files as files
 
 Q = files.gguf.GGMLQuantizationType
 GATE = 'model.layers.0.mlp.gate_proj.weight'
@@ -294,6 +295,50 @@ def test_loaded_dtype_is_that_of_the_file_or_the_wanted_one(tmp_path, arrays):
   assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {
     jnp.dtype('float32')
   }
+
+
+@pytest.mark.parametrize('num_shards', [1, 2])
+def test_a_tensor_is_read_when_it_is_taken_and_not_kept(
+  tmp_path, arrays, num_shards
+):
+  directory = files.write_directory(
+    tmp_path / 'hf', arrays, num_shards=num_shards
+  )
+  tensors = pretrained.read_safetensors(directory).tensors
+  assert tensors[GATE] is not tensors[GATE]
+  assert 'a' not in tensors
+  for path in directory.glob('*.safetensors'):
+    path.write_bytes(path.read_bytes()[:-4])
+  for name, spec in tensors.specs.items():
+    assert (spec.shape, spec.dtype) == (arrays[name].shape, np.float32)
+  with pytest.raises(ValueError, match=r'safetensors is truncated.*again'):
+    _ = tensors[GATE]
+
+
+@pytest.mark.parametrize('lost', ['lm_head.weight', EMBEDDING])
+def test_writers_keep_either_name_of_a_tied_embedding(tmp_path, arrays, lost):
+  config = files.CONFIG | {'tie_word_embeddings': True}
+  shared = arrays | {'lm_head.weight': arrays[EMBEDDING]}
+  models = []
+  for content in (shared, {k: v for k, v in shared.items() if k != lost}):
+    directory = files.write_directory(tmp_path / 'hf', content, config)
+    models.append(pretrained.load(directory).model)
+  jax.tree.map(np.testing.assert_array_equal, *models)
+  assert models[0].tied
+
+
+def test_old_names_of_scale_and_offset_are_read():
+  tensors = oracles.random_tensors(oracles.bert_shapes(oracles.BERT))
+  model = pretrained.from_checkpoint(Checkpoint(oracles.BERT, tensors))
+  old = {
+    name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+      'LayerNorm.bias', 'LayerNorm.beta'
+    ): array
+    for name, array in tensors.items()
+  }
+  assert old.keys() != tensors.keys()
+  other = pretrained.from_checkpoint(Checkpoint(oracles.BERT, old))
+  jax.tree.map(np.testing.assert_array_equal, model, other)
 
 
 @pytest.fixture

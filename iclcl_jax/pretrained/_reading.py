@@ -3,7 +3,8 @@
 import fnmatch
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -17,6 +18,7 @@ from iclcl_jax.types import Array
 Shape: TypeAlias = tuple[int, ...]
 Arrange: TypeAlias = Callable[[np.ndarray], np.ndarray]
 _T = TypeVar('_T')
+_ALIGNMENT = 64  # Bytes.
 _TOGETHER = 'Check that config and tensors belong together.'
 
 
@@ -110,8 +112,35 @@ def reshaped(*shape: int) -> Arrange:
   return lambda array: array.reshape(shape)
 
 
+class StoredTensors(Mapping[str, np.ndarray]):
+  """Tensors in a file: each is read when it is taken, and not kept.
+
+  Attributes:
+    specs: shape and dtype of each by name, known without reading it.
+  """
+
+  def __init__(
+    self,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    read: Callable[[str], np.ndarray],
+  ):
+    """Takes the specs and what reads the tensor of a name."""
+    self.specs, self._read = specs, read
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name not in self.specs:
+      raise KeyError(name)
+    return self._read(name)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.specs)
+
+  def __len__(self) -> int:
+    return len(self.specs)
+
+
 class Tensors:
-  """The tensors of a checkpoint, each checked when it is taken.
+  """The tensors of a checkpoint, each checked and read when it is taken.
 
   Names are those of the family, without prefix; `{}` in a template stands for
   the number of a layer.
@@ -126,7 +155,7 @@ class Tensors:
     ignored: Sequence[str],
     dtype: Any,
   ):
-    """Reads which tensors there are.
+    """Looks at which tensors there are, and reads none.
 
     Args:
       tensors: arrays by name.
@@ -141,34 +170,45 @@ class Tensors:
         f'{len(tensors)} tensors; expected several for each. {_TOGETHER}'
       )
     self._num_layers, self._prefix = num_layers, prefix
+    self._tensors = tensors
+    specs: Mapping[str, Any] = tensors
+    if isinstance(tensors, StoredTensors):
+      specs = tensors.specs
     everything = {
-      name.removeprefix(prefix): (name, array)
-      for name, array in tensors.items()
+      _renamed(name.removeprefix(prefix)): (name, spec)
+      for name, spec in specs.items()
     }
     self._rest = {
       name: entry
       for name, entry in everything.items()
       if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
     }
-    arrays = [array for _, array in self._rest.values()]
-    self._dtype = _common_dtype(arrays, dtype)
+    self._dtype = _common_dtype([s for _, s in self._rest.values()], dtype)
 
   def array(
     self, name: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
     """Takes one tensor, stored with `shape`."""
-    return jnp.asarray(np.array(arrange(self._take(name, shape)), self._dtype))
+    self._check(name, shape)
+    array = arrange(self._take(name))
+    result = _aligned(array.shape, self._dtype)
+    result[...] = array
+    return jax.device_put(result)
 
   def stacked(
     self, template: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
     """Takes a tensor of all layers, with the leading axis `L`."""
     names = [template.format(n) for n in range(self._num_layers)]
-    arrays = [self._take(name, shape) for name in names]
-    stack = np.empty((len(arrays), *arrange(arrays[0]).shape), self._dtype)
-    for row, array in zip(stack, arrays, strict=True):
-      row[...] = arrange(array)
-    return jnp.asarray(stack)
+    for name in names:
+      self._check(name, shape)
+    stack = None
+    for n, name in enumerate(names):
+      row = arrange(self._take(name))
+      if stack is None:
+        stack = _aligned((len(names), *row.shape), self._dtype)
+      stack[n] = row
+    return jax.device_put(stack)
 
   def linears(
     self,
@@ -204,9 +244,15 @@ class Tensors:
     name = 'lm_head.weight'
     if not tied:
       return Linear(self.array(name, shape, np.transpose))
+    copy = self._rest.pop(name, None)
     original = self._rest.get(embedding)
-    copy = self._rest.pop(name, original)
-    if original and copy and not np.array_equal(copy[1], original[1]):
+    if copy and original is None:  # Writers keep either of two equal tensors.
+      self._rest[embedding] = copy
+    elif (
+      copy
+      and original
+      and not np.array_equal(self._tensors[copy[0]], self._tensors[original[0]])
+    ):
       raise ValueError(
         f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
@@ -216,36 +262,54 @@ class Tensors:
 
   def check_all_taken(self) -> None:
     """Raises `ValueError` if a tensor is left that nobody took."""
-    for name, array in self._rest.values():
+    for name, spec in self._rest.values():
       raise ValueError(
-        f'tensor {name!r} of shape {list(array.shape)} is unexpected; the '
+        f'tensor {name!r} of shape {list(spec.shape)} is unexpected; the '
         f'config describes an architecture without it. {_TOGETHER}'
       )
 
-  def _take(self, name: str, shape: Shape) -> np.ndarray:
+  def _check(self, name: str, shape: Shape) -> None:
     if name not in self._rest:
       raise ValueError(
         f'tensor {name!r} (or {self._prefix + name!r}) is missing; expected '
         f'shape {list(shape)}. Check that the download is complete. {_TOGETHER}'
       )
-    _, array = self._rest.pop(name)
-    if tuple(array.shape) != shape:
+    _, spec = self._rest[name]
+    if tuple(spec.shape) != shape:
       raise ValueError(
-        f'tensor {name!r} has shape {list(array.shape)}; expected '
+        f'tensor {name!r} has shape {list(spec.shape)}; expected '
         f'{list(shape)} from the config. {_TOGETHER}'
       )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    if not jnp.issubdtype(spec.dtype, jnp.floating):
       raise ValueError(
-        f'tensor {name!r} has dtype {array.dtype}; expected floating-point '
+        f'tensor {name!r} has dtype {spec.dtype}; expected floating-point '
         'numbers. Dequantise the checkpoint first.'
       )
-    return array
+
+  def _take(self, name: str) -> np.ndarray:
+    full, _ = self._rest.pop(name)
+    return self._tensors[full]
 
 
-def _common_dtype(arrays: Sequence[np.ndarray], dtype: Any) -> np.dtype:
+def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
+  """Makes an empty array that JAX uses on a CPU as it is, without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _renamed(name: str) -> str:
+  """Gives a scale and offset of a LayerNorm the names that replaced theirs."""
+  stem, _, kind = name.rpartition('.')
+  names = {'gamma': 'weight', 'beta': 'bias'}
+  return f'{stem}.{names[kind]}' if kind in names else name
+
+
+def _common_dtype(specs: Sequence[Any], dtype: Any) -> np.dtype:
   """The requested dtype, or that of the tensors."""
   if dtype is None:
-    found = {np.dtype(array.dtype) for array in arrays}
+    found = {np.dtype(spec.dtype) for spec in specs}
     widest = np.float64 if np.dtype(np.float64) in found else np.float32
     return _canonical(found.pop() if len(found) == 1 else np.dtype(widest))
   _validate.check_float_dtype('dtype', dtype)

@@ -7,16 +7,31 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax.pretrained._reading import Checkpoint, import_reader
+from iclcl_jax.pretrained._reading import (
+  Checkpoint,
+  StoredTensors,
+  import_reader,
+)
 
 _CONFIG = 'config.json'
 _WHOLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+# What the format calls the dtypes that NumPy and ml_dtypes have.
+_DTYPES = {
+  'BOOL': np.bool_,
+  **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
+  **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
+  **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
+  'BF16': jnp.bfloat16,
+}
+_T = TypeVar('_T')
 
 
 def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -27,7 +42,8 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       `model.safetensors` or its shards with their index.
 
   Returns:
-    The config, and the tensors as stored: float32, float16 or bfloat16.
+    The config, and the tensors as stored: float32, float16 or bfloat16. A
+    tensor is read when it is taken from the mapping, and not kept there.
 
   Raises:
     ValueError: if the directory, the config, the weights or a shard are
@@ -49,7 +65,9 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       'original model, or a GGUF file of it.'
     )
   if (directory / _WHOLE).is_file():
-    return Checkpoint(config, dict(_tensors(directory / _WHOLE)))
+    path = directory / _WHOLE
+    tensors = StoredTensors(_specs(path), lambda name: _read(path, name))
+    return Checkpoint(config, tensors)
   if (directory / _INDEX).is_file():
     return Checkpoint(config, _sharded(directory))
   found = sorted(path.name for path in directory.iterdir())
@@ -81,8 +99,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the tensors of all shards, as the index lists them."""
+def _sharded(directory: pathlib.Path) -> StoredTensors:
+  """Finds the tensors of all shards, as the index lists them."""
   index = directory / _INDEX
   weight_map = read_json(index).get('weight_map')
   if not isinstance(weight_map, dict) or not all(
@@ -100,9 +118,10 @@ def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
       f'{directory} lacks {len(missing)} of {len(shards)} shards: '
       f'{", ".join(missing)}; {index.name} lists them. Copy them beside it.'
     )
-  tensors: dict[str, np.ndarray] = {}
+  places: dict[str, pathlib.Path] = {}
+  specs: dict[str, jax.ShapeDtypeStruct] = {}
   for shard in shards:
-    for name, array in _tensors(directory / shard):
+    for name, spec in _specs(directory / shard).items():
       if weight_map.get(name) != shard:
         place = f'in {weight_map[name]}' if name in weight_map else 'nowhere'
         raise ValueError(
@@ -110,23 +129,41 @@ def _sharded(directory: pathlib.Path) -> dict[str, np.ndarray]:
           f'lists {place}. Index and shards are of different models: copy all '
           'of them again.'
         )
-      tensors[name] = array
-  lost = sorted(set(weight_map) - set(tensors))
+      places[name], specs[name] = directory / shard, spec
+  lost = sorted(set(weight_map) - set(specs))
   if lost:
     raise ValueError(
       f'{directory / weight_map[lost[0]]} lacks the tensor {lost[0]!r} that '
       f'{index.name} lists ({len(lost)} in all). Copy the shards again.'
     )
-  return tensors
+  return StoredTensors(specs, lambda name: _read(places[name], name))
 
 
-def _tensors(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields names and arrays of one file."""
+def _specs(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+  """Reads names, shapes and dtypes of one file."""
+
+  def spec(part: Any) -> jax.ShapeDtypeStruct:
+    kind = part.get_dtype()
+    if kind not in _DTYPES:
+      raise TypeError(f'dtype {kind}')
+    return jax.ShapeDtypeStruct(tuple(part.get_shape()), _DTYPES[kind])
+
+  return _within(
+    path, lambda file: {n: spec(file.get_slice(n)) for n in sorted(file.keys())}
+  )
+
+
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
+  """Copies one tensor of a file."""
+  return _within(path, lambda file: file.get_tensor(name))
+
+
+def _within(path: pathlib.Path, use: Callable[[Any], _T]) -> _T:
+  """Opens one file for as long as `use` reads from it."""
   safetensors = import_reader('safetensors')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
-      for name in file.keys():  # noqa: SIM118 (no mapping)
-        yield name, file.get_tensor(name)
+      return use(file)
   except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
     raise ValueError(
       f'{path} is truncated, corrupt, or of an unknown dtype '
