@@ -107,7 +107,16 @@ def stored(name, array):
 
 
 def write_gguf(
-  path, arrays, metadata=METADATA, *, architecture='llama', types=None
+  path,
+  arrays,
+  metadata=METADATA,
+  *,
+  architecture='llama',
+  types=None,
+  as_named=False,
+  raw=None,
+  alignment=None,
+  order=gguf.GGUFEndian.LITTLE,
 ):
   """Writes a GGUF file.
 
@@ -117,8 +126,14 @@ def write_gguf(
     metadata: entries; those that are None are left out.
     architecture: entry `general.architecture`.
     types: quantisation of tensors by Hugging Face name; float32 otherwise.
+    raw: quantisation of tensors that are given as bytes.
+    alignment: of the tensors, if not the usual one.
+    as_named: whether the tensors have their names and order in the file.
+    order: of the bytes.
   """
-  writer = gguf.GGUFWriter(path, architecture)
+  writer = gguf.GGUFWriter(path, architecture, endianess=order)
+  if alignment:
+    writer.data_alignment = alignment
   add = {
     bool: writer.add_bool,
     int: writer.add_uint32,
@@ -131,13 +146,12 @@ def write_gguf(
       add[type(value)](name, value)
   for name, array in arrays.items():
     kind = (types or {}).get(name)
-    array = stored(name, array)
+    if not as_named:
+      name, array = gguf_name(name), stored(name, array)
     if kind is None or array.dtype == np.int8:
-      writer.add_tensor(gguf_name(name), array)
+      writer.add_tensor(name, array, raw_dtype=(raw or {}).get(name))
     else:
-      writer.add_tensor(
-        gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind
-      )
+      writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

@@ -7,31 +7,21 @@ layout of Hugging Face, so that one architecture serves every reader.
 
 import os
 import pathlib
-import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from iclcl_jax.pretrained._reading import Checkpoint, import_reader
+from iclcl_jax.pretrained._gguf_layouts import LAYOUTS, Config, Entries
+from iclcl_jax.pretrained._reading import (
+  Checkpoint,
+  StoredTensors,
+  import_reader,
+)
 
 _MAGIC = b'GGUF'
-# Names of the llama family; `N` stands for the number of a block.
-_LLAMA_NAMES = {
-  'token_embd': 'model.embed_tokens',
-  'output_norm': 'model.norm',
-  'output': 'lm_head',
-  'blk.N.attn_norm': 'model.layers.N.input_layernorm',
-  'blk.N.attn_q': 'model.layers.N.self_attn.q_proj',
-  'blk.N.attn_k': 'model.layers.N.self_attn.k_proj',
-  'blk.N.attn_v': 'model.layers.N.self_attn.v_proj',
-  'blk.N.attn_output': 'model.layers.N.self_attn.o_proj',
-  'blk.N.ffn_norm': 'model.layers.N.post_attention_layernorm',
-  'blk.N.ffn_gate': 'model.layers.N.mlp.gate_proj',
-  'blk.N.ffn_up': 'model.layers.N.mlp.up_proj',
-  'blk.N.ffn_down': 'model.layers.N.mlp.down_proj',
-}
 
 
 class GGUFFile(NamedTuple):
@@ -41,19 +31,21 @@ class GGUFFile(NamedTuple):
     path: where it lies, for messages.
     metadata: what it says about the model, by key.
     tensors: of the package `gguf`: name, data and quantisation of each.
+    swapped: whether its bytes are in the other order than this machine's.
   """
 
   path: pathlib.Path
   metadata: Mapping[str, Any]
   tensors: Sequence[Any]
+  swapped: bool = False
 
 
 def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:
-  """Reads a model of the llama family from a GGUF file.
+  """Reads a model from a GGUF file.
 
-  Quantised tensors are dequantised to float32. Such a file stores the rows of
-  the query and key projections for rotations of neighbouring pairs; they come
-  out in the order of Hugging Face, which rotates halves.
+  Quantised tensors are dequantised to float32, each when it is taken from the
+  mapping. Where converters change a tensor (the order of the rows of queries
+  and keys, one added to Gemma's scales), the change is undone.
 
   Args:
     path: the file.
@@ -65,7 +57,8 @@ def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:
   Raises:
     ValueError: if there is no such file, it is no GGUF file, is truncated or
       one part of a split one, holds another architecture, lacks metadata, has
-      a tensor of unknown name or quantisation, or `gguf` is not installed.
+      an entry that is not understood and may change the arithmetic, a tensor
+      of unknown name or quantisation, or `gguf` is not installed.
 
   References:
     Su et al., arXiv:2104.09864, eq. 34 (rotation of neighbouring pairs).
@@ -89,6 +82,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     LookupError,
     MemoryError,
     OSError,
+    RecursionError,
     TypeError,
     ValueError,
     struct.error,
@@ -98,52 +92,85 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
       f'{error}). Its size is {path.stat().st_size} bytes; compare it with the '
       'source, and copy or install the file again.'
     ) from error
-  return GGUFFile(path, metadata, reader.tensors)
+  _check_apart(path, reader.tensors)
+  return GGUFFile(path, metadata, reader.tensors, reader.byte_order == 'S')
+
+
+def _check_apart(path: pathlib.Path, tensors: Iterable[Any]) -> None:
+  """Checks that no byte belongs to two tensors."""
+  end, before = 0, ''
+  for tensor in sorted(tensors, key=lambda t: (t.data_offset, t.n_bytes)):
+    if tensor.data_offset < end:
+      raise ValueError(
+        f'{path} is corrupt: its tensors {before!r} and {tensor.name!r} '
+        'overlap. Copy the file again.'
+      )
+    end, before = tensor.data_offset + tensor.n_bytes, tensor.name
 
 
 def checkpoint_of(file: GGUFFile) -> Checkpoint:
-  """Copies an open GGUF file into config and float32 tensors of Hugging Face.
+  """Describes an open GGUF file as a checkpoint of Hugging Face.
 
   Args:
-    file: of :func:`open_gguf`.
+    file: of :func:`open_gguf`. It stays open as long as the tensors live.
 
   Raises:
     ValueError: as :func:`read_gguf`.
   """
-  parts = _entry(file, 'split.count', int, 1)
-  if parts > 1:
+  count = file.metadata.get('split.count', 1)
+  if count not in (0, 1):
     raise ValueError(
-      f'{file.path} is one of {parts} parts of a split model; expected a whole '
-      'one. Merge them first: llama-gguf-split --merge FIRST_PART WHOLE.'
+      f"{file.path}: the metadata 'split.count' is {count!r}, so this is one "
+      'of several parts of a split model; expected a whole one. Merge them '
+      'first: llama-gguf-split --merge FIRST_PART WHOLE.'
     )
-  architecture = _entry(file, 'general.architecture', str)
-  if architecture != 'llama':
+  architecture = file.metadata.get('general.architecture')
+  kind = file.metadata.get('general.type', 'model')
+  if architecture not in LAYOUTS or kind != 'model':
     raise ValueError(
-      f'{file.path} holds a model of architecture {architecture!r}; expected '
-      "'llama'. Read other models from a Hugging Face directory with "
-      'pretrained.load.'
+      f'{file.path} holds a {kind} of architecture {architecture!r}; expected '
+      f'a model, one of {", ".join(LAYOUTS)}. Read other models from a '
+      'Hugging Face directory with pretrained.load.'
     )
-  config = _llama_config(file)
-  heads = {
-    'attn_q': config['num_attention_heads'],
-    'attn_k': config['num_key_value_heads'],
+  layout = LAYOUTS[architecture]
+  tensors = {tensor.name: tensor for tensor in file.tensors}
+  shapes = {
+    name: layout.shape(name, tuple(int(n) for n in tensor.shape[::-1]))
+    for name, tensor in tensors.items()
   }
-  tensors = {}
-  for tensor in file.tensors:
-    array = _dequantized(file, tensor)
-    name, kind = _llama_name(file, tensor.name), tensor.name.split('.')[-2]
-    if kind in heads:
-      array = _rows_for_halves(file, tensor.name, array, heads[kind])
-    tensors[name] = array
-  embedding = tensors.get('model.embed_tokens.weight')
-  if embedding is None:
-    raise ValueError(
-      f"{file.path} lacks the tensor 'token_embd.weight', the embeddings of "
-      'its tokens; expected a whole language model. Convert it again.'
-    )
-  config['vocab_size'] = embedding.shape[0]
-  config['tie_word_embeddings'] = 'lm_head.weight' not in tensors
-  return Checkpoint(config, tensors)
+  parts_of: dict[str, list[str]] = {}
+  for theirs in sorted(tensors):
+    ours = layout.name_of(theirs)
+    if ours is not None:
+      parts_of.setdefault(ours, []).append(theirs)
+    elif not theirs.startswith(('rope_factors_', 'rope_freqs.')):  # Settings.
+      raise ValueError(
+        f'{file.path} has a tensor {theirs!r}; expected only those of a plain '
+        'model of its architecture: no adapters, no other experts. Choose a '
+        'model without them.'
+      )
+
+  def stored(name: str) -> np.ndarray:
+    return _dequantised(file, tensors[name])
+
+  entries = Entries(file.path, architecture, file.metadata, shapes, stored)
+  base = _base(file, entries)
+  config = layout.settings(entries, base)
+  causal = config['model_type'] != 'bert'
+  entries.check_all_taken(base | {'causal': causal})
+
+  def read(name: str) -> np.ndarray:
+    arrays = [layout.undone(n, stored(n), base) for n in parts_of[name]]
+    if len(arrays) == 1:
+      return arrays[0]
+    return np.stack(arrays, axis=-1).reshape(specs[name].shape)
+
+  specs = {}
+  for name, parts in parts_of.items():
+    *rest, columns = shapes[parts[0]]
+    shape = (*rest, columns * len(parts))  # Several are interleaved.
+    specs[name] = jax.ShapeDtypeStruct(shape, np.float32)
+  return Checkpoint(config, StoredTensors(specs, read))
 
 
 def _check_magic(path: pathlib.Path) -> None:
@@ -170,6 +197,7 @@ def _reader_type(gguf: Any) -> type:
 
   It makes a view of its bytes for every token and merge of the tokenizer;
   views of a plain array take a third of the time of views of a `np.memmap`.
+  What would lie behind the end of the file is an error, not an empty array.
   """
 
   class PlainReader(gguf.GGUFReader):
@@ -181,118 +209,61 @@ def _reader_type(gguf: Any) -> type:
     def data(self, mapped: np.ndarray) -> None:
       self._plain = np.asarray(mapped)
 
+    def _get(self, offset, dtype, count=1, override_order=None):
+      result = super()._get(offset, dtype, count, override_order)
+      if len(result) != count:
+        raise ValueError(f'no {count} numbers at byte {offset}')
+      return result
+
+    def _get_field_parts(self, orig_offs, raw_type):
+      if raw_type == gguf.GGUFValueType.ARRAY:
+        kind = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+        dtype = self.gguf_scalar_to_np.get(kind)
+        if dtype is not None:  # All numbers at once.
+          size = self._get(orig_offs + 4, np.uint64)[0]
+          numbers = self._get(orig_offs + 12, dtype, size)
+          kinds = [gguf.GGUFValueType.ARRAY, kind]
+          return 12 + int(numbers.nbytes), [numbers], [0], kinds
+      return super()._get_field_parts(orig_offs, raw_type)
+
   return PlainReader
 
 
-def _entry(
-  file: GGUFFile, name: str, kind: type[Any], default: Any = None
-) -> Any:
-  """Reads one entry of the metadata; `default` if it may be absent."""
-  value = file.metadata.get(name, default)
-  if value is None:
+def _base(file: GGUFFile, entries: Entries) -> Config:
+  """Reads what every architecture has, under the names of a llama."""
+  if len(entries.shapes.get('token_embd.weight', ())) != 2:
     raise ValueError(
-      f'{file.path} lacks the metadata {name!r}; expected it in every file of '
-      'its architecture. Convert the model again with a current converter.'
+      f"{file.path} lacks the tensor 'token_embd.weight', the embeddings of "
+      'its tokens; expected a whole language model. Convert it again.'
     )
-  if not isinstance(value, kind) or (kind is not str and not value > 0):
-    raise ValueError(
-      f'{file.path}: the metadata {name!r} is {value!r}; expected a positive '
-      f'{kind.__name__}, the same for all blocks. Convert the model again, or '
-      'choose one whose blocks are alike.'
-    )
-  return value
-
-
-def _llama_config(file: GGUFFile) -> dict[str, Any]:
-  """Reads the config of a Hugging Face llama, without what the tensors say."""
-  num_heads = _entry(file, 'llama.attention.head_count', int)
-  width = _entry(file, 'llama.embedding_length', int)
-  head_dim = _entry(
-    file, 'llama.attention.key_length', int, max(width // num_heads, 1)
-  )
-  rotated = _entry(file, 'llama.rope.dimension_count', int, head_dim)
-  if rotated != head_dim:
-    raise ValueError(
-      f'{file.path} rotates {rotated} of the {head_dim} coordinates of a head; '
-      'expected all of them. Choose a model with full rotary embeddings.'
-    )
-  theta = _entry(file, 'llama.rope.freq_base', float, 10000.0)
-  epsilon = _entry(file, 'llama.attention.layer_norm_rms_epsilon', float)
-  scaling = file.metadata.get('llama.rope.scaling.type', 'none')
-  if scaling != 'none':
-    raise ValueError(
-      f"{file.path}: the metadata 'llama.rope.scaling.type' is {scaling!r}; "
-      "expected 'none'. Choose a model without rescaled rotary frequencies."
-    )
+  heads = entries.count('attention.head_count')
+  width = entries.count('embedding_length')
   return {
-    'model_type': 'llama',
+    'vocab_size': entries.shapes['token_embd.weight'][0],
     'hidden_size': width,
-    'intermediate_size': _entry(file, 'llama.feed_forward_length', int),
-    'num_hidden_layers': _entry(file, 'llama.block_count', int),
-    'num_attention_heads': num_heads,
-    'num_key_value_heads': _entry(
-      file, 'llama.attention.head_count_kv', int, num_heads
-    ),
-    'head_dim': head_dim,
-    'hidden_act': 'silu',
-    'max_position_embeddings': _entry(file, 'llama.context_length', int),
-    'rms_norm_eps': _shortest(epsilon),
-    'rope_theta': _shortest(theta),
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': _shortest(theta)},
-    'attention_bias': any(t.name.endswith('attn_q.bias') for t in file.tensors),
-    'mlp_bias': any(t.name.endswith('ffn_up.bias') for t in file.tensors),
+    'intermediate_size': entries.count('feed_forward_length'),
+    'num_hidden_layers': entries.count('block_count'),
+    'num_attention_heads': heads,
+    'head_dim': entries.count('attention.key_length', max(width // heads, 1)),
+    'max_position_embeddings': entries.count('context_length'),
+    'tie_word_embeddings': 'output.weight' not in entries.shapes,
   }
 
 
-def _shortest(value: float) -> float:
-  """Returns the shortest decimal of a float32, such as `1e-05`."""
-  return float(str(np.float32(value)))
-
-
-def _llama_name(file: GGUFFile, name: str) -> str:
-  """Returns the Hugging Face name of a tensor of a llama."""
-  stem, _, kind = name.rpartition('.')
-  number = re.match(r'blk\.(\d+)\.', stem)
-  pattern = re.sub(r'^blk\.\d+\.', 'blk.N.', stem)
-  if pattern not in _LLAMA_NAMES or kind not in ('weight', 'bias'):
-    raise ValueError(
-      f'{file.path} has a tensor {name!r}; expected only those of a plain '
-      'llama: no experts, no adapters, no rescaled rotary frequencies. Choose '
-      'a model without them.'
-    )
-  block = number.group(1) if number else ''
-  return f'{_LLAMA_NAMES[pattern].replace(".N.", f".{block}.")}.{kind}'
-
-
-def _dequantized(file: GGUFFile, tensor: Any) -> np.ndarray:
+def _dequantised(file: GGUFFile, tensor: Any) -> np.ndarray:
   """Copies a tensor as float32, in NumPy's order of axes."""
   gguf = import_reader('gguf')
+  if np.issubdtype(tensor.data.dtype, np.floating):
+    return np.array(tensor.data, np.float32)
   try:
-    array = gguf.dequantize(tensor.data, tensor.tensor_type)
+    if file.swapped:
+      raise NotImplementedError
+    return gguf.dequantize(tensor.data, tensor.tensor_type)
   except NotImplementedError as error:
+    order = ' in the byte order of other machines' if file.swapped else ''
     raise ValueError(
       f'{file.path}: the tensor {tensor.name!r} is stored as '
-      f'{tensor.tensor_type.name}, which the package gguf does not read. '
-      'Choose another quantisation, such as Q8_0, or upgrade gguf.'
+      f'{tensor.tensor_type.name}{order}, which the package gguf does not '
+      'read. Choose another quantisation, such as Q8_0, upgrade gguf, or '
+      'convert the order with gguf-convert-endian.'
     ) from error
-  shared = np.may_share_memory(array, tensor.data)
-  return np.array(array, np.float32, copy=True if shared else None)
-
-
-def _rows_for_halves(
-  file: GGUFFile, name: str, array: np.ndarray, num_heads: int
-) -> np.ndarray:
-  """Orders rows for rotations of halves `(j, j + d_k / 2)`.
-
-  The file has them for rotations of neighbouring pairs `(2j, 2j + 1)`.
-  """
-  rows = array.shape[0]
-  if rows % (2 * num_heads):
-    raise ValueError(
-      f'{file.path}: the tensor {name!r} has {rows} rows; expected a multiple '
-      f'of {2 * num_heads}, pairs of rows for {num_heads} heads. Convert the '
-      'model again.'
-    )
-  half = rows // num_heads // 2
-  pairs = array.reshape(num_heads, half, 2, *array.shape[1:])
-  return pairs.swapaxes(1, 2).reshape(array.shape)

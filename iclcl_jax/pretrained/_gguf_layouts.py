@@ -1,0 +1,461 @@
+"""How converters to GGUF store each architecture: settings, names, order."""
+
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from iclcl_jax.pretrained._reading import Shape
+
+Config: TypeAlias = dict[str, Any]
+# Entries that change no logits, whatever they say.
+_HARMLESS = ('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.')
+
+
+class Entries:
+  """The metadata of one architecture, which knows what nobody took.
+
+  Attributes:
+    shapes: of the tensors, by the names of the file.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    architecture: str,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    read: Callable[[str], np.ndarray],
+  ):
+    """Takes what a file says; `read` reads the tensor of a name."""
+    self._path, self._prefix = path, f'{architecture}.'
+    self._rest, self.shapes, self._read = dict(metadata), shapes, read
+
+  def take(self, name: str, default: Any = None) -> Any:
+    """Takes an entry; a list of equal values is one value for all blocks."""
+    value = self._rest.pop(self._prefix + name, default)
+    if isinstance(value, list) and value and value == value[:1] * len(value):
+      value = value[0]
+    if value is None:
+      raise ValueError(
+        f'{self._path} lacks the metadata {self._prefix + name!r}; expected it '
+        'in every file of its architecture. Convert the model again with a '
+        'current converter.'
+      )
+    return value
+
+  def count(self, name: str, default: int | None = None, least: int = 1) -> int:
+    """Takes an integer."""
+    value = self.take(name, default)
+    if type(value) is not int or value < least:
+      self._refuse(name, value, 'a positive int')
+    return value
+
+  def number(self, name: str, default: float | None = None) -> float:
+    """Takes a positive number: the shortest decimal of it, such as `1e-05`."""
+    value = self.take(name, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      self._refuse(name, value, 'a positive float')
+    return float(str(np.float32(value)))
+
+  def check(self, name: str, value: Any, expected: Any) -> None:
+    """Raises `ValueError` if an entry has another value than the one here."""
+    if value != expected:
+      self._refuse(name, value, repr(expected))
+
+  def has(self, kind: str) -> bool:
+    """Whether there is a tensor of this name, in a block or outside."""
+    return any(f'.{name}'.endswith(f'.{kind}') for name in self.shapes)
+
+  def layer_types(self, layers: int, period: int) -> list[str]:
+    """Says which layers see a window: all but the last of each period."""
+    name = 'attention.sliding_window_pattern'
+    value = self.take(name, period)
+    if type(value) is int and value > 0:
+      value = [(layer + 1) % value != 0 for layer in range(layers)]
+    if type(value) is bool:
+      value = [value] * layers
+    if (
+      not isinstance(value, list) or [type(v) for v in value] != [bool] * layers
+    ):
+      self._refuse(name, value, 'a period, or true or false for each block')
+    return [('full', 'sliding')[windowed] + '_attention' for windowed in value]
+
+  def factors(self, name: str) -> list[float] | None:
+    """Reads what divides the frequencies of a rotation, None if nothing."""
+    name = f'rope_{name}.weight'
+    return self._read(name).ravel().tolist() if name in self.shapes else None
+
+  def check_all_taken(self, base: Config) -> None:
+    """Raises `ValueError` for what may change the arithmetic unseen."""
+    neutral = {
+      'attention.causal': (base['causal'],),
+      'attention.clamp_kqv': (0,),
+      'attention.head_count_kv': (base['num_attention_heads'],),
+      'attention.max_alibi_bias': (0,),
+      'attention.scale': (0,),
+      'attention.sliding_window': (0,),
+      'attention.value_length': (base['head_dim'],),
+      'expert_count': (0,),
+      'expert_used_count': (0,),
+      'logit_scale': (0, 1),
+      'pooling_type': (0, 1, 2, 3),  # Of the states, which are handed out.
+      'rope.dimension_count': (base['head_dim'],),
+      'rope.scaling.attn_factor': (1,),
+      'rope.scaling.finetuned': (False, True),
+      'rope.scaling.yarn_attn_factor': (1,),
+      'rope.scaling.yarn_ext_factor': (1,),
+      'tensor_data_layout': ('Meta AI original pth',),
+      'vocab_size': (base['vocab_size'],),
+    }
+    for key, value in list(self._rest.items()):
+      own = key.startswith(self._prefix)
+      name = key.removeprefix(self._prefix)
+      if own and self.take(name) in neutral.get(name, ()):
+        continue
+      if own or not key.startswith(_HARMLESS):
+        raise ValueError(
+          f'{self._path}: the metadata {key!r} is {value!r}, which may change '
+          'what the model computes and is not supported. Read the model from '
+          'its Hugging Face directory, or, if the entry changes nothing, '
+          f'remove it: gguf-new-metadata --remove-metadata {key} OLD NEW.'
+        )
+
+  def _refuse(self, name: str, value: Any, expected: str) -> None:
+    raise ValueError(
+      f'{self._path}: the metadata {self._prefix + name!r} is {value!r}; '
+      f'expected {expected}, the same for all blocks. Convert the model again, '
+      'or choose one whose blocks are alike.'
+    )
+
+  def rope(self, base: Config) -> Config:
+    """Reads the angles of the rotation: `rope_parameters` of Hugging Face."""
+    width, context = base['head_dim'], base['max_position_embeddings']
+    rope: Config = {
+      'rope_type': 'default',
+      'rope_theta': self.number('rope.freq_base', 10000.0),
+    }
+    rotated = self.count('rope.dimension_count', width)
+    if rotated != width:
+      rope['partial_rotary_factor'] = rotated / width
+    kind = self.take('rope.scaling.type', 'linear')
+    factor = self.number('rope.scale_linear', 1.0)
+    factor = self.number('rope.scaling.factor', factor)
+    original = self.count('rope.scaling.original_context_length', context)
+    short, long = (
+      self.factors('freqs') or self.factors(f'factors_{name}')
+      for name in ('short', 'long')
+    )
+    if short and long and (factor == 1 or kind == 'longrope'):
+      return rope | {
+        'rope_type': 'longrope',
+        'short_factor': short,
+        'long_factor': long,
+        'original_max_position_embeddings': original,
+        'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
+      }
+    if short or long or kind not in ('none', 'linear', 'yarn'):
+      tensors = 'factors' if short or long else 'no factors'
+      raise ValueError(
+        f'{self._path}: the rotary positions are rescaled by {kind!r} with the '
+        f'factor {factor} and {tensors} for each frequency; expected linear, '
+        'yarn, or factors alone. Read the model from its Hugging Face '
+        'directory.'
+      )
+    if kind == 'none' or factor == 1:
+      return rope
+    rope |= {'rope_type': kind, 'factor': factor}
+    if kind == 'yarn':
+      rope |= {
+        'original_max_position_embeddings': original,
+        'beta_fast': self.number('rope.scaling.yarn_beta_fast', 32.0),
+        'beta_slow': self.number('rope.scaling.yarn_beta_slow', 1.0),
+      }
+    return rope
+
+
+def _rotary(model_type: str, entries: Entries, base: Config) -> Config:
+  """Reads what architectures with rotary positions and RMSNorm share."""
+  return base | {
+    'model_type': model_type,
+    'num_key_value_heads': entries.count(
+      'attention.head_count_kv', base['num_attention_heads']
+    ),
+    'hidden_act': 'silu',
+    'rms_norm_eps': entries.number('attention.layer_norm_rms_epsilon'),
+    'rope_parameters': entries.rope(base),
+  }
+
+
+def _biased(model_type: str, entries: Entries, base: Config) -> Config:
+  bias = {'attention_bias': entries.has('attn_q.bias')}
+  return _rotary(model_type, entries, base) | bias
+
+
+def _llama(entries: Entries, base: Config) -> Config:
+  """A llama, or with a window a mistral, which has no biases."""
+  window = entries.count('attention.sliding_window', 0, least=0)
+  if window:
+    return _rotary('mistral', entries, base) | {'sliding_window': window}
+  bias = {'mlp_bias': entries.has('ffn_up.bias')}
+  return _biased('llama', entries, base) | bias
+
+
+def _smollm3(entries: Entries, base: Config) -> Config:
+  return _biased('smollm3', entries, base) | {
+    'mlp_bias': entries.has('ffn_up.bias'),
+    'no_rope_layers': [
+      int((layer + 1) % 4 != 0) for layer in range(base['num_hidden_layers'])
+    ],
+  }
+
+
+def _phi3(entries: Entries, base: Config) -> Config:
+  window = entries.count('attention.sliding_window', 0, least=0)
+  return _rotary('phi3', entries, base) | {'sliding_window': window or None}
+
+
+def _gemma(
+  model_type: str, largest: int, entries: Entries, base: Config
+) -> Config:
+  """Reads what Gemma 2 and 3 share; the largest divides by another scalar."""
+  config = _biased(model_type, entries, base)
+  config['hidden_activation'] = 'gelu_pytorch_tanh'
+  del config['hidden_act']
+  scalar = base['head_dim']
+  if base['num_hidden_layers'] == largest:
+    scalar = base['hidden_size'] // base['num_attention_heads']
+  return config | {'query_pre_attn_scalar': scalar}
+
+
+def _gemma2(entries: Entries, base: Config) -> Config:
+  return _gemma('gemma2', 46, entries, base) | {
+    'sliding_window': entries.count('attention.sliding_window', 4096),
+    'layer_types': entries.layer_types(base['num_hidden_layers'], 2),
+    'attn_logit_softcapping': entries.number('attn_logit_softcapping', 50.0),
+    'final_logit_softcapping': entries.number('final_logit_softcapping', 30.0),
+  }
+
+
+def _gemma3(entries: Entries, base: Config) -> Config:
+  config = _gemma('gemma3_text', 62, entries, base)
+  theta = entries.number('rope.freq_base_swa', 10000.0)
+  return config | {
+    'rope_parameters': {
+      'full_attention': config['rope_parameters'],
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': theta},
+    },
+    'sliding_window': entries.count('attention.sliding_window'),
+    'layer_types': entries.layer_types(base['num_hidden_layers'], 6),
+  }
+
+
+def _gpt_oss(entries: Entries, base: Config) -> Config:
+  config = _rotary('gpt_oss', entries, base) | {
+    'intermediate_size': entries.count('expert_feed_forward_length'),
+    'num_local_experts': entries.count('expert_count'),
+    'num_experts_per_tok': entries.count('expert_used_count'),
+    'sliding_window': entries.count('attention.sliding_window'),
+    'layer_types': entries.layer_types(base['num_hidden_layers'], 2),
+    'attention_bias': True,
+  }
+  if config['rope_parameters']['rope_type'] == 'yarn':
+    config['rope_parameters']['truncate'] = False
+  return config
+
+
+def _equal_heads(entries: Entries, base: Config) -> Config:
+  """Leaves the width of heads out, which others follow from the rest."""
+  expected = base['hidden_size'] // base['num_attention_heads']
+  entries.check('attention.key_length', base['head_dim'], expected)
+  epsilon = entries.number('attention.layer_norm_epsilon')
+  return {k: v for k, v in base.items() if k != 'head_dim'} | {
+    'layer_norm_eps': epsilon
+  }
+
+
+def _gpt_neox(entries: Entries, base: Config) -> Config:
+  return _equal_heads(entries, base) | {
+    'model_type': 'gpt_neox',
+    'hidden_act': 'gelu',
+    'rope_parameters': entries.rope(base),
+    'use_parallel_residual': entries.take('use_parallel_residual', True),
+    'attention_bias': True,
+  }
+
+
+def _gpt2(entries: Entries, base: Config) -> Config:
+  names = {
+    'hidden_size': 'n_embd',
+    'intermediate_size': 'n_inner',
+    'num_hidden_layers': 'n_layer',
+    'num_attention_heads': 'n_head',
+    'max_position_embeddings': 'n_positions',
+    'layer_norm_eps': 'layer_norm_epsilon',
+  }
+  config = _equal_heads(entries, base)
+  return {names.get(name, name): value for name, value in config.items()} | {
+    'model_type': 'gpt2',
+    'activation_function': 'gelu_new',
+  }
+
+
+def _bert(entries: Entries, base: Config) -> Config:
+  return _equal_heads(entries, base) | {
+    'model_type': 'bert',
+    'hidden_act': 'gelu',
+    'type_vocab_size': entries.shapes.get('token_types.weight', (1,))[0],
+  }
+
+
+def _pairs_to_halves(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+  """Orders rows for rotations of halves `(j, j + d_k / 2)`.
+
+  The file has them for rotations of neighbouring pairs `(2j, 2j + 1)`.
+  """
+  if not kind.startswith(('attn_q.', 'attn_k.')):
+    return array
+  pairs = array.reshape(-1, base['head_dim'] // 2, 2, *array.shape[1:])
+  return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def _heads_together(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+  """Puts query, key and value of a head together; the file has all queries."""
+  if not kind.startswith('attn_qkv.'):
+    return array
+  apart = array.reshape(3, base['num_attention_heads'], -1, *array.shape[1:])
+  return apart.swapaxes(0, 1).reshape(array.shape)
+
+
+def _minus_one(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+  """Takes off the one that converters add to the scales of norms."""
+  del base
+  return array - 1 if kind.endswith('norm.weight') else array
+
+
+class Layout(NamedTuple):
+  """How one architecture is stored.
+
+  Attributes:
+    settings: makes the config of Hugging Face of the metadata and of what all
+      architectures have in common.
+    names: pairs `theirs=ours` of names of tensors, with or without `.weight`
+      and `.bias`. Those in a block begin with a point.
+    undo: undoes what converters do to a tensor `kind`, such as
+      `attn_q.weight`.
+    transposed: kinds of tensors whose last two axes are swapped.
+    blocks: what Hugging Face calls the list of blocks.
+  """
+
+  settings: Callable[[Entries, Config], Config]
+  names: str
+  undo: Callable[[str, np.ndarray, Config], np.ndarray] | None = None
+  transposed: Sequence[str] = ()
+  blocks: str = 'model.layers'
+
+  def name_of(self, tensor: str) -> str | None:
+    """Returns the Hugging Face name of a tensor, None if it has none."""
+    block = re.match(r'blk\.\d+(?=\.)', tensor)
+    theirs = tensor[block.end() :] if block else tensor
+    table = dict(pair.split('=') for pair in self.names.split())
+    stem, _, kind = theirs.rpartition('.')
+    ours = table.get(theirs)
+    if stem in table and kind in ('weight', 'bias'):
+      ours = f'{table[stem]}.{kind}'
+    if ours is None or ours.startswith('.') != bool(block):
+      return None
+    return ours if block is None else self.blocks + block.group()[3:] + ours
+
+  def shape(self, tensor: str, shape: Shape) -> Shape:
+    """Returns the shape that a stored tensor has at Hugging Face."""
+    swapped = _kind(tensor) in self.transposed
+    return (*shape[:-2], *shape[-2:][::-1]) if swapped else shape
+
+  def undone(self, tensor: str, array: np.ndarray, base: Config) -> np.ndarray:
+    """Undoes what converters do to a tensor."""
+    kind = _kind(tensor)
+    if kind in self.transposed:
+      return array.swapaxes(-1, -2)
+    return array if self.undo is None else self.undo(kind, array, base)
+
+
+def _kind(tensor: str) -> str:
+  """Returns the last two parts of a name, such as `attn_q.weight`."""
+  return '.'.join(tensor.split('.')[-2:])
+
+
+_MODERN = """
+  token_embd=model.embed_tokens output_norm=model.norm output=lm_head
+  .attn_norm=.input_layernorm .attn_qkv=.self_attn.qkv_proj
+  .attn_q=.self_attn.q_proj .attn_k=.self_attn.k_proj
+  .attn_v=.self_attn.v_proj .attn_output=.self_attn.o_proj
+  .attn_q_norm=.self_attn.q_norm .attn_k_norm=.self_attn.k_norm
+  .attn_sinks.weight=.self_attn.sinks .ffn_down=.mlp.down_proj
+  .post_attention_norm=.post_attention_layernorm """
+_MLP = ' .ffn_gate=.mlp.gate_proj .ffn_up=.mlp.up_proj '
+_BEFORE = ' .ffn_norm=.post_attention_layernorm '
+_AFTER = """
+  .ffn_norm=.pre_feedforward_layernorm
+  .post_ffw_norm=.post_feedforward_layernorm """
+_EXPERTS = """
+  .ffn_gate_inp=.mlp.router
+  .ffn_gate_exps.weight=.mlp.experts.gate_up_proj
+  .ffn_up_exps.weight=.mlp.experts.gate_up_proj
+  .ffn_down_exps.weight=.mlp.experts.down_proj
+  .ffn_gate_exps.bias=.mlp.experts.gate_up_proj_bias
+  .ffn_up_exps.bias=.mlp.experts.gate_up_proj_bias
+  .ffn_down_exps.bias=.mlp.experts.down_proj_bias """
+_GPT_NEOX = """
+  token_embd=gpt_neox.embed_in output_norm=gpt_neox.final_layer_norm
+  output=embed_out .attn_norm=.input_layernorm
+  .attn_qkv=.attention.query_key_value .attn_output=.attention.dense
+  .ffn_norm=.post_attention_layernorm
+  .ffn_up=.mlp.dense_h_to_4h .ffn_down=.mlp.dense_4h_to_h """
+_GPT2 = """
+  token_embd=transformer.wte position_embd=transformer.wpe
+  output_norm=transformer.ln_f output=lm_head
+  .attn_norm=.ln_1 .attn_qkv=.attn.c_attn .attn_output=.attn.c_proj
+  .ffn_norm=.ln_2 .ffn_up=.mlp.c_fc .ffn_down=.mlp.c_proj """
+_BERT = """
+  token_embd=embeddings.word_embeddings
+  position_embd=embeddings.position_embeddings
+  token_types=embeddings.token_type_embeddings
+  token_embd_norm=embeddings.LayerNorm
+  .attn_q=.attention.self.query .attn_k=.attention.self.key
+  .attn_v=.attention.self.value .attn_output=.attention.output.dense
+  .attn_output_norm=.attention.output.LayerNorm
+  .ffn_up=.intermediate.dense .ffn_down=.output.dense
+  .layer_output_norm=.output.LayerNorm """
+
+LAYOUTS = {
+  'llama': Layout(_llama, _MODERN + _MLP + _BEFORE, _pairs_to_halves),
+  'smollm3': Layout(_smollm3, _MODERN + _MLP + _BEFORE, _pairs_to_halves),
+  'qwen2': Layout(partial(_rotary, 'qwen2'), _MODERN + _MLP + _BEFORE),
+  'qwen3': Layout(partial(_biased, 'qwen3'), _MODERN + _MLP + _BEFORE),
+  'olmo2': Layout(partial(_biased, 'olmo2'), _MODERN + _MLP + _AFTER),
+  'gemma2': Layout(_gemma2, _MODERN + _MLP + _AFTER, _minus_one),
+  'gemma3': Layout(_gemma3, _MODERN + _MLP + _AFTER, _minus_one),
+  'phi3': Layout(_phi3, _MODERN + _BEFORE + '.ffn_up=.mlp.gate_up_proj'),
+  'gpt-oss': Layout(
+    _gpt_oss,
+    _MODERN + _EXPERTS,
+    transposed=[f'ffn_{part}_exps.weight' for part in ('gate', 'up', 'down')],
+  ),
+  'gptneox': Layout(
+    _gpt_neox, _GPT_NEOX, _heads_together, blocks='gpt_neox.layers'
+  ),
+  'gpt2': Layout(
+    _gpt2,
+    _GPT2,
+    transposed=[
+      f'{part}.weight'
+      for part in ('attn_qkv', 'attn_output', 'ffn_up', 'ffn_down')
+    ],
+    blocks='transformer.h',
+  ),
+  'bert': Layout(_bert, _BERT, blocks='encoder.layer'),
+}

@@ -1,0 +1,194 @@
+"""GGUF files of every architecture: names, order and settings."""
+
+import numpy as np
+import pytest
+
+from iclcl_jax import pretrained
+from iclcl_jax.pretrained.gguf import checkpoint_of, open_gguf
+from tests import gguf_families as families, pretrained_files as files
+
+gguf = files.gguf
+Q = gguf.GGMLQuantizationType
+GATE = 'model.layers.0.mlp.gate_proj.weight'
+LLAMA = families.FAMILIES['llama']
+# Known to change nothing of what the model computes, whatever they say.
+HARMLESS = ('general.', 'tokenizer.', 'split.no', 'split.tensors.count')
+HARMLESS += (
+  'llama.rope.scaling.finetuned',
+  'llama.rope.scaling.original_context_length',  # Without a type.
+  'llama.pooling_type',
+)
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_a_family_comes_back_as_it_was_converted(tmp_path, name):
+  family = families.FAMILIES[name]
+  tensors = families.tensors_of(family)
+  path = families.write(tmp_path / 'model.gguf', family, tensors)
+  config, found = pretrained.read_gguf(path)
+  assert config == family.config
+  assert found.keys() == tensors.keys()
+  for tensor, array in tensors.items():
+    np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+    assert found.specs[tensor].shape == array.shape
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_transformers_makes_the_same_model_of_the_settings(tmp_path, name):
+  transformers = pytest.importorskip('transformers')
+  family = families.FAMILIES[name]
+  path = families.write(
+    tmp_path / 'model.gguf', family, families.tensors_of(family)
+  )
+  found = dict(pretrained.read_gguf(path).config)
+  config = transformers.AutoConfig.for_model(**found, pad_token_id=0)
+  make = (
+    transformers.AutoModel
+    if name == 'bert'
+    else transformers.AutoModelForCausalLM
+  )
+  head = 'embed_out' if name == 'gpt_neox' else 'lm_head'
+  state = make.from_config(config).state_dict()
+  expected = {
+    key.replace('lm_head', head): tuple(array.shape)
+    for key, array in state.items()
+    if not key.startswith('pooler.')
+  }
+  if config.tie_word_embeddings:
+    expected.pop('lm_head.weight', None)
+  assert expected == family.shapes
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+  path = tmp_path_factory.mktemp('gguf') / 'model.gguf'
+  families.write(path, LLAMA, families.tensors_of(LLAMA))
+  return open_gguf(path)
+
+
+def keys_of(group):
+  for name, value in vars(group).items():
+    if isinstance(value, type):
+      yield from keys_of(value)
+    elif isinstance(value, str) and not name.startswith('__'):
+      yield value.format(arch='llama', id=0, name='x', dense='dense_2')
+
+
+def config_or_error(file):
+  try:
+    return checkpoint_of(file).config
+  except ValueError as error:
+    return str(error)
+
+
+@pytest.mark.parametrize('value', [7, 0.37, 'x', [1, 2], [1.5]])
+def test_no_setting_is_ignored(opened, value):
+  config = checkpoint_of(opened).config
+  keys = [*keys_of(gguf.Keys), 'llama.rope.scale_linear', 'llama.new', 'new']
+  ignored = []
+  for key in set(keys) - {'general.architecture', 'general.type'}:
+    metadata = opened.metadata | {key: value}
+    found = config_or_error(opened._replace(metadata=metadata))
+    if isinstance(found, str):
+      said = (repr(key), 'positions are rescaled', 'attention.value_length')
+      assert any(part in found for part in said)
+    elif found == config and opened.metadata.get(key) != value:
+      ignored.append(key)
+  assert [key for key in ignored if not key.startswith(HARMLESS)] == []
+
+
+@pytest.mark.parametrize(
+  ('name', 'values'),
+  [
+    ('attention.causal', [True, [True, True]]),
+    ('attention.clamp_kqv', [0.0]),
+    ('attention.head_count', [[4, 4]]),
+    ('attention.sliding_window', [0]),
+    ('expert_count', [0]),
+    ('logit_scale', [1.0, 0.0]),
+    ('rope.scaling.attn_factor', [1.0]),
+    ('rope.scaling.factor', [1.0]),
+    ('rope.scaling.type', ['none', 'linear', 'yarn']),
+    ('rope.scale_linear', [1.0]),
+  ],
+)
+def test_a_setting_at_its_default_changes_nothing(opened, name, values):
+  expected = checkpoint_of(opened).config
+  for value in values:
+    metadata = opened.metadata | {f'llama.{name}': value}
+    assert checkpoint_of(opened._replace(metadata=metadata)).config == expected
+
+
+def test_factors_of_every_frequency_are_read(tmp_path):
+  # Llama 3 stores by what its scaling divides each frequency.
+  factors = np.float32([1, 1, 1.5, 2.25, 7, 8, 8, 8])
+  path = files.write_gguf(
+    tmp_path / 'model.gguf',
+    files.tensors() | {'rope_freqs.weight': factors},
+  )
+  rope = pretrained.read_gguf(path).config['rope_parameters']
+  assert rope == {
+    'rope_type': 'longrope',
+    'rope_theta': 20000.0,
+    'short_factor': factors.tolist(),
+    'long_factor': factors.tolist(),
+    'original_max_position_embeddings': 64,
+    'attention_factor': 1.0,
+  }
+
+
+@pytest.mark.parametrize('kind', [*gguf.quants._type_traits, Q.F16, Q.F64])
+def test_every_quantisation_of_the_package_is_read(tmp_path, kind):
+  block, size = gguf.GGML_QUANT_SIZES[kind]
+  rows = np.random.default_rng(kind).integers(
+    0, 256, (4, 256 // block * size), dtype=np.uint8
+  )
+  dtypes = {Q.F16: np.float16, Q.F64: np.float64}
+  with np.errstate(all='ignore'):
+    if kind in dtypes:
+      data = rows.view(dtypes[kind])
+      expected = data.astype(np.float32)
+    else:
+      data, expected = rows, gguf.dequantize(rows, kind)
+    arrays = {'token_embd.weight': np.zeros((48, 32), np.float32)}
+    path = files.write_gguf(
+      tmp_path / 'model.gguf',
+      arrays | {'blk.0.ffn_gate.weight': data},
+      as_named=True,
+      raw={'blk.0.ffn_gate.weight': kind},
+    )
+    found = pretrained.read_gguf(path).tensors
+    assert found.specs[GATE].shape == (4, 256)
+    assert found[GATE].dtype == np.float32
+    np.testing.assert_array_equal(found[GATE], expected)
+
+
+@pytest.mark.parametrize('kind', [None, Q.F16, Q.Q8_0, Q.BF16])
+def test_both_orders_of_bytes_are_read_or_refused(tmp_path, kind):
+  tensors = files.tensors()
+  path = files.write_gguf(
+    tmp_path / 'model.gguf',
+    tensors,
+    types={GATE: kind},
+    order=gguf.GGUFEndian.BIG,
+  )
+  found = pretrained.read_gguf(path).tensors
+  np.testing.assert_array_equal(
+    found['model.norm.weight'], tensors['model.norm.weight']
+  )
+  if kind in (None, Q.F16):
+    np.testing.assert_allclose(found[GATE], tensors[GATE], atol=2e-3)
+  else:
+    with pytest.raises(ValueError, match=f'{kind.name} in the byte order of'):
+      _ = found[GATE]
+
+
+@pytest.mark.parametrize('alignment', [8, 256])
+def test_any_alignment_is_read(tmp_path, alignment):
+  metadata = files.METADATA | {'general.alignment': alignment}
+  path = files.write_gguf(
+    tmp_path / 'model.gguf', files.tensors(), metadata, alignment=alignment
+  )
+  np.testing.assert_array_equal(
+    pretrained.read_gguf(path).tensors[GATE], files.tensors()[GATE]
+  )
