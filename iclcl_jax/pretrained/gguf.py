@@ -5,6 +5,7 @@ mostly quantised. Tensors come out dequantised, under the names and in the
 layout of Hugging Face, so that one architecture serves every reader.
 """
 
+import math
 import os
 import pathlib
 import struct
@@ -126,7 +127,7 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
     )
   architecture = file.metadata.get('general.architecture')
   kind = file.metadata.get('general.type', 'model')
-  if architecture not in LAYOUTS or kind != 'model':
+  if str(architecture) not in LAYOUTS or kind != 'model':
     raise ValueError(
       f'{file.path} holds a {kind} of architecture {architecture!r}; expected '
       f'a model, one of {", ".join(LAYOUTS)}. Read other models from a '
@@ -167,8 +168,9 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
 
   specs = {}
   for name, parts in parts_of.items():
-    *rest, columns = shapes[parts[0]]
-    shape = (*rest, columns * len(parts))  # Several are interleaved.
+    shape = shapes[parts[0]]
+    if len(parts) > 1:  # They are interleaved.
+      shape = (*shape[:-1], math.prod(shape[-1:]) * len(parts))
     specs[name] = jax.ShapeDtypeStruct(shape, np.float32)
   return Checkpoint(config, StoredTensors(specs, read))
 
@@ -210,10 +212,12 @@ def _reader_type(gguf: Any) -> type:
       self._plain = np.asarray(mapped)
 
     def _get(self, offset, dtype, count=1, override_order=None):
-      result = super()._get(offset, dtype, count, override_order)
-      if len(result) != count:
+      dtype, count = np.dtype(dtype), int(count)
+      part = self._plain[offset : offset + dtype.itemsize * count]
+      if len(part) != dtype.itemsize * count:
         raise ValueError(f'no {count} numbers at byte {offset}')
-      return result
+      order = override_order or self.byte_order
+      return part.view(dtype if order == 'I' else dtype.newbyteorder(order))
 
     def _get_field_parts(self, orig_offs, raw_type):
       if raw_type == gguf.GGUFValueType.ARRAY:
