@@ -48,6 +48,43 @@ class ExponentialKernel(_FromLog):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
+class CappedExponentialKernel(_FromLog):
+  r"""The softmax kernel of capped scores, :math:`\exp(c \tanh(t / c))`.
+
+  It is positive, but not positive definite: no feature map has it for an inner
+  product, and it spans no function space. Coefficients need neither.
+
+  Args:
+    limit: the number `c > 0`; the score is `t = x . y / sqrt(d_k)`.
+
+  Example:
+    >>> kernel = CappedExponentialKernel(2.0)
+    >>> float(kernel.log_kernel(jnp.ones(4), 1e3 * jnp.ones(4)))
+    2.0
+
+  References:
+    Gemma Team, arXiv:2408.00118, section 2 (logit soft-capping).
+  """
+
+  limit: float = dataclasses.field(metadata={'static': True})
+
+  def __post_init__(self):
+    _validate.positive(limit=self.limit)
+
+  @eager_door
+  @widened
+  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
+    """Returns the capped score."""
+    return cap(x @ y / x.shape[0] ** 0.5, self.limit)
+
+
+def cap(scores: Array, limit: float) -> Array:
+  """Returns `limit tanh(scores / limit)`, number by number."""
+  return limit * jnp.tanh(scores / limit)
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, eq=False)
 class GaussianKernel(_FromLog):
   r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
 

@@ -49,9 +49,7 @@ def trace_layers(model, tokens):
     def attend(mask):
       return transformer.attend(
         architecture,
-        heads.queries[:, -1:],
-        heads.keys,
-        heads.values,
+        heads._replace(queries=heads.queries[:, -1:]),
         positions[-1:],
         positions,
         mask=mask,
@@ -267,7 +265,9 @@ def test_removal_loses_no_digits_where_one_demonstration_has_all_the_weight():
     jnp.asarray(rng.normal(size=(1, 6, 4)), jnp.float32),
   )
   members = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], bool)
-  outputs, log_shares, _, removed = read_segments(query, keys, values, members)
+  outputs, log_shares, _, removed, _ = read_segments(
+    query, keys, values, members
+  )
   scores = np.asarray(keys[0, 3:], np.float64) @ np.asarray(query[0]) / 2
   weights = np.exp(scores - scores.max())
   expected = weights @ np.asarray(values[0, 3:]) / weights.sum()
@@ -279,7 +279,7 @@ def test_removal_loses_no_digits_where_one_demonstration_has_all_the_weight():
 def test_a_head_that_sees_nothing_else_gives_zeros():
   members = jnp.array([[True, True], [False, False]])
   ones = jnp.ones((1, 2, 4))
-  outputs, log_shares, _, removed = read_segments(
+  outputs, log_shares, _, removed, _ = read_segments(
     ones[:, 0], ones, ones, members
   )
   assert not np.any(removed)

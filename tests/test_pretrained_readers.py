@@ -339,7 +339,7 @@ def test_an_index_that_disagrees_with_its_shards_is_an_error(
     (b'\xff\xfe', 'config.json is no JSON'),
     (b'[1]', 'config.json holds a list'),
     (b'{}', r'hf: .*model_type.*is None'),
-    (b'{"model_type": "mamba"}', r"hf: .*'mamba'; expected one of llama"),
+    (b'{"model_type": "mamba"}', r"hf: .*'mamba'; expected one of bert, "),
     (b'{"quantization_config": {}}', 'quantised weights'),
   ],
 )

@@ -115,9 +115,8 @@ def test_large_scores_pick_one_token():
   architecture = made.FAMILIES['gpt2'].architecture
   keys = jnp.eye(3)[None] * 1e4
   positions = jnp.arange(3)
-  result = transformer.attend(
-    architecture, keys, keys, jnp.eye(3)[None], positions, positions
-  )
+  heads = transformer.Heads(keys, keys, jnp.eye(3)[None])
+  result = transformer.attend(architecture, heads, positions, positions)
   np.testing.assert_array_equal(result[0], np.eye(3))
 
 
@@ -126,7 +125,7 @@ def test_a_query_that_sees_nothing_gets_zeros():
   mask, positions = jnp.array([False, True, True]), jnp.arange(3)
   architecture = made.FAMILIES['llama'].architecture
   result = transformer.attend(
-    architecture, x, x, x, positions, positions, mask=mask
+    architecture, transformer.Heads(x, x, x), positions, positions, mask=mask
   )
   assert np.all(result[:, 0] == 0)
   assert np.all(result[:, 1:] == 1)
@@ -153,16 +152,14 @@ def test_attention_of_a_cache_is_the_last_row(name):
   x, block = made.make_tokens(), made.make_block(name)
   seen = jax.jit(functools.partial(transformer.heads, architecture))(block, x)
   positions = jnp.arange(made.SIZE)
-  whole = transformer.attend(architecture, *seen, positions, positions)
+  whole = transformer.attend(architecture, seen, positions, positions)
 
   def pad(rows):
     return jnp.pad(rows, [(0, 0), (0, 3), (0, 0)], constant_values=jnp.nan)
 
   last = transformer.attend(
     architecture,
-    seen.queries[:, -1:],
-    pad(seen.keys),
-    pad(seen.values),
+    transformer.Heads(seen.queries[:, -1:], pad(seen.keys), pad(seen.values)),
     positions[-1:],
     jnp.arange(made.SIZE + 3),
     mask=jnp.arange(made.SIZE + 3) < made.SIZE,
@@ -217,31 +214,17 @@ def test_gradients_are_finite_and_those_of_differences(name):
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
-  rotate = transformer.Rotary(100.0)
-  q, k = np.random.default_rng(0).normal(size=(2, 8))
+  block, x = made.make_block('llama'), made.make_tokens()
+  architecture = made.FAMILIES['llama'].architecture
+  far = 1000 + jnp.arange(made.SIZE)
 
-  def score(i, j):
-    return rotate(jnp.asarray(q), jnp.array(i)) @ rotate(
-      jnp.asarray(k), jnp.array(j)
-    )
+  def scores(positions):
+    seen = transformer.heads(architecture, block, x, positions=positions)
+    return jnp.einsum('nd,md->nm', seen.queries[0], seen.keys[0])
 
-  np.testing.assert_allclose(score(5, 2), score(1003, 1000), rtol=1e-10)
-  assert abs(score(5, 2) - score(5, 3)) > 1e-3
-
-
-def test_a_placement_of_ones_own():
-  """Normalised before and behind every sublayer."""
-  both = transformer.Placement(
-    before=transformer.normalised, after=transformer.normalised
-  )
-  family = made.FAMILIES['gpt2']
-  architecture = dataclasses.replace(family.architecture, placement=both)
-  run = jax.jit(functools.partial(transformer.apply_block, architecture))
-  x = run(made.make_block('gpt2'), made.make_tokens())
-  p = made.parameters('gpt2', 0)
-  plain = (np.asarray(x) - p['shift_2']) / p['norm_2']
-  np.testing.assert_allclose(plain.mean(axis=1), 0, atol=1e-12)
-  np.testing.assert_allclose(plain.var(axis=1), 1, rtol=1e-3)
+  near = scores(None)
+  np.testing.assert_allclose(near, scores(far), rtol=1e-9)
+  assert abs(near - scores(2 * far)).max() > 1e-3
 
 
 class WrongNorm(transformer.RMSNorm):
@@ -257,11 +240,15 @@ class WrongNorm(transformer.RMSNorm):
     ('activation', jax.nn.softmax, 'applied to a single number'),
     ('activation', lambda z: jnp.cumsum(z, -1), 'applied to a single number'),
     ('activation', 'silu', r'activation is a str; expected a function .*silu'),
-    ('placement', 'pre', r'placement is a str; expected .*pre_norm'),
     ('visible', lambda position: True, r'visible takes \(position\); expected'),
-    ('rotation', None, r'rotation is a NoneType; expected .*Rotary'),
-    ('rotation', lambda x, p: x[:1], 'rotation returned'),
-    ('rotation', lambda x, p: (x, p), 'rotation returned'),
+    ('layers', (), r'layers is \(\); expected a tuple'),
+    ('layers', (None,), 'expected a tuple of transformer.Layer'),
+    ('layers', (transformer.Layer(), transformer.Layer(window=1)),
+     'has 2 layers, and block is one of them'),
+    ('layers', (made.rotated((1.0, 1.0)),), '2 frequencies for heads of width'),
+    ('query_scale', -1.0, 'query_scale is -1.0'),
+    ('score_cap', 0.0, 'score_cap is 0'),
+    ('gating', lambda gate, up: up, r'gating takes \(gate, up\)'),
     ('activation', jnp.sum, 'activation returned'),
     ('normalization', WrongNorm(1e-5), 'normalization returned'),
     ('visible', lambda q, k: None, 'visible returned'),
@@ -288,14 +275,15 @@ ONES = transformer.Norm(jnp.ones(2))
   [
     (lambda: transformer.RMSNorm(-1.0), 'epsilon is -1.0'),
     (lambda: transformer.LayerNorm(float('nan')), 'epsilon is nan'),
-    (lambda: transformer.Rotary(0.5), 'base is 0.5'),
-    (lambda: transformer.Rotary()(jnp.ones(3), jnp.array(0)), 'even width'),
+    (lambda: transformer.rotary_frequencies(4, 0.5), 'base is 0.5'),
+    (lambda: transformer.rotary_frequencies(3), 'width is 3; expected an even'),
+    (lambda: transformer.Layer(window=0), 'window is 0'),
+    (lambda: transformer.Layer(rotation=1e4), 'rotation is a float'),
+    (lambda: transformer.ClampedGating(0.0), 'limit is 0'),
     (lambda: transformer.RMSNorm(0.0)(ONES, jnp.ones((3, 2))),
      r'x has shape \[3, 2\]'),
     (lambda: transformer.LayerNorm(0.0)(ONES, jnp.ones((3, 2))),
      r'x has shape \[3, 2\]'),
-    (lambda: transformer.Placement(
-      before='normalised', after=transformer.as_it_is), 'before is a str'),
   ],
 )  # fmt: skip
 def test_wrong_parts_are_named(make, message):
@@ -321,7 +309,7 @@ def with_weight(name, weight):
   [
     ({'x': jnp.ones((2, 3, 4))}, 'x has shape'),
     ({'x': jnp.ones((0, made.D_MODEL))}, 'x is empty'),
-    ({'x': jnp.ones((7, 5))}, 'block.attention_norm.scale has shape'),
+    ({'x': jnp.ones((7, 5))}, 'block.attention_norms.input.scale has shape'),
     ({'positions': jnp.arange(3)}, 'x and positions disagree in N: 7 and 3'),
     ({'positions': jnp.ones(7)}, 'positions has dtype float64; expected an'),
     ({'positions': [0]}, 'positions is a list; expected an array of integers'),
@@ -339,8 +327,13 @@ def with_weight(name, weight):
     ({'block': BLOCK._replace(down=None)}, 'block.down is a NoneType'),
     (with_weight('up', BLOCK.up.weight.astype(jnp.float32)),
      'block.up.weight has dtype float32'),
-    ({'block': BLOCK._replace(ffn_norm=transformer.Norm(jnp.ones(3)))},
-     'block.ffn_norm.scale has shape'),
+    ({'block': BLOCK._replace(
+      ffn_norms=transformer.Norms(output=transformer.Norm(jnp.ones(3))))},
+     'block.ffn_norms.output.scale has shape'),
+    ({'block': BLOCK._replace(ffn_norms=None)}, 'ffn_norms is a NoneType'),
+    ({'block': BLOCK._replace(sinks=jnp.ones(3))}, 'block.sinks has shape'),
+    ({'block': BLOCK._replace(key_norm=transformer.Norm(jnp.ones((4, 6))))},
+     'block.key_norm.scale has shape'),
   ],
 )  # fmt: skip
 def test_wrong_blocks_and_sequences_are_named(change, message):
@@ -363,19 +356,19 @@ def test_wrong_stacks_are_named():
   ('change', 'message'),
   [
     ({'queries': jnp.ones((3, 7, 6))}, 'expected a multiple'),
-    ({'values': jnp.ones((2, 6, 6))}, 'keys and values disagree in N: 7 and 6'),
-    ({'key_positions': jnp.arange(3)}, 'key_positions disagree in N: 7 and 3'),
+    ({'values': jnp.ones((2, 6, 6))}, 'values disagree in N: 7 and 6'),
+    ({'key_positions': jnp.arange(3)}, 'positions disagree in N: 7 and 3'),
     ({'mask': jnp.ones(3, bool)}, 'mask has shape'),
+    ({'heads': jnp.ones((4, 7, 6))}, 'heads is a'),
   ],
 )
 def test_wrong_heads_are_named(change, message):
+  shapes = {'queries': (4, 7, 6), 'keys': (2, 7, 6), 'values': (2, 7, 6)}
+  arrays = {k: change.pop(k, jnp.ones(shape)) for k, shape in shapes.items()}
   arguments = {
-    'architecture': SEQUENCE['architecture'],
-    'queries': jnp.ones((4, 7, 6)),
-    'keys': jnp.ones((2, 7, 6)),
-    'values': jnp.ones((2, 7, 6)),
+    'heads': transformer.Heads(**arrays),
     'query_positions': jnp.arange(7),
     'key_positions': jnp.arange(7),
   } | change
   with pytest.raises(ValueError, match=message):
-    transformer.attend(**arguments)
+    transformer.attend(SEQUENCE['architecture'], **arguments)

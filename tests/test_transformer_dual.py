@@ -114,7 +114,7 @@ def one_head(name='llama'):
   """Queries of a group, keys, values and the causal triangle."""
   heads = make_heads(name)
   seen = jnp.tril(jnp.ones((made.SIZE, made.SIZE), bool))
-  return heads.queries[:2], heads.keys[0], heads.values[0], seen
+  return heads.queries[:2], heads.keys[0], heads.values[0], None, seen
 
 
 @pytest.mark.parametrize(
@@ -140,22 +140,22 @@ def test_online_pass_equals_a_state_for_each_query(phi):
   'phi', [KERNEL, features.EluPlusOneFeatures()], ids=['kernel', 'feature map']
 )
 def test_one_state_equals_a_state_for_each_query(phi):
-  queries, keys, values, _ = one_head()
+  queries, keys, values, *_ = one_head()
   seen = jnp.broadcast_to(jnp.arange(made.SIZE) != 3, (made.SIZE, made.SIZE))
   once, each = jax.jit(
     lambda *arguments: (
       _dual_heads.answer_from_one_state(phi, *arguments),
       _dual_heads.answer_per_query(phi, *arguments),
     )
-  )(queries, keys, values, seen)
+  )(queries, keys, values, None, seen)
   assert made.relative_error(once, each) < IDENTITY['float64']
 
 
 def test_online_pass_knows_nothing_of_the_future():
-  queries, keys, values, seen = one_head()
+  queries, keys, values, *rest = one_head()
   run = jax.jit(functools.partial(_dual_heads.answer_online, KERNEL))
-  before = run(queries, keys, values, seen)
-  after = run(queries, keys.at[-1].add(9.0), values.at[-1].add(9.0), seen)
+  before = run(queries, keys, values, *rest)
+  after = run(queries, keys.at[-1].add(9.0), values.at[-1].add(9.0), *rest)
   np.testing.assert_array_equal(before[:, :-1], after[:, :-1])
   assert np.all(before[:, -1] != after[:, -1])
 
@@ -173,7 +173,7 @@ def states_of_one_step(keys, values, own, demonstrations):
 @pytest.mark.parametrize('masked_self', [False, True])
 def test_gradient_state_is_that_of_one_step_autodiff(index, masked_self):
   """Written out for the kernel, it is what `dual` computes in general."""
-  _, keys, values, _ = one_head()
+  _, keys, values, *_ = one_head()
   own = (jnp.arange(made.SIZE) == index) & (not masked_self)
   demonstrations = jnp.arange(made.SIZE) < index + (index == 0) * 3
   demonstrations = demonstrations & (jnp.arange(made.SIZE) != index)
@@ -213,7 +213,7 @@ def test_gradients_serve_padding_and_unseen_queries(name):
     functools.partial(transformer.predict_heads_autodiff, architecture)
   )(heads, mask=mask)
   expected = transformer.attend(
-    architecture, *heads, positions, positions, mask=mask
+    architecture, heads, positions, positions, mask=mask
   )
   assert made.relative_error(result, expected) < IDENTITY['float64']
 

@@ -75,8 +75,8 @@ def broken(name):
 def test_a_wrong_closed_form_fails(patch):
   answer = _dual_heads.answer_online
 
-  def wrong(phi, queries, keys, values, seen):
-    return answer(phi, queries, keys, values.at[3].mul(1 + 1e-9), seen)
+  def wrong(phi, queries, keys, values, *rest):
+    return answer(phi, queries, keys, values.at[3].mul(1 + 1e-9), *rest)
 
   patch(_dual_heads, 'answer_online', wrong)
   certificate = broken('llama')
@@ -99,12 +99,13 @@ def test_another_loss_fails(patch):
 
 
 def test_a_wrong_gate_departs_from_the_chain(patch):
-  gate = _linearisation._gate
-  patch(
-    _linearisation,
-    '_gate',
-    lambda *arguments: gate(*arguments) * (1 + 1e-6),
-  )
+  right = _linearisation._gate
+
+  def wrong(*arguments):
+    gate, *rest = right(*arguments)
+    return gate * (1 + 1e-6), *rest
+
+  patch(_linearisation, '_gate', wrong)
   certificate = broken('bert')
   assert certificate.verdict == 'chain departs'
   assert certificate.max_residual < 1e-14

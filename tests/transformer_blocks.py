@@ -26,14 +26,18 @@ def exact_gelu(z):
   return jax.nn.gelu(z, approximate=False)
 
 
+def rotated(frequencies, **options):
+  rotation = transformer.Rotary(frequencies=frequencies)
+  return transformer.Layer(rotation=rotation, **options)
+
+
 FAMILIES = {
   'llama': Family(
     transformer.Architecture(
-      placement=transformer.pre_norm,
       normalization=transformer.RMSNorm(EPSILON),
       activation=jax.nn.silu,
-      rotation=transformer.Rotary(BASE),
       visible=transformer.causal,
+      layers=(rotated(transformer.rotary_frequencies(D_K, BASE)),),
     ),
     2,
     False,
@@ -42,10 +46,8 @@ FAMILIES = {
   ),
   'gpt2': Family(
     transformer.Architecture(
-      placement=transformer.pre_norm,
       normalization=transformer.LayerNorm(EPSILON),
       activation=jax.nn.gelu,
-      rotation=transformer.unrotated,
       visible=transformer.causal,
     ),
     HEADS,
@@ -55,10 +57,8 @@ FAMILIES = {
   ),
   'bert': Family(
     transformer.Architecture(
-      placement=transformer.post_norm,
       normalization=transformer.LayerNorm(EPSILON),
       activation=exact_gelu,
-      rotation=transformer.unrotated,
       visible=transformer.bidirectional,
     ),
     HEADS,
@@ -105,17 +105,19 @@ def make_block(name, seed=0, dtype=np.float64):
       None if bias is None else bias.reshape(bias_shape),
     )
 
-  def norm(index):
-    return transformer.Norm(p[f'norm_{index}'], p.get(f'shift_{index}'))
+  def norms(index):
+    norm = transformer.Norm(p[f'norm_{index}'], p.get(f'shift_{index}'))
+    place = 'sum' if name == 'bert' else 'input'
+    return transformer.Norms(**{place: norm})
 
   narrow = (D_MODEL, groups, D_K)
   return transformer.Block(
-    attention_norm=norm(1),
+    attention_norms=norms(1),
     query=linear('q', (D_MODEL, HEADS, D_K), (HEADS, D_K)),
     key=linear('k', narrow, narrow[1:]),
     value=linear('v', narrow, narrow[1:]),
     output=linear('o', (HEADS, D_K, D_MODEL), (D_MODEL,)),
-    ffn_norm=norm(2),
+    ffn_norms=norms(2),
     gate=linear('gate', (D_MODEL, D_FF), (D_FF,)) if 'w_gate' in p else None,
     up=linear('up', (D_MODEL, D_FF), (D_FF,)),
     down=linear('down', (D_FF, D_MODEL), (D_MODEL,)),

@@ -162,6 +162,7 @@ def model_residuals(
     measured = jnp.where(valid[None, None], measured, 0)
     return (forward, chain), (measured[0], measured[1], error)
 
+  blocks = transformer.with_constants(architecture, blocks)
   streams, measured = jax.lax.scan(step, (x, x), blocks)
   return ModelResiduals(
     closed_form=measured[0],
@@ -269,7 +270,7 @@ def _check_heads(architecture, heads, positions, mask):
   where = jnp.arange(size) if positions is None else positions
 
   def attend(group):
-    return transformer.attend(architecture, *group, where, where, mask=mask)
+    return transformer.attend(architecture, group, where, where, mask=mask)
 
   def check(group):
     output = attend(group)
@@ -283,10 +284,13 @@ def _check_heads(architecture, heads, positions, mask):
     return output, precision.ratio(distance, scale[None])
 
   # One key-value head and the query heads that share it at a time.
-  groups = jax.tree.map(
-    lambda x: x.reshape(num_groups, -1, *x.shape[1:]), heads
+  apart = jax.tree.map(
+    lambda x: x.reshape(num_groups, -1, *x.shape[1:]),
+    heads._replace(window=None),
   )
-  outputs, measured = jax.lax.map(check, groups)
+  outputs, measured = jax.lax.map(
+    lambda group: check(group._replace(window=heads.window)), apart
+  )
   measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
   return outputs.reshape(heads.queries.shape), measured
 

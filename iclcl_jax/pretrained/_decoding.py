@@ -1,10 +1,11 @@
 """Greedy decoding with cached keys and values."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import _validate, transformer
@@ -51,13 +52,17 @@ def prefill(
 
   Raises:
     ValueError: if the prompt is empty or has an id outside the vocabulary, the
-      cache is shorter than the prompt or longer than the context, or the model
-      is an encoder.
+      cache is shorter than the prompt or longer than the context, the model is
+      an encoder, or rotates otherwise in prompts as long as the cache.
   """
   _model.check_causal_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
   _validate.at_least(num_tokens, cache_length=cache_length)
   _model.check_length(model, cache_length)
+  room = cache_length - num_tokens
+  for switch in _switches(model):
+    valid = np.ones(num_tokens, bool) if mask is None else mask
+    _validate.look(functools.partial(_check_switch, switch, room), valid)
   cache = _empty_cache(model, cache_length)
   valid = jnp.ones(num_tokens, bool) if mask is None else mask
   positions = _model.positions_of(tokens, mask)
@@ -98,6 +103,23 @@ def decode_step(
     model, cache, token[None], position, jnp.ones(1, bool)
   )
   return _model.unembed(model, states)[0], cache
+
+
+def _switches(model: LanguageModel) -> set[int]:
+  """Returns the lengths from which on layers rotate otherwise."""
+  rotations = [layer.rotation for layer in model.architecture.layers]
+  return {x.beyond[0] for x in rotations if x is not None and x.beyond}
+
+
+def _check_switch(switch: int, room: int, mask: Any) -> None:
+  size = int(np.sum(mask))
+  if size <= switch < size + room:
+    raise ValueError(
+      f'cache_length leaves {room} slots behind a prompt of {size} tokens, and '
+      f'longer ones than {switch} rotate all positions otherwise, those read '
+      'before too; expected a prompt that stays on one side. Decode up to '
+      'there, and prefill the longer prompt anew.'
+    )
 
 
 def _check_free(num_slots: int, length: Array) -> None:
@@ -193,9 +215,7 @@ def _extend(
     values = _write(values, new.values[None], index, 0, start, 0)
     outputs = transformer.attend(
       architecture,
-      new.queries,
-      keys[index],
-      values[index],
+      new._replace(keys=keys[index], values=values[index]),
       positions,
       cache.positions,
       mask=cache.mask,
@@ -204,7 +224,8 @@ def _extend(
     return (stream, keys, values), None
 
   stream = _model.embed_at(model, tokens, positions)
-  layers = model.blocks, jnp.arange(model.num_layers, dtype=start.dtype)
+  blocks = transformer.with_constants(architecture, model.blocks)
+  layers = blocks, jnp.arange(model.num_layers, dtype=start.dtype)
   (stream, keys, values), _ = jax.lax.scan(
     layer, (stream, cache.keys, cache.values), layers
   )

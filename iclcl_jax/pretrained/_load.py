@@ -5,12 +5,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 from iclcl_jax import _validate
-from iclcl_jax.pretrained import _reading, gguf, safetensors, tokenizer
-from iclcl_jax.pretrained._families import from_bert, from_gpt2, from_llama
+from iclcl_jax.pretrained import gguf, safetensors, tokenizer
+from iclcl_jax.pretrained._config import Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-
-FAMILIES = {'llama': from_llama, 'gpt2': from_gpt2, 'bert': from_bert}
+from iclcl_jax.pretrained.families import FAMILIES
 
 
 class Pretrained(NamedTuple):
@@ -34,8 +33,8 @@ def from_checkpoint(
   and pre-training heads are left out.
 
   Args:
-    checkpoint: config and tensors. The config's `model_type` names the family:
-      `llama`, `gpt2` or `bert` (an encoder; MiniLM is one).
+    checkpoint: config and tensors. The config's `model_type` names the family,
+      see `pretrained.families.FAMILIES`; `bert` is an encoder.
     dtype: dtype of the parameters; by default that of the tensors, or float32
       if they are of several 16- and 32-bit types.
 
@@ -43,7 +42,7 @@ def from_checkpoint(
     ValueError: if the family is unknown, a variant of the architecture is not
       supported, or a tensor is missing, unexpected, or of another shape.
   """
-  make = _reading.choice(checkpoint.config, 'model_type', FAMILIES)
+  make = Config(checkpoint.config).choice('model_type', FAMILIES)
   return make(checkpoint, dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _pytree, _validate, transformer
+from iclcl_jax import _pytree, _validate, kernels, transformer
 from iclcl_jax._door import door
 from iclcl_jax.transformer import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Bool, Float
@@ -31,6 +31,8 @@ class LanguageModel:
     final_norm: normalisation of the last block's output, or None.
     head: map to the vocabulary, or None. Weight `[d_model, vocab]`.
     architecture: what the shapes do not say.
+    embedding_scale: factor of the embedded words, rounded to their dtype.
+    logit_cap: the number `c` if logits `t` are capped, `c tanh(t / c)`.
     context_length: largest number of tokens.
     tied: whether the transposed embedding serves as the head. A model with
       neither is an encoder.
@@ -46,6 +48,12 @@ class LanguageModel:
   architecture: Architecture = dataclasses.field(metadata={'static': True})
   context_length: int = dataclasses.field(metadata={'static': True})
   tied: bool = dataclasses.field(default=False, metadata={'static': True})
+  embedding_scale: float = dataclasses.field(
+    default=1.0, metadata={'static': True}
+  )
+  logit_cap: float | None = dataclasses.field(
+    default=None, metadata={'static': True}
+  )
 
   @property
   def num_layers(self) -> int:
@@ -84,6 +92,7 @@ def embed_at(
 ) -> Float[Array, 'N d_model']:
   """Embeds tokens at given positions, unchecked."""
   x = model.embedding[tokens]
+  x = x * jnp.asarray(model.embedding_scale, x.dtype)
   if model.position_embedding is not None:
     x = x + model.position_embedding[positions]
   if model.token_type_embedding is not None:
@@ -177,9 +186,13 @@ def unembed(
   """
   check_head(model)
   if model.head is None:
-    return jnp.einsum('nd,wd->nw', states, model.embedding)
-  result = states @ model.head.weight
-  return result if model.head.bias is None else result + model.head.bias[None]
+    result = jnp.einsum('nd,wd->nw', states, model.embedding)
+  else:
+    result = states @ model.head.weight
+    if model.head.bias is not None:
+      result = result + model.head.bias[None]
+  cap = model.logit_cap
+  return result if cap is None else kernels.cap(result, cap)
 
 
 @door

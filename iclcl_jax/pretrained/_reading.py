@@ -1,11 +1,10 @@
 """What a reader of files hands over, and checked access to it."""
 
 import fnmatch
-import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,79 +16,8 @@ from iclcl_jax.types import Array
 
 Shape: TypeAlias = tuple[int, ...]
 Arrange: TypeAlias = Callable[[np.ndarray], np.ndarray]
-_T = TypeVar('_T')
 _ALIGNMENT = 64  # Bytes.
 _TOGETHER = 'Check that config and tensors belong together.'
-
-
-_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'gelu': functools.partial(jax.nn.gelu, approximate=False),
-  'gelu_new': _gelu_tanh,
-  'gelu_pytorch_tanh': _gelu_tanh,
-  'relu': jax.nn.relu,
-  'silu': jax.nn.silu,
-  'swish': jax.nn.silu,
-}
-
-
-def choice(
-  config: Mapping[str, Any],
-  name: str,
-  options: Mapping[str, _T],
-  default: str | None = None,
-) -> _T:
-  """Reads which of the options the config names."""
-  found = config.get(name)
-  found = default if found is None else found
-  if not isinstance(found, str) or found not in options:
-    raise ValueError(
-      f'config[{name!r}] is {found!r}; expected one of {", ".join(options)}. '
-      'Others are not supported.'
-    )
-  return options[found]
-
-
-def count(
-  config: Mapping[str, Any], name: str, default: int | None = None
-) -> int:
-  """Reads a positive integer of the config; without default it is required."""
-  return _read(config, name, default, int, 'a positive integer')
-
-
-def number(config: Mapping[str, Any], name: str, default: float) -> float:
-  """Reads a finite positive number of the config."""
-  kinds = int | float
-  return float(_read(config, name, default, kinds, 'a finite positive number'))
-
-
-def switch(config: Mapping[str, Any], name: str, default: bool) -> bool:
-  """Reads a truth value of the config."""
-  return _read(config, name, default, bool, 'true or false')
-
-
-def _read(config, name: str, default, kind, expected: str) -> Any:
-  found = config.get(name)
-  found = default if found is None else found
-  if found is None:
-    raise ValueError(
-      f'config has no {name!r}; expected {expected}. Use the complete '
-      'config.json of the model.'
-    )
-  fits = isinstance(found, kind) and isinstance(found, bool) == (kind is bool)
-  if not fits or not (kind is bool or 0 < found < float('inf')):
-    raise ValueError(f'config[{name!r}] is {found!r}; expected {expected}.')
-  return found
-
-
-def require(config: Mapping[str, Any], name: str, expected: Any) -> None:
-  """Checks a setting that has one supported value, which is its default."""
-  found = config.get(name)
-  if found is not None and found != expected:
-    raise ValueError(
-      f'config[{name!r}] is {found!r}; only {expected!r} is supported. Choose '
-      'a checkpoint without this variant of the architecture.'
-    )
 
 
 def head_width(width: int, num_heads: int) -> int:
@@ -110,6 +38,11 @@ def transposed(*shape: int) -> Arrange:
 def reshaped(*shape: int) -> Arrange:
   """Arranges a tensor in another shape."""
   return lambda array: array.reshape(shape)
+
+
+def split_heads(array: Array, num_heads: int) -> Array:
+  """Cuts the last axis into heads."""
+  return array.reshape(*array.shape[:-1], num_heads, -1)
 
 
 class StoredTensors(Mapping[str, np.ndarray]):
@@ -169,7 +102,7 @@ class Tensors:
         f'the number of layers is {num_layers}, but there are only '
         f'{len(tensors)} tensors; expected several for each. {_TOGETHER}'
       )
-    self._num_layers, self._prefix = num_layers, prefix
+    self.num_layers, self._prefix = num_layers, prefix
     self._tensors = tensors
     specs: Mapping[str, Any] = tensors
     if isinstance(tensors, StoredTensors):
@@ -199,7 +132,7 @@ class Tensors:
     self, template: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
     """Takes a tensor of all layers, with the leading axis `L`."""
-    names = [template.format(n) for n in range(self._num_layers)]
+    names = [template.format(n) for n in range(self.num_layers)]
     for name in names:
       self._check(name, shape)
     stack = None
@@ -239,9 +172,15 @@ class Tensors:
       self.array(stem + '.bias', (width,)) if has_bias else None,
     )
 
-  def head(self, embedding: str, shape: Shape, *, tied: bool) -> Linear | None:
+  def head(
+    self,
+    embedding: str,
+    shape: Shape,
+    *,
+    tied: bool,
+    name: str = 'lm_head.weight',
+  ) -> Linear | None:
     """Takes the map to the vocabulary; None if it is tied to `embedding`."""
-    name = 'lm_head.weight'
     if not tied:
       return Linear(self.array(name, shape, np.transpose))
     copy = self._rest.pop(name, None)

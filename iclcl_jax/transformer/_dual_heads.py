@@ -14,7 +14,6 @@ from iclcl_jax import (
   coefficients,
   dual,
   forms,
-  kernels,
   losses,
   moments,
 )
@@ -34,7 +33,6 @@ from iclcl_jax.types import (
 
 # Queries whose states are held at a time.
 _CHUNK_SIZE = 64
-SOFTMAX_KERNEL = kernels.ExponentialKernel()
 
 
 @door
@@ -72,10 +70,11 @@ def predict_heads(
     al., arXiv:2006.16236, eq. 9 (online).
   """
   answer_fn = answer_per_query
-  if architecture.visible is _parts.bidirectional:
-    answer_fn = answer_from_one_state
-  elif architecture.visible is _parts.causal and positions is None:
-    answer_fn = answer_online
+  if heads.window is None:  # One state does not forget what leaves a window.
+    if architecture.visible is _parts.bidirectional:
+      answer_fn = answer_from_one_state
+    elif architecture.visible is _parts.causal and positions is None:
+      answer_fn = answer_online
   return _answer(answer_fn, architecture, heads, positions, mask, phi)
 
 
@@ -111,21 +110,25 @@ def predict_heads_autodiff(
 
 def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   """Groups queries by the key-value head that they ask, and answers them."""
-  queries, keys, values = heads
+  queries, keys, values, sinks, window = heads
   _types.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
+  sizes = queries.shape[1], keys.shape[1]
+  _validate.check_same('N', 'heads.queries', sizes[0], 'heads.keys', sizes[1])
   positions = _forward.default_positions(keys[0], positions)
-  seen = _forward.visibility(architecture, positions, positions, mask)
+  seen = _forward.visibility(architecture, positions, positions, mask, window)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
     values = jnp.where(mask[None, :, None], values, 0)
   values = widen(values)  # Coefficients and labels are summed.
-  phi = SOFTMAX_KERNEL if phi is None else phi
+  phi = architecture.kernel if phi is None else phi
   groups = queries.reshape(len(keys), -1, *queries.shape[1:])
+  if sinks is not None:
+    sinks = sinks.reshape(len(keys), -1)
 
-  def answer(queries, keys, values):
-    return answer_fn(phi, queries, keys, values, seen)
+  def answer(queries, keys, values, sinks):
+    return answer_fn(phi, queries, keys, values, sinks, seen)
 
-  answers = jax.vmap(answer)(groups, keys, values)
+  answers = jax.vmap(answer)(groups, keys, values, sinks)
   return cast_like(answers.reshape(queries.shape), queries)
 
 
@@ -134,7 +137,7 @@ def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
 # `[r, N, d_v]`.
 
 
-def answer_from_one_state(phi, queries, keys, values, seen) -> Array:
+def answer_from_one_state(phi, queries, keys, values, sinks, seen) -> Array:
   """Trains once and answers all: every query sees the tokens of the first."""
   mask = seen[0]
   state = dual.empty(phi, keys, values)
@@ -142,12 +145,12 @@ def answer_from_one_state(phi, queries, keys, values, seen) -> Array:
   has_seen = jnp.any(mask)
 
   def answer(query):
-    return _read(phi, state, query, has_seen)
+    return _read_all(phi, state, query, sinks, has_seen)
 
-  return jax.vmap(jax.vmap(answer))(queries)
+  return jax.vmap(answer, in_axes=1, out_axes=1)(queries)
 
 
-def answer_online(phi, queries, keys, values, seen) -> Array:
+def answer_online(phi, queries, keys, values, sinks, seen) -> Array:
   """Learns token after token and answers the queries of each.
 
   The state of a kernel grows by rows, and the carry of a scan cannot: here the
@@ -173,8 +176,7 @@ def answer_online(phi, queries, keys, values, seen) -> Array:
         coefficients=state.coefficients.at[index].set(value),
         mass=state.mass.at[index].set(is_valid.astype(values.dtype)),
       )
-    answer = jax.vmap(lambda query: _read(phi, state, query, has_seen))
-    return (state, has_seen), answer(queries)
+    return (state, has_seen), _read_all(phi, state, queries, sinks, has_seen)
 
   tokens = (
     jnp.arange(keys.shape[0]),
@@ -187,7 +189,7 @@ def answer_online(phi, queries, keys, values, seen) -> Array:
   return jnp.swapaxes(answers, 0, 1)
 
 
-def answer_per_query(phi, queries, keys, values, seen) -> Array:
+def answer_per_query(phi, queries, keys, values, sinks, seen) -> Array:
   """Trains a state for each position, on the tokens that it sees."""
 
   def answer(row):
@@ -197,21 +199,19 @@ def answer_per_query(phi, queries, keys, values, seen) -> Array:
       state = dual.one_step(phi, state, keys, values, mask=mask)
     else:  # Rows that are not seen have mass 0: no copy of the coefficients.
       state = KernelDualState(keys, values, mask.astype(values.dtype))
-    read = jax.vmap(lambda query: _read(phi, state, query, jnp.any(mask)))
-    return read(queries)
+    return _read_all(phi, state, queries, sinks, jnp.any(mask))
 
   return _over_positions(answer, queries, seen)
 
 
-def answer_by_gradients(phi, queries, keys, values, seen) -> Array:
+def answer_by_gradients(phi, queries, keys, values, sinks, seen) -> Array:
   """Trains as `answer_per_query`, by `jax.grad` of the loss."""
 
   def answer(row):
     queries, mask, index = row
     own = jnp.arange(keys.shape[0]) == index
     state = gradient_state(phi, keys, values, mask & own, mask & ~own)
-    read = jax.vmap(lambda query: _read(phi, state, query, jnp.any(mask)))
-    return read(queries)
+    return _read_all(phi, state, queries, sinks, jnp.any(mask))
 
   positions = jnp.arange(keys.shape[0])
   return _over_positions(answer, queries, seen, positions)
@@ -260,8 +260,25 @@ def _over_positions(answer, queries, *rows):
   return jnp.swapaxes(moments.map_chunks(answer, rows, _CHUNK_SIZE), 0, 1)
 
 
-def _read(phi, state, query, has_seen) -> Array:
-  """Predicts as `dual.predict`; zeros from a state that has seen no token."""
-  reading = forms.form_of(phi).read(phi, state, query)
-  denominator = jnp.where(has_seen, reading.denominator, 1)
-  return jnp.where(has_seen, reading.numerator, 0) / denominator
+def _read_all(phi, state, queries, sinks, has_seen) -> Array:
+  """Predicts for the query heads that share a state. Shape `[r, d_v]`.
+
+  As `dual.predict`; zeros from a state that has seen no token. A sink is a
+  demonstration with the label 0, the same for all queries: it adds to the
+  normaliser alone.
+  """
+
+  def read(query, sink):
+    numerator, denominator, log_scale = forms.form_of(phi).read(
+      phi, state, query
+    )
+    denominator = jnp.where(has_seen, denominator, 1)
+    if sink is not None:
+      sink = sink.astype(numerator.dtype)
+      largest = jnp.maximum(log_scale, sink)
+      numerator = numerator * jnp.exp(log_scale - largest)
+      denominator = denominator * jnp.exp(log_scale - largest)
+      denominator = denominator + jnp.exp(sink - largest)
+    return jnp.where(has_seen, numerator, 0) / denominator
+
+  return jax.vmap(read)(queries, sinks)

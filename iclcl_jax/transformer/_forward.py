@@ -4,16 +4,18 @@ One sequence at a time; `jax.vmap` makes batches. A block is three steps, which
 a cache of keys and values needs one by one: `heads`, `attend`, `complete`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, kernels
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, product, widen
-from iclcl_jax.transformer import _types
+from iclcl_jax.transformer import _parts, _types
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Mask
 
@@ -22,14 +24,19 @@ class Heads(NamedTuple):
   """Queries, keys and values of the heads of one block.
 
   Attributes:
-    queries: rotated queries. Shape `[H, N, d_k]`.
+    queries: rotated queries, `M = N` of one block. Shape `[H, M, d_k]`.
     keys: rotated keys. Shape `[G, N, d_k]`.
     values: the values. Shape `[G, N, d_k]`.
+    sinks: score of a key without value that each head sees, or None. Shape
+      `[H]`.
+    window: how many tokens a query sees, or None for all. Shape `[]`.
   """
 
-  queries: Float[Array, 'H N d_k']
+  queries: Float[Array, 'H M d_k']
   keys: Float[Array, 'G N d_k']
   values: Float[Array, 'G N d_k']
+  sinks: Float[Array, ' H'] | None = None
+  window: Int[Array, ''] | None = None
 
 
 @door
@@ -54,29 +61,32 @@ def heads(
   """
   _types.check_block(architecture, block, x)
   positions = default_positions(x, positions)
-  place = architecture.placement
-  tokens = normalise(place.before, architecture, block.attention_norm, x)
-
-  def rotate_one(x, position):
-    rotated = architecture.rotation(x, position)
-    _validate.check_result('architecture.rotation', rotated, x.shape)
-    return rotated
-
+  tokens = normalise(architecture, block.attention_norms.input, x)
+  constants = _types.constants_of(architecture, block)
+  at_length = _parts.at_length(constants, positions)
   # Heads outside, so that angles are computed once.
-  rotate = jax.vmap(jax.vmap(rotate_one), in_axes=(0, None))
+  rotate = jax.vmap(
+    jax.vmap(functools.partial(_parts.rotate, at_length)), in_axes=(0, None)
+  )
+
+  def project(linear, norm):
+    rows = _normalise_heads(architecture, norm, _split_heads(linear, tokens))
+    return rotate(rows, positions)
+
+  queries = project(block.query, block.query_norm)
   return Heads(
-    queries=rotate(_split_heads(block.query, tokens), positions),
-    keys=rotate(_split_heads(block.key, tokens), positions),
+    queries=queries * jnp.asarray(architecture.query_scale, queries.dtype),
+    keys=project(block.key, block.key_norm),
     values=_split_heads(block.value, tokens),
+    sinks=block.sinks,
+    window=constants.window,
   )
 
 
 @door
 def attend(
   architecture: Architecture,
-  queries: Float[Array, 'H M d_k'],
-  keys: Float[Array, 'G N d_k'],
-  values: Float[Array, 'G N d_k'],
+  heads: Heads,
   query_positions: Int[Array, ' M'],
   key_positions: Int[Array, ' N'],
   *,
@@ -88,9 +98,7 @@ def attend(
   that sees no key gets zeros.
 
   Args:
-    queries: rotated queries. Shape `[H, M, d_k]`.
-    keys: rotated keys, such as those of a cache. Shape `[G, N, d_k]`.
-    values: their values. Shape `[G, N, d_k]`.
+    heads: keys and values may be more, such as those of a cache.
     query_positions: of the queries. Shape `[M]`.
     key_positions: of the keys. Shape `[N]`.
     mask: valid keys. Shape `[N]`; None for all.
@@ -99,14 +107,15 @@ def attend(
     >>> from iclcl_jax import transformer
     >>> architecture, _ = transformer.example()
     >>> x, t = jnp.ones((1, 3, 2)), jnp.arange(3)
-    >>> attend(architecture, x, x, x, t, t)[0, 0].tolist()
+    >>> attend(architecture, transformer.Heads(x, x, x), t, t)[0, 0].tolist()
     [1.0, 1.0]
 
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  _types.check_groups('queries', len(queries), 'keys', len(keys))
-  seen = visibility(architecture, query_positions, key_positions, mask)
+  queries, keys, values, sinks, window = heads
+  _types.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
+  seen = visibility(architecture, query_positions, key_positions, mask, window)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
     values = jnp.where(mask[None, :, None], values, 0)
@@ -115,8 +124,14 @@ def attend(
   rows = (widen(queries) / width**0.5).reshape(num_groups, -1, width)
   scores = product(rows, jnp.swapaxes(keys, 1, 2))
   scores = scores.reshape(num_heads, num_queries, num_keys)
-  neutral = jnp.finfo(scores.dtype).min
-  weights = jax.nn.softmax(jnp.where(seen[None], scores, neutral))
+  if architecture.score_cap is not None:
+    scores = kernels.cap(scores, architecture.score_cap)
+  scores = jnp.where(seen[None], scores, jnp.finfo(scores.dtype).min)
+  if sinks is not None:
+    column = sinks.astype(scores.dtype)[:, None, None]
+    column = jnp.broadcast_to(column, (num_heads, num_queries, 1))
+    scores = jnp.concatenate([scores, column], axis=2)
+  weights = jax.nn.softmax(scores)[..., :num_keys]
   weights = jnp.where(jnp.any(seen, axis=1)[None, :, None], weights, 0)
   weights = weights.reshape(num_groups, -1, num_keys)
   outputs = cast_like(product(weights, values), values)
@@ -135,12 +150,14 @@ def complete(
   Args:
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
   """
-  place = architecture.placement
-  stream = x + merge_heads(block.output, outputs)
-  stream = normalise(place.after, architecture, block.attention_norm, stream)
-  tokens = normalise(place.before, architecture, block.ffn_norm, stream)
-  stream = stream + feed_forward(architecture, block, tokens)
-  return normalise(place.after, architecture, block.ffn_norm, stream)
+  attended = merge_heads(block.output, outputs)
+  attended = normalise(architecture, block.attention_norms.output, attended)
+  stream = normalise(architecture, block.attention_norms.sum, x + attended)
+  ffn_input = x if architecture.parallel else stream
+  tokens = normalise(architecture, block.ffn_norms.input, ffn_input)
+  learnt = feed_forward(architecture, block, tokens)
+  learnt = normalise(architecture, block.ffn_norms.output, learnt)
+  return normalise(architecture, block.ffn_norms.sum, stream + learnt)
 
 
 @door
@@ -174,7 +191,7 @@ def apply_block(
   x = clear(x, mask)
   positions = default_positions(x, positions)
   seen = heads(architecture, block, x, positions=positions)
-  outputs = attend(architecture, *seen, positions, positions, mask=mask)
+  outputs = attend(architecture, seen, positions, positions, mask=mask)
   return complete(architecture, block, x, outputs)
 
 
@@ -196,27 +213,62 @@ def apply_blocks(
     )
     return stream, None
 
-  return jax.lax.scan(step, x, blocks)[0]
+  return jax.lax.scan(step, x, _types.with_constants(architecture, blocks))[0]
 
 
 def feed_forward(
   architecture: Architecture, block: Block, tokens: Float[Array, 'N d_model']
 ) -> Float[Array, 'N d_model']:
-  """Applies the feed-forward network alone, gated if the block has a gate.
+  """Applies the feed-forward network alone: plain, gated, or a mixture.
+
+  All experts are computed, and those that are not chosen count for nothing.
 
   Args:
     tokens: what the network reads. Shape `[N, d_model]`.
 
   References:
-    Shazeer, arXiv:2002.05202, eq. 6 (gated).
+    Shazeer, arXiv:2002.05202, eq. 6 (gated); arXiv:1701.06538 (mixture).
   """
   hidden = apply_linear(block.up, tokens)
+  hidden = hidden_layer(architecture, block, tokens)(hidden)
+  if block.router is None:
+    return apply_linear(block.down, hidden)
+  shares = expert_shares(architecture, block.router, tokens)
+  return mix_experts(block, hidden * per_unit(shares, hidden), shares)
+
+
+def hidden_layer(
+  architecture: Architecture, block: Block, tokens: Array
+) -> Callable[[Array], Array]:
+  """Returns the hidden layer as a function of what `up` gives, `[N, d_ff]`."""
   if block.gate is None:
-    hidden = activate(architecture, hidden)
-  else:
-    gate = activate(architecture, apply_linear(block.gate, tokens))
-    hidden = gate * hidden
-  return apply_linear(block.down, hidden)
+    return functools.partial(activate, architecture)
+  gate = apply_linear(block.gate, tokens)
+  activation = functools.partial(activate, architecture)
+  return lambda up: architecture.gating(activation, gate, up)
+
+
+def expert_shares(
+  architecture: Architecture, router: Linear, tokens: Array
+) -> Float[Array, 'N E']:
+  """Returns how much each expert counts; 0 for those that are not chosen."""
+  scores = widen(apply_linear(router, tokens))
+  best, chosen = jax.lax.top_k(scores, architecture.experts_per_token)
+  places = jax.nn.one_hot(chosen, scores.shape[1], dtype=scores.dtype)
+  shares = jnp.einsum('nk,nke->ne', jax.nn.softmax(best), places)
+  return shares.astype(tokens.dtype)
+
+
+def per_unit(shares: Array, hidden: Array) -> Array:
+  """Repeats the shares `[N, E]` for the hidden units of each expert."""
+  return jnp.repeat(shares, hidden.shape[1] // shares.shape[1], axis=1)
+
+
+def mix_experts(block: Block, hidden: Array, shares: Array) -> Array:
+  """Applies the second layer of all experts, their biases by their shares."""
+  result = hidden @ block.down.weight
+  bias = block.down.bias
+  return result if bias is None else result + shares @ bias
 
 
 def activate(architecture: Architecture, hidden: Array) -> Array:
@@ -245,15 +297,33 @@ def merge_heads(
   return add_bias(output, rows @ weight)
 
 
-def normalise(place, architecture: Architecture, parameters: Norm, x: Array):
-  """Normalises tokens at a place, `before` or `after` of the placement."""
+def normalise(
+  architecture: Architecture, parameters: Norm | None, rows: Array
+) -> Array:
+  """Normalises rows; without parameters they stay as they are."""
+  if parameters is None:
+    return rows
 
   def normalise_row(row):
     result = architecture.normalization(parameters, row)
     _validate.check_result('architecture.normalization', result, row.shape)
     return result
 
-  return jax.vmap(lambda row: place(normalise_row, row))(x)
+  return jax.vmap(normalise_row)(rows)
+
+
+def _normalise_heads(
+  architecture: Architecture, norm: Norm | None, rows: Float[Array, 'H N d_k']
+) -> Float[Array, 'H N d_k']:
+  """Normalises each head alone, or all heads of a token together."""
+  if norm is None:
+    return rows
+  num_heads, size, width = rows.shape
+  rows = jnp.swapaxes(rows, 0, 1)
+  flat = rows.reshape(-1, norm.scale.size)
+  norm = jax.tree.map(jnp.ravel, norm)
+  rows = normalise(architecture, norm, flat).reshape(size, num_heads, width)
+  return jnp.swapaxes(rows, 0, 1)
 
 
 def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:
@@ -271,6 +341,7 @@ def visibility(
   query_positions: Array,
   key_positions: Array,
   mask: Mask | None,
+  window: Array | None,
 ) -> Array:
   """Returns which query sees which key. Shape `[M, N]`."""
 
@@ -286,6 +357,9 @@ def visibility(
       f'architecture.visible returned {seen.dtype}; expected a boolean [], '
       'such as query_position >= key_position.'
     )
+  if window is not None:
+    distance = query_positions[:, None] - key_positions[None]
+    seen &= distance < jnp.asarray(window, distance.dtype)
   return seen if mask is None else seen & mask[None]
 
 

@@ -8,6 +8,7 @@ however, every one of them is an affine map with known numbers,
 normalisation        `P(x)`, and its bias: mean and deviation are those of `x`
 activation           the diagonal gate `G = g(z) / z`, the slope at `z = 0`
 gated network        the gate `G = g(z)` on the other branch
+mixture of experts   the gate of each expert, times its share
 ===================  =======================================================
 
 and so is their composition: `y = u J + bias` for the sum `u` that the heads
@@ -34,15 +35,23 @@ class Linearisation(NamedTuple):
   For one token the leading axis `N` is missing.
 
   Attributes:
-    attention_sum: residual stream plus heads. Shape `[N, d_model]`.
-    ffn_input: the residual stream before the network. Shape `[N, d_model]`.
+    attended: what the heads contribute, with the bias. Shape `[N, d_model]`.
+    attention_sum: the residual stream with it. Shape `[N, d_model]`.
+    ffn_input: what the network reads. Shape `[N, d_model]`.
     gate: the diagonal `G`. Shape `[N, d_ff]`.
-    ffn_sum: residual stream plus network. Shape `[N, d_model]`.
+    shift: the hidden layer where `up` is zero. Shape `[N, d_ff]`.
+    shares: of the experts of a mixture, or None. Shape `[N, E]`.
+    ffn_output: what the network returns. Shape `[N, d_model]`.
+    ffn_sum: the residual stream with it. Shape `[N, d_model]`.
   """
 
+  attended: Float[Array, 'N d_model']
   attention_sum: Float[Array, 'N d_model']
   ffn_input: Float[Array, 'N d_model']
   gate: Float[Array, 'N d_ff']
+  shift: Float[Array, 'N d_ff']
+  shares: Float[Array, 'N E'] | None
+  ffn_output: Float[Array, 'N d_model']
   ffn_sum: Float[Array, 'N d_model']
 
 
@@ -66,19 +75,24 @@ def linearise(
     Ren & Liu, arXiv:2310.13220, one Transformer layer (ReLU); other
     activations and normalisations derived here.
   """
-  attention_sum = x + _forward.merge_heads(block.output, outputs)
-  place = architecture.placement
-  stream = _forward.normalise(
-    place.after, architecture, block.attention_norm, attention_sum
-  )
-  tokens = _forward.normalise(
-    place.before, architecture, block.ffn_norm, stream
-  )
+  norms = block.attention_norms
+  attended = _forward.merge_heads(block.output, outputs)
+  attention_sum = x + _forward.normalise(architecture, norms.output, attended)
+  stream = _forward.normalise(architecture, norms.sum, attention_sum)
+  ffn_input = x if architecture.parallel else stream
+  tokens = _forward.normalise(architecture, block.ffn_norms.input, ffn_input)
+  gate, shift, shares = _gate(architecture, block, tokens)
+  ffn_output = _forward.feed_forward(architecture, block, tokens)
   return Linearisation(
+    attended=attended,
     attention_sum=attention_sum,
-    ffn_input=stream,
-    gate=_gate(architecture, block, tokens),
-    ffn_sum=stream + _forward.feed_forward(architecture, block, tokens),
+    ffn_input=ffn_input,
+    gate=gate,
+    shift=shift,
+    shares=shares,
+    ffn_output=ffn_output,
+    ffn_sum=stream
+    + _forward.normalise(architecture, block.ffn_norms.output, ffn_output),
   )
 
 
@@ -88,12 +102,13 @@ def map_label(
   point: Linearisation,
   row: Float[Array, ' d_model'],
 ) -> Float[Array, ' d_model']:
-  r"""Returns `row J`, the linear part of a block at one token.
+  r"""Returns `row J`, what a block makes of a label of its heads at one token.
 
-  .. math:: J = P_1\,(I + P\, U_1\, G\, U_2)\, P_2
+  .. math:: J = Q_1 P_1\,(I + P\, U_1\, G\, U_2\, Q_2)\, P_2
 
-  where a normalisation that stands elsewhere is the identity: pre-norm has
-  :math:`P_1 = P_2 = I`, post-norm :math:`P = I`.
+  with the normalisations of the sublayers' inputs :math:`P`, outputs
+  :math:`Q_i` and sums :math:`P_i`, each the identity where there is none.
+  Beside a parallel network it is :math:`Q_1`.
 
   Args:
     row: a label, behind the output projection. Shape `[d_model]`.
@@ -101,14 +116,21 @@ def map_label(
   References:
     Derived here.
   """
-  linear = block._replace(
-    attention_norm=block.attention_norm._replace(bias=None),
-    ffn_norm=block.ffn_norm._replace(bias=None),
-    up=block.up._replace(bias=None),
-    down=block.down._replace(bias=None),
-  )
-  at_zero = jnp.zeros_like(point.gate)
-  return _apply(architecture, linear, point, at_zero, row)
+  return _apply(architecture, block, point, row, jnp.zeros_like(row))
+
+
+def map_stream(
+  architecture: Architecture,
+  block: Block,
+  point: Linearisation,
+  row: Float[Array, ' d_model'],
+) -> Float[Array, ' d_model']:
+  """Returns what a block makes of a part `[d_model]` of the residual stream.
+
+  Takes what `map_label` takes. Both are the same map where no normalisation of
+  the attention's output stands between, and the network is not parallel.
+  """
+  return _apply(architecture, block, point, jnp.zeros_like(row), row)
 
 
 def bias_of(
@@ -119,13 +141,11 @@ def bias_of(
 ) -> Float[Array, ' d_model']:
   """Returns what a block adds at one token whatever its heads predict.
 
-  The residual stream through `J`, and the biases on their ways.
+  The residual stream through the block, and the biases on their ways.
   """
-  at_zero = jnp.zeros_like(point.gate)
-  if block.gate is None:
-    at_zero = architecture.activation(at_zero)
-  row = x if block.output.bias is None else x + block.output.bias
-  return _apply(architecture, block, point, at_zero, row)
+  bias = block.output.bias
+  row = jnp.zeros_like(x) if bias is None else bias
+  return _apply(architecture, block, point, row, x, with_biases=True)
 
 
 def fold_labels(
@@ -150,35 +170,54 @@ def fold_labels(
   return jax.vmap(jax.vmap(fold))(labels)
 
 
-def _apply(architecture, block, point, at_zero, row) -> Array:
-  """Applies the affine map of a block; `at_zero` is the activation at 0."""
+def _apply(
+  architecture, block, point, learnt, stream, *, with_biases=False
+) -> Array:
+  """Applies the affine map of a block to what heads add, and to the stream."""
 
-  def at(parameters: Norm, x):
-    def normalise(y):
-      y = architecture.normalization.linear_part(parameters, x, y)
-      return y if parameters.bias is None else y + parameters.bias
+  def at(norm: Norm | None, x, y):
+    if norm is None:
+      return y
+    y = architecture.normalization.linear_part(norm, x, y)
+    return y + norm.bias if with_biases and norm.bias is not None else y
 
-    return normalise
+  norms = block.attention_norms
+  learnt = at(norms.output, point.attended, learnt)
+  summed = at(norms.sum, point.attention_sum, stream + learnt)
+  row = stream if architecture.parallel else summed
+  row = at(block.ffn_norms.input, point.ffn_input, row)
+  hidden = row @ block.up.weight
+  if with_biases and block.up.bias is not None:
+    hidden = hidden + block.up.bias
+  hidden = hidden * point.gate
+  if with_biases:
+    hidden = hidden + point.shift
+  row = hidden @ block.down.weight
+  if with_biases and block.down.bias is not None:
+    bias = block.down.bias
+    row = row + (bias if point.shares is None else point.shares @ bias)
+  row = at(block.ffn_norms.output, point.ffn_output, row)
+  return at(block.ffn_norms.sum, point.ffn_sum, summed + row)
 
-  placement = architecture.placement
-  row = placement.after(at(block.attention_norm, point.attention_sum), row)
-  tokens = placement.before(at(block.ffn_norm, point.ffn_input), row)
-  hidden = _forward.apply_linear(block.up, tokens[None])[0]
-  hidden = hidden * point.gate + at_zero
-  row = row + _forward.apply_linear(block.down, hidden[None])[0]
-  return placement.after(at(block.ffn_norm, point.ffn_sum), row)
 
+def _gate(architecture, block, tokens):
+  """Returns the diagonal `G`, the hidden layer at 0, and experts' shares.
 
-def _gate(architecture, block, tokens) -> Float[Array, 'N d_ff']:
-  """Returns the diagonal `G`: `(g(z) - g(0)) / z`, or `g(z)` if gated."""
-  if block.gate is not None:
-    gate = _forward.apply_linear(block.gate, tokens)
-    return _forward.activate(architecture, gate)
+  The hidden layer is `h(z) = z G + h(0)` for what `up` gives, `z`, with the
+  branch of the gate as it is at the token.
+  """
   z = _forward.apply_linear(block.up, tokens)
-  origin = jnp.zeros((), z.dtype)
-  slope = jax.grad(architecture.activation)(origin)
-  rise = _forward.activate(architecture, z) - architecture.activation(origin)
-  return jnp.where(z == 0, slope, rise / jnp.where(z == 0, 1, z))
+  layer = _forward.hidden_layer(architecture, block, tokens)
+  zero = jnp.zeros_like(z)
+  shift, slope = jax.jvp(layer, (zero,), (jnp.ones_like(z),))
+  rise = (layer(z) - shift) / jnp.where(z == 0, 1, z)
+  is_linear = block.gate is not None and architecture.gating is _types.gated
+  gate = slope if is_linear else jnp.where(z == 0, slope, rise)
+  if block.router is None:
+    return gate, shift, None
+  shares = _forward.expert_shares(architecture, block.router, tokens)
+  each = _forward.per_unit(shares, gate)
+  return gate * each, shift * each, shares
 
 
 @door
@@ -256,4 +295,4 @@ def apply_blocks_dual(
     )
     return stream, None
 
-  return jax.lax.scan(step, x, blocks)[0]
+  return jax.lax.scan(step, x, _types.with_constants(architecture, blocks))[0]

@@ -1,19 +1,22 @@
 """The functions that an `Architecture` is made of, and an example of one."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax.precision import widen
 from iclcl_jax.transformer._types import (
   Architecture,
   Block,
+  Constants,
+  Layer,
   Linear,
   Norm,
-  Placement,
+  Norms,
+  Rotary,
 )
 from iclcl_jax.types import Array, Bool, Float
 
@@ -23,9 +26,10 @@ class _Normalisation:
   """What both normalisations share: a linear part, scaled and shifted."""
 
   epsilon: float
+  offset: float = 0.0
 
   def __post_init__(self):
-    _validate.non_negative(epsilon=self.epsilon)
+    _validate.non_negative(epsilon=self.epsilon, offset=self.offset)
 
   def __call__(
     self, parameters: Norm, x: Float[Array, ' d_model']
@@ -46,6 +50,9 @@ class _Normalisation:
     scale = _common_scale(x)
     inverse = _inverse_root(self._spread(x * scale), self.epsilon, scale)
     result = self._spread(wide * scale) * inverse
+    if self.offset:  # Its sum with a small weight would be rounded.
+      gain = self.offset + parameters.scale.astype(result.dtype)
+      return (result * gain).astype(y.dtype)
     return result.astype(y.dtype) * parameters.scale
 
   def _spread(self, x: Array) -> Array:
@@ -58,9 +65,10 @@ class RMSNorm(_Normalisation):
 
   Args:
     epsilon: added to the mean square.
+    offset: added to the gain, 1 if the parameters are `gain - 1`.
 
   Raises:
-    ValueError: if `epsilon` is negative or not finite.
+    ValueError: if one of them is negative or not finite.
 
   Example:
     >>> RMSNorm(0.0)(Norm(jnp.ones(2)), jnp.array([3.0, 3.0])).tolist()
@@ -82,9 +90,10 @@ class LayerNorm(_Normalisation):
 
   Args:
     epsilon: added to the variance.
+    offset: as of `RMSNorm`.
 
   Raises:
-    ValueError: if `epsilon` is negative or not finite.
+    ValueError: if one of them is negative or not finite.
 
   Example:
     >>> LayerNorm(0.0)(Norm(jnp.ones(2)), jnp.array([1.0, 3.0])).tolist()
@@ -98,54 +107,55 @@ class LayerNorm(_Normalisation):
     return x - jnp.mean(x)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rotary:
-  r"""Rotates pairs of coordinates by angles that grow with the position.
-
-  The pair `(i, i + d_k/2)` turns by :math:`p\, b^{-2i/d_k}`. Norms are kept;
-  keys and queries are rotated before a kernel or feature map sees them.
+def rotary_frequencies(width: int, base: float = 1e4) -> tuple[float, ...]:
+  r"""Returns the angles :math:`b^{-2i/d}` of the pairs of `d` coordinates.
 
   Args:
+    width: how many coordinates are rotated, the first ones of a head.
     base: the number `b`.
 
   Raises:
-    ValueError: if `base` is not at least 1; if the width is odd.
+    ValueError: if `base` is below 1, or the width odd.
 
   Example:
-    >>> x = jnp.array([1.0, 0.0])
-    >>> [round(float(t), 4) for t in Rotary(10000.0)(x, jnp.array(1))]
-    [0.5403, 0.8415]
+    >>> rotary_frequencies(4, 100.0)
+    (1.0, 0.1)
 
   References:
-    Su et al., arXiv:2104.09864, eq. 34, with halves in place of neighbours.
+    Su et al., arXiv:2104.09864, eq. 15.
   """
-
-  base: float = 10000.0
-
-  def __post_init__(self):
-    _validate.check_scalar('base', self.base, minimum=1)
-
-  def __call__(
-    self, x: Float[Array, ' d_k'], position: Array
-  ) -> Float[Array, ' d_k']:
-    """Returns the rotated vector."""
-    if x.shape[0] % 2:
-      raise ValueError(
-        f'x has shape {list(x.shape)}; expected an even width d_k, whose '
-        'halves are rotated against each other.'
-      )
-    first, second = jnp.split(widen(x), 2)
-    steps = jnp.arange(first.shape[0], dtype=first.dtype) / first.shape[0]
-    angles = position.astype(first.dtype) * self.base**-steps
-    cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    halves = first * cosine - second * sine, second * cosine + first * sine
-    return jnp.concatenate(halves).astype(x.dtype)
+  _validate.check_scalar('base', base, minimum=1)
+  _validate.at_least(2, width=width)
+  if width % 2:
+    raise ValueError(
+      f'width is {width}; expected an even one, because pairs are rotated.'
+    )
+  return tuple((float(base) ** -(np.arange(0, width, 2) / width)).tolist())
 
 
-def unrotated(x: Float[Array, ' d_k'], position: Array) -> Float[Array, ' d_k']:
-  """Returns a query or key `[d_k]` as it is, whatever its position `[]`."""
-  del position
-  return x
+def rotate(
+  constants: Constants, x: Float[Array, ' d_k'], position: Array
+) -> Float[Array, ' d_k']:
+  """Returns a query or key `[d_k]` rotated by its position, see `Rotary`."""
+  if constants.frequencies is None:
+    return x
+  size = constants.frequencies.shape[0]
+  turned, rest = jnp.split(x, [2 * size])
+  first, second = jnp.split(widen(turned), 2)
+  angles = position.astype(first.dtype) * constants.frequencies
+  cosine, sine = (f(angles) * constants.scale for f in (jnp.cos, jnp.sin))
+  halves = first * cosine - second * sine, second * cosine + first * sine
+  return jnp.concatenate([*(half.astype(x.dtype) for half in halves), rest])
+
+
+def at_length(constants: Constants, positions: Array) -> Constants:
+  """Chooses the frequencies that a sequence of such positions takes."""
+  if constants.switch is None or constants.frequencies is None:
+    return constants
+  largest = jnp.max(positions)
+  is_far = largest >= jnp.asarray(constants.switch, largest.dtype)
+  near, far = constants.frequencies
+  return constants._replace(frequencies=jnp.where(is_far, far, near))
 
 
 def causal(query_position: Array, key_position: Array) -> Bool[Array, '']:
@@ -161,19 +171,23 @@ def bidirectional(
   return jnp.ones((), bool)
 
 
-def normalised(normalise: Callable[[Array], Array], x: Array) -> Array:
-  """Returns `normalise(x)` of a token `[d_model]`."""
-  return normalise(x)
+@dataclasses.dataclass(frozen=True)
+class ClampedGating:
+  """Hidden layer `activation(min(gate, c)) (clip(up, -c, c) + 1)`, as gpt-oss.
 
+  Args:
+    limit: the number `c`.
+  """
 
-def as_it_is(normalise: Callable[[Array], Array], x: Array) -> Array:
-  """Returns a token `[d_model]` whose normalisation stands elsewhere."""
-  del normalise
-  return x
+  limit: float
 
+  def __post_init__(self):
+    _validate.positive(limit=self.limit)
 
-pre_norm = Placement(before=normalised, after=as_it_is)
-post_norm = Placement(before=as_it_is, after=normalised)
+  def __call__(self, activation, gate: Array, up: Array) -> Array:
+    """Returns the hidden layer."""
+    gate = jnp.minimum(gate, self.limit)
+    return activation(gate) * (jnp.clip(up, -self.limit, self.limit) + 1)
 
 
 def example() -> tuple[Architecture, Block]:
@@ -189,19 +203,18 @@ def example() -> tuple[Architecture, Block]:
     ((4, 2, 2), (4, 1, 2))
   """
   architecture = Architecture(
-    placement=pre_norm,
     normalization=RMSNorm(1e-5),
     activation=jax.nn.silu,
-    rotation=Rotary(),
     visible=causal,
+    layers=(Layer(rotation=Rotary(frequencies=rotary_frequencies(2))),),
   )
   block = Block(
-    attention_norm=Norm(jnp.ones(4)),
+    attention_norms=Norms(input=Norm(jnp.ones(4))),
     query=Linear(jnp.ones((4, 2, 2))),
     key=Linear(jnp.ones((4, 1, 2))),
     value=Linear(jnp.ones((4, 1, 2))),
     output=Linear(jnp.ones((2, 2, 4))),
-    ffn_norm=Norm(jnp.ones(4)),
+    ffn_norms=Norms(input=Norm(jnp.ones(4))),
     gate=Linear(jnp.ones((4, 3))),
     up=Linear(jnp.ones((4, 3))),
     down=Linear(jnp.ones((3, 4))),

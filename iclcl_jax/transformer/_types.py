@@ -1,8 +1,9 @@
 """Parameters and architecture of Transformer blocks.
 
 Counts are in the shapes of the parameters (so many heads, so many groups), and
-what the shapes cannot say is an `Architecture` of functions: it is static and
-hashable, the parameters are a pytree. Axes beside those of `iclcl_jax.types`:
+what the shapes cannot say is an `Architecture` of functions and numbers: it is
+static and hashable, the parameters are a pytree. Which normalisations there are
+is said by which parameters are there. Axes beside those of `iclcl_jax.types`:
 
 ===========  ============================================================
 ``L``        layers (blocks); the leading axis of stacked parameters
@@ -10,19 +11,21 @@ hashable, the parameters are a pytree. Axes beside those of `iclcl_jax.types`:
 ``G``        key-value heads; each serves `H / G` consecutive query heads
 ``d_model``  width of the residual stream
 ``d_k``      width of one head
-``d_ff``     width of the feed-forward network
+``d_ff``     width of the feed-forward network, of all experts together
+``E``        experts of the network
 ===========  ============================================================
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from iclcl_jax import _validate
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax import _validate, kernels
+from iclcl_jax.types import Array, Bool, Float, Kernel
 
 
 class Linear(NamedTuple):
@@ -50,34 +53,80 @@ class Norm(NamedTuple):
   bias: Float[Array, ' d_model'] | None = None
 
 
+class Norms(NamedTuple):
+  """Normalisations around a sublayer `f`: `sum(x + output(f(input(x))))`.
+
+  Attributes:
+    input: of what `f` reads (pre-norm), or None.
+    output: of what `f` returns, or None.
+    sum: of the residual stream with it (post-norm), or None.
+  """
+
+  input: Norm | None = None
+  output: Norm | None = None
+  sum: Norm | None = None
+
+
+class Constants(NamedTuple):
+  """The numbers of one layer as arrays, see `with_constants`.
+
+  Attributes:
+    frequencies: angle of each rotated pair at position 1, or None. A second row
+      holds from the position `switch` on. Shape `[F]` or `[2, F]`.
+    scale: factor of the rotated coordinates, or None. Shape `[]`.
+    switch: the first position that needs the second row, or None. Shape `[]`.
+    window: how many tokens a query sees, itself and the last ones before it, or
+      None for all. Shape `[]`.
+  """
+
+  frequencies: Any = None
+  scale: Any = None
+  switch: Any = None
+  window: Any = None
+
+
 class Block(NamedTuple):
   """Parameters of one Transformer block.
 
   A stack of blocks is a `Block` whose arrays have a leading axis `L`.
 
   Attributes:
-    attention_norm: normalisation that belongs to the attention.
+    attention_norms: normalisations around the attention.
     query: weight `[d_model, H, d_k]`, bias `[H, d_k]`.
     key: weight `[d_model, G, d_k]`, bias `[G, d_k]`.
     value: weight `[d_model, G, d_k]`, bias `[G, d_k]`.
     output: weight `[H, d_k, d_model]`, bias `[d_model]`.
-    ffn_norm: normalisation that belongs to the feed-forward network.
+    ffn_norms: normalisations around the feed-forward network.
     gate: the branch under the activation of a gated network (SwiGLU), or None.
       Weight `[d_model, d_ff]`.
     up: first layer of the network; under the activation if there is no gate,
       multiplied by the activated gate otherwise. Weight `[d_model, d_ff]`.
-    down: second layer. Weight `[d_ff, d_model]`.
+    down: second layer. Weight `[d_ff, d_model]`, bias `[d_model]`, or
+      `[E, d_model]` if there is a router.
+    router: scores of the experts of a mixture, or None. The experts stand side
+      by side in `d_ff`. Weight `[d_model, E]`.
+    query_norm: normalisation of the queries before the rotation, or None. Scale
+      `[d_k]` for each head alone, `[H, d_k]` for all heads together.
+    key_norm: the same of the keys, `[d_k]` or `[G, d_k]`.
+    sinks: score of a key without value that every query of the head sees, or
+      None. Shape `[H]`.
+    constants: None, or what `with_constants` adds to a stack.
   """
 
-  attention_norm: Norm
+  attention_norms: Norms
   query: Linear
   key: Linear
   value: Linear
   output: Linear
-  ffn_norm: Norm
+  ffn_norms: Norms
   gate: Linear | None
   up: Linear
   down: Linear
+  router: Linear | None = None
+  query_norm: Norm | None = None
+  key_norm: Norm | None = None
+  sinks: Array | None = None
+  constants: Constants | None = None
 
 
 class Normalization(Protocol):
@@ -100,25 +149,58 @@ class Normalization(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placement:
-  """Where the normalisation of a sublayer `f` stands.
+class Rotary:
+  r"""Rotates pairs of coordinates by angles that grow with the position.
 
-  The sublayer maps `x` to `after(normalise, x + f(before(normalise, x)))`.
-  Both fields are functions `(normalise, x) -> x`: `normalised` or `as_it_is`.
+  The pair `(i, i + F)` of the first `2 F` coordinates turns by
+  :math:`p\, f_i` at position `p`; the others stay. Keys and queries are rotated
+  before a kernel or feature map sees them.
 
   Attributes:
-    before: what `f` reads.
-    after: what becomes of the sum.
+    frequencies: the angles :math:`f_i`, such as `rotary_frequencies` gives.
+    scale: factor of the rotated coordinates.
+    beyond: another rotation of as many pairs, and the first position for which
+      the whole sequence takes it; None if one serves all lengths.
+
+  References:
+    Su et al., arXiv:2104.09864, eq. 34, with halves in place of neighbours.
   """
 
-  before: Callable[[Callable[[Array], Array], Array], Array]
-  after: Callable[[Callable[[Array], Array], Array], Array]
+  frequencies: tuple[float, ...]
+  scale: float = 1.0
+  beyond: 'tuple[int, Rotary] | None' = None
 
   def __post_init__(self):
-    for name in ('before', 'after'):
-      _validate.check_function(
-        name, getattr(self, name), 2, 'such as transformer.normalised'
-      )
+    _validate.check_type('frequencies', self.frequencies, tuple, 'of numbers')
+    _validate.non_negative(scale=self.scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+  """What one layer has and another may not.
+
+  Attributes:
+    rotation: of queries and keys by position, or None.
+    window: how many tokens a query sees, itself and the last ones before it, or
+      None for all.
+  """
+
+  rotation: Rotary | None = None
+  window: int | None = None
+
+  def __post_init__(self):
+    if self.rotation is not None:
+      expected = 'a transformer.Rotary, or None'
+      _validate.check_type('rotation', self.rotation, Rotary, expected)
+    if self.window is not None:
+      _validate.at_least(1, window=self.window)
+
+
+def gated(
+  activation: Callable[[Array], Array], gate: Array, up: Array
+) -> Array:
+  """Returns the hidden layer `activation(gate) * up` of a gated network."""
+  return activation(gate) * up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,30 +208,35 @@ class Architecture:
   """What the shapes of a block's parameters do not say.
 
   Attributes:
-    placement: `pre_norm` (of a sublayer's input) or `post_norm` (of the sum of
-      its input and output), or another `Placement`.
     normalization: `RMSNorm(epsilon)` or `LayerNorm(epsilon)`.
     activation: of the feed-forward network, such as `jax.nn.silu`.
-    rotation: of queries and keys by position, `Rotary(base)` or `unrotated`:
-      `(x [d_k], position []) -> [d_k]`.
     visible: which token sees which, `causal` or `bidirectional`:
       `(query_position [], key_position []) -> bool []`.
+    layers: what differs from layer to layer; one entry serves all.
+    parallel: whether the network reads the block's input, beside the heads.
+    gating: hidden layer of a gated network, `(activation, gate, up) -> hidden`.
+    query_scale: factor of the queries, so that the kernel keeps its own scale
+      of one over the square root of `d_k` and every feature map applies.
+    score_cap: the number `c` if scores `t` are capped, `c tanh(t / c)`.
+    experts_per_token: how many experts of a mixture answer a token.
   """
 
-  placement: Placement
   normalization: Normalization
   activation: Callable[[Array], Array]
-  rotation: Callable[[Array, Array], Array]
   visible: Callable[[Array, Array], Bool[Array, '']]
+  layers: tuple[Layer, ...] = (Layer(),)
+  parallel: bool = False
+  gating: Callable[..., Array] = gated
+  query_scale: float = 1.0
+  score_cap: float | None = None
+  experts_per_token: int = 0
 
   def __post_init__(self):
-    expected = 'a transformer.Placement, such as transformer.pre_norm'
-    _validate.check_type('placement', self.placement, Placement, expected)
     for name, num_arguments, example in (
       ('normalization', 2, 'such as transformer.RMSNorm(1e-5)'),
       ('activation', 1, 'of an array, such as jax.nn.silu'),
-      ('rotation', 2, 'of a vector and its position, such as Rotary(1e4)'),
       ('visible', 2, 'of two positions, such as transformer.causal'),
+      ('gating', 3, 'such as transformer.gated'),
     ):
       function = getattr(self, name)
       _validate.check_function(name, function, num_arguments, example)
@@ -158,6 +245,14 @@ class Architecture:
         'normalization has no method linear_part(parameters, x, y); expected '
         'one, such as that of transformer.RMSNorm(1e-5).'
       )
+    if not self.layers or not all(isinstance(x, Layer) for x in self.layers):
+      raise ValueError(
+        f'layers is {self.layers!r}; expected a tuple of transformer.Layer, '
+        'one for each layer, or one for all.'
+      )
+    _validate.check_scalar('query_scale', self.query_scale, minimum=0)
+    if self.score_cap is not None:
+      _validate.positive(score_cap=self.score_cap)
     try:
       jax.eval_shape(self.activation, jax.ShapeDtypeStruct((), jnp.float32))
     except Exception as error:  # Whatever a caller's function raises.
@@ -165,6 +260,91 @@ class Architecture:
         f'activation cannot be applied to a single number ({error}); expected '
         'a function of each coordinate alone, such as jax.nn.silu.'
       ) from error
+
+  @property
+  def kernel(self) -> Kernel:
+    """The kernel of its attention."""
+    if self.score_cap is None:
+      return kernels.ExponentialKernel()
+    return kernels.CappedExponentialKernel(self.score_cap)
+
+
+def with_constants(architecture: Architecture, blocks: Block) -> Block:
+  """Adds to a stack of blocks the numbers in which its layers differ.
+
+  A scan over the result is one compiled block, whatever the layers have.
+
+  Args:
+    architecture: with one layer for all, or as many as the stack has.
+    blocks: the parameters, with a leading axis `L`.
+
+  Returns:
+    The blocks with `constants`; as they are if one layer serves all.
+
+  Raises:
+    ValueError: if there are several layers, but not `L`.
+  """
+  layers = architecture.layers
+  num_layers = blocks.query.weight.shape[0]
+  if len(layers) == 1:
+    return blocks
+  if len(layers) != num_layers:
+    raise ValueError(
+      f'architecture has {len(layers)} layers and blocks have {num_layers}; '
+      'expected as many, or one for all.'
+    )
+  rows = [_constants(layer, layers, blocks.query.weight) for layer in layers]
+  return blocks._replace(
+    constants=jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+  )
+
+
+def constants_of(architecture: Architecture, block: Block) -> Constants:
+  """Returns the numbers of a block: its own, or those of the only layer."""
+  if block.constants is not None:
+    return block.constants
+  if len(architecture.layers) > 1:
+    raise ValueError(
+      f'architecture has {len(architecture.layers)} layers, and block is one '
+      'of them without its constants. Take it from '
+      'transformer.with_constants(architecture, blocks).'
+    )
+  layer = architecture.layers[0]
+  return _constants(layer, architecture.layers, block.query.weight)
+
+
+def _constants(layer: Layer, layers: Sequence[Layer], weight: Any) -> Constants:
+  """The numbers of a layer; unrotated layers of a rotated stack turn by 0."""
+  dtype = np.float64 if weight.dtype == jnp.float64 else np.float32
+  width = weight.shape[-1]
+  rotations = [x.rotation for x in layers if x.rotation is not None]
+  windows = [x.window for x in layers if x.window is not None]
+  largest = np.iinfo(np.int32).max
+  window = np.int32(layer.window or largest) if windows else None
+  if not rotations:
+    return Constants(window=window)
+  for rotation in rotations:
+    _check_pairs(rotation, len(rotations[0].frequencies), width)
+  still = dataclasses.replace(
+    rotations[0], frequencies=(0.0,) * len(rotations[0].frequencies), scale=1.0
+  )
+  rotation = layer.rotation or dataclasses.replace(still, beyond=None)
+  scale = dtype(rotation.scale)
+  if all(x.beyond is None for x in rotations):
+    return Constants(np.array(rotation.frequencies, dtype), scale, None, window)
+  switch, far = rotation.beyond or (largest, rotation)
+  pair = np.array([rotation.frequencies, far.frequencies], dtype)
+  return Constants(pair, scale, np.int32(switch), window)
+
+
+def _check_pairs(rotation: Rotary, num_pairs: int, width: int) -> None:
+  found = len(rotation.frequencies)
+  if found != num_pairs or not 0 < 2 * found <= width:
+    raise ValueError(
+      f'a rotation has {found} frequencies for heads of width {width}; '
+      'expected the same number in all layers, at most one for each pair of '
+      'coordinates.'
+    )
 
 
 # Axes that a linear map reads and writes; a bias has the latter.
@@ -176,7 +356,10 @@ _AXES = {
   'gate': ('d_model', 'd_ff'),
   'up': ('d_model', 'd_ff'),
   'down': ('d_ff', 'd_model'),
+  'router': ('d_model', 'E'),
 }
+# Parameters that a block may lack.
+_OPTIONAL = ('gate', 'router')
 
 
 def check_block(
@@ -242,16 +425,35 @@ def check_groups(name: str, heads: int, key_name: str, groups: int) -> None:
 
 def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
   """Yields path, array and axes of every parameter."""
-  for name in ('attention_norm', 'ffn_norm'):
-    for field, array in getattr(block, name)._asdict().items():
-      if array is not None:
-        yield f'block.{name}.{field}', array, 'd_model'
+  for sublayer in ('attention_norms', 'ffn_norms'):
+    norms = getattr(block, sublayer)
+    _validate.check_type(f'block.{sublayer}', norms, Norms, 'transformer.Norms')
+    for place, norm in norms._asdict().items():
+      yield from _of_norm(f'block.{sublayer}.{place}', norm, 'd_model')
   for name, (reads, writes) in _AXES.items():
     linear = getattr(block, name)
-    if linear is None and name == 'gate':
+    if linear is None and name in _OPTIONAL:
       continue
     expected = 'a transformer.Linear'
     _validate.check_type(f'block.{name}', linear, Linear, expected)
     yield f'block.{name}.weight', linear.weight, f'{reads} {writes}'
     if linear.bias is not None:
-      yield f'block.{name}.bias', linear.bias, writes
+      each = name == 'down' and block.router is not None
+      axes = f'E {writes}' if each else writes
+      yield f'block.{name}.bias', linear.bias, axes
+  for name, heads in (('query_norm', 'H'), ('key_norm', 'G')):
+    norm = getattr(block, name)
+    projection = getattr(block, name.removesuffix('_norm')).weight
+    together = norm is not None and norm.scale.ndim == projection.ndim - 1
+    axes = f'{heads} d_k' if together else 'd_k'
+    yield from _of_norm(f'block.{name}', norm, axes)
+  if block.sinks is not None:
+    yield 'block.sinks', block.sinks, 'H'
+
+
+def _of_norm(path: str, norm: Norm | None, axes: str):
+  if norm is not None:
+    _validate.check_type(path, norm, Norm, 'a transformer.Norm')
+    for field, array in norm._asdict().items():
+      if array is not None:
+        yield f'{path}.{field}', array, axes

@@ -1,5 +1,6 @@
 """The difference of two logits as a sum over heads and segments."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 class LogitAttribution(NamedTuple):
-  """The difference of two logits as a sum.
+  """The difference of two logits, before any cap, as a sum.
 
   `contributions`, `rest`, `embedding`, `biases` and `final_bias` sum to
   `logit_difference`, up to rounding.
@@ -35,6 +36,8 @@ class LogitAttribution(NamedTuple):
       other heads stay as they are. Shape `[L, H, S]`.
     directions: what turns a vector in the residual stream, added by the heads
       of a layer, into a part of the difference. Shape `[L, d_model]`.
+    cap_slopes: derivatives of the capped logits of both labels with respect to
+      those that are attributed; None without a cap. Shape `[2]`.
   """
 
   logit_difference: Float[Array, '']
@@ -45,6 +48,7 @@ class LogitAttribution(NamedTuple):
   final_bias: Float[Array, '']
   removal_effects: Float[Array, 'L H S']
   directions: Float[Array, 'L d_model']
+  cap_slopes: Float[Array, ' 2'] | None = None
 
   @property
   def total(self) -> Float[Array, '']:
@@ -111,6 +115,7 @@ def direct_logit_attribution(
     final_bias=norm_bias @ row + bias,
     removal_effects=effects,
     directions=directions,
+    cap_slopes=_cap_slopes(model, state, label, other_label),
   )
 
 
@@ -157,6 +162,8 @@ def logit_difference(
   excluded: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, '']:
   """Computes by a forward pass the difference of logits that is attributed.
+
+  Of the logits before any cap.
 
   Args:
     excluded: tokens that no other may attend to, such as a demonstration that
@@ -227,6 +234,16 @@ def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   return row, 0.0 if bias is None else bias[label] - bias[other_label]
 
 
+def _cap_slopes(model, state, label, other_label) -> Array | None:
+  """Returns the derivatives of capped logits with respect to plain ones."""
+  if model.logit_cap is None:
+    return None
+  capped = _model.unembed(model, state[None])[
+    0, jnp.stack([label, other_label])
+  ]
+  return 1 - (capped / model.logit_cap) ** 2
+
+
 def _carry_back(
   model: LanguageModel, readings: HeadReadings, direction: Array
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -236,20 +253,22 @@ def _carry_back(
   def step(above, layer):
     block, point, outputs, removed = layer
 
-    def frozen(row):
-      return transformer.map_label(architecture, block, point, row)
+    def through(apply):
+      return _transpose(
+        functools.partial(apply, architecture, block, point), above
+      )
 
-    below = _transpose(frozen, above)
-    of_heads = jnp.einsum('hdm,m->hd', block.output.weight, below)
+    label = through(transformer.map_label)
+    of_heads = jnp.einsum('hdm,m->hd', block.output.weight, label)
     lost = jnp.sum(outputs, axis=1, keepdims=True) - removed
     bias = transformer.bias_of(
       architecture, block, point, jnp.zeros_like(above)
     )
-    return below, (
+    return through(transformer.map_stream), (
       jnp.einsum('hsd,hd->hs', outputs, of_heads),
       jnp.einsum('hsd,hd->hs', lost, of_heads),
       bias @ above,
-      below,
+      label,
     )
 
   layers = (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from iclcl_jax import transformer
+from iclcl_jax import kernels, transformer
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
@@ -24,7 +24,7 @@ class HeadReadings(NamedTuple):
       sum to the output. Shape `[L, H, S + 1, d_k]`.
     log_shares: log of the attention weight of each segment; `-inf` if the
       position sees none of it. Shape `[L, H, S + 1]`.
-    log_normalisers: log of the normaliser `D`. Shape `[L, H]`.
+    log_normalisers: log of the normaliser `D`, with the sink. Shape `[L, H]`.
     removed_outputs: output of the head whose dual state never saw the segment;
       zeros if nothing else is seen. Shape `[L, H, S, d_k]`.
     points: where each block is read, for `transformer.map_label`.
@@ -32,6 +32,7 @@ class HeadReadings(NamedTuple):
       `[L, d_model]`.
     last: residual stream of the position behind the last block. Shape
       `[d_model]`.
+    sink_shares: share of a sink in the normaliser, or None. Shape `[L, H]`.
   """
 
   outputs: Float[Array, 'L H T d_k']
@@ -41,6 +42,7 @@ class HeadReadings(NamedTuple):
   points: transformer.Linearisation
   stream: Float[Array, 'L d_model']
   last: Float[Array, ' d_model']
+  sink_shares: Float[Array, 'L H'] | None = None
 
 
 @door
@@ -86,13 +88,20 @@ def read_heads(
       model.architecture, block, x[position][None], outputs[:, position, None]
     )
     point = jax.tree.map(lambda leaf: leaf[0], point)
-    pieces = _read_segments(query, heads.keys, heads.values, members)
+    pieces = _read_segments(
+      query,
+      heads.keys,
+      heads.values,
+      members,
+      cap=model.architecture.score_cap,
+      sinks=heads.sinks,
+    )
     return pieces, point, x[position]
 
   last, readings = scan_layers(model, tokens, position, mask, read)
-  (outputs, shares, normalisers, removed), point, stream = readings
+  (outputs, shares, normalisers, removed, sinks), point, stream = readings
   return HeadReadings(
-    outputs, shares, normalisers, removed, point, stream, last[position]
+    outputs, shares, normalisers, removed, point, stream, last[position], sinks
   )
 
 
@@ -115,13 +124,18 @@ def scan_layers(
     x = x if mask is None else jnp.where(mask[:, None], x, 0)
     heads = transformer.heads(architecture, block, x, positions=positions)
     outputs = transformer.attend(
-      architecture, *heads, positions, positions, mask=mask
+      architecture, heads, positions, positions, mask=mask
     )
-    reading = read(block, x, heads, outputs, seen)
+    visible = seen
+    if heads.window is not None:
+      distance = positions[position] - positions
+      visible &= distance < jnp.asarray(heads.window, distance.dtype)
+    reading = read(block, x, heads, outputs, visible)
     return transformer.complete(architecture, block, x, outputs), reading
 
   x = _model.embed_at(model, tokens, positions)
-  return jax.lax.scan(step, x, model.blocks)
+  blocks = transformer.with_constants(architecture, model.blocks)
+  return jax.lax.scan(step, x, blocks)
 
 
 def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
@@ -137,15 +151,20 @@ def _read_segments(
   keys: Float[Array, 'G N d_k'],
   values: Float[Array, 'G N d_k'],
   members: Bool[Array, 'T N'],
-) -> tuple[Array, Array, Array, Array]:
+  *,
+  cap: float | None = None,
+  sinks: Float[Array, ' H'] | None = None,
+) -> tuple[Array, Array, Array, Array, Array | None]:
   """Reads one dual state for each segment, and merges them.
 
-  Returns what each adds to the output, log shares, the log normaliser, and for
-  each segment the output of all others merged.
+  Returns what each adds to the output, log shares, the log normaliser, for each
+  segment the output of all others merged, and the share of a sink: a
+  demonstration with the label 0.
   """
   (num_heads, width), num_groups = query.shape, keys.shape[0]
   rows = (query / width**0.5).reshape(num_groups, -1, width)
   scores = jnp.einsum('grd,gnd->grn', rows, keys)[:, :, None]
+  scores = scores if cap is None else kernels.cap(scores, cap)
   neutral = jnp.finfo(scores.dtype).min
   largest = jnp.max(jnp.where(members, scores, neutral), axis=3, keepdims=True)
   weights = jnp.where(members[None, None], jnp.exp(scores - largest), 0)
@@ -156,21 +175,29 @@ def _read_segments(
   is_seen = masses > 0
   logs = jnp.log(jnp.where(is_seen, masses, 1)) + largest[..., 0]
   logs = jnp.where(is_seen, logs, neutral).reshape(num_heads, -1)
+  size = logs.shape[1]
+  if sinks is not None:
+    logs = jnp.concatenate([logs, sinks[:, None].astype(logs.dtype)], axis=1)
+    means = jnp.pad(means, [(0, 0), (0, 1), (0, 0)])
   normaliser = jax.nn.logsumexp(logs, axis=1)
   shares = jax.nn.softmax(logs)
-  removed = _without_each(logs, means)
+  removed = _without_each(logs, means, size - 1)
   log_shares = jnp.where(
-    is_seen.reshape(logs.shape), logs - normaliser[:, None], -jnp.inf
+    is_seen.reshape(num_heads, -1),
+    logs[:, :size] - normaliser[:, None],
+    -jnp.inf,
   )
-  return shares[..., None] * means, log_shares, normaliser, removed
+  outputs = (shares[..., None] * means)[:, :size]
+  sink_share = None if sinks is None else shares[:, -1]
+  return outputs, log_shares, normaliser, removed, sink_share
 
 
 def _without_each(
-  logs: Float[Array, 'H T'], means: Float[Array, 'H T d_k']
+  logs: Float[Array, 'H T'], means: Float[Array, 'H T d_k'], num_segments: int
 ) -> Float[Array, 'H S d_k']:
-  """Merges all segments but one, for each segment but the rest."""
+  """Merges all states but one, for each of the first ones."""
   neutral = jnp.finfo(logs.dtype).min
-  own = jnp.eye(logs.shape[1], dtype=bool)[:-1]
+  own = jnp.eye(logs.shape[1], dtype=bool)[:num_segments]
   others = jnp.where(own[None], neutral, logs[:, None])
   any_seen = jnp.any(others > neutral, axis=2, keepdims=True)
   shares = jnp.where(any_seen, jax.nn.softmax(others), 0)
@@ -234,11 +261,16 @@ def demonstration_gradients(
   _checks.check_segments(segment_ids, num_segments)
   position = _checks.check_position(tokens, position, mask)
 
+  if model.architecture.score_cap is not None:
+    raise ValueError(
+      'model caps its scores, and the capped kernel is not positive definite: '
+      'its gradients have no norm. Use read_heads, whose shares are exact.'
+    )
+
   def read(block, x, heads, outputs, seen):
     members = members_of(segment_ids, num_segments, seen)[:-1]
-    return jax.vmap(lambda k, v: _gradients(k, v, members))(
-      heads.keys, heads.values
-    )
+    keys = heads.keys * model.architecture.query_scale**0.5  # Of the kernel.
+    return jax.vmap(lambda k, v: _gradients(k, v, members))(keys, heads.values)
 
   return scan_layers(model, tokens, position, mask, read)[1]
 

@@ -1,0 +1,161 @@
+"""The settings of a model: each is understood, harmless, or refused by name."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from iclcl_jax.types import Array
+
+_T = TypeVar('_T')
+_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_new': _gelu_tanh,
+  'gelu_pytorch_tanh': _gelu_tanh,
+  'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
+  'swish': jax.nn.silu,
+}
+# What no forward pass outside of training reads: files, special tokens,
+# training, losses, labels of classifiers, and how text is sampled.
+_HARMLESS = """
+_attn_implementation _name_or_path architectures attn_implementation auto_map
+cache_implementation dtype keys_to_ignore_at_inference model_type name_or_path
+tokenizer_class torch_dtype torchscript transformers_version use_bfloat16
+
+bos_token_id cls_token_id decoder_start_token_id eos_token_id mask_token_id
+pad_token_id sep_token_id
+
+attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout
+embd_pdrop gradient_checkpointing hidden_dropout hidden_dropout_prob
+initializer_factor initializer_range output_router_logits pretraining_tp
+resid_pdrop router_aux_loss_coef tf_legacy_loss
+
+chunk_size_feed_forward finetuning_task id2label label2id num_labels
+output_attentions output_hidden_states prefix problem_type return_dict
+summary_activation summary_first_dropout summary_proj_to_labels summary_type
+summary_use_proj task_specific_params use_cache
+
+bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+encoder_no_repeat_ngram_size exponential_decay_length_penalty
+forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+output_scores remove_invalid_values repetition_penalty
+return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+"""
+HARMLESS = frozenset(_HARMLESS.split())
+# Every family lacks these; the values are those that say so.
+ABSENT: Mapping[str, tuple] = {
+  'add_cross_attention': (False,),
+  'cross_attention_hidden_size': (),
+  'is_encoder_decoder': (False,),
+  'pruned_heads': ({},),
+  'tie_encoder_decoder': (False,),
+}
+
+
+class Config:
+  """The content of a `config.json`, of which every field must be read.
+
+  Attributes:
+    fields: what is there.
+  """
+
+  def __init__(self, fields: Mapping[str, Any]):
+    """Takes the content; a field that is null counts as absent."""
+    self.fields = {k: v for k, v in fields.items() if v is not None}
+    self._read: set[str] = set()
+
+  def get(self, name: str, default: Any = None) -> Any:
+    """Reads a field as it is."""
+    self._read.add(name)
+    return self.fields.get(name, default)
+
+  def choice(
+    self, name: str, options: Mapping[str, _T], default: str | None = None
+  ) -> _T:
+    """Reads which of the options a field names."""
+    found = self.get(name, default)
+    if not isinstance(found, str) or found not in options:
+      raise ValueError(
+        f'config[{name!r}] is {found!r}; expected one of {", ".join(options)}. '
+        'Others are not supported.'
+      )
+    return options[found]
+
+  def count(self, name: str, default: int | None = None) -> int:
+    """Reads a positive integer; without default it is required."""
+    found = self.get(name, default)
+    return check_number(f'config[{name!r}]', found, int, 'a positive integer')
+
+  def number(self, name: str, default: float | None = None) -> float:
+    """Reads a finite positive number; without default it is required."""
+    found, expected = self.get(name, default), 'a finite positive number'
+    return float(
+      check_number(f'config[{name!r}]', found, int | float, expected)
+    )
+
+  def switch(self, name: str, default: bool) -> bool:
+    """Reads a truth value."""
+    found = self.get(name, default)
+    if not isinstance(found, bool):
+      raise ValueError(
+        f'config[{name!r}] is {found!r}; expected true or false.'
+      )
+    return found
+
+  def entries(self, name: str, size: int, kinds: tuple) -> list | None:
+    """Reads a list with one of the values for each layer, if there is one."""
+    found = self.get(name)
+    if found is None:
+      return None
+    if not isinstance(found, list) or len(found) != size:
+      raise ValueError(
+        f'config[{name!r}] is {found!r}; expected a list of {size} entries, '
+        'one for each layer.'
+      )
+    for entry in found:
+      if entry not in kinds:
+        raise ValueError(
+          f'config[{name!r}] holds {entry!r}; expected one of '
+          f'{", ".join(map(repr, kinds))}. Others are not supported.'
+        )
+    return found
+
+  def require(self, name: str, *expected: Any) -> None:
+    """Checks a field whose other values are not supported; absent is right."""
+    found = self.get(name)
+    if found is not None and found not in expected:
+      wanted = ' or '.join(map(repr, expected)) or 'nothing'
+      raise ValueError(
+        f'config[{name!r}] is {found!r}; only {wanted} is supported. Choose a '
+        'checkpoint without this variant of the architecture.'
+      )
+
+  def check_all_read(self) -> None:
+    """Raises `ValueError` if a field is left that nobody has read."""
+    for name, expected in ABSENT.items():
+      self.require(name, *expected)
+    unknown = sorted(set(self.fields) - self._read - HARMLESS)
+    if unknown:
+      name = unknown[0]
+      raise ValueError(
+        f'config[{name!r}] is {self.fields[name]!r}, a setting that is not '
+        'known for this family and might change what the model computes; '
+        'expected none. Remove it from config.json if it changes nothing.'
+      )
+
+
+def check_number(name: str, value: Any, kind: Any, expected: str) -> Any:
+  """Returns a finite positive number of a config."""
+  if value is None:
+    raise ValueError(
+      f'{name} is missing; expected {expected}. Use the complete config.json '
+      'of the model.'
+    )
+  is_number = isinstance(value, kind) and not isinstance(value, bool)
+  if not is_number or not 0 < value < float('inf'):
+    raise ValueError(f'{name} is {value!r}; expected {expected}.')
+  return value

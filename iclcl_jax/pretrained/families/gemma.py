@@ -1,0 +1,105 @@
+"""Gemma 2 and 3: four normalisations a block, windows on most layers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import rotary_of
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `gemma2` (arXiv:2408.00118)."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
+  rotation = _decoder.rotation_of(decoder)
+  window = _decoder.window_of(decoder, 4096)
+  local = _decoder.local_layers(decoder, lambda i: i % 2 == 0)
+  layers = [
+    Layer(rotation=rotation, window=window if is_local else None)
+    for is_local in local
+  ]
+  return _model(decoder, layers, caps=(50.0, 30.0))
+
+
+def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `gemma3_text` (arXiv:2503.19786)."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
+  config = decoder.config
+  window = _decoder.window_of(decoder, 4096)
+  pattern = config.count('sliding_window_pattern', 6)
+  config.get('_sliding_window_pattern')  # A copy for files with layer_types.
+  local = _decoder.local_layers(decoder, lambda i: (i + 1) % pattern != 0)
+  new = config.get('rope_parameters', {})
+  if not isinstance(new, Mapping) or set(new) - set(_decoder.KINDS):
+    raise ValueError(
+      f"config['rope_parameters'] is {new!r}; expected settings for each of "
+      f'{" and ".join(_decoder.KINDS)}. Copy config.json again.'
+    )
+  far = {
+    **(new.get('full_attention') or {}),
+    **config.get('rope_scaling', {}),
+  }
+  near = new.get('sliding_attention') or {}
+  layers = {
+    False: Layer(rotation=rotary_of(config, far, decoder.d_k, base=1e6)),
+    True: Layer(
+      rotation=rotary_of(
+        config, near, decoder.d_k, base=1e4, base_name='rope_local_base_freq'
+      ),
+      window=window,
+    ),
+  }
+  return _model(
+    decoder,
+    [layers[is_local] for is_local in local],
+    caps=(None, None),
+    **decoder.head_norms(),
+  )
+
+
+def _model(decoder, layers, *, caps, **block) -> LanguageModel:
+  config = decoder.config
+  config.require('use_bidirectional_attention', False)
+  bias = config.switch('attention_bias', False)
+  score_cap, logit_cap = (
+    _cap(decoder, name, default)
+    for name, default in zip(
+      ('attn_logit_softcapping', 'final_logit_softcapping'), caps, strict=True
+    )
+  )
+  scale = config.number('query_pre_attn_scalar', 256) ** -0.5
+  block |= {
+    'attention_norms': decoder.norms(
+      input='input_layernorm', output='post_attention_layernorm'
+    ),
+    'ffn_norms': decoder.norms(
+      input='pre_feedforward_layernorm', output='post_feedforward_layernorm'
+    ),
+  }
+  return _decoder.language_model(
+    decoder,
+    decoder.attention(bias=bias, output_bias=bias) | decoder.network() | block,
+    {
+      'normalization': decoder.rms_norm(1e-6, offset=1.0),
+      'activation': decoder.activation(
+        'hidden_activation', 'gelu_pytorch_tanh'
+      ),
+      'query_scale': scale * decoder.d_k**0.5,
+      'score_cap': score_cap,
+    },
+    layers=layers,
+    tied=True,
+    embedding_scale=decoder.d_model**0.5,
+    logit_cap=logit_cap,
+  )
+
+
+def _cap(decoder, name: str, default: float | None) -> float | None:
+  """Reads a cap; null is none."""
+  if name in decoder.stated and decoder.config.get(name) is None:
+    return None
+  if decoder.config.get(name, default) is None:
+    return None
+  return decoder.config.number(name, default)

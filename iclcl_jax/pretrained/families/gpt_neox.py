@@ -1,0 +1,66 @@
+"""GPT-NeoX (Pythia): attention and network side by side, LayerNorm."""
+
+from typing import Any
+
+import jax
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint, split_heads
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer, LayerNorm
+
+# Causal masks that older files store.
+_MASKS = ('layers.*.attention.bias', 'layers.*.attention.masked_bias')
+
+
+def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `gpt_neox` (arXiv:2204.06745)."""
+  decoder = _decoder.open_decoder(
+    checkpoint, dtype, prefix='gpt_neox.', ignored=_MASKS
+  )
+  config = decoder.config
+  config.require('is_decoder', False, True)  # Both see the past alone.
+  d, d_ff = decoder.d_model, config.count('intermediate_size')
+  rotation = _decoder.rotation_of(
+    decoder,
+    base=config.number('rotary_emb_base', 1e4),
+    partial=config.number('rotary_pct', 0.25),
+  )
+  bias = config.switch('attention_bias', True)
+  norms = {
+    f'{sublayer}_norms': decoder.norms(input=name, has_bias=True)
+    for sublayer, name in (
+      ('attention', 'input_layernorm'),
+      ('ffn', 'post_attention_layernorm'),
+    )
+  }
+  return _decoder.language_model(
+    decoder,
+    _attention(decoder, bias)
+    | norms
+    | {
+      'gate': None,
+      'up': decoder.linear('mlp.dense_h_to_4h', (d, d_ff), bias=True),
+      'down': decoder.linear('mlp.dense_4h_to_h', (d_ff, d), bias=True),
+    },
+    {
+      'normalization': LayerNorm(config.number('layer_norm_eps', 1e-5)),
+      'activation': decoder.activation(default='gelu'),
+      'parallel': config.switch('use_parallel_residual', True),
+    },
+    layers=[Layer(rotation=rotation)],
+    embedding='embed_in',
+    head='embed_out',
+    final_norm='final_layer_norm',
+    has_bias=True,
+  )
+
+
+def _attention(decoder, bias: bool) -> dict:
+  """Each head has its query, key and value side by side."""
+  sizes = decoder.d_model, 3 * decoder.heads * decoder.d_k
+  joint = decoder.linear('attention.query_key_value', sizes, bias=bias)
+  joint = jax.tree.map(lambda x: split_heads(x, decoder.heads), joint)
+  query, key, value = _decoder.in_parts(joint, *[decoder.d_k] * 3)
+  output = decoder.output('attention.dense', bias=bias)
+  return {'query': query, 'key': key, 'value': value, 'output': output}

@@ -1,0 +1,27 @@
+"""Llama 2, 3.x and their likes: RMSNorm, rotations, grouped queries, SwiGLU."""
+
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `llama`; all others are told apart from it."""
+  decoder = _decoder.open_decoder(checkpoint, dtype)
+  config = decoder.config
+  config.require('sliding_window')
+  bias = config.switch('attention_bias', False)
+  return _decoder.language_model(
+    decoder,
+    decoder.attention(bias=bias, output_bias=bias)
+    | decoder.network(bias=config.switch('mlp_bias', False))
+    | decoder.pre_norms(),
+    {
+      'normalization': decoder.rms_norm(1e-6),
+      'activation': decoder.activation(),
+    },
+    layers=[Layer(rotation=_decoder.rotation_of(decoder))],
+  )

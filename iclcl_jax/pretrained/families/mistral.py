@@ -1,0 +1,23 @@
+"""Mistral: a Llama whose layers all have the window that the config states."""
+
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `mistral` (Jiang et al., arXiv:2310.06825)."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, groups=8)
+  rotation = _decoder.rotation_of(decoder)
+  return _decoder.language_model(
+    decoder,
+    decoder.attention(bias=False) | decoder.network() | decoder.pre_norms(),
+    {
+      'normalization': decoder.rms_norm(1e-6),
+      'activation': decoder.activation(),
+    },
+    layers=[Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))],
+  )

@@ -1,0 +1,29 @@
+"""OLMo 2: normalised outputs, and queries and keys over all heads together."""
+
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_olmo2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `olmo2` (OLMo Team, arXiv:2501.00656)."""
+  decoder = _decoder.open_decoder(checkpoint, dtype)
+  bias = decoder.config.switch('attention_bias', False)
+  return _decoder.language_model(
+    decoder,
+    decoder.attention(bias=bias, output_bias=bias)
+    | decoder.head_norms(together=True)
+    | decoder.network()
+    | {
+      'attention_norms': decoder.norms(output='post_attention_layernorm'),
+      'ffn_norms': decoder.norms(output='post_feedforward_layernorm'),
+    },
+    {
+      'normalization': decoder.rms_norm(1e-5),
+      'activation': decoder.activation(),
+    },
+    layers=[Layer(rotation=_decoder.rotation_of(decoder))],
+  )

@@ -1,0 +1,52 @@
+"""Phi-3 and Phi-4-mini: joint projections, other rotations in long prompts."""
+
+from typing import Any
+
+from iclcl_jax.pretrained import _reading
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer, Linear
+
+
+def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `phi3` (Abdin et al., arXiv:2404.14219)."""
+  decoder = _decoder.open_decoder(checkpoint, dtype)
+  rotation = _decoder.rotation_of(decoder)
+  window = _decoder.window_of(decoder)
+  return _decoder.language_model(
+    decoder,
+    _attention(decoder) | _network(decoder) | decoder.pre_norms(),
+    {
+      'normalization': decoder.rms_norm(1e-5),
+      'activation': decoder.activation(),
+    },
+    layers=[Layer(rotation=rotation, window=window)],
+  )
+
+
+def _attention(decoder) -> dict:
+  """Queries, keys and values stand side by side in one projection."""
+  counts = {
+    'query': decoder.heads,
+    'key': decoder.groups,
+    'value': decoder.groups,
+  }
+  sizes = [count * decoder.d_k for count in counts.values()]
+  joint = decoder.linear(
+    'self_attn.qkv_proj', (decoder.d_model, sum(sizes)), bias=False
+  )
+  parts = _decoder.in_parts(joint, *sizes)
+  return {
+    name: Linear(_reading.split_heads(part.weight, count))
+    for (name, count), part in zip(counts.items(), parts, strict=True)
+  } | {'output': decoder.output()}
+
+
+def _network(decoder) -> dict:
+  """The gate stands before the other branch in one projection."""
+  d, d_ff = decoder.d_model, decoder.config.count('intermediate_size')
+  joint = decoder.linear('mlp.gate_up_proj', (d, 2 * d_ff), bias=False)
+  gate, up = _decoder.in_parts(joint, d_ff, d_ff)
+  down = decoder.linear('mlp.down_proj', (d_ff, d), bias=False)
+  return {'gate': gate, 'up': up, 'down': down}

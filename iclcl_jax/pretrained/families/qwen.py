@@ -1,0 +1,45 @@
+"""Qwen 2, 2.5 and 3: biased projections, or normalised queries and keys."""
+
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_qwen2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `qwen2`: no bias behind the heads."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, groups=32)
+  return _model(decoder, decoder.attention(bias=True))
+
+
+def from_qwen3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `qwen3`: each query and key is normalised."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=128, groups=32)
+  bias = decoder.config.switch('attention_bias', False)
+  attention = decoder.attention(bias=bias, output_bias=bias)
+  return _model(decoder, attention | decoder.head_norms())
+
+
+def _model(decoder, attention: dict) -> LanguageModel:
+  config = decoder.config
+  # A window may stand in the config and apply to no layer.
+  has_window = config.switch('use_sliding_window', False)
+  window = _decoder.window_of(decoder, 4096) if has_window else None
+  config.get('sliding_window')
+  first = config.get('max_window_layers', 28)
+  rotation = _decoder.rotation_of(decoder)
+  is_local = _decoder.local_layers(decoder, lambda i: i >= first)
+  return _decoder.language_model(
+    decoder,
+    attention | decoder.network() | decoder.pre_norms(),
+    {
+      'normalization': decoder.rms_norm(1e-6),
+      'activation': decoder.activation(),
+    },
+    layers=[
+      Layer(rotation=rotation, window=window if local else None)
+      for local in is_local
+    ],
+  )

@@ -1,0 +1,44 @@
+"""SmolLM3: a Llama with every fourth layer unrotated."""
+
+from typing import Any
+
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Layer
+
+
+def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+  """Makes a model of the family `smollm3`."""
+  decoder = _decoder.open_decoder(checkpoint, dtype, groups=4)
+  config, size = decoder.config, decoder.num_layers
+  bias = config.switch('attention_bias', False)
+  interval = config.count('no_rope_layer_interval', 4)
+  # 0 stands for a layer without rotation, whatever the name says.
+  rotated = config.entries('no_rope_layers', size, (0, 1)) or [
+    (i + 1) % interval != 0 for i in range(size)
+  ]
+  has_window = config.switch('use_sliding_window', False)
+  window = _decoder.window_of(decoder)
+  local = _decoder.local_layers(
+    decoder, lambda i: has_window and not rotated[i]
+  )
+  rotation = _decoder.rotation_of(decoder, base=2e6)
+  return _decoder.language_model(
+    decoder,
+    decoder.attention(bias=bias, output_bias=bias)
+    | decoder.network(bias=config.switch('mlp_bias', False))
+    | decoder.pre_norms(),
+    {
+      'normalization': decoder.rms_norm(1e-6),
+      'activation': decoder.activation(),
+    },
+    layers=[
+      Layer(
+        rotation=rotation if rotated[i] else None,
+        window=window if local[i] else None,
+      )
+      for i in range(size)
+    ],
+    tied=True,
+  )

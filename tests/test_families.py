@@ -1,0 +1,166 @@
+"""Every family: certificates of all heads, attribution, cached decoding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iclcl_jax import equivalence, kernels, pretrained, transformer
+from iclcl_jax.pretrained import attribution
+from tests import families
+from tests.tolerances import IDENTITY
+
+# One config for each family, with all of its deltas.
+NAMES = [
+  'gemma2', 'gemma3_text', 'gpt_neox', 'gpt_oss', 'llama-llama3', 'mistral',
+  'olmo2', 'phi3', 'qwen2', 'qwen3', 'smollm3',
+]  # fmt: skip
+SIZE = 11
+SEGMENTS = np.array([0, 0, 0, 1, 1, -1, 2, 2, 2, -1, -1])
+
+
+def tokens_of(size=SIZE):
+  rng = np.random.default_rng(1)
+  return jnp.asarray(rng.integers(1, 61, size=size), 'int32')
+
+
+def certificate_of(name, dtype='float64', mask=None):
+  model = families.model_of(name, dtype)
+  tokens = tokens_of()
+  return equivalence.verify_model(
+    model.architecture,
+    model.blocks,
+    pretrained.embed(model, tokens, mask=mask),
+    positions=pretrained.positions_of(tokens, mask),
+    mask=mask,
+  )
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_head_is_one_gradient_step(name):
+  certificate = certificate_of(name)
+  assert certificate.holds, str(certificate)
+  assert certificate.max_residual < IDENTITY['float64']
+  assert certificate.max_chain_error < IDENTITY['float64']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_every_head_is_one_gradient_step_in_float32(name):
+  certificate = certificate_of(name, 'float32', jnp.arange(SIZE) > 1)
+  assert certificate.max_residual < 1e-5, str(certificate)
+
+
+@functools.cache
+def attributed(name):
+  model = families.model_of(name)
+  arguments = model, tokens_of(), jnp.asarray(SEGMENTS), 3, 7
+
+  @jax.jit
+  def run(*arguments):
+    model, tokens, segments, *_ = arguments
+    readings = attribution.read_heads(model, tokens, segments, num_segments=3)
+    return (
+      readings,
+      attribution.attribute(*arguments, num_segments=3),
+      pretrained.logits(model, tokens),
+    )
+
+  return run(*arguments)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_attribution_sums_to_the_logits(name):
+  _, found, logits = attributed(name)
+  label, other = logits[-1, 3], logits[-1, 7]
+  cap = families.model_of(name).logit_cap
+  if cap is not None:  # What is attributed are the logits before their cap.
+    label, other = (cap * jnp.arctanh(x / cap) for x in (label, other))
+    slopes = jax.vmap(jax.grad(lambda x: kernels.cap(x, cap)))
+    np.testing.assert_allclose(
+      found.cap_slopes, slopes(jnp.stack([label, other])), rtol=1e-9
+    )
+  np.testing.assert_allclose(found.logit_difference, label - other, rtol=1e-9)
+  np.testing.assert_allclose(found.total, label - other, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_cached_steps_equal_the_full_pass(name):
+  """From within a window beyond it; those of Phi-3 all read a long prompt."""
+  model, tokens = families.model_of(name), tokens_of()
+  first = 10 if name == 'phi3' else 5
+
+  @jax.jit
+  def run(model, tokens):
+    start, cache = pretrained.prefill(model, tokens[:first], cache_length=SIZE)
+
+    def step(cache, token):
+      scores, cache = pretrained.decode_step(model, cache, token)
+      return cache, scores
+
+    rest = jax.lax.scan(step, cache, tokens[first:])[1]
+    each = [
+      pretrained.next_token_logits(model, tokens[:n]) for n in (first, SIZE)
+    ]
+    return jnp.stack([start, rest[-1]]), jnp.stack(each)
+
+  found, expected = run(model, tokens)
+  np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('mask', [None, np.arange(10) > 3])
+def test_a_cache_does_not_reach_into_another_rotation(mask):
+  """Whatever has been read would have to be read again."""
+  model, tokens = (
+    families.model_of('phi3'),
+    tokens_of()[: 5 if mask is None else 10],
+  )
+  with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
+    pretrained.generate(model, tokens, num_tokens=6, mask=mask)
+
+
+def test_a_sink_is_a_demonstration_with_the_label_zero():
+  readings, _, _ = attributed('gpt_oss')
+  shares = np.sum(np.exp(readings.log_shares), axis=2) + readings.sink_shares
+  np.testing.assert_allclose(shares, 1, rtol=1e-12)
+  assert np.all(readings.sink_shares > 1e-3)
+
+
+def test_a_window_unlearns_what_leaves_it():
+  """Three tokens are seen, so that segment 1 is forgotten at the last one."""
+  readings, _, _ = attributed('gpt_oss')
+  shares = np.exp(readings.log_shares)
+  assert np.all(shares[[0, 2], :, :2] == 0)
+  assert np.all(shares[[1, 3], :, :2] > 0)
+
+
+def test_a_cap_is_a_kernel_without_a_norm():
+  model, tokens = families.model_of('gemma2'), tokens_of()
+  with pytest.raises(ValueError, match='caps its scores'):
+    attribution.demonstration_gradients(
+      model, tokens, jnp.asarray(SEGMENTS), num_segments=3
+    )
+  assert isinstance(model.architecture.kernel, kernels.CappedExponentialKernel)
+
+
+def test_norms_of_queries_and_keys_bound_the_scores():
+  """`|q| |k|` is at most the product of the largest gains, times `d_k`."""
+  model = families.model_of('qwen3')
+  x = pretrained.embed(model, tokens_of())
+  blocks = transformer.with_constants(model.architecture, model.blocks)
+  block = jax.tree.map(lambda leaf: leaf[0], blocks)
+  heads = transformer.heads(model.architecture, block, 100 * x)
+  for rows, norm in (
+    (heads.queries, block.query_norm),
+    (heads.keys, block.key_norm),
+  ):
+    bound = np.max(np.abs(norm.scale)) * np.sqrt(rows.shape[-1])
+    assert np.max(np.linalg.norm(rows, axis=-1)) <= bound * (1 + 1e-9)
+
+
+def test_layers_that_differ_are_one_compiled_layer():
+  model = families.model_of('smollm3')
+  text = jax.jit(pretrained.logits).lower(model, tokens_of()).as_text()
+  assert text.count('stablehlo.while') == 1
