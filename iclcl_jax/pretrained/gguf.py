@@ -76,7 +76,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
   _check_magic(path)
   reader_type = _reader_type(import_reader('gguf'))
   try:
-    reader = reader_type(path)
+    with np.errstate(all='raise'):  # Of offsets that overflow.
+      reader = reader_type(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
   except (
     ArithmeticError,
@@ -125,9 +126,9 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
       'of several parts of a split model; expected a whole one. Merge them '
       'first: llama-gguf-split --merge FIRST_PART WHOLE.'
     )
-  architecture = file.metadata.get('general.architecture')
+  architecture = str(file.metadata.get('general.architecture'))
   kind = file.metadata.get('general.type', 'model')
-  if str(architecture) not in LAYOUTS or kind != 'model':
+  if architecture not in LAYOUTS or kind != 'model':
     raise ValueError(
       f'{file.path} holds a {kind} of architecture {architecture!r}; expected '
       f'a model, one of {", ".join(LAYOUTS)}. Read other models from a '
