@@ -77,10 +77,9 @@ class PositiveFeatures(_FromScaled):
 
   .. math:: \phi(x) = R^{-1/2} \exp(\Omega y - |y|^2/2), \quad y=x/d_k^{1/4}
 
-  With rows of :math:`\Omega` that are marginally :math:`N(0, I)`:
-  :math:`E\,\phi(q)^\top\phi(k) = \exp(q^\top k/\sqrt{d_k})`, and for
-  independent rows the relative variance is :math:`(e^{v}-1)/R`,
-  :math:`v = |q+k|^2/\sqrt{d_k}`.
+  Unbiased for the softmax kernel if rows of :math:`\Omega` are marginally
+  :math:`N(0, I)`. For independent rows the relative variance is
+  :math:`(e^{v}-1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
 
   Example:
     >>> from iclcl_jax import projections
@@ -119,12 +118,9 @@ class FeatureKernel:
   .. math:: \log k(x, y) = \mathrm{logsumexp}_r
      \bigl(\log\phi_r(x) + \log\phi_r(y)\bigr)
 
-  A `LogKernel` for every door that takes one. It answers as the map does, with
-  the features never formed: one pass of exponentials for each pair, which is
-  the fast way where one query meets a few keys.
-
-  Args:
-    phi: a feature map without negative features.
+  It answers as the map does, with the features never formed: one pass of
+  exponentials for each pair, which is the fast way where one query meets a few
+  keys. The map has no negative features.
 
   Example:
     >>> kernel = FeatureKernel(EluPlusOneFeatures())
@@ -256,11 +252,8 @@ class TaylorFeatures(_FromScaled):
      |\alpha| \le p, \quad y = x/d_k^{1/4}
 
   Exact: :math:`\phi(q)^\top\phi(k) = T_p(q^\top k/\sqrt{d_k})`, see
-  `kernels.TruncatedExponentialKernel` and its `remainder_bound`. Even orders
-  have a positive kernel. There are `C(d_k + p, p)` features.
-
-  Args:
-    order: the order `p >= 0`, an integer.
+  `kernels.TruncatedExponentialKernel` and its `remainder_bound`. The `order` is
+  :math:`p \ge 0`; even ones have a positive kernel.
 
   Example:
     >>> TaylorFeatures(order=2)(jnp.ones(4)).shape
@@ -331,11 +324,7 @@ class IdentityFeatures(_FromScaled):
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
 class FunctionFeatures(_FromScaled):
-  """The map that `from_function` and `from_log` make of a function.
-
-  Attributes:
-    scaled_fn: `x -> (log_scale, features)`, a callable pytree.
-  """
+  """The map that `from_function` and `from_log` make of a function."""
 
   scaled_fn: Callable[[Array], tuple[Array, Array]]
 

@@ -130,9 +130,7 @@ class LinearKernel:
 class PolynomialKernel:
   r"""The polynomial kernel :math:`(x^\top y / \sqrt{d_k} + c)^p`.
 
-  Args:
-    degree: the power `p >= 1`.
-    offset: the constant `c >= 0`.
+  The `degree` is :math:`p \ge 1`, the `offset` :math:`c \ge 0`.
 
   Example:
     >>> float(PolynomialKernel(degree=2)(jnp.ones(4), jnp.ones(4)))
@@ -159,11 +157,8 @@ class TruncatedExponentialKernel:
 
   .. math:: T_p(t) = \sum_{r=0}^{p} t^r / r!, \qquad t = x^\top y/\sqrt{d_k}
 
-  Positive everywhere for even `p`. It is the kernel of
+  Positive everywhere for even orders :math:`p`. It is the kernel of
   `features.TaylorFeatures`.
-
-  Args:
-    order: the order `p >= 0`.
 
   Example:
     >>> float(TruncatedExponentialKernel(order=2)(jnp.ones(4), jnp.ones(4)))
@@ -187,10 +182,7 @@ class TruncatedExponentialKernel:
 
   @eager_door
   def remainder_bound(self, x: Vector, y: Vector) -> Float[Array, '']:
-    r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`.
-
-    Lagrange's form of the remainder.
-    """
+    r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`."""
     score = x @ y / x.shape[0] ** 0.5
     power = self.order + 1
     log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
@@ -230,9 +222,6 @@ def attention_error_bound(kernel_error: float) -> float:
   the weights are off by at most
   :math:`2 (1 - \sqrt{1 - \epsilon^2}) / \epsilon`, and the output by that times
   :math:`\max_j |v_j - c|` for any fixed `c`. The bound is attained.
-
-  Args:
-    kernel_error: the relative error, in `[0, 1]`.
 
   Example:
     >>> attention_error_bound(0.6)

@@ -64,9 +64,8 @@ def as_attention_fn(
     chunk_size: rows whose features or scores are held at a time.
 
   Returns:
-    `(query [..., T, N, H], key, value, bias=None, mask=None, ...) ->
-    [..., T, N, d_v]`. It raises a `ValueError` for dropout of attention
-    weights, which nothing here forms, and where weights are to be sown.
+    A function that raises a `ValueError` for dropout of attention weights,
+    which nothing here forms, and where weights are to be sown.
 
   Example:
     >>> import jax.numpy as jnp
@@ -154,8 +153,7 @@ class MLPView(nn.Module):
     (3, 4)
 
   References:
-    Ren & Liu, arXiv:2310.13220v1, section 4.2 (the augmentation of keys with
-    more parameters).
+    Ren & Liu, arXiv:2310.13220v1, section 4.2 (keys with more parameters).
   """
 
   width: int
@@ -251,10 +249,8 @@ class SelfAttention(nn.Module):
       phi)`.
     key_dim: width `d_k` of queries and keys.
     value_dim: width `d_v` of values.
-    key_view: module that makes keys `[N, d_k]` of the tokens; None for their
-      projection.
-    value_view: module that makes values `[N, d_v]` of the tokens; None for
-      their projection.
+    key_view: module that makes keys of the tokens; None for a projection.
+    value_view: module that makes values of the tokens; None for a projection.
 
   Example:
     >>> import functools
@@ -426,8 +422,7 @@ def as_nnx(
 
   Args:
     layer: a layer of this module.
-    *inputs: tokens, and a context if there will be one, of any values; widths
-      and dtype are read.
+    *inputs: tokens, and a context if there will be one, of any values.
     rngs: random numbers of the parameters.
 
   Example:

@@ -37,9 +37,6 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
   it is relied on, four rows are tried, each alone too; that finds a mean and
   weights of positions, but proves nothing of longer sequences.
 
-  Returns:
-    The same function, marked.
-
   Example:
     >>> @sum_over_demonstrations
     ... def absolute(predictions, values):
@@ -105,14 +102,9 @@ def info_nce(temperature: float = 1.0) -> Loss:
   .. math:: L(W) = -\sum_i \log\frac{\exp(v_i^\top W\phi(k_i)/\tau)}
      {\sum_j \exp(v_j^\top W\phi(k_i)/\tau)}
 
-  Its first step from `W = 0` is, times `tau`, attention with centred values.
-
-  Args:
-    temperature: `tau > 0`.
-
-  Returns:
-    `loss(predictions, values, *, mask=None) -> []`; no sum over demonstrations,
-    since all visible values are candidates of each.
+  Its first step from `W = 0` is, times the `temperature` :math:`\tau > 0`,
+  attention with centred values. It takes a keyword `mask`, and is no sum over
+  demonstrations: all visible values are candidates of each.
 
   Example:
     >>> round(float(info_nce()(jnp.zeros((2, 1)), jnp.ones((2, 1)))), 4)
@@ -237,10 +229,8 @@ def ridge(strength: float | Array) -> Penalty:
 
   It is evaluated at the plain weights, whose features may overflow where keys
   are long: the step is then NaN. `optax.add_decayed_weights` takes the same
-  step from the scaled weights, and stays finite.
-
-  Args:
-    strength: the coefficient `alpha`, of either sign.
+  step from the scaled weights, and stays finite. The `strength` is
+  :math:`\alpha`, of either sign.
 
   Example:
     >>> float(ridge(2.0)(jnp.ones((2, 3))))
@@ -267,8 +257,7 @@ _TRIED = (
 def check_sum(loss: Loss) -> None:
   """Checks that a loss declared a sum over demonstrations behaves as one.
 
-  Four rows are tried: the slope of each must be what it is alone, whatever the
-  order. Losses that hold traced or fixed-size arrays cannot be tried.
+  Losses that hold traced or fixed-size arrays cannot be tried.
   """
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)

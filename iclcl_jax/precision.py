@@ -134,22 +134,12 @@ def ratio(difference: jax.Array, scale: jax.Array) -> jax.Array:
 
 def highest(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Runs `fn` under the highest matrix-product precision of the platform."""
-
-  def wrapped(*args):
-    with jax.default_matmul_precision('highest'):
-      return fn(*args)
-
-  return wrapped
+  return jax.default_matmul_precision('highest')(fn)
 
 
 def platform_default(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Runs `fn` under the platform's default precision, whatever that is."""
-
-  def wrapped(*args):
-    with jax.default_matmul_precision('default'):
-      return fn(*args)
-
-  return wrapped
+  return jax.default_matmul_precision('default')(fn)
 
 
 def round_operands(fn: Callable[..., Any]) -> Callable[..., Any]:

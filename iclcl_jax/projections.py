@@ -1,11 +1,11 @@
 r"""Random projections: `[R, d]` arrays whose rows are random directions.
 
-All have the signature `(key, num_features, dim, *, dtype) -> [R, d]`, and rows
-that are marginally :math:`N(0, I_d)`, so that all random feature maps built on
-them are unbiased. They differ in how the rows of one block of `d` rows depend
-on each other, and so in the variance. Blocks are independent; the last one is
-cut. A count that is no positive integer (for a simplex, `dim < 2`) or a `dtype`
-that is not floating-point is a `ValueError`.
+All have the signature `(key, num_features, dim, *, dtype) -> [R, d]`, and
+consume the key. Rows are marginally :math:`N(0, I_d)`, so that all random
+feature maps built on them are unbiased. They differ in how the rows of a block
+of `d` rows depend on each other, and so in the variance. Blocks are
+independent; the last one is cut. A count that is no positive integer (for a
+simplex, `dim < 2`) or a `dtype` that is not floating-point is a `ValueError`.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,6 @@ def gaussian(
   key: PRNGKeyArray, num_features: int, dim: int, *, dtype=jnp.float32
 ) -> Float[Array, 'R d']:
   """Draws independent rows from a standard normal distribution.
-
-  Args:
-    key: consumed.
-    num_features: number of rows `R`.
-    dim: width `d` of a row.
-    dtype: floating-point dtype.
 
   Example:
     >>> gaussian(jax.random.key(0), 4, 3).shape
@@ -130,7 +124,6 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
-  """Unit rows with mutual inner products `-1 / (dim - 1)`."""
   ones = jnp.ones(dim, dtype).at[-1].set(0)
   shift = (dim**0.5 + 1) / (dim - 1) ** 1.5
   corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - (

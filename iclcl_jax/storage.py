@@ -80,22 +80,13 @@ def save(path: str | os.PathLike[str], state: State) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> State:
-  """Loads a state that `save` wrote.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The state, of the kind and the dtypes with which it was saved.
+  """Loads a state, of the kind and the dtypes with which `save` wrote it.
 
   Raises:
     FileNotFoundError: if there is no such file.
     ValueError: if `path` is a folder, the file is corrupt or truncated, holds
       something else, lacks an array, has arrays whose shapes disagree, or
       holds float64 while JAX computes in float32.
-
-  Example:
-    See :func:`save`.
   """
   contents = _read(pathlib.Path(path))
   kind = str(contents.get('kind', np.asarray('')))
@@ -115,7 +106,6 @@ def load(path: str | os.PathLike[str]) -> State:
 
 
 def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
-  """Checks that the arrays of a state agree in every axis."""
   axes = {
     name: annotation.dim_str.split()
     for name, annotation in _KINDS[kind].__annotations__.items()

@@ -164,7 +164,7 @@ def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
     lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens), three
   )
   gaps = jnp.stack(
-    [account.predictions_difference(guess[2], guess[i]) for i in range(2)]
+    [account.mean_difference(guess[2], guess[i]) for i in range(2)]
   )
   # A layer that is its own mirror image is not mirrored, whatever rounding.
   nearer = (gaps[1] < 0.99 * gaps[0]).astype(int)

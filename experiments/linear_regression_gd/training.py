@@ -317,8 +317,8 @@ def alignment(
     answers, slopes = behaviour(answer, params, tasks)
     return Alignment(
       mean_loss(answers, tasks.targets),
-      account.predictions_difference(answers, reference.answers),
-      account.model_difference(slopes, reference.slopes),
+      account.mean_difference(answers, reference.answers),
+      account.mean_difference(slopes, reference.slopes),
       account.model_cosine(slopes, reference.slopes),
     )
 

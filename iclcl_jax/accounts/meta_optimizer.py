@@ -13,7 +13,8 @@ different tokens. With a softmax the sum becomes a convex mix: the zero-shot
 part shrinks.
 
 The metrics by which trained models are compared with finetuned ones are in
-`meta_optimizer_metrics`.
+`meta_optimizer_metrics`. Throughout, `decay` is :math:`\eta` in `[0, 1)`, and
+`mask` says which tokens are valid (None for all).
 
 References:
   Dai et al., arXiv:2212.10559.
@@ -32,12 +33,7 @@ from iclcl_jax.types import Array, Float, Mask
 
 
 class Head(NamedTuple):
-  """Key and value projections of a head; tokens are rows.
-
-  Attributes:
-    keys: projection to keys. Shape `[d, d_k]`.
-    values: projection to values. Shape `[d, d_v]`.
-  """
+  """Projections of a head to keys `[d, d_k]` and values `[d, d_v]`."""
 
   keys: Float[Array, 'd d_k']
   values: Float[Array, 'd d_v']
@@ -123,11 +119,9 @@ def softmax_mix(
 
   Args:
     query: the query. Shape `[d_k]`.
-    keys: keys of the demonstrations, then of the query tokens. Shape
-      `[N, d_k]`.
+    keys: keys of the demonstrations, then of query tokens. Shape `[N, d_k]`.
     values: their values. Shape `[N, d_v]`.
-    num_query_tokens: how many of them, at the end, are the query's; at least 1
-      and fewer than `N`.
+    num_query_tokens: how many of the last are the query's, from 1 to `N - 1`.
 
   References:
     Dai et al., arXiv:2212.10559, with the softmax that they drop.
@@ -165,10 +159,6 @@ def momentum_matrix(
 ) -> Float[Array, 'N N']:
   """Returns the weights `eta^(t - i)` of past values `i < t`, 0 elsewhere.
 
-  Args:
-    num_tokens: number of tokens `N`.
-    decay: `eta`, in `[0, 1)`.
-
   Example:
     >>> momentum_matrix(3, 0.5)[2].tolist()
     [0.25, 0.5, 0.0]
@@ -193,15 +183,9 @@ def momentum_values(
   r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
 
   Equal to `momentum_matrix` times the values, in linear time. The weights sum
-  to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one.
-
-  Args:
-    values: values. Shape `[N, d_v]`.
-    decay: `eta`, in `[0, 1)`.
-    mask: valid tokens; the others add nothing, but time goes on.
-
-  Returns:
-    The sums; zeros for the first token. Shape `[N, d_v]`.
+  to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one. The
+  first token gets zeros. Tokens that the mask hides add nothing, but time goes
+  on.
   """
   _validate.below_one(decay=decay)
   if mask is not None:
@@ -230,15 +214,9 @@ def momentum_attention(
 
   With `decay=0` it is causal softmax attention, bit for bit. It is not the dual
   of gradient descent with momentum, which weighs OLD tokens more and depends on
-  the query (`online_learners.momentum_attention_weights`).
-
-  Args:
-    queries: queries. Shape `[N, d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
-    decay: `eta`, in `[0, 1)`; an array may be learned. For a decay of each
-      head, `jax.vmap` over heads. The publication states no value.
-    mask: valid tokens. Shape `[N]`; None for all.
+  the query (`online_learners.momentum_attention_weights`). The decay may be
+  learned, and by `jax.vmap` each head has its own; the publication states no
+  value.
   """
   past = momentum_values(values, decay=decay, mask=mask)
   position = jnp.arange(len(keys))
@@ -254,14 +232,7 @@ def momentum_attention(
 def start_decoding(
   capacity: int, key_dim: int, value_dim: int, *, dtype=jnp.float32
 ) -> MomentumState:
-  """Returns the state before the first token.
-
-  Args:
-    capacity: largest number of tokens.
-    key_dim: width of keys.
-    value_dim: width of values.
-    dtype: floating-point dtype of the stream.
-  """
+  """Returns the state before the first of up to `capacity` tokens."""
   _validate.check_float_dtype('dtype', dtype)
   _validate.at_least(1, capacity=capacity, key_dim=key_dim, value_dim=value_dim)
   return MomentumState(
@@ -285,20 +256,12 @@ def decode(
 
   Momentum adds one vector for each head to the cache of keys and values.
 
-  Args:
-    state: what was read so far, fewer tokens than its capacity.
-    query: query of the token. Shape `[d_k]`.
-    key: its key. Shape `[d_k]`.
-    value: its value. Shape `[d_v]`.
-    decay: `eta`, in `[0, 1)`.
-
   Returns:
-    The new state and the output. Shape `[d_v]`. Under `jit`, where the size
-    cannot be looked at, outputs beyond the capacity are NaN.
+    The new state and the output `[d_v]`. Under `jit`, where the size cannot be
+    looked at, outputs beyond the capacity are NaN.
 
   Raises:
-    ValueError: if shapes disagree, `decay` is outside `[0, 1)`, or the state is
-      full.
+    ValueError: if the state is full.
   """
   _validate.below_one(decay=decay)
   capacity = state.keys.shape[0]

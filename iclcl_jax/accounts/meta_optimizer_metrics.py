@@ -1,11 +1,14 @@
 r"""Metrics that compare in-context learning with finetuning, and their nulls.
 
 All are functions of recorded activations of the last query token: zero-shot
-(no demonstrations), in context, finetuned. Each metric takes one query; `vmap`
-takes many. A metric without its null says little: two unrelated updates of the
-same vector have a `normalised_update_similarity` far above 0, and any two that
-shrink that vector have a high `update_similarity`. An undefined value (no
-update at all, no example to recover) is NaN.
+(no demonstrations), in context, and finetuned (without them again). Each metric
+takes one query; `vmap` takes many. A metric without its null says little: two
+unrelated updates of the same vector have a `normalised_update_similarity` far
+above 0, and any two that shrink that vector have a high `update_similarity`. An
+undefined value (no update at all, no example to recover) is NaN.
+
+The nulls take activations of `Q` queries, `[Q, ...]`, and return one number for
+each draw: the metric, mean over queries. Their `key` is consumed.
 
 References:
   Dai et al., arXiv:2212.10559, where no other source is named.
@@ -34,11 +37,6 @@ def update_similarity(
   Of unrelated updates it is 0 only if they have no component along the
   baseline; see `partial_update_similarity`.
 
-  Args:
-    in_context: output of the attention module, in context. Shape `[d]`.
-    finetuned: the same, finetuned and without demonstrations.
-    zero_shot: the same, neither.
-
   References:
     Deutch et al., arXiv:2311.07772
   """
@@ -55,9 +53,8 @@ def normalised_update_similarity(
   r"""Returns SimAOU as first published, of outputs that are normalised first.
 
   Biased: independent noise of relative variance `s^2` scores
-  :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half.
-
-  Takes what `update_similarity` takes. NaN if an update is none, to rounding.
+  :math:`(1 - 1/\sqrt{1 + s^2})/2`, up to one half. NaN if an update is none, to
+  rounding.
   """
   rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
   baseline = _numerics.unit(zero_shot)
@@ -77,11 +74,8 @@ def partial_update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAOU of the parts of the updates orthogonal to the baseline.
 
-  Takes what `update_similarity` takes; `zero_shot` is not 0.
-
-  Returns:
-    The cosine, NaN if an update has no such part, or none that is larger than
-    the rounding of the activations. Shape `[]`.
+  NaN if an update has no such part, or none that is larger than the rounding of
+  the activations.
   """
   rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
   outputs = jnp.stack([in_context, finetuned, zero_shot])
@@ -103,9 +97,8 @@ def map_similarity(
 ) -> Float[Array, '']:
   """Returns SimAM, the mean cosine over heads of attention logits.
 
-  Args:
-    in_context: logits before the softmax, one row a head. Shape `[H, N]`.
-    other: those of the zero-shot ("before") or finetuned model ("after").
+  They are logits before the softmax, one row a head; `other` are those of the
+  zero-shot ("before") or finetuned model ("after").
   """
   return jnp.mean(jax.vmap(cosine)(in_context, other))
 
@@ -118,8 +111,6 @@ def map_update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAM-delta, the mean cosine of the updates of attention logits.
 
-  Takes logits as `map_similarity` does.
-
   References:
     Deutch et al., arXiv:2311.07772
   """
@@ -131,20 +122,14 @@ def map_update_similarity(
 def kendall(
   in_context: Float[Array, ' N'], finetuned: Float[Array, ' N']
 ) -> Float[Array, '']:
-  """Returns Kendall's tau-a of two orders of the training tokens.
+  """Returns Kendall's tau-a of two orders of at least two training tokens.
+
+  It is `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither.
 
   Args:
     in_context: attention logits on the demonstration tokens, summed over heads.
-      Shape `[N]`.
     finetuned: inner products of the final query with the training tokens'
-      queries at their own step. Shape `[N]`.
-
-  Returns:
-    `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither. Shape
-    `[]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, or there are fewer than two.
+      queries at their own step.
   """
   size = len(in_context)
   if size < 2:
@@ -159,12 +144,7 @@ def kendall(
 
 @door
 def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
-  """Returns the cosine of two vectors of any size, NaN if one is 0.
-
-  Args:
-    a: a vector. Shape `[d]`.
-    b: another.
-  """
+  """Returns the cosine of two vectors of any size, NaN if one is 0."""
   return _numerics.cosine(a, b)
 
 
@@ -193,17 +173,6 @@ def random_null(
   Gaussian, norm-matched along the last axis, and sent through the same metric.
   For one without baseline, such as `lambda a, b, _: kendall(a, b)`, pass zeros
   as `zero_shot`: the partner itself is random then.
-
-  Args:
-    key: consumed.
-    similarity: a metric of one query.
-    in_context: activations. Shape `[Q, ...]`.
-    finetuned: likewise.
-    zero_shot: likewise.
-    num_draws: number of draws.
-
-  Returns:
-    The metric, mean over queries, of each draw. Shape `[num_draws]`.
   """
   _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
   base = precision.widen(zero_shot)
@@ -232,12 +201,7 @@ def permuted_null(
   """Draws the metric with each finetuned update taken from another query.
 
   It keeps what all queries share, so a metric above `random_null` but not above
-  this one says nothing of the query.
-
-  Takes what `random_null` takes, of two queries or more.
-
-  Returns:
-    The metric, mean over queries, of each draw. Shape `[num_draws]`.
+  this one says nothing of the query. There are two queries or more.
   """
   _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
   count = in_context.shape[0]
@@ -309,10 +273,7 @@ def recovery(
 ) -> Recovery:
   """Counts the examples that both learn: Rec2FTP and its chance level.
 
-  Args:
-    in_context: whether each query was answered right. Shape `[Q]`.
-    finetuned: likewise.
-    zero_shot: likewise.
+  The arguments say whether each query was answered right.
 
   Example:
     >>> right = jnp.array([True, True, False, False])
@@ -344,18 +305,8 @@ def recovery_null(
 ) -> Float[Array, ' draws']:
   """Draws Rec2FTP with answers in context permuted.
 
-  They are permuted among the examples that zero-shot gets wrong.
-
-  Args:
-    key: consumed.
-    in_context: as in `recovery`. Shape `[Q]`.
-    finetuned: likewise.
-    zero_shot: likewise.
-    num_draws: number of draws.
-
-  Returns:
-    Rec2FTP of each draw, in percent; its mean is `Recovery.chance`. Shape
-    `[num_draws]`.
+  They are permuted among the examples that zero-shot gets wrong. The mean of
+  the draws is `Recovery.chance`.
   """
   _validate.at_least(1, num_draws=num_draws)
 

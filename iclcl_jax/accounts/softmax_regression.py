@@ -34,25 +34,14 @@ from iclcl_jax.types import Array, Float
 
 
 class Problem(NamedTuple):
-  """A softmax regression. `problem` makes one and checks it.
-
-  Attributes:
-    document: words, one a row. Shape `[n, d]`.
-    target: what their softmax should be. Shape `[n]`.
-  """
+  """A softmax regression. `problem` makes one and checks it."""
 
   document: Float[Array, 'n d']
   target: Float[Array, ' n']
 
 
 class Gradients(NamedTuple):
-  """Gradients of the loss.
-
-  Attributes:
-    weights: with respect to `x`. Shape `[d]`.
-    document: with respect to `A`. Shape `[n, d]`.
-    target: with respect to `b`. Shape `[n]`.
-  """
+  """Gradients of the loss with respect to weights, document and target."""
 
   weights: Float[Array, ' d']
   document: Float[Array, 'n d']
@@ -68,13 +57,8 @@ def problem(
   For a target outside of it, call `Problem` itself: derivatives and identities
   hold there, the bounds that need the simplex do not.
 
-  Args:
-    document: words, one a row. Shape `[n, d]`.
-    target: nonnegative entries that sum to one. Shape `[n]`.
-
   Raises:
-    ValueError: if shapes or dtypes disagree, an entry is not finite, or the
-      target is outside the simplex.
+    ValueError: if an entry is not finite, or the target is outside the simplex.
 
   Example:
     >>> posed = problem(jnp.eye(2), jnp.array([0.25, 0.75]))
@@ -200,11 +184,7 @@ def attend(
   The weights start at 0. With the document's own words as queries, a softmax of
   these logits is the prediction after the step; with another document's, what
   the new weights say about that. The derivative of a logit by its query is the
-  new weights.
-
-  Args:
-    posed: the problem, with a target that sums to one.
-    queries: words that are asked for. Shape `[M, d]`.
+  new weights. The target sums to one.
 
   References:
     von Oswald et al., arXiv:2212.07677, Proposition 1 (the linear case).
@@ -249,12 +229,8 @@ def shifted_target(
 
   .. math:: f_1 - b = f_0 - \tilde b, \qquad \tilde b = b - (f_1 - f_0)
 
-  It keeps the sum of the target but may leave the simplex.
-
-  Args:
-    target: `b`. Shape `[n]`.
-    before: prediction before the shift, of weights or of data. Shape `[n]`.
-    after: prediction after it. Shape `[n]`.
+  It keeps the sum of the target but may leave the simplex. The predictions
+  `before` and `after` a shift, of weights or of data, are `f_0` and `f_1`.
 
   Example:
     >>> before, after = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
@@ -279,15 +255,8 @@ def smallest_data_shift(
      \quad\Rightarrow\quad f(A', x_0) = f(A, x_1)
 
   `P` removes the mean over words, which no softmax sees: of all documents with
-  that property this one is nearest in Frobenius norm.
-
-  Args:
-    document: `A`. Shape `[n, d]`.
-    weights: the old weights `x_0`, not 0. Shape `[d]`.
-    new_weights: the new ones `x_1`. Shape `[d]`.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or the old weights are 0.
+  that property this one is nearest in Frobenius norm. The `weights` are the old
+  ones `x_0`, not 0.
   """
   _validate.look(_check_not_zero, weights)
   move = centre(document) @ (new_weights - weights)

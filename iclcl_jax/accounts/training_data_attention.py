@@ -8,7 +8,8 @@ signals :math:`d_t = \partial L/\partial(W x_t)` ends in a sum of products:
 unnormalised linear attention whose keys are the layer's training inputs and
 whose values are its error signals (not the labels), times the weight
 :math:`w_t` that the optimizer has left of step `t`. `train` records both,
-`recall` attends to them, `attribute` says what each training example adds.
+`recall` attends to them, `attribute` says what each training example adds. The
+inputs of a layer, `[d_in]`, have a 1 appended, whose weights are the biases.
 
 The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
 no such form: it rescales entry by entry, which destroys the outer products.
@@ -37,9 +38,8 @@ class History(NamedTuple):
   """The inputs and error signals of one linear layer during training.
 
   Attributes:
-    inputs: inputs of the layer, a 1 appended. Shape `[T, B, d_in]`.
-    signals: gradients of the mean loss with respect to its outputs. Shape
-      `[T, B, d_out]`.
+    inputs: inputs of the layer. Shape `[T, B, d_in]`.
+    signals: slopes of the mean loss in its outputs. Shape `[T, B, d_out]`.
   """
 
   inputs: Float[Array, 'T B d_in']
@@ -67,14 +67,12 @@ def init_network(
   Args:
     key: consumed.
     widths: widths of input, hidden layers and output.
-    dtype: dtype of the weights.
 
   Returns:
     Matrices `[d_out, d_in + 1]`, entries of variance `2 / d_in`, biases 0.
 
   Raises:
-    ValueError: if there are fewer than two widths, one is not positive, or
-      `dtype` is no floating-point dtype.
+    ValueError: if there are fewer than two widths.
   """
   _validate.check_float_dtype('dtype', dtype)
   if len(widths) < 2:
@@ -109,10 +107,7 @@ def layer_inputs(
       gradient with respect to them are the error signals.
 
   Returns:
-    The input of every layer, a 1 appended, and the output of the last.
-
-  Raises:
-    ValueError: if there is no layer, or the example does not fit the first.
+    The input of every layer, and the output of the last.
   """
   _check_params(params)
   _validate.check_same(
@@ -155,8 +150,7 @@ def train(
     weight_decay: the factor `lambda`, added to the gradient (coupled).
 
   Raises:
-    ValueError: if shapes or dtypes disagree, or a hyper-parameter, a label or a
-      row of the batches is out of range.
+    ValueError: if a label or a row of the batches is out of range.
 
   References:
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3.
@@ -215,13 +209,7 @@ def remains(
   Weights and speed obey a linear recurrence of two numbers. Without decay it
   gives :math:`w_t = -\eta (1 - \mu^{T-t})/(1 - \mu)`, without momentum
   :math:`w_t = -\eta (1 - \eta\lambda)^{T-1-t}` and
-  :math:`c = (1 - \eta\lambda)^T`.
-
-  Args:
-    num_steps: steps `T`.
-    learning_rate: as in `train`.
-    momentum: as in `train`.
-    weight_decay: as in `train`.
+  :math:`c = (1 - \eta\lambda)^T`. The hyper-parameters are those of `train`.
 
   Example:
     >>> remains(3, learning_rate=0.5, momentum=0.5).steps.tolist()
@@ -260,16 +248,8 @@ def recall(
   """Returns the trained layer's output `[d_out]` without its trained weights.
 
   Attends to the steps one after the other: no more than one batch is scored at
-  a time.
-
-  Args:
-    initial: weights before training. Shape `[d_out, d_in]`.
-    history: what the layer saw.
-    left: what the optimizer leaves, see `remains`.
-    inputs: input of the layer, a 1 appended. Shape `[d_in]`.
-
-  Raises:
-    ValueError: if the history does not match the layer or the optimizer.
+  a time. The weights `initial` are those before training, `left` is what the
+  optimizer leaves of the steps (`remains`).
 
   References:
     Irie, Csordas & Schmidhuber, arXiv:2202.05798, Corollary 3.1.
@@ -297,18 +277,9 @@ def attribute(
 
   .. math:: w_t \langle x_{tb}, x\rangle \langle d_{tb}, r\rangle
 
-  Their sum is the output of the layer along `direction`, less the part of the
-  initial weights. The arguments that are not listed are those of `recall`.
-
-  Args:
-    direction: the direction `r` of the output, such as a unit vector. Shape
-      `[d_out]`.
-
-  Returns:
-    Contributions of step `t`, row `b` of its batch. Shape `[T, B]`.
-
-  Raises:
-    ValueError: if the history does not match the layer or the optimizer.
+  Their sum is the output of the layer along the `direction` :math:`r`, a unit
+  vector for one, less the part of the initial weights. Arguments are those of
+  `recall`. Shape `[T, B]`: step `t`, row `b` of its batch.
   """
   weights = _weights(history, left, inputs.dtype)
 
@@ -320,7 +291,6 @@ def attribute(
 
 
 def _weights(history: History, left: Remains, dtype) -> Float[Array, ' T']:
-  """The factors of the steps in the dtype of the history."""
   num_steps = len(history.inputs)
   _validate.check_same('T', 'left', len(left.steps), 'history', num_steps)
   return left.steps.astype(dtype)

@@ -46,9 +46,8 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   unfold as unfold,
 )
 from iclcl_jax.accounts.linear_regression_gd._metrics import (
+  mean_difference as mean_difference,
   model_cosine as model_cosine,
-  model_difference as model_difference,
-  predictions_difference as predictions_difference,
   sensitivity as sensitivity,
 )
 from iclcl_jax.accounts.linear_regression_gd._theory import (

@@ -38,9 +38,7 @@ def construct(
     dtype: of a layer without `initial`.
 
   Raises:
-    ValueError: if `num_demonstrations < 1`, `learning_rate` is not finite,
-      `dtype` is no floating-point dtype, or not exactly one of `d_x` and
-      `initial` is given.
+    ValueError: if not exactly one of `d_x` and `initial` is given.
   """
   _validate.finite(learning_rate=learning_rate)
   _validate.at_least(1, num_demonstrations=num_demonstrations)
@@ -63,7 +61,7 @@ def construct_plus_plus(
   d_y: int = 1,
   dtype: DTypeLike = float,
 ) -> SelfAttention:
-  r"""Constructs the layer of GD++, whose step also transforms the inputs.
+  r"""Constructs the layer of GD++ from 0: a step that also moves the inputs.
 
   .. math:: x_j \leftarrow (I - \gamma X^\top X)\, x_j
 
@@ -72,9 +70,6 @@ def construct_plus_plus(
 
   Args:
     contraction: the factor `gamma`; 0 for plain gradient descent.
-
-  Returns:
-    The layer, with one head, for `W_0 = 0`.
   """
   _validate.finite(learning_rate=learning_rate, contraction=contraction)
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
@@ -107,9 +102,8 @@ def construct_copy(
       root of `2 N + 1`; the others have 0.
 
   Raises:
-    ValueError: if a count is below 1, `dtype` is no floating-point dtype, or
-      `sharpness` overflows it or leaves the successor less than half of the
-      attention, which copies nothing.
+    ValueError: if `sharpness` overflows `dtype`, or leaves the successor less
+      than half of the attention, which copies nothing.
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)

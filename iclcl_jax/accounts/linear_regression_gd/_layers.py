@@ -75,14 +75,7 @@ def make_alternating_tokens(
 def context_only(num_tokens: int) -> Bool[Array, 'M M']:
   """Returns the mask of the construction: rows see all rows but the query's.
 
-  Args:
-    num_tokens: number of rows, `N + 1`.
-
-  Returns:
-    Row, column: whether the row sees the column. Shape `[N + 1, N + 1]`.
-
-  Raises:
-    ValueError: if `num_tokens < 2`.
+  `[M, M]`: whether the row sees the column, for `num_tokens >= 2` rows.
 
   Example:
     >>> context_only(2).tolist()
@@ -172,9 +165,7 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
 
   Linear attention with the rescaled products is the same.
 
-  Args:
-    folded: the products.
-    d_x: width of the inputs; the mean diagonal of this block becomes 1.
+  The mean diagonal of the block of the inputs becomes 1.
 
   Raises:
     ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
@@ -202,10 +193,7 @@ def interpolate(
 ) -> SelfAttention:
   """Interpolates between two layers, product by product.
 
-  Args:
-    start: products of the first; see `normalise`.
-    end: products of the second, of equal shapes.
-    fraction: 0 for the first, 1 for the second.
+  `fraction` is 0 for the first and 1 for the second; `normalise` both before.
   """
   _validate.finite(fraction=fraction)
   return unfold(
@@ -251,8 +239,7 @@ def attend(
       prediction, and causal rows get gradients of their prefix.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, or `weights_fn` is no function
-      that returns one weight for each score.
+    ValueError: if `weights_fn` does not return one weight for each score.
   """
   _check_call(tokens, weights_fn)
   if visible is None:
@@ -275,14 +262,7 @@ def attend_query(
   *,
   weights_fn: WeightsFn = linear_weights,
 ) -> Float[Array, ' D']:
-  """Returns the last row `[D]` of `attend` without computing the others.
-
-  Args:
-    weights_fn: as in `attend`.
-
-  Raises:
-    ValueError: as `attend`.
-  """
+  """Returns the last row `[D]` of `attend` without computing the others."""
   _check_call(tokens, weights_fn)
   context, row = tokens[:-1], tokens[-1]
   folded = fold(layer)
@@ -306,11 +286,8 @@ def predict(
 
   Args:
     layers: weights, stacked along a leading axis of layers; see `repeat`.
+    d_y: width of a label, less than that of the tokens.
     weights_fn: as in `attend`.
-
-  Raises:
-    ValueError: as `attend`, or if `layers` is no stack, or `d_y` is not less
-      than the width of the tokens.
 
   Example:
     >>> rows = jnp.asarray([[1.0, 2.0], [3.0, 0.0]])  # (x_1, y_1), (x_q, 0)
@@ -334,12 +311,7 @@ def predict(
 
 
 def repeat(layer: SelfAttention, num_layers: int) -> SelfAttention:
-  """Stacks one layer `L` times: a looped network, the same weights everywhere.
-
-  Args:
-    layer: the layer.
-    num_layers: number of layers `L`.
-  """
+  """Stacks one layer: a looped network, the same weights in all layers."""
   _validate.at_least(1, num_layers=num_layers)
   return jax.tree.map(
     lambda w: jnp.broadcast_to(w[None], (num_layers, *w.shape)), layer

@@ -18,14 +18,8 @@ def sensitivity(
 ) -> Float[Array, 'd_y d_x']:
   """Returns the derivative `[d_y, d_x]` of the prediction in the query's input.
 
-  For gradient descent on a linear model from 0 it is the learnt weights.
-
-  Args:
-    predict_fn: `tokens [M, D] -> [d_y]`.
-
-  Raises:
-    ValueError: if `tokens` has another rank, `d_x` is not within it, or
-      `predict_fn` is no function of it.
+  For gradient descent on a linear model from 0 it is the learnt weights. The
+  model is `predict_fn`, `tokens [M, D] -> [d_y]`.
   """
   _validate.check_function('predict_fn', predict_fn, 1, '(tokens) -> [d_y]')
   check_part('d_x', d_x, tokens.shape[1])
@@ -37,33 +31,19 @@ def sensitivity(
 
 
 @door
-def predictions_difference(
-  predictions: Float[Array, 'B d_y'], others: Float[Array, 'B d_y']
+def mean_difference(
+  rows: Float[Array, 'B d'], others: Float[Array, 'B d']
 ) -> Float[Array, '']:
-  """Returns Preds diff, the mean 2-norm of the predictions' difference.
+  """Returns the mean 2-norm of the difference of two models' rows.
 
-  Args:
-    predictions: of one model, a row for each task. Shape `[B, d_y]`.
-    others: of the other. Shape `[B, d_y]`.
+  Of predictions, a row for each task, it is Preds diff; of the sensitivities of
+  one label it is Model diff.
 
   Example:
-    >>> float(predictions_difference(jnp.ones((2, 1)), jnp.zeros((2, 1))))
+    >>> float(mean_difference(jnp.ones((2, 1)), jnp.zeros((2, 1))))
     1.0
   """
-  return jnp.mean(jnp.linalg.norm(predictions - others, axis=1))
-
-
-@door
-def model_difference(
-  sensitivities: Float[Array, 'B d_x'], others: Float[Array, 'B d_x']
-) -> Float[Array, '']:
-  """Returns Model diff, the mean 2-norm of the sensitivities' difference.
-
-  Args:
-    sensitivities: of one model, of one label. Shape `[B, d_x]`.
-    others: of the other. Shape `[B, d_x]`.
-  """
-  return jnp.mean(jnp.linalg.norm(sensitivities - others, axis=1))
+  return jnp.mean(jnp.linalg.norm(rows - others, axis=1))
 
 
 @door
@@ -72,11 +52,7 @@ def model_cosine(
 ) -> Float[Array, '']:
   """Returns Model cos, the mean cosine of the angle between sensitivities.
 
-  Takes what `model_difference` takes.
-
-  Returns:
-    The mean, whatever the size of the sensitivities; NaN if one is 0, which has
-    no angle. Shape `[]`.
+  Whatever their size; NaN if one is 0, which has no angle.
 
   Example:
     >>> f'{float(model_cosine(jnp.ones((2, 3)), -jnp.ones((2, 3)))):.3f}'

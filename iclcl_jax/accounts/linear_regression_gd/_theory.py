@@ -28,11 +28,7 @@ class Moments(NamedTuple):
 
 
 def uniform_moments(half_range: float | Array) -> Moments:
-  """Returns the moments of `U(-a, a)`.
-
-  Args:
-    half_range: the number `a >= 0`: half of the range that papers often state.
-  """
+  """Returns the moments of `U(-a, a)`; `half_range` is `a >= 0`."""
   _validate.non_negative(half_range=half_range)
   return Moments(half_range**2 / 3, half_range**4 / 5)
 
@@ -149,8 +145,7 @@ def fit_learning_rate(
     targets: labels `t` of the queries. Shape `[B, d_y]`.
 
   Raises:
-    ValueError: if shapes or dtypes disagree, or all directions are 0 (NaN
-      under `jit`).
+    ValueError: if all directions are 0 (NaN under `jit`).
 
   Example:
     >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
@@ -251,16 +246,12 @@ def expected_loss_given_inputs(
   fraction of the spread.
 
   Args:
-    eigenvalues: of :math:`X^\top X`, zeros included. Shape `[d_x]`.
+    eigenvalues: of :math:`X^\top X`, zeros included, none negative beyond
+      rounding. Shape `[d_x]`.
     learning_rates: step sizes `eta`. Shape `[K]`.
     contractions: factors `gamma` of GD++, 0 for gradient descent. Shape `[K]`.
-    num_demonstrations: number of demonstrations `N`.
     second_moment: variance of the coordinates of the query.
     task_variance: variance of the entries of the task.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or an eigenvalue or variance
-      is negative beyond rounding.
 
   Example:
     >>> expected_loss_given_inputs(
@@ -307,14 +298,7 @@ def kernel_step(
 
   With :math:`k(x, x') = \langle m(x), m(x')\rangle` it is one step on the last
   layer of the network :math:`W m(x)`, and the layer of `construct` on tokens
-  :math:`(m(x_i), y_i)`.
-
-  Args:
-    kernel: `(x, x') -> []`, one of `kernels` or your own.
-
-  Raises:
-    ValueError: if ranks, sizes or dtypes disagree, or `kernel` is no function
-      of two vectors.
+  :math:`(m(x_i), y_i)`. The `kernel` is one of `kernels` or your own.
 
   Example:
     >>> kernel_step(
@@ -330,7 +314,6 @@ def kernel_step(
 
 
 def _check_not_negative(eigenvalues) -> None:
-  """Checks that eigenvalues of `X^T X` are not negative beyond rounding."""
   lowest = float(np.min(eigenvalues, initial=0))
   slack = 100 * float(jnp.finfo(eigenvalues.dtype).eps)
   if lowest < -slack * float(np.max(np.abs(eigenvalues), initial=0)):

@@ -4,8 +4,8 @@ A layer with state :math:`W_t` reads a stream of keys and values and answers
 :math:`o_t = W_t\,\phi(q_t)`, together `[N, d_v]`. `descend` is the
 definition of all that learn by gradient steps: at each token the state decays,
 then takes a step on an inner loss, found by `jax.grad`. The other functions are
-the published recurrences and their parallel forms, which need no gradient; what
-they do not list among their arguments is as in `descend`.
+the published recurrences and their parallel forms, which need no gradient and
+answer `chunk_size` tokens together; their arguments are as in `descend`.
 
 ====================  ===========  =====================================  ===
 layer                 inner loss   inner update                           by

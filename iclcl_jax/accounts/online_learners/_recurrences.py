@@ -84,14 +84,7 @@ def momentum_attention_weights(
      (\phi(q_t)^\top\phi(k_i))\, v_i
 
   Recent tokens get LESS weight than old ones: momentum is no moving average of
-  the values.
-
-  Args:
-    num_tokens: number of tokens `N`.
-    momentum: the factor `mu`, in `[0, 1)`.
-
-  Returns:
-    Row `t`, column `i`; zeros above the diagonal. Shape `[N, N]`.
+  the values. Row `t`, column `i`; zeros above the diagonal.
 
   Example:
     >>> momentum_attention_weights(2, 0.5).tolist()
@@ -118,17 +111,9 @@ def softmax_recurrence(
   r"""Computes softmax attention by running SGD on :math:`\tfrac12|o - v_i|^2`.
 
   The step size of token `i` is its own normalised weight among the tokens so
-  far. Every query runs its own: no state of finite size serves all.
-
-  Args:
-    query: the query. Shape `[d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
-    mask: tokens that the query sees, such as those of a prefix. Shape `[N]`;
-      None for all.
-
-  Returns:
-    The answer, zeros if no token is seen. Shape `[d_v]`.
+  far. Every query runs its own: no state of finite size serves all. The mask
+  says which tokens it sees, such as those of a prefix; one that sees none gets
+  zeros.
 
   References:
     Milakov & Gimelshein, arXiv:1805.02867 (running softmax).
@@ -175,9 +160,6 @@ def linear_parallel(
   .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
 
-  Args:
-    chunk_size: tokens that are answered together.
-
   References:
     Yang et al., arXiv:2312.06635, section 2 (chunked form).
   """
@@ -211,9 +193,6 @@ def delta_parallel(
 
   .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
      \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
-
-  Takes what `linear_parallel` takes, and `rates` as `descend` does; raises
-  `ValueError` as both do.
 
   References:
     Yang et al., arXiv:2406.06484, section 3; arXiv:2412.06464, section 3.
@@ -261,11 +240,8 @@ def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
 
 
 def _decay_products(decays):
-  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`.
-
-  They are multiplied, not exponentials of differences of logarithms: factors of
-  any sign, zeros among them, have the products and slopes of the recurrence.
-  """
+  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`."""
+  # Not by logarithms: factors of any sign, and zeros, have their slopes too.
   row = jnp.arange(decays.shape[0])
   below = row[:, None] > row[None]
   factors = jnp.cumprod(jnp.where(below, decays[:, None], 1), axis=0)
@@ -288,10 +264,7 @@ def least_squares(
   float32 a ridge below 1e-5 of that eigenvalue costs most digits, and below
   1e-7 the answer may be NaN. Raise the ridge, or use float64.
 
-  Args:
-    tokens: the stream.
-    ridge: the strength `lambda`, positive: a prefix shorter than `R` has no
-      unique solution without it.
+  It is positive: a prefix shorter than `R` has no unique solution without it.
 
   References:
     von Oswald et al., arXiv:2309.05858, section 3.
@@ -323,8 +296,6 @@ def recursive_least_squares(
      \frac{(P_{t-1}\phi(k_t))^\top}{1 + \phi(k_t)^\top P_{t-1}\,\phi(k_t)}
 
   with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
-
-  Takes what `least_squares` takes.
 
   References:
     von Oswald et al., arXiv:2309.05858, eq. 9.

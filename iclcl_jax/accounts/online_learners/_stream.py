@@ -13,13 +13,7 @@ from iclcl_jax.types import Array, FeatureMap, Float, Loss
 
 
 class Stream(NamedTuple):
-  """A stream of tokens after the feature map.
-
-  Attributes:
-    queries: features of the queries. Shape `[N, R]`.
-    keys: features of the keys. Shape `[N, R]`.
-    values: values. Shape `[N, d_v]`.
-  """
+  """A stream of tokens: values, and features of queries and keys."""
 
   queries: Float[Array, 'N R']
   keys: Float[Array, 'N R']
@@ -35,11 +29,7 @@ def stream(
 ) -> Stream:
   """Applies a feature map to queries and keys.
 
-  Args:
-    phi: feature map; `features.IdentityFeatures()` for none.
-    queries: queries. Shape `[N, d_k]`.
-    keys: keys. Shape `[N, d_k]`.
-    values: values. Shape `[N, d_v]`.
+  `features.IdentityFeatures()` leaves them as they are.
   """
   return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
 
@@ -69,10 +59,6 @@ def descend(
       token and feature.
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
     initial: the state before the first token. Shape `[d_v, R]`; None for 0.
-
-  Raises:
-    ValueError: if shapes disagree, `loss` is no function, or `momentum` is
-      outside `[0, 1)`.
 
   Example:
     >>> x = jnp.eye(2)
