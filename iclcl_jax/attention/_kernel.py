@@ -135,15 +135,12 @@ def stream_kernel_attention(
   chunk_size: int = 1024,
   mask: Mask | None = None,
 ) -> Float[Array, 'M d_v']:
-  """Answers many queries, in time linear in `N + M` with a feature map.
+  """Answers many queries, `[M, d_v]`, in linear time with a feature map.
 
   The same function as `kernel_attention` for every query. Keys are absorbed
   into one state, queries read it; nothing of size `[N, R]` or `[M, N]` is
   held, in the backward pass either. With a kernel the time is that of all
   `M N` scores, of which `[chunk_size, N]` are held.
-
-  Returns:
-    The attention outputs. Shape `[M, d_v]`.
 
   Example:
     >>> from iclcl_jax import features
@@ -177,25 +174,20 @@ def causal_kernel_attention(
   mask: Mask | None = None,
   start: State | None = None,
 ) -> Float[Array, 'N d_v']:
-  """Lets position `t` attend to the keys `0..t`.
+  """Lets position `t` attend to the keys `0..t`: `[N, d_v]`.
 
   With a feature map the time is linear in `N`; with a kernel it is that of all
   `N^2` scores, of which `[chunk_size, N]` are held.
 
-  Across chunks the moments of the past are carried along. Inside a chunk the
-  scores are written out, relative to the largest log-features of the past
-  alone. So nothing of the future enters a past output: no value, no gradient,
-  no rounding. Where a key rises above the past by more than half the range of
-  the dtype's exponents, its chunk is answered row by row, which is slower.
+  Nothing of the future enters a past output: no value, gradient or rounding.
+  Where a key rises above the past by more than half the range of the dtype's
+  exponents, its chunk is answered row by row, which is slower.
 
   Args:
     start: the state of the tokens before position 0, which all positions see;
       None for no such tokens. So a long prompt is read part by part
       (`dual.stream_step` takes a state past a part), or by many devices
       (`dual.prefix_merge`).
-
-  Returns:
-    The attention outputs. Shape `[N, d_v]`.
 
   Example:
     >>> from iclcl_jax import features
@@ -225,10 +217,9 @@ def weights(
   *,
   mask: Mask | None = None,
 ) -> Float[Array, ' N']:
-  """Returns the attention weights of one query; they sum to 1.
+  """Returns the attention weights `[N]` of one query; they sum to 1.
 
-  Returns:
-    The weights, all 0 if no key is visible. Shape `[N]`.
+  All are 0 if no key is visible.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -263,9 +254,7 @@ def scores(
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns unnormalised attention scores and their common log-scale.
 
-  Returns:
-    `(scores, log_scale)`: the kernel values are `scores * exp(log_scale)`.
-    Shapes `[N]` and `[]`.
+  The kernel values are `scores * exp(log_scale)`. Shapes `[N]` and `[]`.
   """
   return form_of(phi).scores(phi, query, keys, mask)
 

@@ -95,12 +95,8 @@ def rademacher_draws(
   Their mean estimates the empirical Rademacher complexity without bias. The
   signs of demonstration `i` depend on `key` and `i` alone. Holds
   `num_draws * d_v * R` numbers for a feature map; for a kernel, whose matrix is
-  read block by block, `num_draws * d_v * (d_v + chunk_size)`.
-
-  Args:
-    key: consumed.
-    num_draws: sign vectors `P`.
-    chunk_size: demonstrations that are read at a time.
+  read block by block, `num_draws * d_v * (d_v + chunk_size)`. The `key` is
+  consumed.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -176,7 +172,6 @@ def generalization_bound(
   Args:
     loss_bound: `B > 0`, at least `|v . W phi(k)|` for ALL `W` of the ball and
       all demonstrations that can occur; the papers' `rho ** 2`.
-    delta: probability of failure, in (0, 1).
 
   Example:
     >>> from iclcl_jax import kernels
@@ -233,7 +228,6 @@ def one_sided_bound(
   Args:
     second_moment: :math:`E[|v|^2 k(k,k)] > 0`.
     num_demonstrations: demonstrations `N`.
-    loss_bound: as in `generalization_bound`.
 
   Example:
     >>> bound = one_sided_bound(

@@ -21,11 +21,7 @@ def log_diagonal(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, ' N']:
-  r"""Returns :math:`\log k(k_i, k_i)` for every key.
-
-  Args:
-    mask: valid demonstrations. Shape `[N]`; None for all. Others get `-inf`.
-    chunk_size: keys whose features are held at a time.
+  r"""Returns :math:`\log k(k_i, k_i)` for every key, `-inf` for masked ones.
 
   Example:
     >>> from iclcl_jax import kernels
@@ -91,8 +87,6 @@ def log_trace(
   chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, '']:
   """Returns the logarithm of the trace of the kernel matrix of the keys.
-
-  Takes what `log_diagonal` takes.
 
   Example:
     >>> from iclcl_jax import kernels

@@ -44,9 +44,6 @@ def mean_embedding(
   The representation loss of `W` is minus its inner product with the mean over
   the distribution; its estimate, with that over the demonstrations.
 
-  Returns:
-    A state whose weights are the mean; with a kernel, its coefficients.
-
   Example:
     >>> from iclcl_jax import features
     >>> state = mean_embedding(
@@ -82,7 +79,6 @@ def gap_supremum(
   Args:
     population: the `mean_embedding` of the distribution, or of a large sample.
     sample: that of the demonstrations.
-    chunk_size: with a kernel, tokens that are read at a time.
 
   Example:
     >>> from iclcl_jax import features
@@ -128,10 +124,7 @@ def representation_loss(
   mask: Mask | None = None,
   chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, '']:
-  r"""Returns the mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
-
-  Args:
-    state: its weights are `W`.
+  r"""Returns a state's mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
   Example:
     >>> from iclcl_jax import features
@@ -168,9 +161,7 @@ def expected_loss(
 ) -> Float[Array, '']:
   r"""Returns the loss over the distribution, `-<W, E[v phi(k)^T]>`.
 
-  Args:
-    state: its weights are `W`.
-    population: the `mean_embedding` of the distribution.
+  `population` is the `mean_embedding` of the distribution.
 
   Example:
     >>> from iclcl_jax import features

@@ -4,7 +4,7 @@ The dual model is :math:`f(x) = W\phi(x)`. Its training set are the
 demonstrations: keys are inputs, values are labels. From the state that the
 query-side tokens give (`zero_shot`), ONE gradient step on
 `losses.contrastive` yields a model whose prediction for the query is the
-attention output (Ren & Liu, arXiv:2310.13220, Theorem 3.1).
+attention output.
 
 `phi` is a feature map, and the state then a `DualState`, or a kernel, and the
 state a `KernelDualState`: coefficients over the keys, so that the softmax
@@ -25,11 +25,17 @@ Arguments, where a function does not describe them:
 ``mask``           valid rows, ``[N]``; None for all
 ``learning_rate``  the step size, not negative; 1 gives attention
 ``chunk_size``     rows whose features are held at a time
+``axis_name``      name of an axis of the mesh, or names of several
 =================  ==========================================================
 
 All functions raise `ValueError` where ranks, sizes or dtypes disagree, a state
 does not belong to `phi`, no demonstration is given, or a number is not finite
 or out of its range.
+
+References:
+  Ren & Liu, arXiv:2310.13220: Theorem 3.1 (`zero_shot`, `one_step`, `predict`,
+  and the sum over demonstrations that `all_merge` splits), eq. 9
+  (`normaliser`), v1 section 5 (`train` with batches of one).
 """
 
 from iclcl_jax.dual._devices import (

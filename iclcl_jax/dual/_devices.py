@@ -30,14 +30,7 @@ def all_merge(
   state holds the demonstrations, so merging gathers them all. Queries that all
   devices know can read the states first (`dual.read`): merged readings cost
   :math:`d_v + 2` numbers a query, and are attention to all keys, that of the
-  exact softmax too.
-
-  Args:
-    state: a state or a reading, of other tokens on every device.
-    axis_name: name of the axis, or of several.
-
-  Returns:
-    The state or reading of all tokens, the same on every device.
+  exact softmax too. The result is the same on every device.
 
   Example:
     >>> from iclcl_jax import dual, features
@@ -49,9 +42,6 @@ def all_merge(
     >>> specs = {'in_specs': split, 'out_specs': jax.P()}
     >>> jax.shard_map(learn, mesh=mesh, **specs)(x).mass.tolist()
     [4.0, 4.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (a sum over demonstrations).
   """
   state = vary_as(state, jax.lax.axis_index(axis_name))
   if isinstance(state, KernelDualState | FixedKernelDualState):
@@ -72,16 +62,10 @@ def prefix_merge(state: State, axis_name: str | tuple[str, ...]) -> State:
   r"""Merges what the devices before this one have seen.
 
   The devices along an axis hold the parts of a sequence in order. From its
-  result, `attention.causal_kernel_attention(..., start=...)` goes on. In
+  result, nothing on the first, `attention.causal_kernel_attention(...,
+  start=...)` goes on. In
   :math:`1 + \lceil\log_2 P\rceil` steps a device sends its state,
   :math:`(d_v + 2) R` numbers, on to another. A kernel's state is gathered.
-
-  Args:
-    state: the state of a device's own part.
-    axis_name: name of the axis, or of several.
-
-  Returns:
-    The state of all earlier parts; nothing on the first device.
 
   Example:
     >>> from iclcl_jax import dual, features

@@ -62,15 +62,8 @@ def remove(
   map its contribution is subtracted, which loses digits where it was most of a
   feature's mass: `amplification` is the largest such loss over the features.
 
-  Args:
-    state: a state that has seen the demonstration.
-    key: its input. Shape `[d_k]`.
-    value: its label. Shape `[d_v]`.
-    learning_rate: the step size with which it was absorbed.
-
-  Returns:
-    A `Removal`. Inside `jit` a lost mass is not an error: `amplification` is
-    then infinite and the state is NaN.
+  The `learning_rate` is that with which it was absorbed. Inside `jit` a lost
+  mass is not an error: `amplification` is then infinite and the state is NaN.
 
   Raises:
     ValueError: if no digit is left (the mass is lost), or a kernel's state has

@@ -29,20 +29,14 @@ def normaliser(
 
   .. math:: D = \sum_i \phi(k_i)^\top\phi(q)
 
-  over the keys of demonstrations AND query side. It is a plain number, and
-  may overflow where a state does not.
-
-  Returns:
-    The normaliser. Shape `[]`; a sum over tokens, so float32 at least.
+  over the keys of demonstrations AND query side. It is a plain number, in
+  float32 at least, and may overflow where a state does not.
 
   Example:
     >>> from iclcl_jax import dual, kernels
     >>> float(dual.normaliser(
     ...     kernels.ExponentialKernel(), jnp.zeros((3, 4)), jnp.ones(4)))
     3.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, eq. 9.
   """
   scores, log_scale = attention.scores(phi, query, keys, mask)
   return jnp.sum(scores) * jnp.exp(log_scale)
@@ -60,12 +54,8 @@ def predict(
 
   .. math:: f(q) = W\phi(q) / D, \qquad D = z^\top\phi(q)
 
-  Args:
-    normaliser: a fixed `D`, see :func:`normaliser`; None for that of the
-      state, which counts every token that the state has seen.
-
-  Returns:
-    The prediction. Shape `[d_v]`; NaN if the state has seen no token.
+  or a fixed `D`, see :func:`normaliser`. It is NaN if the state has seen no
+  token.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -74,9 +64,6 @@ def predict(
     >>> state = dual.zero_shot(kernel, keys, values)
     >>> dual.predict(kernel, state, jnp.ones(4)).tolist()
     [2.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   reading = form_of(phi, state).read(phi, state, query)
   if normaliser is None:

@@ -39,12 +39,9 @@ def empty(
     keys: any keys, of which the width and the dtype are read. Shape `[n, d_k]`.
     values: any values, of which the width is read. Shape `[n, d_v]`.
     capacity: how many tokens the state of a kernel holds, so that it keeps its
-      shape and can be the carry of a `lax.scan`; None for one that grows. The
+      shape and can be the carry of a `lax.scan`; None for one that grows. A
+      token beyond is a `ValueError`, or NaN where the state is traced. The
       state of a feature map always keeps its shape.
-
-  Returns:
-    The state; its mass is 0. A token beyond the capacity is a `ValueError`, or
-    NaN where the state is traced.
 
   Example:
     >>> from iclcl_jax import dual, features
@@ -74,10 +71,7 @@ def zero_shot(
 
   .. math:: W_0 = \sum_{t} v_t\,\phi(k_t)^\top
 
-  Args:
-    keys: keys of the query-side tokens, commonly one. Shape `[n, d_k]`; none
-      at all give `empty`.
-    values: their values. Shape `[n, d_v]`.
+  Commonly there is one token; none at all give `empty`.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -85,9 +79,6 @@ def zero_shot(
     ...     kernels.ExponentialKernel(), jnp.ones((1, 4)), jnp.ones((1, 2)))
     >>> state.coefficients.tolist()
     [[1.0, 1.0]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_0`).
   """
   form = form_of(phi)
   return form.absorb(phi, form.empty(phi, keys, values), keys, values, mask)
@@ -107,19 +98,8 @@ def one_step(
 
   .. math:: W_1 = W_0 + \eta \sum_{i} v_i\,\phi(k_i)^\top
 
-  Further demonstrations are absorbed by further calls: the gradient does not
-  depend on `W`.
-
-  Args:
-    phi: feature map or kernel.
-    state: the state before the step.
-    keys: inputs of the demonstrations. Shape `[N, d_k]`.
-    values: their labels. Shape `[N, d_v]`.
-    learning_rate: the step size `eta`; 1 gives attention.
-    mask: valid demonstrations. Shape `[N]`; None for all.
-
-  Returns:
-    The state after the step; its mass includes the demonstrations.
+  The mass then includes the demonstrations. Others are absorbed by other calls:
+  the gradient does not depend on `W`.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -128,9 +108,6 @@ def one_step(
     >>> state = dual.one_step(kernel, state, x[1:], v[1:])
     >>> dual.predict(kernel, state, x[0]).tolist()
     [0.5, 0.5]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1 (`W_1`).
   """
   _validate.non_negative(learning_rate=learning_rate)
   labels = _scale_values(values, mask, learning_rate)
@@ -185,8 +162,6 @@ def one_step_autodiff(
 
   This is the definition; `one_step` is the fast path for `losses.contrastive`.
 
-  Further arguments and the result are those of `one_step`.
-
   Args:
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
     penalty: `penalty(weights [d_v, R]) -> []`; with a kernel, the weights are
@@ -197,8 +172,7 @@ def one_step_autodiff(
       which leaves linear transformations (SGD, momentum, weight decay) exact.
 
   Raises:
-    ValueError: if a masked loss is no declared sum over demonstrations, or the
-      loss declares `normaliser`.
+    ValueError: if a masked loss is no declared sum, or declares `normaliser`.
 
   Example:
     >>> from iclcl_jax import dual, kernels
@@ -207,9 +181,6 @@ def one_step_autodiff(
     >>> state = dual.one_step_autodiff(kernel, state, x[1:], v[1:])
     >>> dual.predict(kernel, state, x[0]).tolist()
     [0.5, 0.5]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1.
   """
   _validate.non_negative(learning_rate=learning_rate)
   keys, values = jnp.asarray(keys), jnp.asarray(values)

@@ -55,7 +55,8 @@ def train(
   Demonstrations are visited in the order given, `ceil(N / batch_size)` steps
   an epoch; the last batch of an epoch may be smaller. With
   `losses.contrastive` the gradient is constant: `optax.sgd(1 / num_epochs)`
-  ends where one full-batch step with `learning_rate=1` ends.
+  ends where one full-batch step with `learning_rate=1` ends. The mass then
+  includes the demonstrations once.
 
   Args:
     optimizer: an optax transformation, with its learning rate.
@@ -63,13 +64,6 @@ def train(
     batch_size: demonstrations in a step, at most `N`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
     penalty: as in `one_step_autodiff`, added in every step.
-
-  Returns:
-    The state after training; its mass includes the demonstrations once.
-
-  Raises:
-    ValueError: as `one_step_autodiff`; if `num_epochs < 1`, or `batch_size` is
-      not in `1..N`.
 
   Example:
     >>> import optax
@@ -80,9 +74,6 @@ def train(
     ...                    optimizer=optax.sgd(0.25), batch_size=1)
     >>> dual.predict(kernel, state, x[0]).tolist()
     [0.5, 0.5]
-
-  References:
-    Ren & Liu, arXiv:2310.13220v1, section 5 (batch 1, E epochs).
   """
   return train_and_observe(
     phi,
@@ -114,15 +105,8 @@ def train_and_observe(
 ) -> Trajectory:
   """Trains as `train` does, and looks at the state after every step.
 
-  Further arguments are those of `train`.
-
-  Args:
-    observe: function of the state, such as a prediction with a fixed
-      `normaliser`.
-
-  Returns:
-    A `Trajectory`; observations have a leading axis of
-    `num_epochs * ceil(N / batch_size)` steps.
+  What `observe` returns of the state, such as a prediction with a fixed
+  `normaliser`, gets a leading axis of `num_epochs * ceil(N / batch_size)`.
   """
   _validate.at_least(1, num_epochs=num_epochs, batch_size=batch_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)

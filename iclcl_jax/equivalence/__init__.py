@@ -9,8 +9,8 @@ the dual models with what somebody else's model has computed, which `capture`
 sees in Flax, Equinox or plain JAX.
 
 Arguments that a function does not describe are those of `verify`. All raise
-`ValueError` where ranks, sizes or dtypes disagree; certificates are of concrete
-arrays, so that making one inside `jit` is an error.
+`ValueError` where ranks, sizes or dtypes disagree, or no demonstration is
+left; certificates are of concrete arrays: making one inside `jit` is an error.
 
 References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.

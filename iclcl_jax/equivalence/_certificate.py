@@ -122,9 +122,6 @@ def verify(
     arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
       does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
 
-  Raises:
-    ValueError: as `residuals`.
-
   Example:
     >>> from iclcl_jax import kernels
     >>> x = jnp.eye(3)

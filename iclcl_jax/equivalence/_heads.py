@@ -109,13 +109,11 @@ def verify_heads(
   r"""Checks that attention computed elsewhere is one gradient step, by head.
 
   Takes what a model hands to its attention and what it gets back (`capture`
-  finds them), in the layout of `attention.dot_product_attention`. Each output
+  finds them), in the layout of `attention.dot_product_attention` and with its
+  `bias` (ALiBi, say), `mask`, `is_causal` and `scale`. Each output
   is compared with the dual model of the keys that its query sees, in closed
   form and with weights from `jax.grad` of the loss; queries that see none are
   left out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
-
-  Tokens, `bias` (ALiBi, say), `mask`, `is_causal` and `scale` are as in
-  `attention.dot_product_attention`.
 
   Args:
     output: what the model's attention returned. Shape `[..., T, N, d_v]`.
@@ -125,8 +123,7 @@ def verify_heads(
       it; needs `T = S`.
 
   Raises:
-    ValueError: if an array is not of its kind, or `phi` has no place for scale
-      or bias; as `residuals`.
+    ValueError: if `phi` has no place for scale or bias.
 
   Example:
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')

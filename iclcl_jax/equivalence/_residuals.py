@@ -84,10 +84,6 @@ def residuals(
   cause, however much they cancel. For another loss than the contrastive one
   the labels of its `modified.LossAttention` count beside the values, and
   `closed_form` is the attention that `modified.attention_from_loss` builds.
-
-  Raises:
-    ValueError: if no demonstration is left, or as
-      `modified.attention_from_loss`.
   """
   theorem = Theorem(
     phi=phi,
@@ -129,13 +125,11 @@ class Theorem:
 
   @functools.cached_property
   def start(self) -> State:
-    """Returns the state that the query-side tokens give."""
     rows = slice(self.keys.shape[0] - self.num_query_tokens, None)
     return dual.zero_shot(self.phi, **self._tokens(rows))  # type: ignore[arg-type]
 
   @functools.cached_property
   def implied(self) -> modified.LossAttention:
-    """Returns the attention that one step on the loss implies."""
     return modified.attention_from_loss(
       self.loss,
       penalty=self.penalty,

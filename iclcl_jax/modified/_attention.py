@@ -104,7 +104,7 @@ class Attention(abc.ABC):
 
   @abc.abstractmethod
   def _one(self, phi, query, keys, values, num_query_tokens, mask) -> Array:
-    """Answers one query. Shape `[d_v]`."""
+    """Answers one query."""
 
   @abc.abstractmethod
   def _many(self, phi, queries, keys, values, chunk_size, mask) -> Array:

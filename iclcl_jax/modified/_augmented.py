@@ -15,12 +15,7 @@ View = Callable[[Array], Array]
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Augmented(Attention):
-  """Attention to augmented views of the demonstrations, see `augmented`.
-
-  Attributes:
-    augment_keys: a function of one key; a pytree.
-    augment_values: a function of one value; a pytree.
-  """
+  """Attention to augmented views of the demonstrations, see `augmented`."""
 
   augment_keys: View
   augment_values: View

@@ -45,8 +45,7 @@ class LossAttention(Attention):
   prefixes; one without is written out for each, which takes long to compile.
 
   Attributes:
-    loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
-    penalty: `penalty(weights) -> []`, or None.
+    loss, penalty: as in `attention_from_loss`.
     step_size: the step of the optimizer, times the learning rate.
     decay: the part of `W_0` that the optimizer's weight decay removes.
   """
@@ -90,14 +89,11 @@ class LossAttention(Attention):
     num_query_tokens: int = 0,
     mask: Mask | None = None,
   ) -> Float[Array, 'N d_v']:
-    """Returns what the attention adds up in place of the values.
+    """Returns what the attention adds up in place of the values: `[N, d_v]`.
 
-    Arguments and errors as in the call; the query counts for a loss that
-    needs its normaliser.
-
-    Returns:
-      Minus the step times the slope of the loss for each demonstration, and
-      what the decay leaves of each query-side value. Shape `[N, d_v]`.
+    For a demonstration it is minus the step times the slope of the loss, for a
+    query-side token what the decay leaves of its value. The query counts for a
+    loss that needs its normaliser.
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens

@@ -172,9 +172,6 @@ class TokenNegative(Attention):
   `stream` and `causal` are plain attention with other labels, which cost all
   `N^2` scores and memory as those of `Negative`. One query does not bring the
   queries of the other tokens, so the call is an error: attend to `labels`.
-
-  Attributes:
-    choice: which tokens are negatives of each, and what they lose.
   """
 
   choice: Choice

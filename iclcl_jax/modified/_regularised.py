@@ -84,19 +84,15 @@ def regularised(*, strength: float | Array) -> Regularised:
   the second sum over the query side; the query's own token is the last row
   unless a call says otherwise. Its loss is `losses.contrastive` with the
   penalty `losses.ridge(strength)` and step size 1; a ridge with a step size of
-  its own is the product of both.
-
-  Args:
-    strength: the coefficient `alpha`, of either sign.
+  its own is the product of both. The `strength` is :math:`\alpha`, of either
+  sign.
 
   Example:
     >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> attend, phi = regularised(strength=1.0), kernels.ExponentialKernel()
-    >>> attend.stream(phi, x, x, values).tolist()
+    >>> attend = regularised(strength=1.0)
+    >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
     [[1.5], [0.5]]
-    >>> attend.causal(phi, x, x, values).tolist()
-    [[0.0], [0.5]]
 
   References:
     Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
@@ -114,9 +110,6 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
   the step of `regularised`: there the own value carries its attention weight.
   It is a residual connection of strength `-alpha` through the value projection.
 
-  Args:
-    strength: the coefficient `alpha`, of either sign.
-
   Example:
     >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
@@ -132,12 +125,7 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
 
 
 class TrainingWeights(NamedTuple):
-  """What many regularised steps leave of each part.
-
-  Attributes:
-    initial: factor of `W_0`. Shape `[]`.
-    demonstrations: factor of each demonstration. Shape `[N]`.
-  """
+  """What many regularised steps leave of `W_0`, and of each demonstration."""
 
   initial: Float[Array, '']
   demonstrations: Float[Array, ' N']
@@ -157,11 +145,7 @@ def regularised_training_weights(
   .. math:: W = r^{NE}\, W_0 + \sum_i \eta\, r^{N-1-i}
      \frac{1 - r^{NE}}{1 - r^N}\, v_i\,\phi(k_i)^\top.
 
-  Args:
-    num_demonstrations: demonstrations `N`, visited in order.
-    num_epochs: epochs `E`.
-    learning_rate: the step size `eta` of one visit.
-    strength: the coefficient `alpha` of one visit.
+  Step size :math:`\eta` and strength :math:`\alpha` are those of one visit.
 
   Example:
     >>> weights = regularised_training_weights(
@@ -172,8 +156,9 @@ def regularised_training_weights(
   References:
     Ren & Liu, arXiv:2310.13220v1, section 5 (setting); derived here.
   """
-  counts = {'num_demonstrations': num_demonstrations, 'num_epochs': num_epochs}
-  _validate.at_least(1, **counts)
+  _validate.at_least(
+    1, num_demonstrations=num_demonstrations, num_epochs=num_epochs
+  )
   _validate.non_negative(learning_rate=learning_rate)
   _validate.finite(strength=strength)
   rate = jnp.asarray(learning_rate, float)

@@ -1,18 +1,156 @@
-"""The published recurrences, token by token and in chunks; exact solves."""
+r"""Sequence layers as online learners: one inner step for every token.
+
+A layer with state :math:`W_t` reads a stream of keys and values and answers
+:math:`o_t = W_t\,\phi(q_t)`, together `[N, d_v]`. `descend` is the
+definition of all that learn by gradient steps: at each token the state decays,
+then takes a step on an inner loss, found by `jax.grad`. The other functions are
+the published recurrences and their parallel forms, which need no gradient and
+answer `chunk_size` tokens together; their arguments are as in `descend`.
+
+====================  ===========  =====================================  ===
+layer                 inner loss   inner update                           by
+====================  ===========  =====================================  ===
+linear attention      contrastive  step 1                                 1
+RetNet, Mamba-2       contrastive  decay g, step 1                        2
+gated linear att.     contrastive  decay by feature, step 1               3
+DeltaNet              squared      step beta                              4
+gated DeltaNet        squared      decay g first, then step beta there    5
+momentum              either       heavy ball                             6
+mesa, least squares   squared      exact minimiser over the past, ridge   7
+softmax               squared      exact minimiser for each query         8
+====================  ===========  =====================================  ===
+
+1 Katharopoulos et al., arXiv:2006.16236, eq. 9; 2 Sun et al., arXiv:2307.08621,
+eq. 5, Dao & Gu, arXiv:2405.21060; 3 Yang et al., arXiv:2312.06635, eq. 3, and
+section 2 for the form in chunks; 4 Schlag et al., arXiv:2102.11174, eq. 24; 5
+Yang et al., arXiv:2412.06464, eq. 10, and section 3 with arXiv:2406.06484,
+section 3, for the form in chunks; 6 Behrouz et al., arXiv:2501.00663, without
+gates; 7 von Oswald et al., arXiv:2309.05858, section 3 and eq. 9; 8
+Nadaraya-Watson, run as by Milakov & Gimelshein, arXiv:1805.02867. Layers as
+inner learners: Sun et al., arXiv:2407.04620, section 2. Deployed layers add
+normalisation, convolutions and output gates: the table is the memory alone.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, losses
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
-from iclcl_jax.accounts.online_learners._stream import (
-  Stream,
-  broadcast_gates,
-  initial_state,
-)
 from iclcl_jax.precision import widened
-from iclcl_jax.types import Array, Float, Mask
+from iclcl_jax.types import Array, FeatureMap, Float, Loss, Mask
+
+
+class Stream(NamedTuple):
+  """A stream of tokens: values, and features of queries and keys."""
+
+  queries: Float[Array, 'N R']
+  keys: Float[Array, 'N R']
+  values: Float[Array, 'N d_v']
+
+
+@door
+def stream(
+  phi: FeatureMap,
+  queries: Float[Array, 'N d_k'],
+  keys: Float[Array, 'N d_k'],
+  values: Float[Array, 'N d_v'],
+) -> Stream:
+  """Applies a feature map to queries and keys.
+
+  `features.IdentityFeatures()` leaves them as they are.
+  """
+  return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
+
+
+@door
+@widened
+def descend(
+  tokens: Stream,
+  *,
+  loss: Loss = losses.contrastive,
+  rates: float | Float[Array, ' N'] = 1.0,
+  decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  momentum: float | Array = 0.0,
+  initial: Float[Array, 'd_v R'] | None = None,
+) -> Float[Array, 'N d_v']:
+  r"""Learns by one gradient step for each token: the definition.
+
+  .. math:: \tilde W = W_{t-1} \odot g_t, \quad
+     M_t = \mu M_{t-1} - \beta_t \nabla_W\, L(\tilde W\phi(k_t), v_t),
+     \quad W_t = \tilde W + M_t
+
+  Args:
+    tokens: the stream.
+    loss: inner loss `loss(predictions [1, d_v], values [1, d_v]) -> []`.
+    rates: step sizes `beta`, one or one for each token.
+    decays: factors `g` of the state, one, one for each token, or one for each
+      token and feature.
+    momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
+    initial: the state before the first token. Shape `[d_v, R]`; None for 0.
+
+  Example:
+    >>> x = jnp.eye(2)
+    >>> descend(Stream(x, x, x)).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+  """
+  losses.check_loss(loss)
+  _validate.below_one(momentum=momentum)
+  start = _initial_state(tokens, initial)
+  rates, decays = _broadcast_gates(tokens, rates, decays)
+
+  def step(carry, token):
+    weights, speed = carry
+    query, key, value, rate, decay = token
+    weights = weights * decay[None]
+
+    def inner(weights):
+      return loss((weights @ key)[None], value[None])
+
+    speed = momentum * speed - rate * jax.grad(inner)(weights)
+    weights = weights + speed
+    return (weights, speed), weights @ query
+
+  carry = start, jnp.zeros_like(start)
+  return jax.lax.scan(step, carry, (*tokens, rates, decays))[1]
+
+
+def _broadcast_gates(
+  tokens: Stream, rates: Any, decays: Any
+) -> tuple[Float[Array, ' N'], Array]:
+  """Returns step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
+  size, width = tokens.keys.shape
+  rates = _as_gate('rates', rates, tokens, [(), (size,)])
+  decays = _as_gate('decays', decays, tokens, [(), (size,), (size, width)])
+  if decays.ndim < 2:
+    decays = jnp.broadcast_to(decays, (size,))[:, None]
+  return jnp.broadcast_to(rates, (size,)), decays
+
+
+def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
+  try:
+    gate = jnp.asarray(value, tokens.keys.dtype)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'{name} is {value!r}; expected a number or an array of numbers.'
+    ) from error
+  if gate.shape not in shapes:
+    expected = ' or '.join(str(list(shape)) for shape in shapes)
+    raise ValueError(
+      f'{name} has shape {list(gate.shape)}; expected {expected}: one, or one '
+      'for each token.'
+    )
+  return gate
+
+
+def _initial_state(tokens: Stream, initial: Array | None) -> Array:
+  """Returns the state before the first token: 0 unless one is given."""
+  if initial is None:
+    shape = tokens.values.shape[1], tokens.keys.shape[1]
+    initial = jnp.zeros(shape, tokens.values.dtype)
+  return vary_as(initial, tokens)
 
 
 @door
@@ -26,13 +164,9 @@ def linear_recurrence(
   r"""Runs linear attention with decay.
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
-
-  References:
-    Katharopoulos et al., arXiv:2006.16236, eq. 9; Sun et al.,
-    arXiv:2307.08621, eq. 5; Yang et al., arXiv:2312.06635, eq. 3.
   """
-  start = initial_state(tokens, initial)
-  _, decays = broadcast_gates(tokens, 1.0, decays)
+  start = _initial_state(tokens, initial)
+  _, decays = _broadcast_gates(tokens, 1.0, decays)
 
   def step(weights, token):
     query, key, value, decay = token
@@ -57,13 +191,9 @@ def delta_recurrence(
      + \beta_t\, v_t\,\phi(k_t)^\top
 
   It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`.
-
-  References:
-    Schlag et al., arXiv:2102.11174, eq. 24; Yang et al., arXiv:2412.06464,
-    eq. 10.
   """
-  start = initial_state(tokens, initial)
-  rates, decays = broadcast_gates(tokens, rates, decays)
+  start = _initial_state(tokens, initial)
+  rates, decays = _broadcast_gates(tokens, rates, decays)
 
   def step(weights, token):
     query, key, value, rate, decay = token
@@ -114,9 +244,6 @@ def softmax_recurrence(
   far. Every query runs its own: no state of finite size serves all. The mask
   says which tokens it sees, such as those of a prefix; one that sees none gets
   zeros.
-
-  References:
-    Milakov & Gimelshein, arXiv:1805.02867 (running softmax).
   """
   lowest = jnp.finfo(keys.dtype).min
   if mask is not None:  # A masked NaN would return in the gradient.
@@ -159,9 +286,6 @@ def linear_parallel(
 
   .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
-
-  References:
-    Yang et al., arXiv:2312.06635, section 2 (chunked form).
   """
 
   def chunk(weights, part):
@@ -193,9 +317,6 @@ def delta_parallel(
 
   .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
      \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
-
-  References:
-    Yang et al., arXiv:2406.06484, section 3; arXiv:2412.06464, section 3.
   """
 
   def chunk(weights, part):
@@ -218,8 +339,8 @@ def delta_parallel(
 def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
   """Scans a chunked form; the last chunk is filled with tokens of rate 0."""
   _validate.at_least(1, chunk_size=chunk_size)
-  start = initial_state(tokens, initial)
-  rates, decays = broadcast_gates(tokens, rates, decays)
+  start = _initial_state(tokens, initial)
+  rates, decays = _broadcast_gates(tokens, rates, decays)
   if decays.shape[1] > 1:
     raise ValueError(
       f'decays has shape {list(decays.shape)}; expected one number for each '
@@ -265,9 +386,6 @@ def least_squares(
   1e-7 the answer may be NaN. Raise the ridge, or use float64.
 
   It is positive: a prefix shorter than `R` has no unique solution without it.
-
-  References:
-    von Oswald et al., arXiv:2309.05858, section 3.
   """
   _validate.positive(ridge=ridge)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
@@ -281,7 +399,7 @@ def least_squares(
     return (gram, cross), cross @ solved
 
   ridge = jnp.asarray(ridge, identity.dtype)
-  sums = ridge * identity, initial_state(tokens, None)
+  sums = ridge * identity, _initial_state(tokens, None)
   return jax.lax.scan(step, vary_as(sums, tokens), tokens)[1]
 
 
@@ -296,9 +414,6 @@ def recursive_least_squares(
      \frac{(P_{t-1}\phi(k_t))^\top}{1 + \phi(k_t)^\top P_{t-1}\,\phi(k_t)}
 
   with :math:`P_0 = I/\lambda`: a delta rule whose step size is a matrix.
-
-  References:
-    von Oswald et al., arXiv:2309.05858, eq. 9.
   """
   _validate.positive(ridge=ridge)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)
@@ -312,5 +427,5 @@ def recursive_least_squares(
     inverse = inverse - gain[:, None] * (inverse @ key)[None]
     return (weights, inverse), weights @ query
 
-  carry = initial_state(tokens, None), identity / ridge
+  carry = _initial_state(tokens, None), identity / ridge
   return jax.lax.scan(step, vary_as(carry, tokens), tokens)[1]
