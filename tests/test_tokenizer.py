@@ -1,6 +1,7 @@
 """Tokenizer: the same from both layouts, lossless, and exact about labels."""
 
 import json
+import string
 
 import hypothesis
 import numpy as np
@@ -148,17 +149,18 @@ def test_padding_and_truncation_of_the_file_are_switched_off(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'pre': 'llama-bpe'}, r"rules 'llama-bpe'; known are gpt-2, smollm"),
+    ({'pre': 'viking'}, r"rules 'viking'; known are 'llama'.* gpt-2, olmo"),
     ({'pre': None}, r'rules None; known are'),
-    ({'model': 'llama'}, r"kind 'llama'; expected 'gpt2'"),
-    ({'model': None}, r"kind None; expected 'gpt2'"),
+    ({'model': 'llama'}, r"lacks the metadata 'tokenizer.ggml.scores'"),
+    ({'model': 't5'}, r"kind 't5' that cuts text by the rules 'smollm'"),
+    ({'model': None}, r'kind None that cuts'),
     ({'tokens': None}, r"lacks the metadata 'tokenizer.ggml.tokens'"),
     ({'merges': None}, r"lacks the metadata 'tokenizer.ggml.merges'"),
     ({'merges': [1, 2]}, r"lacks the metadata 'tokenizer.ggml.merges'"),
     ({'merges': ['x yz']}, r'vocabulary and merges .* disagree'),
     ({'merges': ['xyz']}, r'vocabulary and merges .* disagree'),
     ({'tokens': ['ok', *files.TOKENS[1:]]}, r'tokens of which \d+ differ'),
-    ({'token_type': [3]}, r'kinds of 1 of \d+ tokens'),
+    ({'token_type': [3]}, r"token_type', .*one for each of \d+ tokens"),
     ({'add_bos_token': True, 'bos_token_id': 999}, r"'bos'.* 999 of"),
     ({'add_eos_token': True, 'eos_token_id': None}, r"'eos'.* None of"),
   ],
@@ -194,3 +196,202 @@ def test_a_word_piece_tokenizer_puts_its_tokens_around(tmp_path):
   ids = tokenizer.encode('good film')
   np.testing.assert_array_equal(ids, [0, 2, 3, 1])
   assert tokenizer.single_id('film') == 3
+
+
+# What each rule makes of a text, cut at the bars.
+CUT_TEXT = "I'M in 2024, ça va HELLOWorlD  x\n\n y'all"
+CUTS = {
+  'gpt-2': "I|'|M| in| 2024|,| ça| va| HELLOWorlD| | x|\n\n| y|'|all",
+  'olmo': "I|'|M| in| 2024|,| ça| va| HELLOWorlD| | x|\n\n| y|'|all",
+  'smollm': "I|'|M| in| |2|0|2|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'|all",
+  'llama-bpe': "I|'M| in| |202|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
+  'smaug-bpe': "I|'M| in| |202|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
+  'dbrx': "I|'M| in| |202|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
+  'qwen2': "I|'M| in| |2|0|2|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
+  'gpt-4o': "I'M| in| |202|4|,| ça| va| HELLOWorl|D| | x|\n\n| y|'all",
+}
+
+
+@pytest.mark.parametrize('rules', CUTS)
+def test_text_is_cut_by_the_rules_that_the_file_names(tmp_path, rules):
+  kinds = {'tokenizer.ggml.pre': rules}
+  backend = gguf_tokenizer(tmp_path, kinds).backend
+  spans = backend.pre_tokenizer.pre_tokenize_str(CUT_TEXT)
+  pieces = [CUT_TEXT[begin:end] for _, (begin, end) in spans]
+  assert '|'.join(pieces) == CUTS[rules]
+
+
+def test_a_silent_file_begins_texts_as_its_rules_do(tmp_path):
+  for rules, begins in (('llama-bpe', True), ('smaug-bpe', False)):
+    words = gguf_tokenizer(tmp_path, {'tokenizer.ggml.pre': rules})
+    assert (words.encode('ok')[0] == START) == begins
+
+
+# Pieces of SentencePiece: the unknown one, ends, bytes, letters, and words.
+PIECES = ['<unk>', '<s>', '</s>', *(f'<0x{byte:02X}>' for byte in range(256))]
+NUM_BYTES = len(PIECES)
+PIECES += ['▁', *string.ascii_lowercase]
+WORDS = ['th', 'he', '▁t', 'the', '▁the', 'ca', 'at', 'cat', '▁cat', '▁▁']
+PIECES += WORDS
+SENTENCES = {
+  'tokenizer.ggml.model': 'llama',
+  'tokenizer.ggml.tokens': PIECES,
+  'tokenizer.ggml.scores': [0.0] * (len(PIECES) - len(WORDS))
+  + [-float(n) for n in range(1, len(WORDS) + 1)],
+  'tokenizer.ggml.token_type': [2, 3, 3] + [6] * 256 + [1] * 37,
+  'tokenizer.ggml.merges': None,
+  'tokenizer.ggml.eos_token_id': 2,
+}
+
+
+@pytest.fixture(scope='module', params=[True, False])
+def pieces(request, tmp_path_factory):
+  prefix = {'tokenizer.ggml.add_space_prefix': request.param}
+  path = tmp_path_factory.mktemp('pieces')
+  return gguf_tokenizer(path, SENTENCES | prefix), request.param
+
+
+def test_pieces_are_those_of_sentencepiece(pieces):
+  words, prefix = pieces
+  first = ['▁the'] if prefix else ['the']
+  tokens = [PIECES[index] for index in words.encode('the catx é')]
+  assert tokens == ['<s>', *first, '▁cat', 'x', '▁', '<0xC3>', '<0xA9>']
+  assert words.special_tokens == {'<unk>': 0, '<s>': 1, '</s>': 2}
+
+
+@hypothesis.given(st.text())
+@hypothesis.example('the  cat\n')
+def test_decoding_pieces_gives_the_text_back(pieces, text):
+  hypothesis.assume('▁' not in text and '<' not in text)
+  words, _ = pieces
+  assert words.decode(words.encode(text)[1:]) == text
+
+
+@pytest.mark.parametrize('prefix', [True, False])
+def test_pieces_equal_those_of_transformers(tmp_path, prefix):
+  transformers = pytest.importorskip('transformers')
+  utilities = transformers.tokenization_utils_base
+  scores = dict(zip(PIECES, SENTENCES['tokenizer.ggml.scores'], strict=True))
+  vocabulary = {piece: index for index, piece in enumerate(PIECES)}
+  merges = utilities.generate_merges(vocabulary, scores)
+  kind = transformers.LlamaTokenizer if prefix else transformers.GemmaTokenizer
+  peer = kind(
+    vocab=vocabulary,
+    merges=merges,
+    bos_token='<s>',
+    eos_token='</s>',
+    unk_token='<unk>',
+  )
+  words = gguf_tokenizer(
+    tmp_path, SENTENCES | {'tokenizer.ggml.add_space_prefix': prefix}
+  )
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    text = ''.join(rng.choice(list('thecatx é,')) for _ in range(12)).strip()
+    expected = peer.encode(text, add_special_tokens=False)
+    assert words.encode(text)[1:].tolist() == expected, text
+
+
+# Chat templates
+
+TEMPLATE = """{{ bos_token }}{% for message in messages %}
+  {%- if message.role not in ['system', 'user', 'assistant'] %}
+    {{- raise_exception('no such role') }}
+  {%- endif %}
+  {%- if loop.last and message.role == 'x' %}{% break %}{% endif %}
+<|{{ message['role'] }}|>
+{% generation %}{{ message.content | trim }}{% endgeneration %}{{ eos_token }}
+{% endfor %}
+{%- if tools %}{{ tools | tojson(indent=2) }}{% endif %}
+{{- {'é': 1} | tojson }}
+{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+MESSAGES = [
+  {'role': 'system', 'content': ' Be brief. '},
+  {'role': 'user', 'content': '2 + 2? <b>é</b>'},
+]
+PROMPT = """<|start|><|system|>
+Be brief.<|end|>
+<|user|>
+2 + 2? <b>é</b><|end|>
+{"é": 1}
+"""
+ENDS = {'bos_token': '<|start|>', 'eos_token': {'content': '<|end|>'}}
+ENDS['eos_token']['__type'] = 'AddedToken'
+
+
+def with_template(path, place):
+  files.write_directory(path, {})
+  config = ENDS | {'chat_template': TEMPLATE}
+  if place == 'gguf':
+    changes = {'tokenizer.chat_template': TEMPLATE}
+    return gguf_tokenizer(path, changes)
+  if place == 'file':
+    (path / 'chat_template.jinja').write_text(TEMPLATE)
+    config['chat_template'] = 'another'
+  if place == 'list':
+    named = [('tool_use', 'x'), ('default', TEMPLATE)]
+    config['chat_template'] = [{'name': n, 'template': t} for n, t in named]
+  (path / 'tokenizer_config.json').write_text(json.dumps(config))
+  return pretrained.read_tokenizer(path)
+
+
+@pytest.mark.parametrize('place', ['gguf', 'file', 'list', 'settings'])
+def test_a_conversation_is_written_as_the_files_say(tmp_path, place):
+  pytest.importorskip('jinja2')
+  words = with_template(tmp_path, place)
+  assert words.chat(MESSAGES) == PROMPT + '<|assistant|>\n'
+  assert words.chat(MESSAGES, add_generation_prompt=False) == PROMPT
+
+
+def test_conversations_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  words = with_template(tmp_path, 'settings')
+  peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for more in (False, True):
+    expected = peer.apply_chat_template(
+      MESSAGES, add_generation_prompt=more, tokenize=False
+    )
+    assert words.chat(MESSAGES, add_generation_prompt=more) == expected
+
+
+@pytest.mark.parametrize(
+  ('messages', 'message'),
+  [
+    ([{'role': 'x', 'content': ''}], 'TemplateError: no such role'),
+    ([{'content': ''}], 'no such role'),
+    ([{'role': 'user', 'content': {1}}], 'TypeError.*JSON'),
+    ('ok', 'TemplateError|Undefined'),
+  ],
+)
+def test_what_a_template_does_not_take_is_an_error(tmp_path, messages, message):
+  pytest.importorskip('jinja2')
+  words = with_template(tmp_path, 'settings')
+  with pytest.raises(ValueError, match=message):
+    words.chat(messages)
+
+
+def test_a_base_model_has_no_template(words):
+  with pytest.raises(ValueError, match=r'no chat template.*base model'):
+    words.chat(MESSAGES)
+
+
+def test_merges_of_gemma_follow_the_order_of_its_pieces(tmp_path):
+  pieces = ['<unk>', '<s>', '</s>', *'abc▁', 'ab', 'bc', '  ']
+  metadata = (
+    files.METADATA
+    | SENTENCES
+    | {
+      'tokenizer.ggml.tokens': pieces,
+      'tokenizer.ggml.scores': [0.0] * 7 + [-2.0, -1.0, -3.0],
+      'tokenizer.ggml.token_type': [2, 3, 3] + [1] * 6 + [4],
+      'tokenizer.ggml.add_space_prefix': False,
+    }
+  )
+  for architecture, expected in (('gemma2', 'ab|c|▁▁'), ('llama', 'a|bc|  ')):
+    path = files.write_gguf(
+      tmp_path / 'words.gguf', {}, metadata, architecture=architecture
+    )
+    words = tokenizer_of(open_gguf(path))
+    found = words.backend.encode('abc  ', add_special_tokens=False).tokens
+    assert '|'.join(found) == expected

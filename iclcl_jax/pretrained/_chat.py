@@ -1,0 +1,120 @@
+"""Chat templates of instruct models: conversations to prompts."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from iclcl_jax.pretrained._reading import import_reader
+
+# Under which names templates ask for tokens, and what GGUF files call them.
+GGUF_NAMES = {
+  **{name: name for name in ('bos', 'eos', 'cls', 'mask')},
+  **{'unk': 'unknown', 'sep': 'seperator', 'pad': 'padding'},
+}
+
+
+class ChatTemplate(NamedTuple):
+  """How a model was trained to read conversations.
+
+  Attributes:
+    source: Jinja, as the files of the model have it.
+    tokens: what it may ask for, such as `bos_token`, by name.
+  """
+
+  source: str
+  tokens: Mapping[str, str]
+
+
+def from_settings(
+  source: Any, settings: Mapping[str, Any]
+) -> ChatTemplate | None:
+  """Reads a template: one, or the default of several; None if there is none.
+
+  Args:
+    source: the template, or a list of templates with their names.
+    settings: tokens by name, as strings or with a `content`.
+  """
+  if isinstance(source, list):
+    named = [entry for entry in source if isinstance(entry, dict)]
+    source = {e.get('name'): e.get('template') for e in named}.get('default')
+  if not isinstance(source, str):
+    return None
+  tokens = {}
+  for name in (f'{stem}_token' for stem in GGUF_NAMES):
+    token = settings.get(name)
+    token = token.get('content') if isinstance(token, dict) else token
+    if isinstance(token, str):
+      tokens[name] = token
+  return ChatTemplate(source, tokens)
+
+
+def render(
+  template: ChatTemplate,
+  messages: Sequence[Mapping[str, Any]],
+  add_generation_prompt: bool,
+) -> str:
+  """Writes a conversation as the prompt of a model.
+
+  The template is code of others: it runs in Jinja's sandbox and sees only
+  plain copies of the messages.
+  """
+  environment = _environment()
+  errors = (
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    import_reader('jinja2').TemplateError,
+  )
+  try:
+    return environment.from_string(template.source).render(
+      messages=json.loads(json.dumps(messages)),
+      tools=None,
+      documents=None,
+      add_generation_prompt=add_generation_prompt,
+      **template.tokens,
+    )
+  except errors as error:
+    raise ValueError(
+      f"the model's chat template doesn't take these messages "
+      f'({type(error).__name__}: {error}); expected dicts with role and '
+      'content. Many templates want user and assistant to take turns, and some '
+      'know no system.'
+    ) from error
+
+
+def _environment() -> Any:
+  """Makes the sandbox, with what templates may rely on."""
+  jinja2 = import_reader('jinja2')
+  sandbox, ext = import_reader('jinja2.sandbox'), import_reader('jinja2.ext')
+
+  def parse(extension: Any, parser: Any) -> Any:
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    return jinja2.nodes.Scope(body, lineno=line)
+
+  # A block around what the model says, which changes no prompt.
+  members = {'tags': {'generation'}, 'parse': parse}
+  generation = type('Generation', (ext.Extension,), members)
+
+  def raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+  def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(
+      value, **{'ensure_ascii': False, 'indent': indent} | options
+    )
+
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[generation, ext.loopcontrols],
+  )
+  environment.filters['tojson'] = to_json
+  environment.globals |= {
+    'raise_exception': raise_exception,
+    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
+  }
+  return environment
