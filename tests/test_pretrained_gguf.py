@@ -1,5 +1,6 @@
 """GGUF files of every architecture: names, order and settings."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,30 +34,56 @@ def test_a_family_comes_back_as_it_was_converted(tmp_path, name):
     assert found.specs[tensor].shape == array.shape
 
 
-@pytest.mark.parametrize('name', families.FAMILIES)
-def test_transformers_makes_the_same_model_of_the_settings(tmp_path, name):
-  transformers = pytest.importorskip('transformers')
-  family = families.FAMILIES[name]
-  path = families.write(
-    tmp_path / 'model.gguf', family, families.tensors_of(family)
-  )
-  found = dict(pretrained.read_gguf(path).config)
-  config = transformers.AutoConfig.for_model(**found, pad_token_id=0)
-  make = (
-    transformers.AutoModel
-    if name == 'bert'
-    else transformers.AutoModelForCausalLM
-  )
-  head = 'embed_out' if name == 'gpt_neox' else 'lm_head'
-  state = make.from_config(config).state_dict()
-  expected = {
-    key.replace('lm_head', head): tuple(array.shape)
-    for key, array in state.items()
-    if not key.startswith('pooler.')
+def assert_answers_as(peer, checkpoint, tensors):
+  """Compares logits with those of a model of transformers."""
+  torch = pytest.importorskip('torch')
+  state = {
+    key.replace('embed_out', 'lm_head'): torch.from_numpy(array)
+    for key, array in tensors.items()
   }
-  if config.tie_word_embeddings:
-    expected.pop('lm_head.weight', None)
-  assert expected == family.shapes
+  missing, unexpected = peer.load_state_dict(state, strict=False)
+  assert not unexpected
+  assert all(key == 'lm_head.weight' or 'pooler' in key for key in missing)
+  tokens = np.arange(16) * 5 % 23
+  expected = peer.eval()(torch.from_numpy(tokens[None]))[0][0]
+  model = pretrained.from_checkpoint(checkpoint)
+  head = 'lm_head.weight' in state or model.tied
+  answer = pretrained.logits if head else pretrained.hidden_states
+  found = answer(model, jnp.asarray(tokens))
+  np.testing.assert_allclose(found, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def peer_of(config, kind='AutoModelForCausalLM'):
+  transformers = pytest.importorskip('transformers')
+  config = transformers.AutoConfig.for_model(
+    **config, pad_token_id=0, attn_implementation='eager'
+  )
+  return getattr(transformers, kind).from_config(config)
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_a_file_answers_as_transformers_with_its_settings(tmp_path, name):
+  family = families.FAMILIES[name]
+  tensors = families.tensors_of(family)
+  checkpoint = pretrained.read_gguf(
+    families.write(tmp_path / 'model.gguf', family, tensors)
+  )
+  kind = 'AutoModel' if name == 'bert' else 'AutoModelForCausalLM'
+  assert_answers_as(peer_of(checkpoint.config, kind), checkpoint, tensors)
+
+
+def test_rescaled_frequencies_of_llama_3_are_those_of_transformers(tmp_path):
+  scaled = {'rope_type': 'llama3', 'rope_theta': 20000.0, 'factor': 8.0}
+  scaled |= {'low_freq_factor': 1.0, 'high_freq_factor': 4.0}
+  scaled |= {'original_max_position_embeddings': 128}
+  peer = peer_of(files.CONFIG | {'rope_parameters': scaled})
+  plain = 1 / 20000.0 ** np.linspace(0, 1, 4, endpoint=False)
+  factors = np.float32(plain / peer.model.rotary_emb.inv_freq.numpy())
+  assert factors[0] == 1 < factors[1] < factors[2] == 8 == factors[3]
+  tensors = files.tensors()
+  stored = tensors | {'rope_freqs.weight': factors}
+  path = files.write_gguf(tmp_path / 'model.gguf', stored)
+  assert_answers_as(peer, pretrained.read_gguf(path), tensors)
 
 
 @pytest.fixture(scope='module')
