@@ -4,6 +4,7 @@ Import modules, then name their functions::
 
   from iclcl_jax import dual, features, projections
 
+Examples in docstrings take this for granted, and `import jax.numpy as jnp`.
 `iclcl_jax.layers` needs flax and is imported by name only.
 """
 

@@ -82,7 +82,6 @@ class PositiveFeatures(_FromScaled):
   :math:`(e^{v}-1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
 
   Example:
-    >>> from iclcl_jax import projections
     >>> phi = PositiveFeatures(projections.gaussian(jax.random.key(0), 8, 4))
     >>> phi(jnp.ones(4)).shape
     (8,)
@@ -160,7 +159,6 @@ class HyperbolicFeatures(_FromScaled):
   is :math:`(\cosh v - 1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
 
   Example:
-    >>> from iclcl_jax import projections
     >>> phi = HyperbolicFeatures(
     ...     projections.orthogonal(jax.random.key(0), 8, 4))
     >>> phi(jnp.ones(4)).shape
@@ -197,7 +195,6 @@ class TrigonometricFeatures(_FromScaled):
   normaliser may vanish or turn negative.
 
   Example:
-    >>> from iclcl_jax import projections
     >>> phi = TrigonometricFeatures(
     ...     projections.orthogonal(jax.random.key(0), 8, 4))
     >>> phi(jnp.ones(4)).shape

@@ -28,7 +28,6 @@ def form_of(
     ValueError: if `phi` is neither, or the state is of the other form.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> form_of(kernels.ExponentialKernel()).__name__
     'iclcl_jax.coefficients'
   """

@@ -68,9 +68,7 @@ def as_attention_fn(
     which nothing here forms, and where weights are to be sown.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>> from iclcl_jax import features
     >>> layer = nnx.MultiHeadAttention(
     ...     num_heads=2, in_features=4, decode=False, rngs=nnx.Rngs(0),
     ...     attention_fn=as_attention_fn(features.EluPlusOneFeatures()))
@@ -147,7 +145,6 @@ class MLPView(nn.Module):
     activation: the function `sigma`, entry by entry.
 
   Example:
-    >>> import jax, jax.numpy as jnp
     >>> view = MLPView(width=4, hidden_dim=8)
     >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 4)
@@ -184,7 +181,6 @@ class Adapter(nn.Module):
     scale: the factor `c`; with 0 the view is the plain projection.
 
   Example:
-    >>> import jax, jax.numpy as jnp
     >>> view = Adapter(width=4, hidden_dim=8)
     >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 4)
@@ -253,9 +249,6 @@ class SelfAttention(nn.Module):
     value_view: module that makes values of the tokens; None for a projection.
 
   Example:
-    >>> import functools
-    >>> import jax, jax.numpy as jnp
-    >>> from iclcl_jax import attention, features
     >>> phi = features.EluPlusOneFeatures()
     >>> fn = functools.partial(attention.causal_kernel_attention, phi)
     >>> layer = SelfAttention(fn, key_dim=4, value_dim=2)
@@ -354,9 +347,6 @@ class MultiHeadAttention(nn.Module):
     output_dim: width of the output; None for that of the tokens.
 
   Example:
-    >>> import functools
-    >>> import jax, jax.numpy as jnp
-    >>> from iclcl_jax import attention, features
     >>> phi = features.EluPlusOneFeatures()
     >>> fn = functools.partial(attention.causal_kernel_attention, phi)
     >>> layer = MultiHeadAttention(fn, num_heads=2, key_dim=4, value_dim=4)
@@ -426,7 +416,6 @@ def as_nnx(
     rngs: random numbers of the parameters.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> view = MLPView(width=4, hidden_dim=8)
     >>> as_nnx(view, jnp.ones((1, 5)), rngs=nnx.Rngs(0))(jnp.ones((3, 5))).shape
     (3, 4)

@@ -37,7 +37,7 @@ from iclcl_jax.accounts import (
   training_data_attention as history,
 )
 from iclcl_jax.pretrained import attribution
-from tests import oracles_pretrained
+from tests import examples, oracles_pretrained
 from tests.test_public_functions import public_functions
 
 COMPILED = []
@@ -345,7 +345,7 @@ def run_examples(function):
   """Runs the examples of a docstring."""
   module = inspect.getmodule(function)
   finder = doctest.DocTestFinder(recurse=False)
-  for test in finder.find(function, globs=dict(vars(module))):
+  for test in finder.find(function, globs=vars(module) | examples.NAMES):
     doctest.DocTestRunner(verbose=False).run(test, out=lambda _: None)
 
 

@@ -75,7 +75,6 @@ def weight_update(
   update in context; linear attention over both applies their sum.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> weight_update(jnp.eye(2), jnp.array([[1.0], [3.0]])).tolist()
     [[1.0, 3.0]]
   """

@@ -81,7 +81,6 @@ def kernel_attention(
     The attention output. Shape `[d_v]`.
 
   Example:
-    >>> from iclcl_jax import features
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> phi = features.EluPlusOneFeatures()
     >>> kernel_attention(phi, jnp.ones(4), keys, values).tolist()
@@ -111,7 +110,6 @@ def linear_attention(
   Arguments and result are those of `kernel_attention`.
 
   Example:
-    >>> from iclcl_jax import features
     >>> keys, values = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
     >>> phi = features.IdentityFeatures()
     >>> linear_attention(phi, jnp.ones(4), keys, values).tolist()
@@ -143,7 +141,6 @@ def stream_kernel_attention(
   `M N` scores, of which `[chunk_size, N]` are held.
 
   Example:
-    >>> from iclcl_jax import features
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> phi = features.EluPlusOneFeatures()
     >>> stream_kernel_attention(phi, jnp.ones((3, 4)), keys, values).shape
@@ -190,7 +187,6 @@ def causal_kernel_attention(
       (`dual.prefix_merge`).
 
   Example:
-    >>> from iclcl_jax import features
     >>> x = jnp.zeros((2, 4))
     >>> phi, values = features.EluPlusOneFeatures(), jnp.array([[1.0], [3.0]])
     >>> causal_kernel_attention(phi, x, x, values).tolist()
@@ -222,7 +218,6 @@ def weights(
   All are 0 if no key is visible.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> kernel = kernels.ExponentialKernel()
     >>> weights(kernel, jnp.ones(4), jnp.zeros((2, 4))).tolist()
     [0.5, 0.5]

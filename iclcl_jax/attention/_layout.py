@@ -95,8 +95,6 @@ def dot_product_attention(
       argument: a bias, a window, a mask of another kind.
 
   Example:
-    >>> import functools
-    >>> from iclcl_jax import features, losses, modified
     >>> x = jax.random.normal(jax.random.key(0), (2, 6, 4, 8))
     >>> dot_product_attention(x, x[:, :, :2], x[:, :, :2]).shape
     (2, 6, 4, 8)

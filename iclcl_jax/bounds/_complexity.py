@@ -45,7 +45,6 @@ def rademacher_bound(
   spectral one.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> bound = rademacher_bound(
     ...     kernels.LinearKernel(), jnp.eye(4), jnp.ones((4, 1)), radius=2.0)
     >>> round(float(bound.value), 6)
@@ -99,7 +98,6 @@ def rademacher_draws(
   consumed.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> draws = rademacher_draws(
     ...     jax.random.key(0), kernels.LinearKernel(), jnp.eye(4),
     ...     jnp.ones((4, 1)), radius=2.0, num_draws=3)
@@ -174,7 +172,6 @@ def generalization_bound(
       all demonstrations that can occur; the papers' `rho ** 2`.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> bound = generalization_bound(
     ...     kernels.LinearKernel(), jnp.eye(4), jnp.ones((4, 1)), radius=1.0,
     ...     loss_bound=1.0, delta=0.05)
@@ -271,7 +268,6 @@ def published_bound(
       which `generalization_bound` justifies for the Frobenius ball.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> bound = published_bound(
     ...     kernels.LinearKernel(), jnp.eye(4), radius=1.0, value_bound=1.0,
     ...     dimension_factor=3, delta=0.05)

@@ -24,7 +24,6 @@ def log_diagonal(
   r"""Returns :math:`\log k(k_i, k_i)` for every key, `-inf` for masked ones.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> log_diagonal(kernels.ExponentialKernel(), jnp.ones((2, 4))).tolist()
     [2.0, 2.0]
   """
@@ -89,7 +88,6 @@ def log_trace(
   """Returns the logarithm of the trace of the kernel matrix of the keys.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> round(float(log_trace(kernels.LinearKernel(), jnp.eye(3))), 5)
     1.09861
   """

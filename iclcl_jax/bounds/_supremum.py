@@ -45,7 +45,6 @@ def mean_embedding(
   the distribution; its estimate, with that over the demonstrations.
 
   Example:
-    >>> from iclcl_jax import features
     >>> state = mean_embedding(
     ...     features.IdentityFeatures(), jnp.eye(2), jnp.ones((2, 1)))
     >>> state.weights.tolist()
@@ -81,7 +80,6 @@ def gap_supremum(
     sample: that of the demonstrations.
 
   Example:
-    >>> from iclcl_jax import features
     >>> phi = features.IdentityFeatures()
     >>> a = mean_embedding(phi, jnp.zeros((1, 2)), jnp.ones((1, 1)))
     >>> b = mean_embedding(phi, jnp.array([[3.0, 4.0]]), jnp.ones((1, 1)))
@@ -127,7 +125,6 @@ def representation_loss(
   r"""Returns a state's mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
   Example:
-    >>> from iclcl_jax import features
     >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
     >>> float(representation_loss(phi, dual.zero_shot(phi, x, x), x, x))
     -1.0
@@ -164,7 +161,6 @@ def expected_loss(
   `population` is the `mean_embedding` of the distribution.
 
   Example:
-    >>> from iclcl_jax import features
     >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
     >>> population = mean_embedding(phi, x, x)
     >>> float(expected_loss(phi, dual.zero_shot(phi, x, x), population))

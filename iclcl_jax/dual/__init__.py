@@ -42,15 +42,13 @@ from iclcl_jax.dual._devices import (
   all_merge as all_merge,
   prefix_merge as prefix_merge,
 )
-from iclcl_jax.dual._editing import (
+from iclcl_jax.dual._states import (
   Removal as Removal,
   merge as merge,
-  remove as remove,
-)
-from iclcl_jax.dual._prediction import (
   normaliser as normaliser,
   predict as predict,
   read as read,
+  remove as remove,
   stream_predict as stream_predict,
 )
 from iclcl_jax.dual._steps import (

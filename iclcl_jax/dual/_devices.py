@@ -33,7 +33,6 @@ def all_merge(
   exact softmax too. The result is the same on every device.
 
   Example:
-    >>> from iclcl_jax import dual, features
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))
     >>> def learn(keys):
     ...   return dual.all_merge(dual.zero_shot(phi, keys, keys), 'devices')
@@ -68,7 +67,6 @@ def prefix_merge(state: State, axis_name: str | tuple[str, ...]) -> State:
   :math:`(d_v + 2) R` numbers, on to another. A kernel's state is gathered.
 
   Example:
-    >>> from iclcl_jax import dual, features
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))
     >>> def past(keys):
     ...   return dual.prefix_merge(dual.zero_shot(phi, keys, keys), 'devices')

@@ -44,7 +44,6 @@ def empty(
       state of a feature map always keeps its shape.
 
   Example:
-    >>> from iclcl_jax import dual, features
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((5, 2))
     >>> dual.empty(phi, x, x).weights.tolist()
     [[0.0, 0.0], [0.0, 0.0]]
@@ -74,7 +73,6 @@ def zero_shot(
   Commonly there is one token; none at all give `empty`.
 
   Example:
-    >>> from iclcl_jax import dual, kernels
     >>> state = dual.zero_shot(
     ...     kernels.ExponentialKernel(), jnp.ones((1, 4)), jnp.ones((1, 2)))
     >>> state.coefficients.tolist()
@@ -102,7 +100,6 @@ def one_step(
   the gradient does not depend on `W`.
 
   Example:
-    >>> from iclcl_jax import dual, kernels
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
     >>> state = dual.zero_shot(kernel, x[:1], v[:1])
     >>> state = dual.one_step(kernel, state, x[1:], v[1:])
@@ -130,7 +127,6 @@ def stream_step(
   A kernel has no features to hold; with one, this is an error.
 
   Example:
-    >>> from iclcl_jax import dual, features
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((3, 4))
     >>> state = dual.zero_shot(phi, x, x)
     >>> dual.stream_step(phi, state, x, x, chunk_size=2).mass.tolist()
@@ -175,7 +171,6 @@ def one_step_autodiff(
     ValueError: if a masked loss is no declared sum, or declares `normaliser`.
 
   Example:
-    >>> from iclcl_jax import dual, kernels
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
     >>> state = dual.zero_shot(kernel, x[:1], v[:1])
     >>> state = dual.one_step_autodiff(kernel, state, x[1:], v[1:])

@@ -67,7 +67,6 @@ def train(
 
   Example:
     >>> import optax
-    >>> from iclcl_jax import dual, kernels
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
     >>> state = dual.zero_shot(kernel, x[:1], v[:1])
     >>> state = dual.train(kernel, state, x[1:], v[1:], num_epochs=4,

@@ -39,7 +39,6 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
     ValueError: behind the block, if no attention was seen.
 
   Example:
-    >>> from iclcl_jax import equivalence
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')
     >>> with capture() as calls:
     ...   h = jax.nn.dot_product_attention(q, k, v, is_causal=True)

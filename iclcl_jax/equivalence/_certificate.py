@@ -123,7 +123,6 @@ def verify(
       does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> x = jnp.eye(3)
     >>> verify(kernels.ExponentialKernel(), x[0], x, x).verdict
     'holds'

@@ -21,10 +21,10 @@ from iclcl_jax.modified._augmented import (
   Augmented as Augmented,
   augmented as augmented,
 )
-from iclcl_jax.modified._from_loss import (
+from iclcl_jax.modified._loss_attention import (
+  LossAttention as LossAttention,
   attention_from_loss as attention_from_loss,
 )
-from iclcl_jax.modified._loss_attention import LossAttention as LossAttention
 from iclcl_jax.modified._negatives import (
   Negative as Negative,
   TokenNegative as TokenNegative,

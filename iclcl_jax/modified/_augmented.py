@@ -70,7 +70,6 @@ def augmented(
       another width, that of the attention's output.
 
   Example:
-    >>> from iclcl_jax import features
     >>> x, values = jax.numpy.zeros((2, 4)), jax.numpy.array([[1.0], [3.0]])
     >>> attend = augmented(augment_values=jax.numpy.square)
     >>> attend.stream(features.EluPlusOneFeatures(), x, x, values).tolist()

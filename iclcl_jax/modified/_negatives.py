@@ -18,13 +18,15 @@ from iclcl_jax.modified._attention import (
   check_query_side,
   visible_rows,
 )
-from iclcl_jax.modified._choice import Candidates, Choice, make_choice
 from iclcl_jax.modified._selection import (
+  Candidates,
+  Choice,
   Negatives,
   Renormalisation,
   Selection,
   divide_all,
   lowest_scores,
+  make_choice,
   raise_others,
   share,
 )
@@ -137,7 +139,6 @@ def negative(
       negatives of the token at `position`; by default all others.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((3, 4)), jnp.array([[0.0], [3.0], [6.0]])
     >>> attend = negative(num_negatives=2, strength=1.0)
     >>> found = attend.stream(kernels.ExponentialKernel(), x, x, values)
@@ -250,7 +251,6 @@ def token_negative(
   attention has doors for many queries alone.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> attend = token_negative(num_negatives=1, strength=0.5)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()

@@ -88,7 +88,6 @@ def regularised(*, strength: float | Array) -> Regularised:
   sign.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> attend = regularised(strength=1.0)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
@@ -111,7 +110,6 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
   It is a residual connection of strength `-alpha` through the value projection.
 
   Example:
-    >>> from iclcl_jax import kernels
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> attend = regularised_as_printed(strength=1.0)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()

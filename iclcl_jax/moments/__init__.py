@@ -12,27 +12,25 @@ to every label); the code carries both as the rows of one matrix.
 """
 
 from iclcl_jax.moments._causal import causal_sums as causal_sums
-from iclcl_jax.moments._scaled import (
-  labels as labels,
-  largest as largest,
-  map_chunks as map_chunks,
-  scaled as scaled,
-  scaled_rows as scaled_rows,
-  split_chunks as split_chunks,
-  zero_log_scale as zero_log_scale,
-)
 from iclcl_jax.moments._state import (
   absorb as absorb,
   absorb_stream as absorb_stream,
   empty as empty,
   get_weights as get_weights,
   gradient as gradient,
+  labels as labels,
+  largest as largest,
+  map_chunks as map_chunks,
   merge as merge,
   penalty_gradient as penalty_gradient,
   read as read,
   remove as remove,
   rescale as rescale,
+  scaled as scaled,
+  scaled_rows as scaled_rows,
   score_terms as score_terms,
   scores as scores,
+  split_chunks as split_chunks,
   with_weights as with_weights,
+  zero_log_scale as zero_log_scale,
 )

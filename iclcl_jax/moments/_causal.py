@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax._mesh import vary_as
-from iclcl_jax.moments._scaled import (
+from iclcl_jax.moments._state import (
+  absorb,
+  empty,
   join_chunks,
   labels,
   largest,
+  rescale,
   scaled_rows,
   split_chunks,
   zero_log_scale,
 )
-from iclcl_jax.moments._state import absorb, empty, rescale
 from iclcl_jax.precision import product, widen
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask
 

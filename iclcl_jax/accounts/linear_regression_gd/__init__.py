@@ -45,11 +45,6 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   softmax_weights as softmax_weights,
   unfold as unfold,
 )
-from iclcl_jax.accounts.linear_regression_gd._metrics import (
-  mean_difference as mean_difference,
-  model_cosine as model_cosine,
-  sensitivity as sensitivity,
-)
 from iclcl_jax.accounts.linear_regression_gd._theory import (
   LinearTasks as LinearTasks,
   Moments as Moments,
@@ -59,6 +54,9 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   expected_loss_given_inputs as expected_loss_given_inputs,
   fit_learning_rate as fit_learning_rate,
   kernel_step as kernel_step,
+  mean_difference as mean_difference,
+  model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,
+  sensitivity as sensitivity,
   uniform_moments as uniform_moments,
 )
