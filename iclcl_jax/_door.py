@@ -82,12 +82,6 @@ def door(function: _FunctionT) -> _FunctionT:
 
   The body is compiled as one program for each structure of arguments, unless
   the call is part of a caller's transformation, see `_program.compiled`.
-
-  Args:
-    function: a function or method of arrays, whose results are arrays.
-
-  Returns:
-    The same function behind its checks.
   """
   return _make_door(function, _program.compiled(function), on_host=False)
 

@@ -43,12 +43,6 @@ def compiled(function: _FunctionT) -> _FunctionT:
   The function runs as Python where an argument is traced, so that it composes
   with transformations; where a kind has no hash; and where it, or a function
   that it was given, reads values.
-
-  Args:
-    function: a function of arrays, whose results are arrays.
-
-  Returns:
-    The function, compiled.
   """
   parameters = list(inspect.signature(function).parameters.values())
   body = _mesh.in_auto_axes(function)

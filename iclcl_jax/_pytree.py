@@ -20,14 +20,9 @@ _T = TypeVar('_T')
 
 
 def register(cls: type[_T]) -> type[_T]:
-  """Registers a frozen dataclass; fields are data unless marked static.
+  """Registers a frozen dataclass; fields are children unless marked static.
 
-  Args:
-    cls: the dataclass. A field with `metadata={'static': True}` is part of the
-      structure, all others are children.
-
-  Returns:
-    The class itself.
+  Those with `metadata={'static': True}` are part of the structure.
 
   Example:
     >>> @register
@@ -66,14 +61,10 @@ def register(cls: type[_T]) -> type[_T]:
 
 
 def function(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a callable as a pytree.
+  """Returns a callable as a pytree: itself, or a `jax.tree_util.Partial` of it.
 
-  Args:
-    fn: a callable pytree, whose arrays stay leaves, or any other function,
-      which becomes part of the structure.
-
-  Returns:
-    `fn` itself, or a `jax.tree_util.Partial` of it.
+  Arrays of a callable pytree stay leaves; any other function becomes part of
+  the structure.
   """
   is_pytree = not jax.tree_util.all_leaves([fn])
   return fn if is_pytree else jax.tree_util.Partial(Static(fn))

@@ -77,9 +77,6 @@ class Static:
 def sameness(value: Any) -> tuple[Hashable, bool]:
   """Returns what equals that of another value if both mean the same.
 
-  Args:
-    value: a function, or anything else, which should be hashable.
-
   Returns:
     A key, and whether it keeps something alive that may be large: an array, or
     the value itself where nothing else tells it from others.

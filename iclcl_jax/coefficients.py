@@ -3,7 +3,7 @@ r"""The exact-kernel twin of :mod:`iclcl_jax.moments`.
 In the reproducing kernel Hilbert space of a kernel the weights are
 :math:`W = \sum_i c_i \otimes \phi(k_i)`, and only the coefficients are kept:
 no feature map is needed, the softmax kernel included. Positive kernels are
-evaluated in log space.
+evaluated in log space. Arguments are those of `types.Form`.
 """
 
 import functools
@@ -19,11 +19,7 @@ from iclcl_jax.types import (
   Array,
   FixedKernelDualState,
   Float,
-  Kernel,
   KernelDualState,
-  Loss,
-  Mask,
-  Penalty,
   Reading,
 )
 
@@ -34,9 +30,7 @@ _CHUNK_SIZE = 256
 _MOST_INDEXED = 1024
 
 
-def empty(
-  kernel: Kernel, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
-) -> KernelDualState:
+def empty(kernel, keys, values) -> KernelDualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   del kernel
   dtype = accumulation_dtype(values.dtype)
@@ -48,7 +42,7 @@ def empty(
   )
 
 
-def merge(a: _State, b: _State) -> _State:
+def merge(a, b) -> _State:
   """Joins the rows of two states that saw different tokens."""
   if isinstance(a, FixedKernelDualState):
     return _write(a, b)
@@ -92,13 +86,7 @@ def _check_free(capacity: int, used: Array, more: Array | int) -> None:
     )
 
 
-def absorb(
-  kernel: Kernel,
-  state: _State,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  mask: Mask | None = None,
-) -> _State:
+def absorb(kernel, state, keys, values, mask=None) -> _State:
   """Adds a row for each token; masked rows get coefficient and mass 0."""
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   mass = jnp.ones(keys.shape[0], values.dtype)
@@ -109,39 +97,24 @@ def absorb(
   return merge(state, KernelDualState(keys, values, mass))
 
 
-def absorb_stream(
-  kernel: Kernel,
-  state: _State,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  chunk_size: int,
-  mask: Mask | None = None,
-) -> _State:
+def absorb_stream(kernel, state, keys, values, chunk_size, mask=None) -> _State:
   """Does what `absorb` does: there are no features to hold."""
   del chunk_size
   return absorb(kernel, state, keys, values, mask)
 
 
-def get_weights(state: KernelDualState) -> Float[Array, 'n d_v']:
+def get_weights(state) -> Float[Array, 'n d_v']:
   """Returns what an optimizer moves."""
   return state.coefficients
 
 
-def with_weights(
-  state: KernelDualState, weights: Float[Array, 'n d_v']
-) -> KernelDualState:
+def with_weights(state, weights) -> KernelDualState:
   """Returns the state with other coefficients."""
   return state._replace(coefficients=weights)
 
 
 def gradient(
-  kernel: Kernel,
-  state: KernelDualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  rows: Array,
-  mask: Mask | None,
-  loss: Loss,
+  kernel, state, keys, values, rows, mask, loss
 ) -> Float[Array, 'n d_v']:
   r"""Returns the functional gradient of the loss of some rows.
 
@@ -173,9 +146,7 @@ def gradient(
   return jnp.zeros_like(state.coefficients).at[rows].add(slopes)
 
 
-def penalty_gradient(
-  kernel: Kernel, state: KernelDualState, penalty: Penalty
-) -> Float[Array, 'n d_v']:
+def penalty_gradient(kernel, state, penalty) -> Float[Array, 'n d_v']:
   """Returns the gradient of a penalty of the weights, as coefficients.
 
   The weights are written in an orthonormal basis of the span of the keys, from
@@ -198,10 +169,7 @@ def penalty_gradient(
 
 
 def remove(
-  kernel: Kernel,
-  state: KernelDualState,
-  key: Float[Array, ' d_k'],
-  label: Float[Array, ' d_v'],
+  kernel, state, key, label
 ) -> tuple[KernelDualState, Float[Array, '']]:
   """Clears the first row that holds the token; growth 1, infinite if none."""
   del kernel
@@ -225,9 +193,7 @@ def remove(
   return rest, amplification
 
 
-def read(
-  kernel: Kernel, state: KernelDualState, query: Float[Array, ' d_k']
-) -> Reading:
+def read(kernel, state, query) -> Reading:
   """Returns `sum_i c_i k(k_i, q)` and `sum_i m_i k(k_i, q)`."""
   weights, log_scale = scores(kernel, query, state.keys, state.mass > 0)
   coefficients, mass = widen((state.coefficients, state.mass))
@@ -235,10 +201,7 @@ def read(
 
 
 def scores(
-  kernel: Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  mask: Mask | None = None,
+  kernel, query, keys, mask=None
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `k(k_i, q)` for every key and their common log-scale."""
   if mask is not None:  # A masked NaN would return in the gradient.
@@ -258,10 +221,7 @@ def scores(
 
 
 def score_terms(
-  kernel: Kernel,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  mask: Mask | None = None,
+  kernel, query, keys, mask=None
 ) -> tuple[Float[Array, 'N 1'], Float[Array, '']]:
   """Returns the `scores` as a column: each has one summand."""
   weights, log_scale = scores(kernel, query, keys, mask)
@@ -269,13 +229,7 @@ def score_terms(
 
 
 def causal_sums(
-  kernel: Kernel,
-  queries: Float[Array, 'N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  chunk_size: int,
-  mask: Mask | None = None,
-  start: _State | None = None,
+  kernel, queries, keys, values, chunk_size, mask=None, start=None
 ) -> Float[Array, 'N _']:
   """Returns what each position reads, score by score in blocks of rows."""
   start = empty(kernel, keys, values) if start is None else start

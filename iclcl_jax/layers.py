@@ -18,6 +18,10 @@ parameters promote to; `param_dtype` that of the parameters, None for that of
 the tokens.
 
 `as_attention_fn` puts any attention into the attention modules of Flax itself.
+
+References:
+  Ren & Liu, arXiv:2310.13220, eq. 2, and section 4.2: `MLPView` in v1, the
+  parallel `Adapter` in v2; Vaswani et al., arXiv:1706.03762, section 3.2.2.
 """
 
 import contextlib
@@ -148,9 +152,6 @@ class MLPView(nn.Module):
     >>> view = MLPView(width=4, hidden_dim=8)
     >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 4)
-
-  References:
-    Ren & Liu, arXiv:2310.13220v1, section 4.2 (keys with more parameters).
   """
 
   width: int
@@ -164,13 +165,16 @@ class MLPView(nn.Module):
   def __call__(
     self, tokens: Float[Array, '... d_model']
   ) -> Float[Array, '... d']:
-    _check_sizes(self, tokens)
-    dense = _dense(self, tokens)
+    _check_tokens('tokens', tokens)
+    _validate.at_least(1, width=self.width, hidden_dim=self.hidden_dim)
+    return self._rows(tokens, _dense(self, tokens))
+
+  def _rows(self, tokens, dense):
     hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
     return dense('output', hidden, self.width)
 
 
-class Adapter(nn.Module):
+class Adapter(MLPView):
   r"""A view with two layers in parallel to the projection.
 
   .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
@@ -184,34 +188,14 @@ class Adapter(nn.Module):
     >>> view = Adapter(width=4, hidden_dim=8)
     >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 4)
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 4.2 (parallel adapter).
   """
 
-  width: int
-  hidden_dim: int
   scale: float = 1.0
-  activation: Callable[[Array], Array] = nn.gelu
-  kernel_init: Initializer = nn.initializers.lecun_normal()
-  dtype: Any = None
-  param_dtype: Any = None
 
-  @nn.compact
-  def __call__(
-    self, tokens: Float[Array, '... d_model']
-  ) -> Float[Array, '... d']:
-    _check_sizes(self, tokens)
+  def _rows(self, tokens, dense):
     _validate.finite(scale=self.scale)
-    dense = _dense(self, tokens)
     linear = dense('linear', tokens, self.width)
-    hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
-    return linear + self.scale * dense('output', hidden, self.width)
-
-
-def _check_sizes(view: Any, tokens: Array) -> None:
-  _check_tokens('tokens', tokens)
-  _validate.at_least(1, width=view.width, hidden_dim=view.hidden_dim)
+    return linear + self.scale * super()._rows(tokens, dense)
 
 
 def _check_tokens(name: str, tokens: Array) -> None:
@@ -254,9 +238,6 @@ class SelfAttention(nn.Module):
     >>> layer = SelfAttention(fn, key_dim=4, value_dim=2)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 2)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, eq. 2; section 4.2 (views).
   """
 
   attention_fn: SequenceAttentionFn
@@ -352,9 +333,6 @@ class MultiHeadAttention(nn.Module):
     >>> layer = MultiHeadAttention(fn, num_heads=2, key_dim=4, value_dim=4)
     >>> layer.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 5)
-
-  References:
-    Vaswani et al., arXiv:1706.03762, section 3.2.2.
   """
 
   attention_fn: SequenceAttentionFn

@@ -9,6 +9,11 @@ attention. A loss that is a plain sum over demonstrations says so with
 Here `predictions` are :math:`W\phi(k_i)` and `values` the labels, both
 `[N, d_v]`. Losses raise a `ValueError` if shapes disagree, and the functions
 that make one if a number is not finite or out of its range.
+
+References:
+  Ren & Liu, arXiv:2310.13220: Theorem 3.1 (`contrastive`, without its factor
+  `1 / (eta D)`), section 4 (why it is unbounded: `cosine`), 4.1 (`ridge`), 4.3
+  (`negatives`; `paired_negatives` in v2), where no other source is named.
 """
 
 import functools
@@ -67,10 +72,6 @@ def contrastive(
   Example:
     >>> float(contrastive(jnp.ones((2, 3)), jnp.ones((2, 3))))
     -6.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, without its factor
-    `1 / (eta D)`.
   """
   return -jnp.sum(predictions * values)
 
@@ -147,9 +148,6 @@ def cosine(
   Example:
     >>> round(float(cosine(jnp.ones((2, 3)), jnp.ones((2, 3)))), 5)
     -2.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4 (why the plain loss is unbounded).
   """
   lengths = jnp.linalg.norm(predictions, axis=1) * jnp.linalg.norm(
     values, axis=1
@@ -175,9 +173,6 @@ def negatives(
     >>> loss = negatives(jnp.array([0.5, 0.0]))
     >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
     -1.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.3.
   """
   mixing, gains = widen((mixing, gains))
 
@@ -208,9 +203,6 @@ def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
     >>> loss = paired_negatives(jnp.zeros((2, 2)))
     >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
     -2.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 4.3.
   """
   matrix = widen(matrix)
 
@@ -235,9 +227,6 @@ def ridge(strength: float | Array) -> Penalty:
   Example:
     >>> float(ridge(2.0)(jnp.ones((2, 3))))
     6.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.1.
   """
   _validate.finite(strength=strength)
 

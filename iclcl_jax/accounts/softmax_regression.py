@@ -20,6 +20,12 @@ in the simplex, which `problem` checks.
 Throughout, `document` is :math:`A` `[n, d]`, `weights` are :math:`x` `[d]`,
 `target` is :math:`b` `[n]`, `prediction` is :math:`f` `[n]`, `posed` holds
 document and target, and `learning_rate` is the step size :math:`\eta`.
+
+References:
+  Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem, and both shifts);
+  Deng, Li & Song, arXiv:2304.10411 (gradients, and the pieces of the Hessian,
+  not its constants); von Oswald et al., arXiv:2212.07677, Proposition 1
+  (`attend`, the linear case).
 """
 
 from typing import NamedTuple
@@ -64,9 +70,6 @@ def problem(
     >>> posed = problem(jnp.eye(2), jnp.array([0.25, 0.75]))
     >>> posed.target.tolist()
     [0.25, 0.75]
-
-  References:
-    Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem).
   """
   if 0 in document.shape:
     raise ValueError(
@@ -124,11 +127,7 @@ def apply_jacobian(
 
 @door
 def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
-  """Returns all three gradients of the loss, in closed form.
-
-  References:
-    Li et al., arXiv:2304.13276; Deng, Li & Song, arXiv:2304.10411.
-  """
+  """Returns all three gradients of the loss, in closed form."""
   prediction = predict(posed.document, weights)
   error = prediction - posed.target
   signal = apply_jacobian(prediction, error)
@@ -148,9 +147,6 @@ def logit_hessian(
   Its eigenvalues lie between -0.2405 (negative: the loss is not convex) and
   0.3082, those of two words with a one-hot target, for a target in the simplex.
   The extremes are numerical for more than two words, not proved.
-
-  References:
-    Deng, Li & Song, arXiv:2304.10411 (its pieces, not its constants).
   """
   jacobian = jnp.diag(prediction) - prediction[:, None] * prediction[None]
   signal = apply_jacobian(prediction, prediction - target)
@@ -185,9 +181,6 @@ def attend(
   these logits is the prediction after the step; with another document's, what
   the new weights say about that. The derivative of a logit by its query is the
   new weights. The target sums to one.
-
-  References:
-    von Oswald et al., arXiv:2212.07677, Proposition 1 (the linear case).
   """
   _validate.finite(learning_rate=learning_rate)
   num_words = len(posed.target)
@@ -236,9 +229,6 @@ def shifted_target(
     >>> before, after = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
     >>> shifted_target(jnp.array([1.0, 0.0]), before, after).tolist()
     [0.75, 0.25]
-
-  References:
-    Li et al., arXiv:2304.13276, main theorem (both parts rest on it).
   """
   return target - (after - before)
 

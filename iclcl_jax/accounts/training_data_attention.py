@@ -13,6 +13,10 @@ inputs of a layer, `[d_in]`, have a 1 appended, whose weights are the biases.
 
 The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
 no such form: it rescales entry by entry, which destroys the outer products.
+
+References:
+  Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3, Corollary 3.1 and
+  eq. 4 (plain SGD); momentum and decay are derived here.
 """
 
 import functools
@@ -151,9 +155,6 @@ def train(
 
   Raises:
     ValueError: if a label or a row of the batches is out of range.
-
-  References:
-    Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3.
   """
   _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
   _validate.below_one(momentum=momentum)
@@ -214,10 +215,6 @@ def remains(
   Example:
     >>> remains(3, learning_rate=0.5, momentum=0.5).steps.tolist()
     [-0.875, -0.75, -0.5]
-
-  References:
-    Irie, Csordas & Schmidhuber, arXiv:2202.05798, eq. 4 (plain SGD); momentum
-    and decay are derived here.
   """
   _validate.at_least(1, num_steps=num_steps)
   _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
@@ -250,9 +247,6 @@ def recall(
   Attends to the steps one after the other: no more than one batch is scored at
   a time. The weights `initial` are those before training, `left` is what the
   optimizer leaves of the steps (`remains`).
-
-  References:
-    Irie, Csordas & Schmidhuber, arXiv:2202.05798, Corollary 3.1.
   """
   weights = _weights(history, left, inputs.dtype)
 

@@ -49,10 +49,6 @@ def rademacher_bound(
     ...     kernels.LinearKernel(), jnp.eye(4), jnp.ones((4, 1)), radius=2.0)
     >>> round(float(bound.value), 6)
     1.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, Theorem 3.2; Bartlett & Mendelson, JMLR 3
-    (2002), Lemma 22.
   """
   _validate.at_least(1, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
@@ -103,9 +99,6 @@ def rademacher_draws(
     ...     jnp.ones((4, 1)), radius=2.0, num_draws=3)
     >>> draws.value.round(6).tolist()
     [1.0, 1.0, 1.0]
-
-  References:
-    Bartlett & Mendelson, JMLR 3 (2002), Definition 2.
   """
   _validate.at_least(1, num_draws=num_draws, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
@@ -179,11 +172,6 @@ def generalization_bound(
     1.0
     >>> round(float(bound.confidence.value), 6)
     4.074305
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, Theorem 3.2, there as an order of magnitude;
-    Mohri, Rostamizadeh & Talwalkar, Foundations of Machine Learning, Theorem
-    3.3.
   """
   values = jnp.asarray(values)
   complexity = rademacher_bound(
@@ -273,9 +261,6 @@ def published_bound(
     ...     dimension_factor=3, delta=0.05)
     >>> round(float(bound.complexity.value), 6)
     1.5
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, Theorem 3.2.
   """
   trace = log_trace(phi, keys, mask=mask, chunk_size=chunk_size)
   keys, size = jnp.asarray(keys), count(keys, mask)

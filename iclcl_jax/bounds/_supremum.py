@@ -85,9 +85,6 @@ def gap_supremum(
     >>> b = mean_embedding(phi, jnp.array([[3.0, 4.0]]), jnp.ones((1, 1)))
     >>> round(float(gap_supremum(phi, a, b, radius=1.0).value), 5)
     5.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, Theorem 3.2 (setting); derived here.
   """
   forms.form_of(phi, population, name='population')
   form, dtype = forms.form_of(phi, sample, name='sample'), sample.mass.dtype
@@ -128,9 +125,6 @@ def representation_loss(
     >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
     >>> float(representation_loss(phi, dual.zero_shot(phi, x, x), x, x))
     -1.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 3.3.
   """
   _validate.at_least(1, chunk_size=chunk_size)
   values = jnp.asarray(values)

@@ -88,9 +88,6 @@ def record(
       the argument names of `jax.nn.dot_product_attention`, or of one head,
       `[T, d]`. A mask of numbers is True where it is not 0.
     calls: receives a dict of arguments of `verify_heads` for each call.
-
-  Returns:
-    A function that answers as `attention_fn` does.
   """
   names = list(inspect.signature(attention_fn).parameters)
 

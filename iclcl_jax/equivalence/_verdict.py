@@ -17,14 +17,8 @@ def judge(
 
   Only full precision can show that an identity holds. Where 16-bit inputs,
   reduced arithmetic or the rounding of large scores explain the residual, it is
-  precision-limited, which is neither a pass nor a failure.
-
-  Args:
-    residual: what was measured.
-    dtype: dtype of the inputs.
-    arithmetic: what the check ran under.
-    unexplained: the part that rounding of the scores does not explain; None
-      for all of it.
+  precision-limited, which is neither a pass nor a failure. `unexplained` is the
+  part that rounding of the scores does not explain; None for all of it.
   """
   tolerance = precision.tolerance(dtype)
   reduced = arithmetic.reduced_tolerance

@@ -14,6 +14,12 @@ functions are the closed forms of the modifications that the papers name; their
 losses are in :mod:`iclcl_jax.losses`. They raise a `ValueError` for a number
 that is not finite or out of its range, or a function that does not take its
 arguments; what the doors take and raise stands in `Attention`.
+
+References:
+  Ren & Liu, arXiv:2310.13220: section 4 (from losses to layers), 4.1
+  (`regularised`, derived strictly, and as printed in v2), 4.2 (`augmented`),
+  4.3 (`negative`, by scores of one query as in v1; `token_negative`, v2), and
+  v1 section 5 (the setting of `regularised_training_weights`, derived here).
 """
 
 from iclcl_jax.modified._attention import Attention as Attention

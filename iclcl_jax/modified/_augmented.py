@@ -74,9 +74,6 @@ def augmented(
     >>> attend = augmented(augment_values=jax.numpy.square)
     >>> attend.stream(features.EluPlusOneFeatures(), x, x, values).tolist()
     [[5.0], [5.0]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.2.
   """
   _validate.check_function('augment_keys', augment_keys, 1, 'of one key')
   _validate.check_function('augment_values', augment_values, 1, 'of one value')

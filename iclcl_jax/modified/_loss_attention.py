@@ -301,9 +301,6 @@ def attention_from_loss(
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> attend(kernels.ExponentialKernel(), jnp.ones(4), keys, values).tolist()
     [2.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4 (from losses to layers).
   """
   losses.check_loss(loss)
   losses.check_penalty(penalty)

@@ -43,10 +43,6 @@ class Negative(Attention):
   queries, `[chunk_size, N]`, and the features of all keys, `[N, R]`. `causal`
   takes scores relative to what each token sees, so that with a feature map it
   holds `[chunk_size, N, R]`.
-
-  Attributes:
-    choice: which tokens are negatives, and what they lose.
-    renormalise: a `Renormalisation`.
   """
 
   choice: Choice
@@ -144,9 +140,6 @@ def negative(
     >>> found = attend.stream(kernels.ExponentialKernel(), x, x, values)
     >>> found.round(4).tolist()
     [[-1.5], [3.0], [7.5]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.3; v1 (scores of one query).
   """
   choice = make_choice(num_negatives, strength, select, candidates_fn)
   _validate.check_function(
@@ -255,9 +248,6 @@ def token_negative(
     >>> attend = token_negative(num_negatives=1, strength=0.5)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
     [[1.0], [1.0]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 4.3.
   """
   choice = make_choice(num_negatives, strength, select, candidates_fn)
   return TokenNegative(choice=choice)

@@ -24,14 +24,10 @@ class Regularised(Attention):
   sequence, each token its own query side, :math:`H = (A - \alpha\,
   \mathrm{diag}(A) - \gamma I)\,V`. Numerator, normaliser and own score of a row
   come from one reading of the moments.
-
-  Attributes:
-    decay: the coefficient `alpha`.
-    residual: the coefficient `gamma`.
   """
 
-  decay: float | Array = 0.0
-  residual: float | Array = 0.0
+  decay: float | Array = 0.0  # The coefficient `alpha`.
+  residual: float | Array = 0.0  # The coefficient `gamma`.
   _default_query_tokens: ClassVar[int] = 1
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
@@ -92,9 +88,6 @@ def regularised(*, strength: float | Array) -> Regularised:
     >>> attend = regularised(strength=1.0)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
     [[1.5], [0.5]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 4.1, derived strictly.
   """
   _validate.finite(strength=strength)
   return Regularised(decay=strength)
@@ -114,9 +107,6 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
     >>> attend = regularised_as_printed(strength=1.0)
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
     [[1.0], [-1.0]]
-
-  References:
-    Ren & Liu, arXiv:2310.13220v2, section 4.1, as printed.
   """
   _validate.finite(strength=strength)
   return Regularised(residual=strength)
@@ -150,9 +140,6 @@ def regularised_training_weights(
     ...     2, 4, learning_rate=0.25, strength=0.0)
     >>> weights.demonstrations.tolist()
     [1.0, 1.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220v1, section 5 (setting); derived here.
   """
   _validate.at_least(
     1, num_demonstrations=num_demonstrations, num_epochs=num_epochs

@@ -8,7 +8,8 @@ merges are exact up to rounding. Every maximum is stopped from gradients in
 both parts in which it occurs, so that it cancels in derivatives too.
 
 Attention is a ratio of two linear models that share their features (append 1
-to every label); the code carries both as the rows of one matrix.
+to every label); the code carries both as the rows of one matrix. Arguments are
+those of `types.Form`.
 """
 
 from iclcl_jax.moments._causal import causal_sums as causal_sums

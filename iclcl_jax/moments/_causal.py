@@ -18,17 +18,11 @@ from iclcl_jax.moments._state import (
   zero_log_scale,
 )
 from iclcl_jax.precision import product, widen
-from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask
+from iclcl_jax.types import Array, Float
 
 
 def causal_sums(
-  phi: FeatureMap,
-  queries: Float[Array, 'N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  chunk_size: int,
-  mask: Mask | None = None,
-  start: DualState | None = None,
+  phi, queries, keys, values, chunk_size, mask=None, start=None
 ) -> Float[Array, 'N _']:
   """Returns what each position reads of the tokens up to itself.
 

@@ -14,9 +14,7 @@ from iclcl_jax.types import (
   DualState,
   FeatureMap,
   Float,
-  Loss,
   Mask,
-  Penalty,
   Reading,
 )
 
@@ -115,9 +113,7 @@ def join_chunks(chunks: Array) -> Array:
   return chunks.reshape(count * chunk_size, *axes)
 
 
-def empty(
-  phi: FeatureMap, keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
-) -> DualState:
+def empty(phi, keys, values) -> DualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   dtype = accumulation_dtype(values.dtype)
   row = jax.ShapeDtypeStruct(keys.shape[1:], dtype)
@@ -135,7 +131,7 @@ def rescale(state: DualState, log_scale: Float[Array, ' R']) -> DualState:
   return DualState(state.weights * shrink[None], state.mass * shrink, log_scale)
 
 
-def merge(a: DualState, b: DualState) -> DualState:
+def merge(a, b) -> DualState:
   """Adds two states that saw different tokens through the same features."""
   a, b = widen((a, b))
   log_scale = jnp.maximum(a.log_scale, b.log_scale)
@@ -143,13 +139,7 @@ def merge(a: DualState, b: DualState) -> DualState:
   return DualState(a.weights + b.weights, a.mass + b.mass, log_scale)
 
 
-def absorb(
-  phi: FeatureMap,
-  state: DualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  mask: Mask | None = None,
-) -> DualState:
+def absorb(phi, state, keys, values, mask=None) -> DualState:
   """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
   state = widen(state)
   row_scale, features = scaled_rows(phi, keys, mask)
@@ -163,14 +153,7 @@ def absorb(
   return DualState(old.weights + sums[:-1], old.mass + sums[-1], log_scale)
 
 
-def absorb_stream(
-  phi: FeatureMap,
-  state: DualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  chunk_size: int,
-  mask: Mask | None = None,
-) -> DualState:
+def absorb_stream(phi, state, keys, values, chunk_size, mask=None) -> DualState:
   """Does as `absorb`, and holds the features of one chunk at a time."""
 
   @jax.checkpoint
@@ -187,24 +170,18 @@ def absorb_stream(
   return step(state, rest)[0]
 
 
-def get_weights(state: DualState) -> Float[Array, 'd_v R']:
+def get_weights(state) -> Float[Array, 'd_v R']:
   """Returns what an optimizer moves."""
   return state.weights
 
 
-def with_weights(state: DualState, weights: Float[Array, 'd_v R']) -> DualState:
+def with_weights(state, weights) -> DualState:
   """Returns the state with other weights."""
   return state._replace(weights=weights)
 
 
 def gradient(
-  phi: FeatureMap,
-  state: DualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  rows: Array,
-  mask: Mask | None,
-  loss: Loss,
+  phi, state, keys, values, rows, mask, loss
 ) -> Float[Array, 'd_v R']:
   r"""Returns the gradient of the loss of some rows, by `jax.grad`, scaled.
 
@@ -232,9 +209,7 @@ def gradient(
   return jax.grad(objective)(state.weights * scale[None])
 
 
-def penalty_gradient(
-  phi: FeatureMap, state: DualState, penalty: Penalty
-) -> Float[Array, 'd_v R']:
+def penalty_gradient(phi, state, penalty) -> Float[Array, 'd_v R']:
   """Returns the gradient of a penalty of the weights, in scaled form."""
   del phi
   state = widen(state)
@@ -246,12 +221,7 @@ def penalty_gradient(
   return jax.grad(penalty)(state.weights * scale) / divisor
 
 
-def remove(
-  phi: FeatureMap,
-  state: DualState,
-  key: Float[Array, ' d_k'],
-  label: Float[Array, ' d_v'],
-) -> tuple[DualState, Float[Array, '']]:
+def remove(phi, state, key, label) -> tuple[DualState, Float[Array, '']]:
   """Subtracts one token; returns the state and the growth of rounding."""
   state, label = widen((state, label))
   row_scale, features = scaled(phi, key)
@@ -269,9 +239,7 @@ def remove(
   return rest, amplification
 
 
-def read(
-  phi: FeatureMap, state: DualState, query: Float[Array, ' d_k']
-) -> Reading:
+def read(phi, state, query) -> Reading:
   """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
   state = widen(state)
   row_scale, features = scaled(phi, query)
@@ -284,10 +252,7 @@ def read(
 
 
 def scores(
-  phi: FeatureMap,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  mask: Mask | None = None,
+  phi, query, keys, mask=None
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `phi(k_i) . phi(q)` for every key and their common log-scale."""
   terms, log_scale = score_terms(phi, query, keys, mask)
@@ -295,10 +260,7 @@ def scores(
 
 
 def score_terms(
-  phi: FeatureMap,
-  query: Float[Array, ' d_k'],
-  keys: Float[Array, 'N d_k'],
-  mask: Mask | None = None,
+  phi, query, keys, mask=None
 ) -> tuple[Float[Array, 'N R'], Float[Array, '']]:
   """Returns the summands of `scores`, one for each feature."""
   key_scale, key_features = scaled_rows(phi, keys, mask)
