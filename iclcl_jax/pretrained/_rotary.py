@@ -16,6 +16,9 @@ from iclcl_jax.transformer import Rotary, rotary_frequencies
 
 _COMMON = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
 
+# Coordinates of a head; more are a fault of the file.
+_WIDEST = 2**16
+
 
 class _Settings(NamedTuple):
   """The settings of one rotation, without those that all kinds share.
@@ -82,6 +85,11 @@ def rotary_of(
   base_name: str = 'rope_theta',
 ) -> Rotary:
   """Makes a rotation of its settings; others are read from the config."""
+  if not isinstance(settings, Mapping):
+    raise ValueError(
+      f'the settings of rotary positions are {settings!r}; expected a JSON '
+      'object or null. Copy config.json again.'
+    )
   stated = [settings.get('rope_theta'), config.get(base_name)]
   values = {float(x) for x in stated if isinstance(x, int | float)}
   if len(values) > 1:
@@ -99,14 +107,14 @@ def rotary_of(
     'partial_rotary_factor', partial, int | float, 'a part of a head'
   )
   rotated = int(width * partial)
-  if rotated % 2 or not 2 <= rotated <= width:
+  if rotated % 2 or not 2 <= rotated <= min(width, _WIDEST):
     raise ValueError(
       f'{rotated} of the {width} coordinates of a head are rotated; expected '
-      'an even number of them, because rotary positions turn pairs. Check the '
-      'sizes in config.json.'
+      f'an even number of them up to {_WIDEST}, because rotary positions turn '
+      'pairs. Check the sizes in config.json.'
     )
   kind = settings.get('rope_type', settings.get('type', 'default'))
-  if kind not in _KINDS:
+  if not isinstance(kind, str) or kind not in _KINDS:
     raise ValueError(
       f'the rotary positions have the scaling {kind!r}; expected one of '
       f'{", ".join(_KINDS)}. Others are not supported.'
@@ -128,7 +136,13 @@ def rotary_of(
     'original_max_position_embeddings', original, int, 'a positive integer'
   )
   plain = np.array(rotary_frequencies(rotated, base))
-  return rescale(plain, _Settings(rest, original, context))
+  try:
+    return rescale(plain, _Settings(rest, original, context))
+  except (ArithmeticError, TypeError) as error:
+    raise ValueError(
+      f'the rotary settings {rest} give no frequencies ({error}) for the base '
+      f'{base}; expected numbers that do. Copy config.json again.'
+    ) from error
 
 
 def _object(config: Config, name: str) -> Mapping[str, Any]:

@@ -32,16 +32,20 @@ def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   config.get('_sliding_window_pattern')  # A copy for files with layer_types.
   local = _decoder.local_layers(decoder, lambda i: (i + 1) % pattern != 0)
   new = config.get('rope_parameters', {})
-  if not isinstance(new, Mapping) or set(new) - set(_decoder.KINDS):
+  old = config.get('rope_scaling', {})
+  parts = [old, *new.values()] if isinstance(new, Mapping) else [None]
+  if not all(isinstance(part, Mapping) for part in parts) or (
+    set(new) - set(_decoder.KINDS)
+  ):
     raise ValueError(
       f"config['rope_parameters'] is {new!r}; expected settings for each of "
       f'{" and ".join(_decoder.KINDS)}. Copy config.json again.'
     )
   far = {
-    **(new.get('full_attention') or {}),
-    **config.get('rope_scaling', {}),
+    **new.get('full_attention', {}),
+    **old,
   }
-  near = new.get('sliding_attention') or {}
+  near = new.get('sliding_attention', {})
   layers = {
     False: Layer(rotation=rotary_of(config, far, decoder.d_k, base=1e6)),
     True: Layer(
