@@ -33,7 +33,7 @@ from iclcl_jax import attention, dual, features, kernels, projections
 
 SOURCE = 'Ren & Liu, arXiv:2310.13220, Theorem 3.1'
 EXACT = 1e-12
-AXIS, WIDTH, LESS = 'devices', 16, 16
+AXIS, WIDTH, LESS, CHUNK_SIZE = 'devices', 16, 16, 1024
 SPLIT, WHOLE = jax.P(AXIS), jax.P()
 # On paper: a ring of chips, tokens in bfloat16, a state in float32.
 CHIPS, HEADS, POD_WIDTH, POD_FEATURES = (8, 64, 256), 32, 128, 256
@@ -139,7 +139,8 @@ def collective_bytes(program: str) -> int:
 def learn(phi, keys, values):
   """One gradient step on the demonstrations of all devices."""
   state = dual.empty(phi, keys, values)
-  return dual.all_merge(dual.stream_step(phi, state, keys, values), AXIS)
+  state = dual.one_step(phi, state, keys, values, chunk_size=CHUNK_SIZE)
+  return dual.all_merge(state, AXIS)
 
 
 def attend(queries, keys, values):
@@ -154,7 +155,8 @@ def attend(queries, keys, values):
 def causal(phi, keys, values):
   """Causal attention of a sequence whose parts the devices hold."""
   state = dual.empty(phi, keys, values)
-  past = dual.prefix_merge(dual.stream_step(phi, state, keys, values), AXIS)
+  state = dual.one_step(phi, state, keys, values, chunk_size=CHUNK_SIZE)
+  past = dual.prefix_merge(state, AXIS)
   return attention.causal_kernel_attention(phi, keys, keys, values, start=past)
 
 

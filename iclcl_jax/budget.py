@@ -23,6 +23,10 @@ Throughout, `feature_map` and `projection_fn` are as in `relative_variance`,
 `d_k`. All functions raise `ValueError` if the map is not random, the projection
 has no closed form (`simplex_plus`), shapes disagree, numbers are traced,
 negative where they must not be, or there are none.
+
+References:
+  Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et al.,
+  arXiv:1610.09072 (orthogonal); Reid et al., arXiv:2301.13856 (simplex).
 """
 
 import dataclasses
@@ -132,10 +136,6 @@ def relative_variance(
     ...     features.PositiveFeatures, projections.gaussian, x, x,
     ...     num_directions=64), 4)  # (e^2 - 1) / 64
     0.0998
-
-  References:
-    Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et
-    al., arXiv:1610.09072 (orthogonal); Reid et al., arXiv:2301.13856 (simplex).
   """
   x, y = np.asarray(query, np.float64), np.asarray(key, np.float64)
   square = np.sum((x + _family_of(feature_map).sign * y) ** 2) / x.size**0.5
@@ -359,9 +359,6 @@ def feature_budget(
     >>> feature_budget(features.PositiveFeatures, projections.orthogonal,
     ...                x[:8], x[8:], num_directions=256).verdict
     'hopeless'
-
-  References:
-    Choromanski et al., arXiv:2009.14794, lemma 2.
   """
   family = _family_of(feature_map)
   x, y = np.asarray(queries, np.float64), np.asarray(keys, np.float64)

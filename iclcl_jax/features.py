@@ -24,6 +24,14 @@ IdentityFeatures      d_k            any      inner product, exact
 Your own is one function: `from_function` and `from_log` make a map of it. A map
 is a pytree, so a field of a `flax.nnx.Module` that holds one is
 `nnx.data(phi)`; in an `equinox.Module` it is any other field.
+
+References:
+  Choromanski et al., arXiv:2009.14794, lemma 1 (`PositiveFeatures`,
+  `HyperbolicFeatures`), 2 (variances) and section 2 (`TrigonometricFeatures`,
+  by Rahimi & Recht, NIPS 2007); Ren & Liu, arXiv:2310.13220, section 3.1
+  (`TaylorFeatures` of first order); Katharopoulos et al., arXiv:2006.16236,
+  eq. 7 (`EluPlusOneFeatures`); Schlag et al., arXiv:2102.11174
+  (`IdentityFeatures`).
 """
 
 import dataclasses
@@ -85,9 +93,6 @@ class PositiveFeatures(_FromScaled):
     >>> phi = PositiveFeatures(projections.gaussian(jax.random.key(0), 8, 4))
     >>> phi(jnp.ones(4)).shape
     (8,)
-
-  References:
-    Choromanski et al., arXiv:2009.14794, lemma 1 and lemma 2.
   """
 
   projection: Float[Array, 'R d_k']
@@ -157,15 +162,6 @@ class HyperbolicFeatures(_FromScaled):
 
   Unbiased for the softmax kernel. For independent rows the relative variance
   is :math:`(\cosh v - 1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
-
-  Example:
-    >>> phi = HyperbolicFeatures(
-    ...     projections.orthogonal(jax.random.key(0), 8, 4))
-    >>> phi(jnp.ones(4)).shape
-    (16,)
-
-  References:
-    Choromanski et al., arXiv:2009.14794, lemma 1.
   """
 
   projection: Float[Array, 'R d_k']
@@ -193,15 +189,6 @@ class TrigonometricFeatures(_FromScaled):
   is :math:`(\cosh u - 1)/R`, :math:`u = |q-k|^2/\sqrt{d_k}`: better than the
   positive maps for similar pairs, useless for distant ones, where the
   normaliser may vanish or turn negative.
-
-  Example:
-    >>> phi = TrigonometricFeatures(
-    ...     projections.orthogonal(jax.random.key(0), 8, 4))
-    >>> phi(jnp.ones(4)).shape
-    (16,)
-
-  References:
-    Rahimi & Recht, NIPS 2007; Choromanski et al., arXiv:2009.14794, section 2.
   """
 
   projection: Float[Array, 'R d_k']
@@ -226,9 +213,6 @@ class EluPlusOneFeatures(_FromScaled):
   Example:
     >>> EluPlusOneFeatures()(jnp.array([0.0, 1.0])).tolist()
     [1.0, 2.0]
-
-  References:
-    Katharopoulos et al., arXiv:2006.16236, eq. 7.
   """
 
   @eager_door
@@ -255,9 +239,6 @@ class TaylorFeatures(_FromScaled):
   Example:
     >>> TaylorFeatures(order=2)(jnp.ones(4)).shape
     (15,)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 3.1 (first order).
   """
 
   order: int = dataclasses.field(default=2, metadata={'static': True})
@@ -305,9 +286,6 @@ class IdentityFeatures(_FromScaled):
   Example:
     >>> IdentityFeatures()(jnp.array([3.0, 4.0])).tolist()
     [3.0, 4.0]
-
-  References:
-    Schlag et al., arXiv:2102.11174.
   """
 
   @eager_door

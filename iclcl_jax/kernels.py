@@ -3,6 +3,10 @@
 Each is a callable pytree. The scale belongs to the kernel: the exponential one
 is the kernel of softmax attention, `exp(x . y / sqrt(d_k))`. A number that is
 out of its range is a `ValueError` everywhere.
+
+References:
+  Ren & Liu, arXiv:2310.13220, section 3.1 (exponential and Gaussian);
+  Katharopoulos et al., arXiv:2006.16236 (linear).
 """
 
 import dataclasses
@@ -34,9 +38,6 @@ class ExponentialKernel(_FromLog):
   Example:
     >>> float(ExponentialKernel()(jnp.zeros(4), jnp.ones(4)))
     1.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
   @eager_door
@@ -94,9 +95,6 @@ class GaussianKernel(_FromLog):
   Example:
     >>> float(GaussianKernel()(jnp.ones(4), jnp.ones(4)))
     1.0
-
-  References:
-    Ren & Liu, arXiv:2310.13220, section 3.1.
   """
 
   @eager_door
@@ -114,9 +112,6 @@ class LinearKernel:
   Example:
     >>> float(LinearKernel()(jnp.ones(4), jnp.ones(4)))
     4.0
-
-  References:
-    Katharopoulos et al., arXiv:2006.16236.
   """
 
   @eager_door

@@ -257,13 +257,11 @@ class SelfAttention(nn.Module):
     mask: Bool[Array, '... M'] | None = None,
   ) -> Float[Array, '... N d_v']:
     _check_tokens('tokens', tokens)
-    _validate.check_function(
-      'attention_fn',
-      self.attention_fn,
-      3,
+    expected = (
       '(queries, keys, values) -> outputs, such as '
-      'functools.partial(attention.stream_kernel_attention, phi)',
+      'functools.partial(attention.stream_kernel_attention, phi)'
     )
+    _validate.check_function('attention_fn', self.attention_fn, 3, expected)
     _validate.at_least(1, key_dim=self.key_dim, value_dim=self.value_dim)
     context = tokens if context is None else context
     _check_tokens('context', context)

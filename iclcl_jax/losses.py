@@ -281,24 +281,16 @@ def check_loss(loss: Loss) -> None:
   """Checks that a loss is a function of two arrays."""
   if declares_normaliser(loss):
     loss = functools.partial(loss, normaliser=1.0)
-  _validate.check_function(
-    'loss',
-    loss,
-    2,
-    'loss(predictions [N, d_v], values [N, d_v]) -> [], such as '
-    'losses.contrastive',
-  )
+  arguments = 'predictions [N, d_v], values [N, d_v]'
+  expected = f'loss({arguments}) -> [], such as losses.contrastive'
+  _validate.check_function('loss', loss, 2, expected)
 
 
 def check_penalty(penalty: Penalty | None) -> None:
   """Checks that a penalty is a function of one array, or None."""
   if penalty is not None:
-    _validate.check_function(
-      'penalty',
-      penalty,
-      1,
-      'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1)',
-    )
+    expected = 'penalty(weights [d_v, R]) -> [], such as losses.ridge(0.1)'
+    _validate.check_function('penalty', penalty, 1, expected)
 
 
 def check_value(loss: Loss, values: Array) -> None:

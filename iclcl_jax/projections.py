@@ -6,6 +6,12 @@ feature maps built on them are unbiased. They differ in how the rows of a block
 of `d` rows depend on each other, and so in the variance. Blocks are
 independent; the last one is cut. A count that is no positive integer (for a
 simplex, `dim < 2`) or a `dtype` that is not floating-point is a `ValueError`.
+
+References:
+  Choromanski et al., arXiv:2009.14794, section 2.3 (`gaussian`); Yu et al.,
+  arXiv:1610.09072, with the Haar measure of Mezzadri, math-ph/0609050
+  (`orthogonal`); Reid et al., arXiv:2301.13856, eq. 7 (`simplex`) and section
+  3.2 (`simplex_plus`).
 """
 
 from collections.abc import Callable
@@ -27,9 +33,6 @@ def gaussian(
   Example:
     >>> gaussian(jax.random.key(0), 4, 3).shape
     (4, 3)
-
-  References:
-    Choromanski et al., arXiv:2009.14794, section 2.3.
   """
   _check(num_features, dim, dtype)
   return jax.random.normal(key, (num_features, dim), dtype)
@@ -49,9 +52,6 @@ def orthogonal(
     >>> w = orthogonal(jax.random.key(0), 3, 3)
     >>> bool(jnp.allclose(w @ w.T, jnp.diag(jnp.sum(w * w, 1)), atol=1e-4))
     True
-
-  References:
-    Yu et al., arXiv:1610.09072; Mezzadri, math-ph/0609050 (Haar measure).
   """
   _check(num_features, dim, dtype)
 
@@ -74,9 +74,6 @@ def simplex(
   Example:
     >>> simplex(jax.random.key(0), 5, 2).shape
     (5, 2)
-
-  References:
-    Reid et al., arXiv:2301.13856, eq. 7.
   """
   _check(num_features, dim, dtype, min_dim=2)
 
@@ -100,9 +97,6 @@ def simplex_plus(
   Example:
     >>> simplex_plus(jax.random.key(0), 5, 3).shape
     (5, 3)
-
-  References:
-    Reid et al., arXiv:2301.13856, section 3.2.
   """
   _check(num_features, dim, dtype, min_dim=2)
 

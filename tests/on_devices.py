@@ -185,7 +185,7 @@ def cases_of_dual(phi):
     'one_step_autodiff': lambda t: dual.one_step_autodiff(
       phi, first(t), t.keys, t.values, loss=losses.squared, mask=t.mask
     ),
-    'stream_step': lambda t: dual.stream_step(
+    'one_step in chunks': lambda t: dual.one_step(
       phi, first(t), t.keys, t.values, mask=t.mask, **CHUNK
     ),
     'train_and_observe': lambda t: dual.train_and_observe(

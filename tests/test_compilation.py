@@ -33,7 +33,6 @@ from iclcl_jax.accounts import (
   meta_optimizer_metrics as metrics,
   online_learners,
   softmax_regression,
-  softmax_regression_bounds,
   training_data_attention as history,
 )
 from iclcl_jax.pretrained import attribution
@@ -302,7 +301,7 @@ CALLS = {
       'smallest_data_shift': lambda: softmax_regression.smallest_data_shift(
         X, W, 2 * W
       ),
-      'lipschitz': lambda: softmax_regression_bounds.lipschitz_in_weights(X),
+      'lipschitz': lambda: softmax_regression.lipschitz_in_weights(X),
     }.items()
   },
   **{

@@ -25,11 +25,10 @@ F64 = np.float64
 
 # Compiled once for each shape: faster here than op by op.
 zero_shot = jax.jit(dual.zero_shot)
-one_step = jax.jit(dual.one_step)
+one_step = jax.jit(dual.one_step, static_argnames='chunk_size')
 one_step_autodiff = jax.jit(
   dual.one_step_autodiff, static_argnames=('loss', 'penalty', 'optimizer')
 )
-stream_step = jax.jit(dual.stream_step, static_argnames='chunk_size')
 predict = jax.jit(dual.predict)
 find_normaliser = jax.jit(dual.normaliser)
 train = jax.jit(
@@ -430,7 +429,7 @@ def test_streamed_step_is_the_step(chunk_size, masked):
   mask = jnp.arange(N) % 3 != 1 if masked else None
   start = zero_shot(phi, keys[:1], values[:1])
   options = {'learning_rate': 0.5, 'mask': mask}
-  streamed = stream_step(
+  streamed = one_step(
     phi, start, keys, values, chunk_size=chunk_size, **options
   )
   plain = one_step(phi, start, keys, values, **options)

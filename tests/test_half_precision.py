@@ -48,7 +48,7 @@ def merge_in_turn(keys, values):
 
 def stream_step(keys, values):
   state = dual.empty(PHI, keys, values)
-  return predicted(dual.stream_step(PHI, state, keys, values), keys)
+  return predicted(dual.one_step(PHI, state, keys, values, chunk_size=4), keys)
 
 
 def train(keys, values):

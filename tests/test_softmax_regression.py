@@ -7,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iclcl_jax.accounts import (
-  softmax_regression as account,
-  softmax_regression_bounds as bounds,
-)
+from iclcl_jax.accounts import softmax_regression as account
 from tests import tolerances
 
 SHAPES = (12, 5), (7, 7)
@@ -176,8 +173,8 @@ def _ratios(document, change, x, y):
   f = account.predict(document, x)
   other = account.predict(document, y)
   moved = account.predict(document + change, x)
-  allowed = bounds.lipschitz_in_weights(document) * jnp.linalg.norm(x - y)
-  data = bounds.lipschitz_in_document(x)
+  allowed = account.lipschitz_in_weights(document) * jnp.linalg.norm(x - y)
+  data = account.lipschitz_in_document(x)
   data = data * jnp.linalg.norm(account.centre(change), 2)
   return (
     jnp.linalg.norm(f - other) / jnp.where(allowed == 0, 1, allowed),
@@ -186,17 +183,17 @@ def _ratios(document, change, x, y):
 
 
 def test_published_bound_is_far_above_and_never_overflows():
-  assert float(bounds.log_published_bound(20, 1.5)) == pytest.approx(
+  assert float(account.log_published_bound(20, 1.5)) == pytest.approx(
     26.99, abs=0.01
   )
-  assert float(bounds.log_chained_bound(20, 1.5)) == pytest.approx(
+  assert float(account.log_chained_bound(20, 1.5)) == pytest.approx(
     15.29, abs=0.01
   )
   for radius in (0.1, 0.2887, 1.0, 50.0):
     radius = jnp.float32(radius)
-    published = bounds.log_published_bound(200, radius)
+    published = account.log_published_bound(200, radius)
     assert jnp.isfinite(published)
-    assert bounds.log_chained_bound(200, radius) < published
+    assert account.log_chained_bound(200, radius) < published
 
 
 def test_everything_batches():
@@ -211,9 +208,9 @@ def test_everything_batches():
 @pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
 def test_constants_of_half_precision_are_those_of_float32(dtype):
   document = account.centre(draw(dtype=dtype)[0].document)
-  constant = bounds.lipschitz_in_weights(document)
+  constant = account.lipschitz_in_weights(document)
   assert constant.dtype == dtype
-  expected = bounds.lipschitz_in_weights(document.astype(jnp.float32))
+  expected = account.lipschitz_in_weights(document.astype(jnp.float32))
   np.testing.assert_allclose(constant.astype(jnp.float32), expected, rtol=1e-2)
 
 
@@ -241,8 +238,8 @@ DOCUMENT, TARGET = POSED
     ('learning_rate is inf',
      functools.partial(account.weight_shift, learning_rate=np.inf),
      (POSED, OLD)),
-    ('num_words is 0', bounds.log_published_bound, (0, 1.0)),
-    (r'radius is -1\.0', bounds.log_published_bound, (3, -1.0)),
+    ('num_words is 0', account.log_published_bound, (0, 1.0)),
+    (r'radius is -1\.0', account.log_published_bound, (3, -1.0)),
     ('before has shape .2, 1.; expected .n.', account.shifted_target,
      (two(), two(2, 1), two())),
     ('prediction and target disagree in n: 2 and 1', account.logit_hessian,

@@ -54,7 +54,6 @@ FUNCTIONS = {
   attention.causal_kernel_attention: 'phi queries keys values mask',
   dual.zero_shot: 'phi keys values mask',
   dual.one_step: 'phi state keys values mask',
-  dual.stream_step: 'phi state keys values mask',
   dual.one_step_autodiff: 'phi state keys values mask',
   dual.train: 'phi state keys values',
   dual.train_and_observe: 'phi state keys values',
@@ -207,20 +206,19 @@ def test_what_is_no_map_and_no_kernel_is_named(function, phi, message):
     call(function, good(), phi=phi)
 
 
-def test_a_stream_of_steps_needs_a_feature_map():
+def test_what_needs_a_feature_map_says_so():
   with pytest.raises(ValueError, match=r'phi is a ExponentialKernel; this fun'):
-    call(dual.stream_step, good(), phi=KERNEL)
+    features.FeatureKernel(KERNEL)
 
 
 @pytest.mark.parametrize(
   'function', [f for f, names in FUNCTIONS.items() if 'state' in names.split()]
 )
 def test_a_foreign_state_is_named(function):
-  if function is not dual.stream_step:
-    with pytest.raises(
-      ValueError, match=r'state is a DualState; expected a KernelDualState'
-    ):
-      call(function, good(), phi=KERNEL)
+  with pytest.raises(
+    ValueError, match=r'state is a DualState; expected a KernelDualState'
+  ):
+    call(function, good(), phi=KERNEL)
   with pytest.raises(
     ValueError, match=r'state is a KernelDualState; expected a DualState'
   ):
@@ -246,11 +244,11 @@ def a_vector(predictions, values):
 OPTIONS_OUT_OF_RANGE = [
   (dual.one_step, 'learning_rate', -0.1, r'is -0\.1; expected a finite.* >= 0'),
   (dual.one_step_autodiff, 'learning_rate', np.nan, r'is nan; .*number >= 0'),
-  (dual.stream_step, 'learning_rate', jnp.inf, r'is inf; expected a finite'),
+  (dual.one_step, 'learning_rate', jnp.inf, r'is inf; expected a finite'),
   (dual.one_step, 'learning_rate', jnp.ones(2), r'has shape \[2\].*jax\.vmap'),
   (dual.one_step, 'learning_rate', 'fast', r"is 'fast'; expected a finite"),
   (attention.stream_kernel_attention, 'chunk_size', 0, r'is 0; .* >= 1\.$'),
-  (dual.stream_step, 'chunk_size', 2.0, r'is 2\.0; expected an integer >= 1'),
+  (dual.one_step, 'chunk_size', 2.0, r'is 2\.0; expected an integer >= 1'),
   (dual.stream_predict, 'chunk_size', -1, r'is -1; expected an integer >= 1'),
   (
     attention.causal_kernel_attention,

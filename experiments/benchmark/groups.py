@@ -128,7 +128,7 @@ def state(config: Any) -> Rows:
 
   def step(keys, values):
     state = dual.empty(phi, keys, values)
-    return dual.stream_step(phi, state, keys, values, chunk_size=CHUNK)
+    return dual.one_step(phi, state, keys, values, chunk_size=CHUNK)
 
   bare = functools.partial(products.summed, phi.projection, chunk_size=CHUNK)
   compiled = compile_call(step, keys, values)

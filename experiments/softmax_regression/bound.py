@@ -10,10 +10,7 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing
 from experiments.softmax_regression.one_step import LI, OURS, claim
-from iclcl_jax.accounts import (
-  softmax_regression as account,
-  softmax_regression_bounds as bounds,
-)
+from iclcl_jax.accounts import softmax_regression as account
 
 RADII = 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0
 REPORTED = RADII.index(1.5)
@@ -56,7 +53,7 @@ def measure(config: Any) -> Results:
     move = 1e-4 * jnp.linalg.svd(slope, full_matrices=False)[2][0]
     change = account.predict(document, x + move) - prediction
     ratio = jnp.linalg.norm(change) / jnp.linalg.norm(move)
-    return ratio, ratio / bounds.lipschitz_in_weights(document)
+    return ratio, ratio / account.lipschitz_in_weights(document)
 
   def at(radius):
     keys = jax.random.split(jax.random.key(config.seed), NUM_PAIRS)
@@ -65,8 +62,8 @@ def measure(config: Any) -> Results:
       jnp.max(ratio),
       jnp.max(share),
       radius / 2,
-      bounds.log_published_bound(NUM_WORDS, radius),
-      bounds.log_chained_bound(NUM_WORDS, radius),
+      account.log_published_bound(NUM_WORDS, radius),
+      account.log_chained_bound(NUM_WORDS, radius),
     )
 
   every = lab.compile_quickly(lambda radii: jax.lax.map(at, radii))

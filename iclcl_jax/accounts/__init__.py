@@ -14,8 +14,8 @@ finetuning, momentum attention, and the metrics that compare the two.
 `online_learners` - linear attention, decay, delta rule, momentum, recursive
 least squares: every layer one inner learner on the stream of tokens.
 
-`softmax_regression` and its `softmax_regression_bounds` - a step on the weights
-and a step on the document, as shifts of the target.
+`softmax_regression` - a step on the weights and a step on the document, as
+shifts of the target, and bounds of both.
 
 `training_data_attention` - a network trained by SGD answers as attention over
 its own training history.
@@ -27,6 +27,5 @@ from iclcl_jax.accounts import (
   meta_optimizer_metrics as meta_optimizer_metrics,
   online_learners as online_learners,
   softmax_regression as softmax_regression,
-  softmax_regression_bounds as softmax_regression_bounds,
   training_data_attention as training_data_attention,
 )

@@ -17,7 +17,7 @@ The metrics by which trained models are compared with finetuned ones are in
 `mask` says which tokens are valid (None for all).
 
 References:
-  Dai et al., arXiv:2212.10559.
+  Dai et al., arXiv:2212.10559; the softmax of `softmax_mix` is what they drop.
 """
 
 import functools
@@ -121,9 +121,6 @@ def softmax_mix(
     keys: keys of the demonstrations, then of query tokens. Shape `[N, d_k]`.
     values: their values. Shape `[N, d_v]`.
     num_query_tokens: how many of the last are the query's, from 1 to `N - 1`.
-
-  References:
-    Dai et al., arXiv:2212.10559, with the softmax that they drop.
   """
   _validate.at_least(1, num_query_tokens=num_query_tokens)
   _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])

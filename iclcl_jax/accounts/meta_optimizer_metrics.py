@@ -11,7 +11,8 @@ The nulls take activations of `Q` queries, `[Q, ...]`, and return one number for
 each draw: the metric, mean over queries. Their `key` is consumed.
 
 References:
-  Dai et al., arXiv:2212.10559, where no other source is named.
+  Dai et al., arXiv:2212.10559; Deutch et al., arXiv:2311.07772 (similarities
+  of updates that are not normalised). The chance level of `recovery` is new.
 """
 
 from collections.abc import Callable
@@ -36,9 +37,6 @@ def update_similarity(
 
   Of unrelated updates it is 0 only if they have no component along the
   baseline; see `partial_update_similarity`.
-
-  References:
-    Deutch et al., arXiv:2311.07772
   """
   updates = _updates(in_context, finetuned, zero_shot)
   return cosine(*updates).astype(zero_shot.dtype)
@@ -109,11 +107,7 @@ def map_update_similarity(
   finetuned: Float[Array, 'H N'],
   zero_shot: Float[Array, 'H N'],
 ) -> Float[Array, '']:
-  """Returns SimAM-delta, the mean cosine of the updates of attention logits.
-
-  References:
-    Deutch et al., arXiv:2311.07772
-  """
+  """Returns SimAM-delta, the mean cosine of the updates of attention logits."""
   updates = _updates(in_context, finetuned, zero_shot)
   return map_similarity(*updates).astype(zero_shot.dtype)
 
@@ -280,9 +274,6 @@ def recovery(
     >>> wrong = jnp.array([False, False, False, False])
     >>> float(recovery(right, right, wrong).percent)
     100.0
-
-  References:
-    Dai et al., arXiv:2212.10559; the chance level is not theirs.
   """
   gained, missed = finetuned & ~zero_shot, ~zero_shot
   both = jnp.sum(in_context & gained)

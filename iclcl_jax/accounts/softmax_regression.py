@@ -17,24 +17,32 @@ with `B` the Hessian in the logits. Derivatives, identities and Lipschitz
 constants hold for any target; the extremes of the eigenvalues of `B` need one
 in the simplex, which `problem` checks.
 
+How far a shift can move the target: the published constant, kept in logarithms
+because it overflows, stands beside the true one. The Jacobian of the softmax
+has spectral norm at most 1/2 and does not see the mean `1 - P` of words, so
+
+.. math:: |f(A, x) - f(A, y)| \le \tfrac12 |P A|\, |x - y|, \qquad
+   |f(A, x) - f(B, x)| \le \tfrac12 |P (A - B)|\, |x|.
+
 Throughout, `document` is :math:`A` `[n, d]`, `weights` are :math:`x` `[d]`,
 `target` is :math:`b` `[n]`, `prediction` is :math:`f` `[n]`, `posed` holds
 document and target, and `learning_rate` is the step size :math:`\eta`.
 
 References:
-  Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem, and both shifts);
-  Deng, Li & Song, arXiv:2304.10411 (gradients, and the pieces of the Hessian,
-  not its constants); von Oswald et al., arXiv:2212.07677, Proposition 1
-  (`attend`, the linear case).
+  Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem, both shifts, and the
+  published bound); Deng, Li & Song, arXiv:2304.10411 (gradients, the pieces of
+  the Hessian, not its constants, and the lemmas that are chained); von Oswald
+  et al., arXiv:2212.07677, Proposition 1 (`attend`, the linear case).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, attention, features
+from iclcl_jax import _validate, attention, features, precision
 from iclcl_jax._door import door, eager_door
 from iclcl_jax.types import Array, Float
 
@@ -259,3 +267,54 @@ def _check_not_zero(weights: Array) -> None:
       'weights are all 0; expected others: at 0 every document predicts the '
       'same, and no data shift moves it.'
     )
+
+
+def log_published_bound(
+  num_words: int, radius: float | Array
+) -> Float[Array, '']:
+  r"""Returns `log M` of the published `M = n^1.5 exp(10 R^2)`.
+
+  The published theorem moves the target by at most `M` times the size of the
+  move of weights or of data; `M` itself overflows float32 at radius 3.
+
+  Args:
+    num_words: `n`.
+    radius: bound `R` on the norms of the document and of the weights.
+
+  Example:
+    >>> float(log_published_bound(1, 2.0))
+    40.0
+  """
+  _validate.at_least(1, num_words=num_words)
+  _validate.non_negative(radius=radius)
+  radius = jnp.asarray(radius, float)
+  return 1.5 * math.log(num_words) + 10 * radius**2
+
+
+def log_chained_bound(
+  num_words: int, radius: float | Array
+) -> Float[Array, '']:
+  r"""Returns the logarithm of `4 R n^1.5 exp(4 R^2)`, which the lemmas give.
+
+  It bounds the same ratio, from the norms of `exp(A x)`, their differences and
+  a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.
+
+  Takes what `log_published_bound` takes, a positive radius.
+  """
+  _validate.at_least(1, num_words=num_words)
+  _validate.non_negative(radius=radius)
+  radius = jnp.asarray(radius, float)
+  return jnp.log(4 * radius) + 1.5 * math.log(num_words) + 4 * radius**2
+
+
+@door
+def lipschitz_in_weights(document: Float[Array, 'n d']) -> Float[Array, '']:
+  """Returns `|P A| / 2`, at most `R / 2`: the constant of a weight shift."""
+  words = precision.widen(centre(document))
+  return jnp.linalg.norm(words, 2).astype(document.dtype) / 2
+
+
+@door
+def lipschitz_in_document(weights: Float[Array, ' d']) -> Float[Array, '']:
+  """Returns `|x| / 2`, the constant of a data shift of size `|P(A - B)|`."""
+  return jnp.linalg.norm(weights) / 2

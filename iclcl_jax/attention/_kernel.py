@@ -183,7 +183,7 @@ def causal_kernel_attention(
   Args:
     start: the state of the tokens before position 0, which all positions see;
       None for no such tokens. So a long prompt is read part by part
-      (`dual.stream_step` takes a state past a part), or by many devices
+      (`dual.one_step` takes a state past a part), or by many devices
       (`dual.prefix_merge`).
 
   Example:

@@ -55,7 +55,6 @@ from iclcl_jax.dual._steps import (
   empty as empty,
   one_step as one_step,
   one_step_autodiff as one_step_autodiff,
-  stream_step as stream_step,
   zero_shot as zero_shot,
 )
 from iclcl_jax.dual._training import (

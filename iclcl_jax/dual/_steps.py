@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, coefficients, losses, moments
+from iclcl_jax import _validate, coefficients, losses
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.forms import form_of, see
@@ -90,6 +90,7 @@ def one_step(
   values: Float[Array, 'N d_v'],
   *,
   learning_rate: float | Array = 1.0,
+  chunk_size: int | None = None,
   mask: Mask | None = None,
 ) -> State:
   r"""Takes one gradient step on the contrastive loss, in closed form.
@@ -97,7 +98,8 @@ def one_step(
   .. math:: W_1 = W_0 + \eta \sum_{i} v_i\,\phi(k_i)^\top
 
   The mass then includes the demonstrations. Others are absorbed by other calls:
-  the gradient does not depend on `W`.
+  the gradient does not depend on `W`. By chunks, None for all at once, no more
+  features are held at a time.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -107,35 +109,14 @@ def one_step(
     [0.5, 0.5]
   """
   _validate.non_negative(learning_rate=learning_rate)
-  labels = _scale_values(values, mask, learning_rate)
-  return form_of(phi, state).absorb(phi, state, keys, labels, mask)
-
-
-@door
-def stream_step(
-  phi: FeatureMap,
-  state: DualState,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  learning_rate: float | Array = 1.0,
-  chunk_size: int = 1024,
-  mask: Mask | None = None,
-) -> DualState:
-  """Takes the step of `one_step`, one chunk of demonstrations at a time.
-
-  A kernel has no features to hold; with one, this is an error.
-
-  Example:
-    >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((3, 4))
-    >>> state = dual.zero_shot(phi, x, x)
-    >>> dual.stream_step(phi, state, x, x, chunk_size=2).mass.tolist()
-    [6.0, 6.0, 6.0, 6.0]
-  """
+  form, labels = form_of(phi, state), jnp.asarray(values)
+  if mask is not None:  # A masked NaN would return in the gradient.
+    labels = jnp.where(mask[:, None], labels, 0)
+  labels = jnp.asarray(learning_rate, labels.dtype) * labels
+  if chunk_size is None:
+    return form.absorb(phi, state, keys, labels, mask)
   _validate.at_least(1, chunk_size=chunk_size)
-  _validate.non_negative(learning_rate=learning_rate)
-  labels = _scale_values(values, mask, learning_rate)
-  return moments.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+  return form.absorb_stream(phi, state, keys, labels, chunk_size, mask)
 
 
 @door
@@ -215,13 +196,6 @@ def check_objective(
     )
   if masked:
     losses.check_sum(loss)
-
-
-def _scale_values(values, mask, learning_rate) -> Float[Array, 'N d_v']:
-  values = jnp.asarray(values)
-  if mask is not None:  # A masked NaN would return in the gradient.
-    values = jnp.where(mask[:, None], values, 0)
-  return jnp.asarray(learning_rate, values.dtype) * values
 
 
 def _sgd() -> 'optax.GradientTransformation':

@@ -142,13 +142,11 @@ def negative(
     [[-1.5], [3.0], [7.5]]
   """
   choice = make_choice(num_negatives, strength, select, candidates_fn)
-  _validate.check_function(
-    'renormalise',
-    renormalise,
-    4,
+  expected = (
     '(weights [N], negatives [N], visible [N], strength) -> Negatives, such as '
-    'modified.raise_others',
+    'modified.raise_others'
   )
+  _validate.check_function('renormalise', renormalise, 4, expected)
   is_all = renormalise is divide_all and _validate.is_concrete(strength)
   if is_all and strength == 1:
     raise ValueError(

@@ -201,20 +201,16 @@ def make_choice(num_negatives, strength, select, candidates_fn) -> Choice:
     _validate.at_least(0, num_negatives=num_negatives)
   _validate.non_negative(num_negatives=num_negatives)
   _validate.finite(strength=strength)
-  _validate.check_function(
-    'select',
-    select,
-    3,
+  expected = (
     '(weights [N], candidates [N], count) -> [N], such as '
-    'modified.lowest_scores or modified.random_choice(key)',
+    'modified.lowest_scores or modified.random_choice(key)'
   )
-  _validate.check_function(
-    'candidates_fn',
-    candidates_fn,
-    2,
+  _validate.check_function('select', select, 3, expected)
+  expected = (
     '(position [], positions [N]) -> [N], such as jnp.not_equal. A mask is '
-    'lambda position, positions: mask[positions]',
+    'lambda position, positions: mask[positions]'
   )
+  _validate.check_function('candidates_fn', candidates_fn, 2, expected)
   return Choice(
     num_negatives=num_negatives,
     strength=strength,

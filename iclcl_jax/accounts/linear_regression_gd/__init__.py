@@ -17,7 +17,8 @@ input and a label, `num_demonstrations` is `N`, `learning_rate` the step size
 References:
   von Oswald et al., Transformers learn in-context by gradient descent,
   arXiv:2212.07677: eq. 1 and appendix A (`attend`), proposition 1 (`construct`,
-  `predict`), eq. 4 and 5 (`descend`), section 3 (`make_tokens`), 3.1 (metrics,
+  `predict`), eq. 4 and 5 (`descend`, and averaged over tasks `expected_loss`),
+  section 3 (`make_tokens`), 3.1 (metrics, which there add 1e-8 to norms,
   `interpolate`), 4.2 with proposition 2 (`kernel_step`), 4.3 and appendix A.10
   (GD++), 5 (copying).
 """

@@ -96,9 +96,6 @@ def expected_loss(
     >>> rate = optimal_learning_rate(tasks)
     >>> f'{rate:.4f} {expected_loss(tasks, rate):.5f}'
     '6.0606 0.20623'
-
-  References:
-    The step of von Oswald et al., arXiv:2212.07677, eq. 4, averaged over tasks.
   """
   _validate.finite(learning_rate=learning_rate)
   gain, spread = _gain_and_spread(tasks)
@@ -261,9 +258,6 @@ def expected_loss_given_inputs(
     ...   jnp.ones(2), jnp.ones(1), jnp.zeros(1), 2, second_moment=1.0
     ... ).tolist()  # (1 - 1 / 2)^2
     0.25
-
-  References:
-    von Oswald et al., arXiv:2212.07677, eq. 4 and section 4.3, averaged.
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations)
   _validate.non_negative(
@@ -370,8 +364,5 @@ def model_cosine(
   Example:
     >>> f'{float(model_cosine(jnp.ones((2, 3)), -jnp.ones((2, 3)))):.3f}'
     '-1.000'
-
-  References:
-    von Oswald et al., arXiv:2212.07677, section 3.1; they add 1e-8 to norms.
   """
   return jnp.mean(jax.vmap(_numerics.cosine)(sensitivities, others))
