@@ -159,6 +159,7 @@ def test_absent_gguf_is_an_error(tmp_path):
     ({'split.count': 3}, r"split.count' is 3.*one of several parts.*--merge"),
     ({'general.type': 'adapter'}, r'holds a adapter of architecture'),
     ({'split.count': 'many'}, r"split.count' is 'many'"),
+    ({'llama.block_count': 2**31}, r'is of 2147483648 blocks, but has 21 ten'),
     ({'llama.block_count': 3}, r'model.gguf: tensor .*layers.2.* is missing'),
     ({'llama.feed_forward_length': 48}, r'model.gguf: tensor .* has shape'),
   ],

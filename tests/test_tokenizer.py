@@ -154,6 +154,8 @@ def test_padding_and_truncation_of_the_file_are_switched_off(tmp_path):
     ({'model': 'llama'}, r"lacks the metadata 'tokenizer.ggml.scores'"),
     ({'model': 't5'}, r"kind 't5' that cuts text by the rules 'smollm'"),
     ({'model': None}, r'kind None that cuts'),
+    ({'add_sep_token': True}, r"add_sep_token' is True, which may change how"),
+    ({'normalizer.lowercase': True}, r"lowercase' is True, which may change"),
     ({'tokens': None}, r"lacks the metadata 'tokenizer.ggml.tokens'"),
     ({'merges': None}, r"lacks the metadata 'tokenizer.ggml.merges'"),
     ({'merges': [1, 2]}, r"lacks the metadata 'tokenizer.ggml.merges'"),

@@ -1,6 +1,5 @@
 """How converters to GGUF store each architecture: settings, names, order."""
 
-import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,12 @@ import numpy as np
 from iclcl_jax.pretrained._reading import Shape
 
 Config: TypeAlias = dict[str, Any]
-# Entries that change no logits, whatever they say.
-_HARMLESS = ('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.')
+# Entries that change no logits, whatever they say: the last of somebody who
+# quantised many a model.
+_HARMLESS = (
+  *('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.'),
+  'mradermacher.',
+)
 
 
 class Entries:
@@ -58,53 +61,37 @@ class Entries:
   def number(self, name: str, default: float | None = None) -> float:
     """Takes a positive number: the shortest decimal of it, such as `1e-05`."""
     value = self.take(name, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value < 1e38:
       self._refuse(name, value, 'a positive float')
     return float(str(np.float32(value)))
-
-  def check(self, name: str, value: Any, expected: Any) -> None:
-    """Raises `ValueError` if an entry has another value than the one here."""
-    if value != expected:
-      self._refuse(name, value, repr(expected))
 
   def has(self, kind: str) -> bool:
     """Whether there is a tensor of this name, in a block or outside."""
     return any(f'.{name}'.endswith(f'.{kind}') for name in self.shapes)
-
-  def layer_types(self, layers: int, period: int) -> list[str]:
-    """Says which layers see a window: all but the last of each period."""
-    name = 'attention.sliding_window_pattern'
-    value = self.take(name, period)
-    if type(value) is int and value > 0:
-      value = [(layer + 1) % value != 0 for layer in range(layers)]
-    if type(value) is bool:
-      value = [value] * layers
-    if (
-      not isinstance(value, list) or [type(v) for v in value] != [bool] * layers
-    ):
-      self._refuse(name, value, 'a period, or true or false for each block')
-    return [('full', 'sliding')[windowed] + '_attention' for windowed in value]
 
   def factors(self, name: str) -> list[float] | None:
     """Reads what divides the frequencies of a rotation, None if nothing."""
     name = f'rope_{name}.weight'
     return self._read(name).ravel().tolist() if name in self.shapes else None
 
-  def check_all_taken(self, base: Config) -> None:
+  def check_all_taken(self, config: Config, base: Config) -> None:
     """Raises `ValueError` for what may change the arithmetic unseen."""
+    width = base['hidden_size'] // base['num_attention_heads']
+    width = config.get('head_dim', width)
     neutral = {
-      'attention.causal': (base['causal'],),
+      'attention.causal': (config['model_type'] != 'bert',),
       'attention.clamp_kqv': (0,),
       'attention.head_count_kv': (base['num_attention_heads'],),
       'attention.max_alibi_bias': (0,),
       'attention.scale': (0,),
       'attention.sliding_window': (0,),
-      'attention.value_length': (base['head_dim'],),
+      'attention.key_length': (width,),
+      'attention.value_length': (width,),
       'expert_count': (0,),
       'expert_used_count': (0,),
       'logit_scale': (0, 1),
       'pooling_type': (0, 1, 2, 3),  # Of the states, which are handed out.
-      'rope.dimension_count': (base['head_dim'],),
+      'rope.dimension_count': (width,),
       'rope.scaling.attn_factor': (1,),
       'rope.scaling.finetuned': (False, True),
       'rope.scaling.yarn_attn_factor': (1,),
@@ -132,9 +119,8 @@ class Entries:
       'or choose one whose blocks are alike.'
     )
 
-  def rope(self, base: Config) -> Config:
+  def rope(self, width: int, context: int) -> Config:
     """Reads the angles of the rotation: `rope_parameters` of Hugging Face."""
-    width, context = base['head_dim'], base['max_position_embeddings']
     rope: Config = {
       'rope_type': 'default',
       'rope_theta': self.number('rope.freq_base', 10000.0),
@@ -180,15 +166,24 @@ class Entries:
 
 def _rotary(model_type: str, entries: Entries, base: Config) -> Config:
   """Reads what architectures with rotary positions and RMSNorm share."""
+  heads = base['num_attention_heads']
+  width = max(base['hidden_size'] // heads, 1)
+  width = entries.count('attention.key_length', width)
   return base | {
     'model_type': model_type,
-    'num_key_value_heads': entries.count(
-      'attention.head_count_kv', base['num_attention_heads']
-    ),
+    'head_dim': width,
+    'num_key_value_heads': entries.count('attention.head_count_kv', heads),
     'hidden_act': 'silu',
     'rms_norm_eps': entries.number('attention.layer_norm_rms_epsilon'),
-    'rope_parameters': entries.rope(base),
+    'rope_parameters': entries.rope(width, base['max_position_embeddings']),
   }
+
+
+def _periodic(config: Config, period: int) -> Config:
+  """Says which layers see a window: all but the last of each period."""
+  kinds = ['sliding_attention'] * (period - 1) + ['full_attention']
+  layers = range(config['num_hidden_layers'])
+  return config | {'layer_types': [kinds[n % period] for n in layers]}
 
 
 def _biased(model_type: str, entries: Entries, base: Config) -> Config:
@@ -226,23 +221,22 @@ def _gemma(
   config = _biased(model_type, entries, base)
   config['hidden_activation'] = 'gelu_pytorch_tanh'
   del config['hidden_act']
-  scalar = base['head_dim']
+  scalar = config['head_dim']
   if base['num_hidden_layers'] == largest:
     scalar = base['hidden_size'] // base['num_attention_heads']
   return config | {'query_pre_attn_scalar': scalar}
 
 
 def _gemma2(entries: Entries, base: Config) -> Config:
-  return _gemma('gemma2', 46, entries, base) | {
+  return _periodic(_gemma('gemma2', 46, entries, base), 2) | {
     'sliding_window': entries.count('attention.sliding_window', 4096),
-    'layer_types': entries.layer_types(base['num_hidden_layers'], 2),
     'attn_logit_softcapping': entries.number('attn_logit_softcapping', 50.0),
     'final_logit_softcapping': entries.number('final_logit_softcapping', 30.0),
   }
 
 
 def _gemma3(entries: Entries, base: Config) -> Config:
-  config = _gemma('gemma3_text', 62, entries, base)
+  config = _periodic(_gemma('gemma3_text', 62, entries, base), 6)
   theta = entries.number('rope.freq_base_swa', 10000.0)
   return config | {
     'rope_parameters': {
@@ -250,17 +244,15 @@ def _gemma3(entries: Entries, base: Config) -> Config:
       'sliding_attention': {'rope_type': 'default', 'rope_theta': theta},
     },
     'sliding_window': entries.count('attention.sliding_window'),
-    'layer_types': entries.layer_types(base['num_hidden_layers'], 6),
   }
 
 
 def _gpt_oss(entries: Entries, base: Config) -> Config:
-  config = _rotary('gpt_oss', entries, base) | {
+  config = _periodic(_rotary('gpt_oss', entries, base), 2) | {
     'intermediate_size': entries.count('expert_feed_forward_length'),
     'num_local_experts': entries.count('expert_count'),
     'num_experts_per_tok': entries.count('expert_used_count'),
     'sliding_window': entries.count('attention.sliding_window'),
-    'layer_types': entries.layer_types(base['num_hidden_layers'], 2),
     'attention_bias': True,
   }
   if config['rope_parameters']['rope_type'] == 'yarn':
@@ -268,21 +260,13 @@ def _gpt_oss(entries: Entries, base: Config) -> Config:
   return config
 
 
-def _equal_heads(entries: Entries, base: Config) -> Config:
-  """Leaves the width of heads out, which others follow from the rest."""
-  expected = base['hidden_size'] // base['num_attention_heads']
-  entries.check('attention.key_length', base['head_dim'], expected)
-  epsilon = entries.number('attention.layer_norm_epsilon')
-  return {k: v for k, v in base.items() if k != 'head_dim'} | {
-    'layer_norm_eps': epsilon
-  }
-
-
 def _gpt_neox(entries: Entries, base: Config) -> Config:
-  return _equal_heads(entries, base) | {
+  width = base['hidden_size'] // base['num_attention_heads']
+  return base | {
     'model_type': 'gpt_neox',
     'hidden_act': 'gelu',
-    'rope_parameters': entries.rope(base),
+    'layer_norm_eps': entries.number('attention.layer_norm_epsilon'),
+    'rope_parameters': entries.rope(width, base['max_position_embeddings']),
     'use_parallel_residual': entries.take('use_parallel_residual', True),
     'attention_bias': True,
   }
@@ -295,19 +279,19 @@ def _gpt2(entries: Entries, base: Config) -> Config:
     'num_hidden_layers': 'n_layer',
     'num_attention_heads': 'n_head',
     'max_position_embeddings': 'n_positions',
-    'layer_norm_eps': 'layer_norm_epsilon',
   }
-  config = _equal_heads(entries, base)
-  return {names.get(name, name): value for name, value in config.items()} | {
+  return {names.get(name, name): value for name, value in base.items()} | {
     'model_type': 'gpt2',
     'activation_function': 'gelu_new',
+    'layer_norm_epsilon': entries.number('attention.layer_norm_epsilon'),
   }
 
 
 def _bert(entries: Entries, base: Config) -> Config:
-  return _equal_heads(entries, base) | {
+  return base | {
     'model_type': 'bert',
     'hidden_act': 'gelu',
+    'layer_norm_eps': entries.number('attention.layer_norm_epsilon'),
     'type_vocab_size': entries.shapes.get('token_types.weight', (1,))[0],
   }
 
@@ -319,7 +303,10 @@ def _pairs_to_halves(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
   """
   if not kind.startswith(('attn_q.', 'attn_k.')):
     return array
-  pairs = array.reshape(-1, base['head_dim'] // 2, 2, *array.shape[1:])
+  heads = base['num_attention_heads']
+  if kind.startswith('attn_k'):
+    heads = base['num_key_value_heads']
+  pairs = array.reshape(heads, -1, 2, *array.shape[1:])
   return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
@@ -335,6 +322,11 @@ def _minus_one(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
   """Takes off the one that converters add to the scales of norms."""
   del base
   return array - 1 if kind.endswith('norm.weight') else array
+
+
+def _as_stored(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+  del kind, base
+  return array
 
 
 class Layout(NamedTuple):
@@ -353,7 +345,7 @@ class Layout(NamedTuple):
 
   settings: Callable[[Entries, Config], Config]
   names: str
-  undo: Callable[[str, np.ndarray, Config], np.ndarray] | None = None
+  undo: Callable[[str, np.ndarray, Config], np.ndarray] = _as_stored
   transposed: Sequence[str] = ()
   blocks: str = 'model.layers'
 
@@ -380,7 +372,7 @@ class Layout(NamedTuple):
     kind = _kind(tensor)
     if kind in self.transposed:
       return array.swapaxes(-1, -2)
-    return array if self.undo is None else self.undo(kind, array, base)
+    return self.undo(kind, array, base)
 
 
 def _kind(tensor: str) -> str:

@@ -158,11 +158,10 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
   entries = Entries(file.path, architecture, file.metadata, shapes, stored)
   base = _base(file, entries)
   config = layout.settings(entries, base)
-  causal = config['model_type'] != 'bert'
-  entries.check_all_taken(base | {'causal': causal})
+  entries.check_all_taken(config, base)
 
   def read(name: str) -> np.ndarray:
-    arrays = [layout.undone(n, stored(n), base) for n in parts_of[name]]
+    arrays = [layout.undone(n, stored(n), config) for n in parts_of[name]]
     if len(arrays) == 1:
       return arrays[0]
     return np.stack(arrays, axis=-1).reshape(specs[name].shape)
@@ -241,15 +240,18 @@ def _base(file: GGUFFile, entries: Entries) -> Config:
       f"{file.path} lacks the tensor 'token_embd.weight', the embeddings of "
       'its tokens; expected a whole language model. Convert it again.'
     )
-  heads = entries.count('attention.head_count')
-  width = entries.count('embedding_length')
+  layers = entries.count('block_count')
+  if layers > len(entries.shapes):
+    raise ValueError(
+      f'{file.path} is of {layers} blocks, but has {len(entries.shapes)} '
+      'tensors; expected several for each. Convert the model again.'
+    )
   return {
     'vocab_size': entries.shapes['token_embd.weight'][0],
-    'hidden_size': width,
+    'hidden_size': entries.count('embedding_length'),
     'intermediate_size': entries.count('feed_forward_length'),
-    'num_hidden_layers': entries.count('block_count'),
-    'num_attention_heads': heads,
-    'head_dim': entries.count('attention.key_length', max(width // heads, 1)),
+    'num_hidden_layers': layers,
+    'num_attention_heads': entries.count('attention.head_count'),
     'max_position_embeddings': entries.count('context_length'),
     'tie_word_embeddings': 'output.weight' not in entries.shapes,
   }

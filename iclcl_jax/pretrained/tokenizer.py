@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,11 @@ _FILE, _SETTINGS = 'tokenizer.json', 'tokenizer_config.json'
 _TEMPLATE = 'chat_template.jinja'
 # Kinds of tokens in a GGUF file.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+# What is read, or changes no text.
+_ENTRIES = re.compile(
+  r'model|pre|tokens|scores|merges|token_type(_count)?|\w+_token_ids?'
+  r'|add_(bos|eos)_token|add_space_prefix'
+)
 # Where byte-level tokenizers cut text before pairs are merged.
 _SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BEFORE, _AFTER = r'[^\r\n\p{L}\p{N}]?', r'|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -255,6 +261,13 @@ def tokenizer_of(file: gguf_files.GGUFFile) -> Tokenizer:
       f"rules {name!r}; known are 'llama', and 'gpt2' with the rules "
       f'{", ".join(_CUTS)}. {_USE_DIRECTORY}'
     )
+  for key, value in file.metadata.items():
+    entry = key.removeprefix('tokenizer.ggml.')
+    if entry != key and value and not _ENTRIES.fullmatch(entry):
+      raise ValueError(
+        f'{file.path}: the metadata {key!r} is {value!r}, which may change '
+        f'how text is cut and is not supported. {_USE_DIRECTORY}'
+      )
   tokens = _entries(file, 'tokens', str)
   gemma = str(file.metadata.get('general.architecture')).startswith('gemma')
   if gemma:  # Its runs of spaces stand there as spaces.
