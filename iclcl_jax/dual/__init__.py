@@ -38,27 +38,23 @@ References:
   (`normaliser`), v1 section 5 (`train` with batches of one).
 """
 
-from iclcl_jax.dual._devices import (
-  all_merge as all_merge,
-  prefix_merge as prefix_merge,
-)
 from iclcl_jax.dual._states import (
   Removal as Removal,
+  all_merge as all_merge,
   merge as merge,
   normaliser as normaliser,
   predict as predict,
+  prefix_merge as prefix_merge,
   read as read,
   remove as remove,
   stream_predict as stream_predict,
 )
 from iclcl_jax.dual._steps import (
+  Trajectory as Trajectory,
   empty as empty,
   one_step as one_step,
   one_step_autodiff as one_step_autodiff,
-  zero_shot as zero_shot,
-)
-from iclcl_jax.dual._training import (
-  Trajectory as Trajectory,
   train as train,
   train_and_observe as train_and_observe,
+  zero_shot as zero_shot,
 )
