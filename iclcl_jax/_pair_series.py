@@ -26,16 +26,9 @@ _MAX_REAL, _MAX_IMAGINARY = 200.0, 400.0
 
 
 def scaled_covariance(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
-  r"""Returns :math:`e^{-|t|} (e^{-t} \rho(t, c) - 1)`.
+  r"""Returns :math:`e^{-|t|} (e^{-t} \rho(t, c) - 1)`, of the shape of `t`.
 
-  Args:
-    t: squared norm `|z|^2`, negative for imaginary `z`. Any shape.
-    dim: width `d` of a row.
-    cosine: inner product `c` of the unit directions.
-
-  Returns:
-    The relative covariance, scaled so that it neither under- nor overflows.
-    The shape of `t`.
+  The relative covariance, scaled so that it neither under- nor overflows.
   """
   t = np.clip(t, -_MAX_IMAGINARY, _MAX_REAL)
   small = np.abs(t) <= 1

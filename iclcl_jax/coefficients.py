@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate
-from iclcl_jax.moments import largest, map_chunks, zero_log_scale
+from iclcl_jax.moments import largest, map_chunks, visible, zero_log_scale
 from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
@@ -89,12 +89,9 @@ def _check_free(capacity: int, used: Array, more: Array | int) -> None:
 def absorb(kernel, state, keys, values, mask=None) -> _State:
   """Adds a row for each token; masked rows get coefficient and mass 0."""
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
-  mass = jnp.ones(keys.shape[0], values.dtype)
-  if mask is not None:
-    keys = jnp.where(mask[:, None], keys, 0)
-    values = jnp.where(mask[:, None], values, 0)
-    mass = mask.astype(values.dtype)
-  return merge(state, KernelDualState(keys, values, mass))
+  mass = jnp.ones(keys.shape[0], bool) if mask is None else mask
+  keys, values = visible(keys, mask), visible(values, mask)
+  return merge(state, KernelDualState(keys, values, mass.astype(values.dtype)))
 
 
 def absorb_stream(kernel, state, keys, values, chunk_size, mask=None) -> _State:
@@ -124,9 +121,7 @@ def gradient(
   `jax.grad` gives the coefficients. The rows are the last of the state.
   """
   keys_read = jnp.asarray(keys)[rows]
-  values_read = widen(jnp.asarray(values)[rows])
-  if mask is not None:
-    values_read = jnp.where(mask[:, None], values_read, 0)
+  values_read = visible(widen(jnp.asarray(values)[rows]), mask)
 
   def evaluate(key):
     reading = read(kernel, state, key)
@@ -135,12 +130,8 @@ def gradient(
     scale = jnp.minimum(jnp.exp(reading.log_scale), largest_scale)
     return reading.numerator * scale
 
-  predictions = map_chunks(evaluate, keys_read, _CHUNK_SIZE)
-  if mask is not None:
-    predictions = jnp.where(mask[:, None], predictions, 0)
-  slopes = jax.grad(loss)(predictions, values_read)
-  if mask is not None:
-    slopes = jnp.where(mask[:, None], slopes, 0)
+  predictions = visible(map_chunks(evaluate, keys_read, _CHUNK_SIZE), mask)
+  slopes = visible(jax.grad(loss)(predictions, values_read), mask)
   used = getattr(state, 'used', state.keys.shape[0])
   rows = jnp.asarray(used - keys.shape[0], rows.dtype) + rows
   return jnp.zeros_like(state.coefficients).at[rows].add(slopes)
@@ -204,8 +195,7 @@ def scores(
   kernel, query, keys, mask=None
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `k(k_i, q)` for every key and their common log-scale."""
-  if mask is not None:  # A masked NaN would return in the gradient.
-    keys = jnp.where(mask[:, None], keys, 0)
+  keys = visible(keys, mask)  # A masked NaN would return in the gradient.
   if not hasattr(kernel, 'log_kernel'):
     weights = jax.vmap(lambda key: evaluate(kernel, key, query))(keys)
     weights = weights if mask is None else jnp.where(mask, weights, 0)

@@ -334,10 +334,8 @@ def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
 def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
   """Makes a positive feature map of the function that computes its logarithm.
 
-  Also a decorator. Nothing under- or overflows, whatever the logarithms.
-
-  Args:
-    fn: `x [d_k] -> log phi(x) [R]`, as in `from_function`.
+  Also a decorator. Nothing under- or overflows, whatever the logarithms
+  `log phi(x)` `[R]`; callable pytrees are as in `from_function`.
 
   Example:
     >>> phi = from_log(lambda x: jnp.concatenate([x, -x]))

@@ -19,13 +19,8 @@ def form_of(
 ) -> Form:
   """Returns the arithmetic of `phi`: sums of features, or rows of a kernel.
 
-  Args:
-    phi: a `FeatureMap` (has `scaled`) or a `Kernel` (takes two arguments).
-    state: a state that should be of this form.
-    name: what messages call the state.
-
   Raises:
-    ValueError: if `phi` is neither, or the state is of the other form.
+    ValueError: if `phi` is neither, or the state, `name`, is of the other form.
 
   Example:
     >>> form_of(kernels.ExponentialKernel()).__name__

@@ -190,11 +190,8 @@ def truncation_order(score_bound: float, target_error: float) -> int:
 
   It is the smallest `p` whose relative error :math:`|T_p(t)/e^t - 1|` is at
   most `target_error` for all scores :math:`|t| \le` `score_bound`; the worst
-  one is :math:`t = -` `score_bound`. Even orders alone are positive beyond.
-
-  Args:
-    score_bound: largest `|x . y| / sqrt(d_k)`, at most `|x| |y| / sqrt(d_k)`.
-    target_error: relative error, below 1.
+  one is :math:`t = -` `score_bound`. Even orders alone are positive beyond. The
+  score :math:`x^\top y/\sqrt{d_k}` is at most :math:`|x| |y| / \sqrt{d_k}`.
 
   Example:
     >>> truncation_order(1.0, 0.1), truncation_order(1.0, 0.01)

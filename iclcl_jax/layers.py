@@ -384,12 +384,8 @@ def as_nnx(
 ) -> nnx.bridge.ToNNX:
   """Makes an `nnx.Module` of a layer, with the same parameters by name.
 
-  It is called as the layer is.
-
-  Args:
-    layer: a layer of this module.
-    *inputs: tokens, and a context if there will be one, of any values.
-    rngs: random numbers of the parameters.
+  It is called as the layer is. The `inputs` are tokens, and a context if there
+  will be one, of any values.
 
   Example:
     >>> view = MLPView(width=4, hidden_dim=8)

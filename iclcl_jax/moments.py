@@ -43,6 +43,11 @@ def largest(exponent: Array, axis: int | None = None) -> Array:
   return jax.lax.stop_gradient(jnp.max(exponent, axis=axis, initial=neutral))
 
 
+def visible(rows: Any, mask: Mask | None) -> Array:
+  """Returns the rows, zeros where the mask is False: no NaN gets out."""
+  return rows if mask is None else jnp.where(mask[:, None], rows, 0)
+
+
 def scaled(
   phi: FeatureMap, x: Float[Array, ' d_k']
 ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
@@ -90,7 +95,7 @@ def labels(
   values = jnp.asarray(values)
   ones = jnp.ones((values.shape[0], 1), values.dtype)
   augmented = jnp.concatenate([values, ones], axis=1)
-  return augmented if mask is None else jnp.where(mask[:, None], augmented, 0)
+  return visible(augmented, mask)
 
 
 def split_chunks(arrays: Any, chunk_size: int) -> tuple[Any, Any]:
@@ -159,9 +164,7 @@ def absorb(phi, state, keys, values, mask=None) -> DualState:
   _check_size(state, features)
   log_scale = jnp.maximum(state.log_scale, largest(row_scale, axis=0))
   features = jnp.exp(row_scale - log_scale[None]) * features
-  if mask is not None:
-    values = jnp.where(mask[:, None], values, 0)
-  sums = product(labels(values, mask).T, features)
+  sums = product(labels(visible(values, mask), mask).T, features)
   old = rescale(state, log_scale)
   return DualState(old.weights + sums[:-1], old.mass + sums[-1], log_scale)
 
@@ -207,14 +210,11 @@ def gradient(
   state = widen(state)
   row_scale, features = scaled_rows(phi, keys, mask)
   features = jnp.exp(row_scale - state.log_scale[None]) * features
-  if mask is not None:
-    values = jnp.where(mask[:, None], values, 0)
+  values = visible(values, mask)
 
   def objective(scaled_weights):
-    predictions = features @ scaled_weights.T
-    if mask is not None:  # A masked slope may be infinite: times 0 it is NaN.
-      predictions = jnp.where(mask[:, None], predictions, 0)
-    return loss(predictions, values)
+    # A masked slope may be infinite: times 0 it is NaN.
+    return loss(visible(features @ scaled_weights.T, mask), values)
 
   # Zero weights stay zero where their scale overflows.
   largest_scale = jnp.finfo(state.log_scale.dtype).max
@@ -283,9 +283,7 @@ def score_terms(
   log_scale = largest(exponent)
   query_features = jnp.exp(exponent - log_scale) * query_features
   key_features = jnp.exp(key_scale - feature_scale[None]) * key_features
-  if mask is not None:
-    key_features = jnp.where(mask[:, None], key_features, 0)
-  return key_features * query_features[None], log_scale
+  return visible(key_features, mask) * query_features[None], log_scale
 
 
 def causal_sums(

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, attention
+from iclcl_jax import _validate, attention, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float, Mask
@@ -92,12 +92,8 @@ def finetuned_update(
      C = X^\top X
 
   It is a sum over the QUERY tokens, the update in context one over the
-  demonstrations: the same form, no equality.
-
-  Args:
-    tokens: query tokens `X`. Shape `[M, d]`.
-    head: projections before finetuning.
-    changes: what finetuning added to them.
+  demonstrations: the same form, no equality. `head` are projections before
+  finetuning, `changes` what it added to them.
   """
   keys, values = tokens @ head.keys, tokens @ head.values
   more_keys, more_values = tokens @ changes.keys, tokens @ changes.values
@@ -116,11 +112,8 @@ def softmax_mix(
 
   .. math:: F = (1 - \lambda)\, F_{ZSL} + \lambda F_{demo}
 
-  Args:
-    query: the query. Shape `[d_k]`.
-    keys: keys of the demonstrations, then of query tokens. Shape `[N, d_k]`.
-    values: their values. Shape `[N, d_v]`.
-    num_query_tokens: how many of the last are the query's, from 1 to `N - 1`.
+  Rows are those of the demonstrations, then the `num_query_tokens` of the
+  query, from 1 to `N - 1`.
   """
   _validate.at_least(1, num_query_tokens=num_query_tokens)
   _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
@@ -184,8 +177,7 @@ def momentum_values(
   on.
   """
   _validate.below_one(decay=decay)
-  if mask is not None:
-    values = jnp.where(mask[:, None], values, 0)
+  values = moments.visible(values, mask)
   factor = jnp.asarray(decay, values.dtype)
 
   def step(average, value):

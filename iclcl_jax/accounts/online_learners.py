@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, losses
+from iclcl_jax import _validate, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.precision import widened
@@ -246,9 +246,8 @@ def softmax_recurrence(
   zeros.
   """
   lowest = jnp.finfo(keys.dtype).min
-  if mask is not None:  # A masked NaN would return in the gradient.
-    keys = jnp.where(mask[:, None], keys, 0)
-    values = jnp.where(mask[:, None], values, 0)
+  # A masked NaN would return in the gradient.
+  keys, values = moments.visible(keys, mask), moments.visible(values, mask)
   scores = keys @ query / query.shape[0] ** 0.5
   scores = scores if mask is None else jnp.where(mask, scores, lowest)
 

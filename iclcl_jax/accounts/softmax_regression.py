@@ -275,11 +275,8 @@ def log_published_bound(
   r"""Returns `log M` of the published `M = n^1.5 exp(10 R^2)`.
 
   The published theorem moves the target by at most `M` times the size of the
-  move of weights or of data; `M` itself overflows float32 at radius 3.
-
-  Args:
-    num_words: `n`.
-    radius: bound `R` on the norms of the document and of the weights.
+  move of weights or of data; `M` itself overflows float32 at radius 3, a bound
+  on the norms of the document and of the weights.
 
   Example:
     >>> float(log_published_bound(1, 2.0))
@@ -298,8 +295,6 @@ def log_chained_bound(
 
   It bounds the same ratio, from the norms of `exp(A x)`, their differences and
   a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.
-
-  Takes what `log_published_bound` takes, a positive radius.
   """
   _validate.at_least(1, num_words=num_words)
   _validate.non_negative(radius=radius)

@@ -74,9 +74,6 @@ def init_network(
 
   Returns:
     Matrices `[d_out, d_in + 1]`, entries of variance `2 / d_in`, biases 0.
-
-  Raises:
-    ValueError: if there are fewer than two widths.
   """
   _validate.check_float_dtype('dtype', dtype)
   if len(widths) < 2:
@@ -105,8 +102,6 @@ def layer_inputs(
   """Runs the network on one example.
 
   Args:
-    params: the network.
-    inputs: one example. Shape `[d]`.
     nudges: what is added to the output of each layer; None for nothing. The
       gradient with respect to them are the error signals.
 

@@ -43,10 +43,9 @@ def softmax_attention(
   References:
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
-  keys, values = jnp.asarray(keys), jnp.asarray(values)
-  if mask is not None:  # A masked NaN would return in the gradient.
-    keys = jnp.where(mask[:, None], keys, 0)
-    values = jnp.where(mask[:, None], values, 0)
+  # A masked NaN would return in the gradient.
+  keys = moments.visible(jnp.asarray(keys), mask)
+  values = moments.visible(jnp.asarray(values), mask)
   exponent = product(keys, jnp.asarray(query)) / query.shape[0] ** 0.5
   if mask is not None:
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
@@ -256,9 +255,7 @@ def scores(
 
 def _sums(weights, values, mask):
   """Returns `sum_i s_i v_i` and `sum_i s_i`."""
-  values = jnp.asarray(values)
-  if mask is not None:
-    values = jnp.where(mask[:, None], values, 0)
+  values = moments.visible(jnp.asarray(values), mask)
   return product(values.T, weights), jnp.sum(weights)
 
 

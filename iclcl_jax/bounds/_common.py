@@ -126,13 +126,6 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
   return jnp.log(number).astype(dtype)
 
 
-def visible(
-  rows: Float[Array, 'N d'], mask: Mask | None
-) -> Float[Array, 'N d']:
-  """Returns the rows, zeros where the mask is False."""
-  return rows if mask is None else jnp.where(mask[:, None], rows, 0)
-
-
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
   """Returns the log of each row's norm; no square under- or overflows."""
   top = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, moments
 from iclcl_jax._door import eager_door
 from iclcl_jax.bounds._common import (
   CHUNK_SIZE,
@@ -18,7 +18,6 @@ from iclcl_jax.bounds._common import (
   count,
   log_norm,
   log_positive,
-  visible,
 )
 from iclcl_jax.bounds._norms import log_norms, log_trace, wide_log_diagonal
 from iclcl_jax.precision import accumulation_dtype
@@ -54,7 +53,7 @@ def rademacher_bound(
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)
   diagonal = wide_log_diagonal(phi, keys, mask, chunk_size)
-  lengths = log_norm(visible(values, mask).astype(dtype))
+  lengths = log_norm(moments.visible(values, mask).astype(dtype))
   size = count(values, mask)
   rank = jnp.minimum(values.shape[1], size)
   if _validate.is_feature_map(phi):
@@ -210,9 +209,7 @@ def one_sided_bound(
   The supremum of `L - L_hat` is a norm (`gap_supremum`), so no symmetrisation
   is needed; the first term alone bounds its expectation.
 
-  Args:
-    second_moment: :math:`E[|v|^2 k(k,k)] > 0`.
-    num_demonstrations: demonstrations `N`.
+  The `second_moment` is :math:`E[|v|^2 k(k,k)] > 0`.
 
   Example:
     >>> bound = one_sided_bound(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
-from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, log_norm, visible
+from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, log_norm
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
@@ -49,7 +49,7 @@ def wide_log_diagonal(
       top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
     )
 
-  logs = moments.map_chunks(one, visible(keys, mask), chunk_size)
+  logs = moments.map_chunks(one, moments.visible(keys, mask), chunk_size)
   return logs if mask is None else jnp.where(mask, logs, -jnp.inf)
 
 
@@ -118,7 +118,7 @@ def log_norms(
   if not _validate.is_feature_map(phi):
     chunks = _chunks(keys, values.astype(dtype), mask, chunk_size)
     return _kernel_norms(phi, chunks, labels_fn, num_sums, ball)
-  log_top, values = _split_scale(visible(values, mask).astype(dtype))
+  log_top, values = _split_scale(moments.visible(values, mask).astype(dtype))
   chunks = _chunks(keys, values, mask, chunk_size)
   unit_phi = _UnitFeatures(phi)
 
@@ -234,7 +234,7 @@ def _cosines(kernel, chunk, norm, other, other_norm):
 
 def _chunks(keys, values, mask, chunk_size: int):
   """Splits row numbers, keys, values and mask into chunks `[n, c, ...]`."""
-  keys, values = visible(keys, mask), visible(values, mask)
+  keys, values = moments.visible(keys, mask), moments.visible(values, mask)
   size = keys.shape[0]
   chunk_size = min(chunk_size, size)
   padding = -size % chunk_size

@@ -15,7 +15,6 @@ from iclcl_jax.bounds._common import (
   compiled_of_logarithms,
   count,
   log_positive,
-  visible,
 )
 from iclcl_jax.bounds._norms import log_norms, state_norms
 from iclcl_jax.precision import accumulation_dtype
@@ -52,7 +51,7 @@ def mean_embedding(
   """
   _validate.at_least(1, chunk_size=chunk_size)
   values, size = jnp.asarray(values), count(values, mask)
-  labels = (visible(values, mask).astype(size.dtype) / size).astype(
+  labels = (moments.visible(values, mask).astype(size.dtype) / size).astype(
     values.dtype
   )
   form, keys = forms.form_of(phi), jnp.asarray(keys)
@@ -75,9 +74,8 @@ def gap_supremum(
   .. math:: \sup_{|W| \le w} (L - \hat L)
      = w\,\Bigl|E[v\,\phi(k)^\top] - \frac1N\sum_i v_i\,\phi(k_i)^\top\Bigr|_*
 
-  Args:
-    population: the `mean_embedding` of the distribution, or of a large sample.
-    sample: that of the demonstrations.
+  Both are a `mean_embedding`: of the distribution, or of a large sample, and of
+  the demonstrations.
 
   Example:
     >>> phi = features.IdentityFeatures()
@@ -139,10 +137,12 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
   def predict(key):
     return dual.predict(phi, state, key, normaliser=one)
 
-  predictions = moments.map_chunks(predict, visible(keys, mask), chunk_size)
+  predictions = moments.map_chunks(
+    predict, moments.visible(keys, mask), chunk_size
+  )
   dtype = accumulation_dtype(values.dtype)
   return jnp.sum(
-    visible(values, mask).astype(dtype) * predictions.astype(dtype)
+    moments.visible(values, mask).astype(dtype) * predictions.astype(dtype)
   )
 
 

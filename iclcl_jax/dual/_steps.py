@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, coefficients, losses
+from iclcl_jax import _validate, coefficients, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.forms import form_of, see
@@ -111,9 +111,9 @@ def one_step(
     [0.5, 0.5]
   """
   _validate.non_negative(learning_rate=learning_rate)
-  form, labels = form_of(phi, state), jnp.asarray(values)
-  if mask is not None:  # A masked NaN would return in the gradient.
-    labels = jnp.where(mask[:, None], labels, 0)
+  form = form_of(phi, state)
+  # A masked NaN would return in the gradient.
+  labels = moments.visible(jnp.asarray(values), mask)
   labels = jnp.asarray(learning_rate, labels.dtype) * labels
   if chunk_size is None:
     return form.absorb(phi, state, keys, labels, mask)

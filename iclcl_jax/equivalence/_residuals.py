@@ -15,6 +15,7 @@ from iclcl_jax import (
   kernels,
   losses,
   modified,
+  moments,
   precision,
 )
 from iclcl_jax._door import eager_door
@@ -271,9 +272,7 @@ def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
 
 def _amounts(theorem: Theorem) -> Float[Array, 'N d_v']:
   """Returns the size of what each token adds to the sums."""
-  values = widen(jnp.asarray(theorem.values))
-  if theorem.mask is not None:
-    values = jnp.where(theorem.mask[:, None], values, 0)
+  values = moments.visible(widen(jnp.asarray(theorem.values)), theorem.mask)
   if theorem.is_linear:
     return jnp.abs(values)
   labels = theorem.implied.labels(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
+from iclcl_jax import _validate, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
@@ -123,10 +123,7 @@ def visible_rows(
   Values are widened to float32 at least: modifications add them up.
   """
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
-  if mask is None:
-    return keys, values
-  keys, values = (jnp.where(mask[:, None], x, 0) for x in (keys, values))
-  return keys, values
+  return moments.visible(keys, mask), moments.visible(values, mask)
 
 
 def check_query_side(num_query_tokens: int, size: int) -> None:

@@ -119,8 +119,7 @@ class LossAttention(Attention):
     slopes = self._labels(predictions, values[:size], mask, normaliser)
     kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
     labels = jnp.concatenate([slopes, kept])
-    labels = labels if mask is None else jnp.where(mask[:, None], labels, 0)
-    return cast_like(labels, original)
+    return cast_like(moments.visible(labels, mask), original)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
     labels = self._labels_from_zero(keys, values, mask)

@@ -268,8 +268,7 @@ def _looking_at_all(phi, keys, mask):
   key_scale, key_features = moments.scaled_rows(phi, keys, mask)
   feature_scale = moments.largest(key_scale, axis=0)
   key_features = jnp.exp(key_scale - feature_scale[None]) * key_features
-  if mask is not None:
-    key_features = jnp.where(mask[:, None], key_features, 0)
+  key_features = moments.visible(key_features, mask)
 
   def look(query, _):
     query_scale, query_features = moments.scaled(phi, query)

@@ -124,12 +124,7 @@ def construct_copy(
 
 @door
 def widen(layer: SelfAttention, width: int) -> SelfAttention:
-  """Adds columns in front of the tokens, which the layer does not touch.
-
-  Args:
-    layer: a layer for tokens of width `D`.
-    width: number of new columns, if any, such as those of positions.
-  """
+  """Adds so many columns, of positions say, which the layer does not touch."""
   _validate.at_least(0, width=width)
   front = (0, 0), (width, 0), (0, 0)
   queries, keys, values = (jnp.pad(w, front) for w in layer[:3])

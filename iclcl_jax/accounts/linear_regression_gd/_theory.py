@@ -140,9 +140,8 @@ def fit_learning_rate(
 
   .. math:: \eta^* = \langle t, p\rangle / \langle p, p\rangle
 
-  Args:
-    directions: predictions `p` after a step of size 1. Shape `[B, d_y]`.
-    targets: labels `t` of the queries. Shape `[B, d_y]`.
+  The directions `p` are predictions after a step of size 1, the targets `t`
+  labels of the queries.
 
   Raises:
     ValueError: if all directions are 0 (NaN under `jit`).
