@@ -164,3 +164,61 @@ def test_layers_that_differ_are_one_compiled_layer():
   model = families.model_of('smollm3')
   text = jax.jit(pretrained.logits).lower(model, tokens_of()).as_text()
   assert text.count('stablehlo.while') == 1
+
+
+LABELS = [np.array([3, 9, 4]), np.array([7]), np.array([12, 1])]
+
+
+def behind(tokens, ids):
+  """The prompt with a label behind it, and where each of its ids is read."""
+  whole = jnp.concatenate([tokens, jnp.asarray(ids, tokens.dtype)])
+  return whole, len(tokens) - 1 + np.arange(len(ids))
+
+
+@pytest.mark.parametrize('name', ['gemma2', 'qwen3'])
+def test_scores_of_labels_are_those_of_their_tokens(name):
+  model, tokens = families.model_of(name), tokens_of()
+  padded = jnp.concatenate([jnp.zeros(2, 'int32'), tokens])
+  mask = jnp.arange(len(padded)) > 1
+  found = pretrained.score_labels(model, padded, LABELS, mask=mask)
+  for ids, total, mean in zip(LABELS, *found, strict=True):
+    whole, places = behind(tokens, ids)
+    logs = jax.nn.log_softmax(jax.jit(pretrained.logits)(model, whole))
+    np.testing.assert_allclose(total, np.sum(logs[places, ids]), rtol=1e-9)
+    np.testing.assert_allclose(mean, np.mean(logs[places, ids]), rtol=1e-9)
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_attribution_of_strings_sums_to_their_logits(side):
+  model, tokens = families.model_of('smollm3'), tokens_of()
+  blank = jnp.zeros(2, 'int32')
+  parts = (blank, tokens) if side == 'left' else (tokens, blank)
+  mask = np.arange(SIZE + 2) > 1 if side == 'left' else np.arange(13) < SIZE
+  segments = np.full(SIZE + 2, -1)
+  segments[mask] = SEGMENTS
+  found = attribution.attribute(
+    model, jnp.concatenate(parts), jnp.asarray(segments), LABELS[0], LABELS[1],
+    num_segments=3, mask=jnp.asarray(mask),
+  )  # fmt: skip
+  expected = 0.0
+  for sign, ids in ((1, LABELS[0]), (-1, LABELS[1])):
+    whole, places = behind(tokens, ids)
+    scores = jax.jit(pretrained.logits)(model, whole)
+    centred = scores - np.mean(scores, axis=1, keepdims=True)
+    expected += sign * np.sum(centred[places, ids])
+  np.testing.assert_allclose(found.total, expected, rtol=1e-9)
+  np.testing.assert_allclose(found.logit_difference, expected, rtol=1e-9)
+
+
+def test_labels_that_do_not_fit_are_named():
+  model, tokens = families.model_of('qwen3'), tokens_of()
+  for labels in ([], [np.array([], int)], [3]):
+    with pytest.raises(ValueError, match='expected at least one label'):
+      pretrained.score_labels(model, tokens, labels)
+  with pytest.raises(ValueError, match='holds the id 61'):
+    pretrained.score_labels(model, tokens, [np.array([61])])
+  with pytest.raises(ValueError, match='position is 3 for a label of several'):
+    attribution.attribute(
+      model, tokens, jnp.asarray(SEGMENTS), LABELS[0], 3,
+      num_segments=3, position=3,
+    )  # fmt: skip

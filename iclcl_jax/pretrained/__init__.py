@@ -9,9 +9,11 @@ padding, which may be on either side and which positions do not count, and
 from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
 from iclcl_jax.pretrained._decoding import (
   KeyValueCache as KeyValueCache,
+  LabelScores as LabelScores,
   decode_step as decode_step,
   generate as generate,
   prefill as prefill,
+  score_labels as score_labels,
 )
 from iclcl_jax.pretrained._load import (
   Pretrained as Pretrained,

@@ -1,6 +1,7 @@
 """Greedy decoding with cached keys and values."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,6 +175,76 @@ def generate(
   )
   last = jnp.argmax(scores).astype(tokens.dtype)
   return jnp.concatenate([generated, last[None]])
+
+
+class LabelScores(NamedTuple):
+  """How likely each of several texts is behind a prompt.
+
+  Attributes:
+    total: log-probability of each text, the sum over its tokens. Shape `[K]`.
+    mean: the same for a token of it. Shape `[K]`.
+  """
+
+  total: Float[Array, ' K']
+  mean: Float[Array, ' K']
+
+
+@door
+def score_labels(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  labels: Sequence[Any],
+  *,
+  mask: Bool[Array, ' N'] | None = None,
+) -> LabelScores:
+  """Scores the texts that may stand behind a prompt, of any length each.
+
+  The prompt is read once.
+
+  Args:
+    model: a causal language model.
+    tokens: ids of the prompt. Shape `[N]`.
+    labels: ids `[T]` of each text, as `tokenizer.label_ids(' very good')`.
+    mask: tokens that are no padding. Shape `[N]`.
+
+  Returns:
+    The log-probabilities.
+
+  Raises:
+    ValueError: as `generate`; if there is no label, or one has no token.
+  """
+  sizes = [np.shape(ids)[0] if np.ndim(ids) == 1 else 0 for ids in labels]
+  if not sizes or min(sizes) == 0:
+    raise ValueError(
+      f'labels have {sizes} tokens; expected at least one label, each an array '
+      "of its ids, such as tokenizer.label_ids(' very good')."
+    )
+  longest = max(sizes)
+  for ids in labels:
+    _model.check_ids(model, ids)
+  padded = jnp.stack(
+    [
+      jnp.pad(jnp.asarray(x, tokens.dtype), (0, longest - len(x)))
+      for x in labels
+    ]
+  )
+  scores, cache = prefill(
+    model, tokens, cache_length=tokens.shape[0] + longest - 1, mask=mask
+  )
+  start = jnp.sum(cache.mask, dtype=cache.positions.dtype)
+  positions = start + jnp.arange(longest - 1, dtype=start.dtype)
+
+  def score(ids, size):
+    logits = scores[None]
+    if longest > 1:
+      valid = jnp.ones(longest - 1, bool)
+      states, _ = _extend(model, cache, ids[:-1], positions, valid)
+      logits = jnp.concatenate([logits, _model.unembed(model, states)])
+    found = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, None], 1)
+    return jnp.sum(jnp.where(jnp.arange(longest) < size, found[:, 0], 0))
+
+  total = jax.vmap(score)(padded, jnp.array(sizes))
+  return LabelScores(total, total / jnp.array(sizes, total.dtype))
 
 
 def _empty_cache(model: LanguageModel, num_slots: int) -> KeyValueCache:

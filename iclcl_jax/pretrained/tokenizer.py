@@ -120,6 +120,19 @@ class Tokenizer:
     offsets = self._encoding(text).offsets
     return np.asarray(offsets, np.int32).reshape(-1, 2)
 
+  def label_ids(self, text: str) -> np.ndarray:
+    """Returns the ids of a text that continues another, such as a label.
+
+    Args:
+      text: the text; a label within a line usually begins with a space.
+
+    Returns:
+      The ids, int32, without what the model expects around a text. Shape
+      `[T]`.
+    """
+    ids = self._encoding(text, add_special_tokens=False).ids
+    return np.asarray(ids, np.int32)
+
   def single_id(self, text: str) -> int:
     """Returns the id of a text that is one token, such as a label.
 
@@ -129,15 +142,15 @@ class Tokenizer:
     Raises:
       ValueError: if the text is more than one token, or empty.
     """
-    encoding = self._encoding(text, add_special_tokens=False)
-    if len(encoding.ids) != 1:
+    ids = self.label_ids(text)
+    if len(ids) != 1:
       raise ValueError(
-        f'{text!r} is {len(encoding.ids)} tokens '
-        f'({[self.token(index) for index in encoding.ids]}); expected one. '
+        f'{text!r} is {len(ids)} tokens '
+        f'({[self.token(index) for index in ids]}); expected one. '
         'Choose a word that is one token, often with a space before it, as '
         "' Positive'."
       )
-    return int(encoding.ids[0])
+    return int(ids[0])
 
   def token(self, index: int) -> str:
     """Returns the text of one token, `�` for a part of a character."""

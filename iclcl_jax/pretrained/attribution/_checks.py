@@ -79,9 +79,10 @@ def check_labels(
   """Checks two token ids."""
   _model.check_head(model)
   expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
-  for name, value in (('label', label), ('other_label', other_label)):
-    _check_index(name, value, model.vocabulary_size, expected)
-  _validate.look(_check_differ, label, other_label)
+  _check_index('label', label, model.vocabulary_size, expected)
+  if other_label is not None:
+    _check_index('other_label', other_label, model.vocabulary_size, expected)
+    _validate.look(_check_differ, label, other_label)
 
 
 def _check_differ(label: Any, other_label: Any) -> None:

@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import transformer
@@ -16,6 +17,8 @@ from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.types import Array, Bool, Float
+
+Label: TypeAlias = 'int | Int[Array, ""] | Int[Array, " T"]'
 
 
 class LogitAttribution(NamedTuple):
@@ -35,7 +38,8 @@ class LogitAttribution(NamedTuple):
       seen the demonstration, to first order: gates, normalisations and all
       other heads stay as they are. Shape `[L, H, S]`.
     directions: what turns a vector in the residual stream, added by the heads
-      of a layer, into a part of the difference. Shape `[L, d_model]`.
+      of a layer, into a part of the difference; None for a string. Shape
+      `[L, d_model]`.
     cap_slopes: derivatives of the capped logits of both labels with respect to
       those that are attributed; None without a cap. Shape `[2]`.
   """
@@ -47,7 +51,7 @@ class LogitAttribution(NamedTuple):
   biases: Float[Array, ' L']
   final_bias: Float[Array, '']
   removal_effects: Float[Array, 'L H S']
-  directions: Float[Array, 'L d_model']
+  directions: Float[Array, 'L d_model'] | None
   cap_slopes: Float[Array, ' 2'] | None = None
 
   @property
@@ -67,7 +71,7 @@ def direct_logit_attribution(
   model: LanguageModel,
   readings: HeadReadings,
   label: int | Int[Array, ''],
-  other_label: int | Int[Array, ''],
+  other_label: int | Int[Array, ''] | None,
 ) -> LogitAttribution:
   r"""Splits the difference of two logits over layers, heads and segments.
 
@@ -81,7 +85,8 @@ def direct_logit_attribution(
     model: the model that gave the readings.
     readings: of one position.
     label: token id whose logit counts.
-    other_label: token id whose logit is subtracted.
+    other_label: token id whose logit is subtracted; None for the mean of all
+      logits.
 
   Raises:
     ValueError: if the model has no head, or a label is not in the vocabulary.
@@ -124,8 +129,8 @@ def attribute(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
   segment_ids: Int[Array, ' N'],
-  label: int | Int[Array, ''],
-  other_label: int | Int[Array, ''],
+  label: Label,
+  other_label: Label,
   *,
   num_segments: int,
   position: int | Int[Array, ''] | None = None,
@@ -133,11 +138,24 @@ def attribute(
 ) -> LogitAttribution:
   """Attributes a difference of two logits to heads and demonstrations.
 
-  It is `read_heads`, then `direct_logit_attribution`.
+  It is `read_heads`, then `direct_logit_attribution`. For a label of several
+  tokens it is the sum over them, each read behind the prompt and the tokens
+  before it, of its logit less the mean of all logits.
 
-  Takes what `read_heads` and `direct_logit_attribution` take, and raises
-  `ValueError` as they do.
+  Takes what `read_heads` and `direct_logit_attribution` take, labels of several
+  tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
+  if np.ndim(label) or np.ndim(other_label):
+    if position is not None:
+      raise ValueError(
+        f'position is {position!r} for a label of several tokens; expected '
+        'None: each token is read behind the ones before it.'
+      )
+    first, second = (
+      _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
+      for ids in (label, other_label)
+    )
+    return jax.tree.map(jnp.subtract, first, second)
   _checks.check_labels(model, label, other_label)
   readings = read_heads(
     model,
@@ -148,6 +166,31 @@ def attribute(
     mask=mask,
   )
   return direct_logit_attribution(model, readings, label, other_label)
+
+
+def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
+  """Attributes the logits of a string, each less the mean of all logits."""
+  ids = jnp.atleast_1d(jnp.asarray(ids, tokens.dtype))
+  size, rest = len(tokens), len(ids) - 1
+  valid = jnp.ones(size, bool) if mask is None else mask
+  places = jnp.arange(size, size + rest)
+  places = jnp.append(_model.last_valid(tokens, mask), places)
+
+  def attribute_token(place):
+    position, label = place
+    readings = read_heads(
+      model,
+      jnp.concatenate([tokens, ids[:rest]]),
+      jnp.pad(segment_ids, (0, rest), constant_values=-1),
+      num_segments=num_segments,
+      position=position,
+      mask=jnp.pad(valid, (0, rest), constant_values=True),
+    )
+    found = direct_logit_attribution(model, readings, label, None)
+    return found._replace(directions=None, cap_slopes=None)
+
+  parts = jax.lax.map(attribute_token, (places, ids))
+  return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
 
 
 @door
@@ -227,16 +270,20 @@ def logit_differences_without(
 
 def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   """Returns the difference of two logits as a linear function of the state."""
-  if model.head is None:
-    return model.embedding[label] - model.embedding[other_label], 0.0
-  weight, bias = model.head
-  row = weight[:, label] - weight[:, other_label]
-  return row, 0.0 if bias is None else bias[label] - bias[other_label]
+  weight, bias = model.head or (model.embedding.T, None)
+
+  def other(array):
+    if other_label is None:
+      return jnp.mean(array, axis=-1)
+    return array[..., other_label]
+
+  row = weight[:, label] - other(weight)
+  return row, 0.0 if bias is None else bias[label] - other(bias)
 
 
 def _cap_slopes(model, state, label, other_label) -> Array | None:
   """Returns the derivatives of capped logits with respect to plain ones."""
-  if model.logit_cap is None:
+  if model.logit_cap is None or other_label is None:
     return None
   capped = _model.unembed(model, state[None])[
     0, jnp.stack([label, other_label])
