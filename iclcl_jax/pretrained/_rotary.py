@@ -57,7 +57,7 @@ def read_rotary(
   width: int,
   *,
   base: float = 1e4,
-  partial: float = 1.0,
+  partial: float | None = None,
   settings: Mapping[str, Any] | None = None,
 ) -> Rotary:
   """Reads the only rotation of a model, for heads of a width.
@@ -66,7 +66,8 @@ def read_rotary(
     config: of the model.
     width: of a head.
     base: the number `b` where the config does not say.
-    partial: the rotated part of a head where the config does not say.
+    partial: the rotated part of a head where the settings do not say; None for
+      a family that always rotates all of it.
     settings: the rescaling where the config does not say.
   """
   new = _object(config, 'rope_parameters')
@@ -81,7 +82,7 @@ def rotary_of(
   width: int,
   *,
   base: float,
-  partial: float = 1.0,
+  partial: float | None = None,
   base_name: str = 'rope_theta',
 ) -> Rotary:
   """Makes a rotation of its settings; others are read from the config."""
@@ -100,13 +101,13 @@ def rotary_of(
     )
   base = next((x for x in stated if x is not None), base)
   check_number('the base of the rotary positions', base, int | float, 'b >= 1')
-  parts = [settings.get('partial_rotary_factor')]
-  parts.append(config.get('partial_rotary_factor'))
-  partial = next((x for x in parts if x is not None), partial)
-  check_number(
-    'partial_rotary_factor', partial, int | float, 'a part of a head'
-  )
-  rotated = int(width * partial)
+  name = 'partial_rotary_factor'
+  if partial is None:
+    config.require(name, 1.0)
+    Config(settings).require(name, 1.0)
+  part = settings.get(name, partial) or 1.0
+  check_number(name, part, int | float, 'a part of a head')
+  rotated = int(width * part)
   if rotated % 2 or not 2 <= rotated <= min(width, _WIDEST):
     raise ValueError(
       f'{rotated} of the {width} coordinates of a head are rotated; expected '

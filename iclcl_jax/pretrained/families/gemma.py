@@ -28,6 +28,7 @@ def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   config = decoder.config
   window = _decoder.window_of(decoder, 4096)
+  config.require('attn_logit_softcapping')
   pattern = config.count('sliding_window_pattern', 6)
   config.get('_sliding_window_pattern')  # A copy for files with layer_types.
   local = _decoder.local_layers(decoder, lambda i: (i + 1) % pattern != 0)
@@ -45,6 +46,11 @@ def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     **new.get('full_attention', {}),
     **old,
   }
+  if old and 'rope_type' not in far:
+    raise ValueError(
+      f"config['rope_scaling'] is {old!r} without a "
+      "'rope_type', which others ignore; expected one, or null."
+    )
   near = new.get('sliding_attention', {})
   layers = {
     False: Layer(rotation=rotary_of(config, far, decoder.d_k, base=1e6)),

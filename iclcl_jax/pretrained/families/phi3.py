@@ -12,7 +12,8 @@ from iclcl_jax.transformer import Layer, Linear
 def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `phi3` (Abdin et al., arXiv:2404.14219)."""
   decoder = _decoder.open_decoder(checkpoint, dtype)
-  rotation = _decoder.rotation_of(decoder)
+  part = decoder.config.get('partial_rotary_factor', 1.0)
+  rotation = _decoder.rotation_of(decoder, partial=part)
   window = _decoder.window_of(decoder)
   return _decoder.language_model(
     decoder,
