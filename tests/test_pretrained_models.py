@@ -324,7 +324,7 @@ UNSCALED = {'rope_parameters': None}
     ('llama', UNSCALED | {'rope_scaling': {'type': 'mrope'}}, "'mrope'"),
     ('llama', UNSCALED | {'rope_scaling': {'mrope_section': [1]}},
      "rotary setting 'mrope_section' is"),
-    ('llama', {'partial_rotary_factor': 0.4}, 'coordinates of a head are'),
+    ('llama', {'partial_rotary_factor': 0.4}, 'only 1.0 is'),
     ('llama', {'rope_theta': 7.0}, 'rotary positions is .* in one place and'),
     ('llama', {'logit_scale': 2.0}, r"'logit_scale'\] is 2.0, a setting that"),
     ('llama', UNSCALED | {'rope_scaling': 'linear'}, 'rotary positions'),

@@ -162,8 +162,9 @@ def model_residuals(
     measured = jnp.where(valid[None, None], measured, 0)
     return (forward, chain), (measured[0], measured[1], error)
 
-  blocks = transformer.with_constants(architecture, blocks)
-  streams, measured = jax.lax.scan(step, (x, x), blocks)
+  streams, measured = transformer.scan_blocks(
+    architecture, blocks, step, (x, x)
+  )
   return ModelResiduals(
     closed_form=measured[0],
     autodiff=measured[1],

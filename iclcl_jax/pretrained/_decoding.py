@@ -278,9 +278,8 @@ def _extend(
   )
   architecture = model.architecture
 
-  def layer(carry, inputs):
+  def layer(carry, block, index):
     stream, keys, values = carry
-    block, index = inputs
     new = transformer.heads(architecture, block, stream, positions=positions)
     keys = _write(keys, new.keys[None], index, 0, start, 0)
     values = _write(values, new.values[None], index, 0, start, 0)
@@ -295,10 +294,12 @@ def _extend(
     return (stream, keys, values), None
 
   stream = _model.embed_at(model, tokens, positions)
-  blocks = transformer.with_constants(architecture, model.blocks)
-  layers = blocks, jnp.arange(model.num_layers, dtype=start.dtype)
-  (stream, keys, values), _ = jax.lax.scan(
-    layer, (stream, cache.keys, cache.values), layers
+  (stream, keys, values), _ = transformer.scan_blocks(
+    architecture,
+    model.blocks,
+    layer,
+    (stream, cache.keys, cache.values),
+    jnp.arange(model.num_layers, dtype=start.dtype),
   )
   cache = cache._replace(keys=keys, values=values)
   return _model.normalise(model, model.final_norm, stream), cache

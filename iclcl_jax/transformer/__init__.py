@@ -74,5 +74,6 @@ from iclcl_jax.transformer._types import (
   Rotary as Rotary,
   check_blocks as check_blocks,
   gated as gated,
+  scan_blocks as scan_blocks,
   with_constants as with_constants,
 )

@@ -213,7 +213,7 @@ def apply_blocks(
     )
     return stream, None
 
-  return jax.lax.scan(step, x, _types.with_constants(architecture, blocks))[0]
+  return _types.scan_blocks(architecture, blocks, step, x)[0]
 
 
 def feed_forward(

@@ -295,4 +295,4 @@ def apply_blocks_dual(
     )
     return stream, None
 
-  return jax.lax.scan(step, x, _types.with_constants(architecture, blocks))[0]
+  return _types.scan_blocks(architecture, blocks, step, x)[0]

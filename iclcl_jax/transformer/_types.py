@@ -299,6 +299,35 @@ def with_constants(architecture: Architecture, blocks: Block) -> Block:
   )
 
 
+def scan_blocks(
+  architecture: Architecture,
+  blocks: Block,
+  step: Callable[..., Any],
+  carry: Any,
+  *rows: Any,
+  reverse: bool = False,
+) -> tuple[Any, Any]:
+  """Scans over a stack of blocks: one compiled block, whatever they have.
+
+  Args:
+    architecture: of the blocks.
+    blocks: the parameters, with a leading axis `L`.
+    step: `(carry, block, *row) -> (carry, result)`.
+    carry: what the first step takes.
+    *rows: arrays with a leading axis `L`, or trees of them.
+    reverse: whether the last block comes first.
+
+  Returns:
+    The last carry, and the results with a leading axis `L`.
+  """
+  def body(carry, inputs):
+    block, *row = inputs
+    return step(carry, block, *row)
+
+  inputs = (with_constants(architecture, blocks), *rows)
+  return jax.lax.scan(body, carry, inputs, reverse=reverse)
+
+
 def constants_of(architecture: Architecture, block: Block) -> Constants:
   """Returns the numbers of a block: its own, or those of the only layer."""
   if block.constants is not None:

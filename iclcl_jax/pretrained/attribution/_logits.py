@@ -297,9 +297,7 @@ def _carry_back(
   """Carries the direction through the blocks, from the last to the first."""
   architecture = model.architecture
 
-  def step(above, layer):
-    block, point, outputs, removed = layer
-
+  def step(above, block, point, outputs, removed):
     def through(apply):
       return _transpose(
         functools.partial(apply, architecture, block, point), above
@@ -318,13 +316,10 @@ def _carry_back(
       label,
     )
 
-  layers = (
-    model.blocks,
-    readings.points,
-    readings.outputs,
-    readings.removed_outputs,
+  layers = readings.points, readings.outputs, readings.removed_outputs
+  return transformer.scan_blocks(
+    architecture, model.blocks, step, direction, *layers, reverse=True
   )
-  return jax.lax.scan(step, direction, layers, reverse=True)
 
 
 def _transpose(linear_fn: Callable[[Array], Array], row: Array) -> Array:

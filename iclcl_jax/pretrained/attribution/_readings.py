@@ -134,8 +134,7 @@ def scan_layers(
     return transformer.complete(architecture, block, x, outputs), reading
 
   x = _model.embed_at(model, tokens, positions)
-  blocks = transformer.with_constants(architecture, model.blocks)
-  return jax.lax.scan(step, x, blocks)
+  return transformer.scan_blocks(architecture, model.blocks, step, x)
 
 
 def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
