@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import subprocess
 import sys
 
 import jax
@@ -212,3 +213,14 @@ def test_the_peer_of_the_language_model_makes_the_same_pass(
   assert [goal.row()['met'] for goal in found.goals] == [None, None]
   assert found.seconds == {}
   assert '--no-deps' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_memory_of_a_model_is_measured():
+  command = [sys.executable, '-m', 'experiments.benchmark.size']
+  result = subprocess.run(
+    [*command, '--num_layers=2', '--width=256'],
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert result.stdout.count('x the parameters') == 6
+  assert result.stdout.count('precision-limited') == 2

@@ -25,6 +25,7 @@ ROWS = [
     ('docs/accounts.md', 5),
     ('docs/equations.md', 20),
     ('docs/frameworks.md', 20),
+    ('docs/models.md', 10),
     ('docs/devices.md', 15),
   ],
 )
@@ -82,6 +83,7 @@ def test_equation_names_tests_and_functions_that_exist(row):
     'docs/architecture.md',
     'docs/devices.md',
     'docs/equations.md',
+    'docs/models.md',
   ],
 )
 def test_relative_links_lead_somewhere(path):

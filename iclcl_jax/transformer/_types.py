@@ -320,6 +320,7 @@ def scan_blocks(
   Returns:
     The last carry, and the results with a leading axis `L`.
   """
+
   def body(carry, inputs):
     block, *row = inputs
     return step(carry, block, *row)
