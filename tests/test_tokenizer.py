@@ -9,8 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 from iclcl_jax import pretrained
+from iclcl_jax.pretrained._gguf_tokenizer import tokenizer_of
 from iclcl_jax.pretrained.gguf import open_gguf
-from iclcl_jax.pretrained.tokenizer import tokenizer_of
 from tests import pretrained_files as files
 
 END, START = 0, 1

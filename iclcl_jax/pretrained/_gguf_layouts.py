@@ -17,6 +17,9 @@ _HARMLESS = (
   *('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.'),
   'mradermacher.',
 )
+# Entries whose zero says that there is no such thing.
+_NONE = """attention.clamp_kqv attention.max_alibi_bias attention.scale
+attention.sliding_window expert_count expert_used_count"""
 
 
 class Entries:
@@ -78,17 +81,11 @@ class Entries:
     """Raises `ValueError` for what may change the arithmetic unseen."""
     width = base['hidden_size'] // base['num_attention_heads']
     width = config.get('head_dim', width)
-    neutral = {
+    neutral = dict.fromkeys(_NONE.split(), (0,)) | {
       'attention.causal': (config['model_type'] != 'bert',),
-      'attention.clamp_kqv': (0,),
       'attention.head_count_kv': (base['num_attention_heads'],),
-      'attention.max_alibi_bias': (0,),
-      'attention.scale': (0,),
-      'attention.sliding_window': (0,),
       'attention.key_length': (width,),
       'attention.value_length': (width,),
-      'expert_count': (0,),
-      'expert_used_count': (0,),
       'logit_scale': (0, 1),
       'pooling_type': (0, 1, 2, 3),  # Of the states, which are handed out.
       'rope.dimension_count': (width,),
@@ -149,8 +146,7 @@ class Entries:
       raise ValueError(
         f'{self._path}: the rotary positions are rescaled by {kind!r} with the '
         f'factor {factor} and {tensors} for each frequency; expected linear, '
-        'yarn, or factors alone. Read the model from its Hugging Face '
-        'directory.'
+        'yarn, or factors alone. Read the Hugging Face directory instead.'
       )
     if kind == 'none' or factor == 1:
       return rope
@@ -324,11 +320,6 @@ def _minus_one(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
   return array - 1 if kind.endswith('norm.weight') else array
 
 
-def _as_stored(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
-  del kind, base
-  return array
-
-
 class Layout(NamedTuple):
   """How one architecture is stored.
 
@@ -345,7 +336,7 @@ class Layout(NamedTuple):
 
   settings: Callable[[Entries, Config], Config]
   names: str
-  undo: Callable[[str, np.ndarray, Config], np.ndarray] = _as_stored
+  undo: Callable[[str, np.ndarray, Config], np.ndarray] | None = None
   transposed: Sequence[str] = ()
   blocks: str = 'model.layers'
 
@@ -372,7 +363,7 @@ class Layout(NamedTuple):
     kind = _kind(tensor)
     if kind in self.transposed:
       return array.swapaxes(-1, -2)
-    return self.undo(kind, array, base)
+    return self.undo(kind, array, base) if self.undo else array
 
 
 def _kind(tensor: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from iclcl_jax import _validate
 from iclcl_jax.pretrained import gguf, safetensors, tokenizer
 from iclcl_jax.pretrained._config import Config
+from iclcl_jax.pretrained._gguf_tokenizer import tokenizer_of
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import FAMILIES
@@ -68,6 +69,11 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       tokens = jnp.asarray(tokenizer.encode('The capital of France is'))
       answer = pretrained.generate(model, tokens, num_tokens=1)
       tokenizer.decode(answer)  # ' Paris'
+
+    It is an instruct model, so it can be asked as well::
+
+      question = {'role': 'user', 'content': 'What is the capital of France?'}
+      prompt = tokenizer.chat([question])
   """
   expected = 'a GGUF file or a directory in the layout of Hugging Face'
   kinds = str | os.PathLike
@@ -92,7 +98,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
     smallest = 1  # Embeddings are often padded to a round number of rows.
   else:
     file = gguf.open_gguf(path)
-    words = tokenizer.tokenizer_of(file)
+    words = tokenizer_of(file)
     checkpoint = gguf.checkpoint_of(file)
     smallest = checkpoint.config['vocab_size']
   rows = checkpoint.config.get('vocab_size')

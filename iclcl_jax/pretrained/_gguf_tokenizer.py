@@ -1,0 +1,245 @@
+"""Tokenizers that GGUF files carry: vocabulary, merges or scores, and rules."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from iclcl_jax.pretrained import _chat
+from iclcl_jax.pretrained._reading import import_reader
+from iclcl_jax.pretrained.gguf import GGUFFile
+from iclcl_jax.pretrained.tokenizer import Tokenizer
+
+# Kinds of tokens in a GGUF file.
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+# What is read, or changes no text.
+_ENTRIES = re.compile(
+  r'model|pre|tokens|scores|merges|token_type(_count)?|\w+_token_ids?'
+  r'|add_(bos|eos)_token|add_space_prefix'
+)
+# Where byte-level tokenizers cut text before pairs are merged.
+_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_BEFORE, _AFTER = r'[^\r\n\p{L}\p{N}]?', r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+_SIGNS = r'| ?[^\s\p{L}\p{N}]+[\r\n]*'
+_UPPER = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]'
+_LOWER = r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
+_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"""
+_WORDS += r'(?!\S)|\s+'
+_THREE = _SHORT + '|' + _BEFORE + r'\p{L}+|\p{N}{1,3}' + _SIGNS + _AFTER
+_ONE = _THREE.replace('{1,3}', '')
+_CASED = (
+  f'{_BEFORE}{_UPPER}*{_LOWER}+{_SHORT}?|{_BEFORE}{_UPPER}+{_LOWER}*{_SHORT}?'
+  r'|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*' + _AFTER
+)
+
+
+class _Cut(NamedTuple):
+  """How text is cut: by each pattern in turn.
+
+  Attributes:
+    patterns: what stays together, as regular expressions.
+    composed: whether characters are composed (NFC) before.
+    whole: whether words of the vocabulary need no merges.
+    bos: whether texts begin with a token if the file doesn't say.
+  """
+
+  patterns: Sequence[str]
+  composed: bool = False
+  whole: bool = False
+  bos: bool = False
+
+
+_CUTS = {
+  'gpt-2': _Cut([_WORDS]),
+  'olmo': _Cut([_WORDS], composed=True),
+  'smollm': _Cut([r'\p{N}', _WORDS]),
+  'llama-bpe': _Cut([_THREE], whole=True, bos=True),
+  'smaug-bpe': _Cut([_THREE], whole=True),
+  'dbrx': _Cut([_THREE]),
+  'qwen2': _Cut([_ONE], composed=True),
+  'gpt-4o': _Cut([_CASED], whole=True),
+}
+_CUTS |= {'llama3': _CUTS['llama-bpe'], 'deepseek-r1-qwen': _CUTS['qwen2']}
+_USE_DIRECTORY = (
+  'Use the Hugging Face directory of the model, with its tokenizer.json.'
+)
+
+
+def tokenizer_of(file: GGUFFile) -> Tokenizer:
+  """Builds the tokenizer that a GGUF file carries.
+
+  Byte-level BPE (`gpt2`), or that of SentencePiece with bytes for characters
+  that are in no piece (`llama`).
+
+  Args:
+    file: of `gguf.open_gguf`.
+
+  Raises:
+    ValueError: if the file carries another kind of tokenizer or none, or
+      `tokenizers` is not installed.
+
+  References:
+    Sennrich et al., arXiv:1508.07909 (byte-pair encoding); Kudo & Richardson,
+    arXiv:1808.06226 (SentencePiece).
+  """
+  tokenizers = import_reader('tokenizers')
+  kind, name = (_entry(file, key) for key in ('model', 'pre'))
+  cut = _CUTS.get(name) if kind == 'gpt2' else None
+  if kind != 'llama' and cut is None:
+    raise ValueError(
+      f'{file.path} has a tokenizer of kind {kind!r} that cuts text by the '
+      f"rules {name!r}; known are 'llama', and 'gpt2' with the rules "
+      f'{", ".join(_CUTS)}. {_USE_DIRECTORY}'
+    )
+  for key, value in file.metadata.items():
+    entry = key.removeprefix('tokenizer.ggml.')
+    if entry != key and value and not _ENTRIES.fullmatch(entry):
+      raise ValueError(
+        f'{file.path}: the metadata {key!r} is {value!r}, which may change '
+        f'how text is cut and is not supported. {_USE_DIRECTORY}'
+      )
+  tokens = _entries(file, 'tokens', str)
+  gemma = str(file.metadata.get('general.architecture')).startswith('gemma')
+  if gemma:  # Its runs of spaces stand there as spaces.
+    tokens = ['▁' * len(t) if t and not t.strip(' ') else t for t in tokens]
+  vocabulary = {token: index for index, token in enumerate(tokens)}
+  if len(vocabulary) != len(tokens):
+    raise ValueError(
+      f'{file.path}: the vocabulary lists {len(tokens)} tokens of which '
+      f'{len(vocabulary)} differ; expected each once. Convert the model again.'
+    )
+  kinds = _entries(file, 'token_type', int, len(tokens))
+  if cut:
+    merges = [tuple(m.split(' ')) for m in _entries(file, 'merges', str)]
+    options: dict[str, Any] = {'ignore_merges': cut.whole}
+  else:
+    scores = _entries(file, 'scores', float, len(tokens))
+    if gemma:  # Its merges follow the order of the pieces, not their scores.
+      scores = [-float(index) for index in range(len(tokens))]
+    merges = _merges(vocabulary, scores)
+    unknown = tokens[kinds.index(_UNKNOWN)] if _UNKNOWN in kinds else None
+    options = {'byte_fallback': True, 'fuse_unk': True, 'unk_token': unknown}
+  try:
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=merges, **options)
+  except Exception as error:  # The package raises plain exceptions.
+    raise ValueError(
+      f'{file.path}: vocabulary and merges of the tokenizer disagree '
+      f'({error}). Convert the model again.'
+    ) from error
+  backend = tokenizers.Tokenizer(model)
+  if cut:
+    _cut_bytes(backend, tokenizers, cut)
+  else:
+    _cut_pieces(backend, tokenizers, _entry(file, 'add_space_prefix', True))
+  _add_special(backend, tokenizers, tokens, kinds)
+  _add_ends(file, backend, tokenizers, tokens, bos=cut.bos if cut else True)
+  named = {
+    f'{ours}_token': _entry(file, f'{theirs}_token_id')
+    for ours, theirs in _chat.GGUF_NAMES.items()
+  }
+  template = _chat.from_settings(
+    file.metadata.get('tokenizer.chat_template'),
+    {n: tokens[i] for n, i in named.items() if i in range(len(tokens))},
+  )
+  return Tokenizer(backend, template)
+
+
+def _entry(file: GGUFFile, name: str, default: Any = None) -> Any:
+  return file.metadata.get(f'tokenizer.ggml.{name}', default)
+
+
+def _entries(
+  file: GGUFFile, name: str, kind: type, size: int | None = None
+) -> list[Any]:
+  """Reads a list of the metadata."""
+  entries = _entry(file, name)
+  fits = isinstance(entries, list) and all(type(e) is kind for e in entries)
+  if not fits or len(entries) != (size or len(entries)):
+    wanted = 'all' if size is None else f'one for each of {size} tokens'
+    raise ValueError(
+      f"{file.path} lacks the metadata 'tokenizer.ggml.{name}', or it is no "
+      f'list of {kind.__name__}, {wanted}. {_USE_DIRECTORY}'
+    )
+  return entries
+
+
+def _cut_bytes(backend: Any, tokenizers: Any, cut: _Cut) -> None:
+  """Makes a BPE one of bytes, with the space before a word in it."""
+  parts = tokenizers.pre_tokenizers
+  splits = [
+    parts.Split(tokenizers.Regex(pattern), 'isolated')
+    for pattern in cut.patterns
+  ]
+  backend.pre_tokenizer = parts.Sequence(
+    [*splits, parts.ByteLevel(add_prefix_space=False, use_regex=False)]
+  )
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  if cut.composed:
+    backend.normalizer = tokenizers.normalizers.NFC()
+
+
+def _cut_pieces(backend: Any, tokenizers: Any, space_before: bool) -> None:
+  """Makes a BPE one of SentencePiece, which writes spaces as `▁`."""
+  normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
+  spaces = [normalizers.Replace(' ', '▁')]
+  texts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+  if space_before:
+    spaces.insert(0, normalizers.Prepend('▁'))
+    texts.append(decoders.Strip(' ', 1, 0))
+  backend.normalizer = normalizers.Sequence(spaces)
+  backend.decoder = decoders.Sequence(texts)
+
+
+def _merges(
+  vocabulary: Mapping[str, int], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+  """Returns the pairs that make pieces, those of the best pieces first."""
+  pairs = []
+  for piece, index in vocabulary.items():
+    for n in range(1, len(piece)):
+      left, right = piece[:n], piece[n:]
+      if left in vocabulary and right in vocabulary:
+        lengths = -len(left), -len(right)
+        rank = -scores[index], *lengths, index, vocabulary[left]
+        pairs.append((rank, (left, right)))
+  return [pair for _, pair in sorted(pairs)]
+
+
+def _add_special(
+  backend: Any, tokenizers: Any, tokens: list[str], kinds: list[int]
+) -> None:
+  """Declares the tokens that byte pairs must not be merged into."""
+  make = functools.partial(tokenizers.AddedToken, normalized=False)
+  pairs = list(zip(tokens, kinds, strict=True))
+  backend.add_special_tokens(
+    [make(t, special=True) for t, k in pairs if k in (_UNKNOWN, _CONTROL)]
+  )
+  own = [t for t, kind in pairs if kind == _USER_DEFINED and t.strip('▁')]
+  backend.add_tokens([make(token) for token in own])
+
+
+def _add_ends(
+  file: GGUFFile,
+  backend: Any,
+  tokenizers: Any,
+  tokens: list[str],
+  *,
+  bos: bool,
+) -> None:
+  """Puts the tokens around a text that the model was trained with."""
+  template, special = ['$A'], []
+  for name, place in (('bos', 0), ('eos', 2)):
+    if not _entry(file, f'add_{name}_token', bos and name == 'bos'):
+      continue
+    index = _entry(file, f'{name}_token_id')
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+      raise ValueError(
+        f'{file.path} puts a token {name!r} around texts, but its id is '
+        f'{index} of {len(tokens)}. Convert the model again.'
+      )
+    template.insert(place, tokens[index])
+    special.append((tokens[index], index))
+  if special:
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single=template, special_tokens=special
+    )
