@@ -395,7 +395,8 @@ def feature_budget_at(
 
   Args:
     squared_norms: `v` or `u` of the pairs, see `log_relative_variance_at`; one
-      number or an array. From norms alone: `typical_squared_norms`.
+      number or an array. Of unrelated directions of known norms, both are
+      `(|q|^2 + |k|^2) / sqrt(d_k)`.
     target_error: as in `feature_budget`.
     output_error: from `predicted_output_error`, if known.
 
@@ -440,20 +441,3 @@ def feature_budget_at(
     output_error=output_error,
     verdict=_verdict(quantiles[0], output_error),
   )
-
-
-@host_door
-def typical_squared_norms(
-  query_norms: Float[Array, ' M'], key_norms: Float[Array, ' N'], *, dim: int
-) -> np.ndarray:
-  r"""Returns `v` (and `u`) `[M, N]` of unrelated directions, from their norms.
-
-  .. math:: v = u = (|q|^2 + |k|^2) / \sqrt{d_k}
-
-  Example:
-    >>> typical_squared_norms(np.ones(1), np.ones(2), dim=4).tolist()
-    [[1.0, 1.0]]
-  """
-  _validate.at_least(1, dim=dim)
-  x, y = np.asarray(query_norms, np.float64), np.asarray(key_norms, np.float64)
-  return (x[:, None] ** 2 + y[None] ** 2) / dim**0.5

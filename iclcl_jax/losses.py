@@ -13,7 +13,7 @@ that make one if a number is not finite or out of its range.
 References:
   Ren & Liu, arXiv:2310.13220: Theorem 3.1 (`contrastive`, without its factor
   `1 / (eta D)`), section 4 (why it is unbounded: `cosine`), 4.1 (`ridge`), 4.3
-  (`negatives`; `paired_negatives` in v2), where no other source is named.
+  (`negatives`; those of each token in v2), where no other source is named.
 """
 
 import functools
@@ -157,16 +157,19 @@ def cosine(
 
 @eager_door
 def negatives(
-  mixing: Float[Array, ' N'], gains: Float[Array, ' N'] | None = None
+  mixing: Float[Array, ' N'] | Float[Array, 'N N'],
+  gains: Float[Array, ' N'] | None = None,
 ) -> Loss:
-  r"""Makes the contrastive loss with negative samples shared by all.
+  r"""Makes the contrastive loss with negative samples.
 
-  .. math:: L(W) = -\sum_i \Bigl(g_i v_i - \sum_j m_j v_j\Bigr)^\top W\phi(k_i)
+  .. math:: L(W) = -\sum_i
+     \Bigl(g_i v_i - \sum_j m_{ij} v_j\Bigr)^\top W\phi(k_i)
 
   It is no sum over demonstrations.
 
   Args:
-    mixing: `m`: how strongly each token is a negative of all. Shape `[N]`.
+    mixing: `m`: how strongly each token is a negative of all, `[N]`, or in row
+      `i` of token `i`, `[N, N]`.
     gains: `g`: how strongly each is its own positive. Shape `[N]`; None for 1.
 
   Example:
@@ -174,44 +177,17 @@ def negatives(
     >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
     -1.0
   """
+  axes = 'NN' if getattr(mixing, 'ndim', 1) > 1 else 'N'
+  _validate.check_kind('mixing', mixing, axes, _validate.FLOATING)
   mixing, gains = widen((mixing, gains))
 
   @eager_door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
-    size = values.shape[0]
-    _validate.check_same('N', 'mixing', mixing.shape[0], 'values', size)
+    for size in mixing.shape:
+      _validate.check_same('N', 'mixing', size, 'values', values.shape[0])
     predictions, values = widen((predictions, values))
     positives = values if gains is None else gains[:, None] * values
-    return -jnp.sum(predictions * (positives - (mixing @ values)[None]))
-
-  return loss
-
-
-@eager_door
-def paired_negatives(matrix: Float[Array, 'N N']) -> Loss:
-  r"""Makes the contrastive loss in which each token has its own negatives.
-
-  .. math:: L(W) = -\sum_i \Bigl(v_i - \sum_j M_{ij} v_j\Bigr)^\top W\phi(k_i)
-
-  It is no sum over demonstrations.
-
-  Args:
-    matrix: `M`, commonly `beta / k` at the negatives of token `i` in row `i`.
-      Shape `[N, N]`.
-
-  Example:
-    >>> loss = paired_negatives(jnp.zeros((2, 2)))
-    >>> float(loss(jnp.ones((2, 1)), jnp.ones((2, 1))))
-    -2.0
-  """
-  matrix = widen(matrix)
-
-  @eager_door
-  def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
-    size = values.shape[0]
-    _validate.check_same('N', 'matrix', matrix.shape[1], 'values', size)
-    predictions, values = widen((predictions, values))
-    return -jnp.sum(predictions * (values - matrix @ values))
+    return -jnp.sum(predictions * (positives - jnp.atleast_2d(mixing @ values)))
 
   return loss
 

@@ -195,9 +195,6 @@ def cases_of_dual(phi):
       **training,
     ),
     'predict': lambda t: dual.predict(phi, step(t), t.query),
-    'stream_predict': lambda t: dual.stream_predict(
-      phi, step(t), t.queries, **CHUNK
-    ),
     'normaliser': lambda t: dual.normaliser(phi, t.keys, t.query, mask=t.mask),
     'merge': lambda t: dual.merge(first(t), step(t)),
     'remove': lambda t: dual.remove(phi, step(t), t.query, t.label),

@@ -213,9 +213,7 @@ def test_token_negative_labels_match_the_matrix_form():
   np.testing.assert_allclose(
     labels, (np.eye(8) - matrix) @ np.asarray(values), atol=1e-14
   )
-  attend = modified.attention_from_loss(
-    losses.paired_negatives(jnp.asarray(matrix))
-  )
+  attend = modified.attention_from_loss(losses.negatives(jnp.asarray(matrix)))
   expected = attention.kernel_attention(phi, keys[0], keys, labels)
   _close(attend(phi, keys[0], keys, values), expected, jnp.float64)
 

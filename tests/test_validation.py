@@ -59,7 +59,6 @@ FUNCTIONS = {
   dual.train_and_observe: 'phi state keys values',
   dual.normaliser: 'phi keys query mask',
   dual.predict: 'phi state query',
-  dual.stream_predict: 'phi state queries',
   equivalence.residuals: 'phi query keys values mask',
   equivalence.verify: 'phi query keys values mask',
 }
@@ -249,7 +248,7 @@ OPTIONS_OUT_OF_RANGE = [
   (dual.one_step, 'learning_rate', 'fast', r"is 'fast'; expected a finite"),
   (attention.stream_kernel_attention, 'chunk_size', 0, r'is 0; .* >= 1\.$'),
   (dual.one_step, 'chunk_size', 2.0, r'is 2\.0; expected an integer >= 1'),
-  (dual.stream_predict, 'chunk_size', -1, r'is -1; expected an integer >= 1'),
+  (dual.one_step, 'chunk_size', -1, r'is -1; expected an integer >= 1'),
   (
     attention.causal_kernel_attention,
     'chunk_size',

@@ -47,7 +47,6 @@ from iclcl_jax.dual._states import (
   prefix_merge as prefix_merge,
   read as read,
   remove as remove,
-  stream_predict as stream_predict,
 )
 from iclcl_jax.dual._steps import (
   Trajectory as Trajectory,

@@ -62,7 +62,7 @@ def predict(
   .. math:: f(q) = W\phi(q) / D, \qquad D = z^\top\phi(q)
 
   or a fixed `D`, see :func:`normaliser`. It is NaN if the state has seen no
-  token.
+  token. For many queries, `jax.vmap`, or `jax.lax.map` with a `batch_size`.
 
   Example:
     >>> kernel = kernels.ExponentialKernel()
@@ -96,29 +96,6 @@ def read(
     2.0
   """
   return form_of(phi, state).read(phi, state, query)
-
-
-@door
-def stream_predict(
-  phi: FeatureMap | Kernel,
-  state: State,
-  queries: Float[Array, 'M d_k'],
-  *,
-  chunk_size: int = 1024,
-) -> Float[Array, 'M d_v']:
-  """Predicts for many queries, one chunk of them at a time: `[M, d_v]`.
-
-  Example:
-    >>> kernel = kernels.ExponentialKernel()
-    >>> keys, values = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])
-    >>> state = dual.zero_shot(kernel, keys, values)
-    >>> dual.stream_predict(kernel, state, jnp.ones((2, 4))).tolist()
-    [[2.0], [2.0]]
-  """
-  _validate.at_least(1, chunk_size=chunk_size)
-  return moments.map_chunks(
-    lambda query: predict(phi, state, query), queries, chunk_size
-  )
 
 
 @door
