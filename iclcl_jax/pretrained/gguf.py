@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iclcl_jax.pretrained._gguf_layouts import LAYOUTS, Config, Entries
+from iclcl_jax.pretrained._gguf_entries import Config, Entries
+from iclcl_jax.pretrained._gguf_layouts import LAYOUTS
 from iclcl_jax.pretrained._reading import (
   Checkpoint,
   StoredTensors,
