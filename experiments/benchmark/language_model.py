@@ -1,7 +1,8 @@
 """What does a real language model cost, and its certificate?
 
 SmolLM2-135M in float32, the forward pass of one prompt up to the next token's
-logits, beside `transformers` with eager attention on the same weights; and the
+logits, beside `transformers` on the same weights: eager, with PyTorch's fused
+attention, and compiled; and the
 certificate of all heads at all positions, closed form and `jax.grad`, together
 with the chain of dual models, as a multiple of that forward pass.
 """
@@ -16,9 +17,14 @@ from experiments.benchmark import peers, timing
 from experiments.benchmark.timing import Goal, compile_call
 from iclcl_jax import equivalence, pretrained
 
-PEER = 'transformers, eager'
+# Peers by name: the attention, and whether `torch.compile` makes one program.
+PEERS = {
+  'transformers, eager': ('eager', False),
+  'transformers, SDPA': ('sdpa', False),
+  'transformers, SDPA and torch.compile': ('sdpa', True),
+}
 FORWARD, CERTIFICATE = 'forward pass', 'certificate and chain'
-COST = 10  # Forward passes that a certificate may cost.
+COST = 4.5  # Forward passes that a certificate may cost.
 
 
 def measure(config: Any) -> timing.Rows:
@@ -63,7 +69,7 @@ def calls_of(
     return {
       FORWARD: compile_call(pretrained.next_token_logits, model, tokens).call,
       CERTIFICATE: compile_call(certify, model, tokens).call,
-      PEER: peer(path, tokens),
+      **{name: peer(path, tokens, *kind) for name, kind in PEERS.items()},
     }
 
 
@@ -72,20 +78,23 @@ def goals(num_tokens: int, seconds: timing.Seconds) -> list[Goal]:
 
   Example:
     >>> [goal.value for goal in goals(8, {FORWARD: 2.0, CERTIFICATE: 6.0})]
-    [None, 3.0]
+    [None, None, None, 3.0]
   """
   name = f'SmolLM2, {num_tokens} tokens'
-  speed = timing.ratio(seconds, PEER, FORWARD)
+  speeds = {peer: timing.ratio(seconds, peer, FORWARD) for peer in PEERS}
   cost = timing.ratio(seconds, CERTIFICATE, FORWARD)
   what = f'{name}: time of {CERTIFICATE} / of the {FORWARD}'
   return [
-    Goal(f'{name}: speed / speed of {PEER}', speed, 1),
+    *(Goal(f'{name}: speed / speed of {k}', x, 1) for k, x in speeds.items()),
     Goal(what, cost, COST, False),
   ]
 
 
 def peer(
-  path: str | os.PathLike[str], tokens: np.ndarray
+  path: str | os.PathLike[str],
+  tokens: np.ndarray,
+  attention: str = 'eager',
+  compiled: bool = False,
 ) -> timing.Call | None:
   """The same pass by `transformers`, with the weights of the same file."""
   torch, transformers = peers.load('torch'), peers.load('transformers')
@@ -93,17 +102,18 @@ def peer(
     return None
   checkpoint = pretrained.read_gguf(path)
   config = {k: v for k, v in checkpoint.config.items() if k != 'model_type'}
-  config |= {'attn_implementation': 'eager'}
+  config |= {'attn_implementation': attention}
   model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
   model = model.to(torch.float32).eval()
   state = {k: torch.tensor(v) for k, v in checkpoint.tensors.items()}
   model.load_state_dict(state, strict=False)
   model.tie_weights()
+  forward = torch.compile(model) if compiled else model
   ids = torch.tensor(tokens[None].astype(np.int64))
 
   def call() -> np.ndarray:
     with torch.inference_mode():
-      answer = model(ids, use_cache=False, logits_to_keep=1)
+      answer = forward(ids, use_cache=False, logits_to_keep=1)
     return answer.logits[0, -1].numpy()
 
-  return call
+  return peers.working(call) if compiled else call
