@@ -269,11 +269,6 @@ def check_penalty(penalty: Penalty | None) -> None:
     _validate.check_function('penalty', penalty, 1, expected)
 
 
-def check_value(loss: Loss, values: Array) -> None:
-  """Checks that a loss of these values is a real scalar."""
-  _validate.check_real_scalar('loss', loss, values, values)
-
-
 def declares_normaliser(loss: Loss) -> bool:
   """Whether a loss has a keyword `normaliser` that is not bound yet."""
   parameter = _parameter(loss, 'normaliser')

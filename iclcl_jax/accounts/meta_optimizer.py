@@ -42,10 +42,8 @@ class Head(NamedTuple):
 class Mix(NamedTuple):
   """Softmax attention as a mix of two attentions.
 
-  Attributes:
-    share: softmax mass of the demonstrations, in `[0, 1]`. Shape `[]`.
-    zero_shot: attention over the query tokens alone. Shape `[d_v]`.
-    demonstrations: attention over the demonstrations alone. Shape `[d_v]`.
+  The `share` is the softmax mass of the demonstrations, in `[0, 1]`; the others
+  are attention over the query tokens alone, and over the demonstrations alone.
   """
 
   share: Float[Array, '']
@@ -130,11 +128,8 @@ def softmax_mix(
 class MomentumState(NamedTuple):
   """What decoding carries from token to token, for one head.
 
-  Attributes:
-    average: decayed sum of the past values. Shape `[d_v]`.
-    keys: past keys, zeros beyond. Shape `[capacity, d_k]`.
-    values: past values, zeros beyond. Shape `[capacity, d_v]`.
-    size: tokens seen. Shape `[]`, an integer.
+  The decayed sum of the past values; past keys and values, zeros beyond; and
+  how many tokens were seen.
   """
 
   average: Float[Array, ' d_v']

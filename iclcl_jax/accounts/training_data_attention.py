@@ -41,9 +41,7 @@ Params = tuple[Float[Array, 'd_out d_in'], ...]
 class History(NamedTuple):
   """The inputs and error signals of one linear layer during training.
 
-  Attributes:
-    inputs: inputs of the layer. Shape `[T, B, d_in]`.
-    signals: slopes of the mean loss in its outputs. Shape `[T, B, d_out]`.
+  The signals are slopes of the mean loss in the layer's outputs.
   """
 
   inputs: Float[Array, 'T B d_in']
@@ -51,12 +49,7 @@ class History(NamedTuple):
 
 
 class Remains(NamedTuple):
-  """What training leaves of the initial weights and of each gradient.
-
-  Attributes:
-    initial: factor `c` of the initial weights. Shape `[]`.
-    steps: factor `w_t` of the gradient of each step. Shape `[T]`.
-  """
+  """What training leaves of initial weights and gradients: `c` and `w_t`."""
 
   initial: Array
   steps: Array

@@ -122,9 +122,7 @@ def rademacher_draws(
 class GeneralizationBound(NamedTuple):
   """A bound of `L - L_hat` that holds for a whole ball of weights.
 
-  Attributes:
-    complexity: the term of the class of functions.
-    confidence: the term of the probability `delta`.
+  It has a term of the class of functions and one of the probability `delta`.
   """
 
   complexity: LogValue

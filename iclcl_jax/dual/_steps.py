@@ -188,7 +188,7 @@ def check_objective(
       'state serves all. Bind it: functools.partial(loss, normaliser=D), with '
       'D from dual.normaliser.'
     )
-  losses.check_value(loss, values)
+  _validate.check_real_scalar('loss', loss, values, values)
   losses.check_penalty(penalty)
   if masked and not losses.is_sum_over_demonstrations(loss):
     raise ValueError(
@@ -207,12 +207,7 @@ def _sgd() -> 'optax.GradientTransformation':
 
 
 class Trajectory(NamedTuple):
-  """A trained state and what was observed on the way.
-
-  Attributes:
-    state: the state after the last step.
-    observations: result of `observe` after every step, stacked.
-  """
+  """A trained state, and what was observed after every step, stacked."""
 
   state: State
   observations: Any

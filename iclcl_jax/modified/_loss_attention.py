@@ -189,7 +189,7 @@ class LossAttention(Attention):
       loss = functools.partial(loss, normaliser=normaliser)
     if mask is not None and losses.declares_mask(loss):
       loss = functools.partial(loss, mask=mask[: values.shape[0]])
-    losses.check_value(loss, values)
+    _validate.check_real_scalar('loss', loss, values, values)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
@@ -216,7 +216,7 @@ class LossAttention(Attention):
     loss = self.loss
     if losses.declares_normaliser(loss):
       loss = functools.partial(loss, normaliser=1.0)
-    losses.check_value(loss, values)
+    _validate.check_real_scalar('loss', loss, values, values)
     # Of the shape alone: traced values may vary over the axes of a mesh.
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     zero = np.zeros(values.shape, dtype)

@@ -150,13 +150,9 @@ def share(total, chosen, dtype) -> Float[Array, ' N']:
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-  """Which tokens are negatives of a token, and what they lose.
+  """Which tokens are negatives of a token, and what they lose: see `negative`.
 
-  Attributes:
-    num_negatives: how many, `k`; traced in a sweep.
-    strength: the total `beta` that they lose.
-    select: a `Selection`.
-    candidates_fn: `(position [], positions [N]) -> [N]`.
+  The number of negatives is traced in a sweep.
   """
 
   num_negatives: int | Array

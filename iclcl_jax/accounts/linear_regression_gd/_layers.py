@@ -108,14 +108,7 @@ def check_part(name: str, width: int, tokens_width: int) -> None:
 
 
 class SelfAttention(NamedTuple):
-  """Weights of one layer; heads are summed, rows are tokens.
-
-  Attributes:
-    queries: `W_q`. Shape `[H, D, d_k]`.
-    keys: `W_k`. Shape `[H, D, d_k]`.
-    values: `W_v`. Shape `[H, D, d_v]`.
-    outputs: the projection `W_p`. Shape `[H, d_v, D]`.
-  """
+  """Weights `W_q`, `W_k`, `W_v` and `W_p` of a layer whose heads are summed."""
 
   queries: Float[Array, 'H D d_k']
   keys: Float[Array, 'H D d_k']
@@ -124,12 +117,7 @@ class SelfAttention(NamedTuple):
 
 
 class Folded(NamedTuple):
-  """The two products that a layer depends on.
-
-  Attributes:
-    query_key: `W_q W_k^T`. Shape `[H, D, D]`.
-    value_output: `W_v W_p`. Shape `[H, D, D]`.
-  """
+  """The products that a layer depends on, `W_q W_k^T` and `W_v W_p`."""
 
   query_key: Float[Array, 'H D D']
   value_output: Float[Array, 'H D D']

@@ -19,12 +19,7 @@ from iclcl_jax.types import Array, Float
 
 
 class Moments(NamedTuple):
-  """Moments of one coordinate of the inputs, symmetric about 0.
-
-  Attributes:
-    second: its variance.
-    fourth: the mean of its fourth power.
-  """
+  """Variance and mean fourth power of a coordinate, symmetric about 0."""
 
   second: float | Array
   fourth: float | Array
