@@ -72,13 +72,12 @@ def door(function: _FunctionT) -> _FunctionT:
   arrays of one call have one dtype. There is at least one demonstration `N`
   (`n` may be none), and a width (`d`, `d_k`) is at least 1. States may be in
   float32 where tokens have 16 bits. The fields of a `NamedTuple` count as
-  arguments (`state.mass`). `PRNGKeyArray` is one typed
-  key, `FeatureMap` follows the protocol, `| None` may be left out. All other
-  annotations, scalars among them, are left to the function.
+  arguments (`state.mass`). `PRNGKeyArray` is one typed key, `FeatureMap`
+  follows the protocol, `| None` may be left out. All other annotations, scalars
+  among them, are left to the function.
 
   A door that is called inside another one checks nothing: what it is given was
-  checked, or is the library's own. So a call is checked once, whatever it
-  calls.
+  checked, or is the library's own. So a call is checked once.
 
   The body is compiled as one program for each structure of arguments, unless
   the call is part of a caller's transformation, see `_program.compiled`.

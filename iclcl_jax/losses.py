@@ -224,8 +224,7 @@ def check_sum(loss: Loss) -> None:
 
   Losses that hold traced or fixed-size arrays cannot be tried.
   """
-  if declares_normaliser(loss):
-    loss = functools.partial(loss, normaliser=1.0)
+  loss = with_normaliser(loss, 1.0)
   with jax.ensure_compile_time_eval():
     try:
       is_sum = _is_sum(loss, np.array(_TRIED), np.array([2, 0, 3, 1]))
@@ -255,8 +254,7 @@ def _is_sum(loss: Loss, tried: Any, order: Any) -> Array:
 
 def check_loss(loss: Loss) -> None:
   """Checks that a loss is a function of two arrays."""
-  if declares_normaliser(loss):
-    loss = functools.partial(loss, normaliser=1.0)
+  loss = with_normaliser(loss, 1.0)
   arguments = 'predictions [N, d_v], values [N, d_v]'
   expected = f'loss({arguments}) -> [], such as losses.contrastive'
   _validate.check_function('loss', loss, 2, expected)
@@ -273,6 +271,13 @@ def declares_normaliser(loss: Loss) -> bool:
   """Whether a loss has a keyword `normaliser` that is not bound yet."""
   parameter = _parameter(loss, 'normaliser')
   return parameter is not None and parameter.default is parameter.empty
+
+
+def with_normaliser(loss: Loss, normaliser: Any) -> Loss:
+  """Binds the keyword `normaliser` of a loss that declares one."""
+  if not declares_normaliser(loss):
+    return loss
+  return functools.partial(loss, normaliser=normaliser)
 
 
 def declares_mask(loss: Loss) -> bool:

@@ -57,8 +57,10 @@ def dot_product_attention(
   Without `attend` it is the exact softmax and answers as
   `jax.nn.dot_product_attention` does, a query that sees no key included (the
   mean of all values); float64 stays float64, which it does not there. With
-  `attend` a query that sees no key gets zeros. NaN beyond a length, or in a key
-  that a mask shared by the heads hides from every query, goes nowhere.
+  `attend` a query that sees no key gets zeros, and an argument that it cannot
+  honour (a bias, a window, a mask of another kind) is a `ValueError`, as are
+  shapes or dtypes that disagree. NaN beyond a length, or in a key that a mask
+  shared by the heads hides from every query, goes nowhere.
 
   Args:
     query: queries of `N` heads. Shape `[..., T, N, H]`, any number of batch
@@ -86,13 +88,6 @@ def dot_product_attention(
       softmax and kernels alone.
     chunk_size: rows whose features or scores are held at a time, in each head;
       None for what the doors of `attend` have. The exact softmax holds all.
-
-  Returns:
-    The attention outputs. Shape `[..., T, N, d_v]`.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, or `attend` cannot honour an
-      argument: a bias, a window, a mask of another kind.
 
   Example:
     >>> x = jax.random.normal(jax.random.key(0), (2, 6, 4, 8))

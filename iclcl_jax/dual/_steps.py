@@ -165,7 +165,7 @@ def one_step_autodiff(
   optimizer = _sgd() if optimizer is None else optimizer
   _validate.check_optimizer(optimizer)
   form = form_of(phi, state)
-  check_objective(loss, penalty, values, masked=mask is not None)
+  _check_objective(loss, penalty, values, masked=mask is not None)
   state = see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])
   gradient = form.gradient(phi, state, keys, values, rows, mask, loss)
@@ -177,7 +177,7 @@ def one_step_autodiff(
   return form.with_weights(state, weights + rate * updates)
 
 
-def check_objective(
+def _check_objective(
   loss: Loss, penalty: Penalty | None, values: Array, *, masked: bool
 ) -> None:
   """Checks that a state can descend a loss and a penalty of its weights."""
@@ -292,14 +292,13 @@ def train_and_observe(
       f'demonstrations, {size}.'
     )
   _validate.check_optimizer(optimizer)
-  if not callable(observe):
-    raise ValueError(
-      f'observe is a {type(observe).__name__}; expected a function of the '
-      'state, such as lambda state: dual.predict(phi, state, query).'
-    )
+  expected = (
+    'of the state, such as lambda state: dual.predict(phi, state, query)'
+  )
+  _validate.check_function('observe', observe, 1, expected)
   form = form_of(phi, state)
   padding = -size % batch_size
-  check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
+  _check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
   state = see(phi, state, keys, values)
   steps_per_epoch = (size + padding) // batch_size
 

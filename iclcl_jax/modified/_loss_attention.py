@@ -184,9 +184,7 @@ class LossAttention(Attention):
       values, predictions = (
         jnp.where(seen, array, 0) for array in (values, predictions)
       )
-    loss = self.loss
-    if losses.declares_normaliser(loss):
-      loss = functools.partial(loss, normaliser=normaliser)
+    loss = losses.with_normaliser(self.loss, normaliser)
     if mask is not None and losses.declares_mask(loss):
       loss = functools.partial(loss, mask=mask[: values.shape[0]])
     _validate.check_real_scalar('loss', loss, values, values)
@@ -213,9 +211,7 @@ class LossAttention(Attention):
 
   def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""
-    loss = self.loss
-    if losses.declares_normaliser(loss):
-      loss = functools.partial(loss, normaliser=1.0)
+    loss = losses.with_normaliser(self.loss, 1.0)
     _validate.check_real_scalar('loss', loss, values, values)
     # Of the shape alone: traced values may vary over the axes of a mesh.
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
