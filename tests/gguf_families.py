@@ -176,6 +176,7 @@ FAMILIES = {
     },
     {
       'attention.sliding_window': 8,
+      'attention.sliding_window_pattern': [True] * 5 + [False, True],
       'rope.freq_base_swa': 50.0,
       'rope.scaling.type': 'linear',
       'rope.scaling.factor': 8.0,

@@ -108,6 +108,8 @@ def test_tokens_around_a_text_are_added_as_the_file_says(
   tokenizer = gguf_tokenizer(tmp_path, changes)
   ids = tokenizer.encode('ok')
   np.testing.assert_array_equal(ids, [*begin, index('ok'), *end])
+  alone = tokenizer.encode('ok', add_special_tokens=False)
+  np.testing.assert_array_equal(alone, [index('ok')])
   spans = tokenizer.spans('ok')
   np.testing.assert_array_equal(spans[len(begin)], [0, 2])
   assert tokenizer.single_id('ok') == index('ok')

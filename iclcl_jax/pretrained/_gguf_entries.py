@@ -79,10 +79,12 @@ class Entries:
     """Raises `ValueError` for what may change the arithmetic unseen."""
     width = base['hidden_size'] // base['num_attention_heads']
     width = config.get('head_dim', width)
+    windowed = [kind[0] == 's' for kind in config.get('layer_types', ())]
     neutral = dict.fromkeys(_NONE.split(), (0,)) | {
       'attention.causal': (config['model_type'] != 'bert',),
       'attention.head_count_kv': (base['num_attention_heads'],),
       'attention.key_length': (width,),
+      'attention.sliding_window_pattern': (windowed,),
       'attention.value_length': (width,),
       'logit_scale': (0, 1),
       'pooling_type': (0, 1, 2, 3),  # Of the states, which are handed out.

@@ -74,6 +74,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
 
       question = {'role': 'user', 'content': 'What is the capital of France?'}
       prompt = tokenizer.chat([question])
+      tokens = tokenizer.encode(prompt, add_special_tokens=False)
   """
   expected = 'a GGUF file or a directory in the layout of Hugging Face'
   kinds = str | os.PathLike

@@ -42,17 +42,20 @@ class Tokenizer:
     vocabulary = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = 1 + max(vocabulary.values(), default=-1)
 
-  def encode(self, text: str) -> np.ndarray:
+  def encode(self, text: str, *, add_special_tokens: bool = True) -> np.ndarray:
     """Returns token ids of `text`, with what the model expects around it.
 
     Args:
       text: any text. Names of special tokens in it become these tokens.
+      add_special_tokens: whether the tokens around a text are added; not to
+        what `chat` returns, where they stand already.
 
     Returns:
       The ids, int32. Shape `[N]`; empty for an empty text if the model wants
       no special tokens around it.
     """
-    return np.asarray(self._encoding(text).ids, np.int32)
+    encoding = self._encoding(text, add_special_tokens=add_special_tokens)
+    return np.asarray(encoding.ids, np.int32)
 
   def spans(self, text: str) -> np.ndarray:
     """Returns which characters of `text` each of its tokens covers.
@@ -124,8 +127,8 @@ class Tokenizer:
   ) -> str:
     """Returns a conversation as the prompt that an instruct model expects.
 
-    Templates write the tokens around a text themselves: encode it with
-    `backend.encode(prompt, add_special_tokens=False).ids`.
+    Templates write the tokens around a text themselves, so encode the prompt
+    with `add_special_tokens=False`.
 
     Args:
       messages: each with a `role`, such as `user`, and a `content`.
