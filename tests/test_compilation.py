@@ -274,7 +274,7 @@ CALLS = {
     for name, call in {
       'attend': lambda: regression.attend(LAYER, X),
       'attend_query': lambda: regression.attend_query(LAYER, X),
-      'construct': lambda: regression.construct(0.1, 5, d_x=3),
+      'construct': lambda: regression.construct(0.1, 5, X[:1]),
       'construct_copy': lambda: regression.construct_copy(3, d_x=2),
       'descend': lambda: regression.descend(X, V, X[0]),
       'descend_plus_plus': lambda: regression.descend_plus_plus(X, V, W, W, W),

@@ -323,7 +323,9 @@ def test_two_softmax_heads_of_opposite_sign_centre_the_scores():
 def test_interpolation_between_two_steps_is_a_step_between(fraction):
   inputs, labels, query, _ = problem()
   tokens = account.make_tokens(inputs, labels[:, :1], query)
-  ends = [account.construct(rate, N, d_x=D_X) for rate in (0.5, 1.5)]
+  ends = [
+    account.construct(rate, N, jnp.zeros((1, D_X))) for rate in (0.5, 1.5)
+  ]
   folded = [account.normalise(account.fold(end), d_x=D_X) for end in ends]
   layer = account.interpolate(*folded, fraction)
   weights = account.descend(
@@ -391,9 +393,8 @@ def test_bad_input_is_named():
     ('disagree in D', account.attend, layer, tokens[:, 1:]),
     ('tokens has 1 rows', account.attend, layer, tokens[:1]),
     ('tokens has shape', account.attend_query, layer, tokens[0]),
-    ('num_demonstrations is 0', account.construct, 1.0, 0),
-    ('exactly one of them', account.construct, 1.0, 2),
-    ('learning_rate is nan', account.construct, np.nan, 2),
+    ('num_demonstrations is 0', account.construct, 1.0, 0, initial),
+    ('learning_rate is nan', account.construct, np.nan, 2, initial),
     ('num_layers is 0', account.repeat, layer, 0),
     ('num_tokens is 1', account.context_only, 1),
     ('directions is 0 everywhere', account.fit_learning_rate, zeros, zeros),

@@ -133,7 +133,7 @@ def test_losses_given_inputs_average_to_the_closed_form():
 
 def test_bad_input_is_named():
   inputs, labels, query = problem()
-  layer = account.construct(RATE, N, d_x=D_X)
+  layer = account.construct(RATE, N, jnp.zeros((1, D_X)))
   ones, twos = jnp.ones(1), jnp.ones(2)
   losses = functools.partial(
     account.expected_loss_given_inputs, second_moment=1.0
@@ -199,7 +199,7 @@ def test_rate_is_fitted_to_directions_of_any_size(size):
 
 
 def layers_of(copies=1):
-  return account.repeat(account.construct(1.0, 2, d_x=3), copies)
+  return account.repeat(account.construct(1.0, 2, jnp.zeros((1, 3))), copies)
 
 
 @pytest.mark.parametrize(
@@ -221,24 +221,25 @@ def layers_of(copies=1):
     ('weights_fn is a str', lambda: account.predict(
       layers_of(), jnp.ones((3, 4)), weights_fn='softmax')),
     ('weights_fn returned', lambda: account.attend(
-      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)),
+      account.construct(1.0, 2, jnp.zeros((1, 3))), jnp.ones((3, 4)),
       weights_fn=lambda scores, visible, d_k: scores[:1])),
     ('d_y is 9', lambda: account.predict(
       layers_of(), jnp.ones((3, 4)), d_y=9)),
     ('dtypes disagree', lambda: account.predict(
       layers_of(2), jnp.ones((3, 4), jnp.bfloat16))),
     ('layers.queries has shape', lambda: account.predict(
-      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)))),
+      account.construct(1.0, 2, jnp.zeros((1, 3))), jnp.ones((3, 4)))),
     ('visible has dtype float', lambda: account.attend(
-      account.construct(1.0, 2, d_x=3), jnp.ones((3, 4)),
+      account.construct(1.0, 2, jnp.zeros((1, 3))), jnp.ones((3, 4)),
       visible=jnp.ones((3, 3)))),
     ('layer.queries has shape', lambda: account.fold(layers_of())),
     ('layer.queries has shape', lambda: account.widen(layers_of(), 1)),
     ('start is a SelfAttention', lambda: account.interpolate(
-      *[account.construct(1.0, 2, d_x=3)] * 2, 0.5)),
+      *[account.construct(1.0, 2, jnp.zeros((1, 3)))] * 2, 0.5)),
     ('mean diagonal of 0', lambda: account.normalise(account.Folded(
       *[jnp.zeros((1, 3, 3))] * 2), d_x=2)),
-    ('dtype is', lambda: account.construct(1.0, 2, d_x=3, dtype=int)),
+    ('initial has dtype int', lambda: account.construct(
+      1.0, 2, jnp.zeros((1, 3), int))),
     ('sharpness is 1.0', lambda: account.construct_copy(
       5, d_x=3, sharpness=1.0)),
     ('sharpness is 1000000.0', lambda: account.construct_copy(

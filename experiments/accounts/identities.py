@@ -94,7 +94,7 @@ def _ren(p: Problem) -> Sides:
 
 def _oswald(p: Problem) -> Sides:
   shapes: Any = {'d_x': p.query.shape[0], 'dtype': p.query.dtype}
-  plain = oswald.construct(RATE, p.size, **shapes)
+  plain = oswald.construct(RATE, p.size, jnp.zeros_like(p.query[None]))
   plus_plus = oswald.construct_plus_plus(RATE, CONTRACTION, p.size, **shapes)
   rates, contractions = jnp.full(3, RATE), jnp.full(3, CONTRACTION)
   tokens = oswald.make_tokens(*p)

@@ -146,7 +146,8 @@ def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
   answer, size = _model(config).answer, config.num_demonstrations
 
   def constructed(rate):
-    layer = account.construct(rate, size, d_x=config.d_x, dtype=jnp.float32)
+    start = jnp.zeros((1, config.d_x), jnp.float32)
+    layer = account.construct(rate, size, start)
     return account.repeat(layer, 1)
 
   def fitted(tokens):

@@ -15,10 +15,7 @@ from iclcl_jax.types import Array, Float
 def construct(
   learning_rate: float | Array,
   num_demonstrations: int,
-  *,
-  d_x: int | None = None,
-  initial: Float[Array, 'd_y d_x'] | None = None,
-  dtype: DTypeLike = float,
+  initial: Float[Array, 'd_y d_x'],
 ) -> SelfAttention:
   r"""Constructs the layer, of one head, that does one step of gradient descent.
 
@@ -28,22 +25,10 @@ def construct(
 
   `K` copies of it do `K` steps, from any `W_0`, which both the layer and the
   query's token hold: call `make_tokens` with the SAME `initial`. With another
-  the layers descend from neither.
-
-  Args:
-    d_x: width of the inputs, for one label and `W_0 = 0`. Give this or
-      `initial`.
-    initial: weights `W_0` before the first step, whose dtype the layer takes.
-      Shape `[d_y, d_x]`.
-    dtype: of a layer without `initial`.
-
-  Raises:
-    ValueError: if not exactly one of `d_x` and `initial` is given.
+  the layers descend from neither. The layer takes its dtype.
   """
   _validate.finite(learning_rate=learning_rate)
   _validate.at_least(1, num_demonstrations=num_demonstrations)
-  _validate.check_float_dtype('dtype', dtype)
-  initial = _initial(d_x, initial, dtype)
   d_y, d_x = initial.shape
   of_labels = jnp.concatenate([initial.T, -jnp.eye(d_y, dtype=initial.dtype)])
   values = jnp.pad(of_labels, [(0, 0), (d_x, 0)])
@@ -137,15 +122,3 @@ def _layer_of_inputs(d_x: int, values, outputs) -> SelfAttention:
   kept = jnp.arange(values.shape[0]) < d_x
   select = jnp.diag(kept.astype(values.dtype))
   return SelfAttention(*(w[None] for w in (select, select, values, outputs)))
-
-
-def _initial(d_x, initial, dtype) -> Float[Array, 'd_y d_x']:
-  if (d_x is None) == (initial is None):
-    raise ValueError(
-      f'd_x is {d_x!r} and initial is {type(initial).__name__}; expected '
-      'exactly one of them: initial has the width d_x already.'
-    )
-  if initial is not None:
-    return initial
-  _validate.at_least(1, d_x=d_x)
-  return jnp.zeros((1, d_x), dtype)
