@@ -146,7 +146,7 @@ def test_absent_gguf_is_an_error(tmp_path):
     ({'llama.attention.head_count': None}, r"lacks.*head_count'"),
     ({'llama.attention.layer_norm_rms_epsilon': None},
      r"lacks.*layer_norm_rms_epsilon'"),
-    ({'llama.block_count': 0}, r"block_count' is 0; expected a positive int"),
+    ({'llama.block_count': 0}, r"block_count' is 0; expected a positive"),
     ({'llama.block_count': 'two'}, r"block_count' is 'two'; expected"),
     ({'llama.attention.head_count': [4, 2]},
      r'head_count.*\[4, 2\].*same for all blocks'),

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from iclcl_jax.pretrained._config import check_number
 from iclcl_jax.pretrained._reading import Shape
 
 Config: TypeAlias = dict[str, Any]
@@ -52,19 +53,16 @@ class Entries:
       )
     return value
 
-  def count(self, name: str, default: int | None = None, least: int = 1) -> int:
-    """Takes an integer."""
+  def count(self, name: str, default: int | None = None) -> int:
+    """Takes a positive integer, or a zero that is the default."""
     value = self.take(name, default)
-    if type(value) is not int or value < least:
-      self._refuse(name, value, 'a positive int')
-    return value
+    return 0 if value == default == 0 else self._checked(name, value, int)
 
   def number(self, name: str, default: float | None = None) -> float:
     """Takes a positive number: the shortest decimal of it, such as `1e-05`."""
-    value = self.take(name, default)
-    if type(value) not in (int, float) or not 0 < value < 1e38:
-      self._refuse(name, value, 'a positive float')
-    return float(str(np.float32(value)))
+    value = self._checked(name, self.take(name, default), int | float)
+    with np.errstate(over='ignore'):  # What is infinite is refused later.
+      return float(str(np.float32(value)))
 
   def has(self, kind: str) -> bool:
     """Whether there is a tensor of this name, in a block or outside."""
@@ -109,12 +107,10 @@ class Entries:
           f'remove it: gguf-new-metadata --remove-metadata {key} OLD NEW.'
         )
 
-  def _refuse(self, name: str, value: Any, expected: str) -> None:
-    raise ValueError(
-      f'{self._path}: the metadata {self._prefix + name!r} is {value!r}; '
-      f'expected {expected}, the same for all blocks. Convert the model again, '
-      'or choose one whose blocks are alike.'
-    )
+  def _checked(self, name: str, value: Any, kind: Any) -> Any:
+    label = f'{self._path}: the metadata {self._prefix + name!r}'
+    expected = 'a positive number, the same for all blocks'
+    return check_number(label, value, kind, expected)
 
   def rope(self, width: int, context: int) -> Config:
     """Reads the angles of the rotation: `rope_parameters` of Hugging Face."""

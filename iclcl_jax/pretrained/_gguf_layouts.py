@@ -40,7 +40,7 @@ def _biased(model_type: str, entries: Entries, base: Config) -> Config:
 
 def _llama(entries: Entries, base: Config) -> Config:
   """A llama, or with a window a mistral, which has no biases."""
-  window = entries.count('attention.sliding_window', 0, least=0)
+  window = entries.count('attention.sliding_window', 0)
   if window:
     return _rotary('mistral', entries, base) | {'sliding_window': window}
   bias = {'mlp_bias': entries.has('ffn_up.bias')}
@@ -57,7 +57,7 @@ def _smollm3(entries: Entries, base: Config) -> Config:
 
 
 def _phi3(entries: Entries, base: Config) -> Config:
-  window = entries.count('attention.sliding_window', 0, least=0)
+  window = entries.count('attention.sliding_window', 0)
   return _rotary('phi3', entries, base) | {'sliding_window': window or None}
 
 
