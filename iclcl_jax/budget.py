@@ -9,10 +9,7 @@ closed form of
 and grows like its exponential. `relative_variance` is that form,
 `feature_budget` reads it for given queries and keys, and says whether random
 features can work there at all. Feature maps and projections are named by
-passing the class and the function themselves:
-
-  budget.relative_variance(features.PositiveFeatures, projections.orthogonal,
-                           query, key, num_directions=256)
+passing the class and the function themselves.
 
 Everything is computed on the host, in float64 and in log space, whatever the
 dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results

@@ -60,12 +60,9 @@ def as_attention_fn(
   query at a time, and its mask says which keys that query sees.
 
   Args:
-    attend: as in `attention.dot_product_attention`: a feature map, a kernel,
-      `functools.partial(attention, phi)`, or None for the exact softmax.
+    attend, scale, chunk_size: as in `attention.dot_product_attention`.
     is_causal: whether token `t` sees the tokens `0..t` alone. Set it in a
       decoder: its causal mask is traced, and cannot be read unseen.
-    scale: factor of the scores; None for `1 / sqrt(H)`.
-    chunk_size: rows whose features or scores are held at a time.
 
   Returns:
     A function that raises a `ValueError` for dropout of attention weights,

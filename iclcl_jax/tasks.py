@@ -45,9 +45,8 @@ def linear_regression(
   Args:
     key: consumed.
     num_demonstrations: number of demonstrations `N >= 0`.
-    task_matrix: the matrix `B`. Shape `[d_y, d_x]`.
-    input_fn: distribution of the inputs, `(key, shape, dtype) -> array`:
-      `uniform` or `jax.random.normal`.
+    task_matrix: the matrix `B`.
+    input_fn: distribution of the inputs: `uniform` or `jax.random.normal`.
 
   Example:
     >>> prompt = linear_regression(jax.random.key(0), 15, jnp.ones((1, 11)))

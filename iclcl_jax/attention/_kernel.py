@@ -33,8 +33,6 @@ def softmax_attention(
   .. math:: h = \sum_i v_i\, e^{q^\top k_i/\sqrt{d_k}} \big/
      \sum_i e^{q^\top k_i/\sqrt{d_k}}
 
-  Arguments and result are those of `kernel_attention`.
-
   Example:
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> softmax_attention(jnp.ones(4), keys, values).tolist()
@@ -105,8 +103,6 @@ def linear_attention(
   r"""Attends without a normaliser, for maps of either sign.
 
   .. math:: h = \sum_i v_i\, \phi(k_i)^\top\phi(q)
-
-  Arguments and result are those of `kernel_attention`.
 
   Example:
     >>> keys, values = jnp.ones((2, 4)), jnp.array([[1.0], [3.0]])

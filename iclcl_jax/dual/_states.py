@@ -228,16 +228,6 @@ def prefix_merge(state: State, axis_name: str | tuple[str, ...]) -> State:
   :math:`1 + \lceil\log_2 P\rceil` steps a device sends its state,
   :math:`(d_v + 2) R` numbers, on to another. A kernel's state is gathered.
 
-  Example:
-    >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))
-    >>> def past(keys):
-    ...   return dual.prefix_merge(dual.zero_shot(phi, keys, keys), 'devices')
-    >>> auto = (jax.sharding.AxisType.Auto,)
-    >>> mesh, split = jax.make_mesh((1,), ('devices',), auto), jax.P('devices')
-    >>> specs = {'in_specs': split, 'out_specs': split}
-    >>> jax.shard_map(past, mesh=mesh, **specs)(x).mass.tolist()
-    [0.0, 0.0]
-
   References:
     Hillis & Steele, Data parallel algorithms, 1986 (the prefix sum).
   """

@@ -153,11 +153,8 @@ def normalise(folded: Folded, *, d_x: int) -> Folded:
 
   Linear attention with the rescaled products is the same.
 
-  The mean diagonal of the block of the inputs becomes 1.
-
-  Raises:
-    ValueError: if `d_x` is not within the tokens, or the mean diagonal of a
-      head is 0 (its result is not finite under `jit`).
+  The mean diagonal of the block of the inputs becomes 1. One that is 0 is a
+  `ValueError` (not finite under `jit`).
   """
   check_part('d_x', d_x, folded.query_key.shape[1])
   diagonal = jnp.diagonal(folded.query_key, axis1=1, axis2=2)[:, :d_x]
@@ -225,9 +222,6 @@ def attend(
     visible: which row sees which column, None for `context_only`. Other masks
       break the construction: a query among the keys sees its own
       prediction, and causal rows get gradients of their prefix.
-
-  Raises:
-    ValueError: if `weights_fn` does not return one weight for each score.
   """
   _check_call(tokens, weights_fn)
   if visible is None:

@@ -172,9 +172,8 @@ def descend(
 
   .. math:: L(W) = \frac1{2N}\sum_i |W x_i - y_i|^2
 
-  Args:
-    learning_rates: one step size for each step. Shape `[K]`.
-    initial: weights before the first step, None for 0. Shape `[d_y, d_x]`.
+  There is one step size for each step. The weights start at `initial`, None
+  for 0.
   """
   initial = initial_weights(inputs, labels, initial)
 
