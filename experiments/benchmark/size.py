@@ -35,7 +35,10 @@ def write(folder: pathlib.Path, num_layers: int, width: int) -> None:
   from safetensors.numpy import save_file
 
   rng, d_ff, words = np.random.default_rng(0), width * 11 // 4, 32_000
-  shapes = {'model.embed_tokens': (words, width), 'lm_head': (words, width)}
+  shapes: dict[str, tuple[int, ...]] = {
+    'model.embed_tokens': (words, width),
+    'lm_head': (words, width),
+  }
   for layer in range(num_layers):
     place = f'model.layers.{layer}.'
     for name, size in (('q', width), ('k', width // 4), ('v', width // 4)):
