@@ -204,7 +204,8 @@ def score_labels(
   Args:
     model: a causal language model.
     tokens: ids of the prompt. Shape `[N]`.
-    labels: ids `[T]` of each text, as `tokenizer.label_ids(' very good')`.
+    labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
+      add_special_tokens=False)`.
     mask: tokens that are no padding. Shape `[N]`.
 
   Returns:
@@ -217,7 +218,8 @@ def score_labels(
   if not sizes or min(sizes) == 0:
     raise ValueError(
       f'labels have {sizes} tokens; expected at least one label, each an array '
-      "of its ids, such as tokenizer.label_ids(' very good')."
+      "of its ids, such as tokenizer.encode(' very good', "
+      'add_special_tokens=False).'
     )
   longest = max(sizes)
   for ids in labels:

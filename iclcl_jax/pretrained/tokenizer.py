@@ -68,19 +68,6 @@ class Tokenizer:
     offsets = self._encoding(text).offsets
     return np.asarray(offsets, np.int32).reshape(-1, 2)
 
-  def label_ids(self, text: str) -> np.ndarray:
-    """Returns the ids of a text that continues another, such as a label.
-
-    Args:
-      text: the text; a label within a line usually begins with a space.
-
-    Returns:
-      The ids, int32, without what the model expects around a text. Shape
-      `[T]`.
-    """
-    ids = self._encoding(text, add_special_tokens=False).ids
-    return np.asarray(ids, np.int32)
-
   def single_id(self, text: str) -> int:
     """Returns the id of a text that is one token, such as a label.
 
@@ -90,7 +77,7 @@ class Tokenizer:
     Raises:
       ValueError: if the text is more than one token, or empty.
     """
-    ids = self.label_ids(text)
+    ids = self.encode(text, add_special_tokens=False)
     if len(ids) != 1:
       raise ValueError(
         f'{text!r} is {len(ids)} tokens '
