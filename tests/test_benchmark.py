@@ -153,7 +153,7 @@ def test_training_peer_takes_the_same_steps(compiled):
   prompts = pretraining.draw_prompts(
     jax.random.key(1), jnp.arange(20), lambda _: run.task_matrix, 15
   )
-  call = groups.peer_loop(run.params, run.phi, prompts, compiled=compiled)
+  call = groups.peer_loop(run.params, run.phi, prompts, is_compiled=compiled)
   if call is None:
     assert compiled or _missing('torch')
     return

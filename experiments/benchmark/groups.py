@@ -178,7 +178,7 @@ def training(config: Any) -> Rows:
   calls: timing.Calls = {
     apart: timing.repeated(compile_call(train, *one).call, times),
     together: compile_call(jax.vmap(train), *many).call,
-    **{peer: peer_loop(*one, compiled=x) for peer, (x, _) in LOOPS.items()},
+    **{peer: peer_loop(*one, is_compiled=x) for peer, (x, _) in LOOPS.items()},
     'matmul': timing.matmul(config),
   }
   seconds = timing.measure(calls, config.repetitions)
@@ -191,7 +191,7 @@ def training(config: Any) -> Rows:
   return Rows(f'{config.num_steps} training steps', goals, seconds, {})
 
 
-def peer_loop(params, phi, prompts, *, compiled=False) -> timing.Call | None:
+def peer_loop(params, phi, prompts, *, is_compiled=False) -> timing.Call | None:
   """The same steps by the peer."""
   return peers.training_loop(
     [np.asarray(array) for array in params],
@@ -199,7 +199,7 @@ def peer_loop(params, phi, prompts, *, compiled=False) -> timing.Call | None:
     np.asarray(prompts.tokens),
     np.asarray(prompts.target),
     LEARNING_RATE,
-    compiled=compiled,
+    is_compiled=is_compiled,
   )
 
 

@@ -94,7 +94,7 @@ def peer(
   path: str | os.PathLike[str],
   tokens: np.ndarray,
   attention: str = 'eager',
-  compiled: bool = False,
+  is_compiled: bool = False,
 ) -> timing.Call | None:
   """The same pass by `transformers`, with the weights of the same file."""
   torch, transformers = peers.load('torch'), peers.load('transformers')
@@ -108,7 +108,7 @@ def peer(
   state = {k: torch.tensor(v) for k, v in checkpoint.tensors.items()}
   model.load_state_dict(state, strict=False)
   model.tie_weights()
-  forward = torch.compile(model) if compiled else model
+  forward = peers.compiled(model) if is_compiled else model
   ids = torch.tensor(tokens[None].astype(np.int64))
 
   def call() -> np.ndarray:
@@ -116,4 +116,4 @@ def peer(
       answer = forward(ids, use_cache=False, logits_to_keep=1)
     return answer.logits[0, -1].numpy()
 
-  return peers.working(call) if compiled else call
+  return peers.working(call) if is_compiled else call

@@ -26,10 +26,19 @@ def load(name: str) -> Any:
     return None
 
 
+def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """The function as a program of PyTorch, made at its first call."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return load('torch').compile(fn)
+
+
 def working(call: Call) -> Call | None:
   """The call, or None where PyTorch finds nothing that compiles C++."""
   try:
-    call()
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      call()
   except Exception as error:  # PyTorch raises kinds of its own.
     print(f'A compiled peer is left out: {type(error).__name__}')
     return None
@@ -86,7 +95,7 @@ def training_loop(
   targets: np.ndarray,
   learning_rate: float,
   *,
-  compiled: bool = False,
+  is_compiled: bool = False,
 ) -> Call | None:
   """SGD of the papers' layer, from `params` again in every call.
 
@@ -96,7 +105,7 @@ def training_loop(
     tokens: one prompt for each step. Shape `[P, n, d_model]`.
     targets: label of each query. Shape `[P, d_y]`.
     learning_rate: the step size.
-    compiled: whether `torch.compile` makes a program of the loss and its
+    is_compiled: whether `torch.compile` makes a program of the loss and its
       gradient.
 
   Returns:
@@ -120,7 +129,7 @@ def training_loop(
   def loss_of(query, key, value, prompt, target):
     return torch.mean((predict(query, key, value, prompt) - target) ** 2)
 
-  loss_fn = torch.compile(loss_of) if compiled else loss_of
+  loss_fn = compiled(loss_of) if is_compiled else loss_of
 
   def train():
     weights = [torch.tensor(array, requires_grad=True) for array in params]
@@ -142,4 +151,4 @@ def training_loop(
     finally:
       torch.set_num_threads(num_threads)
 
-  return working(call) if compiled else call
+  return working(call) if is_compiled else call
