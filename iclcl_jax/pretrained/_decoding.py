@@ -146,10 +146,7 @@ def generate(
   with those before it, except for their attention.
 
   Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
     num_tokens: how many to append.
-    mask: tokens that are no padding. Shape `[N]`.
 
   Returns:
     The new ids; the caller cuts them at an end-of-text token. Shape `[T]`.
@@ -202,14 +199,8 @@ def score_labels(
   The prompt is read once.
 
   Args:
-    model: a causal language model.
-    tokens: ids of the prompt. Shape `[N]`.
     labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
       add_special_tokens=False)`.
-    mask: tokens that are no padding. Shape `[N]`.
-
-  Returns:
-    The log-probabilities.
 
   Raises:
     ValueError: as `generate`; if there is no label, or one has no token.

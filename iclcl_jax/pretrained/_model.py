@@ -148,12 +148,6 @@ def hidden_states(
   One sequence; `jax.vmap` makes batches, with a mask for each. Only one block
   is compiled.
 
-  Args:
-    model: the model.
-    tokens: ids of the prompt. Shape `[N]`.
-    mask: tokens that are no padding. Shape `[N]`.
-    token_types: segment of each token, for an encoder; zeros by default.
-
   Returns:
     The last block's output after the final normalisation. Rows of padding mean
     nothing. Shape `[N, d_model]`.
@@ -273,8 +267,10 @@ def check_head(model: LanguageModel) -> None:
     )
 
 
-def check_causal(model: LanguageModel) -> None:
-  """Checks that the model predicts the next token, and sees none to come."""
+def check_causal_prompt(
+  model: LanguageModel, tokens: Int[Array, ' N'], mask: Any
+) -> None:
+  """Checks a prompt, and that the model sees no token to come."""
   check_head(model)
   with jax.ensure_compile_time_eval():
     sees_ahead = model.architecture.visible(*np.arange(2))
@@ -283,6 +279,7 @@ def check_causal(model: LanguageModel) -> None:
       'model is bidirectional: no token is the next one; expected a causal '
       'language model.'
     )
+  check_prompt(model, tokens, mask)
 
 
 def check_prompt(
@@ -323,14 +320,6 @@ def _check_ids(vocabulary_size: int, tokens: Any) -> None:
       f'{vocabulary_size} tokens; expected ids from 0 to '
       f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
     )
-
-
-def check_causal_prompt(
-  model: LanguageModel, tokens: Int[Array, ' N'], mask: Any
-) -> None:
-  """Checks a causal language model and its prompt."""
-  check_causal(model)
-  check_prompt(model, tokens, mask)
 
 
 def check_length(model: LanguageModel, length: int) -> None:

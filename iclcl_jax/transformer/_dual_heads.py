@@ -9,14 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from iclcl_jax import (
-  _validate,
-  coefficients,
-  dual,
-  forms,
-  losses,
-  moments,
-)
+from iclcl_jax import _validate, coefficients, dual, forms, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.transformer import _forward, _parts, _types
@@ -59,7 +52,6 @@ def predict_heads(
     `[H, N, d_k]`; zero for a query that sees no token.
 
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> heads = transformer.heads(architecture, block, jnp.ones((3, 4)))
     >>> predict_heads(architecture, heads).shape
@@ -92,10 +84,7 @@ def predict_heads_autodiff(
   The definition. The token itself gives the zero-shot weights, all others that
   it sees are demonstrations: one gradient for each position and key-value head.
 
-  Takes what `predict_heads` takes.
-
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> heads = transformer.heads(architecture, block, jnp.eye(3, 4))
     >>> pair = predict_heads, predict_heads_autodiff

@@ -50,7 +50,6 @@ def heads(
   """Returns queries, keys and values: normalised, projected, rotated.
 
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> heads(architecture, block, jnp.ones((3, 4))).queries.shape
     (2, 3, 2)
@@ -104,7 +103,6 @@ def attend(
     mask: valid keys. Shape `[N]`; None for all.
 
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, _ = transformer.example()
     >>> x, t = jnp.ones((1, 3, 2)), jnp.arange(3)
     >>> attend(architecture, transformer.Heads(x, x, x), t, t)[0, 0].tolist()
@@ -169,17 +167,9 @@ def apply_block(
   positions: Int[Array, ' N'] | None = None,
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
-  """Applies one Transformer block.
-
-  Args:
-    architecture: what the shapes of the parameters do not say.
-    block: the parameters.
-    x: the residual stream. Shape `[N, d_model]`.
-    positions: of the tokens. Shape `[N]`; None for `0, 1, ...`.
-    mask: valid tokens, which others may see. Shape `[N]`; None for all.
+  """Applies one Transformer block: returns the stream behind it.
 
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> apply_block(architecture, block, jnp.ones((3, 4))).shape
     (3, 4)

@@ -64,7 +64,6 @@ def linearise(
   """Runs a block behind its heads and keeps what fixes its affine map.
 
   Example:
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> point = linearise(
     ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
@@ -112,9 +111,6 @@ def map_label(
 
   Args:
     row: a label, behind the output projection. Shape `[d_model]`.
-
-  References:
-    Derived here.
   """
   return _apply(architecture, block, point, row, jnp.zeros_like(row))
 
@@ -241,8 +237,6 @@ def apply_block_dual(
   cost of a training set for each query. No softmax is computed.
 
   Example:
-    >>> import jax.numpy as jnp
-    >>> from iclcl_jax import transformer
     >>> architecture, block = transformer.example()
     >>> apply_block_dual(architecture, block, jnp.ones((3, 4))).shape
     (3, 4)
@@ -280,9 +274,6 @@ def apply_blocks_dual(
 
   The training sets of a layer are made of the predictions of the layer before,
   so every token's prediction is needed, the demonstrations' too.
-
-  Takes what `apply_block_dual` takes; arrays of `blocks` have a leading axis
-  `L`.
 
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.

@@ -31,19 +31,12 @@ class _Normalisation:
   def __post_init__(self):
     _validate.non_negative(epsilon=self.epsilon, offset=self.offset)
 
-  def __call__(
-    self, parameters: Norm, x: Float[Array, ' d_model']
-  ) -> Float[Array, ' d_model']:
+  def __call__(self, parameters: Norm, x: Array) -> Array:
     """Returns the normalised token."""
     row = self.linear_part(parameters, x, x)
     return row if parameters.bias is None else row + parameters.bias
 
-  def linear_part(
-    self,
-    parameters: Norm,
-    x: Float[Array, ' d_model'],
-    y: Float[Array, ' d_model'],
-  ) -> Float[Array, ' d_model']:
+  def linear_part(self, parameters: Norm, x: Array, y: Array) -> Array:
     """Returns `y P(x)`, where `self(parameters, x) = x P(x) + bias`."""
     _validate.check_array('x', x, 'd_model')
     x, wide = widen(x), widen(y)
@@ -90,10 +83,7 @@ class LayerNorm(_Normalisation):
 
   Args:
     epsilon: added to the variance.
-    offset: as of `RMSNorm`.
-
-  Raises:
-    ValueError: if one of them is negative or not finite.
+    offset: as of `RMSNorm`, with its errors.
 
   Example:
     >>> LayerNorm(0.0)(Norm(jnp.ones(2)), jnp.array([1.0, 3.0])).tolist()

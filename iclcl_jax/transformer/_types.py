@@ -276,7 +276,6 @@ def with_constants(architecture: Architecture, blocks: Block) -> Block:
 
   Args:
     architecture: with one layer for all, or as many as the stack has.
-    blocks: the parameters, with a leading axis `L`.
 
   Returns:
     The blocks with `constants`; as they are if one layer serves all.
@@ -310,8 +309,6 @@ def scan_blocks(
   """Scans over a stack of blocks: one compiled block, whatever they have.
 
   Args:
-    architecture: of the blocks.
-    blocks: the parameters, with a leading axis `L`.
     step: `(carry, block, *row) -> (carry, result)`.
     carry: what the first step takes.
     *rows: arrays with a leading axis `L`, or trees of them.
@@ -422,11 +419,7 @@ def check_block(
 def check_blocks(
   architecture: Architecture, blocks: Block, x: Float[Array, 'N d_model']
 ) -> None:
-  """Checks a stack of blocks and that it fits the sequence that it reads.
-
-  Raises:
-    ValueError: if shapes or dtypes disagree, or there is no layer.
-  """
+  """Checks a stack of blocks and that it fits the sequence that it reads."""
   first: dict[str, int] = {}
   for path, array, axes in _arrays(blocks):
     if array.ndim != len(axes.split()) + 1 or len(array) == 0:

@@ -13,14 +13,7 @@ from iclcl_jax.pretrained._config import ACTIVATIONS, Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, Tensors
 from iclcl_jax.pretrained._rotary import read_rotary
-from iclcl_jax.transformer import (
-  Layer,
-  Linear,
-  Norm,
-  Norms,
-  RMSNorm,
-  Rotary,
-)
+from iclcl_jax.transformer import Layer, Linear, Norm, Norms, RMSNorm, Rotary
 
 LAYER = 'layers.{}.'
 # Tables that other versions of the format store; they follow from the config.
@@ -141,6 +134,21 @@ class Decoder:
     """Reads the activation of the feed-forward network."""
     return self.config.choice(name, ACTIVATIONS, default)
 
+  def functions(self, default: float) -> dict:
+    """Reads the functions of a Llama; `default` is the epsilon of its norms."""
+    return {
+      'normalization': self.rms_norm(default),
+      'activation': self.activation(),
+    }
+
+  def windowed(
+    self, layer: Layer, window: int | None, default: Callable[[int], bool]
+  ) -> list[Layer]:
+    """Reads which layers have a window; `default` says it if no field does."""
+    local = dataclasses.replace(layer, window=window)
+    places = local_layers(self, default)
+    return [local if is_local else layer for is_local in places]
+
 
 def open_decoder(
   checkpoint: Checkpoint,
@@ -202,7 +210,7 @@ def language_model(
   """Puts a model together and checks that nothing of the checkpoint is left.
 
   Args:
-    decoder: what is read.
+    decoder: what has been read.
     block: parts of `transformer.Block`.
     architecture: parts of `transformer.Architecture`.
     layers: what differs from layer to layer; equal ones become one.
@@ -238,12 +246,7 @@ def language_model(
 def local_layers(
   decoder: Decoder, default: Callable[[int], bool]
 ) -> list[bool]:
-  """Reads which layers have a window.
-
-  Args:
-    decoder: what is read.
-    default: whether a layer has one where the config does not say.
-  """
+  """Reads which layers have a window; `default` says it if no field does."""
   kinds = decoder.config.entries('layer_types', decoder.num_layers, KINDS)
   if kinds is None:
     return [default(i) for i in range(decoder.num_layers)]
@@ -251,10 +254,7 @@ def local_layers(
 
 
 def window_of(decoder: Decoder, default: int | None = None) -> int | None:
-  """Reads the window; `default` where the file lacks it, None where it is null.
-
-  The window of a layer that has one.
-  """
+  """Reads the window; `default` where the file lacks it, None if it is null."""
   if 'sliding_window' in decoder.stated:
     default = None
   config = decoder.config

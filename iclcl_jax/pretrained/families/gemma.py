@@ -15,11 +15,9 @@ def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   rotation = _decoder.rotation_of(decoder)
   window = _decoder.window_of(decoder, 4096)
-  local = _decoder.local_layers(decoder, lambda i: i % 2 == 0)
-  layers = [
-    Layer(rotation=rotation, window=window if is_local else None)
-    for is_local in local
-  ]
+  layers = decoder.windowed(
+    Layer(rotation=rotation), window, lambda i: i % 2 == 0
+  )
   return _model(decoder, layers, caps=(50.0, 30.0))
 
 
@@ -42,10 +40,7 @@ def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       f"config['rope_parameters'] is {new!r}; expected settings for each of "
       f'{" and ".join(_decoder.KINDS)}. Copy config.json again.'
     )
-  far = {
-    **new.get('full_attention', {}),
-    **old,
-  }
+  far = {**new.get('full_attention', {}), **old}
   if old and 'rope_type' not in far:
     raise ValueError(
       f"config['rope_scaling'] is {old!r} without a "

@@ -42,7 +42,9 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   config.require('hidden_act', 'silu')
   rotation = _decoder.rotation_of(decoder, base=150_000.0, settings=_YARN)
   window = _decoder.window_of(decoder, 128)
-  local = _decoder.local_layers(decoder, lambda i: i % 2 == 0)
+  layers = decoder.windowed(
+    Layer(rotation=rotation), window, lambda i: i % 2 == 0
+  )
   bias = config.switch('attention_bias', True)
   block = decoder.attention(bias=bias, output_bias=bias) | decoder.pre_norms()
   block['sinks'] = decoder.tensors.stacked(
@@ -57,10 +59,7 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'gating': transformer.ClampedGating(config.number('swiglu_limit', 7.0)),
       'experts_per_token': config.count('num_experts_per_tok', 4),
     },
-    layers=[
-      Layer(rotation=rotation, window=window if is_local else None)
-      for is_local in local
-    ],
+    layers=layers,
   )
 
 

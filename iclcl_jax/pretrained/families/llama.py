@@ -19,9 +19,6 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     decoder.attention(bias=bias, output_bias=bias)
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
-    {
-      'normalization': decoder.rms_norm(1e-6),
-      'activation': decoder.activation(),
-    },
+    decoder.functions(1e-6),
     layers=[Layer(rotation=_decoder.rotation_of(decoder))],
   )

@@ -15,9 +15,6 @@ def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   return _decoder.language_model(
     decoder,
     decoder.attention(bias=False) | decoder.network() | decoder.pre_norms(),
-    {
-      'normalization': decoder.rms_norm(1e-6),
-      'activation': decoder.activation(),
-    },
+    decoder.functions(1e-6),
     layers=[Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))],
   )

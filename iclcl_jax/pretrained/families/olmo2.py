@@ -21,9 +21,6 @@ def from_olmo2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'attention_norms': decoder.norms(output='post_attention_layernorm'),
       'ffn_norms': decoder.norms(output='post_feedforward_layernorm'),
     },
-    {
-      'normalization': decoder.rms_norm(1e-5),
-      'activation': decoder.activation(),
-    },
+    decoder.functions(1e-5),
     layers=[Layer(rotation=_decoder.rotation_of(decoder))],
   )

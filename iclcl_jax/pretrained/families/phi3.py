@@ -18,10 +18,7 @@ def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   return _decoder.language_model(
     decoder,
     _attention(decoder) | _network(decoder) | decoder.pre_norms(),
-    {
-      'normalization': decoder.rms_norm(1e-5),
-      'activation': decoder.activation(),
-    },
+    decoder.functions(1e-5),
     layers=[Layer(rotation=rotation, window=window)],
   )
 

@@ -30,16 +30,12 @@ def _model(decoder, attention: dict) -> LanguageModel:
   config.get('sliding_window')
   first = config.get('max_window_layers', 28)
   rotation = _decoder.rotation_of(decoder)
-  is_local = _decoder.local_layers(decoder, lambda i: i >= first)
+  layers = decoder.windowed(
+    Layer(rotation=rotation), window, lambda i: i >= first
+  )
   return _decoder.language_model(
     decoder,
     attention | decoder.network() | decoder.pre_norms(),
-    {
-      'normalization': decoder.rms_norm(1e-6),
-      'activation': decoder.activation(),
-    },
-    layers=[
-      Layer(rotation=rotation, window=window if local else None)
-      for local in is_local
-    ],
+    decoder.functions(1e-6),
+    layers=layers,
   )

@@ -29,10 +29,7 @@ def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     decoder.attention(bias=bias, output_bias=bias)
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
-    {
-      'normalization': decoder.rms_norm(1e-6),
-      'activation': decoder.activation(),
-    },
+    decoder.functions(1e-6),
     layers=[
       Layer(
         rotation=rotation if rotated[i] else None,
