@@ -10,7 +10,7 @@ import numpy as np
 from iclcl_jax import _validate, losses, precision
 from iclcl_jax._door import eager_door
 from iclcl_jax.equivalence._residuals import Theorem, measure
-from iclcl_jax.equivalence._verdict import judge, table
+from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Certificate:
+class Certificate(Judged):
   """The result of `verify`.
 
   Attributes:
@@ -37,9 +37,10 @@ class Certificate:
     attention, closed_form, autodiff, residual, relative_error, condition: as in
       `Residuals`.
     tolerance: the residual that rounding explains in this dtype.
-    dtype: dtype of the inputs.
+    dtype: of the inputs, the narrowest if there are several.
     precision: arithmetic under which the check ran.
-    verdict: 'holds', or what prevents it.
+    verdict: 'holds', or what prevents it; 'precision-limited' is the best that
+      16-bit inputs or reduced arithmetic can get.
   """
 
   phi: str
@@ -51,15 +52,6 @@ class Certificate:
   residual: float
   relative_error: float
   condition: float
-  tolerance: float
-  dtype: str
-  precision: str
-  verdict: str
-
-  @property
-  def holds(self) -> bool:
-    """Whether the identity holds to rounding, in full precision."""
-    return self.verdict == 'holds'
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists."""

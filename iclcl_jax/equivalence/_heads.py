@@ -21,7 +21,7 @@ from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence._diagnosis import diagnose
 from iclcl_jax.equivalence._residuals import residuals
-from iclcl_jax.equivalence._verdict import judge, table
+from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import (
   Array,
   Bool,
@@ -42,14 +42,13 @@ _CHUNK_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class HeadsCertificate:
+class HeadsCertificate(Judged):
   """The result of `verify_heads`.
 
   Attributes:
-    phi, tolerance, precision: as in `Certificate`.
+    phi, tolerance, dtype, precision: as in `Certificate`.
     sizes: sequences, heads, queries checked in each, keys.
     residual: the largest of each head, see `Residuals`. Shape `[N]`.
-    dtype: the narrowest dtype of the inputs.
     verdict: 'holds', or what prevents it; 'fails: ' and what the output is
       instead, as far as that can be told.
   """
@@ -57,15 +56,6 @@ class HeadsCertificate:
   phi: str
   sizes: tuple[int, int, int, int]
   residual: np.ndarray
-  tolerance: float
-  dtype: str
-  precision: str
-  verdict: str
-
-  @property
-  def holds(self) -> bool:
-    """Whether the identity holds to rounding in every head."""
-    return self.verdict == 'holds'
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists."""

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from iclcl_jax import _validate, precision, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
-from iclcl_jax.equivalence._verdict import judge, table
+from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import Array, Float, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
@@ -46,7 +46,7 @@ class ModelResiduals(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCertificate:
+class ModelCertificate(Judged):
   """The result of `verify_model`.
 
   Attributes:
@@ -57,11 +57,9 @@ class ModelCertificate:
     max_residual_closed_form: over all layers, heads and positions.
     max_residual_autodiff: the same with weights from `jax.grad`.
     max_chain_error: largest relative error of a hidden state of the chain.
-    tolerance, dtype, precision: as in `Certificate`.
+    tolerance, dtype, precision, verdict: as in `Certificate`.
     chain_tolerance: `num_layers` times that, at most 0.1: each layer reads the
       rounding errors of the layers before.
-    verdict: 'holds', or what prevents it; 'precision-limited' is the best that
-      16-bit parameters or reduced arithmetic can get.
   """
 
   num_layers: int
@@ -71,16 +69,7 @@ class ModelCertificate:
   max_residual_closed_form: float
   max_residual_autodiff: float
   max_chain_error: float
-  tolerance: float
   chain_tolerance: float
-  dtype: str
-  precision: str
-  verdict: str
-
-  @property
-  def holds(self) -> bool:
-    """Whether the identity holds to rounding, in full precision."""
-    return self.verdict == 'holds'
 
   @property
   def max_residual(self) -> float:

@@ -1,10 +1,26 @@
 """What certificates share: the rule of the verdict, and their print."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 
 from iclcl_jax import precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+  """What every certificate says, see `Certificate`."""
+
+  tolerance: float
+  dtype: str
+  precision: str
+  verdict: str
+
+  @property
+  def holds(self) -> bool:
+    """Whether the identity holds to rounding, in full precision."""
+    return self.verdict == 'holds'
 
 
 def judge(

@@ -14,6 +14,7 @@ from iclcl_jax._door import door
 from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
 
@@ -295,7 +296,7 @@ def _extend(
     jnp.arange(model.num_layers, dtype=start.dtype),
   )
   cache = cache._replace(keys=keys, values=values)
-  return _model.normalise(model, model.final_norm, stream), cache
+  return normalise(architecture, model.final_norm, stream), cache
 
 
 def _write(slots: Array, new: Array, *place: Array | int) -> Array:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from iclcl_jax import _pytree, _validate, kernels, transformer
 from iclcl_jax._door import door
 from iclcl_jax.transformer import Architecture, Block, Linear, Norm
+from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
 
@@ -104,17 +105,7 @@ def embed_at(
       'token_types were given to a model without embeddings of token types; '
       'expected None. Leave the argument out.'
     )
-  return normalise(model, model.embedding_norm, x)
-
-
-def normalise(
-  model: LanguageModel, norm: Norm | None, x: Float[Array, 'N d_model']
-) -> Float[Array, 'N d_model']:
-  """Normalises tokens; without parameters they stay as they are."""
-  if norm is None:
-    return x
-  apply = model.architecture.normalization
-  return jax.vmap(lambda token: apply(norm, token))(x)
+  return normalise(model.architecture, model.embedding_norm, x)
 
 
 def positions_of(
@@ -163,7 +154,7 @@ def hidden_states(
     positions=positions_of(tokens, mask),
     mask=mask,
   )
-  return normalise(model, model.final_norm, x)
+  return normalise(model.architecture, model.final_norm, x)
 
 
 @door

@@ -224,18 +224,25 @@ def feed_forward(
   if block.router is None:
     return apply_linear(block.down, hidden)
   shares = expert_shares(architecture, block.router, tokens)
-  return mix_experts(block, hidden * per_unit(shares, hidden), shares)
+  rows = hidden * per_unit(shares, hidden) @ block.down.weight
+  bias = block.down.bias
+  return rows if bias is None else rows + shares @ bias
 
 
 def hidden_layer(
   architecture: Architecture, block: Block, tokens: Array
 ) -> Callable[[Array], Array]:
   """Returns the hidden layer as a function of what `up` gives, `[N, d_ff]`."""
+
+  def activate(hidden):
+    result = architecture.activation(hidden)
+    _validate.check_result('architecture.activation', result, hidden.shape)
+    return result
+
   if block.gate is None:
-    return functools.partial(activate, architecture)
+    return activate
   gate = apply_linear(block.gate, tokens)
-  activation = functools.partial(activate, architecture)
-  return lambda up: architecture.gating(activation, gate, up)
+  return lambda up: architecture.gating(activate, gate, up)
 
 
 def expert_shares(
@@ -252,20 +259,6 @@ def expert_shares(
 def per_unit(shares: Array, hidden: Array) -> Array:
   """Repeats the shares `[N, E]` for the hidden units of each expert."""
   return jnp.repeat(shares, hidden.shape[1] // shares.shape[1], axis=1)
-
-
-def mix_experts(block: Block, hidden: Array, shares: Array) -> Array:
-  """Applies the second layer of all experts, their biases by their shares."""
-  result = hidden @ block.down.weight
-  bias = block.down.bias
-  return result if bias is None else result + shares @ bias
-
-
-def activate(architecture: Architecture, hidden: Array) -> Array:
-  """Applies the activation, which must keep the shape."""
-  result = architecture.activation(hidden)
-  _validate.check_result('architecture.activation', result, hidden.shape)
-  return result
 
 
 def apply_linear(linear: Linear, rows: Array) -> Array:

@@ -350,28 +350,21 @@ def _constants(layer: Layer, layers: Sequence[Layer], weight: Any) -> Constants:
   window = np.int32(layer.window or largest) if windows else None
   if not rotations:
     return Constants(window=window)
-  for rotation in rotations:
-    _check_pairs(rotation, len(rotations[0].frequencies), width)
-  still = dataclasses.replace(
-    rotations[0], frequencies=(0.0,) * len(rotations[0].frequencies), scale=1.0
-  )
-  rotation = layer.rotation or dataclasses.replace(still, beyond=None)
+  num_pairs = len(rotations[0].frequencies)
+  for found in (len(rotation.frequencies) for rotation in rotations):
+    if found != num_pairs or not 0 < 2 * found <= width:
+      raise ValueError(
+        f'a rotation has {found} frequencies for heads of width {width}; '
+        'expected the same number in all layers, at most one for each pair of '
+        'coordinates.'
+      )
+  rotation = layer.rotation or Rotary(frequencies=(0.0,) * num_pairs)
   scale = dtype(rotation.scale)
   if all(x.beyond is None for x in rotations):
     return Constants(np.array(rotation.frequencies, dtype), scale, None, window)
   switch, far = rotation.beyond or (largest, rotation)
   pair = np.array([rotation.frequencies, far.frequencies], dtype)
   return Constants(pair, scale, np.int32(switch), window)
-
-
-def _check_pairs(rotation: Rotary, num_pairs: int, width: int) -> None:
-  found = len(rotation.frequencies)
-  if found != num_pairs or not 0 < 2 * found <= width:
-    raise ValueError(
-      f'a rotation has {found} frequencies for heads of width {width}; '
-      'expected the same number in all layers, at most one for each pair of '
-      'coordinates.'
-    )
 
 
 # Axes that a linear map reads and writes; a bias has the latter.

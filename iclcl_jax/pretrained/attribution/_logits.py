@@ -16,6 +16,7 @@ from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
+from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
 Label: TypeAlias = 'int | Int[Array, ""] | Int[Array, " T"]'
@@ -97,7 +98,8 @@ def direct_logit_attribution(
   """
   _checks.check_labels(model, label, other_label)
   row, bias = _label_direction(model, label, other_label)
-  state = _model.normalise(model, model.final_norm, readings.last[None])[0]
+  last = readings.last[None]
+  state = normalise(model.architecture, model.final_norm, last)[0]
 
   def final_part(x):
     norm = model.final_norm
@@ -228,7 +230,7 @@ def logit_difference(
     positions=positions,
     mask=visible,
   )
-  state = _model.normalise(model, model.final_norm, x[position][None])[0]
+  state = normalise(model.architecture, model.final_norm, x[position][None])[0]
   row, bias = _label_direction(model, label, other_label)
   return state @ row + bias
 

@@ -12,6 +12,7 @@ from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
+from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
 
@@ -115,22 +116,17 @@ def scan_layers(
   """Runs the blocks and stacks over the layers what `read` returns."""
   architecture = model.architecture
   positions = _model.positions_of(tokens, mask)
-  seen = jax.vmap(architecture.visible, in_axes=(None, 0))(
-    positions[position], positions
-  )
-  seen = seen if mask is None else seen & mask
 
   def step(x, block):
-    x = x if mask is None else jnp.where(mask[:, None], x, 0)
+    x = _forward.clear(x, mask)
     heads = transformer.heads(architecture, block, x, positions=positions)
     outputs = transformer.attend(
       architecture, heads, positions, positions, mask=mask
     )
-    visible = seen
-    if heads.window is not None:
-      distance = positions[position] - positions
-      visible &= distance < jnp.asarray(heads.window, distance.dtype)
-    reading = read(block, x, heads, outputs, visible)
+    seen = _forward.visibility(
+      architecture, positions[position][None], positions, mask, heads.window
+    )
+    reading = read(block, x, heads, outputs, seen[0])
     return transformer.complete(architecture, block, x, outputs), reading
 
   x = _model.embed_at(model, tokens, positions)
