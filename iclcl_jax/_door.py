@@ -26,33 +26,20 @@ _KINDS = {
 
 
 class _Array(NamedTuple):
-  """What an annotation says of an array.
-
-  Attributes:
-    kind: its kind of numbers.
-    axes: names of its axes.
-    is_sum: whether it is a state, which float32 holds for 16-bit tokens.
-  """
+  """What an annotation says of an array."""
 
   kind: _validate.Kind
   axes: tuple[str, ...]
-  is_sum: bool = False
+  is_sum: bool = False  # A state, which float32 holds for 16-bit tokens.
 
 
 class _Argument(NamedTuple):
-  """An argument, or a field of one, whose annotation can be checked.
+  """An argument, or a field of one, whose annotation can be checked."""
 
-  Attributes:
-    name: its name, `argument.field` for a field.
-    position: where it is passed; None for a keyword.
-    is_optional: whether None may be passed.
-    expected: an array; a check of anything else; or, for an argument that is a
-      `NamedTuple`, the fields of the types it may have.
-  """
-
-  name: str
-  position: int | None
+  name: str  # `argument.field` for a field.
+  position: int | None  # None for a keyword.
   is_optional: bool
+  # An array; a check of anything else; fields of the types of a `NamedTuple`.
   expected: _Array | Callable[[str, Any], None] | dict[Any, list['_Argument']]
 
 

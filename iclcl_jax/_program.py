@@ -107,17 +107,11 @@ class _Answer:
 
 
 class _Call:
-  """A call without its operands; equal to others of its kind.
-
-  Attributes:
-    keeps: whether its program keeps something alive that may be large.
-  """
+  """A call without its operands; equal to others of its kind."""
 
   def __init__(self, arguments: list, key: tuple, keeps: bool):
-    self._arguments = arguments
-    self._key = key
-    self._hash = hash(key)
-    self.keeps = keeps
+    self._arguments, self._key, self._hash = arguments, key, hash(key)
+    self.keeps = keeps  # Something alive that may be large.
 
   def fill(self, operands: Sequence[Any]) -> tuple[list, dict[str, Any]]:
     """Returns the arguments with these operands."""

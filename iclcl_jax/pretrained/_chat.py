@@ -29,11 +29,9 @@ class ChatTemplate(NamedTuple):
 def from_settings(
   source: Any, settings: Mapping[str, Any]
 ) -> ChatTemplate | None:
-  """Reads a template: one, or the default of several; None if there is none.
+  """Reads a template, or the default of a list of several; None without one.
 
-  Args:
-    source: the template, or a list of templates with their names.
-    settings: tokens by name, as strings or with a `content`.
+  The settings hold tokens by name, as strings or with a `content`.
   """
   if isinstance(source, list):
     named = [entry for entry in source if isinstance(entry, dict)]

@@ -90,12 +90,8 @@ class Tensors:
   ):
     """Looks at which tensors there are, and reads none.
 
-    Args:
-      tensors: arrays by name.
-      num_layers: number of layers.
-      prefix: what may stand before the names.
-      ignored: patterns of names without prefix that are not needed.
-      dtype: dtype to make, or None for that of the tensors.
+    Their names may have the prefix; those that match an `ignored` pattern are
+    not needed. `dtype` is the one to make, None for that of the tensors.
     """
     if num_layers > len(tensors):
       raise ValueError(
@@ -279,14 +275,7 @@ class Checkpoint(NamedTuple):
 
 
 def import_reader(name: str) -> Any:
-  """Imports a package that only the readers of files need.
-
-  Args:
-    name: the package, or a module of it.
-
-  Raises:
-    ValueError: if it is not installed; the message says how to install it.
-  """
+  """Imports a package, or a module of it, that only readers of files need."""
   try:
     return importlib.import_module(name)
   except ImportError as error:

@@ -21,16 +21,10 @@ _WIDEST = 2**16
 
 
 class _Settings(NamedTuple):
-  """The settings of one rotation, without those that all kinds share.
-
-  Attributes:
-    fields: what is left.
-    original: length that the model was first trained for.
-    context: length that it serves.
-  """
+  """The settings of one rotation, and the lengths that it was made for."""
 
   fields: Mapping[str, Any]
-  original: int
+  original: int  # Of the first training.
   context: int
 
   def number(self, name: str, default: float | None = None) -> float:
@@ -62,13 +56,8 @@ def read_rotary(
 ) -> Rotary:
   """Reads the only rotation of a model, for heads of a width.
 
-  Args:
-    config: of the model.
-    width: of a head.
-    base: the number `b` where the config does not say.
-    partial: the rotated part of a head where the settings do not say; None for
-      a family that always rotates all of it.
-    settings: the rescaling where the config does not say.
+  The number `base`, the rotated part of a head and the rescaling stand in for
+  a config that does not say; `partial` is None where all is always rotated.
   """
   new = _object(config, 'rope_parameters')
   old = _object(config, 'rope_scaling')

@@ -48,13 +48,7 @@ def _check_valid(position: Any, mask: Any) -> None:
 
 
 def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
-  """Checks the excluded tokens and returns the mask of those that are left.
-
-  Args:
-    position: that is read, as the caller gave it; None for the last valid one.
-    mask: valid tokens, or None for all.
-    excluded: the tokens, or None.
-  """
+  """Checks the excluded tokens and returns the mask of those that are left."""
   if excluded is None:
     return mask
   _validate.look(_check_not_read, position, mask, excluded)

@@ -23,19 +23,9 @@ KINDS = ('full_attention', 'sliding_attention')
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """A checkpoint that is being read, and the sizes of its heads.
+  """A checkpoint that is being read, and the sizes of its heads."""
 
-  Attributes:
-    config: the settings.
-    tensors: the arrays.
-    d_model: width of the residual stream.
-    heads: query heads.
-    groups: key-value heads.
-    d_k: width of one head.
-    stated: names of the fields that the config has, null or not.
-  """
-
-  stated: frozenset[str]
+  stated: frozenset[str]  # Names of the fields that the config has, also null.
   config: Config
   tensors: Tensors
   d_model: int
@@ -102,12 +92,11 @@ class Decoder:
     }
     return Norms(**taken)
 
-  def pre_norms(self) -> dict:
+  def pre_norms(self, *, bias: bool = False) -> dict:
     """Takes the normalisations before both sublayers, as Llama names them."""
-    return {
-      'attention_norms': self.norms(input='input_layernorm'),
-      'ffn_norms': self.norms(input='post_attention_layernorm'),
-    }
+    names = 'input_layernorm', 'post_attention_layernorm'
+    first, second = (self.norms(input=name, has_bias=bias) for name in names)
+    return {'attention_norms': first, 'ffn_norms': second}
 
   def head_norms(self, *, together: bool = False) -> dict:
     """Takes normalisations of queries and keys, for each head or for all."""
@@ -159,17 +148,10 @@ def open_decoder(
   d_k: int | None = None,
   groups: int | None = None,
 ) -> Decoder:
-  """Reads the sizes of a decoder.
+  """Reads the sizes of a decoder, and looks at its tensors as `Tensors` does.
 
-  Args:
-    checkpoint: config and tensors.
-    dtype: of the parameters, or None for that of the tensors.
-    prefix: what may stand before the names of the tensors.
-    ignored: patterns of names that are not needed.
-    d_k: width of a head where the config does not say; None for an equal part
-      of the residual stream.
-    groups: key-value heads where the config does not say; None for one for
-      each query head.
+  `d_k` and `groups` are taken where the config does not say them: None for an
+  equal part of the residual stream, and for one group for each query head.
   """
   config = Config(checkpoint.config)
   d_model = config.count('hidden_size')
@@ -209,17 +191,9 @@ def language_model(
 ) -> LanguageModel:
   """Puts a model together and checks that nothing of the checkpoint is left.
 
-  Args:
-    decoder: what has been read.
-    block: parts of `transformer.Block`.
-    architecture: parts of `transformer.Architecture`.
-    layers: what differs from layer to layer; equal ones become one.
-    tied: whether the embedding serves as head where the config does not say.
-    embedding: name of the embedding.
-    head: name of the head.
-    final_norm: name of the last normalisation.
-    has_bias: whether that has a bias.
-    **options: further attributes of the model.
+  `block` and `architecture` are parts of those of `transformer`; equal `layers`
+  become one. `tied` says whether the embedding serves as head where the config
+  does not, `has_bias` whether the last normalisation has a bias.
   """
   config, tensors = decoder.config, decoder.tensors
   shape = config.count('vocab_size'), decoder.d_model

@@ -27,17 +27,10 @@ def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     partial=config.number('rotary_pct', 0.25),
   )
   bias = config.switch('attention_bias', True)
-  norms = {
-    f'{sublayer}_norms': decoder.norms(input=name, has_bias=True)
-    for sublayer, name in (
-      ('attention', 'input_layernorm'),
-      ('ffn', 'post_attention_layernorm'),
-    )
-  }
   return _decoder.language_model(
     decoder,
     _attention(decoder, bias)
-    | norms
+    | decoder.pre_norms(bias=True)
     | {
       'gate': None,
       'up': decoder.linear('mlp.dense_h_to_4h', (d, d_ff), bias=True),

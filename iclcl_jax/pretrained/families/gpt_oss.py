@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._reading import Checkpoint, reshaped
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
@@ -79,11 +78,8 @@ def _experts(decoder) -> dict:
     bias = shifts[..., start::2].reshape(len(weight), -1)
     return Linear(weight.reshape(shape), bias)
 
-  down = stacked(
-    place + 'down_proj',
-    (experts, d_ff, d),
-    lambda array: np.reshape(array, (experts * d_ff, d)),
-  )
+  together = reshaped(experts * d_ff, d)
+  down = stacked(place + 'down_proj', (experts, d_ff, d), together)
   return {
     'router': decoder.linear('mlp.router', (d, experts), bias=True),
     'gate': branch(0),
