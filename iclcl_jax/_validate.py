@@ -98,8 +98,8 @@ def watching(tracers: Sequence[Any]) -> Iterator[list]:
     _thread.places, _thread.checks = before
 
 
-def look(check: Callable[..., None], *arrays: Any) -> None:
-  """Calls `check(*arrays)` where the values can be known, else not at all.
+def look(check: Callable[..., None], *arrays: Any) -> bool:
+  """Calls `check(*arrays)` where the values can be known; says whether it did.
 
   In the compiled body of a door these are the values of its arguments, and the
   check is made again at every call: it must refer to no other array.
@@ -107,12 +107,13 @@ def look(check: Callable[..., None], *arrays: Any) -> None:
   places = [_thread.places.get(id(array)) for array in arrays]
   pairs = list(zip(places, arrays, strict=True))
   if not is_concrete(*(array for place, array in pairs if place is None)):
-    return
+    return False
   found = check, [(p, array if p is None else None) for p, array in pairs]
   if _thread.checks is not None and places != [None] * len(places):
     _thread.checks.append(found)
   with jax.ensure_compile_time_eval():
     repeat([found], _thread.values)
+  return True
 
 
 def repeat(checks: Iterable, values: Sequence[Any]) -> None:

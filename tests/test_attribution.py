@@ -497,6 +497,10 @@ def test_the_token_that_is_read_cannot_be_excluded():
     attribution.logit_difference(
       model_of('llama'), TOKENS, LABEL, OTHER, excluded=np.ones(12, bool)
     )
+  with pytest.raises(ValueError, match='segment_ids holds position 11'):
+    attribution.logit_differences_without(
+      model_of('llama'), TOKENS, 0 * SEGMENTS, LABEL, OTHER, num_segments=1
+    )
 
 
 @pytest.mark.parametrize('name', ['read_heads', 'demonstration_gradients'])

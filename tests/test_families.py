@@ -113,12 +113,32 @@ def test_cached_steps_equal_the_full_pass(name):
 @pytest.mark.parametrize('mask', [None, np.arange(10) > 3])
 def test_a_cache_does_not_reach_into_another_rotation(mask):
   """Whatever has been read would have to be read again."""
-  model, tokens = (
-    families.model_of('phi3'),
-    tokens_of()[: 5 if mask is None else 10],
-  )
-  with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
-    pretrained.generate(model, tokens, num_tokens=6, mask=mask)
+  model = families.model_of('phi3')
+  tokens = tokens_of()[: 5 if mask is None else 10]
+  segments = jnp.zeros_like(tokens)
+  strings = np.arange(6), np.arange(3)
+
+  def difference(tokens, mask):
+    return attribution.logit_difference(model, tokens, *strings, mask=mask)
+
+  for call in (
+    lambda: pretrained.generate(model, tokens, num_tokens=6, mask=mask),
+    lambda: pretrained.score_labels(model, tokens, strings, mask=mask),
+    lambda: difference(tokens, mask),
+    lambda: attribution.attribute(
+      model, tokens, segments, *strings, num_segments=1, mask=mask
+    ),
+  ):
+    with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
+      call()
+  traced = 'longer ones than 9 rotate all' if mask is None else 'mask is traced'
+  for transform in (jax.jit, jax.vmap):
+    arguments = tokens, mask
+    if transform is jax.vmap:
+      arguments = jax.tree.map(lambda x: x[None], arguments)
+    with pytest.raises(ValueError, match=traced):
+      transform(difference)(*arguments)
+  assert np.isfinite(difference(tokens[:4], None))  # A short one never does.
 
 
 def test_a_sink_is_a_demonstration_with_the_label_zero():
@@ -208,17 +228,59 @@ def test_attribution_of_strings_sums_to_their_logits(side):
     expected += sign * np.sum(centred[places, ids])
   np.testing.assert_allclose(found.total, expected, rtol=1e-9)
   np.testing.assert_allclose(found.logit_difference, expected, rtol=1e-9)
+  arguments = model, jnp.concatenate(parts), *LABELS[:2]
+  difference = functools.partial(
+    attribution.logit_difference, *arguments, mask=jnp.asarray(mask)
+  )
+  np.testing.assert_allclose(difference(), expected, rtol=1e-9)
+  first = jnp.asarray(segments == 0)
+  without = attribution.logit_differences_without(
+    *arguments[:2], jnp.asarray(np.where(first, 0, -1)), *LABELS[:2],
+    num_segments=1, mask=jnp.asarray(mask),
+  )  # fmt: skip
+  assert abs(difference(excluded=first) - expected) > 1e-3
+  np.testing.assert_allclose(
+    without[0],
+    attribution.logit_difference(model, tokens[3:], *LABELS[:2]),
+    rtol=1e-9,
+  )
 
 
-def test_labels_that_do_not_fit_are_named():
+@pytest.mark.parametrize(
+  ('labels', 'message'),
+  [
+    ([], 'labels is empty; expected at least one label'),
+    (3, 'labels is a int; expected at least one label'),
+    ([np.array([], int)], r'labels\[0\] is int64\[0\].* at least one integer'),
+    ([3], r'labels\[0\] is 3.* For a single token pass \[id\]'),
+    ([[1], [2.5]], r'labels\[1\] is \[2.5\].* at least one integer'),
+    ([[1], ' Positive'], r"labels\[1\] is ' Positive'.* at least one integer"),
+    ([np.array([61])], r'labels\[0\] holds the id 61'),
+    (np.array([[61]]), 'labels holds the id 61'),
+    ([[2], [3, -1]], r'labels\[1\] holds the id -1'),
+  ],
+)
+def test_labels_that_do_not_fit_are_named(labels, message):
+  with pytest.raises(ValueError, match=message):
+    pretrained.score_labels(families.model_of('qwen3'), tokens_of(), labels)
+
+
+@pytest.mark.parametrize(
+  ('label', 'options', 'message'),
+  [
+    (LABELS[0], {'position': 3}, 'position is given for a label of several'),
+    (np.array([4, 61]), {}, 'label holds the id 61'),
+    (np.array([4, 2.5]), {}, r'label is float64\[2\].* at least one integer'),
+    (np.array([], int), {}, r'label is int64\[0\].* at least one integer'),
+    (np.arange(30), {}, '40 tokens are asked'),
+    (np.array([3]), {}, 'label and other_label are both .3.'),
+  ],
+)
+def test_strings_that_do_not_fit_are_named(label, options, message):
   model, tokens = families.model_of('qwen3'), tokens_of()
-  for labels in ([], [np.array([], int)], [3]):
-    with pytest.raises(ValueError, match='expected at least one label'):
-      pretrained.score_labels(model, tokens, labels)
-  with pytest.raises(ValueError, match='holds the id 61'):
-    pretrained.score_labels(model, tokens, [np.array([61])])
-  with pytest.raises(ValueError, match='position is 3 for a label of several'):
+  with pytest.raises(ValueError, match=message):
+    attribution.logit_difference(model, tokens, label, 3, **options)
+  with pytest.raises(ValueError, match=message):
     attribution.attribute(
-      model, tokens, jnp.asarray(SEGMENTS), LABELS[0], 3,
-      num_segments=3, position=3,
-    )  # fmt: skip
+      model, tokens, jnp.asarray(SEGMENTS), label, 3, num_segments=3, **options
+    )

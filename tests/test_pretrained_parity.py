@@ -188,6 +188,8 @@ def test_greedy_tokens_equal_those_of_transformers(peers, name, monkeypatch):
   tokens, mask = tokens_of(3), masks_of(lengths, 'left')
 
   def generate(tokens, mask):
+    # Here, padding may not hide on which side of a switch a prompt is.
+    mask = None if name == 'phi3' else mask
     return pretrained.generate(model, tokens, num_tokens=12, mask=mask)
 
   found = jax.jit(jax.vmap(generate))(tokens, mask)

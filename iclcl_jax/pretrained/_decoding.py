@@ -60,11 +60,7 @@ def prefill(
   _model.check_causal_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
   _validate.at_least(num_tokens, cache_length=cache_length)
-  _model.check_length(model, cache_length)
-  room = cache_length - num_tokens
-  for switch in _switches(model):
-    valid = np.ones(num_tokens, bool) if mask is None else mask
-    _validate.look(functools.partial(_check_switch, switch, room), valid)
+  _model.check_room(model, num_tokens, mask, cache_length - num_tokens)
   cache = _empty_cache(model, cache_length)
   valid = jnp.ones(num_tokens, bool) if mask is None else mask
   positions = _model.positions_of(tokens, mask)
@@ -96,7 +92,7 @@ def decode_step(
   _validate.check_type('cache', cache, KeyValueCache, expected)
   num_slots = cache.mask.shape[0]
   _validate.look(functools.partial(_check_free, num_slots), cache.length)
-  _model.check_ids(model, token)
+  _model.check_ids(model, 'token', token)
   token = jnp.asarray(token)
   _validate.check_kind('token', token, (), _validate.INTEGER)
   _model.check_prompt(model, token[None])
@@ -105,23 +101,6 @@ def decode_step(
     model, cache, token[None], position, jnp.ones(1, bool)
   )
   return _model.unembed(model, states)[0], cache
-
-
-def _switches(model: LanguageModel) -> set[int]:
-  """Returns the lengths from which on layers rotate otherwise."""
-  rotations = [layer.rotation for layer in model.architecture.layers]
-  return {x.beyond[0] for x in rotations if x is not None and x.beyond}
-
-
-def _check_switch(switch: int, room: int, mask: Any) -> None:
-  size = int(np.sum(mask))
-  if size <= switch < size + room:
-    raise ValueError(
-      f'cache_length leaves {room} slots behind a prompt of {size} tokens, and '
-      f'longer ones than {switch} rotate all positions otherwise, those read '
-      'before too; expected a prompt that stays on one side. Decode up to '
-      'there, and prefill the longer prompt anew.'
-    )
 
 
 def _check_free(num_slots: int, length: Array) -> None:
@@ -201,21 +180,22 @@ def score_labels(
 
   Args:
     labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
-      add_special_tokens=False)`.
+      add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
 
   Raises:
     ValueError: as `generate`; if there is no label, or one has no token.
   """
-  sizes = [np.shape(ids)[0] if np.ndim(ids) == 1 else 0 for ids in labels]
-  if not sizes or min(sizes) == 0:
-    raise ValueError(
-      f'labels have {sizes} tokens; expected at least one label, each an array '
-      "of its ids, such as tokenizer.encode(' very good', "
-      'add_special_tokens=False).'
-    )
+  expected = 'at least one label, each the ids [T] of a text'
+  kinds = Sequence | np.ndarray | jax.Array
+  _validate.check_type('labels', labels, kinds, expected)
+  if len(labels) == 0:
+    raise ValueError(f'labels is empty; expected {expected}.')
+  if not isinstance(labels, Sequence):
+    _model.check_ids(model, 'labels', labels)
+  for number, ids in enumerate(labels):
+    _model.check_text(model, f'labels[{number}]', ids)
+  sizes = [len(ids) for ids in labels]
   longest = max(sizes)
-  for ids in labels:
-    _model.check_ids(model, ids)
   padded = jnp.stack(
     [
       jnp.pad(jnp.asarray(x, tokens.dtype), (0, longest - len(x)))

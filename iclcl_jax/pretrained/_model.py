@@ -286,12 +286,60 @@ def check_prompt(
   check_length(model, tokens.shape[0])
   if mask is not None:
     _validate.look(_check_any_valid, mask)
-  check_ids(model, tokens)
+  check_ids(model, 'tokens', tokens)
 
 
-def check_ids(model: LanguageModel, tokens: Any) -> None:
+def check_text(model: LanguageModel, name: str, ids: Any) -> None:
+  """Checks the ids of a text that may stand behind a prompt."""
+  array = ids if hasattr(ids, 'dtype') else np.asarray(ids)
+  is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+  if array.ndim != 1 or not array.size or not is_integer:
+    found = repr(ids) if array is not ids else f'{array.dtype}{[*array.shape]}'
+    raise ValueError(
+      f'{name} is {found}; expected the ids of a text, a list or an array [T] '
+      "of at least one integer, such as tokenizer.encode(' very good', "
+      'add_special_tokens=False). For a single token pass [id].'
+    )
+  check_ids(model, name, array)
+
+
+def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
   """Checks that all ids, where they are known, are in the vocabulary."""
-  _validate.look(functools.partial(_check_ids, model.vocabulary_size), tokens)
+  check = functools.partial(_check_ids, name, model.vocabulary_size)
+  _validate.look(check, ids)
+
+
+def check_room(
+  model: LanguageModel, num_tokens: int, mask: Any, room: int
+) -> None:
+  """Checks that tokens behind a prompt leave the rotation of all as it is.
+
+  Where the mask is not known, any number of its tokens may be valid.
+  """
+  check_length(model, num_tokens + room)
+  rotations = [layer.rotation for layer in model.architecture.layers]
+  switches = {x.beyond[0] for x in rotations if x is not None and x.beyond}
+  for switch in switches:
+    check = functools.partial(_check_switch, switch, room)
+    valid = np.ones(num_tokens, bool) if mask is None else mask
+    if not _validate.look(check, valid) and num_tokens + room > switch:
+      raise ValueError(
+        f'mask is traced, so that the {num_tokens} tokens may be a prompt of '
+        f'up to {switch} with {room} behind it, where longer ones rotate all '
+        'positions otherwise; expected a known number of tokens. Pass an '
+        'unpadded prompt without mask.'
+      )
+
+
+def _check_switch(switch: int, room: int, mask: Any) -> None:
+  size = int(np.sum(mask))
+  if size <= switch < size + room:
+    raise ValueError(
+      f'{room} tokens may follow a prompt of {size}, and longer ones than '
+      f'{switch} rotate all positions otherwise, those read before too; '
+      'expected a prompt that stays on one side. Decode up to there, and '
+      'prefill the longer prompt anew.'
+    )
 
 
 def _check_any_valid(mask: Any) -> None:
@@ -302,12 +350,12 @@ def _check_any_valid(mask: Any) -> None:
     )
 
 
-def _check_ids(vocabulary_size: int, tokens: Any) -> None:
-  ids = np.asarray(tokens)
+def _check_ids(name: str, vocabulary_size: int, ids: Any) -> None:
+  ids = np.asarray(ids)
   outside = ids[(ids < 0) | (ids >= vocabulary_size)]
   if outside.size:
     raise ValueError(
-      f'tokens holds the id {outside[0]}, but the vocabulary has '
+      f'{name} holds the id {outside[0]}, but the vocabulary has '
       f'{vocabulary_size} tokens; expected ids from 0 to '
       f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
     )

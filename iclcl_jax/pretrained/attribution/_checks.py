@@ -51,18 +51,29 @@ def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
   """Checks the excluded tokens and returns the mask of those that are left."""
   if excluded is None:
     return mask
-  _validate.look(_check_not_read, position, mask, excluded)
+  check = functools.partial(_check_not_read, 'excluded')
+  _validate.look(check, position, mask, excluded)
   visible = ~jnp.asarray(excluded)
   return visible if mask is None else visible & mask
 
 
-def _check_not_read(position: Any, mask: Any, excluded: Any) -> None:
+def check_query(segment_ids: Any, mask: Any) -> None:
+  """Checks that the last valid token belongs to no demonstration."""
+  _validate.look(functools.partial(_check_query, None), mask, segment_ids)
+
+
+def _check_query(position: Any, mask: Any, segment_ids: Any) -> None:
+  demonstrations = np.asarray(segment_ids) >= 0
+  _check_not_read('segment_ids', position, mask, demonstrations)
+
+
+def _check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
   if position is None:
-    valid = np.ones(len(excluded), bool) if mask is None else np.asarray(mask)
+    valid = np.ones(len(held), bool) if mask is None else np.asarray(mask)
     position = np.flatnonzero(valid)[-1]
-  if np.asarray(excluded)[int(position)]:
+  if np.asarray(held)[int(position)]:
     raise ValueError(
-      f'excluded holds position {int(position)}, the token that is read; '
+      f'{name} holds position {int(position)}, the token that is read; '
       'expected it among the others.'
     )
 
@@ -72,19 +83,39 @@ def check_labels(
 ) -> None:
   """Checks two token ids."""
   _model.check_head(model)
-  expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
-  _check_index('label', label, model.vocabulary_size, expected)
+  _check_id(model, 'label', label)
   if other_label is not None:
-    _check_index('other_label', other_label, model.vocabulary_size, expected)
+    _check_id(model, 'other_label', other_label)
     _validate.look(_check_differ, label, other_label)
 
 
-def _check_differ(label: Any, other_label: Any) -> None:
-  if int(label) == int(other_label):
+def check_strings(
+  model: _model.LanguageModel, label: Any, other_label: Any, position: Any
+) -> None:
+  """Checks two labels of which one has several tokens."""
+  _model.check_head(model)
+  if position is not None:
     raise ValueError(
-      f'label and other_label are both {int(label)}, so their logits do not '
+      'position is given for a label of several tokens; expected None: each '
+      'token is read behind the ones before it.'
+    )
+  for name, ids in (('label', label), ('other_label', other_label)):
+    check = _model.check_text if np.ndim(ids) else _check_id
+    check(model, name, ids)
+  _validate.look(_check_differ, label, other_label)
+
+
+def _check_differ(label: Any, other_label: Any) -> None:
+  if np.array_equal(np.atleast_1d(label), np.atleast_1d(other_label)):
+    raise ValueError(
+      f'label and other_label are both {label}, so their logits do not '
       'differ; expected two labels.'
     )
+
+
+def _check_id(model: _model.LanguageModel, name: str, value: Any) -> None:
+  expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
+  _check_index(name, value, model.vocabulary_size, expected)
 
 
 def _check_index(name: str, value: Any, size: int, expected: str) -> None:

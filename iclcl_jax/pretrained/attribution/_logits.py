@@ -19,7 +19,7 @@ from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
-Label: TypeAlias = 'int | Int[Array, ""] | Int[Array, " T"]'
+Label: TypeAlias = int | Int[Array, ''] | Int[Array, ' T']
 
 
 class LogitAttribution(NamedTuple):
@@ -148,11 +148,7 @@ def attribute(
   tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
   if np.ndim(label) or np.ndim(other_label):
-    if position is not None:
-      raise ValueError(
-        f'position is {position!r} for a label of several tokens; expected '
-        'None: each token is read behind the ones before it.'
-      )
+    _checks.check_strings(model, label, other_label, position)
     first, second = (
       _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
       for ids in (label, other_label)
@@ -172,21 +168,19 @@ def attribute(
 
 def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   """Attributes the logits of a string, each less the mean of all logits."""
-  ids = jnp.atleast_1d(jnp.asarray(ids, tokens.dtype))
-  size, rest = len(tokens), len(ids) - 1
-  valid = jnp.ones(size, bool) if mask is None else mask
-  places = jnp.arange(size, size + rest)
-  places = jnp.append(_model.last_valid(tokens, mask), places)
+  ids, whole, valid, places = _append(model, tokens, ids, mask)
+  rest = len(whole) - len(tokens)
+  segment_ids = jnp.pad(segment_ids, (0, rest), constant_values=-1)
 
   def attribute_token(place):
     position, label = place
     readings = read_heads(
       model,
-      jnp.concatenate([tokens, ids[:rest]]),
-      jnp.pad(segment_ids, (0, rest), constant_values=-1),
+      whole,
+      segment_ids,
       num_segments=num_segments,
       position=position,
-      mask=jnp.pad(valid, (0, rest), constant_values=True),
+      mask=valid,
     )
     found = direct_logit_attribution(model, readings, label, None)
     return found._replace(directions=None, cap_slopes=None)
@@ -195,12 +189,27 @@ def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
 
 
+def _append(model, tokens, ids, mask) -> tuple[Array, ...]:
+  """Puts a string behind a prompt, without its last token, which is not read.
+
+  Returns its ids, all tokens, which are valid, and where each id is predicted.
+  """
+  ids = jnp.atleast_1d(jnp.asarray(ids, tokens.dtype))
+  size, rest = len(tokens), len(ids) - 1
+  _model.check_room(model, size, mask, rest)
+  valid = jnp.ones(size, bool) if mask is None else mask
+  valid = jnp.pad(valid, (0, rest), constant_values=True)
+  places = jnp.arange(size, size + rest)
+  places = jnp.append(_model.last_valid(tokens, mask), places)
+  return ids, jnp.concatenate([tokens, ids[:rest]]), valid, places
+
+
 @door
 def logit_difference(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
-  label: int | Int[Array, ''],
-  other_label: int | Int[Array, ''],
+  label: Label,
+  other_label: Label,
   *,
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
@@ -208,7 +217,7 @@ def logit_difference(
 ) -> Float[Array, '']:
   """Computes by a forward pass the difference of logits that is attributed.
 
-  Of the logits before any cap.
+  Of the logits before any cap; labels of several tokens as in `attribute`.
 
   Args:
     excluded: tokens that no other may attend to, such as a demonstration that
@@ -219,20 +228,36 @@ def logit_difference(
       padding, or a label is not in the vocabulary.
   """
   _model.check_causal_prompt(model, tokens, mask)
-  _checks.check_labels(model, label, other_label)
   visible = _checks.check_excluded(position, mask, excluded)
-  position = _checks.check_position(tokens, position, mask)
-  positions = _model.positions_of(tokens, mask)
-  x = transformer.apply_blocks(
-    model.architecture,
-    model.blocks,
-    _model.embed_at(model, tokens, positions),
-    positions=positions,
-    mask=visible,
-  )
-  state = normalise(model.architecture, model.final_norm, x[position][None])[0]
-  row, bias = _label_direction(model, label, other_label)
-  return state @ row + bias
+
+  def score(tokens, mask, visible, places, labels, other_label):
+    positions = _model.positions_of(tokens, mask)
+    x = transformer.apply_blocks(
+      model.architecture,
+      model.blocks,
+      _model.embed_at(model, tokens, positions),
+      positions=positions,
+      mask=visible,
+    )
+    states = normalise(model.architecture, model.final_norm, x[places])
+    rows, bias = _label_direction(model, labels, other_label)
+    return jnp.sum(jnp.sum(states * rows.T, axis=1) + bias)
+
+  def score_string(ids):
+    ids, whole, valid, places = _append(model, tokens, ids, mask)
+    seen = valid
+    if visible is not None:
+      rest = len(whole) - len(tokens)
+      seen = jnp.pad(visible, (0, rest), constant_values=True)
+    return score(whole, valid, seen, places, ids, None)
+
+  if np.ndim(label) or np.ndim(other_label):
+    _checks.check_strings(model, label, other_label, position)
+    return score_string(label) - score_string(other_label)
+  _checks.check_labels(model, label, other_label)
+  place = _checks.check_position(tokens, position, mask)[None]
+  label = jnp.asarray(label)[None]
+  return score(tokens, mask, visible, place, label, other_label)
 
 
 @door
@@ -240,8 +265,8 @@ def logit_differences_without(
   model: LanguageModel,
   tokens: Int[Array, ' N'],
   segment_ids: Int[Array, ' N'],
-  label: int | Int[Array, ''],
-  other_label: int | Int[Array, ''],
+  label: Label,
+  other_label: Label,
   *,
   num_segments: int,
   mask: Bool[Array, ' N'] | None = None,
@@ -257,14 +282,12 @@ def logit_differences_without(
   as they do.
   """
   _checks.check_segments(segment_ids, num_segments)
-  position = _checks.check_position(tokens, None, mask)
+  _checks.check_query(segment_ids, mask)
 
   def without(number):
     kept = segment_ids != number
     kept = kept if mask is None else kept & mask
-    return logit_difference(
-      model, tokens, label, other_label, position=position, mask=kept
-    )
+    return logit_difference(model, tokens, label, other_label, mask=kept)
 
   numbers = jnp.arange(num_segments, dtype=segment_ids.dtype)
   return jax.lax.map(without, numbers)
@@ -274,13 +297,17 @@ def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   """Returns the difference of two logits as a linear function of the state."""
   weight, bias = model.head or (model.embedding.T, None)
 
-  def other(array):
+  def difference(array):
+    chosen = array[..., label]
     if other_label is None:
-      return jnp.mean(array, axis=-1)
-    return array[..., other_label]
+      other = jnp.mean(array, axis=-1)
+    else:
+      other = array[..., other_label]
+    return chosen - other.reshape(
+      other.shape + (1,) * (chosen.ndim - other.ndim)
+    )
 
-  row = weight[:, label] - other(weight)
-  return row, 0.0 if bias is None else bias[label] - other(bias)
+  return difference(weight), 0.0 if bias is None else difference(bias)
 
 
 def _cap_slopes(model, state, label, other_label) -> Array | None:
