@@ -20,6 +20,9 @@ MASKS = {
   'none': np.zeros(made.SIZE, bool),
 }
 
+ARCHITECTURE = made.FAMILIES['llama'].architecture
+BLOCK, BLOCKS = made.make_block('llama'), made.make_blocks('llama', 2)
+
 
 @functools.cache
 def compiled(name):
@@ -213,6 +216,46 @@ def test_gradients_are_finite_and_those_of_differences(name):
   )
 
 
+@pytest.mark.parametrize(
+  ('visible', 'window', 'seen'),
+  [
+    ('causal', 2, lambda i, j: (j <= i) & (i - j < 2)),
+    ('bidirectional', 3, lambda i, j: abs(i - j) < 3),
+    ('bidirectional', 2**40, lambda i, j: i == i + 0 * j),
+  ],
+)
+@pytest.mark.parametrize('dtype', ['int8', 'int32'])
+def test_a_window_shows_the_tokens_that_are_nearer(
+  visible, window, seen, dtype
+):
+  architecture = dataclasses.replace(
+    ARCHITECTURE,
+    visible=getattr(transformer, visible),
+    layers=(transformer.Layer(window=window),),
+  )
+  positions = jnp.arange(made.SIZE, dtype=dtype)
+  heads = transformer.heads(
+    architecture, BLOCK, made.make_tokens(), positions=positions
+  )
+  rows = jnp.eye(made.SIZE)[None]
+  heads = transformer.Heads(0 * rows, 0 * rows, rows, window=heads.window)
+  result = transformer.attend(architecture, heads, positions, positions)
+  rows, columns = np.indices((made.SIZE, made.SIZE))
+  np.testing.assert_array_equal(result[0] > 0, seen(rows, columns))
+
+
+def test_constants_are_those_of_the_architecture_in_use():
+  layers = [made.rotated((f, f, f)) for f in (1.0, 2.0)]
+  other = dataclasses.replace(ARCHITECTURE, layers=tuple(layers))
+  stacks = (BLOCKS, transformer.with_constants(other, BLOCKS))
+  for architecture in (ARCHITECTURE, other):
+    results = [
+      transformer.apply_blocks(architecture, blocks, made.make_tokens())
+      for blocks in stacks
+    ]
+    np.testing.assert_array_equal(*results)
+
+
 def test_rotary_scores_depend_on_the_distance_alone():
   block, x = made.make_block('llama'), made.make_tokens()
   architecture = made.FAMILIES['llama'].architecture
@@ -245,11 +288,17 @@ class WrongNorm(transformer.RMSNorm):
     ('layers', (None,), 'expected a tuple of transformer.Layer'),
     ('layers', (transformer.Layer(), transformer.Layer(window=1)),
      'has 2 layers, and block is one of them'),
+    ('layers', transformer.Layer(), 'expected a tuple of transformer.Layer'),
     ('layers', (made.rotated((1.0, 1.0)),), '2 frequencies for heads of width'),
     ('query_scale', -1.0, 'query_scale is -1.0'),
+    ('query_scale', jnp.ones(()), 'query_scale is a .*; expected a Python'),
+    ('experts_per_token', -1, 'experts_per_token is -1; expected an integer'),
+    ('experts_per_token', 1.0, 'experts_per_token is 1.0; expected an integer'),
+    ('experts_per_token', 1, 'block.router has 0 experts; expected'),
     ('score_cap', 0.0, 'score_cap is 0'),
     ('gating', lambda gate, up: up, r'gating takes \(gate, up\)'),
     ('activation', jnp.sum, 'activation returned'),
+    ('gating', lambda f, gate, up: up[:1], 'gating returned float'),
     ('normalization', WrongNorm(1e-5), 'normalization returned'),
     ('visible', lambda q, k: None, 'visible returned'),
     ('visible', lambda q, k: jnp.stack([q, k]) > 0, 'visible returned'),
@@ -268,6 +317,23 @@ def test_parts_that_do_not_fit_are_named(part, function, message):
 
 
 ONES = transformer.Norm(jnp.ones(2))
+NEAR = transformer.Rotary(frequencies=(1.0, 2.0))
+BEYOND = (
+  (5, 'beyond is 5; expected a position and a transformer.Rotary'),
+  ((5, transformer.Rotary(frequencies=(1.0,))), 'with 2 frequencies'),
+  ((5, dataclasses.replace(NEAR, scale=2.0)), 'scale=1.0'),
+  ((5, dataclasses.replace(NEAR, beyond=(9, NEAR))), 'none beyond it'),
+  ((0, NEAR), 'the position in beyond is 0'),
+)
+
+
+def mixture(num_experts, chosen):
+  return {
+    'architecture': dataclasses.replace(ARCHITECTURE, experts_per_token=chosen),
+    'block': BLOCK._replace(
+      router=transformer.Linear(jnp.ones((made.D_MODEL, num_experts)))
+    ),
+  }
 
 
 @pytest.mark.parametrize(
@@ -279,6 +345,16 @@ ONES = transformer.Norm(jnp.ones(2))
     (lambda: transformer.rotary_frequencies(3), 'width is 3; expected an even'),
     (lambda: transformer.Layer(window=0), 'window is 0'),
     (lambda: transformer.Layer(rotation=1e4), 'rotation is a float'),
+    (lambda: made.rotated((1.0, float('nan'))), 'frequencies is nan'),
+    *((lambda beyond=beyond: transformer.Rotary(
+      frequencies=(1.0, 2.0), beyond=beyond), message)
+      for beyond, message in BEYOND),
+    (lambda: transformer.with_constants(ARCHITECTURE, [BLOCK]),
+     'blocks is a list'),
+    (lambda: transformer.with_constants(ARCHITECTURE, BLOCK),
+     r'expected \[L, d_model\]'),
+    (lambda: transformer.scan_blocks(ARCHITECTURE, None, print, None),
+     'blocks is a NoneType'),
     (lambda: transformer.ClampedGating(0.0), 'limit is 0'),
     (lambda: transformer.RMSNorm(0.0)(ONES, jnp.ones((3, 2))),
      r'x has shape \[3, 2\]'),
@@ -291,9 +367,8 @@ def test_wrong_parts_are_named(make, message):
     make()
 
 
-BLOCK, BLOCKS = made.make_block('llama'), made.make_blocks('llama', 2)
 SEQUENCE = {
-  'architecture': made.FAMILIES['llama'].architecture,
+  'architecture': ARCHITECTURE,
   'block': BLOCK,
   'x': made.make_tokens(),
 }
@@ -334,6 +409,12 @@ def with_weight(name, weight):
     ({'block': BLOCK._replace(sinks=jnp.ones(3))}, 'block.sinks has shape'),
     ({'block': BLOCK._replace(key_norm=transformer.Norm(jnp.ones((4, 6))))},
      'block.key_norm.scale has shape'),
+    ({'block': BLOCK._replace(query_norm=jnp.ones(6))}, 'query_norm is a'),
+    (mixture(2, 0), 'experts_per_token is 0 and block.router has 2 experts'),
+    (mixture(2, 3), 'experts_per_token is 3 and block.router has 2 experts'),
+    (mixture(3, 1), 'router has 3 experts and d_ff is 10'),
+    ({'block': BLOCK._replace(constants=transformer.Constants(window=1))},
+     'block has the constants of another architecture'),
   ],
 )  # fmt: skip
 def test_wrong_blocks_and_sequences_are_named(change, message):

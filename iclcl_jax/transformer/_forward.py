@@ -29,7 +29,8 @@ class Heads(NamedTuple):
     values: the values. Shape `[G, N, d_k]`.
     sinks: score of a key without value that each head sees, or None. Shape
       `[H]`.
-    window: how many tokens a query sees, or None for all. Shape `[]`.
+    window: a query sees what is fewer positions away, or None for all. Shape
+      `[]`.
   """
 
   queries: Float[Array, 'H M d_k']
@@ -242,7 +243,13 @@ def hidden_layer(
   if block.gate is None:
     return activate
   gate = apply_linear(block.gate, tokens)
-  return lambda up: architecture.gating(activate, gate, up)
+
+  def combine(up):
+    result = architecture.gating(activate, gate, up)
+    _validate.check_result('architecture.gating', result, up.shape)
+    return result
+
+  return combine
 
 
 def expert_shares(
@@ -341,7 +348,8 @@ def visibility(
       'such as query_position >= key_position.'
     )
   if window is not None:
-    distance = query_positions[:, None] - key_positions[None]
+    rows, columns = (p.astype(int) for p in (query_positions, key_positions))
+    distance = jnp.abs(rows[:, None] - columns[None])
     seen &= distance < jnp.asarray(window, distance.dtype)
   return seen if mask is None else seen & mask[None]
 

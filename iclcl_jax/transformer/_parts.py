@@ -142,7 +142,7 @@ def at_length(constants: Constants, positions: Array) -> Constants:
   """Chooses the frequencies that a sequence of such positions takes."""
   if constants.switch is None or constants.frequencies is None:
     return constants
-  largest = jnp.max(positions)
+  largest = jnp.max(positions).astype(int)
   is_far = largest >= jnp.asarray(constants.switch, largest.dtype)
   near, far = constants.frequencies
   return constants._replace(frequencies=jnp.where(is_far, far, near))

@@ -17,7 +17,9 @@ is said by which parameters are there. Axes beside those of `iclcl_jax.types`:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -75,8 +77,8 @@ class Constants(NamedTuple):
       holds from the position `switch` on. Shape `[F]` or `[2, F]`.
     scale: factor of the rotated coordinates, or None. Shape `[]`.
     switch: the first position that needs the second row, or None. Shape `[]`.
-    window: how many tokens a query sees, itself and the last ones before it, or
-      None for all. Shape `[]`.
+    window: a query sees what is fewer positions away, or None for all. Shape
+      `[]`.
   """
 
   frequencies: Any = None
@@ -129,6 +131,12 @@ class Block(NamedTuple):
   constants: Constants | None = None
 
 
+def _check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
+  """Checks a number of an architecture, which is compared and hashed."""
+  _validate.check_type(name, value, numbers.Real, 'a Python number')
+  _validate.check_scalar(name, value, minimum=minimum)
+
+
 class Normalization(Protocol):
   """A normalisation of one token, and its matrix at that token."""
 
@@ -159,8 +167,9 @@ class Rotary:
   Attributes:
     frequencies: the angles :math:`f_i`, such as `rotary_frequencies` gives.
     scale: factor of the rotated coordinates.
-    beyond: another rotation of as many pairs, and the first position for which
-      the whole sequence takes it; None if one serves all lengths.
+    beyond: `(position, rotation)`: the first position for which the whole
+      sequence takes another rotation, of as many pairs and the same scale; None
+      if one serves all lengths.
 
   References:
     Su et al., arXiv:2104.09864, eq. 34, with halves in place of neighbours.
@@ -172,7 +181,25 @@ class Rotary:
 
   def __post_init__(self):
     _validate.check_type('frequencies', self.frequencies, tuple, 'of numbers')
-    _validate.non_negative(scale=self.scale)
+    for frequency in self.frequencies:
+      _check_number('frequencies', frequency)
+    _check_number('scale', self.scale, minimum=0)
+    if self.beyond is not None:
+      self._check_beyond(self.beyond)
+
+  def _check_beyond(self, beyond: Any) -> None:
+    match beyond:
+      case (position, Rotary(beyond=None) as far) if (
+        far.scale == self.scale
+        and len(far.frequencies) == len(self.frequencies)
+      ):
+        _validate.at_least(1, **{'the position in beyond': position})
+      case _:
+        raise ValueError(
+          f'beyond is {beyond!r}; expected a position and a transformer.Rotary '
+          f'with {len(self.frequencies)} frequencies, scale={self.scale} and '
+          'none beyond it.'
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,8 +208,9 @@ class Layer:
 
   Attributes:
     rotation: of queries and keys by position, or None.
-    window: how many tokens a query sees, itself and the last ones before it, or
-      None for all.
+    window: a query sees the tokens that are fewer positions away, itself and
+      `window - 1` on each side where `visible` shows both (a ModernBERT's
+      `local_attention // 2 + 1`); None for all.
   """
 
   rotation: Rotary | None = None
@@ -218,7 +246,8 @@ class Architecture:
     query_scale: factor of the queries, so that the kernel keeps its own scale
       of one over the square root of `d_k` and every feature map applies.
     score_cap: the number `c` if scores `t` are capped, `c tanh(t / c)`.
-    experts_per_token: how many experts of a mixture answer a token.
+    experts_per_token: how many experts of a mixture answer a token; 0 without
+      a router.
   """
 
   normalization: Normalization
@@ -245,14 +274,17 @@ class Architecture:
         'normalization has no method linear_part(parameters, x, y); expected '
         'one, such as that of transformer.RMSNorm(1e-5).'
       )
-    if not self.layers or not all(isinstance(x, Layer) for x in self.layers):
+    is_tuple = isinstance(self.layers, tuple) and len(self.layers) > 0
+    if not is_tuple or not all(isinstance(x, Layer) for x in self.layers):
       raise ValueError(
         f'layers is {self.layers!r}; expected a tuple of transformer.Layer, '
         'one for each layer, or one for all.'
       )
-    _validate.check_scalar('query_scale', self.query_scale, minimum=0)
+    _check_number('query_scale', self.query_scale, minimum=0)
     if self.score_cap is not None:
+      _check_number('score_cap', self.score_cap)
       _validate.positive(score_cap=self.score_cap)
+    _validate.at_least(0, experts_per_token=self.experts_per_token)
     try:
       jax.eval_shape(self.activation, jax.ShapeDtypeStruct((), jnp.float32))
     except Exception as error:  # Whatever a caller's function raises.
@@ -278,15 +310,16 @@ def with_constants(architecture: Architecture, blocks: Block) -> Block:
     architecture: with one layer for all, or as many as the stack has.
 
   Returns:
-    The blocks with `constants`; as they are if one layer serves all.
+    The blocks with `constants`; without any if one layer serves all.
 
   Raises:
     ValueError: if there are several layers, but not `L`.
   """
+  _check_architecture(architecture)
+  num_layers = _check_stack(blocks)
   layers = architecture.layers
-  num_layers = blocks.query.weight.shape[0]
   if len(layers) == 1:
-    return blocks
+    return blocks._replace(constants=None)
   if len(layers) != num_layers:
     raise ValueError(
       f'architecture has {len(layers)} layers and blocks have {num_layers}; '
@@ -328,9 +361,16 @@ def scan_blocks(
 
 def constants_of(architecture: Architecture, block: Block) -> Constants:
   """Returns the numbers of a block: its own, or those of the only layer."""
+  several = len(architecture.layers) > 1
   if block.constants is not None:
-    return block.constants
-  if len(architecture.layers) > 1:
+    if several:
+      return block.constants
+    raise ValueError(
+      'block has the constants of another architecture, and architecture has '
+      'one layer; expected block.constants = None. Take block._replace('
+      'constants=None), or the architecture that they were made for.'
+    )
+  if several:
     raise ValueError(
       f'architecture has {len(architecture.layers)} layers, and block is one '
       'of them without its constants. Take it from '
@@ -347,7 +387,7 @@ def _constants(layer: Layer, layers: Sequence[Layer], weight: Any) -> Constants:
   rotations = [x.rotation for x in layers if x.rotation is not None]
   windows = [x.window for x in layers if x.window is not None]
   largest = np.iinfo(np.int32).max
-  window = np.int32(layer.window or largest) if windows else None
+  window = np.int32(min(layer.window or largest, largest)) if windows else None
   if not rotations:
     return Constants(window=window)
   num_pairs = len(rotations[0].frequencies)
@@ -364,7 +404,7 @@ def _constants(layer: Layer, layers: Sequence[Layer], weight: Any) -> Constants:
     return Constants(np.array(rotation.frequencies, dtype), scale, None, window)
   switch, far = rotation.beyond or (largest, rotation)
   pair = np.array([rotation.frequencies, far.frequencies], dtype)
-  return Constants(pair, scale, np.int32(switch), window)
+  return Constants(pair, scale, np.int32(min(switch, largest)), window)
 
 
 # Axes that a linear map reads and writes; a bias has the latter.
@@ -386,9 +426,7 @@ def check_block(
   architecture: Architecture, block: Block, x: Float[Array, 'N d_model']
 ) -> None:
   """Checks one block and that it fits the sequence that it reads."""
-  _validate.check_type(
-    'architecture', architecture, Architecture, 'a transformer.Architecture'
-  )
+  _check_architecture(architecture)
   sizes = {'d_model': x.shape[1]}
   for path, array, axes in _arrays(block):
     _validate.check_array(path, array, axes)
@@ -407,12 +445,48 @@ def check_block(
         'x.dtype), block).'
       )
   check_groups('block.query', sizes['H'], 'block.key', sizes['G'])
+  _check_experts(architecture, block, sizes)
+
+
+def _check_experts(
+  architecture: Architecture, block: Block, sizes: Mapping[str, int]
+) -> None:
+  """Checks that experts share the network, and that a token asks some."""
+  chosen, num_experts = architecture.experts_per_token, sizes.get('E', 0)
+  least = 0 if block.router is None else 1
+  if not least <= chosen <= num_experts:
+    raise ValueError(
+      f'experts_per_token is {chosen} and block.router has {num_experts} '
+      'experts; expected at least one and no more than there are, or 0 and no '
+      'router.'
+    )
+  if chosen and sizes['d_ff'] % num_experts:
+    raise ValueError(
+      f'block.router has {num_experts} experts and d_ff is {sizes["d_ff"]}; '
+      'expected a multiple, because the experts stand side by side in it.'
+    )
 
 
 def check_blocks(
   architecture: Architecture, blocks: Block, x: Float[Array, 'N d_model']
 ) -> None:
   """Checks a stack of blocks and that it fits the sequence that it reads."""
+  _check_stack(blocks)
+  one = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks
+  )
+  check_block(architecture, one, x)
+
+
+def _check_architecture(architecture: Any) -> None:
+  _validate.check_type(
+    'architecture', architecture, Architecture, 'a transformer.Architecture'
+  )
+
+
+def _check_stack(blocks: Block) -> int:
+  """Checks that all parameters have a leading axis `L`, and returns `L`."""
+  _validate.check_type('blocks', blocks, Block, 'a stacked transformer.Block')
   first: dict[str, int] = {}
   for path, array, axes in _arrays(blocks):
     if array.ndim != len(axes.split()) + 1 or len(array) == 0:
@@ -424,10 +498,7 @@ def check_blocks(
       )
     first = first or {path: len(array)}
     _validate.check_same('L', *next(iter(first.items())), path, len(array))
-  one = jax.tree.map(
-    lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks
-  )
-  check_block(architecture, one, x)
+  return len(blocks.query.weight)
 
 
 def check_groups(name: str, heads: int, key_name: str, groups: int) -> None:
@@ -460,7 +531,7 @@ def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
   for name, heads in (('query_norm', 'H'), ('key_norm', 'G')):
     norm = getattr(block, name)
     projection = getattr(block, name.removesuffix('_norm')).weight
-    together = norm is not None and norm.scale.ndim == projection.ndim - 1
+    together = np.ndim(getattr(norm, 'scale', 0)) == projection.ndim - 1
     axes = f'{heads} d_k' if together else 'd_k'
     yield from _of_norm(f'block.{name}', norm, axes)
   if block.sinks is not None:
