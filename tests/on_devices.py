@@ -30,8 +30,11 @@ from iclcl_jax import (  # noqa: E402
   kernels,
   losses,
   modified,
+  pretrained,
   projections,
 )
+from iclcl_jax.pretrained import attribution  # noqa: E402
+from tests import families  # noqa: E402
 
 compiling.compile_unoptimised()
 jax.config.update('jax_num_cpu_devices', NUM_DEVICES)
@@ -421,6 +424,30 @@ def num_bytes():
   return report
 
 
+def of_models():
+  """Prompts that the devices share, read by a model that each has."""
+  model = families.model_of('gpt_oss')
+  tokens = jnp.arange(NUM_DEVICES * 5, dtype=jnp.int32).reshape(-1, 5)
+  labels = jnp.array([3, 4]), jnp.array([7])
+
+  def answers(tokens):
+    rest = jnp.full_like(tokens, -1)
+    parts = attribution.attribute(model, tokens, rest, *labels, num_segments=1)
+    return {
+      'generate': pretrained.generate(model, tokens, num_tokens=3),
+      'score_labels': pretrained.score_labels(model, tokens, labels),
+      'attribute': parts.rest,
+      'logit_difference': attribution.logit_difference(model, tokens, *labels),
+    }
+
+  right = jax.jit(jax.vmap(answers))(tokens)
+  split = jax.shard_map(
+    jax.vmap(answers), mesh=make_mesh(), in_specs=(SPLIT,), out_specs=SPLIT
+  )
+  found = jax.jit(split)(tokens)
+  return {name: compare(found[name], right[name]) for name in right}
+
+
 def on_two_hosts():
   """The error of what this host holds of a merged state."""
   mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,))
@@ -443,5 +470,9 @@ def on_two_hosts():
 
 
 if __name__ == '__main__':
-  checks = (on_two_hosts,) if HOST else (across_devices, num_bytes, battery)
+  checks = (
+    (on_two_hosts,)
+    if HOST
+    else (*(across_devices, num_bytes, battery, of_models),)
+  )
   print(json.dumps({check.__name__: check() for check in checks}))

@@ -68,6 +68,12 @@ def test_what_devices_merge_is_what_one_device_computes():
   assert not {k: v for k, v in found.items() if not v <= EXACT}
 
 
+def test_prompts_that_devices_share_have_the_same_answers():
+  found = report()['of_models']
+  assert len(found) == 4
+  assert not {k: v for k, v in found.items() if not v <= EXACT}
+
+
 def test_collectives_of_a_step_do_not_grow_with_the_demonstrations():
   found = report()['num_bytes']
   assert set(found.values()) == {(2 + 2) * 6 * 8}  # (d_v + 2) R float64.

@@ -38,6 +38,64 @@ def certificate_of(name, dtype='float64', mask=None):
   )
 
 
+@pytest.mark.parametrize('name', families.PUBLISHED)
+def test_published_configs_are_read(name):
+  model = families.make(families.published(name))
+  assert model.num_layers in (3, 6)
+
+
+SCALED = {'rope_type': 'linear', 'factor': 2.0}
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'message'),
+  [
+    ('Phi-4-mini-instruct', {'attention_bias': True}, 'only False is'),
+    ('Phi-4-mini-instruct', {'full_attn_mod': 2}, 'only 1 is'),
+    ('Mistral-7B-v0.1', {'attention_bias': True}, 'only False is'),
+    ('Mistral-7B-v0.1', {'layer_types': ['full_attention'] * 6},
+     "holds 'full_attention'; expected one of 'sliding_attention'"),
+    ('Llama-3.1-8B', {'layer_types': ['sliding_attention'] * 6},
+     "holds 'sliding_attention'; expected one of 'full_attention'"),
+    ('Llama-3.1-8B', {'rope_theta': 10**400}, 'rotary positions is 1000'),
+    ('Llama-3.1-8B', {'rms_norm_eps': 10**400}, 'finite number, 0 or more'),
+    ('Llama-3.1-8B', {'rope_parameters': SCALED}, 'expected the same settings'),
+    ('Llama-3.1-8B', {'rope_scaling': SCALED | {'type': 'yarn'}},
+     "the scalings 'linear' and 'yarn'"),
+    ('Qwen2.5-0.5B', {'use_mrope': True}, 'only False is'),
+    ('Qwen2.5-0.5B', {'max_window_layers': '2'}, 'an integer, 0 or more'),
+    ('Qwen2.5-0.5B', {'max_window_layers': 2.5}, 'an integer, 0 or more'),
+    ('Qwen2.5-0.5B', {'max_window_layers': None}, 'is missing'),
+    ('gemma-2-2b', {'hidden_act': 'silu'}, "only 'gelu_pytorch_tanh' is"),
+    ('pythia-160m', {'rope_theta': 7.0}, 'only 10000 is supported'),
+    ('pythia-160m', {'rope_parameters': {'rope_theta': 7.0}}, 'in one place'),
+    ('gpt-oss-20b', {'num_local_experts': 3}, '4, but there are 3 experts'),
+    ('gpt-oss-20b', {'experts_per_token': 2}, 'only 4 is supported'),
+    ('bert-base-multilingual-cased', {'directionality': 'left'}, "only 'bidi'"),
+  ],
+)  # fmt: skip
+def test_settings_that_others_would_ignore_are_named(name, change, message):
+  with pytest.raises(ValueError, match=message):
+    families.make(families.published(name) | change)
+
+
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('Mistral-7B-v0.1', {'sliding_window': 2**31}),
+    ('Mistral-7B-v0.1', {'layer_types': ['sliding_attention'] * 6}),
+    ('Llama-3.1-8B', {'layer_types': ['full_attention'] * 6}),
+    ('Llama-3.1-8B', {'is_decoder': True, 'hidden_act': 'relu2'}),
+    ('Llama-3.1-8B', {'rms_norm_eps': 0.0, 'hidden_act': 'gelu_fast'}),
+    ('Qwen2.5-0.5B', {'max_window_layers': 0, 'use_sliding_window': True}),
+    ('pythia-160m', {'rope_theta': 10000, 'hidden_act': 'gelu_python'}),
+  ],
+)
+def test_settings_that_change_nothing_are_read(name, change):
+  model = families.make(families.published(name) | change)
+  assert np.all(np.isfinite(jax.jit(pretrained.logits)(model, tokens_of(4))))
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_every_head_is_one_gradient_step(name):
   certificate = certificate_of(name)

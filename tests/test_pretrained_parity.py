@@ -1,6 +1,7 @@
 """Each family against `transformers` (torch, eager) on checkpoints on disk."""
 
 import contextlib
+import copy
 import sys
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained.safetensors import read_safetensors
+from tests import families
 from tests.families import CONFIGS
 
 torch = pytest.importorskip('torch')
@@ -57,9 +59,13 @@ def peers(tmp_path_factory):
 
 
 def make_peer(name):
+  return peer_of(name.partition('-')[0], CONFIGS[name])
+
+
+def peer_of(family, fields):
   """No weight is zero or one, so that each counts."""
-  config_name, model_name = CLASSES[name.partition('-')[0]]
-  config = getattr(transformers, config_name)(**CONFIGS[name])
+  config_name, model_name = CLASSES[family]
+  config = getattr(transformers, config_name)(**copy.deepcopy(fields))
   config._attn_implementation = config._experts_implementation = 'eager'
   model = getattr(transformers, model_name)(config).eval()
   generator = torch.Generator().manual_seed(0)
@@ -149,6 +155,28 @@ def test_answers_equal_those_of_transformers(peers, name, precise, monkeypatch):
   with precision(peer, precise, monkeypatch):
     expected = answers_of(peer, tokens, **inputs)[0]
   assert_close(found, expected, precise)
+
+
+CHANGES = {
+  'Llama-3.1-8B': {'is_decoder': True, 'hidden_act': 'relu2'},
+  'Mistral-7B-v0.1': {'sliding_window': 2**31},
+  'pythia-160m': {'rotary_emb_base': 20, 'rope_theta': 20},
+  'OLMo-2-1124-7B': {'rms_norm_eps': 0.0, 'hidden_act': 'gelu_fast'},
+}
+
+
+@pytest.mark.parametrize('name', families.PUBLISHED)
+def test_published_configs_mean_what_transformers_reads(name, tmp_path):
+  config = families.published(name) | CHANGES.get(name, {})
+  peer = peer_of(config['model_type'], config)
+  peer.save_pretrained(tmp_path)
+  checkpoint = read_safetensors(tmp_path)._replace(config=config)
+  model = pretrained.from_checkpoint(checkpoint, dtype='float32')
+  forward = pretrained.logits
+  if config['model_type'] == 'bert':
+    forward = pretrained.hidden_states
+  found = jax.jit(forward)(model, tokens_of(1)[0])
+  assert_close(found, answers_of(peer, tokens_of(1))[0], 'float32')
 
 
 @pytest.mark.parametrize(

@@ -386,8 +386,13 @@ def test_tokenizer_of_another_model_is_an_error(tmp_path, arrays):
   fewer |= smaller('lm_head.weight', rows)
   config = files.CONFIG | {'vocab_size': rows}
   message = rf'has {rows + 1} ids, the model {rows}; .*belongs to the model'
+  directory = files.write_directory(tmp_path / 'hf', fewer, config)
   with pytest.raises(ValueError, match=message):
-    pretrained.load(files.write_directory(tmp_path / 'hf', fewer, config))
+    pretrained.load(directory)
+  words = files.backend()
+  words.add_special_tokens([files.TOKENS[-1]])  # No text has it.
+  words.save(str(directory / 'tokenizer.json'))
+  assert pretrained.load(directory).tokenizer.vocab_size == rows + 1
   with pytest.raises(ValueError, match=message):
     pretrained.load(files.write_gguf(tmp_path / 'model.gguf', fewer))
 

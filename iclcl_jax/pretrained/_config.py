@@ -1,6 +1,8 @@
 """The settings of a model: each is understood, harmless, or refused by name."""
 
 import functools
+import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -9,12 +11,24 @@ import jax
 from iclcl_jax.types import Array
 
 _T = TypeVar('_T')
+_gelu = functools.partial(jax.nn.gelu, approximate=False)
 _gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+
+
+def _relu_squared(z: Array) -> Array:
+  return jax.nn.relu(z) ** 2
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu': _gelu,
+  'gelu_accurate': _gelu_tanh,
+  'gelu_fast': _gelu_tanh,
   'gelu_new': _gelu_tanh,
+  'gelu_python': _gelu,
+  'gelu_python_tanh': _gelu_tanh,
   'gelu_pytorch_tanh': _gelu_tanh,
   'relu': jax.nn.relu,
+  'relu2': _relu_squared,
   'silu': jax.nn.silu,
   'swish': jax.nn.silu,
 }
@@ -22,8 +36,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # training, losses, labels of classifiers, and how text is sampled.
 _HARMLESS = """
 _attn_implementation _name_or_path architectures attn_implementation auto_map
-cache_implementation dtype keys_to_ignore_at_inference model_type name_or_path
-tokenizer_class torch_dtype torchscript transformers_version use_bfloat16
+cache_implementation dtype is_llama_config keys_to_ignore_at_inference
+max_sequence_length model_type name_or_path output_past tokenizer_class
+torch_dtype torchscript transformers.js_config transformers_version use_bfloat16
 
 bos_token_id cls_token_id decoder_start_token_id eos_token_id mask_token_id
 pad_token_id sep_token_id
@@ -34,9 +49,11 @@ initializer_factor initializer_range output_router_logits pretraining_tp
 resid_pdrop router_aux_loss_coef tf_legacy_loss
 
 chunk_size_feed_forward finetuning_task id2label label2id num_labels
-output_attentions output_hidden_states prefix problem_type return_dict
-summary_activation summary_first_dropout summary_proj_to_labels summary_type
-summary_use_proj task_specific_params use_cache
+output_attentions output_hidden_states pooler_fc_size
+pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+prefix problem_type return_dict summary_activation summary_first_dropout
+summary_proj_to_labels summary_type summary_use_proj task_specific_params
+use_cache
 
 bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
 encoder_no_repeat_ngram_size exponential_decay_length_penalty
@@ -46,6 +63,7 @@ output_scores remove_invalid_values repetition_penalty
 return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
 """
 HARMLESS = frozenset(_HARMLESS.split())
+_SMALLEST = math.ulp(0.0)
 # Every family lacks these; the values are those that say so.
 ABSENT: Mapping[str, tuple] = {
   'add_cross_attention': (False,),
@@ -85,10 +103,14 @@ class Config:
       )
     return options[found]
 
-  def count(self, name: str, default: int | None = None) -> int:
-    """Reads a positive integer; without default it is required."""
+  def count(
+    self, name: str, default: int | None = None, *, least: int = 1
+  ) -> int:
+    """Reads an integer; without default it is required."""
     found = self.get(name, default)
-    return check_number(f'config[{name!r}]', found, int, 'a positive integer')
+    expected = 'a positive integer' if least else 'an integer, 0 or more'
+    label = f'config[{name!r}]'
+    return check_number(label, found, int, expected, least=least)
 
   def number(self, name: str, default: float | None = None) -> float:
     """Reads a finite positive number; without default it is required."""
@@ -96,6 +118,12 @@ class Config:
     return float(
       check_number(f'config[{name!r}]', found, int | float, expected)
     )
+
+  def epsilon(self, name: str, default: float) -> float:
+    """Reads a finite number that may be 0."""
+    found, expected = self.get(name, default), 'a finite number, 0 or more'
+    label = f'config[{name!r}]'
+    return float(check_number(label, found, int | float, expected, least=0))
 
   def switch(self, name: str, default: bool) -> bool:
     """Reads a truth value."""
@@ -148,14 +176,16 @@ class Config:
       )
 
 
-def check_number(name: str, value: Any, kind: Any, expected: str) -> Any:
-  """Returns a finite positive number of a config."""
+def check_number(
+  name: str, value: Any, kind: Any, expected: str, *, least: float = _SMALLEST
+) -> Any:
+  """Returns a finite number of a config, a positive one by default."""
   if value is None:
     raise ValueError(
       f'{name} is missing; expected {expected}. Use the complete config.json '
       'of the model.'
     )
   is_number = isinstance(value, kind) and not isinstance(value, bool)
-  if not is_number or not 0 < value < float('inf'):
+  if not is_number or not least <= value <= sys.float_info.max:
     raise ValueError(f'{name} is {value!r}; expected {expected}.')
   return value

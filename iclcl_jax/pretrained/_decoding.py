@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from iclcl_jax import _validate, transformer
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
@@ -244,6 +245,7 @@ def _extend(
   mask: Bool[Array, ' N'],
 ) -> tuple[Float[Array, 'N d_model'], KeyValueCache]:
   """Reads tokens into the next slots; returns their hidden states too."""
+  tokens, cache = vary_as((tokens, cache), model, positions, mask)
   start = cache.length
   cache = cache._replace(
     positions=_write(cache.positions, positions, start),

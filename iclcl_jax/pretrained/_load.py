@@ -103,7 +103,11 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
     checkpoint = gguf.checkpoint_of(file)
     smallest = checkpoint.config['vocab_size']
   rows = checkpoint.config.get('vocab_size')
-  if isinstance(rows, int) and not smallest <= words.vocab_size <= rows:
+  special = words.special_tokens.values()  # May be for other models' pictures.
+  if isinstance(rows, int) and (
+    words.vocab_size < smallest
+    or any(i not in special for i in range(rows, words.vocab_size))
+  ):
     raise ValueError(
       f'{path}: the tokenizer has {words.vocab_size} ids, the model {rows}; '
       'expected a row of the model for each id. Copy the tokenizer that '

@@ -51,8 +51,8 @@ def read_rotary(
   width: int,
   *,
   base: float = 1e4,
-  partial: float | None = None,
   settings: Mapping[str, Any] | None = None,
+  **options: Any,
 ) -> Rotary:
   """Reads the only rotation of a model, for heads of a width.
 
@@ -61,8 +61,13 @@ def read_rotary(
   """
   new = _object(config, 'rope_parameters')
   old = _object(config, 'rope_scaling')
+  if {**new, **old} != {**old, **new}:
+    raise ValueError(
+      f"config['rope_parameters'] is {new!r}, config['rope_scaling'] {old!r}; "
+      'expected the same settings. Remove the wrong ones from config.json.'
+    )
   stated = {**new, **old} or settings or {}
-  return rotary_of(config, stated, width, base=base, partial=partial)
+  return rotary_of(config, stated, width, base=base, **options)
 
 
 def rotary_of(
@@ -81,15 +86,15 @@ def rotary_of(
       'object or null. Copy config.json again.'
     )
   stated = [settings.get('rope_theta'), config.get(base_name)]
-  values = {float(x) for x in stated if isinstance(x, int | float)}
-  if len(values) > 1:
+  for number in [base, *(x for x in stated if x is not None)]:
+    label = 'the base of the rotary positions'
+    base = check_number(label, number, int | float, 'b >= 1')
+  if None not in stated and stated[0] != stated[1]:
     raise ValueError(
       f'the base of the rotary positions is {stated[0]} in one place and '
       f'config[{base_name!r}] is {stated[1]}; expected one. Remove the wrong '
       'one from config.json.'
     )
-  base = next((x for x in stated if x is not None), base)
-  check_number('the base of the rotary positions', base, int | float, 'b >= 1')
   name = 'partial_rotary_factor'
   if partial is None:
     config.require(name, 1.0)
@@ -103,11 +108,17 @@ def rotary_of(
       f'an even number of them up to {_WIDEST}, because rotary positions turn '
       'pairs. Check the sizes in config.json.'
     )
-  kind = settings.get('rope_type', settings.get('type', 'default'))
+  old = settings.get('type', 'default')
+  kind = settings.get('rope_type', old)
   if not isinstance(kind, str) or kind not in _KINDS:
     raise ValueError(
       f'the rotary positions have the scaling {kind!r}; expected one of '
       f'{", ".join(_KINDS)}. Others are not supported.'
+    )
+  if old != 'default' and _KINDS[kind] != _KINDS.get(str(old)):
+    raise ValueError(
+      f'the rotary positions have the scalings {kind!r} and {old!r}; expected '
+      'one. Remove the wrong one from config.json.'
     )
   rescale, names = _KINDS[kind]
   known = {*_COMMON, *names, 'original_max_position_embeddings'}

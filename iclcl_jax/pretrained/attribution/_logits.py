@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from iclcl_jax import transformer
 from iclcl_jax._door import door
+from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
@@ -98,6 +99,7 @@ def direct_logit_attribution(
   """
   _checks.check_labels(model, label, other_label)
   row, bias = _label_direction(model, label, other_label)
+  row = vary_as(row, readings.last)  # As what is transposed does.
   last = readings.last[None]
   state = normalise(model.architecture, model.final_norm, last)[0]
 

@@ -117,7 +117,7 @@ class Decoder:
 
   def rms_norm(self, default: float, **options: float) -> RMSNorm:
     """Reads the normalisation."""
-    return RMSNorm(self.config.number('rms_norm_eps', default), **options)
+    return RMSNorm(self.config.epsilon('rms_norm_eps', default), **options)
 
   def activation(self, name: str = 'hidden_act', default: str = 'silu'):
     """Reads the activation of the feed-forward network."""
@@ -129,6 +129,12 @@ class Decoder:
       'normalization': self.rms_norm(default),
       'activation': self.activation(),
     }
+
+  def alike(self, layer: Layer) -> list[Layer]:
+    """Checks the field that could say that layers are not all alike."""
+    kind = KINDS[layer.window is not None]
+    self.config.entries('layer_types', self.num_layers, (kind,))
+    return [layer]
 
   def windowed(
     self, layer: Layer, window: int | None, default: Callable[[int], bool]
@@ -154,6 +160,7 @@ def open_decoder(
   equal part of the residual stream, and for one group for each query head.
   """
   config = Config(checkpoint.config)
+  config.require('is_decoder', False, True)  # Both see the past alone.
   d_model = config.count('hidden_size')
   heads = config.count('num_attention_heads')
   groups = config.count('num_key_value_heads', groups or heads)
@@ -234,7 +241,8 @@ def window_of(decoder: Decoder, default: int | None = None) -> int | None:
   config = decoder.config
   if config.get('sliding_window', default) is None:
     return None
-  return config.count('sliding_window', default)
+  # No prompt is longer than the largest int32.
+  return min(config.count('sliding_window', default), np.iinfo(np.int32).max)
 
 
 def in_parts(linear: Linear, *sizes: int) -> list[Linear]:

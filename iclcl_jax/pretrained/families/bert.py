@@ -27,6 +27,7 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   config = Config(checkpoint.config)
   config.require('position_embedding_type', 'absolute')
   config.require('is_decoder', False)
+  config.require('directionality', 'bidi')
   config.get('tie_word_embeddings')  # There is no head.
   d = config.count('hidden_size')
   context = config.count('max_position_embeddings')
@@ -51,7 +52,7 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     blocks=_bert_blocks(config, tensors, d),
     architecture=transformer.Architecture(
       normalization=transformer.LayerNorm(
-        config.number('layer_norm_eps', 1e-12)
+        config.epsilon('layer_norm_eps', 1e-12)
       ),
       activation=config.choice('hidden_act', ACTIVATIONS, 'gelu'),
       visible=transformer.bidirectional,

@@ -68,6 +68,8 @@ def _model(decoder, layers, *, caps, **block) -> LanguageModel:
   config = decoder.config
   config.require('use_bidirectional_attention', False)
   bias = config.switch('attention_bias', False)
+  activation = 'gelu_pytorch_tanh'
+  config.require('hidden_act', config.get('hidden_activation', activation))
   score_cap, logit_cap = (
     _cap(decoder, name, default)
     for name, default in zip(
@@ -88,9 +90,7 @@ def _model(decoder, layers, *, caps, **block) -> LanguageModel:
     decoder.attention(bias=bias, output_bias=bias) | decoder.network() | block,
     {
       'normalization': decoder.rms_norm(1e-6, offset=1.0),
-      'activation': decoder.activation(
-        'hidden_activation', 'gelu_pytorch_tanh'
-      ),
+      'activation': decoder.activation('hidden_activation', activation),
       'query_scale': scale * decoder.d_k**0.5,
       'score_cap': score_cap,
     },

@@ -16,6 +16,7 @@ _GPT2_IGNORED = ('h.*.attn.bias', 'h.*.attn.masked_bias')
 def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of LayerNorm, learned positions and GELU."""
   config = Config(checkpoint.config)
+  config.require('is_decoder', False, True)  # Both see the past alone.
   config.require('scale_attn_weights', True)
   config.require('scale_attn_by_inverse_layer_idx', False)
   config.get('reorder_and_upcast_attn')  # Rounding alone.
@@ -40,7 +41,7 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     head=head,
     architecture=transformer.Architecture(
       normalization=transformer.LayerNorm(
-        config.number('layer_norm_epsilon', 1e-5)
+        config.epsilon('layer_norm_epsilon', 1e-5)
       ),
       activation=config.choice('activation_function', ACTIVATIONS, 'gelu_new'),
       visible=transformer.causal,

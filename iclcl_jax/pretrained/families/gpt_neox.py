@@ -19,13 +19,16 @@ def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     checkpoint, dtype, prefix='gpt_neox.', ignored=_MASKS
   )
   config = decoder.config
-  config.require('is_decoder', False, True)  # Both see the past alone.
   d, d_ff = decoder.d_model, config.count('intermediate_size')
   rotation = _decoder.rotation_of(
     decoder,
-    base=config.number('rotary_emb_base', 1e4),
+    base_name='rotary_emb_base',
     partial=config.number('rotary_pct', 0.25),
   )
+  # Others ignore this name of the base.
+  base = config.get('rotary_emb_base', 1e4)
+  base = config.get('rope_parameters', {}).get('rope_theta', base)
+  config.require('rope_theta', base)
   bias = config.switch('attention_bias', True)
   return _decoder.language_model(
     decoder,
@@ -37,11 +40,11 @@ def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'down': decoder.linear('mlp.dense_4h_to_h', (d_ff, d), bias=True),
     },
     {
-      'normalization': LayerNorm(config.number('layer_norm_eps', 1e-5)),
+      'normalization': LayerNorm(config.epsilon('layer_norm_eps', 1e-5)),
       'activation': decoder.activation(default='gelu'),
       'parallel': config.switch('use_parallel_residual', True),
     },
-    layers=[Layer(rotation=rotation)],
+    layers=decoder.alike(Layer(rotation=rotation)),
     embedding='embed_in',
     head='embed_out',
     final_norm='final_layer_norm',

@@ -39,6 +39,14 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=64, groups=8)
   config = decoder.config
   config.require('hidden_act', 'silu')
+  config.get('initial_context_length')  # The settings of the rotation say it.
+  chosen = config.count('num_experts_per_tok', 4)
+  config.require('experts_per_token', chosen)
+  if chosen > (experts := config.count('num_local_experts', 128)):
+    raise ValueError(
+      f"config['num_experts_per_tok'] is {chosen}, but there are {experts} "
+      'experts; expected no more. Check the sizes in config.json.'
+    )
   rotation = _decoder.rotation_of(decoder, base=150_000.0, settings=_YARN)
   window = _decoder.window_of(decoder, 128)
   layers = decoder.windowed(
@@ -56,7 +64,7 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'normalization': decoder.rms_norm(1e-5),
       'activation': SwishWithSlope(config.number('swiglu_alpha', 1.702)),
       'gating': transformer.ClampedGating(config.number('swiglu_limit', 7.0)),
-      'experts_per_token': config.count('num_experts_per_tok', 4),
+      'experts_per_token': chosen,
     },
     layers=layers,
   )

@@ -13,6 +13,7 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   decoder = _decoder.open_decoder(checkpoint, dtype)
   config = decoder.config
   config.require('sliding_window')
+  config.require('rope_interleaved', False)
   bias = config.switch('attention_bias', False)
   return _decoder.language_model(
     decoder,
@@ -20,5 +21,5 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
     decoder.functions(1e-6),
-    layers=[Layer(rotation=_decoder.rotation_of(decoder))],
+    layers=decoder.alike(Layer(rotation=_decoder.rotation_of(decoder))),
   )

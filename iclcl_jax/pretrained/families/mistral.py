@@ -11,10 +11,13 @@ from iclcl_jax.transformer import Layer
 def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `mistral` (Jiang et al., arXiv:2310.06825)."""
   decoder = _decoder.open_decoder(checkpoint, dtype, groups=8)
+  for name in ('attention_bias', 'mlp_bias'):
+    decoder.config.require(name, False)
   rotation = _decoder.rotation_of(decoder)
+  layer = Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))
   return _decoder.language_model(
     decoder,
     decoder.attention(bias=False) | decoder.network() | decoder.pre_norms(),
     decoder.functions(1e-6),
-    layers=[Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))],
+    layers=decoder.alike(layer),
   )

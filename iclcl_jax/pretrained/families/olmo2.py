@@ -22,5 +22,5 @@ def from_olmo2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'ffn_norms': decoder.norms(output='post_feedforward_layernorm'),
     },
     decoder.functions(1e-5),
-    layers=[Layer(rotation=_decoder.rotation_of(decoder))],
+    layers=decoder.alike(Layer(rotation=_decoder.rotation_of(decoder))),
   )

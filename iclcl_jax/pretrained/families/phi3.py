@@ -8,10 +8,21 @@ from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
+# Variants that no released model has.
+_PLAIN = {
+  'attention_bias': False,
+  'full_attn_mod': 1,
+  'interpolate_factor': 1,
+  'lm_head_bias': False,
+  'mlp_bias': False,
+}
+
 
 def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `phi3` (Abdin et al., arXiv:2404.14219)."""
   decoder = _decoder.open_decoder(checkpoint, dtype)
+  for name, value in _PLAIN.items():
+    decoder.config.require(name, value)
   part = decoder.config.get('partial_rotary_factor', 1.0)
   rotation = _decoder.rotation_of(decoder, partial=part)
   window = _decoder.window_of(decoder)
@@ -19,7 +30,7 @@ def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     decoder,
     _attention(decoder) | _network(decoder) | decoder.pre_norms(),
     decoder.functions(1e-5),
-    layers=[Layer(rotation=rotation, window=window)],
+    layers=decoder.alike(Layer(rotation=rotation, window=window)),
   )
 
 

@@ -28,7 +28,9 @@ def _model(decoder, attention: dict) -> LanguageModel:
   has_window = config.switch('use_sliding_window', False)
   window = _decoder.window_of(decoder, 4096) if has_window else None
   config.get('sliding_window')
-  first = config.get('max_window_layers', 28)
+  config.require('use_mrope', False)
+  name = 'max_window_layers'
+  first = config.count(name, None if name in decoder.stated else 28, least=0)
   rotation = _decoder.rotation_of(decoder)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i >= first

@@ -18,6 +18,7 @@ def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   rotated = config.entries('no_rope_layers', size, (0, 1)) or [
     (i + 1) % interval != 0 for i in range(size)
   ]
+  config.get('max_window_layers')  # The rotations decide.
   has_window = config.switch('use_sliding_window', False)
   window = _decoder.window_of(decoder)
   local = _decoder.local_layers(
