@@ -227,6 +227,25 @@ def test_a_prompt_without_demonstrations_compares_the_likeliest(config):
   assert 'there are not two to compare' in text
 
 
+def test_labels_of_several_tokens_are_compared(config, loaded):
+  strings = dataclasses.replace(config, labels='the t,12')
+  found = reading.measure(strings)
+  tokens = loaded.tokenizer.encode(PROMPT)
+  expected = []
+  for label, ids in zip(found.labels, found.label_ids, strict=True):
+    assert loaded.tokenizer.decode(ids) == f' {label}'
+    whole = jnp.asarray(np.append(tokens, ids))
+    scores = table_of(loaded.model, whole)[len(tokens) - 1 : -1]
+    expected.append(float(np.exp(scores[np.arange(len(ids)), ids].sum())))
+  np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
+  assert expected[0] > expected[1]
+  terms = found.of_demonstrations.sum() + found.rest
+  terms += found.embedding + found.biases
+  np.testing.assert_allclose(terms, found.logit_difference, atol=1e-4)
+  assert found.identity_error < 1e-5
+  assert np.all(np.abs(found.deletion) > 0)
+
+
 def test_demonstrations_are_found_and_cut():
   text = (
     'Say it.\n\nA man.\nIs: x\n\n\n\nB\nIs: y\n\nno cue\n\nC\nIs: x\n\nD\nIs:'
@@ -268,8 +287,9 @@ def test_bad_input_is_named(config, tmp_path):
   fails('cannot be read', prompt='', prompt_file=str(tmp_path / 'none'))
   fails('nothing is there', model_path=str(tmp_path / 'none'))
   fails('prompt has 65 tokens', prompt='x' * 65)
-  fails('labels is .*expected two different words', labels='the')
-  fails("labels: ' Positive' is .* tokens", labels='t,Positive')
+  fails('labels is .*expected two different texts', labels='the')
+  fails('prompt has 62 tokens and greedy_tokens is 3', prompt='x' * 62)
+  fails('81 tokens are asked', prompt='x' * 61, labels='t,the' + ' t' * 20)
   cut = tmp_path / 'cut.gguf'
   cut.write_bytes(b'GGUF')
   fails('cut.gguf', model_path=str(cut))

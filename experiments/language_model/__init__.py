@@ -56,7 +56,7 @@ class Config(lab.Config):
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )
   labels: str = lab.option(
-    '', 'two words to compare, A,B; empty for those of the demonstrations'
+    '', 'two texts to compare, A,B; empty for those of the demonstrations'
   )
   separator: str = lab.option('\n\n', 'what stands between blocks')
   num_demonstrations: int = lab.option(
@@ -125,7 +125,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
 
   Raises:
     ValueError: as `lab.run`; if a file is missing or truncated, the prompt is
-      empty or too long, or a label is not one token.
+      empty or too long, or there are not two labels.
   """
   if config.optional and not config.model_path:
     try:

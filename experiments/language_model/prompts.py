@@ -9,7 +9,7 @@ import itertools
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 from iclcl_jax.types import Array
 
+Label: TypeAlias = int | tuple[int, ...]  # Its id, or those of several tokens.
 DEFAULT = pathlib.Path(__file__).with_name('prompt.txt')
 
 
@@ -42,7 +43,7 @@ class Loaded(NamedTuple):
   tokens: Array  # Its ids. Shape `[N]`.
   token_texts: list[str]  # The characters that each token covers.
   segments: np.ndarray  # Demonstration of each token, -1 for the rest, `[N]`.
-  labels: tuple[int, int] | None  # Ids of the two labels; None if not two.
+  labels: tuple[Label, Label] | None  # The two labels; None if not two.
 
 
 @lab.once
@@ -51,7 +52,7 @@ def load(config: Any) -> Loaded:
 
   Raises:
     ValueError: if a file is missing or truncated, the prompt is empty or too
-      long, or a label is not one token.
+      long, or there are not two labels.
   """
   prompt = parse(
     read(config.prompt, config.prompt_file),
@@ -61,7 +62,7 @@ def load(config: Any) -> Loaded:
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
   tokens = tokenizer.encode(prompt.text)
-  length = len(tokens) + max(config.greedy_tokens - 1, 0)
+  length = len(tokens) + config.greedy_tokens
   if length > model.context_length:
     raise ValueError(
       f'prompt has {len(tokens)} tokens and greedy_tokens is '
@@ -176,33 +177,38 @@ def _blocks(text: str, separator: str) -> list[tuple[int, int]]:
 
 def labels(
   prompt: Prompt, chosen: str, tokenizer: Any
-) -> tuple[int, int] | None:
-  """Chooses the two tokens whose logits are compared.
+) -> tuple[Label, Label] | None:
+  """Chooses the two texts whose logits are compared.
 
-  Those of `chosen`, two words with a comma between them, else the two different
+  Those of `chosen`, two texts with a comma between them, else the two different
   labels of the demonstrations; None if these have not two.
 
   Raises:
-    ValueError: if a label is not one token, or `chosen` are not two.
+    ValueError: if `chosen` are not two.
   """
   words = [word.strip() for word in chosen.split(',')] if chosen else []
   if chosen and (len(set(words)) != 2 or not all(words)):
     raise ValueError(
-      f'labels is {chosen!r}; expected two different words with a comma '
+      f'labels is {chosen!r}; expected two different texts with a comma '
       'between them, such as Positive,Negative.'
     )
   words = words or list(dict.fromkeys(prompt.demonstration_labels))
   if len(words) != 2:
     return None
   space = '' if prompt.text[-1:].isspace() else ' '
-  first, second = (_label_id(tokenizer, space + word) for word in words)
-  return first, second
+  first, second = (
+    tokenizer.encode(space + word, add_special_tokens=False).tolist()
+    for word in words
+  )
+  if len(first) == len(second) == 1:
+    return first[0], second[0]
+  return tuple(first), tuple(second)
 
 
 def likelier_first(
-  pair: tuple[int, int] | None, log_probs: np.ndarray
-) -> tuple[int, int]:
-  """Orders two tokens by probability; the two likeliest ones for None.
+  pair: tuple[Label, Label] | None, log_probs: Any
+) -> tuple[Label, Label]:
+  """Orders two labels by probability; the two likeliest tokens for None.
 
   Example:
     >>> log_probs = np.array([-3.0, -1.0, -9.0, -2.0])
@@ -215,8 +221,8 @@ def likelier_first(
   return first, second
 
 
-def printable(token_text: Callable[[int], str], index: int) -> str:
-  r"""Text of a token without spaces, or its id where that shows nothing.
+def printable(text_of: Callable[[Any], str], index: Label) -> str:
+  r"""Text of a label without spaces, or its id where that shows nothing.
 
   Example:
     >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 0)
@@ -224,14 +230,5 @@ def printable(token_text: Callable[[int], str], index: int) -> str:
     >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 2)
     'token 2'
   """
-  text = token_text(index).strip()
+  text = text_of(index).strip()
   return text if text and '\ufffd' not in text else f'token {index}'
-
-
-def _label_id(tokenizer: Any, word: str) -> int:
-  try:
-    return tokenizer.single_id(word)
-  except ValueError as error:
-    raise ValueError(
-      f'labels: {error} Or compare other words by --labels=A,B.'
-    ) from error

@@ -9,6 +9,7 @@ import numpy as np
 from experiments import lab
 from experiments.lab import figures as drawing, statistics
 from experiments.language_model import identity, prompts
+from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 
 MAX_BARS = 40
@@ -21,16 +22,16 @@ class Results(NamedTuple):
   """
 
   loaded: prompts.Loaded  # Model and prompt.
-  label_ids: tuple[int, int]  # The two tokens that are compared.
+  label_ids: tuple[prompts.Label, prompts.Label]  # What is compared.
   labels: tuple[str, str]  # Their texts.
-  probabilities: list[float]  # Theirs, as the next token.
+  probabilities: list[float]  # Theirs, behind the prompt.
   logit_difference: float  # Logit of the first label less that of the second.
   # What the sum of all terms lacks, over the sum of their absolute values.
   identity_error: float
   of_tokens: np.ndarray  # What the heads read from each token. Shape `[N]`.
   of_heads: np.ndarray  # What each head reads, from the whole prompt, `[L, H]`.
   of_demonstrations: np.ndarray  # What the heads read from each. Shape `[S]`.
-  rest: float  # What they read from all other tokens.
+  rest: float  # What they read from all other tokens, those of a label too.
   embedding: float  # Of the last token itself.
   biases: float  # Of all blocks and of the head.
   # What the difference loses if each head alone forgets the demonstration, to
@@ -51,7 +52,8 @@ def measure(config: Any) -> Results:
   forward, _ = identity.first_pass(config)
   loaded = prompts.load(config)
   model, tokens, segments = loaded.model, loaded.tokens, loaded.segments
-  pair = prompts.likelier_first(loaded.labels, forward.log_probs)
+  log_probs = _log_probabilities(loaded, forward.log_probs)
+  pair = prompts.likelier_first(loaded.labels, log_probs)
 
   def of_tokens(model, tokens, labels):
     numbers = jnp.arange(len(tokens))
@@ -59,7 +61,7 @@ def measure(config: Any) -> Results:
       model, tokens, numbers, *labels, num_segments=len(tokens)
     )
 
-  labels = jnp.asarray(pair)
+  labels = [jnp.asarray(ids) for ids in pair]
   found = jax.device_get(lab.compile_quickly(of_tokens)(model, tokens, labels))
   terms = (
     *(found.contributions, found.rest, found.embedding),
@@ -70,27 +72,44 @@ def measure(config: Any) -> Results:
   rows = found.contributions.sum((0, 1), dtype=np.float64)
   removal, without, shares = _of_demonstrations(loaded, labels)
   first, second = (
-    prompts.printable(loaded.tokenizer.token, index) for index in pair
+    prompts.printable(
+      lambda ids: loaded.tokenizer.decode(np.atleast_1d(ids)), label
+    )
+    for label in pair
   )
   return Results(
     loaded=loaded,
     label_ids=pair,
     labels=(first, second),
-    probabilities=[float(np.exp(forward.log_probs[i])) for i in pair],
+    probabilities=[float(np.exp(log_probs[i])) for i in pair],
     logit_difference=difference,
     identity_error=float(abs(flat.sum() - difference) / np.abs(flat).sum()),
     of_tokens=rows,
-    of_heads=found.contributions.sum(2, dtype=np.float64),
+    of_heads=found.contributions.sum(2, dtype=np.float64) + found.rest,
     of_demonstrations=np.array(
       [rows[segments == index].sum() for index in range(len(removal))]
     ),
-    rest=float(rows[segments < 0].sum()),
+    rest=float(rows[segments < 0].sum() + found.rest.sum(dtype=np.float64)),
     embedding=float(found.embedding),
     biases=float(found.biases.sum(dtype=np.float64) + found.final_bias),
     removal=removal,
     deletion=difference - without,
     drop_shares=shares,
   )
+
+
+def _log_probabilities(loaded: prompts.Loaded, of_tokens: np.ndarray) -> Any:
+  """Log-probabilities of the labels, those of the next tokens if they are."""
+  labels = loaded.labels
+  if labels is None or isinstance(labels[0], int):
+    return of_tokens
+
+  def score(model, tokens, labels):
+    return pretrained.score_labels(model, tokens, labels).total
+
+  texts = [np.array(ids) for ids in labels]
+  found = lab.compile_quickly(score)(loaded.model, loaded.tokens, texts)
+  return dict(zip(labels, np.asarray(found), strict=True))
 
 
 def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
