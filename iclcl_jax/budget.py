@@ -6,7 +6,7 @@ closed form of
 .. math:: v = |q + k|^2 / \sqrt{d_k} \quad\text{(positive, hyperbolic)},
    \qquad u = |q - k|^2 / \sqrt{d_k} \quad\text{(trigonometric)},
 
-and grows like its exponential. `relative_variance` is that form,
+and grows like its exponential. `log_relative_variance_at` is that form,
 `feature_budget` reads it for given queries and keys, and says whether random
 features can work there at all. Feature maps and projections are named by
 passing the class and the function themselves.
@@ -15,11 +15,12 @@ Everything is computed on the host, in float64 and in log space, whatever the
 dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results
 beyond the range of floating point are capped at `exp(700)`.
 
-Throughout, `feature_map` and `projection_fn` are as in `relative_variance`,
-`num_directions` is the number of rows `R` of the projection and `dim` the width
-`d_k`. All functions raise `ValueError` if the map is not random, the projection
-has no closed form (`simplex_plus`), shapes disagree, numbers are traced,
-negative where they must not be, or there are none.
+Throughout, `feature_map` and `projection_fn` are those of
+`log_relative_variance_at`, `num_directions` is the number of rows `R` of the
+projection and `dim` the width `d_k`. All functions raise `ValueError` if the
+map is not random, the projection has no closed form (`simplex_plus`), shapes
+disagree, numbers are traced or negative where they must not be, or there are
+none.
 
 References:
   Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et al.,
@@ -107,45 +108,6 @@ def _capped_exp(log: np.ndarray) -> np.ndarray:
   return np.exp(np.minimum(log, 700.0))
 
 
-@host_door
-def relative_variance(
-  feature_map: type,
-  projection_fn: Projection,
-  query: Float[Array, ' d_k'],
-  key: Float[Array, ' d_k'],
-  *,
-  num_directions: int,
-) -> float:
-  r"""Returns the variance of `phi(q) . phi(k)` over its squared mean.
-
-  For independent rows :math:`(e^v - 1)/R`, :math:`(\cosh v - 1)/R` and
-  :math:`(\cosh u - 1)/R`; rows of one block add their covariance.
-
-  Args:
-    feature_map: the class `features.PositiveFeatures`, `HyperbolicFeatures` or
-      `TrigonometricFeatures`.
-    projection_fn: the function `projections.gaussian`, `orthogonal` or
-      `simplex`.
-
-  Example:
-    >>> x = np.full(4, 0.5)
-    >>> round(relative_variance(
-    ...     features.PositiveFeatures, projections.gaussian, x, x,
-    ...     num_directions=64), 4)  # (e^2 - 1) / 64
-    0.0998
-  """
-  x, y = np.asarray(query, np.float64), np.asarray(key, np.float64)
-  square = np.sum((x + _family_of(feature_map).sign * y) ** 2) / x.size**0.5
-  log_variance = log_relative_variance_at(
-    feature_map,
-    projection_fn,
-    square,
-    dim=x.size,
-    num_directions=num_directions,
-  )
-  return float(_capped_exp(log_variance))
-
-
 def log_relative_variance_at(
   feature_map: type,
   projection_fn: Projection,
@@ -154,11 +116,18 @@ def log_relative_variance_at(
   dim: int,
   num_directions: int,
 ) -> np.ndarray:
-  r"""Returns logarithms of `relative_variance` for many pairs, from `v` or `u`.
+  r"""Returns the log-variance of `phi(q) . phi(k)`, over its squared mean.
 
-  They have the shape of `squared_norms`, which are `|q + k|^2 / sqrt(d_k)`, or
-  for trigonometric features `|q - k|^2 / sqrt(d_k)`, and are minus infinity
-  where the estimate is exact.
+  For independent rows :math:`(e^v - 1)/R`, :math:`(\cosh v - 1)/R` and
+  :math:`(\cosh u - 1)/R`; rows of one block add their covariance. It is minus
+  infinity where the estimate is exact.
+
+  Args:
+    feature_map: the class `features.PositiveFeatures`, `HyperbolicFeatures` or
+      `TrigonometricFeatures`.
+    projection_fn: the function `projections.gaussian`, `orthogonal` or
+      `simplex`.
+    squared_norms: `v`, or for trigonometric features `u`, of one pair or many.
 
   Example:
     >>> v = np.array([0.0, 1.0])

@@ -10,7 +10,6 @@ References:
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -122,31 +121,6 @@ class LinearKernel:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class PolynomialKernel:
-  r"""The polynomial kernel :math:`(x^\top y / \sqrt{d_k} + c)^p`.
-
-  The `degree` is :math:`p \ge 1`, the `offset` :math:`c \ge 0`.
-
-  Example:
-    >>> float(PolynomialKernel(degree=2)(jnp.ones(4), jnp.ones(4)))
-    9.0
-  """
-
-  degree: int = dataclasses.field(default=2, metadata={'static': True})
-  offset: float = dataclasses.field(default=1.0, metadata={'static': True})
-
-  def __post_init__(self):
-    _validate.at_least(1, degree=self.degree)
-    _validate.non_negative(offset=self.offset)
-
-  @eager_door
-  @widened
-  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
-    return (x @ y / x.shape[0] ** 0.5 + self.offset) ** self.degree
-
-
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
 class TruncatedExponentialKernel:
   r"""The Taylor polynomial of the softmax kernel, of order `p`.
 
@@ -183,54 +157,3 @@ class TruncatedExponentialKernel:
     log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
     magnitude = jnp.abs(score) ** power * jnp.exp(-log_factorial)
     return magnitude * jnp.maximum(1, jnp.exp(score))
-
-
-def truncation_order(score_bound: float, target_error: float) -> int:
-  r"""Returns the order that the truncated exponential needs.
-
-  It is the smallest `p` whose relative error :math:`|T_p(t)/e^t - 1|` is at
-  most `target_error` for all scores :math:`|t| \le` `score_bound`; the worst
-  one is :math:`t = -` `score_bound`. Even orders alone are positive beyond. The
-  score :math:`x^\top y/\sqrt{d_k}` is at most :math:`|x| |y| / \sqrt{d_k}`.
-
-  Example:
-    >>> truncation_order(1.0, 0.1), truncation_order(1.0, 0.01)
-    (3, 5)
-  """
-  _validate.non_negative(score_bound=score_bound)
-  _validate.check_scalar('target_error', target_error, minimum=1e-300)
-  if target_error >= 1:
-    raise ValueError(f'target_error is {target_error}; expected less than 1.')
-  order = math.floor(score_bound)  # Smaller orders are off by more than 1.
-  while _relative_remainder(order, score_bound) > target_error:
-    order += 1
-  return order
-
-
-def attention_error_bound(kernel_error: float) -> float:
-  r"""Bounds :math:`\sum_j |\hat a_j - a_j|` of normalised weights.
-
-  If every kernel value has a relative error of at most :math:`\epsilon < 1`,
-  the weights are off by at most
-  :math:`2 (1 - \sqrt{1 - \epsilon^2}) / \epsilon`, and the output by that times
-  :math:`\max_j |v_j - c|` for any fixed `c`. The bound is attained.
-
-  Example:
-    >>> attention_error_bound(0.6)
-    0.6666666666666666
-  """
-  _validate.check_scalar('kernel_error', kernel_error, minimum=0, maximum=1)
-  # The same without cancellation for small errors.
-  return 2 * kernel_error / (1 + math.sqrt(1 - kernel_error**2))
-
-
-def _relative_remainder(order: int, tau: float) -> float:
-  r"""Returns :math:`|T_p(-\tau) / e^{-\tau} - 1|`."""
-  if tau == 0:
-    return 0.0
-  term = total = 1.0
-  for k in range(order + 2, order + 60 + int(tau)):
-    term *= -tau / k
-    total += term
-  log_first = (order + 1) * math.log(tau) - math.lgamma(order + 2)
-  return abs(total) * math.exp(min(tau + log_first, 700))

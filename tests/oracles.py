@@ -72,10 +72,6 @@ def linear_kernel(x, y):
   return float(sum(a * b for a, b in zip(x, y, strict=True)))
 
 
-def polynomial_kernel(degree, offset, x, y):
-  return (linear_kernel(x, y) / len(x) ** 0.5 + offset) ** degree
-
-
 def truncated_exponential_kernel(order, x, y):
   score = linear_kernel(x, y) / len(x) ** 0.5
   return sum(score**r / math.factorial(r) for r in range(order + 1))

@@ -62,10 +62,6 @@ KERNELS = {
   'exponential': (kernels.ExponentialKernel(), oracles.exponential_kernel),
   'gaussian': (kernels.GaussianKernel(), oracles.gaussian_kernel),
   'linear': (kernels.LinearKernel(), oracles.linear_kernel),
-  'polynomial': (
-    kernels.PolynomialKernel(degree=2, offset=1.0),
-    functools.partial(oracles.polynomial_kernel, 2, 1.0),
-  ),
   'truncated': (
     kernels.TruncatedExponentialKernel(order=2),
     functools.partial(oracles.truncated_exponential_kernel, 2),
@@ -430,7 +426,7 @@ ONE_QUERY = {
     kernels.ExponentialKernel(), q, k, v, mask=m
   ),
   'kernel_without_log': lambda q, k, v, m: kernel_attention(
-    kernels.PolynomialKernel(), q, k, v, mask=m
+    kernels.TruncatedExponentialKernel(), q, k, v, mask=m
   ),
   'linear': lambda q, k, v, m: linear_attention(PHI, q, k, v, mask=m),
   'stream': lambda q, k, v, m: stream(PHI, q[None], k, v, chunk_size=4, mask=m)[

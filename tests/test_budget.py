@@ -85,11 +85,12 @@ def test_the_squared_norm_is_of_sum_or_difference():
   plus, minus = (np.sum((x + s * y) ** 2) / 3 for s in (1, -1))
   for feature_map, square in zip(MAPS, [plus, plus, minus], strict=True):
     for projection_fn in PROJECTIONS:
-      found = budget.relative_variance(
-        feature_map, projection_fn, x, y, num_directions=5
+      found = budget.feature_budget(
+        feature_map, projection_fn, x[None], y[None], num_directions=5
       )
       expected = variance_at(feature_map, projection_fn, square, 9, 5)
-      np.testing.assert_allclose(found, expected, rtol=1e-12)
+      error = found.kernel_error_median
+      np.testing.assert_allclose(error**2, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('dim', [3, 4, 7])
@@ -434,8 +435,8 @@ def feature_budget(queries=TOKENS, keys=TOKENS, values=None, **more):
 
 
 def variance(feature_map=POSITIVE, projection_fn=GAUSSIAN, x=X, y=X):
-  return budget.relative_variance(
-    feature_map, projection_fn, x, y, num_directions=2
+  return budget.feature_budget(
+    feature_map, projection_fn, x[None], y[None], num_directions=2
   )
 
 
@@ -460,11 +461,11 @@ FAULTS = [
     lambda: variance(POSITIVE, SIMPLEX, X[:1], X[:1]),
     'dim is 1; expected an integer >= 2',
   ),
-  (lambda: variance(y=X[:3]), 'query and key disagree in d_k: 4 and'),
-  (lambda: variance(x=X.astype(int)), 'query has dtype int64'),
+  (lambda: variance(y=X[:3]), 'queries and keys disagree in d_k: 4 and'),
+  (lambda: variance(x=X.astype(int)), 'queries has dtype int64'),
   (
     lambda: jax.jit(lambda x: variance(x=x))(X),
-    'query is traced; expect',
+    'queries is traced; expect',
   ),
   (
     lambda: feature_budget(num_directions=0),

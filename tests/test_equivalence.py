@@ -54,12 +54,17 @@ FIXED = {
   'exponential': kernels.ExponentialKernel(),
   'gaussian': kernels.GaussianKernel(),
   'linear': kernels.LinearKernel(),
-  'polynomial_2': kernels.PolynomialKernel(degree=2, offset=1.0),
-  'polynomial_3': kernels.PolynomialKernel(degree=3, offset=0.0),
+  'truncated_exponential_3': kernels.TruncatedExponentialKernel(order=3),
   'truncated_exponential': kernels.TruncatedExponentialKernel(order=2),
 }
 # Sums of both signs: D may vanish, and then it is the verdict that counts.
-SIGNED = {'trigonometric', 'taylor_3', 'identity', 'linear', 'polynomial_3'}
+SIGNED = {
+  'trigonometric',
+  'taylor_3',
+  'identity',
+  'linear',
+  'truncated_exponential_3',
+}
 
 
 def make_phi(name, projection_index, seed, num_features, dim, dtype):

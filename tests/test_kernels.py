@@ -44,14 +44,6 @@ CASES = [
     oracles.linear_kernel,
     pairwise.linear_kernel,
   ),
-  Case(
-    'polynomial',
-    kernels.PolynomialKernel(degree=3, offset=0.5),
-    functools.partial(oracles.polynomial_kernel, 3, 0.5),
-    functools.partial(
-      pairwise.polynomial_kernel, degree=3, gamma=DIM**-0.5, coef0=0.5
-    ),
-  ),
   *(
     Case(
       f'truncated{order}',
@@ -166,8 +158,7 @@ def test_log_kernel_is_the_logarithm_and_does_not_overflow(kernel):
 
 
 def test_signed_kernels_have_no_log_kernel():
-  signed = [kernels.LinearKernel(), kernels.PolynomialKernel()]
-  signed.append(kernels.TruncatedExponentialKernel())
+  signed = kernels.LinearKernel(), kernels.TruncatedExponentialKernel()
   assert not any(isinstance(kernel, types.LogKernel) for kernel in signed)
 
 
@@ -198,68 +189,6 @@ def test_remainder_bound_is_tight_and_scaled(order):
   assert float(tail) <= bound <= 1.01 * float(tail)
 
 
-def exact_relative_error(order, score):
-  """`T_p(t) e^-t - 1`, in rational arithmetic."""
-  score = fractions.Fraction(score)
-  terms = [fractions.Fraction(1)]
-  for r in range(1, 90):
-    terms.append(terms[-1] * score / r)
-  return float(abs(sum(terms[: order + 1]) / sum(terms) - 1))
-
-
-@pytest.mark.parametrize(
-  ('score_bound', 'at_10_percent', 'at_1_percent'),
-  [(0.5, 2, 3), (1, 3, 5), (2, 7, 8), (4, 14, 15), (8, 28, 30)],
-)
-def test_truncation_order_is_the_smallest(
-  score_bound, at_10_percent, at_1_percent
-):
-  for target, order in [(0.1, at_10_percent), (0.01, at_1_percent)]:
-    assert kernels.truncation_order(score_bound, target) == order
-    grid = np.linspace(-score_bound, score_bound, 9)
-    assert all(exact_relative_error(order, t) <= target for t in grid)
-    for smaller in range(order):
-      assert exact_relative_error(smaller, -score_bound) > target
-
-
-def test_truncation_order_at_the_edges():
-  assert kernels.truncation_order(0, 0.1) == 0
-  assert kernels.truncation_order(0.05, 0.2) == 0
-  assert 3.5 * 500 < kernels.truncation_order(500, 0.1) < 3.7 * 500
-
-
-kernel_errors = st.floats(1e-3, 0.999)
-
-
-@hypothesis.settings(deadline=None, max_examples=200)
-@hypothesis.given(
-  kernel_errors,
-  hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(-4, 4)),
-  hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(-1, 1)),
-)
-def test_attention_error_bound_is_never_violated(kernel_error, score, noise):
-  exact = np.exp(score)
-  wrong = exact * (1 + kernel_error * noise)
-  distance = abs(wrong / wrong.sum() - exact / exact.sum()).sum()
-  assert distance <= kernels.attention_error_bound(kernel_error) + 1e-12
-
-
-@pytest.mark.parametrize('kernel_error', [0.01, 0.3, 0.9])
-def test_attention_error_bound_is_attained(kernel_error):
-  share = np.linspace(0, 1, 20001)[1:-1]  # Weight of the key that grows.
-  grown, rest = share * (1 + kernel_error), (1 - share) * (1 - kernel_error)
-  distance = 2 * abs(grown / (grown + rest) - share)
-  bound = kernels.attention_error_bound(kernel_error)
-  np.testing.assert_allclose(distance.max(), bound, rtol=1e-6)
-  formula = 2 * (1 - math.sqrt(1 - kernel_error**2)) / kernel_error
-  np.testing.assert_allclose(bound, formula, rtol=1e-10)
-
-
-def test_attention_error_bound_at_the_edges():
-  assert kernels.attention_error_bound(0) == 0
-  assert kernels.attention_error_bound(1) == 2
-
-
 # Bad input.
 
 
@@ -279,30 +208,7 @@ def test_bad_inputs_are_named(case):
 @pytest.mark.parametrize(
   ('make', 'parameters', 'message'),
   [
-    (kernels.PolynomialKernel, {'degree': 0}, 'degree is 0; expected .* >= 1'),
-    (kernels.PolynomialKernel, {'offset': -1.0}, r'offset is -1\.0; expected'),
-    (kernels.PolynomialKernel, {'offset': math.nan}, 'offset is nan; .*finite'),
     (kernels.TruncatedExponentialKernel, {'order': -1}, 'order is -1; .* >= 0'),
-    (
-      kernels.truncation_order,
-      {'score_bound': -1, 'target_error': 0.1},
-      'score_bound is -1',
-    ),
-    (
-      kernels.truncation_order,
-      {'score_bound': 1, 'target_error': 1.0},
-      r'target_error is 1\.0; expected less',
-    ),
-    (
-      kernels.truncation_order,
-      {'score_bound': 1, 'target_error': 0},
-      r'target_error is 0\.0; expected',
-    ),
-    (
-      kernels.attention_error_bound,
-      {'kernel_error': 1.5},
-      r'kernel_error is 1\.5; expected',
-    ),
   ],
 )
 def test_bad_parameters_are_named(make, parameters, message):

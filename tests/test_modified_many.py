@@ -42,9 +42,9 @@ MAPS: dict[str, Any] = {
     oracles.feature_kernel(oracles.elu_plus_one_features),
   ),
   'softmax': (kernels.ExponentialKernel(), oracles.exponential_kernel),
-  'polynomial': (
-    kernels.PolynomialKernel(degree=2, offset=1.0),
-    functools.partial(oracles.polynomial_kernel, 2, 1.0),
+  'truncated': (
+    kernels.TruncatedExponentialKernel(order=2),
+    functools.partial(oracles.truncated_exponential_kernel, 2),
   ),
 }
 POSITIVE, SOFTMAX = MAPS['positive'][0], MAPS['softmax'][0]
@@ -252,7 +252,7 @@ def test_every_door_is_the_matrix_form_and_the_door_of_one_query(
       np.testing.assert_allclose(slope, by_hand, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize('name', ['trigonometric', 'elu', 'polynomial'])
+@pytest.mark.parametrize('name', ['trigonometric', 'elu', 'truncated'])
 @DOORS
 @pytest.mark.parametrize('case', ['regularised', 'negatives'])
 def test_other_maps_equal_the_matrix_form(name, door, case):

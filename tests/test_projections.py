@@ -91,12 +91,18 @@ def estimate(phi):
 
 
 def closed_forms(feature_map, projection_fn, num_directions):
-  return [
-    budget.relative_variance(
-      feature_map, projection_fn, *pair, num_directions=num_directions
+  sign = -1 if feature_map is features.TrigonometricFeatures else 1
+  pairs = np.array(list(PAIRS.values()))
+  squares = np.sum((pairs[:, 0] + sign * pairs[:, 1]) ** 2, axis=1) / DIM**0.5
+  return np.exp(
+    budget.log_relative_variance_at(
+      feature_map,
+      projection_fn,
+      squares,
+      dim=DIM,
+      num_directions=num_directions,
     )
-    for pair in PAIRS.values()
-  ]
+  )
 
 
 def assert_means(samples, expected, variances):

@@ -88,9 +88,9 @@ def rademacher_draws(
 
   Their mean estimates the empirical Rademacher complexity without bias. The
   signs of demonstration `i` depend on `key` and `i` alone. Holds
-  `num_draws * d_v * R` numbers for a feature map; for a kernel, whose matrix is
-  read block by block, `num_draws * d_v * (d_v + chunk_size)`. The `key` is
-  consumed.
+  `num_draws * d_v * (N + R)` numbers for a feature map; for a kernel, whose
+  matrix is read by rows, `num_draws * d_v * N` and `chunk_size * N`. The `key`
+  is consumed.
 
   Example:
     >>> draws = rademacher_draws(
@@ -101,19 +101,14 @@ def rademacher_draws(
   """
   _validate.at_least(1, num_draws=num_draws, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
-  data, impl = jax.random.key_data(key), jax.random.key_impl(key)
 
-  def signed(rows, labels):
-    def signs(row):
-      # From its data: a chunk that is recomputed is not a second use.
-      root = jax.random.wrap_key_data(data, impl=impl)
-      return jax.random.rademacher(
-        jax.random.fold_in(root, row), (num_draws,), labels.dtype
-      )
+  def signs(row):
+    row_key = jax.random.fold_in(key, row)
+    return jax.random.rademacher(row_key, (num_draws,), values.dtype)
 
-    return jax.vmap(signs)(rows)[:, :, None] * labels[:, None, :]
-
-  logs = log_norms(phi, keys, values, signed, num_draws, ball, mask, chunk_size)
+  labels = moments.visible(values, mask)[:, None]
+  labels = jax.vmap(signs)(jnp.arange(len(values)))[..., None] * labels
+  logs = log_norms(phi, keys, labels, ball, mask, chunk_size)
   size = jnp.log(count(values, mask))
   logs = logs + (log_positive('radius', radius, logs.dtype) - size)
   return LogValue(logs.astype(values.dtype))

@@ -1,6 +1,5 @@
 """Diagonal of the kernel matrix, and norms of sums over demonstrations."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,36 +99,24 @@ def log_trace(
 def log_norms(
   phi: Any,
   keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  labels_fn: Callable[[Array, Array], Array],
-  num_sums: int,
+  labels: Float[Array, 'N P d_v'],
   ball: Ball,
   mask: Mask | None,
   chunk_size: int,
 ) -> Float[Array, ' P']:
   r"""Returns log norms of `P` sums :math:`\sum_i u_{pi}\,\phi(k_i)^\top`.
 
-  They are in float32 at least. `labels_fn` makes `u [c, P, d_v]` of the row
-  numbers `[c]` and values `[c, d_v]` of one chunk, and is linear in the values.
+  They are in float32 at least. The `labels` are `u`, 0 where masked.
   """
-  keys, values = jnp.asarray(keys), jnp.asarray(values)
-  dtype = accumulation_dtype(values.dtype)
-  width = num_sums * values.shape[1]
+  num_sums = labels.shape[1]
+  labels = labels.astype(accumulation_dtype(labels.dtype))
   if not _validate.is_feature_map(phi):
-    chunks = _chunks(keys, values.astype(dtype), mask, chunk_size)
-    return _kernel_norms(phi, chunks, labels_fn, num_sums, ball)
-  log_top, values = _split_scale(moments.visible(values, mask).astype(dtype))
-  chunks = _chunks(keys, values, mask, chunk_size)
+    return _kernel_norms(phi, keys, labels, ball, mask, chunk_size)
   unit_phi = _UnitFeatures(phi)
-
-  @jax.checkpoint
-  def step(state, chunk):
-    rows, chunk_keys, chunk_values, chunk_mask = chunk
-    labels = labels_fn(rows, chunk_values).reshape(rows.shape[0], -1)
-    return moments.absorb(unit_phi, state, chunk_keys, labels, chunk_mask), None
-
-  empty = moments.empty(unit_phi, chunks[1][0], jnp.zeros((0, width), dtype))
-  state, _ = jax.lax.scan(step, empty, chunks)
+  log_top, labels = _split_scale(labels)
+  labels = labels.reshape(len(labels), -1)
+  state = moments.empty(unit_phi, keys, labels)
+  state = moments.absorb_stream(unit_phi, state, keys, labels, chunk_size, mask)
   return log_top + state_norms(state, num_sums, ball)
 
 
@@ -157,92 +144,47 @@ def state_norms(
   return top + jax.lax.map(log_dual_norm, matrices)
 
 
-def _kernel_norms(kernel, chunks, labels_fn, num_sums, ball):
+def _kernel_norms(kernel, keys, labels, ball, mask, chunk_size):
   """Computes `log_norms` from Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
 
-  Kernel values are divided by the roots of both diagonal entries, and values
+  Kernel values are divided by the roots of both diagonal entries, and labels
   are multiplied by them: every number is then at most of order one.
   """
-  dtype = chunks[2].dtype
-  norms, sizes = jax.lax.map(lambda c: _row_scales(kernel, c), chunks)
-  top = moments.largest(norms + jnp.log(sizes))
-  # Every term vanishes, or no demonstration is visible.
-  top = jnp.where(top > moments.zero_log_scale(dtype), top, 0)
-
-  def labels(chunk, norm, size):
-    rows, _, values, _ = chunk
-    scale = jnp.exp(norm + jnp.log(size) - top)
-    scaled = values / size[:, None] * scale[:, None]
-    return labels_fn(rows, scaled).reshape(rows.shape[0], num_sums, -1)
-
-  @jax.checkpoint
-  def step(gram, one):
-    chunk, norm, _ = one
-
-    @jax.checkpoint
-    def inner(total, other):
-      block = _cosines(kernel, chunk, norm, *other[:2])
-      return total + jnp.einsum('ij,jpd->ipd', block, labels(*other)), None
-
-    own = labels(*one)
-    total, _ = jax.lax.scan(inner, jnp.zeros_like(own), everything)
-    return gram + jnp.einsum('cpi,cpj->pij', own, total), None
-
-  everything = chunks, norms, sizes
-  width = chunks[2].shape[-1]
-  gram, _ = jax.lax.scan(
-    step, jnp.zeros((num_sums, width, width), dtype), everything
+  keys = moments.visible(keys, mask)
+  lengths = wide_log_diagonal(kernel, keys, mask, chunk_size) / 2
+  sizes = jnp.max(jnp.abs(labels), axis=(1, 2))
+  lengths, sizes = jax.lax.stop_gradient(
+    (lengths, jnp.where(sizes == 0, 1, sizes))
   )
+  lowest = moments.zero_log_scale(labels.dtype)
+  top = moments.largest(lengths + jnp.log(sizes))
+  # Every term vanishes, or no demonstration is visible.
+  top = jnp.where(top > lowest, top, 0)
+  factors = jnp.exp(lengths + jnp.log(sizes) - top)
+  labels = labels / sizes[:, None, None] * factors[:, None, None]
+  rows = keys, lengths, lengths > lowest
+
+  def read(row):
+    cosines = jax.vmap(lambda other: _cosine(kernel, row, other))(rows)
+    return jnp.einsum('j,jpd->pd', cosines, labels)
+
+  sums = moments.map_chunks(read, rows, chunk_size)
+  gram = jnp.einsum('npi,npj->pij', labels, sums)
   return top + jax.lax.map(lambda g: _log_gram_norm(ball, g), gram)
+
+
+def _cosine(kernel, row, other) -> Float[Array, '']:
+  """Returns the cosine of two features; 0 where one vanishes."""
+  (x, length, is_seen), (y, other_length, is_also_seen) = row, other
+  seen = is_seen & is_also_seen
+  exponent = jnp.where(seen, length + other_length, 0)
+  if hasattr(kernel, 'log_kernel'):
+    log = coefficients.evaluate(kernel.log_kernel, x, y).astype(exponent.dtype)
+    return jnp.where(seen, jnp.exp(jnp.where(seen, log - exponent, 0)), 0)
+  value = coefficients.evaluate(kernel, x, y).astype(exponent.dtype)
+  return jnp.where(seen, value * jnp.exp(-exponent), 0)
 
 
 def _log_gram_norm(ball: Ball, gram: Float[Array, 'd d']) -> Float[Array, '']:
   log_top, gram = _split_scale(gram)
   return log_top / 2 + jnp.log(ball.gram_dual_norm(gram))
-
-
-def _row_scales(kernel, chunk):
-  """Returns log lengths of the keys' features, and sizes of the values."""
-  _, keys, values, mask = chunk
-  norms = wide_log_diagonal(kernel, keys, mask, keys.shape[0]) / 2
-  sizes = jnp.max(jnp.abs(values), axis=1)
-  return jax.lax.stop_gradient((norms, jnp.where(sizes == 0, 1, sizes)))
-
-
-def _cosines(kernel, chunk, norm, other, other_norm):
-  """Returns cosines of features `[c, c]`; 0 where a feature vanishes."""
-  _, keys, values, mask = chunk
-  _, other_keys, _, other_mask = other
-
-  def cosine(row, other_row):
-    (key, length, seen), (other_key, other_length, also) = row, other_row
-    seen = seen & also
-    exponent = jnp.where(seen, length + other_length, 0)
-    if hasattr(kernel, 'log_kernel'):
-      log = coefficients.evaluate(kernel.log_kernel, key, other_key)
-      log = jnp.where(seen, log.astype(values.dtype), 0)
-      return jnp.where(seen, jnp.exp(log - exponent), 0)
-    value = coefficients.evaluate(kernel, key, other_key)
-    value = value.astype(values.dtype) * jnp.exp(-exponent)
-    return jnp.where(seen, value, 0)
-
-  lowest = moments.zero_log_scale(norm.dtype)
-  rows = keys, norm, mask & (norm > lowest)
-  other_rows = other_keys, other_norm, other_mask & (other_norm > lowest)
-  return jax.vmap(jax.vmap(cosine, (None, 0)), (0, None))(rows, other_rows)
-
-
-def _chunks(keys, values, mask, chunk_size: int):
-  """Splits row numbers, keys, values and mask into chunks `[n, c, ...]`."""
-  keys, values = moments.visible(keys, mask), moments.visible(values, mask)
-  size = keys.shape[0]
-  chunk_size = min(chunk_size, size)
-  padding = -size % chunk_size
-  rows = jnp.arange(size + padding)
-  mask = jnp.ones(size, bool) if mask is None else mask
-
-  def pad(array):
-    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, widths).reshape(-1, chunk_size, *array.shape[1:])
-
-  return rows.reshape(-1, chunk_size), pad(keys), pad(values), pad(mask)

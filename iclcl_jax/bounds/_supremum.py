@@ -96,9 +96,7 @@ def gap_supremum(
     log_norm = log_norms(
       phi,
       both.keys,
-      both.coefficients,
-      lambda rows, labels: labels[:, None, :],
-      1,
+      both.coefficients[:, None],
       ball,
       both.mass > 0,
       chunk_size,
