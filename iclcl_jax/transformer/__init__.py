@@ -62,6 +62,11 @@ from iclcl_jax.transformer._parts import (
   example as example,
   rotary_frequencies as rotary_frequencies,
 )
+from iclcl_jax.transformer._stacks import (
+  check_blocks as check_blocks,
+  scan_blocks as scan_blocks,
+  with_constants as with_constants,
+)
 from iclcl_jax.transformer._types import (
   Architecture as Architecture,
   Block as Block,
@@ -72,8 +77,5 @@ from iclcl_jax.transformer._types import (
   Normalization as Normalization,
   Norms as Norms,
   Rotary as Rotary,
-  check_blocks as check_blocks,
   gated as gated,
-  scan_blocks as scan_blocks,
-  with_constants as with_constants,
 )

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from iclcl_jax import _validate, coefficients, dual, forms, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
-from iclcl_jax.transformer import _forward, _parts, _types
+from iclcl_jax.transformer import _forward, _parts, _stacks
 from iclcl_jax.transformer._types import Architecture
 from iclcl_jax.types import (
   Array,
@@ -100,7 +100,7 @@ def predict_heads_autodiff(
 def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   """Groups queries by the key-value head that they ask, and answers them."""
   queries, keys, values, sinks, window = heads
-  _types.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
+  _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   sizes = queries.shape[1], keys.shape[1]
   _validate.check_same('N', 'heads.queries', sizes[0], 'heads.keys', sizes[1])
   positions = _forward.default_positions(keys[0], positions)

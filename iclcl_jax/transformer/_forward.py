@@ -15,7 +15,7 @@ from jaxtyping import Int
 from iclcl_jax import _validate, kernels
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, product, widen
-from iclcl_jax.transformer import _parts, _types
+from iclcl_jax.transformer import _parts, _stacks
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Mask
 
@@ -59,10 +59,10 @@ def heads(
     Vaswani et al., arXiv:1706.03762, section 3.2.2; Ainslie et al.,
     arXiv:2305.13245 (grouped queries).
   """
-  _types.check_block(architecture, block, x)
+  _stacks.check_block(architecture, block, x)
   positions = default_positions(x, positions)
   tokens = normalise(architecture, block.attention_norms.input, x)
-  constants = _types.constants_of(architecture, block)
+  constants = _stacks.constants_of(architecture, block)
   at_length = _parts.at_length(constants, positions)
   # Heads outside, so that angles are computed once.
   rotate = jax.vmap(
@@ -113,7 +113,7 @@ def attend(
     Vaswani et al., arXiv:1706.03762, eq. 1.
   """
   queries, keys, values, sinks, window = heads
-  _types.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
+  _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   seen = visibility(architecture, query_positions, key_positions, mask, window)
   if mask is not None:  # A masked NaN would return in the gradient.
     keys = jnp.where(mask[None, :, None], keys, 0)
@@ -196,7 +196,7 @@ def apply_blocks(
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
   """Applies a stack of blocks by `jax.lax.scan`: one compiled block."""
-  _types.check_blocks(architecture, blocks, x)
+  _stacks.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
     stream = apply_block(
@@ -204,7 +204,7 @@ def apply_blocks(
     )
     return stream, None
 
-  return _types.scan_blocks(architecture, blocks, step, x)[0]
+  return _stacks.scan_blocks(architecture, blocks, step, x)[0]
 
 
 def feed_forward(

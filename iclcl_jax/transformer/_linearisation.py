@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Int
 
 from iclcl_jax._door import door
-from iclcl_jax.transformer import _dual_heads, _forward, _types
+from iclcl_jax.transformer import _dual_heads, _forward, _stacks, _types
 from iclcl_jax.transformer._types import Architecture, Block, Norm
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
@@ -278,7 +278,7 @@ def apply_blocks_dual(
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.
   """
-  _types.check_blocks(architecture, blocks, x)
+  _stacks.check_blocks(architecture, blocks, x)
 
   def step(stream, block):
     stream = apply_block_dual(
@@ -286,4 +286,4 @@ def apply_blocks_dual(
     )
     return stream, None
 
-  return _types.scan_blocks(architecture, blocks, step, x)[0]
+  return _stacks.scan_blocks(architecture, blocks, step, x)[0]
