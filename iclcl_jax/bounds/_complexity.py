@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, moments
 from iclcl_jax._door import eager_door
 from iclcl_jax.bounds._common import (
-  CHUNK_SIZE,
   FROBENIUS,
   Ball,
   LogValue,
@@ -19,7 +18,7 @@ from iclcl_jax.bounds._common import (
   log_norm,
   log_positive,
 )
-from iclcl_jax.bounds._norms import log_norms, log_trace, wide_log_diagonal
+from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
@@ -34,7 +33,6 @@ def rademacher_bound(
   radius: Positive,
   ball: Ball = FROBENIUS,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> LogValue:
   r"""Bounds the empirical Rademacher complexity in closed form.
 
@@ -49,10 +47,9 @@ def rademacher_bound(
     >>> round(float(bound.value), 6)
     1.0
   """
-  _validate.at_least(1, chunk_size=chunk_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)
-  diagonal = wide_log_diagonal(phi, keys, mask, chunk_size)
+  diagonal = wide_log_diagonal(phi, keys, mask)
   lengths = log_norm(moments.visible(values, mask).astype(dtype))
   size = count(values, mask)
   rank = jnp.minimum(values.shape[1], size)
@@ -80,7 +77,6 @@ def rademacher_draws(
   num_draws: int,
   ball: Ball = FROBENIUS,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> LogValue:
   r"""Draws `P` sign vectors; returns the exact supremum over the ball for each.
 
@@ -89,8 +85,7 @@ def rademacher_draws(
   Their mean estimates the empirical Rademacher complexity without bias. The
   signs of demonstration `i` depend on `key` and `i` alone. Holds
   `num_draws * d_v * (N + R)` numbers for a feature map; for a kernel, whose
-  matrix is read by rows, `num_draws * d_v * N` and `chunk_size * N`. The `key`
-  is consumed.
+  matrix is read by rows, `num_draws * d_v * N`. The `key` is consumed.
 
   Example:
     >>> draws = rademacher_draws(
@@ -99,7 +94,7 @@ def rademacher_draws(
     >>> draws.value.round(6).tolist()
     [1.0, 1.0, 1.0]
   """
-  _validate.at_least(1, num_draws=num_draws, chunk_size=chunk_size)
+  _validate.at_least(1, num_draws=num_draws)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
 
   def signs(row):
@@ -108,7 +103,7 @@ def rademacher_draws(
 
   labels = moments.visible(values, mask)[:, None]
   labels = jax.vmap(signs)(jnp.arange(len(values)))[..., None] * labels
-  logs = log_norms(phi, keys, labels, ball, mask, chunk_size)
+  logs = log_norms(phi, keys, labels, ball, mask)
   size = jnp.log(count(values, mask))
   logs = logs + (log_positive('radius', radius, logs.dtype) - size)
   return LogValue(logs.astype(values.dtype))
@@ -143,7 +138,6 @@ def generalization_bound(
   delta: float | Array,
   ball: Ball = FROBENIUS,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> GeneralizationBound:
   r"""Bounds the gap from the demonstrations alone: Theorem 3.2 with constants.
 
@@ -173,7 +167,6 @@ def generalization_bound(
     radius=radius,
     ball=ball,
     mask=mask,
-    chunk_size=chunk_size,
   )
   rate = _log_rate(2, delta, count(values, mask))
   log_bound = log_positive('loss_bound', loss_bound, rate.dtype)
@@ -232,7 +225,6 @@ def published_bound(
   dimension_factor: float | Array,
   delta: float | Array,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> GeneralizationBound:
   r"""Evaluates Theorem 3.2 as published, its hidden constants set to 1.
 
@@ -252,7 +244,7 @@ def published_bound(
     >>> round(float(bound.complexity.value), 6)
     1.5
   """
-  trace = log_trace(phi, keys, mask=mask, chunk_size=chunk_size)
+  trace = jax.nn.logsumexp(wide_log_diagonal(phi, keys, mask))
   keys, size = jnp.asarray(keys), count(keys, mask)
   factors = (
     log_positive('radius', radius, size.dtype)

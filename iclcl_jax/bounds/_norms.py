@@ -11,6 +11,9 @@ from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, log_norm
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
 
+# Rows of the matrix of a kernel that are held at a time.
+_NUM_ROWS = 64
+
 
 @door
 def log_diagonal(
@@ -18,7 +21,6 @@ def log_diagonal(
   keys: Float[Array, 'N d_k'],
   *,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, ' N']:
   r"""Returns :math:`\log k(k_i, k_i)` for every key, `-inf` for masked ones.
 
@@ -26,14 +28,13 @@ def log_diagonal(
     >>> log_diagonal(kernels.ExponentialKernel(), jnp.ones((2, 4))).tolist()
     [2.0, 2.0]
   """
-  _validate.at_least(1, chunk_size=chunk_size)
   keys = jnp.asarray(keys)
-  logs = wide_log_diagonal(phi, keys, mask, chunk_size)
+  logs = wide_log_diagonal(phi, keys, mask)
   return logs.astype(keys.dtype)
 
 
 def wide_log_diagonal(
-  phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None, chunk_size: int
+  phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None
 ) -> Float[Array, ' N']:
   """Computes `log_diagonal` in float32 at least."""
   dtype = accumulation_dtype(keys.dtype)
@@ -48,7 +49,7 @@ def wide_log_diagonal(
       top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
     )
 
-  logs = moments.map_chunks(one, moments.visible(keys, mask), chunk_size)
+  logs = moments.map_chunks(one, moments.visible(keys, mask), CHUNK_SIZE)
   return logs if mask is None else jnp.where(mask, logs, -jnp.inf)
 
 
@@ -76,33 +77,12 @@ class _UnitFeatures:
     return log_scale + jnp.log(top), features / top
 
 
-@door
-def log_trace(
-  phi: FeatureMap | Kernel,
-  keys: Float[Array, 'N d_k'],
-  *,
-  mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
-) -> Float[Array, '']:
-  """Returns the logarithm of the trace of the kernel matrix of the keys.
-
-  Example:
-    >>> round(float(log_trace(kernels.LinearKernel(), jnp.eye(3))), 5)
-    1.09861
-  """
-  _validate.at_least(1, chunk_size=chunk_size)
-  keys = jnp.asarray(keys)
-  logs = wide_log_diagonal(phi, keys, mask, chunk_size)
-  return jax.nn.logsumexp(logs).astype(keys.dtype)
-
-
 def log_norms(
   phi: Any,
   keys: Float[Array, 'N d_k'],
   labels: Float[Array, 'N P d_v'],
   ball: Ball,
   mask: Mask | None,
-  chunk_size: int,
 ) -> Float[Array, ' P']:
   r"""Returns log norms of `P` sums :math:`\sum_i u_{pi}\,\phi(k_i)^\top`.
 
@@ -111,12 +91,12 @@ def log_norms(
   num_sums = labels.shape[1]
   labels = labels.astype(accumulation_dtype(labels.dtype))
   if not _validate.is_feature_map(phi):
-    return _kernel_norms(phi, keys, labels, ball, mask, chunk_size)
+    return _kernel_norms(phi, keys, labels, ball, mask)
   unit_phi = _UnitFeatures(phi)
   log_top, labels = _split_scale(labels)
   labels = labels.reshape(len(labels), -1)
   state = moments.empty(unit_phi, keys, labels)
-  state = moments.absorb_stream(unit_phi, state, keys, labels, chunk_size, mask)
+  state = moments.absorb_stream(unit_phi, state, keys, labels, CHUNK_SIZE, mask)
   return log_top + state_norms(state, num_sums, ball)
 
 
@@ -144,14 +124,14 @@ def state_norms(
   return top + jax.lax.map(log_dual_norm, matrices)
 
 
-def _kernel_norms(kernel, keys, labels, ball, mask, chunk_size):
+def _kernel_norms(kernel, keys, labels, ball, mask):
   """Computes `log_norms` from Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
 
   Kernel values are divided by the roots of both diagonal entries, and labels
   are multiplied by them: every number is then at most of order one.
   """
   keys = moments.visible(keys, mask)
-  lengths = wide_log_diagonal(kernel, keys, mask, chunk_size) / 2
+  lengths = wide_log_diagonal(kernel, keys, mask) / 2
   sizes = jnp.max(jnp.abs(labels), axis=(1, 2))
   lengths, sizes = jax.lax.stop_gradient(
     (lengths, jnp.where(sizes == 0, 1, sizes))
@@ -168,7 +148,7 @@ def _kernel_norms(kernel, keys, labels, ball, mask, chunk_size):
     cosines = jax.vmap(lambda other: _cosine(kernel, row, other))(rows)
     return jnp.einsum('j,jpd->pd', cosines, labels)
 
-  sums = moments.map_chunks(read, rows, chunk_size)
+  sums = moments.map_chunks(read, rows, _NUM_ROWS)
   gram = jnp.einsum('npi,npj->pij', labels, sums)
   return top + jax.lax.map(lambda g: _log_gram_norm(ball, g), gram)
 

@@ -36,7 +36,6 @@ def mean_embedding(
   values: Float[Array, 'N d_v'],
   *,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> State:
   r"""Returns the mean of :math:`v\,\phi(k)^\top` as weights of a dual model.
 
@@ -49,14 +48,13 @@ def mean_embedding(
     >>> state.weights.tolist()
     [[0.5, 0.5]]
   """
-  _validate.at_least(1, chunk_size=chunk_size)
   values, size = jnp.asarray(values), count(values, mask)
   labels = (moments.visible(values, mask).astype(size.dtype) / size).astype(
     values.dtype
   )
   form, keys = forms.form_of(phi), jnp.asarray(keys)
   state = form.empty(phi, keys, labels)
-  return form.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+  return form.absorb_stream(phi, state, keys, labels, CHUNK_SIZE, mask)
 
 
 @compiled_of_logarithms
@@ -67,7 +65,6 @@ def gap_supremum(
   *,
   radius: Positive,
   ball: Ball = FROBENIUS,
-  chunk_size: int = CHUNK_SIZE,
 ) -> LogValue:
   r"""Returns the largest gap over the ball, in closed form.
 
@@ -99,7 +96,6 @@ def gap_supremum(
       both.coefficients[:, None],
       ball,
       both.mass > 0,
-      chunk_size,
     )[0]
   log_norm = log_norm + log_positive('radius', radius, log_norm.dtype)
   return LogValue(log_norm.astype(dtype))
@@ -113,7 +109,6 @@ def representation_loss(
   values: Float[Array, 'N d_v'],
   *,
   mask: Mask | None = None,
-  chunk_size: int = CHUNK_SIZE,
 ) -> Float[Array, '']:
   r"""Returns a state's mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
@@ -122,13 +117,12 @@ def representation_loss(
     >>> float(representation_loss(phi, dual.zero_shot(phi, x, x), x, x))
     -1.0
   """
-  _validate.at_least(1, chunk_size=chunk_size)
   values = jnp.asarray(values)
-  total = _inner_product(phi, state, keys, values, mask, chunk_size)
+  total = _inner_product(phi, state, keys, values, mask)
   return (-total / count(values, mask)).astype(values.dtype)
 
 
-def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
+def _inner_product(phi, state, keys, values, mask) -> Array:
   """Returns `<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
   one = jnp.ones((), values.dtype)
 
@@ -136,7 +130,7 @@ def _inner_product(phi, state, keys, values, mask, chunk_size: int) -> Array:
     return dual.predict(phi, state, key, normaliser=one)
 
   predictions = moments.map_chunks(
-    predict, moments.visible(keys, mask), chunk_size
+    predict, moments.visible(keys, mask), CHUNK_SIZE
   )
   dtype = accumulation_dtype(values.dtype)
   return jnp.sum(
@@ -164,7 +158,7 @@ def expected_loss(
     return -_inner_product_of_weights(state, population)
   labels = population.coefficients  # type: ignore[union-attr]
   keys = population.keys  # type: ignore[union-attr]
-  total = _inner_product(phi, state, keys, labels, None, CHUNK_SIZE)
+  total = _inner_product(phi, state, keys, labels, None)
   return -total.astype(labels.dtype)
 
 

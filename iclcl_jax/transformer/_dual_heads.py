@@ -140,40 +140,19 @@ def answer_from_one_state(phi, queries, keys, values, sinks, seen) -> Array:
 
 
 def answer_online(phi, queries, keys, values, sinks, seen) -> Array:
-  """Learns token after token and answers the queries of each.
-
-  The state of a kernel grows by rows, and the carry of a scan cannot: here the
-  rows of tokens to come have mass and coefficients 0.
-  """
-  mask = jnp.diagonal(seen)
-  is_feature_map = _validate.is_feature_map(phi)
-  state = dual.empty(phi, keys, values)
-  if not is_feature_map:
-    zeros = jnp.zeros(keys.shape[0], values.dtype)
-    state = KernelDualState(keys, jnp.zeros_like(values), zeros)
+  """Learns token after token and answers the queries of each."""
+  state = dual.empty(phi, keys, values, capacity=keys.shape[0])
 
   def step(carry, token):
     state, has_seen = carry
-    index, key, value, is_valid, queries = token
+    key, value, is_valid, queries = token
     has_seen = has_seen | is_valid
-    if is_feature_map:
-      state = dual.one_step(
-        phi, state, key[None], value[None], mask=is_valid[None]
-      )
-    else:
-      state = state._replace(
-        coefficients=state.coefficients.at[index].set(value),
-        mass=state.mass.at[index].set(is_valid.astype(values.dtype)),
-      )
+    state = dual.one_step(
+      phi, state, key[None], value[None], mask=is_valid[None]
+    )
     return (state, has_seen), _read_all(phi, state, queries, sinks, has_seen)
 
-  tokens = (
-    jnp.arange(keys.shape[0]),
-    keys,
-    values,
-    mask,
-    jnp.swapaxes(queries, 0, 1),
-  )
+  tokens = keys, values, jnp.diagonal(seen), jnp.swapaxes(queries, 0, 1)
   _, answers = jax.lax.scan(step, (state, jnp.zeros((), bool)), tokens)
   return jnp.swapaxes(answers, 0, 1)
 
