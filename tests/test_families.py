@@ -189,13 +189,19 @@ def test_a_cache_does_not_reach_into_another_rotation(mask):
   ):
     with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
       call()
-  traced = 'longer ones than 9 rotate all' if mask is None else 'mask is traced'
+  single = jnp.array([3]), jnp.array([5])  # Nothing follows the prompt.
   for transform in (jax.jit, jax.vmap):
     arguments = tokens, mask
     if transform is jax.vmap:
       arguments = jax.tree.map(lambda x: x[None], arguments)
-    with pytest.raises(ValueError, match=traced):
+    with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
       transform(difference)(*arguments)
+    scores = transform(
+      lambda tokens, mask: pretrained.score_labels(
+        model, tokens, single, mask=mask
+      )
+    )(*arguments)
+    assert np.all(np.isfinite(scores.total))
   assert np.isfinite(difference(tokens[:4], None))  # A short one never does.
 
 
@@ -326,7 +332,11 @@ def test_labels_that_do_not_fit_are_named(labels, message):
 @pytest.mark.parametrize(
   ('label', 'options', 'message'),
   [
-    (LABELS[0], {'position': 3}, 'position is given for a label of several'),
+    (
+      LABELS[0],
+      {'position': 3},
+      'one position is given for a label of several',
+    ),
     (np.array([4, 61]), {}, 'label holds the id 61'),
     (np.array([4, 2.5]), {}, r'label is float64\[2\].* at least one integer'),
     (np.array([], int), {}, r'label is int64\[0\].* at least one integer'),

@@ -84,12 +84,17 @@ class Config:
   def __init__(self, fields: Mapping[str, Any]):
     """Takes the content; a field that is null counts as absent."""
     self.fields = {k: v for k, v in fields.items() if v is not None}
+    self._null = set(fields) - set(self.fields)
     self._read: set[str] = set()
 
   def get(self, name: str, default: Any = None) -> Any:
     """Reads a field as it is."""
     self._read.add(name)
     return self.fields.get(name, default)
+
+  def or_null(self, name: str, default: Any) -> Any:
+    """Reads a field; the default stands in for a missing one, not for null."""
+    return self.get(name, None if name in self._null else default)
 
   def choice(
     self, name: str, options: Mapping[str, _T], default: str | None = None
@@ -112,18 +117,20 @@ class Config:
     label = f'config[{name!r}]'
     return check_number(label, found, int, expected, least=least)
 
-  def number(self, name: str, default: float | None = None) -> float:
-    """Reads a finite positive number; without default it is required."""
-    found, expected = self.get(name, default), 'a finite positive number'
-    return float(
-      check_number(f'config[{name!r}]', found, int | float, expected)
+  def number(
+    self,
+    name: str,
+    default: float | None = None,
+    *,
+    least: float = _SMALLEST,
+  ) -> float:
+    """Reads a finite number; without default it is required."""
+    found = self.get(name, default)
+    expected = (
+      'a finite positive number' if least else 'a finite number, 0 or more'
     )
-
-  def epsilon(self, name: str, default: float) -> float:
-    """Reads a finite number that may be 0."""
-    found, expected = self.get(name, default), 'a finite number, 0 or more'
-    label = f'config[{name!r}]'
-    return float(check_number(label, found, int | float, expected, least=0))
+    label, kind = f'config[{name!r}]', int | float
+    return float(check_number(label, found, kind, expected, least=least))
 
   def switch(self, name: str, default: bool) -> bool:
     """Reads a truth value."""

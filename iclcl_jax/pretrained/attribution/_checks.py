@@ -51,27 +51,24 @@ def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
   """Checks the excluded tokens and returns the mask of those that are left."""
   if excluded is None:
     return mask
-  check = functools.partial(_check_not_read, 'excluded')
-  _validate.look(check, position, mask, excluded)
+  check_not_read('excluded', position, mask, excluded)
   visible = ~jnp.asarray(excluded)
   return visible if mask is None else visible & mask
 
 
-def check_query(segment_ids: Any, mask: Any) -> None:
-  """Checks that the last valid token belongs to no demonstration."""
-  _validate.look(functools.partial(_check_query, None), mask, segment_ids)
-
-
-def _check_query(position: Any, mask: Any, segment_ids: Any) -> None:
-  demonstrations = np.asarray(segment_ids) >= 0
-  _check_not_read('segment_ids', position, mask, demonstrations)
+def check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
+  """Checks that the token that is read is none of those that are held."""
+  check = functools.partial(_check_not_read, name)
+  _validate.look(check, position, mask, held)
 
 
 def _check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
+  held = np.asarray(held)
   if position is None:
     valid = np.ones(len(held), bool) if mask is None else np.asarray(mask)
     position = np.flatnonzero(valid)[-1]
-  if np.asarray(held)[int(position)]:
+  found = held[int(position)]
+  if found if held.dtype == bool else found >= 0:  # Segments count from 0.
     raise ValueError(
       f'{name} holds position {int(position)}, the token that is read; '
       'expected it among the others.'
@@ -79,30 +76,31 @@ def _check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
 
 
 def check_labels(
-  model: _model.LanguageModel, label: Any, other_label: Any
-) -> None:
-  """Checks two token ids."""
+  model: _model.LanguageModel, label: Any, other_label: Any, *positions: Any
+) -> bool:
+  """Checks two labels; returns whether one of them has several tokens.
+
+  That is an error if what follows is not None: one position is read.
+  """
   _model.check_head(model)
-  _check_id(model, 'label', label)
+  size = model.vocabulary_size
+  expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
+  labels = {'label': label, 'other_label': other_label}
+  for name, ids in labels.items():
+    if np.ndim(ids):
+      _model.check_text(model, name, ids)
+    elif ids is not None or name == 'label':
+      _check_index(name, ids, size, expected)
   if other_label is not None:
-    _check_id(model, 'other_label', other_label)
     _validate.look(_check_differ, label, other_label)
-
-
-def check_strings(
-  model: _model.LanguageModel, label: Any, other_label: Any, position: Any
-) -> None:
-  """Checks two labels of which one has several tokens."""
-  _model.check_head(model)
-  if position is not None:
+  has_several = any(np.ndim(ids) for ids in labels.values())
+  if has_several and any(position is not None for position in positions):
     raise ValueError(
-      'position is given for a label of several tokens; expected None: each '
-      'token is read behind the ones before it.'
+      'one position is given for a label of several tokens, of which each is '
+      'read behind the ones before it; expected none. Call attribute or '
+      'logit_difference without position.'
     )
-  for name, ids in (('label', label), ('other_label', other_label)):
-    check = _model.check_text if np.ndim(ids) else _check_id
-    check(model, name, ids)
-  _validate.look(_check_differ, label, other_label)
+  return has_several
 
 
 def _check_differ(label: Any, other_label: Any) -> None:
@@ -111,11 +109,6 @@ def _check_differ(label: Any, other_label: Any) -> None:
       f'label and other_label are both {label}, so their logits do not '
       'differ; expected two labels.'
     )
-
-
-def _check_id(model: _model.LanguageModel, name: str, value: Any) -> None:
-  expected = "an id of this model, as tokenizer.single_id(' Positive') returns"
-  _check_index(name, value, model.vocabulary_size, expected)
 
 
 def _check_index(name: str, value: Any, size: int, expected: str) -> None:

@@ -6,7 +6,6 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import transformer
@@ -97,7 +96,7 @@ def direct_logit_attribution(
     Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
     direct paths; maps of the blocks derived in `transformer.linearise`.
   """
-  _checks.check_labels(model, label, other_label)
+  _checks.check_labels(model, label, other_label, readings)
   row, bias = _label_direction(model, label, other_label)
   row = vary_as(row, readings.last)  # As what is transposed does.
   last = readings.last[None]
@@ -149,14 +148,12 @@ def attribute(
   Takes what `read_heads` and `direct_logit_attribution` take, labels of several
   tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
-  if np.ndim(label) or np.ndim(other_label):
-    _checks.check_strings(model, label, other_label, position)
+  if _checks.check_labels(model, label, other_label, position):
     first, second = (
       _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
       for ids in (label, other_label)
     )
     return jax.tree.map(jnp.subtract, first, second)
-  _checks.check_labels(model, label, other_label)
   readings = read_heads(
     model,
     tokens,
@@ -248,15 +245,12 @@ def logit_difference(
   def score_string(ids):
     ids, whole, valid, places = _append(model, tokens, ids, mask)
     seen = valid
-    if visible is not None:
-      rest = len(whole) - len(tokens)
-      seen = jnp.pad(visible, (0, rest), constant_values=True)
+    if excluded is not None:
+      seen = jnp.pad(visible, (0, len(ids) - 1), constant_values=True)
     return score(whole, valid, seen, places, ids, None)
 
-  if np.ndim(label) or np.ndim(other_label):
-    _checks.check_strings(model, label, other_label, position)
+  if _checks.check_labels(model, label, other_label, position):
     return score_string(label) - score_string(other_label)
-  _checks.check_labels(model, label, other_label)
   place = _checks.check_position(tokens, position, mask)[None]
   label = jnp.asarray(label)[None]
   return score(tokens, mask, visible, place, label, other_label)
@@ -284,7 +278,7 @@ def logit_differences_without(
   as they do.
   """
   _checks.check_segments(segment_ids, num_segments)
-  _checks.check_query(segment_ids, mask)
+  _checks.check_not_read('segment_ids', None, mask, segment_ids)
 
   def without(number):
     kept = segment_ids != number

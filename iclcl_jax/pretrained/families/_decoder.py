@@ -25,7 +25,6 @@ KINDS = ('full_attention', 'sliding_attention')
 class Decoder:
   """A checkpoint that is being read, and the sizes of its heads."""
 
-  stated: frozenset[str]  # Names of the fields that the config has, also null.
   config: Config
   tensors: Tensors
   d_model: int
@@ -117,7 +116,9 @@ class Decoder:
 
   def rms_norm(self, default: float, **options: float) -> RMSNorm:
     """Reads the normalisation."""
-    return RMSNorm(self.config.epsilon('rms_norm_eps', default), **options)
+    return RMSNorm(
+      self.config.number('rms_norm_eps', default, least=0), **options
+    )
 
   def activation(self, name: str = 'hidden_act', default: str = 'silu'):
     """Reads the activation of the feed-forward network."""
@@ -179,8 +180,7 @@ def open_decoder(
     dtype=dtype,
   )
   width = config.count('head_dim', d_k)
-  stated = frozenset(checkpoint.config)
-  return Decoder(stated, config, tensors, d_model, heads, groups, width)
+  return Decoder(config, tensors, d_model, heads, groups, width)
 
 
 def language_model(
@@ -236,13 +236,10 @@ def local_layers(
 
 def window_of(decoder: Decoder, default: int | None = None) -> int | None:
   """Reads the window; `default` where the file lacks it, None if it is null."""
-  if 'sliding_window' in decoder.stated:
-    default = None
-  config = decoder.config
-  if config.get('sliding_window', default) is None:
+  if decoder.config.or_null('sliding_window', default) is None:
     return None
-  # No prompt is longer than the largest int32.
-  return min(config.count('sliding_window', default), np.iinfo(np.int32).max)
+  window = decoder.config.count('sliding_window', default)
+  return min(window, np.iinfo(np.int32).max)  # No prompt is longer.
 
 
 def in_parts(linear: Linear, *sizes: int) -> list[Linear]:

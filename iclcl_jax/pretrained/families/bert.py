@@ -52,7 +52,7 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     blocks=_bert_blocks(config, tensors, d),
     architecture=transformer.Architecture(
       normalization=transformer.LayerNorm(
-        config.epsilon('layer_norm_eps', 1e-12)
+        config.number('layer_norm_eps', 1e-12, least=0)
       ),
       activation=config.choice('hidden_act', ACTIVATIONS, 'gelu'),
       visible=transformer.bidirectional,

@@ -103,8 +103,6 @@ def _model(decoder, layers, *, caps, **block) -> LanguageModel:
 
 def _cap(decoder, name: str, default: float | None) -> float | None:
   """Reads a cap; null is none."""
-  if name in decoder.stated and decoder.config.get(name) is None:
-    return None
-  if decoder.config.get(name, default) is None:
-    return None
-  return decoder.config.number(name, default)
+  config = decoder.config
+  found = config.or_null(name, default)
+  return None if found is None else config.number(name, default)

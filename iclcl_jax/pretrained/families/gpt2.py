@@ -41,7 +41,7 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     head=head,
     architecture=transformer.Architecture(
       normalization=transformer.LayerNorm(
-        config.epsilon('layer_norm_epsilon', 1e-5)
+        config.number('layer_norm_epsilon', 1e-5, least=0)
       ),
       activation=config.choice('activation_function', ACTIVATIONS, 'gelu_new'),
       visible=transformer.causal,

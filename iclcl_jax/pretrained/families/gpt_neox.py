@@ -40,7 +40,9 @@ def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'down': decoder.linear('mlp.dense_4h_to_h', (d_ff, d), bias=True),
     },
     {
-      'normalization': LayerNorm(config.epsilon('layer_norm_eps', 1e-5)),
+      'normalization': LayerNorm(
+        config.number('layer_norm_eps', 1e-5, least=0)
+      ),
       'activation': decoder.activation(default='gelu'),
       'parallel': config.switch('use_parallel_residual', True),
     },

@@ -8,21 +8,14 @@ from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
-# Variants that no released model has.
-_PLAIN = {
-  'attention_bias': False,
-  'full_attn_mod': 1,
-  'interpolate_factor': 1,
-  'lm_head_bias': False,
-  'mlp_bias': False,
-}
-
 
 def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `phi3` (Abdin et al., arXiv:2404.14219)."""
   decoder = _decoder.open_decoder(checkpoint, dtype)
-  for name, value in _PLAIN.items():
-    decoder.config.require(name, value)
+  for name in ('attention_bias', 'lm_head_bias', 'mlp_bias'):
+    decoder.config.require(name, False)
+  for name in ('full_attn_mod', 'interpolate_factor'):
+    decoder.config.require(name, 1)
   part = decoder.config.get('partial_rotary_factor', 1.0)
   rotation = _decoder.rotation_of(decoder, partial=part)
   window = _decoder.window_of(decoder)

@@ -30,7 +30,7 @@ def _model(decoder, attention: dict) -> LanguageModel:
   config.get('sliding_window')
   config.require('use_mrope', False)
   name = 'max_window_layers'
-  first = config.count(name, None if name in decoder.stated else 28, least=0)
+  first = config.count(name, config.or_null(name, 28), least=0)
   rotation = _decoder.rotation_of(decoder)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i >= first
