@@ -118,11 +118,7 @@ class Config:
     return check_number(label, found, int, expected, least=least)
 
   def number(
-    self,
-    name: str,
-    default: float | None = None,
-    *,
-    least: float = _SMALLEST,
+    self, name: str, default: float | None = None, *, least: float = _SMALLEST
   ) -> float:
     """Reads a finite number; without default it is required."""
     found = self.get(name, default)

@@ -47,18 +47,18 @@ class _Settings(NamedTuple):
 
 
 def read_rotary(
-  config: Config,
-  width: int,
+  decoder: Any,
   *,
   base: float = 1e4,
   settings: Mapping[str, Any] | None = None,
   **options: Any,
 ) -> Rotary:
-  """Reads the only rotation of a model, for heads of a width.
+  """Reads the rotation that all layers of a decoder share.
 
   The number `base`, the rotated part of a head and the rescaling stand in for
   a config that does not say; `partial` is None where all is always rotated.
   """
+  config = decoder.config
   new = _object(config, 'rope_parameters')
   old = _object(config, 'rope_scaling')
   if {**new, **old} != {**old, **new}:
@@ -67,7 +67,7 @@ def read_rotary(
       'expected the same settings. Remove the wrong ones from config.json.'
     )
   stated = {**new, **old} or settings or {}
-  return rotary_of(config, stated, width, base=base, **options)
+  return rotary_of(config, stated, decoder.d_k, base=base, **options)
 
 
 def rotary_of(

@@ -133,7 +133,7 @@ def attribute(
   tokens: Int[Array, ' N'],
   segment_ids: Int[Array, ' N'],
   label: Label,
-  other_label: Label,
+  other_label: Label | None,
   *,
   num_segments: int,
   position: int | Int[Array, ''] | None = None,
@@ -149,11 +149,12 @@ def attribute(
   tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
   if _checks.check_labels(model, label, other_label, position):
-    first, second = (
+    first, *second = (
       _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
       for ids in (label, other_label)
+      if ids is not None
     )
-    return jax.tree.map(jnp.subtract, first, second)
+    return jax.tree.map(jnp.subtract, first, *second) if second else first
   readings = read_heads(
     model,
     tokens,
@@ -172,16 +173,10 @@ def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   segment_ids = jnp.pad(segment_ids, (0, rest), constant_values=-1)
 
   def attribute_token(place):
-    position, label = place
-    readings = read_heads(
-      model,
-      whole,
-      segment_ids,
-      num_segments=num_segments,
-      position=position,
-      mask=valid,
+    options = {'num_segments': num_segments, 'position': place[0]}
+    found = attribute(
+      model, whole, segment_ids, place[1], None, mask=valid, **options
     )
-    found = direct_logit_attribution(model, readings, label, None)
     return found._replace(directions=None, cap_slopes=None)
 
   parts = jax.lax.map(attribute_token, (places, ids))

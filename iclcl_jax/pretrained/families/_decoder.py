@@ -12,8 +12,7 @@ from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._config import ACTIVATIONS, Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, Tensors
-from iclcl_jax.pretrained._rotary import read_rotary
-from iclcl_jax.transformer import Layer, Linear, Norm, Norms, RMSNorm, Rotary
+from iclcl_jax.transformer import Layer, Linear, Norm, Norms, RMSNorm
 
 LAYER = 'layers.{}.'
 # Tables that other versions of the format store; they follow from the config.
@@ -250,8 +249,3 @@ def in_parts(linear: Linear, *sizes: int) -> list[Linear]:
     return [Linear(weight) for weight in weights]
   biases = jnp.split(linear.bias, ends, axis=-1)
   return [Linear(*pair) for pair in zip(weights, biases, strict=True)]
-
-
-def rotation_of(decoder: Decoder, **options: Any) -> Rotary:
-  """Reads the rotation that all layers share."""
-  return read_rotary(decoder.config, decoder.d_k, **options)

@@ -5,7 +5,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import rotary_of
+from iclcl_jax.pretrained._rotary import read_rotary, rotary_of
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -13,7 +13,7 @@ from iclcl_jax.transformer import Layer
 def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `gemma2` (arXiv:2408.00118)."""
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
-  rotation = _decoder.rotation_of(decoder)
+  rotation = read_rotary(decoder)
   window = _decoder.window_of(decoder, 4096)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i % 2 == 0

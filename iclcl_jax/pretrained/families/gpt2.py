@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import jax
+
 from iclcl_jax import transformer
 from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._config import ACTIVATIONS, Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.transformer import Linear, Norms
+from iclcl_jax.pretrained.families import _decoder
+from iclcl_jax.transformer import Norms
 
 # Causal masks that older files store.
 _GPT2_IGNORED = ('h.*.attn.bias', 'h.*.attn.masked_bias')
@@ -61,16 +64,11 @@ def _gpt2_blocks(
   heads = config.count('n_head')
   d_k = _reading.head_width(d, heads)
   d_ff = config.count('n_inner', 4 * d)
-  joint = 'h.{}.attn.c_attn.'
-  weights = tensors.stacked(joint + 'weight', (d, 3 * d))
-  biases = tensors.stacked(joint + 'bias', (3 * d,))
+  joint = tensors.linears('h.{}.attn.c_attn', (d, 3 * d), bias=(3 * d,))
   # Queries, keys and values stand side by side in one projection.
   query, key, value = (
-    Linear(
-      weights[..., part * d : (part + 1) * d].reshape(-1, d, heads, d_k),
-      biases[..., part * d : (part + 1) * d].reshape(-1, heads, d_k),
-    )
-    for part in range(3)
+    jax.tree.map(lambda x: _reading.split_heads(x, heads), part)
+    for part in _decoder.in_parts(joint, d, d, d)
   )
   return transformer.Block(
     attention_norms=Norms(input=tensors.norms('h.{}.ln_1', d)),

@@ -6,6 +6,7 @@ import jax
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, split_heads
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, LayerNorm
 
@@ -20,7 +21,7 @@ def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   )
   config = decoder.config
   d, d_ff = decoder.d_model, config.count('intermediate_size')
-  rotation = _decoder.rotation_of(
+  rotation = read_rotary(
     decoder,
     base_name='rotary_emb_base',
     partial=config.number('rotary_pct', 0.25),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, reshaped
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
@@ -47,7 +48,7 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       f"config['num_experts_per_tok'] is {chosen}, but there are {experts} "
       'experts; expected no more. Check the sizes in config.json.'
     )
-  rotation = _decoder.rotation_of(decoder, base=150_000.0, settings=_YARN)
+  rotation = read_rotary(decoder, base=150_000.0, settings=_YARN)
   window = _decoder.window_of(decoder, 128)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i % 2 == 0

@@ -4,6 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -21,5 +22,5 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
     decoder.functions(1e-6),
-    layers=decoder.alike(Layer(rotation=_decoder.rotation_of(decoder))),
+    layers=decoder.alike(Layer(rotation=read_rotary(decoder))),
   )

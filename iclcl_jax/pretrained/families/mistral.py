@@ -4,6 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -13,7 +14,7 @@ def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   decoder = _decoder.open_decoder(checkpoint, dtype, groups=8)
   for name in ('attention_bias', 'mlp_bias'):
     decoder.config.require(name, False)
-  rotation = _decoder.rotation_of(decoder)
+  rotation = read_rotary(decoder)
   layer = Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))
   return _decoder.language_model(
     decoder,

@@ -5,6 +5,7 @@ from typing import Any
 from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
@@ -17,7 +18,7 @@ def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   for name in ('full_attn_mod', 'interpolate_factor'):
     decoder.config.require(name, 1)
   part = decoder.config.get('partial_rotary_factor', 1.0)
-  rotation = _decoder.rotation_of(decoder, partial=part)
+  rotation = read_rotary(decoder, partial=part)
   window = _decoder.window_of(decoder)
   return _decoder.language_model(
     decoder,

@@ -4,6 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -31,7 +32,7 @@ def _model(decoder, attention: dict) -> LanguageModel:
   config.require('use_mrope', False)
   name = 'max_window_layers'
   first = config.count(name, config.or_null(name, 28), least=0)
-  rotation = _decoder.rotation_of(decoder)
+  rotation = read_rotary(decoder)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i >= first
   )

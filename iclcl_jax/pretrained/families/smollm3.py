@@ -4,6 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -24,7 +25,7 @@ def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   local = _decoder.local_layers(
     decoder, lambda i: has_window and not rotated[i]
   )
-  rotation = _decoder.rotation_of(decoder, base=2e6)
+  rotation = read_rotary(decoder, base=2e6)
   return _decoder.language_model(
     decoder,
     decoder.attention(bias=bias, output_bias=bias)
