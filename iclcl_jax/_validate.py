@@ -204,13 +204,15 @@ def check_float_dtype(name: str, dtype: Any) -> None:
     )
 
 
-def check_num_query_tokens(num_query_tokens: Any, size: int) -> None:
-  """Checks that the query side leaves a demonstration of `size` tokens."""
+def check_num_query_tokens(
+  num_query_tokens: Any, size: int, *, num_demonstrations: int = 1
+) -> None:
+  """Checks that the query side leaves so many demonstrations of the tokens."""
   at_least(0, num_query_tokens=num_query_tokens)
-  if num_query_tokens >= size:
+  if num_query_tokens + num_demonstrations > size:
     raise ValueError(
       f'num_query_tokens is {num_query_tokens} of {size} tokens; expected '
-      'fewer, so that a demonstration is left.'
+      f'fewer than {size - num_demonstrations + 1}.'
     )
 
 
@@ -240,29 +242,14 @@ def non_negative(**scalars: Any) -> None:
 
 def positive(**scalars: Any) -> None:
   """Checks that every argument is a finite scalar above 0."""
-  non_negative(**scalars)
   for name, value in scalars.items():
-    look(functools.partial(_check_not_zero, name), value)
-
-
-def _check_not_zero(name: str, value: Any) -> None:
-  if float(value) == 0:
-    raise ValueError(f'{name} is 0; expected a positive number.')
+    check_scalar(name, value, above=0)
 
 
 def below_one(**scalars: Any) -> None:
   """Checks that every argument is a scalar in `[0, 1)`, as a momentum is."""
-  non_negative(**scalars)
   for name, value in scalars.items():
-    look(functools.partial(_check_below_one, name), value)
-
-
-def _check_below_one(name: str, value: Any) -> None:
-  if float(value) >= 1:
-    raise ValueError(
-      f'{name} is {float(value):g}; expected a number below 1, or the past '
-      'never fades.'
-    )
+    check_scalar(name, value, minimum=0, below=1)
 
 
 def check_scalar(
@@ -271,29 +258,33 @@ def check_scalar(
   *,
   minimum: float = -math.inf,
   maximum: float = math.inf,
+  above: float = -math.inf,
+  below: float = math.inf,
 ) -> None:
-  """Checks that a hyper-parameter is a finite scalar within a closed range."""
+  """Checks that a hyper-parameter is a finite scalar within a range."""
   if np.shape(value) != ():
     raise ValueError(
       f'{name} has shape {list(np.shape(value))}; expected a scalar. Use '
       'jax.vmap to sweep over several.'
     )
-  look(functools.partial(_check_range, name, minimum, maximum), value)
+  limits = {'>=': minimum, '<=': maximum, '>': above, '<': below}
+  look(functools.partial(_check_range, name, limits), value)
 
 
-def _check_range(name: str, minimum: float, maximum: float, value: Any) -> None:
+def _check_range(name: str, limits: Mapping[str, float], value: Any) -> None:
   try:
     number = float(value)
   except (TypeError, ValueError) as error:
     raise ValueError(
       f'{name} is {value!r}; expected a finite number.'
     ) from error
-  if not math.isfinite(number) or not minimum <= number <= maximum:
-    expected = 'a finite number'
-    if minimum > -math.inf:
-      expected += f' >= {minimum:g}'
-    if maximum < math.inf:
-      expected += f' and <= {maximum:g}'
+  fits = (
+    limits['>='] <= number <= limits['<=']
+    and limits['>'] < number < limits['<']
+  )
+  if not fits:  # Infinities and NaN neither.
+    stated = [f'{k} {v:g}' for k, v in limits.items() if math.isfinite(v)]
+    expected = ' '.join(['a finite number', ' and '.join(stated)]).strip()
     raise ValueError(f'{name} is {number}; expected {expected}.')
 
 

@@ -360,7 +360,7 @@ def decode_twice():
 @pytest.mark.parametrize(
   ('message', 'call'),
   [
-    ('decay is 1; expected a number below 1', lambda: attend(decay=1.0)),
+    ('decay is 1.0; expected .* >= 0 and < 1', lambda: attend(decay=1.0)),
     (r'decay is -0\.1', lambda: account.momentum_values(VALUES, decay=-0.1)),
     ('queries and keys disagree in N: 8 and 9', lambda: attend(QUERIES[1:])),
     ('num_query_tokens is 9 of 9', lambda: account.softmax_mix(

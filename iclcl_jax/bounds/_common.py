@@ -1,21 +1,18 @@
 """Positive numbers as logarithms, and balls of weights."""
 
 import functools
-import inspect
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _program, _validate
+from iclcl_jax import _validate
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, Float, Mask
 
 CHUNK_SIZE = 512
-_FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 
 
 class LogValue(NamedTuple):
@@ -77,14 +74,23 @@ SPECTRAL = Ball(
 )
 
 
-def read_logarithm(name: str, number: Positive) -> Positive:
-  """Reads a concrete number by Python, where it does not under- or overflow."""
+def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
+  """Returns the logarithm of a positive argument, in `dtype`."""
   if isinstance(number, LogValue):
     _validate.check_scalar(f'{name}.log_value', number.log_value)
-    return number
+    return jnp.asarray(number.log_value, dtype)
   _validate.check_scalar(name, number)
-  if not _validate.is_concrete(number):
-    return number
+  _validate.look(functools.partial(_check_positive, name), number)
+  # In the wider of both dtypes.
+  number = jnp.asarray(number)
+  if not jnp.issubdtype(number.dtype, jnp.floating) or (
+    jnp.finfo(number.dtype).bits < jnp.finfo(dtype).bits
+  ):
+    number = number.astype(dtype)
+  return jnp.log(number).astype(dtype)
+
+
+def _check_positive(name: str, number: Any) -> None:
   if name == 'delta' and not 0 < float(number) < 1:
     raise ValueError(
       f'delta is {float(number):g}; expected a probability in (0, 1), such as '
@@ -95,35 +101,6 @@ def read_logarithm(name: str, number: Positive) -> Positive:
       f'{name} is {float(number):g}; expected a positive number. Pass '
       'bounds.LogValue(logarithm) if it under- or overflows.'
     )
-  return LogValue(np.asarray(math.log(float(number))))  # type: ignore[arg-type]
-
-
-def compiled_of_logarithms(function: _FunctionT) -> _FunctionT:
-  """Compiles a function; its keywords that may be floats are read first."""
-  program = _program.compiled(function)
-  parameters = inspect.signature(function).parameters.values()
-  names = [p.name for p in parameters if float in get_args(p.annotation)]
-
-  @functools.wraps(function)
-  def read(*args, **kwargs):
-    found = {n: read_logarithm(n, kwargs[n]) for n in names if n in kwargs}
-    return program(*args, **(kwargs | found))
-
-  return cast(_FunctionT, read)
-
-
-def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
-  """Returns the logarithm of a positive argument, in `dtype`."""
-  number = read_logarithm(name, number)
-  if isinstance(number, LogValue):
-    return jnp.asarray(number.log_value, dtype)
-  # In the wider of both dtypes.
-  number = jnp.asarray(number)
-  if not jnp.issubdtype(number.dtype, jnp.floating) or (
-    jnp.finfo(number.dtype).bits < jnp.finfo(dtype).bits
-  ):
-    number = number.astype(dtype)
-  return jnp.log(number).astype(dtype)
 
 
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _validate, moments
-from iclcl_jax._door import eager_door
+from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   FROBENIUS,
   Ball,
   LogValue,
   Positive,
-  compiled_of_logarithms,
   count,
   log_norm,
   log_positive,
@@ -23,8 +22,7 @@ from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
 
 
-@eager_door
-@compiled_of_logarithms
+@door
 def rademacher_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -65,8 +63,7 @@ def rademacher_bound(
   return LogValue(bound.astype(values.dtype))
 
 
-@eager_door
-@compiled_of_logarithms
+@door
 def rademacher_draws(
   key: PRNGKeyArray,
   phi: FeatureMap | Kernel,
@@ -126,8 +123,7 @@ class GeneralizationBound(NamedTuple):
     )
 
 
-@eager_door
-@compiled_of_logarithms
+@door
 def generalization_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
@@ -214,8 +210,7 @@ def one_sided_bound(
   )
 
 
-@eager_door
-@compiled_of_logarithms
+@door
 def published_bound(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],

@@ -12,7 +12,6 @@ from iclcl_jax.bounds._common import (
   Ball,
   LogValue,
   Positive,
-  compiled_of_logarithms,
   count,
   log_positive,
 )
@@ -57,7 +56,7 @@ def mean_embedding(
   return form.absorb_stream(phi, state, keys, labels, CHUNK_SIZE, mask)
 
 
-@compiled_of_logarithms
+@compiled
 def gap_supremum(
   phi: FeatureMap | Kernel,
   population: State,

@@ -60,7 +60,8 @@ class Attention(abc.ABC):
     """
     count = num_query_tokens
     count = self._default_query_tokens if count is None else count
-    check_query_side(count, keys.shape[0])
+    size = keys.shape[0]
+    _validate.check_num_query_tokens(count, size, num_demonstrations=0)
     rows = visible_rows(mask, keys, values)
     output = self._one(phi, jnp.asarray(query), *rows, count, mask)
     return cast_like(output, values)
@@ -124,16 +125,6 @@ def visible_rows(
   """
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   return moments.visible(keys, mask), moments.visible(values, mask)
-
-
-def check_query_side(num_query_tokens: int, size: int) -> None:
-  """Raises unless it is a number of rows."""
-  _validate.at_least(0, num_query_tokens=num_query_tokens)
-  if num_query_tokens > size:
-    raise ValueError(
-      f'num_query_tokens is {num_query_tokens} of {size} tokens; expected no '
-      'more than there are.'
-    )
 
 
 def check_own(queries, keys) -> None:

@@ -15,7 +15,6 @@ from iclcl_jax._door import door
 from iclcl_jax.modified._attention import (
   Attention,
   check_own,
-  check_query_side,
   visible_rows,
 )
 from iclcl_jax.modified._selection import (
@@ -59,7 +58,10 @@ class Negative(Attention):
     mask: Mask | None = None,
   ) -> Negatives:
     """Returns the change of one query's weights; arguments as in the call."""
-    check_query_side(num_query_tokens, keys.shape[0])
+    size = keys.shape[0]
+    _validate.check_num_query_tokens(
+      num_query_tokens, size, num_demonstrations=0
+    )
     weights = attention.weights(phi, *widen((query, keys)), mask=mask)
     change = self._change(weights, _own(keys, num_query_tokens), mask)
     return jax.tree.map(lambda x: cast_like(x, keys), change)
