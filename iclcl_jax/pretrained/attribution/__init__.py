@@ -23,6 +23,10 @@ References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1.
 """
 
+from iclcl_jax.pretrained.attribution._influence import (
+  effects_of_removal as effects_of_removal,
+  influence as influence,
+)
 from iclcl_jax.pretrained.attribution._logits import (
   LogitAttribution as LogitAttribution,
   attribute as attribute,

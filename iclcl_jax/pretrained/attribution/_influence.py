@@ -1,0 +1,337 @@
+"""What the answer loses without a demonstration: to first order, and exactly.
+
+The answer is the log-probability of a label less that of another one. The
+demonstration is taken out of the training set of every head's dual model, at
+every later token.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from iclcl_jax import _validate, transformer
+from iclcl_jax._door import door, eager_door
+from iclcl_jax._program import compiled
+from iclcl_jax.precision import widen
+from iclcl_jax.pretrained import _decoding, _model
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained.attribution import _checks
+from iclcl_jax.pretrained.attribution._logits import Label
+from iclcl_jax.transformer import _forward
+from iclcl_jax.types import Array, Bool, Float
+
+Removal = Literal['delete', 'hide']
+_NONE = -2  # A segment without tokens.
+
+
+class _Question(NamedTuple):
+  """A prompt with all but the last token of a label behind it.
+
+  The answer is the sum of log-probabilities of ids, less that of others, each
+  at its place.
+  """
+
+  tokens: Int[Array, ' N']
+  segment_ids: Int[Array, ' N']
+  valid: Bool[Array, ' N']
+  places: Int[Array, ' T']
+  ids: Int[Array, ' T']
+  other_ids: Int[Array, ' T'] | None
+
+  @property
+  def positions(self) -> Array:
+    """Position of each token. Shape `[N]`."""
+    return _model.positions_of(self.tokens, self.valid)
+
+  def kept_without(self, segment: Array | int) -> Array:
+    """Which tokens are left without a demonstration. Shape `[N]`."""
+    return self.valid & (self.segment_ids != segment)
+
+  def positions_without(self, segment: Array | int, removal: Removal) -> Array:
+    """Their positions. Shape `[N]`."""
+    if removal == 'hide':
+      return self.positions
+    return _model.positions_of(self.tokens, self.kept_without(segment))
+
+
+@door
+def influence(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  label: Label,
+  other_label: Label,
+  *,
+  num_segments: int,
+  removal: Removal = 'delete',
+  mask: Bool[Array, ' N'] | None = None,
+) -> Float[Array, 'L H S']:
+  r"""Predicts what the answer loses if a demonstration is removed.
+
+  .. math:: I_{lhs} = \sum_t \frac{\partial y}{\partial o_{lht}} \cdot
+    \bigl(o_{lht} - o^{\setminus s}_{lht}\bigr)
+
+  with the answer :math:`y = \log p(a) - \log p(b)`, the outputs :math:`o` of
+  the heads, and those of their dual models trained without the demonstration,
+  at all tokens. Summed over layers and heads it is the change of `y` to first
+  order: `y` with the demonstration less `y` without it.
+
+  It screens single removals, with their sign. It promises nothing of several
+  removals at once, whose effects do not add, nor of a single head, whose terms
+  cancel. `effects_of_removal` is exact.
+
+  Args:
+    segment_ids, num_segments: as in `read_heads`.
+    label, other_label: ids of the labels, `[]` or `[T]` each.
+    removal: 'delete' moves later tokens up as if the text were gone, but for
+      position embeddings that are added to tokens; 'hide' moves nothing.
+
+  Returns:
+    The terms. Shape `[L, H, S]`.
+
+  Raises:
+    ValueError: as `attribute`; if the last token belongs to a demonstration.
+
+  References:
+    Derived here. The same first order for training examples is TracIn, Pruthi
+    et al., arXiv:2002.08484.
+  """
+  questions = _ask(
+    model, tokens, segment_ids, label, other_label, num_segments, removal, mask
+  )
+  terms = [_influence(model, x, num_segments, removal) for x in questions]
+  return terms[0] if len(terms) == 1 else terms[0] - terms[1]
+
+
+def _influence(
+  model: LanguageModel, question: _Question, num_segments: int, removal: Removal
+) -> Float[Array, 'L H S']:
+  architecture = model.architecture
+  segments = jnp.arange(num_segments, dtype=question.segment_ids.dtype)
+
+  def attend(block, x, positions, kept):
+    heads = transformer.heads(architecture, block, x, positions=positions)
+    return transformer.attend(
+      architecture, heads, positions, positions, mask=kept
+    )
+
+  def read(block, x):
+    return attend(block, x, question.positions, question.valid)
+
+  def forward(x, block):
+    x = _forward.clear(x, question.valid)
+    return transformer.complete(architecture, block, x, read(block, x)), x
+
+  def backward(gradient, block, x):
+    outputs, through_heads = jax.vjp(lambda x: read(block, x), x)
+
+    def complete(x, outputs):
+      return transformer.complete(architecture, block, x, outputs)
+
+    direct, of_outputs = jax.vjp(complete, x, outputs)[1](gradient)
+
+    def term(segment):
+      kept = question.kept_without(segment)
+      moved = question.positions_without(segment, removal)
+      lost = jnp.where(
+        kept[:, None], outputs - attend(block, x, moved, kept), 0
+      )
+      return jnp.einsum('htd,htd->h', widen(of_outputs), widen(lost))
+
+    terms = jax.lax.map(term, segments).T
+    return direct + through_heads(of_outputs)[0], terms
+
+  x = _model.embed_at(model, question.tokens, question.positions)
+  last, streams = transformer.scan_blocks(
+    architecture, model.blocks, forward, x
+  )
+  gradient = jax.grad(lambda x: _answer(model, question, x[question.places]))
+  return transformer.scan_blocks(
+    architecture, model.blocks, backward, gradient(last), streams, reverse=True
+  )[1]
+
+
+def _answer(
+  model: LanguageModel, question: _Question, rows: Float[Array, 'T d_model']
+) -> Float[Array, '']:
+  """Reads the answer off the residual stream at the places."""
+  states = _forward.normalise(model.architecture, model.final_norm, rows)
+  scores = jax.nn.log_softmax(widen(_model.unembed(model, states)))
+
+  def total(ids):
+    return jnp.sum(jnp.take_along_axis(scores, ids[:, None], axis=1))
+
+  if question.other_ids is None:
+    return total(question.ids)
+  return total(question.ids) - total(question.other_ids)
+
+
+@eager_door
+def effects_of_removal(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  label: Label,
+  other_label: Label,
+  *,
+  num_segments: int,
+  removal: Removal = 'delete',
+  mask: Bool[Array, ' N'] | None = None,
+  num_rows: int | None = None,
+) -> Float[Array, ' S']:
+  """Computes what the answer loses if each demonstration is removed.
+
+  It is exact, and one pass over one packed prompt: behind the tokens stand, for
+  each demonstration, copies of the tokens after it that do not see it; those
+  before it serve both. Takes what `influence` takes.
+
+  Args:
+    num_rows: rows of the packed prompt, for use under `jit` and `vmap`, where
+      the demonstrations are not known; `(S + 1) N` by default there, which is
+      enough. The effects are NaN if they need more.
+
+  Returns:
+    The answer less the one without the demonstration. Shape `[S]`.
+
+  Raises:
+    ValueError: as `influence`; if the model rotates otherwise in prompts as
+      long as this one.
+  """
+  if num_rows is not None:
+    _validate.at_least(len(tokens), num_rows=num_rows)
+  if any(len(tokens) > switch for switch in _decoding._switches(model)):
+    raise ValueError(
+      f'tokens may be {len(tokens)}, as many as the model rotates otherwise than '
+      'shorter prompts; expected fewer. Score the shortened prompts one by one, '
+      'with pretrained.score_labels.'
+    )
+  questions = _ask(
+    model, tokens, segment_ids, label, other_label, num_segments, removal, mask
+  )
+  effects = []
+  for question in questions:
+    stands = _worlds(question, num_segments, removal).stands
+    known = num_rows is None and _validate.is_concrete(stands)
+    room = int(np.sum(stands)) if known else num_rows or stands.size
+    effects.append(
+      _effects_of_removal(model, question, num_segments, removal, room)
+    )
+  return effects[0] if len(effects) == 1 else effects[0] - effects[1]
+
+
+class _Worlds(NamedTuple):
+  """The prompt, and what it is without each demonstration."""
+
+  stands: Bool[Array, 'W N']  # Tokens that are not shared with the first.
+  kept: Bool[Array, 'W N']
+  positions: Int[Array, 'W N']
+
+
+def _worlds(
+  question: _Question, num_segments: int, removal: Removal
+) -> _Worlds:
+  def without(segment):
+    kept = question.kept_without(segment)
+    begun = jnp.cumsum(question.segment_ids == segment) > 0
+    positions = question.positions_without(segment, removal)
+    return _Worlds(begun & kept, kept, positions)
+
+  segments = jnp.arange(num_segments, dtype=question.segment_ids.dtype)
+  worlds = jax.vmap(without)(
+    jnp.append(jnp.asarray(_NONE, segments.dtype), segments)
+  )
+  return worlds._replace(stands=worlds.stands.at[0].set(True))
+
+
+@compiled
+def _effects_of_removal(
+  model: LanguageModel,
+  question: _Question,
+  num_segments: int,
+  removal: Removal,
+  num_rows: int,
+) -> Float[Array, ' S']:
+  architecture = model.architecture
+  worlds = _worlds(question, num_segments, removal)
+  stands, shape = worlds.stands, worlds.stands.shape
+  # Row of each token of each world, and world and token of each row.
+  rows = (jnp.cumsum(stands) - 1).reshape(shape)
+  rows = jnp.where(stands, rows, rows[:1])
+  flat = jnp.flatnonzero(stands, size=num_rows, fill_value=0)
+  owner, token = jnp.divmod(flat, shape[1])
+  positions = worlds.positions[owner, token]
+
+  def layer(x, block):
+    heads = transformer.heads(architecture, block, x, positions=positions)
+
+    def attend(world):
+      rows, kept, positions = world
+      inside = heads._replace(
+        queries=heads.queries[:, rows],
+        keys=heads.keys[:, rows],
+        values=heads.values[:, rows],
+      )
+      return transformer.attend(
+        architecture, inside, positions, positions, mask=kept
+      )
+
+    outputs = jax.lax.map(attend, (rows, worlds.kept, worlds.positions))
+    outputs = jnp.swapaxes(outputs[owner, :, token], 0, 1)
+    return transformer.complete(architecture, block, x, outputs), None
+
+  x = _model.embed_at(model, question.tokens[token], positions)
+  x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x)
+  answers = jax.vmap(lambda read: _answer(model, question, x[read]))(
+    rows[:, question.places]
+  )
+  enough = jnp.sum(stands) <= num_rows
+  return jnp.where(enough, answers[0] - answers[1:], jnp.nan)
+
+
+def _ask(
+  model, tokens, segment_ids, label, other_label, num_segments, removal, mask
+) -> list[_Question]:
+  """Checks a prompt and its labels; one question if both are single tokens."""
+  _model.check_causal_prompt(model, tokens, mask)
+  _checks.check_segments(segment_ids, num_segments)
+  _checks.check_labels(model, label, other_label)
+  if removal not in get_args(Removal):
+    raise ValueError(
+      f"removal is {removal!r}; expected 'delete' or 'hide', see the docstring."
+    )
+  last = _model.last_valid(tokens, mask)
+  _validate.look(_check_not_removed, mask, segment_ids)
+  valid = jnp.ones(len(tokens), bool) if mask is None else mask
+  pair = [
+    jnp.atleast_1d(jnp.asarray(ids, tokens.dtype))
+    for ids in (label, other_label)
+  ]
+
+  def ask(ids, other_ids):
+    rest = len(ids) - 1
+    behind = jnp.arange(len(tokens), len(tokens) + rest)
+    return _Question(
+      tokens=jnp.append(tokens, ids[:rest]),
+      segment_ids=jnp.pad(segment_ids, (0, rest), constant_values=-1),
+      valid=jnp.pad(valid, (0, rest), constant_values=True),
+      places=jnp.append(last, behind),
+      ids=ids,
+      other_ids=other_ids,
+    )
+
+  if len(pair[0]) == len(pair[1]) == 1:
+    return [ask(*pair)]
+  return [ask(ids, None) for ids in pair]
+
+
+def _check_not_removed(mask: Any, segment_ids: Any) -> None:
+  valid = np.ones(len(segment_ids), bool) if mask is None else np.asarray(mask)
+  last = np.flatnonzero(valid)[-1]
+  if np.asarray(segment_ids)[last] >= 0:
+    raise ValueError(
+      f'segment_ids puts the last token, {last}, into a demonstration; '
+      'expected -1: the answer is read there. End the prompt with the query.'
+    )
