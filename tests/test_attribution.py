@@ -363,36 +363,6 @@ def test_padding_changes_no_gradient():
   jax.tree.map(assert_close, found, expected)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_excluding_the_first_tokens_is_deleting_them(name):
-  """With relative positions alone; learned positions stay what they were."""
-  first = np.arange(len(TOKENS)) < 4
-  model, nothing = model_of(name), np.zeros_like(first)
-  whole, excluded, deleted = (
-    float(difference(model, TOKENS, LABEL, OTHER, mask=mask, excluded=rows))
-    for mask, rows in ((MASK, nothing), (MASK, first), (~first, nothing))
-  )
-  assert abs(whole - expected_difference(name)) <= 1e-11
-  assert abs(excluded - whole) > 1e-3
-  gap = abs(excluded - deleted)
-  assert gap <= 1e-11 if 'llama' in name else gap > 1e-3
-
-
-@pytest.mark.parametrize('name', ['llama', 'gpt2'])
-def test_without_a_demonstration_is_the_shorter_prompt(name):
-  """Learned positions move up, too; padding counts for nothing."""
-  model = model_of(name)
-  found = jax.jit(
-    lambda tokens, segments, mask: attribution.logit_differences_without(
-      model, tokens, segments, LABEL, OTHER, num_segments=3, mask=mask
-    )
-  )(np.pad(TOKENS, (0, 2)), np.pad(SEGMENTS, (0, 2)), np.pad(MASK, (0, 2)))
-  for number, value in enumerate(found):
-    shorter = TOKENS[SEGMENTS != number]
-    expected = attribution.logit_difference(model, shorter, LABEL, OTHER)
-    assert abs(value - expected) <= 1e-11
-
-
 def test_spans_are_marked():
   assert SEGMENTS.tolist() == [-1, 0, 0, 0, 1, 1, 2, 2, 2, -1, -1, -1]
 
@@ -490,17 +460,6 @@ def encoder(visible=transformer.bidirectional, tied=True):
 def test_bad_arguments_are_errors(changes, message):
   with pytest.raises(ValueError, match=message):
     call(**changes())
-
-
-def test_the_token_that_is_read_cannot_be_excluded():
-  with pytest.raises(ValueError, match='excluded holds position 11'):
-    attribution.logit_difference(
-      model_of('llama'), TOKENS, LABEL, OTHER, excluded=np.ones(12, bool)
-    )
-  with pytest.raises(ValueError, match='segment_ids holds position 11'):
-    attribution.logit_differences_without(
-      model_of('llama'), TOKENS, 0 * SEGMENTS, LABEL, OTHER, num_segments=1
-    )
 
 
 @pytest.mark.parametrize('name', ['read_heads', 'demonstration_gradients'])

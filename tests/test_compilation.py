@@ -233,7 +233,10 @@ CALLS = {
   'attribution.logit_difference': lambda: attribution.logit_difference(
     model(), TOKENS, 3, 4
   ),
-  'attribution.without': lambda: attribution.logit_differences_without(
+  'attribution.influence': lambda: attribution.influence(
+    model(), TOKENS, SEGMENTS, 3, 4, num_segments=2
+  ),
+  'attribution.effects_of_removal': lambda: attribution.effects_of_removal(
     model(), TOKENS, SEGMENTS, 3, 4, num_segments=2
   ),
   'attribution.gradients': lambda: attribution.demonstration_gradients(

@@ -92,7 +92,7 @@ def normalise(model, row):
 
 @pytest.mark.parametrize(('name', 'removal'), CASES)
 def test_effects_are_those_of_the_shorter_prompt(name, removal):
-  for labels in (LABELS,):
+  for labels in (LABELS, WORDS):
     found = measured(name, removal, labels)[1]
     ids = tuple(tuple(np.atleast_1d(x).tolist()) for x in labels)
     whole, *others = answers_of(name, ids, removal)
@@ -181,7 +181,7 @@ def test_a_demonstration_without_tokens_has_no_effect():
   ('changes', 'message'),
   [
     ({'removal': 'drop'}, "removal is 'drop'; expected 'delete' or 'hide'"),
-    ({'segment_ids': SEGMENTS.clip(0)}, 'puts the last token, 11, into a'),
+    ({'segment_ids': SEGMENTS.clip(0)}, 'puts token 11, the last one, into a'),
     ({'num_segments': 2}, 'segment_ids holds 2'),
     ({'label': 61}, 'label is 61'),
     ({'other_label': 3}, 'two labels'),

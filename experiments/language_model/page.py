@@ -123,7 +123,7 @@ def pages(config: Any, results: Results) -> dict[str, str]:
     found=found,
     heads=_map(found.of_heads),
     rows=reading.demonstrations(found),
-    rank=reading.rank_correlation(found, found.of_demonstrations),
+    rank=reading.rank_correlation(found, found.influence),
     labels_note=reading.labels_note(config, found),
     first_token=reading.first_token_note(found),
     blocks=_blocks(found),

@@ -1,4 +1,4 @@
-"""Which tokens and demonstrations was the answer read from?"""
+"""Which demonstrations matter to the answer, and what was it read from?"""
 
 from typing import Any, NamedTuple
 
@@ -30,6 +30,10 @@ class Results(NamedTuple):
   identity_error: float
   of_tokens: np.ndarray  # What the heads read from each token. Shape `[N]`.
   of_heads: np.ndarray  # What each head reads, from the whole prompt, `[L, H]`.
+  # What the difference loses without a demonstration: predicted to first order,
+  # and measured. Shape `[S]`.
+  influence: np.ndarray
+  deletion: np.ndarray
   of_demonstrations: np.ndarray  # What the heads read from each. Shape `[S]`.
   rest: float  # What they read from all other tokens, those of a label too.
   embedding: float  # Of the last token itself.
@@ -37,12 +41,19 @@ class Results(NamedTuple):
   # What the difference loses if each head alone forgets the demonstration, to
   # first order, summed over heads. Shape `[S]`.
   removal: np.ndarray
-  # What it loses in a forward pass of the prompt without the demonstration.
-  # Shape `[S]`.
-  deletion: np.ndarray
   # Share of a demonstration in the loss drop of a dual model, mean over layers
   # and key-value heads. Shape `[S]`.
   drop_shares: np.ndarray
+
+  @property
+  def screened(self) -> np.ndarray:
+    """The demonstrations whose deletion influence can predict.
+
+    Not the one that holds the first token: idle heads rest there, and without
+    it everything changes.
+    """
+    numbers = np.arange(len(self.influence))
+    return numbers[numbers != self.loaded.segments[0]]
 
 
 @lab.once
@@ -70,7 +81,7 @@ def measure(config: Any) -> Results:
   flat = np.concatenate([np.ravel(x).astype(np.float64) for x in terms])
   difference = float(found.logit_difference)
   rows = found.contributions.sum((0, 1), dtype=np.float64)
-  removal, without, shares = _of_demonstrations(loaded, labels)
+  influence, deletion, removal, shares = _of_demonstrations(loaded, labels)
   first, second = (
     prompts.printable(
       lambda ids: loaded.tokenizer.decode(np.atleast_1d(ids)), label
@@ -86,6 +97,8 @@ def measure(config: Any) -> Results:
     identity_error=float(abs(flat.sum() - difference) / np.abs(flat).sum()),
     of_tokens=rows,
     of_heads=found.contributions.sum(2, dtype=np.float64) + found.rest,
+    influence=influence,
+    deletion=deletion,
     of_demonstrations=np.array(
       [rows[segments == index].sum() for index in range(len(removal))]
     ),
@@ -93,7 +106,6 @@ def measure(config: Any) -> Results:
     embedding=float(found.embedding),
     biases=float(found.biases.sum(dtype=np.float64) + found.final_bias),
     removal=removal,
-    deletion=difference - without,
     drop_shares=shares,
   )
 
@@ -113,22 +125,20 @@ def _log_probabilities(loaded: prompts.Loaded, of_tokens: np.ndarray) -> Any:
 
 
 def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
-  """Removal from heads, differences without each, shares of the loss drop."""
+  """Influence, effect of deletion, removal from heads, share of loss drop."""
   count = len(loaded.prompt.demonstration_labels)
   if not count:
-    return [np.zeros(0)] * 3
+    return [np.zeros(0)] * 4
 
   def measure(model, tokens, segments, labels):
-    prompt = model, tokens, segments
-    effects = attribution.attribute(
-      *prompt, *labels, num_segments=count
-    ).removal_effects
-    gradients = attribution.demonstration_gradients(*prompt, num_segments=count)
+    prompt, size = (model, tokens, segments), {'num_segments': count}
+    parts = attribution.attribute(*prompt, *labels, **size)
+    gradients = attribution.demonstration_gradients(*prompt, **size)
+    influence = attribution.influence(*prompt, *labels, **size)
     return (
-      jnp.sum(effects, axis=(0, 1)),
-      attribution.logit_differences_without(
-        *prompt, *labels, num_segments=count
-      ),
+      jnp.sum(influence, axis=(0, 1)),
+      attribution.effects_of_removal(*prompt, *labels, **size),
+      jnp.sum(parts.removal_effects, axis=(0, 1)),
       jnp.mean(gradients.drop_shares, axis=(0, 1)),
     )
 
@@ -159,6 +169,8 @@ def demonstrations(results: Results) -> list[dict[str, Any]]:
     {
       'number': index + 1,
       'label': label,
+      'holds_first_token': index == results.loaded.segments[0],
+      'influence': results.influence[index],
       'contribution': results.of_demonstrations[index],
       'removal_effect': results.removal[index],
       'deletion_effect': results.deletion[index],
@@ -186,6 +198,7 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
       'embedding': results.embedding,
       'biases': results.biases,
       'rank_correlation_with_deletion': {
+        'influence': rank_correlation(results, results.influence),
         'contribution': rank_correlation(results, results.of_demonstrations),
         'removal_effect': rank_correlation(results, results.removal),
       },
@@ -227,34 +240,36 @@ def first_token_note(results: Results) -> str:
 
 def rank_correlation(results: Results, predicted: np.ndarray) -> float | None:
   """With the effect of deletion; None for fewer than four demonstrations."""
-  if len(predicted) < 4:
+  rows = results.screened
+  if len(rows) < 4:
     return None
-  return float(statistics.rank_correlation(predicted, results.deletion))
+  found = statistics.rank_correlation(predicted[rows], results.deletion[rows])
+  return float(found)
 
 
 def sentence(config: Any, results: Results) -> str:
   """What to remember of this question; nothing without demonstrations."""
-  contributions = results.of_demonstrations
-  if not contributions.size:
+  predicted, measured = results.influence, results.deletion
+  screened = results.screened
+  if not screened.size:
     return ''
-  best = int(np.argmax(contributions))
+  best = screened[np.argmax(np.abs(predicted[screened]))]
   text = (
-    f'Of the logit difference of {results.logit_difference:.2f} in favour of '
-    f'{results.labels[0]!r}, the heads of the last position read '
-    f'{contributions.sum():.2f} from the {contributions.size} demonstrations, '
-    f'most from number {best + 1} ({contributions[best]:.2f}).'
+    f'Of {screened.size} demonstrations behind the first token, number '
+    f'{best + 1} matters most to the logit difference of '
+    f'{results.logit_difference:.2f} in favour of {results.labels[0]!r}: '
+    f'without it the difference would lose {predicted[best]:+.2f}, says the '
+    f'influence; deleted, it loses {measured[best]:+.2f}.'
   )
   ranks = [
-    rank_correlation(results, x) for x in (contributions, results.removal)
+    rank_correlation(results, x) for x in (predicted, results.of_demonstrations)
   ]
   if None in ranks:
     return text
   return (
-    f'{text} What a forward pass without a demonstration says is a question '
-    "of its own: on this prompt, which tells little, Spearman's rank "
-    f'correlation with the deletion effect over {contributions.size} '
-    f'demonstrations is {ranks[0]:.2f} for the contribution and '
-    f'{ranks[1]:.2f} for the removal effect.'
+    f"{text} Spearman's rank correlation with deletion over these "
+    f'demonstrations of one prompt is {ranks[0]:.2f} for the influence and '
+    f'{ranks[1]:.2f} for what the heads of the last position read.'
   )
 
 
@@ -262,12 +277,13 @@ def caption(results: Results) -> str:
   """What the figure shows."""
   first, second = results.labels
   return (
-    'What the heads read at the last position: each bar and disc is a part of '
-    f'the logit of {first!r} less that of {second!r}, with gates and '
-    'normalisations frozen. Bars are sums over all heads, of the tokens of one '
-    'demonstration (the first also holds the token where idle heads rest, '
-    'unless other text comes before it); the diamond is what deleting it from '
-    'the prompt really takes away.'
+    f'Left: what the logit of {first!r} less that of {second!r} loses without '
+    'a demonstration. Bars: influence, the prediction to first order (of no '
+    'use for a demonstration that holds the first token, where idle heads '
+    'rest); diamonds: measured, by deleting it from the prompt; circles: what '
+    'the heads of the last position read from it, which is no prediction. '
+    'Right: what each head reads at the last position, with gates and '
+    'normalisations frozen.'
   )
 
 
@@ -282,40 +298,35 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   first, second = results.labels
   figure.suptitle(
     f'Logit of "{first}" less that of "{second}": '
-    f'{results.logit_difference:.2f}, read by the heads of the last position '
-    'from the prompt'
+    f'{results.logit_difference:.2f}'
   )
   return [lab.Figure('attribution', figure, caption(results))]
 
 
 def _bars(axis, results: Results) -> None:
-  """A bar for each demonstration, and what deleting it takes away."""
+  """A bar for each demonstration, and what deleting it really takes."""
   labels = results.loaded.prompt.demonstration_labels[:MAX_BARS]
   shown = len(labels)
   names = [f'{index + 1}  {label}' for index, label in enumerate(labels)]
-  names += ['rest of the prompt', 'embedding, biases']
-  rest = [results.rest, results.embedding + results.biases]
-  values = np.concatenate([results.of_demonstrations[:shown], rest])
-  places = np.arange(len(names))
+  values, places = results.influence[:shown], np.arange(shown)
   for chosen, color, hatch, text in (
-    (values >= 0, drawing.BLUE, '', 'contribution, towards the answer'),
-    (values < 0, 'white', '////', 'contribution, against it'),
+    (values >= 0, drawing.BLUE, '', 'influence, towards the answer'),
+    (values < 0, 'white', '////', 'influence, against it'),
   ):
     edge = drawing.ORANGE if hatch else drawing.BLUE
     bars = {'color': color, 'edgecolor': edge, 'hatch': hatch, 'label': text}
     axis.barh(places[chosen], values[chosen], height=0.62, **bars)
   for array, marker, label in (
-    (results.removal, 'o', 'removed from the heads, to first order'),
     (results.deletion, 'D', 'deleted from the prompt, measured'),
+    (results.of_demonstrations, 'o', 'read by the last position'),
   ):
     look = {'color': drawing.BLACK, 'mfc': 'white', 'ms': 7, 'mew': 1.6}
-    if shown:
-      axis.plot(array[:shown], places[:shown], marker, label=label, **look)
+    axis.plot(array[:shown], places, marker, label=label, **look)
   axis.axvline(0, color=drawing.GREY, linewidth=1)
   axis.set_yticks(places, names)
   axis.invert_yaxis()
   axis.set_xlabel(f'logits towards "{results.labels[0]}"')
-  axis.set_title('by demonstration and its label')
+  axis.set_title('lost without a demonstration')
   axis.legend(loc='upper center', bbox_to_anchor=(0.4, -0.12), ncols=2)
 
 
@@ -336,7 +347,9 @@ def _discs(axis, results: Results) -> None:
   axis.set_xticks(range(0, num_layers, max(1, num_layers // 10)))
   axis.set_yticks(range(0, num_heads, max(1, num_heads // 10)))
   axis.set(xlabel='layer', ylabel='head')
-  axis.set_title(f'by head (largest disc: {largest:.2f} logits)')
+  axis.set_title(
+    f'read by each head, last position (largest disc: {largest:.2f} logits)'
+  )
   axis.legend(
     loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, markerscale=0.8
   )

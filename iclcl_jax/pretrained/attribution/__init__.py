@@ -1,19 +1,21 @@
 r"""Which demonstrations taught a language model its answer.
 
-One position of a prompt is read, the last one by default. What its heads see is
-cut into segments (the demonstrations, and the rest). Three questions:
+What a prompt shows is cut into segments: the demonstrations, and the rest. The
+last position is read, unless another one is asked for. Four questions:
 
-* `read_heads` and `direct_logit_attribution`: what does each segment add to
-  each head, to the residual stream, and to the difference of two logits? The
-  direction of that difference is carried backwards through the blocks exactly
-  as they are at that position, with **frozen gates and normalisations**
-  (`transformer.linearise`), so all terms together are the difference itself.
-* `removal_effects`, within the same result: what if a demonstration is removed
-  from the dual state of a head? The head's new output is exact, in closed form;
-  its effect on the logits is a first-order approximation of what a new forward
-  pass gives (`logit_difference` on the shortened prompt, or with `excluded`).
+* `influence`: what does the answer lose if a demonstration is deleted? To first
+  order, through the dual models of all heads at all later tokens. It finds the
+  single deletions that matter, and their sign.
+* `effects_of_removal`: what does it lose exactly? One pass, packed.
+* `read_heads` and `direct_logit_attribution`, both by `attribute`: what did the
+  heads at the last position read in each segment? A decomposition of the
+  difference of two logits, exact as a sum: its direction is carried backwards
+  through the blocks as they are at that position, with **frozen gates and
+  normalisations** (`transformer.linearise`). It says nothing of what the
+  demonstrations do to the tokens between, so it does not predict deletion, and
+  neither do its `removal_effects`, from the dual states at that position alone.
 * `demonstration_gradients`: how large is the gradient of each demonstration in
-  the head's dual model, and how much of the loss does its step take away?
+  a head's dual model, and how much of the loss does its step take away?
 
 Layers are streamed by `jax.lax.scan`. No attention map of all layers is held,
 and nothing of shape `[L, H, N, d_model]`.
@@ -32,7 +34,6 @@ from iclcl_jax.pretrained.attribution._logits import (
   attribute as attribute,
   direct_logit_attribution as direct_logit_attribution,
   logit_difference as logit_difference,
-  logit_differences_without as logit_differences_without,
 )
 from iclcl_jax.pretrained.attribution._readings import (
   DemonstrationGradients as DemonstrationGradients,

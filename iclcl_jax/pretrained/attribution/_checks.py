@@ -47,31 +47,18 @@ def _check_valid(position: Any, mask: Any) -> None:
     )
 
 
-def check_excluded(position: Any, mask: Any, excluded: Any) -> Any:
-  """Checks the excluded tokens and returns the mask of those that are left."""
-  if excluded is None:
-    return mask
-  check_not_read('excluded', position, mask, excluded)
-  visible = ~jnp.asarray(excluded)
-  return visible if mask is None else visible & mask
+def check_query(segment_ids: Any, mask: Any) -> None:
+  """Checks that the last valid token belongs to no demonstration."""
+  _validate.look(_check_query, mask, segment_ids)
 
 
-def check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
-  """Checks that the token that is read is none of those that are held."""
-  check = functools.partial(_check_not_read, name)
-  _validate.look(check, position, mask, held)
-
-
-def _check_not_read(name: str, position: Any, mask: Any, held: Any) -> None:
-  held = np.asarray(held)
-  if position is None:
-    valid = np.ones(len(held), bool) if mask is None else np.asarray(mask)
-    position = np.flatnonzero(valid)[-1]
-  found = held[int(position)]
-  if found if held.dtype == bool else found >= 0:  # Segments count from 0.
+def _check_query(mask: Any, segment_ids: Any) -> None:
+  valid = np.ones(len(segment_ids), bool) if mask is None else np.asarray(mask)
+  last = np.flatnonzero(valid)[-1]
+  if np.asarray(segment_ids)[last] >= 0:
     raise ValueError(
-      f'{name} holds position {int(position)}, the token that is read; '
-      'expected it among the others.'
+      f'segment_ids puts token {last}, the last one, into a demonstration; '
+      'expected -1: the answer is read there. End the prompt with the query.'
     )
 
 

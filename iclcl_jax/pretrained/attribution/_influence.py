@@ -5,7 +5,7 @@ demonstration is taken out of the training set of every head's dual model, at
 every later token.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from iclcl_jax import _validate, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
 from iclcl_jax.precision import widen
-from iclcl_jax.pretrained import _decoding, _model
+from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
-from iclcl_jax.pretrained.attribution._logits import Label
+from iclcl_jax.pretrained.attribution._logits import Label, append
 from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
@@ -202,11 +202,12 @@ def effects_of_removal(
   """
   if num_rows is not None:
     _validate.at_least(len(tokens), num_rows=num_rows)
-  if any(len(tokens) > switch for switch in _decoding._switches(model)):
+  rotations = [layer.rotation for layer in model.architecture.layers]
+  if any(x and x.beyond and len(tokens) > x.beyond[0] for x in rotations):
     raise ValueError(
-      f'tokens may be {len(tokens)}, as many as the model rotates otherwise than '
-      'shorter prompts; expected fewer. Score the shortened prompts one by one, '
-      'with pretrained.score_labels.'
+      f'tokens are {len(tokens)}, more than those of prompts that the model '
+      'rotates otherwise; expected fewer. Call pretrained.score_labels on each '
+      'shortened prompt.'
     )
   questions = _ask(
     model, tokens, segment_ids, label, other_label, num_segments, removal, mask
@@ -297,41 +298,20 @@ def _ask(
   """Checks a prompt and its labels; one question if both are single tokens."""
   _model.check_causal_prompt(model, tokens, mask)
   _checks.check_segments(segment_ids, num_segments)
-  _checks.check_labels(model, label, other_label)
+  _checks.check_query(segment_ids, mask)
   if removal not in get_args(Removal):
     raise ValueError(
       f"removal is {removal!r}; expected 'delete' or 'hide', see the docstring."
     )
-  last = _model.last_valid(tokens, mask)
-  _validate.look(_check_not_removed, mask, segment_ids)
-  valid = jnp.ones(len(tokens), bool) if mask is None else mask
-  pair = [
-    jnp.atleast_1d(jnp.asarray(ids, tokens.dtype))
-    for ids in (label, other_label)
-  ]
 
   def ask(ids, other_ids):
-    rest = len(ids) - 1
-    behind = jnp.arange(len(tokens), len(tokens) + rest)
-    return _Question(
-      tokens=jnp.append(tokens, ids[:rest]),
-      segment_ids=jnp.pad(segment_ids, (0, rest), constant_values=-1),
-      valid=jnp.pad(valid, (0, rest), constant_values=True),
-      places=jnp.append(last, behind),
-      ids=ids,
-      other_ids=other_ids,
-    )
+    ids, whole, valid, places = append(model, tokens, ids, mask)
+    rest = len(whole) - len(tokens)
+    segments = jnp.pad(segment_ids, (0, rest), constant_values=-1)
+    return _Question(whole, segments, valid, places, ids, other_ids)
 
-  if len(pair[0]) == len(pair[1]) == 1:
-    return [ask(*pair)]
-  return [ask(ids, None) for ids in pair]
-
-
-def _check_not_removed(mask: Any, segment_ids: Any) -> None:
-  valid = np.ones(len(segment_ids), bool) if mask is None else np.asarray(mask)
-  last = np.flatnonzero(valid)[-1]
-  if np.asarray(segment_ids)[last] >= 0:
-    raise ValueError(
-      f'segment_ids puts the last token, {last}, into a demonstration; '
-      'expected -1: the answer is read there. End the prompt with the query.'
-    )
+  if np.ndim(label) or np.ndim(other_label):
+    _checks.check_strings(model, label, other_label, None)
+    return [ask(label, None), ask(other_label, None)]
+  _checks.check_labels(model, label, other_label)
+  return [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]

@@ -168,7 +168,7 @@ def attribute(
 
 def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   """Attributes the logits of a string, each less the mean of all logits."""
-  ids, whole, valid, places = _append(model, tokens, ids, mask)
+  ids, whole, valid, places = append(model, tokens, ids, mask)
   rest = len(whole) - len(tokens)
   segment_ids = jnp.pad(segment_ids, (0, rest), constant_values=-1)
 
@@ -183,7 +183,7 @@ def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
 
 
-def _append(model, tokens, ids, mask) -> tuple[Array, ...]:
+def append(model, tokens, ids, mask) -> tuple[Array, ...]:
   """Puts a string behind a prompt, without its last token, which is not read.
 
   Returns its ids, all tokens, which are valid, and where each id is predicted.
@@ -207,81 +207,39 @@ def logit_difference(
   *,
   position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
-  excluded: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, '']:
   """Computes by a forward pass the difference of logits that is attributed.
 
   Of the logits before any cap; labels of several tokens as in `attribute`.
 
-  Args:
-    excluded: tokens that no other may attend to, such as a demonstration that
-      is deleted; all others keep their positions. Shape `[N]`.
-
   Raises:
-    ValueError: as `pretrained.logits`; if the token that is read is excluded or
-      padding, or a label is not in the vocabulary.
+    ValueError: as `pretrained.logits`; if the token that is read is padding, or
+      a label is not in the vocabulary.
   """
   _model.check_causal_prompt(model, tokens, mask)
-  visible = _checks.check_excluded(position, mask, excluded)
 
-  def score(tokens, mask, visible, places, labels, other_label):
+  def score(tokens, mask, places, labels, other_label):
     positions = _model.positions_of(tokens, mask)
     x = transformer.apply_blocks(
       model.architecture,
       model.blocks,
       _model.embed_at(model, tokens, positions),
       positions=positions,
-      mask=visible,
+      mask=mask,
     )
     states = normalise(model.architecture, model.final_norm, x[places])
     rows, bias = _label_direction(model, labels, other_label)
     return jnp.sum(jnp.sum(states * rows.T, axis=1) + bias)
 
   def score_string(ids):
-    ids, whole, valid, places = _append(model, tokens, ids, mask)
-    seen = valid
-    if excluded is not None:
-      seen = jnp.pad(visible, (0, len(ids) - 1), constant_values=True)
-    return score(whole, valid, seen, places, ids, None)
+    ids, whole, valid, places = append(model, tokens, ids, mask)
+    return score(whole, valid, places, ids, None)
 
   if _checks.check_labels(model, label, other_label, position):
     return score_string(label) - score_string(other_label)
   place = _checks.check_position(tokens, position, mask)[None]
   label = jnp.asarray(label)[None]
-  return score(tokens, mask, visible, place, label, other_label)
-
-
-@door
-def logit_differences_without(
-  model: LanguageModel,
-  tokens: Int[Array, ' N'],
-  segment_ids: Int[Array, ' N'],
-  label: Label,
-  other_label: Label,
-  *,
-  num_segments: int,
-  mask: Bool[Array, ' N'] | None = None,
-) -> Float[Array, ' S']:
-  """Returns the difference of two logits without each demonstration, `[S]`.
-
-  A forward pass of each shortened prompt, one after the other: the tokens of
-  the demonstration are masked, and those behind it move up. This is what
-  `removal_effects` and `contributions` may be compared with.
-
-  Takes what `read_heads` and `logit_difference` take, but no `position`: the
-  last valid token is read, and belongs to no demonstration. Raises `ValueError`
-  as they do.
-  """
-  _checks.check_segments(segment_ids, num_segments)
-  _checks.check_not_read('segment_ids', None, mask, segment_ids)
-
-  def without(number):
-    kept = segment_ids != number
-    kept = kept if mask is None else kept & mask
-    return logit_difference(model, tokens, label, other_label, mask=kept)
-
-  numbers = jnp.arange(num_segments, dtype=segment_ids.dtype)
-  return jax.lax.map(without, numbers)
+  return score(tokens, mask, place, label, other_label)
 
 
 def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
