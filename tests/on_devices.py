@@ -433,11 +433,17 @@ def of_models():
   def answers(tokens):
     rest = jnp.full_like(tokens, -1)
     parts = attribution.attribute(model, tokens, rest, *labels, num_segments=1)
+    first = rest.at[1:3].set(0)
     return {
       'generate': pretrained.generate(model, tokens, num_tokens=3),
       'score_labels': pretrained.score_labels(model, tokens, labels),
       'attribute': parts.rest,
-      'logit_difference': attribution.logit_difference(model, tokens, *labels),
+      'influence': attribution.influence(
+        model, tokens, first, *labels, num_segments=1
+      ),
+      'effects': attribution.effects_of_removal(
+        model, tokens, first, *labels, num_segments=1
+      ),
     }
 
   right = jax.jit(jax.vmap(answers))(tokens)

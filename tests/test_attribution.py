@@ -86,7 +86,6 @@ def demonstration_gradients(model, tokens, segments, mask):
 
 read_segments = lab.compile_quickly(_readings._read_segments)
 gradients = lab.compile_quickly(_readings._gradients)
-difference = lab.compile_quickly(attribution.logit_difference)
 trace = lab.compile_quickly(trace_layers)
 
 

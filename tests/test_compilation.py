@@ -230,9 +230,6 @@ CALLS = {
   'attribution.direct': lambda: attribution.direct_logit_attribution(
     model(), read(), 3, 4
   ),
-  'attribution.logit_difference': lambda: attribution.logit_difference(
-    model(), TOKENS, 3, 4
-  ),
   'attribution.influence': lambda: attribution.influence(
     model(), TOKENS, SEGMENTS, 3, 4, num_segments=2
   ),
@@ -373,8 +370,12 @@ OTHERS = {
     lambda: dual.one_step(PHI, STATE, X, V, learning_rate=0.2),
   ),
   'label': (
-    lambda: attribution.logit_difference(model(), TOKENS, 3, 4),
-    lambda: attribution.logit_difference(model(), TOKENS, 5, 6),
+    lambda: attribution.influence(
+      model(), TOKENS, SEGMENTS, 3, 4, num_segments=2
+    ),
+    lambda: attribution.influence(
+      model(), TOKENS, SEGMENTS, 5, 6, num_segments=2
+    ),
   ),
   'strength': (
     lambda: modified.regularised(strength=0.5)(PHI, W, X, V),

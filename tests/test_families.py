@@ -173,17 +173,20 @@ def test_a_cache_does_not_reach_into_another_rotation(mask):
   """Whatever has been read would have to be read again."""
   model = families.model_of('phi3')
   tokens = tokens_of()[: 5 if mask is None else 10]
-  segments = jnp.zeros_like(tokens)
+  segments = jnp.full_like(tokens, -1)
   strings = np.arange(6), np.arange(3)
 
-  def difference(tokens, mask):
-    return attribution.logit_difference(model, tokens, *strings, mask=mask)
+  def total(tokens, mask):
+    segments = jnp.full_like(tokens, -1)
+    return attribution.attribute(
+      model, tokens, segments, *strings, num_segments=1, mask=mask
+    ).total
 
   for call in (
     lambda: pretrained.generate(model, tokens, num_tokens=6, mask=mask),
     lambda: pretrained.score_labels(model, tokens, strings, mask=mask),
-    lambda: difference(tokens, mask),
-    lambda: attribution.attribute(
+    lambda: total(tokens, mask),
+    lambda: attribution.influence(
       model, tokens, segments, *strings, num_segments=1, mask=mask
     ),
   ):
@@ -195,14 +198,14 @@ def test_a_cache_does_not_reach_into_another_rotation(mask):
     if transform is jax.vmap:
       arguments = jax.tree.map(lambda x: x[None], arguments)
     with pytest.raises(ValueError, match='longer ones than 9 rotate all'):
-      transform(difference)(*arguments)
+      transform(total)(*arguments)
     scores = transform(
       lambda tokens, mask: pretrained.score_labels(
         model, tokens, single, mask=mask
       )
     )(*arguments)
     assert np.all(np.isfinite(scores.total))
-  assert np.isfinite(difference(tokens[:4], None))  # A short one never does.
+  assert np.isfinite(total(tokens[:4], None))  # A short one never does.
 
 
 def test_a_sink_is_a_demonstration_with_the_label_zero():
@@ -292,11 +295,6 @@ def test_attribution_of_strings_sums_to_their_logits(side):
     expected += sign * np.sum(centred[places, ids])
   np.testing.assert_allclose(found.total, expected, rtol=1e-9)
   np.testing.assert_allclose(found.logit_difference, expected, rtol=1e-9)
-  arguments = model, jnp.concatenate(parts), *LABELS[:2]
-  difference = functools.partial(
-    attribution.logit_difference, *arguments, mask=jnp.asarray(mask)
-  )
-  np.testing.assert_allclose(difference(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -335,8 +333,6 @@ def test_labels_that_do_not_fit_are_named(labels, message):
 )
 def test_strings_that_do_not_fit_are_named(label, options, message):
   model, tokens = families.model_of('qwen3'), tokens_of()
-  with pytest.raises(ValueError, match=message):
-    attribution.logit_difference(model, tokens, label, 3, **options)
   with pytest.raises(ValueError, match=message):
     attribution.attribute(
       model, tokens, jnp.asarray(SEGMENTS), label, 3, num_segments=3, **options

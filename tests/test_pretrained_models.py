@@ -443,10 +443,12 @@ def test_unfit_calls_are_named(message, function, name, arguments, options):
 )
 def test_a_model_that_sees_ahead_does_not_generate(visible):
   model = seeing_ahead(visible)
-  difference = pretrained.attribution.logit_difference
+  segments, influence = np.array([0, -1]), pretrained.attribution.influence
   for call in (
     lambda: pretrained.generate(model, TOKENS, num_tokens=2),
-    lambda: jax.jit(lambda tokens: difference(model, tokens, 1, 2))(TOKENS),
+    lambda: jax.jit(
+      lambda tokens: influence(model, tokens, segments, 1, 2, num_segments=1)
+    )(TOKENS[:2]),
   ):
     with pytest.raises(ValueError, match='bidirectional'):
       call()

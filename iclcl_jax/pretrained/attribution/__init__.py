@@ -33,7 +33,6 @@ from iclcl_jax.pretrained.attribution._logits import (
   LogitAttribution as LogitAttribution,
   attribute as attribute,
   direct_logit_attribution as direct_logit_attribution,
-  logit_difference as logit_difference,
 )
 from iclcl_jax.pretrained.attribution._readings import (
   DemonstrationGradients as DemonstrationGradients,

@@ -198,50 +198,6 @@ def append(model, tokens, ids, mask) -> tuple[Array, ...]:
   return ids, jnp.concatenate([tokens, ids[:rest]]), valid, places
 
 
-@door
-def logit_difference(
-  model: LanguageModel,
-  tokens: Int[Array, ' N'],
-  label: Label,
-  other_label: Label,
-  *,
-  position: int | Int[Array, ''] | None = None,
-  mask: Bool[Array, ' N'] | None = None,
-) -> Float[Array, '']:
-  """Computes by a forward pass the difference of logits that is attributed.
-
-  Of the logits before any cap; labels of several tokens as in `attribute`.
-
-  Raises:
-    ValueError: as `pretrained.logits`; if the token that is read is padding, or
-      a label is not in the vocabulary.
-  """
-  _model.check_causal_prompt(model, tokens, mask)
-
-  def score(tokens, mask, places, labels, other_label):
-    positions = _model.positions_of(tokens, mask)
-    x = transformer.apply_blocks(
-      model.architecture,
-      model.blocks,
-      _model.embed_at(model, tokens, positions),
-      positions=positions,
-      mask=mask,
-    )
-    states = normalise(model.architecture, model.final_norm, x[places])
-    rows, bias = _label_direction(model, labels, other_label)
-    return jnp.sum(jnp.sum(states * rows.T, axis=1) + bias)
-
-  def score_string(ids):
-    ids, whole, valid, places = append(model, tokens, ids, mask)
-    return score(whole, valid, places, ids, None)
-
-  if _checks.check_labels(model, label, other_label, position):
-    return score_string(label) - score_string(other_label)
-  place = _checks.check_position(tokens, position, mask)[None]
-  label = jnp.asarray(label)[None]
-  return score(tokens, mask, place, label, other_label)
-
-
 def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   """Returns the difference of two logits as a linear function of the state."""
   weight, bias = model.head or (model.embedding.T, None)
