@@ -310,8 +310,6 @@ def _ask(
     segments = jnp.pad(segment_ids, (0, rest), constant_values=-1)
     return _Question(whole, segments, valid, places, ids, other_ids)
 
-  if np.ndim(label) or np.ndim(other_label):
-    _checks.check_strings(model, label, other_label, None)
+  if _checks.check_labels(model, label, other_label, None):
     return [ask(label, None), ask(other_label, None)]
-  _checks.check_labels(model, label, other_label)
   return [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]
