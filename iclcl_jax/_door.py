@@ -115,7 +115,7 @@ def _read(name: str, position: int | None, annotation: Any) -> list[_Argument]:
   parts = tuple(part for part in parts if part is not type(None))
   expected: Any = None
   if parts == (FeatureMap,):
-    expected = _check_feature_map
+    expected = _validate.check_feature_map
   elif all(hasattr(part, '_fields') for part in parts):
     expected = {part: _read_fields(name, part) for part in parts}
   elif 'prng_key' in getattr(parts[0], 'dtypes', ()):
@@ -125,10 +125,6 @@ def _read(name: str, position: int | None, annotation: Any) -> list[_Argument]:
   if expected is None:
     return []
   return [_Argument(name, position, is_optional, expected)]
-
-
-def _check_feature_map(name: str, phi: Any) -> None:
-  _validate.check_feature_map(phi, name)
 
 
 def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:

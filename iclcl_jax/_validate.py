@@ -364,8 +364,8 @@ def check_real_scalar(
     )
 
 
-def check_feature_map(phi: Any, name: str = 'phi') -> None:
-  """Checks that `phi` follows the `FeatureMap` protocol."""
+def check_feature_map(name: str, phi: Any) -> None:
+  """Checks that it follows the `FeatureMap` protocol."""
   if not is_feature_map(phi, name):
     raise ValueError(
       f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '

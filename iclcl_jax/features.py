@@ -135,7 +135,7 @@ class FeatureKernel:
   phi: FeatureMap
 
   def __post_init__(self):
-    _validate.check_feature_map(self.phi)
+    _validate.check_feature_map('phi', self.phi)
 
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `phi(x) . phi(y)`."""

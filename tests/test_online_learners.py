@@ -304,7 +304,7 @@ descend = functools.partial(learners.descend, TOKENS)
   [
     ('tokens is a tuple; expected a Stream',
      lambda: learners.descend(tuple(TOKENS))),
-    ('momentum is 1; expected', lambda: descend(momentum=1.0)),
+    ('momentum is 1.0; expected', lambda: descend(momentum=1.0)),
     (r'momentum is -0\.1', lambda: descend(momentum=-0.1)),
     ('loss is a int', lambda: descend(loss=3)),
     (r'rates has shape \[', lambda: descend(rates=jnp.ones(3))),
@@ -315,7 +315,7 @@ descend = functools.partial(learners.descend, TOKENS)
     ('no chunked form',
      lambda: learners.linear_parallel(TOKENS, decays=GATES['vector'])),
     ('chunk_size is 0', lambda: learners.delta_parallel(TOKENS, chunk_size=0)),
-    ('ridge is 0; expected', lambda: learners.least_squares(TOKENS, ridge=0.0)),
+    ('ridge is 0.0; exp', lambda: learners.least_squares(TOKENS, ridge=0.0)),
     ('ridge is nan',
      lambda: learners.recursive_least_squares(TOKENS, ridge=np.nan)),
     ('expected a FeatureMap', lambda: learners.stream(abs, *TOKENS)),

@@ -257,19 +257,14 @@ def softmax_recurrence(
     top = jnp.maximum(largest, score)
     weight = jnp.exp(score - top)
     total = total * jnp.exp(largest - top) + weight
-    output = output - weight / total * jax.grad(_half_square)(output, value)
+    slope = jax.grad(lambda output: jnp.sum((output - value) ** 2) / 2)(output)
+    output = output - weight / total * slope
     return (output, top, total), None
 
   zero = jnp.zeros((), keys.dtype)
   start = jnp.zeros_like(values[0]), zero + lowest, zero
   start = vary_as(start, scores, values)
   return jax.lax.scan(step, start, (scores, values))[0][0]
-
-
-def _half_square(
-  output: Float[Array, ' d_v'], value: Float[Array, ' d_v']
-) -> Float[Array, '']:
-  return jnp.sum((output - value) ** 2) / 2
 
 
 @door

@@ -162,7 +162,10 @@ def one_step_autodiff(
   """
   _validate.non_negative(learning_rate=learning_rate)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
-  optimizer = _sgd() if optimizer is None else optimizer
+  if optimizer is None:
+    import optax
+
+    optimizer = optax.sgd(1.0)
   _validate.check_optimizer(optimizer)
   form = form_of(phi, state)
   _check_objective(loss, penalty, values, masked=mask is not None)
@@ -198,12 +201,6 @@ def _check_objective(
     )
   if masked:
     losses.check_sum(loss)
-
-
-def _sgd() -> 'optax.GradientTransformation':
-  import optax
-
-  return optax.sgd(1.0)
 
 
 class Trajectory(NamedTuple):
