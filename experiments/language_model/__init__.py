@@ -22,14 +22,16 @@ and 256 positions (249 of the prompt, 7 of its continuation)::
   total variation, next token     2.2e-07 between the model and the chain
   next token                      ' Positive' .877, ' Negative' .042
   logit difference                3.04, 1.67 of it read from demonstrations
-  rank correlation with deletion  .01 (contribution), .24 (removal)
+  rank correlation with deletion  .75 (influence), .12 (contribution)
   error with 256 directions       1.03 in the median head; .94 for a plain mean
   directions for 10 %, predicted  10^37 in the median head
 
 The identity is exact for real heads, and random features are useless there:
-their queries and keys are far too large. What a demonstration contributes to
-the answer does not say what deleting it does: it is `deletion_effect` in
-`summary.json`, a forward pass each.
+their queries and keys are far too large. Which demonstration matters is said by
+its influence, first of all numbers in the report: what the answer would lose if
+it were deleted, to first order, beside what it does lose. It says nothing of a
+demonstration that holds the first token, where idle heads rest: begin a prompt
+with a line of its own.
 
 References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1 and sections on multiple heads,

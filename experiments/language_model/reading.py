@@ -278,9 +278,9 @@ def caption(results: Results) -> str:
   first, second = results.labels
   return (
     f'Left: what the logit of {first!r} less that of {second!r} loses without '
-    'a demonstration. Bars: influence, the prediction to first order (of no '
-    'use for a demonstration that holds the first token, where idle heads '
-    'rest); diamonds: measured, by deleting it from the prompt; circles: what '
+    'a demonstration. Bars: influence, the prediction to first order (none for '
+    '†, which holds the first token, where idle heads rest); diamonds: '
+    'measured, by deleting it from the prompt; circles: what '
     'the heads of the last position read from it, which is no prediction. '
     'Right: what each head reads at the last position, with gates and '
     'normalisations frozen.'
@@ -308,7 +308,9 @@ def _bars(axis, results: Results) -> None:
   labels = results.loaded.prompt.demonstration_labels[:MAX_BARS]
   shown = len(labels)
   names = [f'{index + 1}  {label}' for index, label in enumerate(labels)]
-  values, places = results.influence[:shown], np.arange(shown)
+  values, places = results.influence[:shown].copy(), np.arange(shown)
+  for index in set(places) - set(results.screened):
+    values[index], names[index] = 0, f'{names[index]} †'
   for chosen, color, hatch, text in (
     (values >= 0, drawing.BLUE, '', 'influence, towards the answer'),
     (values < 0, 'white', '////', 'influence, against it'),
