@@ -26,7 +26,7 @@ class Regularised(Attention):
   come from one reading of the moments.
   """
 
-  decay: float | Array = 0.0  # The coefficient `alpha`.
+  decay: float | Array | None = None  # The coefficient `alpha`, if any.
   residual: float | Array = 0.0  # The coefficient `gamma`.
   _default_query_tokens: ClassVar[int] = 1
 
@@ -48,10 +48,14 @@ class Regularised(Attention):
     def answer(row):
       query, position = row
       reading = read(query)
-      seen = None if mask is None else mask[position][None]
-      own, log_scale = attention.scores(phi, query, keys[position][None], seen)
-      own = own[0] * jnp.exp(log_scale - reading.log_scale)
-      numerator = reading.numerator - decay * own * values[position]
+      numerator = reading.numerator
+      if self.decay is not None:
+        seen = None if mask is None else mask[position][None]
+        own, log_scale = attention.scores(
+          phi, query, keys[position][None], seen
+        )
+        own = own[0] * jnp.exp(log_scale - reading.log_scale)
+        numerator = numerator - decay * own * values[position]
       output = attention.divide(numerator, reading.denominator, mask)
       return output - residual * values[position]
 
@@ -69,7 +73,8 @@ class Regularised(Attention):
     return output - residual * values
 
   def _settings(self, values) -> list[Array]:
-    return [jnp.asarray(x, values.dtype) for x in (self.decay, self.residual)]
+    decay = 0.0 if self.decay is None else self.decay
+    return [jnp.asarray(x, values.dtype) for x in (decay, self.residual)]
 
 
 def regularised(*, strength: float | Array) -> Regularised:
