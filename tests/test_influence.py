@@ -1,6 +1,7 @@
 """Influence is the derivative that it claims to be; effects are those of
 deleted and hidden text, whatever the family."""
 
+import dataclasses
 import functools
 
 import jax
@@ -169,6 +170,41 @@ def test_too_little_room_is_no_number():
   assert np.all(np.isfinite(influence))
 
 
+def test_nothing_is_read_in_a_demonstration():
+  """Where its numbers are not known, and bytes hold them."""
+  segments = np.where(SEGMENTS < 0, 2, SEGMENTS).astype('uint8')
+  mask = np.ones(len(TOKENS), bool)
+  for found in both(model_of('gemma2'), TOKENS, segments, mask, LABELS, 'hide'):
+    assert np.all(np.isnan(found[..., 2]))
+    assert np.all(np.isfinite(found[..., :2]))
+
+
+def test_masked_tokens_have_no_part_in_a_gradient():
+  model = model_of('gemma2')
+  embedding = model.embedding.at[60].set(np.nan)
+  model = dataclasses.replace(
+    model, embedding=embedding, head=transformer.Linear(model.embedding.T)
+  )
+  tokens = np.concatenate([[60], TOKENS])
+  segments, mask = np.concatenate([[-1], SEGMENTS]), tokens != 60
+
+  @jax.jit
+  def gradient(norm):
+    def effect(scale):
+      changed = dataclasses.replace(
+        model, final_norm=norm._replace(scale=scale)
+      )
+      return attribution.effects_of_removal(
+        changed, tokens, segments, *LABELS, num_segments=3, mask=mask
+      )[0]
+
+    return jax.grad(effect)(norm.scale)
+
+  found = gradient(model.final_norm)
+  assert np.all(np.isfinite(found))
+  assert np.any(found != 0)
+
+
 def test_a_demonstration_without_tokens_has_no_effect():
   segments = np.where(SEGMENTS == 1, -1, SEGMENTS)
   mask = np.ones(len(TOKENS), bool)
@@ -185,6 +221,8 @@ def test_a_demonstration_without_tokens_has_no_effect():
     ({'num_segments': 2}, 'segment_ids holds 2'),
     ({'label': 61}, 'label is 61'),
     ({'other_label': 3}, 'two labels'),
+    ({'other_label': None}, 'other_label is None'),
+    ({'model': 3}, 'expected a pretrained.LanguageModel'),
     ({'tokens': TOKENS[:5]}, 'tokens and segment_ids disagree'),
     ({'num_rows': 5}, 'num_rows is 5'),
   ],

@@ -94,6 +94,9 @@ def measure(config: Any) -> Results:
   model, tokenizer = pretrained.load(
     config.model_path or pretrained.smollm2.weights_path()
   )
+  for known in prompting.TASKS.values():  # Before anything is drawn.
+    for label in known.labels:
+      tokenizer.single_id(label)
   settings = []
   for task, number in zip(
     prompting.TASKS, (config.num_prompts, config.num_other_prompts), strict=True

@@ -1,8 +1,7 @@
 """What the answer loses without a demonstration: to first order, and exactly.
 
-The answer is the log-probability of a label less that of another one. The
-demonstration is taken out of the training set of every head's dual model, at
-every later token.
+The demonstration is taken out of the training set of every head's dual model,
+at every later token.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -25,6 +24,7 @@ from iclcl_jax.types import Array, Bool, Float
 
 Removal = Literal['delete', 'hide']
 _NONE = -2  # A segment without tokens.
+_ROUNDING = 64  # So that many prompts share a program.
 
 
 class _Question(NamedTuple):
@@ -76,34 +76,37 @@ def influence(
 
   with the answer :math:`y = \log p(a) - \log p(b)`, the outputs :math:`o` of
   the heads, and those of their dual models trained without the demonstration,
-  at all tokens. Summed over layers and heads it is the change of `y` to first
-  order: `y` with the demonstration less `y` without it.
+  summed over the tokens `t` that stay. Summed over layers and heads it is the
+  change of `y` to first order: `y` with the demonstration less `y` without it.
 
-  It screens single removals, with their sign. It promises nothing of several
-  removals at once, whose effects do not add, nor of a single head, whose terms
-  cancel. `effects_of_removal` is exact.
+  It screens single deletions: which one matters, and in most cases its sign. It
+  promises no sizes, nothing of several removals at once, whose effects do not
+  add, of a single head, whose terms cancel, or of a demonstration that holds
+  the first token, where idle heads rest. `effects_of_removal` is exact.
 
   Args:
-    segment_ids, num_segments: as in `read_heads`.
+    segment_ids, num_segments, mask: as in `read_heads`; the answer is read
+      behind the last valid token.
     label, other_label: ids of the labels, `[]` or `[T]` each.
-    removal: 'delete' moves later tokens up as if the text were gone, but for
-      position embeddings that are added to tokens; 'hide' moves nothing.
+    removal: 'delete' moves later tokens up as if the text were gone (influence
+      leaves position embeddings that are added to tokens); 'hide' moves none.
 
   Returns:
     The terms. Shape `[L, H, S]`.
 
   Raises:
-    ValueError: as `attribute`; if the last token belongs to a demonstration.
+    ValueError: as `attribute`; if the last token belongs to a demonstration
+      (NaN under `jit` and `vmap`), or deletion may change how tokens rotate.
 
   References:
-    Derived here. The same first order for training examples is TracIn, Pruthi
-    et al., arXiv:2002.08484.
+    Pruthi et al., arXiv:2002.08484 (TracIn), the same first order for the
+    examples of a training set.
   """
   questions = _ask(
     model, tokens, segment_ids, label, other_label, num_segments, removal, mask
   )
   terms = [_influence(model, x, num_segments, removal) for x in questions]
-  return terms[0] if len(terms) == 1 else terms[0] - terms[1]
+  return _difference(terms, questions[0])
 
 
 def _influence(
@@ -184,31 +187,23 @@ def effects_of_removal(
 ) -> Float[Array, ' S']:
   """Computes what the answer loses if each demonstration is removed.
 
-  It is exact, and one pass over one packed prompt: behind the tokens stand, for
-  each demonstration, copies of the tokens after it that do not see it; those
-  before it serve both. Takes what `influence` takes.
+  The answer is the log-probability of a label less that of the other. It is
+  computed exactly, for all removals in one pass over a packed prompt: behind
+  the prompt stand, for each demonstration, copies of the tokens after it that
+  do not see it. Tokens before a demonstration stand there once.
+
+  Takes what `influence` takes, and raises `ValueError` as it does.
 
   Args:
-    num_rows: rows of the packed prompt, for use under `jit` and `vmap`, where
-      the demonstrations are not known; `(S + 1) N` by default there, which is
-      enough. The effects are NaN if they need more.
+    num_rows: rows of the packed prompt, one program for all prompts; by default
+      what these demonstrations need, or what any could, under `jit` and `vmap`.
+      With too few rows all effects are NaN.
 
   Returns:
     The answer less the one without the demonstration. Shape `[S]`.
-
-  Raises:
-    ValueError: as `influence`; if the model rotates otherwise in prompts as
-      long as this one.
   """
   if num_rows is not None:
     _validate.at_least(len(tokens), num_rows=num_rows)
-  rotations = [layer.rotation for layer in model.architecture.layers]
-  if any(x and x.beyond and len(tokens) > x.beyond[0] for x in rotations):
-    raise ValueError(
-      f'tokens are {len(tokens)}, more than those of prompts that the model '
-      'rotates otherwise; expected fewer. Call pretrained.score_labels on each '
-      'shortened prompt.'
-    )
   questions = _ask(
     model, tokens, segment_ids, label, other_label, num_segments, removal, mask
   )
@@ -216,11 +211,26 @@ def effects_of_removal(
   for question in questions:
     stands = _worlds(question, num_segments, removal).stands
     known = num_rows is None and _validate.is_concrete(stands)
-    room = int(np.sum(stands)) if known else num_rows or stands.size
+    room = num_rows or stands.size
+    if known:
+      needed = -(-int(np.sum(stands)) // _ROUNDING) * _ROUNDING
+      room = min(needed, stands.size)
     effects.append(
       _effects_of_removal(model, question, num_segments, removal, room)
     )
-  return effects[0] if len(effects) == 1 else effects[0] - effects[1]
+  return _difference(effects, questions[0])
+
+
+def _difference(results: list[Array], question: _Question) -> Array:
+  """What one label loses, less what the other does, over segments `[..., S]`.
+
+  Without the token that is read nothing is left to read.
+  """
+  result = results[0] if len(results) == 1 else results[0] - results[1]
+  read = question.segment_ids[question.places[0]]
+  is_read = jnp.arange(result.shape[-1], dtype=read.dtype) == read
+  factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
+  return jnp.einsum('...s,s->...s', result, factors)
 
 
 class _Worlds(NamedTuple):
@@ -284,18 +294,21 @@ def _effects_of_removal(
     return transformer.complete(architecture, block, x, outputs), None
 
   x = _model.embed_at(model, question.tokens[token], positions)
+  x = _forward.clear(x, worlds.kept[owner, token])
   x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x)
   answers = jax.vmap(lambda read: _answer(model, question, x[read]))(
     rows[:, question.places]
   )
   enough = jnp.sum(stands) <= num_rows
-  return jnp.where(enough, answers[0] - answers[1:], jnp.nan)
+  return (answers[0] - answers[1:]) * jnp.where(enough, 1, jnp.nan)
 
 
 def _ask(
   model, tokens, segment_ids, label, other_label, num_segments, removal, mask
 ) -> list[_Question]:
   """Checks a prompt and its labels; one question if both are single tokens."""
+  if other_label is None:
+    raise ValueError('other_label is None; expected the ids of another label.')
   _model.check_causal_prompt(model, tokens, mask)
   _checks.check_segments(segment_ids, num_segments)
   _checks.check_query(segment_ids, mask)
@@ -307,9 +320,20 @@ def _ask(
   def ask(ids, other_ids):
     ids, whole, valid, places = append(model, tokens, ids, mask)
     rest = len(whole) - len(tokens)
-    segments = jnp.pad(segment_ids, (0, rest), constant_values=-1)
+    segments = jnp.asarray(segment_ids, 'int32')
+    segments = jnp.pad(segments, (0, rest), constant_values=-1)
     return _Question(whole, segments, valid, places, ids, other_ids)
 
   if _checks.check_labels(model, label, other_label, None):
-    return [ask(label, None), ask(other_label, None)]
-  return [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]
+    questions = [ask(label, None), ask(other_label, None)]
+  else:
+    questions = [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]
+  rotations = [layer.rotation for layer in model.architecture.layers]
+  switches = [x.beyond[0] for x in rotations if x and x.beyond]
+  if removal == 'delete' and any(len(tokens) > x for x in switches):
+    raise ValueError(
+      f'tokens are {len(tokens)}, more than those of prompts that the model '
+      'rotates otherwise; expected fewer. Call pretrained.score_labels on each '
+      'shortened prompt.'
+    )
+  return questions
