@@ -205,17 +205,10 @@ class Prompts(NamedTuple):
 def make(
   config: Any, tokenizer: Tokenizer, task: Task, num_prompts: int, size: int
 ) -> Prompts:
-  """Builds the prompts: as many positive demonstrations as negative ones.
+  """Builds prompts of `size` demonstrations, as many positive as negative.
 
   With an odd number, one kind is one more, alternating between prompts. Orders
   are random, no text occurs twice.
-
-  Args:
-    config: of the experiment.
-    tokenizer: of the model.
-    task: what is asked.
-    num_prompts: number of prompts `P`.
-    size: demonstrations of each, `S`.
 
   Raises:
     ValueError: if there are not as many short reviews.

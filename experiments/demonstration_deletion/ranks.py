@@ -24,7 +24,6 @@ LABEL = 'label'
 MODEL_FREE = LABEL, 'label times recency', 'recency', 'length', 'random'
 # Baselines that attribution has to beat, for each question.
 RIVALS = {'signed': LABEL, 'size': 'recency'}
-TITLES = {'signed': 'effect, with sign', 'size': 'size of the effect'}
 # What is asked of influence: correlations within prompts of few and of more
 # demonstrations, and the share of right signs.
 GOALS = 0.6, 0.7
@@ -503,17 +502,6 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
       + '.',
     ),
     lab.Figure(
-      'correlations',
-      _draw_ranks(results),
-      'Rank correlation, within each prompt, of what a method says of the '
-      'demonstrations and what deleting each of them does to the logit '
-      'difference in a new forward pass: with its sign (left) and its size '
-      f'alone (right). {prompts}; grey circles: prompts, their area says how '
-      'many have that correlation; mean over prompts with its 95% t-interval. '
-      'Filled circles are read from the model, open squares need no model. A '
-      'method that says the same of all demonstrations counts as 0.',
-    ),
-    lab.Figure(
       'scatter',
       _draw_scatter(results),
       'What deleting a demonstration takes from the logit difference (positive '
@@ -551,41 +539,6 @@ def _draw_scores(config: Any, results: Results) -> Any:
     axis.set_xlabel('Spearman correlation')
   axes[0].set_yticks(range(len(names)), names)
   axes[0].invert_yaxis()
-  return figure
-
-
-def _draw_ranks(results: Results) -> Any:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(12, 5.4), sharex=True)
-  for axis, (question, methods) in zip(
-    axes, results.ranks.items(), strict=True
-  ):
-    rows = {name: statistics.mean(x.spearman) for name, x in methods.items()}
-    for place, found in enumerate(methods.values()):
-      values, counts = np.unique(found.spearman.round(1), return_counts=True)
-      areas, ring = 700 * counts / len(found.spearman), {'facecolors': 'none'}
-      places = np.full(len(values), place)
-      axis.scatter(values, places, s=areas, edgecolors=drawing.GREY, **ring)
-    bars = {'capsize': 4, 'lw': 2}
-    drawing.forest(axis, rows, reference=0, ms=8, zorder=3, **bars)
-    for place, (name, mean) in enumerate(rows.items()):
-      if name in MODEL_FREE:
-        width = [mean.value - mean.low], [mean.high - mean.value]
-        look = {'color': drawing.ORANGE, 'mfc': 'white', 'ms': 9, 'zorder': 4}
-        axis.errorbar(mean.value, place, xerr=width, fmt='s', **look, **bars)
-    axis.set_title(TITLES[question])
-    axis.set_xticks([-1, -0.5, 0, 0.5, 1])
-    axis.set_xlabel('Spearman correlation with deletion')
-  handles = [
-    plt.Line2D([], [], color=color, marker=marker, ls='', mfc=fill, label=text)
-    for color, marker, fill, text in (
-      (drawing.BLUE, 'o', drawing.BLUE, 'mean, 95% interval: needs the model'),
-      (drawing.ORANGE, 's', 'white', 'mean, 95% interval: needs no model'),
-      (drawing.GREY, 'o', 'none', 'prompts (area: how many)'),
-    )
-  ]
-  figure.legend(handles=handles, loc='outside lower center', ncols=3)
   return figure
 
 

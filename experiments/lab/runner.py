@@ -90,17 +90,9 @@ _ONCE: list[dict[Any, Any]] = []
 def in_threads(
   fn: Callable[[Any], Any], items: Iterable[Any], *, workers: int = 2
 ) -> list[Any]:
-  """Maps items in threads, since compiling leaves cores idle.
+  """Maps items in threads, in order, since compiling leaves cores idle.
 
   Settings of JAX belong to a thread: a function in float64 must say so itself.
-
-  Args:
-    fn: what to call; its loops keep the checkpoints of the run.
-    items: arguments, started in this order.
-    workers: how many threads.
-
-  Returns:
-    The results, in the order of the items.
   """
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     running = [

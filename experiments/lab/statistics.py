@@ -165,15 +165,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(a: Any, b: Any) -> np.ndarray:
-  """Spearman's correlation of each row, tied ranks shared; 0 if constant.
-
-  Args:
-    a: rows of numbers. Shape `[..., n]`.
-    b: rows that go with them, broadcast against `a`.
-
-  Returns:
-    The correlations. Shape `[...]`.
-  """
+  """Spearman's correlation of rows `[..., n]`, ties shared; 0 if constant."""
   a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
   return correlation(
     scipy.stats.rankdata(a, axis=-1), scipy.stats.rankdata(b, axis=-1)
