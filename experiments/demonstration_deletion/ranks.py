@@ -93,9 +93,10 @@ def measure(config: Any) -> Results:
   model, tokenizer = pretrained.load(
     config.model_path or pretrained.smollm2.weights_path()
   )
-  for known in prompting.TASKS.values():  # Before anything is drawn.
-    for label in known.labels:
-      tokenizer.single_id(label)
+  labels = {
+    name: [tokenizer.single_id(label) for label in task.labels]
+    for name, task in prompting.TASKS.items()
+  }
   settings = []
   for task, number in zip(
     prompting.TASKS, (config.num_prompts, config.num_other_prompts), strict=True
@@ -104,13 +105,12 @@ def measure(config: Any) -> Results:
       arguments = prompting.TASKS[task], number, size
       prompts = prompting.make(config, tokenizer, *arguments)
       settings.append((task, size, prompts))
-  found = [_measure(config, model, tokenizer, *setting) for setting in settings]
+  found = [_measure(config, model, labels[x[0]], *x) for x in settings]
   return Results(found, rank(config, found[0].prompts, found[0].effects))
 
 
-def _measure(config, model, tokenizer, task, size, prompts) -> Setting:
+def _measure(config, model, labels, task, size, prompts) -> Setting:
   """Measures the prompts of one setting."""
-  labels = [tokenizer.single_id(x) for x in prompting.TASKS[task].labels]
   is_first = task == 'sentiment' and size == config.num_demonstrations
   arrays = jax.tree.map(jnp.asarray, prompts)
   num_rows = _num_rows(prompts)
@@ -523,8 +523,9 @@ def _draw_scores(config: Any, results: Results) -> Any:
   for axis, setting, goal in zip(
     axes, results.settings, GOALS * 2, strict=True
   ):
+    judged = judge(config, setting)
     for place, name in enumerate(names):
-      found = judge(config, setting).get(name)
+      found = judged.get(name)
       if found is None:  # Measured in the first setting alone.
         continue
       mean = statistics.mean(found.spearman)

@@ -309,13 +309,18 @@ def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
   _validate.look(check, ids)
 
 
+def switches(model: LanguageModel) -> set[int]:
+  """Returns the lengths from which on layers rotate otherwise."""
+  rotations = [layer.rotation for layer in model.architecture.layers]
+  return {x.beyond[0] for x in rotations if x is not None and x.beyond}
+
+
 def check_room(
   model: LanguageModel, num_tokens: int, mask: Any, room: int
 ) -> None:
   """Checks that tokens behind a prompt leave the rotation of all as it is."""
   check_length(model, num_tokens + room)
-  rotations = [layer.rotation for layer in model.architecture.layers]
-  for switch in {x.beyond[0] for x in rotations if x is not None and x.beyond}:
+  for switch in switches(model):
     check = functools.partial(_check_switch, switch, room)
     if not _validate.look(check, np.ones(num_tokens) if mask is None else mask):
       check(np.ones(min(num_tokens, switch)))  # Any number may be valid.

@@ -84,8 +84,8 @@ def check_labels(
   if has_several and any(position is not None for position in positions):
     raise ValueError(
       'one position is given for a label of several tokens, of which each is '
-      'read behind the ones before it; expected none. Call attribute or '
-      'logit_difference without position.'
+      'read behind the ones before it; expected none. Call attribute '
+      'without position.'
     )
   return has_several
 

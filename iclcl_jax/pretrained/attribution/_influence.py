@@ -324,12 +324,11 @@ def _ask(
     segments = jnp.pad(segments, (0, rest), constant_values=-1)
     return _Question(whole, segments, valid, places, ids, other_ids)
 
-  if _checks.check_labels(model, label, other_label, None):
+  if _checks.check_labels(model, label, other_label):
     questions = [ask(label, None), ask(other_label, None)]
   else:
     questions = [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]
-  rotations = [layer.rotation for layer in model.architecture.layers]
-  switches = [x.beyond[0] for x in rotations if x and x.beyond]
+  switches = _model.switches(model)
   if removal == 'delete' and any(len(tokens) > x for x in switches):
     raise ValueError(
       f'tokens are {len(tokens)}, more than those of prompts that the model '

@@ -202,17 +202,13 @@ def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
   """Returns the difference of two logits as a linear function of the state."""
   weight, bias = model.head or (model.embedding.T, None)
 
-  def difference(array):
-    chosen = array[..., label]
+  def other(array):
     if other_label is None:
-      other = jnp.mean(array, axis=-1)
-    else:
-      other = array[..., other_label]
-    return chosen - other.reshape(
-      other.shape + (1,) * (chosen.ndim - other.ndim)
-    )
+      return jnp.mean(array, axis=-1)
+    return array[..., other_label]
 
-  return difference(weight), 0.0 if bias is None else difference(bias)
+  row = weight[:, label] - other(weight)
+  return row, 0.0 if bias is None else bias[label] - other(bias)
 
 
 def _cap_slopes(model, state, label, other_label) -> Array | None:
