@@ -117,7 +117,7 @@ def test_no_setting_is_ignored(opened, value):
     metadata = opened.metadata | {key: value}
     found = config_or_error(opened._replace(metadata=metadata))
     if isinstance(found, str):
-      said = (repr(key), 'positions are rescaled', 'attention.value_length')
+      said = (repr(key), 'rope.scaling.type', 'attention.value_length')
       assert any(part in found for part in said)
     elif found == config and opened.metadata.get(key) != value:
       ignored.append(key)
@@ -190,24 +190,11 @@ def test_every_quantisation_of_the_package_is_read(tmp_path, kind):
     np.testing.assert_array_equal(found[GATE], expected)
 
 
-@pytest.mark.parametrize('kind', [None, Q.F16, Q.Q8_0, Q.BF16])
-def test_both_orders_of_bytes_are_read_or_refused(tmp_path, kind):
-  tensors = files.tensors()
-  path = files.write_gguf(
-    tmp_path / 'model.gguf',
-    tensors,
-    types={GATE: kind},
-    order=gguf.GGUFEndian.BIG,
-  )
-  found = pretrained.read_gguf(path).tensors
-  np.testing.assert_array_equal(
-    found['model.norm.weight'], tensors['model.norm.weight']
-  )
-  if kind in (None, Q.F16):
-    np.testing.assert_allclose(found[GATE], tensors[GATE], atol=2e-3)
-  else:
-    with pytest.raises(ValueError, match=f'{kind.name} in the byte order of'):
-      _ = found[GATE]
+def test_the_order_of_bytes_of_other_machines_is_refused(tmp_path):
+  order = gguf.GGUFEndian.BIG
+  path = files.write_gguf(tmp_path / 'model.gguf', files.tensors(), order=order)
+  with pytest.raises(ValueError, match='byte order of other machines'):
+    pretrained.read_gguf(path)
 
 
 @pytest.mark.parametrize('alignment', [8, 256])

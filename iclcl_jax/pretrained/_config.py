@@ -3,7 +3,7 @@
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -75,26 +75,38 @@ ABSENT: Mapping[str, tuple] = {
 
 
 class Config:
-  """The content of a `config.json`, of which every field must be read.
+  """Settings of a model, of which every one must be read.
 
   Attributes:
     fields: what is there.
   """
 
-  def __init__(self, fields: Mapping[str, Any]):
-    """Takes the content; a field that is null counts as absent."""
+  def __init__(
+    self,
+    fields: Mapping[str, Any],
+    *,
+    label: Callable[[str], str] = 'config[{!r}]'.format,
+    names: Mapping[str, str] | None = None,
+  ):
+    """Takes the content; a field that is null counts as absent.
+
+    `label` is what messages call a field; `names` are those of fields that are
+    read under another one.
+    """
     self.fields = {k: v for k, v in fields.items() if v is not None}
     self._null = set(fields) - set(self.fields)
     self._read: set[str] = set()
+    self._label, self._names = label, names or {}
 
   def get(self, name: str, default: Any = None) -> Any:
     """Reads a field as it is."""
+    name = self._stored(name)
     self._read.add(name)
     return self.fields.get(name, default)
 
   def or_null(self, name: str, default: Any) -> Any:
     """Reads a field; the default stands in for a missing one, not for null."""
-    return self.get(name, None if name in self._null else default)
+    return self.get(name, None if self._stored(name) in self._null else default)
 
   def choice(
     self, name: str, options: Mapping[str, _T], default: str | None = None
@@ -102,39 +114,32 @@ class Config:
     """Reads which of the options a field names."""
     found = self.get(name, default)
     if not isinstance(found, str) or found not in options:
-      raise ValueError(
-        f'config[{name!r}] is {found!r}; expected one of {", ".join(options)}. '
-        'Others are not supported.'
-      )
+      raise self.error(name, found, f'one of {", ".join(options)}')
     return options[found]
 
   def count(
     self, name: str, default: int | None = None, *, least: int = 1
   ) -> int:
     """Reads an integer; without default it is required."""
-    found = self.get(name, default)
     expected = 'a positive integer' if least else 'an integer, 0 or more'
-    label = f'config[{name!r}]'
-    return check_number(label, found, int, expected, least=least)
+    found = self.get(name, default)
+    return self._checked(name, found, int, least, expected)
 
   def number(
     self, name: str, default: float | None = None, *, least: float = _SMALLEST
   ) -> float:
     """Reads a finite number; without default it is required."""
-    found = self.get(name, default)
     expected = (
       'a finite positive number' if least else 'a finite number, 0 or more'
     )
-    label, kind = f'config[{name!r}]', int | float
-    return float(check_number(label, found, kind, expected, least=least))
+    found = self.get(name, default)
+    return float(self._checked(name, found, int | float, least, expected))
 
   def switch(self, name: str, default: bool) -> bool:
     """Reads a truth value."""
     found = self.get(name, default)
     if not isinstance(found, bool):
-      raise ValueError(
-        f'config[{name!r}] is {found!r}; expected true or false.'
-      )
+      raise self.error(name, found, 'true or false')
     return found
 
   def entries(self, name: str, size: int, kinds: tuple) -> list | None:
@@ -143,16 +148,28 @@ class Config:
     if found is None:
       return None
     if not isinstance(found, list) or len(found) != size:
-      raise ValueError(
-        f'config[{name!r}] is {found!r}; expected a list of {size} entries, '
-        'one for each layer.'
-      )
+      raise self.error(name, found, f'{size} entries, one for each layer')
     for entry in found:
       if entry not in kinds:
-        raise ValueError(
-          f'config[{name!r}] holds {entry!r}; expected one of '
-          f'{", ".join(map(repr, kinds))}. Others are not supported.'
-        )
+        expected = f'one of {", ".join(map(repr, kinds))}'
+        raise self.error(f'entry of {name}', entry, expected)
+    return found
+
+  def numbers(self, name: str, size: int) -> list[float]:
+    """Reads a list of so many positive numbers."""
+    found = self.get(name)
+    if not isinstance(found, list) or len(found) != size:
+      raise self.error(name, found, f'{size} numbers')
+    expected = 'finite positive numbers'
+    return [
+      self._checked(name, x, int | float, _SMALLEST, expected) for x in found
+    ]
+
+  def object(self, name: str) -> Mapping[str, Any]:
+    """Reads an object; null and absent are an empty one."""
+    found = self.get(name, {})
+    if not isinstance(found, Mapping):
+      raise self.error(name, found, 'a JSON object or null')
     return found
 
   def require(self, name: str, *expected: Any) -> None:
@@ -160,35 +177,42 @@ class Config:
     found = self.get(name)
     if found is not None and found not in expected:
       wanted = ' or '.join(map(repr, expected)) or 'nothing'
+      raise self.error(name, found, wanted)
+
+  def check_all_read(
+    self,
+    absent: Iterable[tuple[str, tuple]] = (),
+    harmless: Collection[str] = (),
+  ) -> None:
+    """Raises `ValueError` if a field is left that nobody has read.
+
+    The `harmless` ones may, and the `absent` ones if they have these values.
+    """
+    for name, expected in absent:
+      if self._stored(name) not in self._read:
+        self.require(name, *expected)
+    for name in sorted(set(self.fields) - self._read - set(harmless)):
       raise ValueError(
-        f'config[{name!r}] is {found!r}; only {wanted} is supported. Choose a '
-        'checkpoint without this variant of the architecture.'
+        f'{self._label(name)} is {self.fields[name]!r}, a setting that is not '
+        'known here and might change what the model computes; expected none. '
+        'Remove it from the file if it changes nothing.'
       )
 
-  def check_all_read(self) -> None:
-    """Raises `ValueError` if a field is left that nobody has read."""
-    for name, expected in ABSENT.items():
-      self.require(name, *expected)
-    unknown = sorted(set(self.fields) - self._read - HARMLESS)
-    if unknown:
-      name = unknown[0]
-      raise ValueError(
-        f'config[{name!r}] is {self.fields[name]!r}, a setting that is not '
-        'known for this family and might change what the model computes; '
-        'expected none. Remove it from config.json if it changes nothing.'
-      )
-
-
-def check_number(
-  name: str, value: Any, kind: Any, expected: str, *, least: float = _SMALLEST
-) -> Any:
-  """Returns a finite number of a config, a positive one by default."""
-  if value is None:
-    raise ValueError(
-      f'{name} is missing; expected {expected}. Use the complete config.json '
-      'of the model.'
+  def error(self, name: str, found: Any, expected: str) -> ValueError:
+    """Says what a field is, and what was expected."""
+    said = 'missing' if found is None else repr(found)
+    return ValueError(
+      f'{self._label(self._stored(name))} is {said}; expected {expected}. '
+      'Nothing else is supported: check the file, or choose another model.'
     )
-  is_number = isinstance(value, kind) and not isinstance(value, bool)
-  if not is_number or not least <= value <= sys.float_info.max:
-    raise ValueError(f'{name} is {value!r}; expected {expected}.')
-  return value
+
+  def _stored(self, name: str) -> str:
+    return self._names.get(name, name)
+
+  def _checked(
+    self, name: str, value: Any, kind: Any, least: float, expected: str
+  ) -> Any:
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or not least <= value <= sys.float_info.max:
+      raise self.error(name, value, expected)
+    return value

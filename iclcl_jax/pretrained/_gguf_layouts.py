@@ -7,83 +7,81 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iclcl_jax.pretrained._gguf_entries import Config, Entries
+from iclcl_jax.pretrained._gguf_entries import Entries, Fields
 from iclcl_jax.pretrained._reading import Shape
+from iclcl_jax.pretrained.families import gpt2
 
 
-def _rotary(model_type: str, entries: Entries, base: Config) -> Config:
+def _rotary(model_type: str, entries: Entries) -> Fields:
   """Reads what architectures with rotary positions and RMSNorm share."""
-  heads = base['num_attention_heads']
-  width = max(base['hidden_size'] // heads, 1)
-  width = entries.count('attention.key_length', width)
-  return base | {
+  heads = entries.base['num_attention_heads']
+  width = entries.count('attention.key_length', entries.head_width)
+  return entries.base | {
     'model_type': model_type,
     'head_dim': width,
     'num_key_value_heads': entries.count('attention.head_count_kv', heads),
     'hidden_act': 'silu',
     'rms_norm_eps': entries.number('attention.layer_norm_rms_epsilon'),
-    'rope_parameters': entries.rope(width, base['max_position_embeddings']),
+    'rope_parameters': entries.rope(width),
   }
 
 
-def _periodic(config: Config, period: int) -> Config:
+def _periodic(config: Fields, period: int) -> Fields:
   """Says which layers see a window: all but the last of each period."""
   kinds = ['sliding_attention'] * (period - 1) + ['full_attention']
   layers = range(config['num_hidden_layers'])
   return config | {'layer_types': [kinds[n % period] for n in layers]}
 
 
-def _biased(model_type: str, entries: Entries, base: Config) -> Config:
+def _biased(model_type: str, entries: Entries) -> Fields:
   bias = {'attention_bias': entries.has('attn_q.bias')}
-  return _rotary(model_type, entries, base) | bias
+  return _rotary(model_type, entries) | bias
 
 
-def _llama(entries: Entries, base: Config) -> Config:
+def _llama(entries: Entries) -> Fields:
   """A llama, or with a window a mistral, which has no biases."""
-  window = entries.count('attention.sliding_window', 0)
+  window = entries.count('attention.sliding_window', 0, least=0)
   if window:
-    return _rotary('mistral', entries, base) | {'sliding_window': window}
+    return _rotary('mistral', entries) | {'sliding_window': window}
   bias = {'mlp_bias': entries.has('ffn_up.bias')}
-  return _biased('llama', entries, base) | bias
+  return _biased('llama', entries) | bias
 
 
-def _smollm3(entries: Entries, base: Config) -> Config:
-  return _biased('smollm3', entries, base) | {
+def _smollm3(entries: Entries) -> Fields:
+  return _biased('smollm3', entries) | {
     'mlp_bias': entries.has('ffn_up.bias'),
     'no_rope_layers': [
-      int((layer + 1) % 4 != 0) for layer in range(base['num_hidden_layers'])
+      int((layer + 1) % 4 != 0)
+      for layer in range(entries.base['num_hidden_layers'])
     ],
   }
 
 
-def _phi3(entries: Entries, base: Config) -> Config:
-  window = entries.count('attention.sliding_window', 0)
-  return _rotary('phi3', entries, base) | {'sliding_window': window or None}
+def _phi3(entries: Entries) -> Fields:
+  window = entries.count('attention.sliding_window', 0, least=0)
+  return _rotary('phi3', entries) | {'sliding_window': window or None}
 
 
-def _gemma(
-  model_type: str, largest: int, entries: Entries, base: Config
-) -> Config:
+def _gemma(model_type: str, largest: int, entries: Entries) -> Fields:
   """Reads what Gemma 2 and 3 share; the largest divides by another scalar."""
-  config = _biased(model_type, entries, base)
+  config = _biased(model_type, entries)
   config['hidden_activation'] = 'gelu_pytorch_tanh'
   del config['hidden_act']
-  scalar = config['head_dim']
-  if base['num_hidden_layers'] == largest:
-    scalar = base['hidden_size'] // base['num_attention_heads']
+  is_largest = config['num_hidden_layers'] == largest
+  scalar = entries.head_width if is_largest else config['head_dim']
   return config | {'query_pre_attn_scalar': scalar}
 
 
-def _gemma2(entries: Entries, base: Config) -> Config:
-  return _periodic(_gemma('gemma2', 46, entries, base), 2) | {
+def _gemma2(entries: Entries) -> Fields:
+  return _periodic(_gemma('gemma2', 46, entries), 2) | {
     'sliding_window': entries.count('attention.sliding_window', 4096),
     'attn_logit_softcapping': entries.number('attn_logit_softcapping', 50.0),
     'final_logit_softcapping': entries.number('final_logit_softcapping', 30.0),
   }
 
 
-def _gemma3(entries: Entries, base: Config) -> Config:
-  config = _periodic(_gemma('gemma3_text', 62, entries, base), 6)
+def _gemma3(entries: Entries) -> Fields:
+  config = _periodic(_gemma('gemma3_text', 62, entries), 6)
   theta = entries.number('rope.freq_base_swa', 10000.0)
   return config | {
     'rope_parameters': {
@@ -94,8 +92,8 @@ def _gemma3(entries: Entries, base: Config) -> Config:
   }
 
 
-def _gpt_oss(entries: Entries, base: Config) -> Config:
-  config = _periodic(_rotary('gpt_oss', entries, base), 2) | {
+def _gpt_oss(entries: Entries) -> Fields:
+  config = _periodic(_rotary('gpt_oss', entries), 2) | {
     'intermediate_size': entries.count('expert_feed_forward_length'),
     'num_local_experts': entries.count('expert_count'),
     'num_experts_per_tok': entries.count('expert_used_count'),
@@ -107,35 +105,28 @@ def _gpt_oss(entries: Entries, base: Config) -> Config:
   return config
 
 
-def _gpt_neox(entries: Entries, base: Config) -> Config:
-  width = base['hidden_size'] // base['num_attention_heads']
-  return base | {
+def _gpt_neox(entries: Entries) -> Fields:
+  return entries.base | {
     'model_type': 'gpt_neox',
     'hidden_act': 'gelu',
     'layer_norm_eps': entries.number('attention.layer_norm_epsilon'),
-    'rope_parameters': entries.rope(width, base['max_position_embeddings']),
-    'use_parallel_residual': entries.take('use_parallel_residual', True),
+    'rope_parameters': entries.rope(entries.head_width),
+    'use_parallel_residual': entries.switch('use_parallel_residual', True),
     'attention_bias': True,
   }
 
 
-def _gpt2(entries: Entries, base: Config) -> Config:
-  names = {
-    'hidden_size': 'n_embd',
-    'intermediate_size': 'n_inner',
-    'num_hidden_layers': 'n_layer',
-    'num_attention_heads': 'n_head',
-    'max_position_embeddings': 'n_positions',
-  }
-  return {names.get(name, name): value for name, value in base.items()} | {
+def _gpt2(entries: Entries) -> Fields:
+  base = {gpt2.NAMES.get(k, k): v for k, v in entries.base.items()}
+  return base | {
     'model_type': 'gpt2',
     'activation_function': 'gelu_new',
     'layer_norm_epsilon': entries.number('attention.layer_norm_epsilon'),
   }
 
 
-def _bert(entries: Entries, base: Config) -> Config:
-  return base | {
+def _bert(entries: Entries) -> Fields:
+  return entries.base | {
     'model_type': 'bert',
     'hidden_act': 'gelu',
     'layer_norm_eps': entries.number('attention.layer_norm_epsilon'),
@@ -143,7 +134,7 @@ def _bert(entries: Entries, base: Config) -> Config:
   }
 
 
-def _pairs_to_halves(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+def _pairs_to_halves(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
   """Orders rows for rotations of halves `(j, j + d_k / 2)`.
 
   The file has them for rotations of neighbouring pairs `(2j, 2j + 1)`.
@@ -157,7 +148,7 @@ def _pairs_to_halves(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
   return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
-def _heads_together(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+def _heads_together(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
   """Puts query, key and value of a head together; the file has all queries."""
   if not kind.startswith('attn_qkv.'):
     return array
@@ -165,7 +156,7 @@ def _heads_together(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
   return apart.swapaxes(0, 1).reshape(array.shape)
 
 
-def _minus_one(kind: str, array: np.ndarray, base: Config) -> np.ndarray:
+def _minus_one(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
   """Takes off the one that converters add to the scales of norms."""
   del base
   return array - 1 if kind.endswith('norm.weight') else array
@@ -175,8 +166,7 @@ class Layout(NamedTuple):
   """How one architecture is stored.
 
   Attributes:
-    settings: makes the config of Hugging Face of the metadata and of what all
-      architectures have in common.
+    settings: makes the config of Hugging Face of the metadata.
     names: pairs `theirs=ours` of names of tensors, with or without `.weight`
       and `.bias`. Those in a block begin with a point.
     undo: undoes what converters do to a tensor `kind`, such as
@@ -185,9 +175,9 @@ class Layout(NamedTuple):
     blocks: what Hugging Face calls the list of blocks.
   """
 
-  settings: Callable[[Entries, Config], Config]
+  settings: Callable[[Entries], Fields]
   names: str
-  undo: Callable[[str, np.ndarray, Config], np.ndarray] | None = None
+  undo: Callable[[str, np.ndarray, Fields], np.ndarray] | None = None
   transposed: Sequence[str] = ()
   blocks: str = 'model.layers'
 
@@ -209,7 +199,7 @@ class Layout(NamedTuple):
     swapped = _kind(tensor) in self.transposed
     return (*shape[:-2], *shape[-2:][::-1]) if swapped else shape
 
-  def undone(self, tensor: str, array: np.ndarray, base: Config) -> np.ndarray:
+  def undone(self, tensor: str, array: np.ndarray, base: Fields) -> np.ndarray:
     """Undoes what converters do to a tensor."""
     kind = _kind(tensor)
     if kind in self.transposed:

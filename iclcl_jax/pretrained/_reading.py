@@ -11,33 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import _validate
-from iclcl_jax.transformer import Linear, Norm
+from iclcl_jax.transformer import Linear
 from iclcl_jax.types import Array
 
 Shape: TypeAlias = tuple[int, ...]
 Arrange: TypeAlias = Callable[[np.ndarray], np.ndarray]
 _ALIGNMENT = 64  # Bytes.
 _TOGETHER = 'Check that config and tensors belong together.'
-
-
-def head_width(width: int, num_heads: int) -> int:
-  """Returns the width of one head of several that share a width."""
-  if width % num_heads:
-    raise ValueError(
-      f'a width of {width} does not divide into {num_heads} heads; expected a '
-      'multiple. Check the sizes in config.json.'
-    )
-  return width // num_heads
-
-
-def transposed(*shape: int) -> Arrange:
-  """Arranges a stored `[out, in]` as `[in, out]`, then reshapes."""
-  return lambda array: array.T.reshape(shape) if shape else array.T
-
-
-def reshaped(*shape: int) -> Arrange:
-  """Arranges a tensor in another shape."""
-  return lambda array: array.reshape(shape)
 
 
 def split_heads(array: Array, num_heads: int) -> Array:
@@ -98,96 +78,45 @@ class Tensors:
         f'the number of layers is {num_layers}, but there are only '
         f'{len(tensors)} tensors; expected several for each. {_TOGETHER}'
       )
-    self.num_layers, self._prefix = num_layers, prefix
-    self._tensors = tensors
-    specs: Mapping[str, Any] = tensors
-    if isinstance(tensors, StoredTensors):
-      specs = tensors.specs
-    everything = {
-      _renamed(name.removeprefix(prefix)): (name, spec)
-      for name, spec in specs.items()
-    }
-    self._rest = {
-      name: entry
-      for name, entry in everything.items()
-      if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
-    }
+    self.num_layers, self._prefix, self._tensors = num_layers, prefix, tensors
+    specs: Mapping[str, Any] = getattr(tensors, 'specs', tensors)
+    # Of the tensors that are left: full name, shape and dtype.
+    self._rest = {}
+    for full, spec in specs.items():
+      name = _renamed(full.removeprefix(prefix))
+      if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored):
+        self._rest[name] = full, spec
     self._dtype = _common_dtype([s for _, s in self._rest.values()], dtype)
 
-  def array(
-    self, name: str, shape: Shape, arrange: Arrange = np.asarray
-  ) -> Array:
-    """Takes one tensor, stored with `shape`."""
-    self._check(name, shape)
-    array = arrange(self._take(name))
-    result = _aligned(array.shape, self._dtype)
-    result[...] = array
-    return jax.device_put(result)
-
-  def stacked(
+  def take(
     self, template: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
-    """Takes a tensor of all layers, with the leading axis `L`."""
+    """Takes a tensor stored with `shape`; those of all layers are stacked."""
+    is_stack = '{}' in template
     names = [template.format(n) for n in range(self.num_layers)]
+    names = names if is_stack else [template]
     for name in names:
       self._check(name, shape)
-    stack = None
     for n, name in enumerate(names):
       row = arrange(self._take(name))
-      if stack is None:
+      if n == 0:
         stack = _aligned((len(names), *row.shape), self._dtype)
       stack[n] = row
-    return jax.device_put(stack)
-
-  def linears(
-    self,
-    template: str,
-    shape: Shape,
-    arrange: Arrange = np.asarray,
-    *,
-    bias: Shape | None,
-    arrange_bias: Arrange = np.asarray,
-  ) -> Linear:
-    """Takes an affine map of all layers; `bias` is the shape of its bias."""
-    weight = self.stacked(template + '.weight', shape, arrange)
-    if bias is None:
-      return Linear(weight)
-    return Linear(weight, self.stacked(template + '.bias', bias, arrange_bias))
-
-  def norms(self, template: str, width: int, *, has_bias: bool = True) -> Norm:
-    """Takes a normalisation of all layers."""
-    return Norm(
-      self.stacked(template + '.weight', (width,)),
-      self.stacked(template + '.bias', (width,)) if has_bias else None,
-    )
-
-  def norm(self, stem: str, width: int, *, has_bias: bool = True) -> Norm:
-    """Takes a normalisation outside of the layers."""
-    return Norm(
-      self.array(stem + '.weight', (width,)),
-      self.array(stem + '.bias', (width,)) if has_bias else None,
-    )
+    return jax.device_put(stack if is_stack else stack[0])
 
   def head(
-    self,
-    embedding: str,
-    shape: Shape,
-    *,
-    tied: bool,
-    name: str = 'lm_head.weight',
+    self, name: str, embedding: str, shape: Shape, *, tied: bool
   ) -> Linear | None:
     """Takes the map to the vocabulary; None if it is tied to `embedding`."""
     if not tied:
-      return Linear(self.array(name, shape, np.transpose))
-    copy = self._rest.pop(name, None)
-    original = self._rest.get(embedding)
-    if copy and original is None:  # Writers keep either of two equal tensors.
-      self._rest[embedding] = copy
-    elif (
-      copy
-      and original
-      and not np.array_equal(self._tensors[copy[0]], self._tensors[original[0]])
-    ):
+      return Linear(self.take(name, shape, np.transpose))
+    if name not in self._rest:
+      return None
+    copy = self._rest.pop(name)
+    # Writers keep either of two equal tensors.
+    original = self._rest.setdefault(embedding, copy)
+    copies = [self._tensors[full] for full, _ in (copy, original)]
+    if not np.array_equal(*copies):
       raise ValueError(
         f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '
@@ -222,8 +151,7 @@ class Tensors:
       )
 
   def _take(self, name: str) -> np.ndarray:
-    full, _ = self._rest.pop(name)
-    return self._tensors[full]
+    return self._tensors[self._rest.pop(name)[0]]
 
 
 def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:

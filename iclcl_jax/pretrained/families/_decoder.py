@@ -1,28 +1,36 @@
-"""What the families of decoders share: the layout of a Llama, part by part."""
+"""What all families share: the layout of a Llama, part by part."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import transformer
-from iclcl_jax.pretrained import _reading
-from iclcl_jax.pretrained._config import ACTIVATIONS, Config
+from iclcl_jax.pretrained._config import ABSENT, ACTIVATIONS, HARMLESS, Config
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint, Tensors
-from iclcl_jax.transformer import Layer, Linear, Norm, Norms, RMSNorm
+from iclcl_jax.pretrained._reading import Checkpoint, Shape, Tensors
+from iclcl_jax.transformer import Layer, LayerNorm, Linear, Norm, Norms, RMSNorm
 
-LAYER = 'layers.{}.'
+KINDS = ('full_attention', 'sliding_attention')
 # Tables that other versions of the format store; they follow from the config.
 _TABLES = ('*rotary_emb.inv_freq',)
-KINDS = ('full_attention', 'sliding_attention')
+_PROJECTIONS = tuple(f'self_attn.{name}_proj' for name in 'qkvo')
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """A checkpoint that is being read, and the sizes of its heads."""
+  """A checkpoint that is being read.
+
+  Attributes:
+    config, tensors: what it consists of.
+    d_model, heads, groups, d_k: the sizes of its attention.
+    layer: what the names of a layer's tensors begin with.
+    norm_bias: whether normalisations have a bias.
+    inputs_first: whether weights are stored as `[in, out]`.
+  """
 
   config: Config
   tensors: Tensors
@@ -30,83 +38,102 @@ class Decoder:
   heads: int
   groups: int
   d_k: int
+  layer: str
+  norm_bias: bool
+  inputs_first: bool
 
   @property
   def num_layers(self) -> int:
     return self.tensors.num_layers
 
-  def projection(self, name: str, count: int, *, bias: bool) -> Linear:
-    """Takes the queries, keys or values of all layers."""
-    size = count * self.d_k
-    return self.tensors.linears(
-      f'{LAYER}self_attn.{name}',
-      (size, self.d_model),
-      _reading.transposed(self.d_model, count, self.d_k),
-      bias=(size,) if bias else None,
-      arrange_bias=_reading.reshaped(count, self.d_k),
-    )
-
-  def output(
-    self, name: str = 'self_attn.o_proj', *, bias: bool = False
+  def linear(
+    self, name: str, inputs: Shape, outputs: Shape, *, bias: bool
   ) -> Linear:
-    """Takes the projection of what the heads say."""
-    return self.tensors.linears(
-      LAYER + name,
-      (self.d_model, self.heads * self.d_k),
-      _reading.transposed(self.heads, self.d_k, self.d_model),
-      bias=(self.d_model,) if bias else None,
-    )
+    """Takes an affine map `[*inputs, *outputs]` of all layers."""
+    sizes = math.prod(inputs), math.prod(outputs)
 
-  def attention(self, *, bias: bool, output_bias: bool = False) -> dict:
+    def arrange(weight):
+      weight = weight if self.inputs_first else weight.T
+      return weight.reshape(*inputs, *outputs)
+
+    shape = sizes if self.inputs_first else sizes[::-1]
+    weight = self.tensors.take(f'{self.layer}{name}.weight', shape, arrange)
+    if not bias:
+      return Linear(weight)
+    shift = self.tensors.take(
+      f'{self.layer}{name}.bias', sizes[1:], lambda x: x.reshape(outputs)
+    )
+    return Linear(weight, shift)
+
+  def attention(
+    self,
+    *,
+    bias: bool,
+    output_bias: bool = False,
+    names: Sequence[str] = _PROJECTIONS,
+  ) -> dict:
     """Takes the four projections of the attention."""
+    query, key, value, output = names
+    stream, every = (self.d_model,), (self.heads, self.d_k)
+    shared = self.groups, self.d_k
     return {
-      'query': self.projection('q_proj', self.heads, bias=bias),
-      'key': self.projection('k_proj', self.groups, bias=bias),
-      'value': self.projection('v_proj', self.groups, bias=bias),
-      'output': self.output(bias=output_bias),
+      'query': self.linear(query, stream, every, bias=bias),
+      'key': self.linear(key, stream, shared, bias=bias),
+      'value': self.linear(value, stream, shared, bias=bias),
+      'output': self.linear(output, every, stream, bias=output_bias),
     }
 
-  def linear(self, name: str, sizes: tuple[int, int], *, bias: bool) -> Linear:
-    """Takes a layer `[in, out]` of the feed-forward network."""
-    shape = sizes[::-1]
-    return self.tensors.linears(
-      LAYER + name, shape, np.transpose, bias=shape[:1] if bias else None
-    )
-
-  def network(self, *, bias: bool = False) -> dict:
-    """Takes a gated feed-forward network."""
-    d, d_ff = self.d_model, self.config.count('intermediate_size')
+  def network(
+    self,
+    gate: str | None = 'mlp.gate_proj',
+    up: str = 'mlp.up_proj',
+    down: str = 'mlp.down_proj',
+    *,
+    bias: bool = False,
+    width: int | None = None,
+  ) -> dict:
+    """Takes a feed-forward network; the config may leave out its `width`."""
+    stream = (self.d_model,)
+    inside = (self.config.count('intermediate_size', width),)
     return {
-      'gate': self.linear('mlp.gate_proj', (d, d_ff), bias=bias),
-      'up': self.linear('mlp.up_proj', (d, d_ff), bias=bias),
-      'down': self.linear('mlp.down_proj', (d_ff, d), bias=bias),
+      'gate': gate and self.linear(gate, stream, inside, bias=bias),
+      'up': self.linear(up, stream, inside, bias=bias),
+      'down': self.linear(down, inside, stream, bias=bias),
     }
 
-  def norms(self, *, has_bias: bool = False, **names: str) -> Norms:
+  def norm(self, name: str, width: int | None = None) -> Norm:
+    """Takes a normalisation, with `{}` in its name that of all layers."""
+    shape = (width or self.d_model,)
+    scale = self.tensors.take(f'{name}.weight', shape)
+    if not self.norm_bias:
+      return Norm(scale)
+    return Norm(scale, self.tensors.take(f'{name}.bias', shape))
+
+  def norms(self, **names: str) -> Norms:
     """Takes normalisations around a sublayer, by their places."""
-    taken = {
-      place: self.tensors.norms(LAYER + name, self.d_model, has_bias=has_bias)
-      for place, name in names.items()
-    }
+    taken = {k: self.norm(self.layer + name) for k, name in names.items()}
     return Norms(**taken)
 
-  def pre_norms(self, *, bias: bool = False) -> dict:
-    """Takes the normalisations before both sublayers, as Llama names them."""
-    names = 'input_layernorm', 'post_attention_layernorm'
-    first, second = (self.norms(input=name, has_bias=bias) for name in names)
-    return {'attention_norms': first, 'ffn_norms': second}
+  def pre_norms(
+    self,
+    attention: str = 'input_layernorm',
+    ffn: str = 'post_attention_layernorm',
+  ) -> dict:
+    """Takes the normalisations before both sublayers."""
+    return {
+      'attention_norms': self.norms(input=attention),
+      'ffn_norms': self.norms(input=ffn),
+    }
 
   def head_norms(self, *, together: bool = False) -> dict:
     """Takes normalisations of queries and keys, for each head or for all."""
 
     def take(name, count):
-      width = count * self.d_k if together else self.d_k
-      norm = self.tensors.norms(
-        f'{LAYER}self_attn.{name}', width, has_bias=False
-      )
+      name = f'{self.layer}self_attn.{name}'
       if not together:
-        return norm
-      return Norm(norm.scale.reshape(-1, count, self.d_k))
+        return self.norm(name, self.d_k)
+      scale = self.norm(name, count * self.d_k).scale
+      return Norm(scale.reshape(-1, count, self.d_k))
 
     return {
       'query_norm': take('q_norm', self.heads),
@@ -118,6 +145,10 @@ class Decoder:
     return RMSNorm(
       self.config.number('rms_norm_eps', default, least=0), **options
     )
+
+  def layer_norm(self, name: str, default: float) -> LayerNorm:
+    """Reads the normalisation."""
+    return LayerNorm(self.config.number(name, default, least=0))
 
   def activation(self, name: str = 'hidden_act', default: str = 'silu'):
     """Reads the activation of the feed-forward network."""
@@ -136,13 +167,26 @@ class Decoder:
     self.config.entries('layer_types', self.num_layers, (kind,))
     return [layer]
 
+  def local(self, default: Callable[[int], bool]) -> list[bool]:
+    """Reads which layers have a window; `default` says it if no field does."""
+    kinds = self.config.entries('layer_types', self.num_layers, KINDS)
+    if kinds is None:
+      return [default(i) for i in range(self.num_layers)]
+    return [kind == 'sliding_attention' for kind in kinds]
+
   def windowed(
     self, layer: Layer, window: int | None, default: Callable[[int], bool]
   ) -> list[Layer]:
-    """Reads which layers have a window; `default` says it if no field does."""
+    """Puts a window into the layers that have one."""
     local = dataclasses.replace(layer, window=window)
-    places = local_layers(self, default)
-    return [local if is_local else layer for is_local in places]
+    return [local if is_local else layer for is_local in self.local(default)]
+
+  def window(self, default: int | None = None) -> int | None:
+    """Reads the window; `default` where the file lacks it, None if null."""
+    if self.config.or_null('sliding_window', default) is None:
+      return None
+    window = self.config.count('sliding_window', default)
+    return min(window, np.iinfo(np.int32).max)  # No prompt is longer.
 
 
 def open_decoder(
@@ -150,27 +194,33 @@ def open_decoder(
   dtype: Any,
   *,
   prefix: str = 'model.',
+  layer: str = 'layers.{}.',
   ignored: Sequence[str] = (),
+  names: Mapping[str, str] | None = None,
   d_k: int | None = None,
   groups: int | None = None,
+  norm_bias: bool = False,
+  inputs_first: bool = False,
 ) -> Decoder:
-  """Reads the sizes of a decoder, and looks at its tensors as `Tensors` does.
+  """Reads the sizes of a model, and looks at its tensors as `Tensors` does.
 
-  `d_k` and `groups` are taken where the config does not say them: None for an
-  equal part of the residual stream, and for one group for each query head.
+  `names` are those of settings that the family calls otherwise. `d_k` and
+  `groups` are taken where the config does not say them: None for an equal part
+  of the residual stream, and for one group for each query head.
   """
-  config = Config(checkpoint.config)
+  config = Config(checkpoint.config, names=names)
   config.require('is_decoder', False, True)  # Both see the past alone.
   d_model = config.count('hidden_size')
   heads = config.count('num_attention_heads')
   groups = config.count('num_key_value_heads', groups or heads)
   if heads % groups:
-    raise ValueError(
-      f"config['num_key_value_heads'] is {groups} for {heads} heads; expected "
-      'a divisor. Check the sizes in config.json.'
+    raise config.error(
+      'num_key_value_heads', groups, f'a divisor of {heads} heads'
     )
   if d_k is None and config.get('head_dim') is None:
-    d_k = _reading.head_width(d_model, heads)
+    if d_model % heads:
+      raise config.error('hidden_size', d_model, f'a multiple of {heads} heads')
+    d_k = d_model // heads
   tensors = Tensors(
     checkpoint.tensors,
     num_layers=config.count('num_hidden_layers'),
@@ -178,8 +228,8 @@ def open_decoder(
     ignored=(*_TABLES, *ignored),
     dtype=dtype,
   )
-  width = config.count('head_dim', d_k)
-  return Decoder(config, tensors, d_model, heads, groups, width)
+  sizes = d_model, heads, groups, config.count('head_dim', d_k)
+  return Decoder(config, tensors, *sizes, layer, norm_bias, inputs_first)
 
 
 def language_model(
@@ -187,58 +237,42 @@ def language_model(
   block: dict,
   architecture: dict,
   *,
-  layers: Sequence[Layer],
+  layers: Sequence[Layer] = (Layer(),),
   tied: bool = False,
   embedding: str = 'embed_tokens',
-  head: str = 'lm_head',
-  final_norm: str = 'norm',
-  has_bias: bool = False,
+  head: str | None = 'lm_head',
+  final_norm: str | None = 'norm',
+  context: int | None = 2048,
   **options: Any,
 ) -> LanguageModel:
   """Puts a model together and checks that nothing of the checkpoint is left.
 
   `block` and `architecture` are parts of those of `transformer`; equal `layers`
-  become one. `tied` says whether the embedding serves as head where the config
-  does not, `has_bias` whether the last normalisation has a bias.
+  become one. `tied` says whether the embedding serves as head, and `context`
+  how long it is, where the config does not.
   """
   config, tensors = decoder.config, decoder.tensors
   shape = config.count('vocab_size'), decoder.d_model
-  tied = config.switch('tie_word_embeddings', tied)
+  tied = config.switch('tie_word_embeddings', tied) and head is not None
   weight = f'{embedding}.weight'
   model = LanguageModel(
-    head=tensors.head(weight, shape, tied=tied, name=f'{head}.weight'),
-    embedding=tensors.array(weight, shape),
+    head=tensors.head(f'{head}.weight', weight, shape, tied=tied)
+    if head
+    else None,
+    embedding=tensors.take(weight, shape),
     blocks=transformer.Block(**block),
-    final_norm=tensors.norm(final_norm, decoder.d_model, has_bias=has_bias),
+    final_norm=decoder.norm(final_norm) if final_norm else None,
     architecture=transformer.Architecture(
       **({'visible': transformer.causal} | architecture),
       layers=tuple(layers) if len(set(layers)) > 1 else tuple(layers[:1]),
     ),
-    context_length=config.count('max_position_embeddings', 2048),
+    context_length=config.count('max_position_embeddings', context),
     tied=tied,
     **options,
   )
   tensors.check_all_taken()
-  config.check_all_read()
+  config.check_all_read(ABSENT.items(), HARMLESS)
   return model
-
-
-def local_layers(
-  decoder: Decoder, default: Callable[[int], bool]
-) -> list[bool]:
-  """Reads which layers have a window; `default` says it if no field does."""
-  kinds = decoder.config.entries('layer_types', decoder.num_layers, KINDS)
-  if kinds is None:
-    return [default(i) for i in range(decoder.num_layers)]
-  return [kind == 'sliding_attention' for kind in kinds]
-
-
-def window_of(decoder: Decoder, default: int | None = None) -> int | None:
-  """Reads the window; `default` where the file lacks it, None if it is null."""
-  if decoder.config.or_null('sliding_window', default) is None:
-    return None
-  window = decoder.config.count('sliding_window', default)
-  return min(window, np.iinfo(np.int32).max)  # No prompt is longer.
 
 
 def in_parts(linear: Linear, *sizes: int) -> list[Linear]:

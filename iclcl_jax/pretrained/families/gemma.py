@@ -14,9 +14,8 @@ def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `gemma2` (arXiv:2408.00118)."""
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   rotation = read_rotary(decoder)
-  window = _decoder.window_of(decoder, 4096)
   layers = decoder.windowed(
-    Layer(rotation=rotation), window, lambda i: i % 2 == 0
+    Layer(rotation=rotation), decoder.window(4096), lambda i: i % 2 == 0
   )
   return _model(decoder, layers, caps=(50.0, 30.0))
 
@@ -25,27 +24,19 @@ def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `gemma3_text` (arXiv:2503.19786)."""
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   config = decoder.config
-  window = _decoder.window_of(decoder, 4096)
+  window = decoder.window(4096)
   config.require('attn_logit_softcapping')
   pattern = config.count('sliding_window_pattern', 6)
   config.get('_sliding_window_pattern')  # A copy for files with layer_types.
-  local = _decoder.local_layers(decoder, lambda i: (i + 1) % pattern != 0)
-  new = config.get('rope_parameters', {})
-  old = config.get('rope_scaling', {})
-  parts = [old, *new.values()] if isinstance(new, Mapping) else [None]
-  if not all(isinstance(part, Mapping) for part in parts) or (
-    set(new) - set(_decoder.KINDS)
-  ):
-    raise ValueError(
-      f"config['rope_parameters'] is {new!r}; expected settings for each of "
-      f'{" and ".join(_decoder.KINDS)}. Copy config.json again.'
-    )
+  local = decoder.local(lambda i: (i + 1) % pattern != 0)
+  new, old = config.object('rope_parameters'), config.object('rope_scaling')
+  for kind, settings in new.items():
+    if kind not in _decoder.KINDS or not isinstance(settings, Mapping):
+      expected = f'settings for each of {" and ".join(_decoder.KINDS)}'
+      raise config.error('rope_parameters', new, expected)
   far = {**new.get('full_attention', {}), **old}
   if old and 'rope_type' not in far:
-    raise ValueError(
-      f"config['rope_scaling'] is {old!r} without a "
-      "'rope_type', which others ignore; expected one, or null."
-    )
+    raise config.error('rope_scaling', old, "a 'rope_type' in it, or null")
   near = new.get('sliding_attention', {})
   layers = {
     False: Layer(rotation=rotary_of(config, far, decoder.d_k, base=1e6)),

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint, reshaped
+from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
 
-_LAYER = _decoder.LAYER
 _YARN = {
   'rope_type': 'yarn',
   'factor': 32.0,
@@ -44,19 +43,18 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   chosen = config.count('num_experts_per_tok', 4)
   config.require('experts_per_token', chosen)
   if chosen > (experts := config.count('num_local_experts', 128)):
-    raise ValueError(
-      f"config['num_experts_per_tok'] is {chosen}, but there are {experts} "
-      'experts; expected no more. Check the sizes in config.json.'
+    raise config.error(
+      'num_experts_per_tok', chosen, f'no more than {experts} experts'
     )
   rotation = read_rotary(decoder, base=150_000.0, settings=_YARN)
-  window = _decoder.window_of(decoder, 128)
+  window = decoder.window(128)
   layers = decoder.windowed(
     Layer(rotation=rotation), window, lambda i: i % 2 == 0
   )
   bias = config.switch('attention_bias', True)
   block = decoder.attention(bias=bias, output_bias=bias) | decoder.pre_norms()
-  block['sinks'] = decoder.tensors.stacked(
-    _LAYER + 'self_attn.sinks', (decoder.heads,)
+  block['sinks'] = decoder.tensors.take(
+    f'{decoder.layer}self_attn.sinks', (decoder.heads,)
   )
   return _decoder.language_model(
     decoder,
@@ -76,10 +74,9 @@ def _experts(decoder) -> dict:
   config, d = decoder.config, decoder.d_model
   experts = config.count('num_local_experts', 128)
   d_ff = config.count('intermediate_size')
-  stacked = decoder.tensors.stacked
-  place = f'{_LAYER}mlp.experts.'
-  joint = stacked(place + 'gate_up_proj', (experts, d, 2 * d_ff))
-  shifts = stacked(place + 'gate_up_proj_bias', (experts, 2 * d_ff))
+  take, place = decoder.tensors.take, f'{decoder.layer}mlp.experts.'
+  joint = take(place + 'gate_up_proj', (experts, d, 2 * d_ff))
+  shifts = take(place + 'gate_up_proj_bias', (experts, 2 * d_ff))
 
   def branch(start: int) -> Linear:
     weight = jnp.swapaxes(joint[..., start::2], 1, 2)  # [L, d, E, d_ff]
@@ -87,11 +84,12 @@ def _experts(decoder) -> dict:
     bias = shifts[..., start::2].reshape(len(weight), -1)
     return Linear(weight.reshape(shape), bias)
 
-  together = reshaped(experts * d_ff, d)
-  down = stacked(place + 'down_proj', (experts, d_ff, d), together)
+  down = take(
+    place + 'down_proj', (experts, d_ff, d), lambda x: x.reshape(-1, d)
+  )
   return {
-    'router': decoder.linear('mlp.router', (d, experts), bias=True),
+    'router': decoder.linear('mlp.router', (d,), (experts,), bias=True),
     'gate': branch(0),
     'up': branch(1),
-    'down': Linear(down, stacked(place + 'down_proj_bias', (experts, d))),
+    'down': Linear(down, take(place + 'down_proj_bias', (experts, d))),
   }

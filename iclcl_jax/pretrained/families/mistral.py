@@ -15,7 +15,7 @@ def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   for name in ('attention_bias', 'mlp_bias'):
     decoder.config.require(name, False)
   rotation = read_rotary(decoder)
-  layer = Layer(rotation=rotation, window=_decoder.window_of(decoder, 4096))
+  layer = Layer(rotation=rotation, window=decoder.window(4096))
   return _decoder.language_model(
     decoder,
     decoder.attention(bias=False) | decoder.network() | decoder.pre_norms(),

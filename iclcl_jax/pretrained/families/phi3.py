@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from iclcl_jax.pretrained import _reading
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
+from iclcl_jax.pretrained._reading import Checkpoint, split_heads
 from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer, Linear
@@ -19,7 +18,7 @@ def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     decoder.config.require(name, 1)
   part = decoder.config.get('partial_rotary_factor', 1.0)
   rotation = read_rotary(decoder, partial=part)
-  window = _decoder.window_of(decoder)
+  window = decoder.window()
   return _decoder.language_model(
     decoder,
     _attention(decoder) | _network(decoder) | decoder.pre_norms(),
@@ -36,20 +35,22 @@ def _attention(decoder) -> dict:
     'value': decoder.groups,
   }
   sizes = [count * decoder.d_k for count in counts.values()]
+  stream, heads = (decoder.d_model,), (decoder.heads, decoder.d_k)
   joint = decoder.linear(
-    'self_attn.qkv_proj', (decoder.d_model, sum(sizes)), bias=False
+    'self_attn.qkv_proj', stream, (sum(sizes),), bias=False
   )
   parts = _decoder.in_parts(joint, *sizes)
   return {
-    name: Linear(_reading.split_heads(part.weight, count))
+    name: Linear(split_heads(part.weight, count))
     for (name, count), part in zip(counts.items(), parts, strict=True)
-  } | {'output': decoder.output()}
+  } | {'output': decoder.linear('self_attn.o_proj', heads, stream, bias=False)}
 
 
 def _network(decoder) -> dict:
   """The gate stands before the other branch in one projection."""
-  d, d_ff = decoder.d_model, decoder.config.count('intermediate_size')
-  joint = decoder.linear('mlp.gate_up_proj', (d, 2 * d_ff), bias=False)
+  d_ff = decoder.config.count('intermediate_size')
+  stream = (decoder.d_model,)
+  joint = decoder.linear('mlp.gate_up_proj', stream, (2 * d_ff,), bias=False)
   gate, up = _decoder.in_parts(joint, d_ff, d_ff)
-  down = decoder.linear('mlp.down_proj', (d_ff, d), bias=False)
+  down = decoder.linear('mlp.down_proj', (d_ff,), stream, bias=False)
   return {'gate': gate, 'up': up, 'down': down}

@@ -27,7 +27,7 @@ def _model(decoder, attention: dict) -> LanguageModel:
   config = decoder.config
   # A window may stand in the config and apply to no layer.
   has_window = config.switch('use_sliding_window', False)
-  window = _decoder.window_of(decoder, 4096) if has_window else None
+  window = decoder.window(4096) if has_window else None
   config.get('sliding_window')
   config.require('use_mrope', False)
   name = 'max_window_layers'

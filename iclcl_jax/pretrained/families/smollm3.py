@@ -21,10 +21,8 @@ def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   ]
   config.get('max_window_layers')  # The rotations decide.
   has_window = config.switch('use_sliding_window', False)
-  window = _decoder.window_of(decoder)
-  local = _decoder.local_layers(
-    decoder, lambda i: has_window and not rotated[i]
-  )
+  window = decoder.window()
+  local = decoder.local(lambda i: has_window and not rotated[i])
   rotation = read_rotary(decoder, base=2e6)
   return _decoder.language_model(
     decoder,
