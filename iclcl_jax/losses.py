@@ -16,7 +16,6 @@ References:
   (`negatives`; those of each token in v2), where no other source is named.
 """
 
-import functools
 import inspect
 from typing import Any, TypeVar
 
@@ -224,7 +223,6 @@ def check_sum(loss: Loss) -> None:
 
   Losses that hold traced or fixed-size arrays cannot be tried.
   """
-  loss = with_normaliser(loss, 1.0)
   with jax.ensure_compile_time_eval():
     try:
       is_sum = _is_sum(loss, np.array(_TRIED), np.array([2, 0, 3, 1]))
@@ -254,7 +252,6 @@ def _is_sum(loss: Loss, tried: Any, order: Any) -> Array:
 
 def check_loss(loss: Loss) -> None:
   """Checks that a loss is a function of two arrays."""
-  loss = with_normaliser(loss, 1.0)
   arguments = 'predictions [N, d_v], values [N, d_v]'
   expected = f'loss({arguments}) -> [], such as losses.contrastive'
   _validate.check_function('loss', loss, 2, expected)
@@ -267,26 +264,9 @@ def check_penalty(penalty: Penalty | None) -> None:
     _validate.check_function('penalty', penalty, 1, expected)
 
 
-def declares_normaliser(loss: Loss) -> bool:
-  """Whether a loss has a keyword `normaliser` that is not bound yet."""
-  parameter = _parameter(loss, 'normaliser')
-  return parameter is not None and parameter.default is parameter.empty
-
-
-def with_normaliser(loss: Loss, normaliser: Any) -> Loss:
-  """Binds the keyword `normaliser` of a loss that declares one."""
-  if not declares_normaliser(loss):
-    return loss
-  return functools.partial(loss, normaliser=normaliser)
-
-
 def declares_mask(loss: Loss) -> bool:
   """Whether a loss has a keyword `mask [N]`, and so leaves rows out itself."""
-  return _parameter(loss, 'mask') is not None
-
-
-def _parameter(loss: Loss, name: str) -> inspect.Parameter | None:
   try:
-    return inspect.signature(loss).parameters.get(name)
+    return 'mask' in inspect.signature(loss).parameters
   except (TypeError, ValueError):  # A builtin tells nothing.
-    return None
+    return False

@@ -2,8 +2,7 @@
 
 A matrix product in float32 means different things on different machines: one
 bfloat16 pass on a TPU by default, TF32 on recent GPUs, float32 on a CPU. An
-`Arithmetic` names what ran, and `BFLOAT16_OPERANDS` emulates the TPU default
-anywhere, by rounding the operands of every product.
+`Arithmetic` names what ran.
 
 Inputs of 16 bits are multiplied as they are; every sum over tokens and every
 state is kept in float32, and results are cast back (`widen`, `product`,
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
@@ -142,85 +140,7 @@ def platform_default(fn: Callable[..., Any]) -> Callable[..., Any]:
   return jax.default_matmul_precision('default')(fn)
 
 
-def round_operands(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Rounds the operands of every matrix product of `fn` to bfloat16.
-
-  A function transformation, like `jax.grad`: no function under test needs an
-  argument for it, and products inside `jit`, `scan`, and derivatives are
-  reached. The arguments of `fn` are any pytrees of arrays.
-
-  Example:
-    >>> x = jnp.full((1, 1), 1.00390625)  # 1 + 2**-8 needs 8 fraction bits.
-    >>> float(round_operands(jnp.matmul)(x, x)[0, 0])
-    1.0
-  """
-
-  def wrapped(*args):
-    closed, shapes = jax.make_jaxpr(highest(fn), return_shape=True)(*args)
-    leaves = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-  return wrapped
-
-
-def _round(x: jax.Array) -> jax.Array:
-  return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-
-def _evaluate(jaxpr, consts, args) -> list:
-  """Evaluates a jaxpr, rounding what goes into `dot_general`."""
-  values = dict(zip(jaxpr.constvars, consts, strict=True))
-  values |= dict(zip(jaxpr.invars, args, strict=True))
-
-  def get(atom):
-    is_literal = isinstance(atom, jax.extend.core.Literal)
-    return atom.val if is_literal else values[atom]
-
-  for eqn in jaxpr.eqns:
-    inputs = [get(atom) for atom in eqn.invars]
-    body = _custom_body(eqn)
-    if body is not None:
-      outputs = _evaluate(body.jaxpr, body.consts, inputs)
-    else:
-      if eqn.primitive.name == 'dot_general':
-        inputs = [_round(x) for x in inputs]
-      params = {name: _rewrite(p) for name, p in eqn.params.items()}
-      outputs = eqn.primitive.bind(*inputs, **params)
-    outputs = outputs if eqn.primitive.multiple_results else [outputs]
-    values |= dict(zip(eqn.outvars, outputs, strict=True))
-  return [get(atom) for atom in jaxpr.outvars]
-
-
-def _custom_body(eqn) -> jax.extend.core.ClosedJaxpr | None:
-  """Returns the body of a `custom_jvp`, `_vjp` or `_vmap`, unbatched."""
-  names = ('call_jaxpr', 'fun_jaxpr', 'call')
-  bodies = [eqn.params[name] for name in names if name in eqn.params]
-  is_custom = eqn.primitive.name.startswith('custom_')
-  return bodies[0] if is_custom and bodies else None
-
-
-def _rewrite(param: Any) -> Any:
-  """Rounds inside the bodies of `jit`, `scan`, `while`, `cond`, `remat`."""
-  if type(param) is tuple:  # Not a NamedTuple: those hold no bodies.
-    return tuple(_rewrite(item) for item in param)
-  if isinstance(param, jax.extend.core.ClosedJaxpr):
-    body, consts = param.jaxpr, param.consts
-  elif isinstance(param, jax.extend.core.Jaxpr):
-    body, consts = param, ()
-  else:
-    return param
-  closed = jax.make_jaxpr(lambda *args: _evaluate(body, consts, args))(
-    *(var.aval for var in body.invars)
-  )
-  return (
-    closed if isinstance(param, jax.extend.core.ClosedJaxpr) else closed.jaxpr
-  )
-
-
 HIGHEST = Arithmetic(name='highest', transform=highest)
 PLATFORM_DEFAULT = Arithmetic(
   name='platform default', transform=platform_default, reduced_tolerance=2e-2
-)
-BFLOAT16_OPERANDS = Arithmetic(
-  name='bfloat16 operands', transform=round_operands, reduced_tolerance=2e-2
 )

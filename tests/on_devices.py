@@ -191,7 +191,7 @@ def cases_of_dual(phi):
     'one_step in chunks': lambda t: dual.one_step(
       phi, first(t), t.keys, t.values, mask=t.mask, **CHUNK
     ),
-    'train_and_observe': lambda t: dual.train_and_observe(
+    'train, observed': lambda t: dual.train(
       phi,
       *(first(t), t.keys, t.values),
       observe=lambda state: dual.predict(phi, state, jnp.ones(4)),

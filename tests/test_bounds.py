@@ -335,46 +335,6 @@ def _losses(phi):
   return measure
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_a_mask_removes_demonstrations(name):
-  """NaN in masked rows goes nowhere, and N counts the visible ones."""
-  keys, values = draw(6, seed=16)
-  mask = np.array([True, False, True, True, False, True])
-  broken = [np.where(mask[:, None], x, np.nan) for x in (keys, values)]
-  phi, key = BOTH[name], jax.random.key(5)
-
-  @jax.jit
-  def measure(keys, values, mask):
-    bound = bounds.generalization_bound(
-      phi, keys, values, radius=1.0, loss_bound=1.0, delta=0.1, mask=mask
-    )
-    sample = bounds.mean_embedding(phi, keys, values, mask=mask)
-    state = dual.zero_shot(phi, *draw(2, seed=17))
-    draws = bounds.rademacher_draws(
-      key, phi, keys, values, radius=1.0, num_draws=4, mask=mask
-    )
-    return draws.log_value, [
-      *bound,
-      jax.nn.logsumexp(bounds.log_diagonal(phi, keys, mask=mask)),
-      bounds.gap_supremum(phi, state, sample, radius=1.0),
-      bounds.representation_loss(phi, state, keys, values, mask=mask),
-    ]
-
-  draws, found = measure(*broken, mask)
-  # The same tokens, in front: nothing but their order may matter.
-  order = np.argsort(~mask, kind='stable')
-  _, moved = measure(*(x[order] for x in broken), mask[order])
-  shown = np.arange(6)[mask]
-  _, expected = measure(keys[shown], values[shown], np.ones(4, bool))
-  for a, b, c in zip(
-    *map(jax.tree.leaves, (found, moved, expected)), strict=True
-  ):
-    np.testing.assert_allclose([a, b], c, rtol=1e-12)
-  zeros = values * mask[:, None]
-  same, _ = measure(keys, zeros, np.ones(6, bool))
-  np.testing.assert_allclose(draws, same + math.log(6 / 4), rtol=1e-12)
-
-
 @pytest.mark.parametrize('ball', BALLS)
 @pytest.mark.parametrize('name', NAMES)
 def test_logarithms_are_finite_at_any_norm(name, ball):
@@ -666,8 +626,6 @@ def gap(phi, population, sample, **options):
     (r'delta is 1; expected a probability in \(0, 1\)',
      lambda: total(delta=1.0)),
     ('ball is a str; expected a Ball', lambda: total(ball='frobenius')),
-    (r'mask has shape \[2\]; expected \[3\]',
-     lambda: total(mask=np.ones(2, bool))),
     ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),
     ('num_demonstrations is 0', lambda: bounds.one_sided_bound(1.0, 0, **GOOD)),
     ('second_moment is -1', lambda: bounds.one_sided_bound(-1.0, 3, **GOOD)),

@@ -141,7 +141,7 @@ CALLS = {
   'dual.train': lambda: dual.train(
     PHI, STATE, X, V, num_epochs=1, batch_size=2, optimizer=optax.sgd(0.1, 0.9)
   ),
-  'dual.train_and_observe': lambda: dual.train_and_observe(
+  'dual.train, observed': lambda: dual.train(
     PHI,
     STATE,
     X,
@@ -160,11 +160,6 @@ CALLS = {
       PHI, W, X, V, loss=own_loss(), num_query_tokens=1
     ).attention
   ),
-  'equivalence.verify in bfloat16': lambda: (
-    equivalence.verify(
-      PHI, W, X, V, arithmetic=precision.BFLOAT16_OPERANDS
-    ).attention
-  ),
   'equivalence.verify of your own': lambda: (
     equivalence.verify(
       KERNEL,
@@ -174,15 +169,15 @@ CALLS = {
       attention_fn=lambda phi, *x: attention.kernel_attention(phi, *x),
     ).attention
   ),
-  'equivalence.verify_model in bfloat16': lambda: (
+  'equivalence.verify_model by default': lambda: (
     equivalence.verify_model(
-      ARCHITECTURE, BLOCKS, X, arithmetic=precision.BFLOAT16_OPERANDS
+      ARCHITECTURE, BLOCKS, X, arithmetic=precision.PLATFORM_DEFAULT
     ).residuals
   ),
   'modified call': lambda: attend()(PHI, W, X, V),
   'modified stream': lambda: attend().stream(PHI, X, X, V),
   'modified causal': lambda: attend().causal(PHI, X, X, V, mask=MASK),
-  'modified labels': lambda: attend().labels(PHI, W, X, V),
+  'modified labels': lambda: attend().labels(PHI, X, V),
   'modified.negative': lambda: modified.negative(
     num_negatives=2,
     strength=0.5,
@@ -194,9 +189,6 @@ CALLS = {
   'modified.augmented': lambda: modified.augmented(
     augment_values=lambda v: 2 * v
   )(PHI, W, X, V),
-  'precision.round_operands': lambda: precision.round_operands(jnp.matmul)(
-    X, X.T
-  ),
   'projections.orthogonal': lambda: projections.orthogonal(
     jax.random.key(0), 6, 4
   ),
@@ -504,7 +496,7 @@ FIRST = {
       'dual.one_step_autodiff',
       'modified call',
       'equivalence.verify of your own',
-      'equivalence.verify_model in bfloat16',
+      'equivalence.verify_model by default',
       'pretrained.generate',
       'pretrained.logits',
     )

@@ -228,7 +228,7 @@ def test_distance_to_attention_along_the_way(name):
   for epochs in (1, 4):
     rows, optimizer = (keys[:5], values[:5]), optax.sgd(1 / epochs)
     trajectory = fit(
-      dual.train_and_observe,
+      dual.train,
       phi,
       start,
       *rows,

@@ -373,21 +373,6 @@ def test_regularised_training_matches_its_closed_form(strength):
   _close(dual.predict(phi, state, query), expected, jnp.float64)
 
 
-def test_loss_with_normaliser_sees_that_of_the_query():
-  phi, query, keys, values = _problem(7, (6, 3, 2, 16), jnp.float64)
-  seen = []
-
-  def loss(predictions, values, *, normaliser):
-    seen.append(normaliser)
-    return -normaliser * jnp.sum(predictions * values)
-
-  output = modified.attention_from_loss(loss)(phi, query, keys, values)
-  normaliser = dual.normaliser(phi, keys, query)
-  plain = attention.kernel_attention(phi, query, keys, values)
-  _close(output, normaliser * plain, jnp.float64, float(normaliser))
-  assert seen
-
-
 @pytest.mark.parametrize('name', ['positive', 'softmax'])
 @pytest.mark.parametrize('num_query_tokens', [0, 1])
 def test_a_penalty_with_a_slope_at_zero_counts(name, num_query_tokens):
@@ -494,14 +479,6 @@ def test_what_is_no_loss_or_no_constant_optimizer_is_named():
 
 def test_doors_that_do_not_fit_are_errors():
   phi, query, keys, values = _problem(9, (6, 3, 2, 16), jnp.float64)
-
-  def needs_normaliser(predictions, values, *, normaliser):
-    return -normaliser * jnp.sum(predictions * values)
-
-  with pytest.raises(ValueError, match='keyword normaliser'):
-    modified.attention_from_loss(needs_normaliser).stream(
-      phi, keys, keys, values
-    )
   cosine = modified.attention_from_loss(losses.cosine)
   for call in (
     lambda: cosine(phi, query, keys, values),

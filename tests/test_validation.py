@@ -56,7 +56,6 @@ FUNCTIONS = {
   dual.one_step: 'phi state keys values mask',
   dual.one_step_autodiff: 'phi state keys values mask',
   dual.train: 'phi state keys values',
-  dual.train_and_observe: 'phi state keys values',
   dual.normaliser: 'phi keys query mask',
   dual.predict: 'phi state query',
   equivalence.residuals: 'phi query keys values mask',
@@ -64,7 +63,6 @@ FUNCTIONS = {
 }
 OPTIONS = {
   dual.train: TRAIN,
-  dual.train_and_observe: TRAIN | {'observe': lambda state: state.mass},
 }
 
 
@@ -276,7 +274,7 @@ OPTIONS_OUT_OF_RANGE = [
     N + 1,
     r'is 6; expected at most the number of .*5',
   ),
-  (dual.train_and_observe, 'observe', 'mass', r'is a str; expected a function'),
+  (dual.train, 'observe', 'mass', r'is a str; expected a function'),
   (dual.predict, 'normaliser', np.inf, r'is inf; expected a finite'),
   (equivalence.verify, 'num_query_tokens', -1, r'is -1; .*integer >= 0'),
   (equivalence.residuals, 'num_query_tokens', N, r'is 5 of 5 tokens; .*fewer'),

@@ -307,10 +307,8 @@ def test_16_bits_limit_the_verdict(dtype):
   assert 'fails' in equivalence.verify_heads(q, k, v, wrong).verdict
 
 
-@pytest.mark.parametrize(
-  'arithmetic', [precision.BFLOAT16_OPERANDS, precision.PLATFORM_DEFAULT]
-)
-def test_reduced_arithmetic_limits_the_verdict(arithmetic):
+def test_reduced_arithmetic_limits_the_verdict():
+  arithmetic = precision.PLATFORM_DEFAULT
   q, k, v = tokens()
   h = jax.nn.dot_product_attention(q, k, v)
   certificate = equivalence.verify_heads(q, k, v, h, arithmetic=arithmetic)

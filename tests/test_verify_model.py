@@ -117,11 +117,11 @@ def test_reduced_precision_is_a_verdict_of_its_own():
     architecture,
     made.make_blocks('gpt2', 1, 'float32'),
     made.make_tokens(dtype='float32'),
-    arithmetic=precision.BFLOAT16_OPERANDS,
+    arithmetic=precision.PLATFORM_DEFAULT,
   )
   assert certificate.verdict == 'precision-limited', str(certificate)
   assert not certificate.holds
-  assert certificate.precision == 'bfloat16 operands'
+  assert certificate.precision == 'platform default'
 
 
 def test_certificate_prints_and_converts():

@@ -78,7 +78,7 @@ def descend(
     return dual.predict(phi, state, query, normaliser=normaliser)
 
   start = dual.zero_shot(phi, keys[size:], values[size:])
-  trajectory = dual.train_and_observe(
+  trajectory = dual.train(
     phi,
     start,
     keys[:size],

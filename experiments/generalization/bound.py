@@ -91,9 +91,9 @@ def _kernel_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
   return _gap(kernel, inputs, values, known.softmax, supremum, delta)
 
 
-def kernel_norm(kernel, inputs, values, mask=None) -> Float[Array, '']:
+def kernel_norm(kernel, inputs, values) -> Float[Array, '']:
   """The norm of the mean embedding of one sample."""
-  sample = bounds.mean_embedding(kernel, inputs, values, mask=mask)
+  sample = bounds.mean_embedding(kernel, inputs, values)
   nothing = bounds.mean_embedding(kernel, inputs[:1], 0 * values[:1])
   return bounds.gap_supremum(kernel, nothing, sample, radius=1.0).value
 

@@ -63,8 +63,10 @@ def measure(config: 'Config') -> Results:
       keys = jnp.where(scale > 0, scale * normal, uniform)
 
       def gap(size):
-        shown = jnp.arange(largest) < size
-        return bound.kernel_norm(kernel, keys[:largest], signs, shown)
+        # The mean over the first ones as one over all, of a fixed shape.
+        shown = jnp.arange(largest)[:, None] < size
+        values = jnp.where(shown, signs * largest / size, 0)
+        return bound.kernel_norm(kernel, keys[:largest], values)
 
       return Regime(
         running_log_trace(keys, counts),

@@ -144,7 +144,7 @@ def descend(loss, start, keys, values, length, num_steps: int):
   """
   whole = dual.one_step_autodiff(IDENTITY, start, keys, values, loss=loss)
   rate = length / jnp.linalg.norm(_weights(whole) - start.weights)
-  return dual.train_and_observe(
+  return dual.train(
     IDENTITY,
     start,
     keys,

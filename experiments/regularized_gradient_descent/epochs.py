@@ -89,7 +89,7 @@ def train(
     return dual.predict(phi, state, prompt.query, normaliser=prompt.normaliser)
 
   start = dual.zero_shot(phi, keys[size:], values[size:])
-  outputs = dual.train_and_observe(
+  outputs = dual.train(
     phi,
     start,
     keys[:size],

@@ -27,11 +27,10 @@ read in chunks: no `[N, R]` or `[N, N]` array is held.
 
 Arguments, where a function does not describe them: `phi` is a feature map or
 kernel, `keys` `[N, d_k]` are inputs of the demonstrations and `values`
-`[N, d_v]` their labels, `mask` `[N]` says which are valid (None for all),
-`radius` is the radius `w > 0` of the `ball`, and `delta` the probability of
-failure, in (0, 1). All functions raise `ValueError` where ranks, sizes or
-dtypes disagree, no demonstration is left, a state does not belong to `phi`, or
-a number is not finite or out of its range.
+`[N, d_v]` their labels, `radius` is the radius `w > 0` of the `ball`, and
+`delta` the probability of failure, in (0, 1). All functions raise `ValueError`
+where ranks, sizes or dtypes disagree, there is no demonstration, a state does
+not belong to `phi`, or a number is not finite or out of its range.
 
 References:
   Ren & Liu, arXiv:2310.13220v2, section 3.3 and Theorem 3.2, there as an order

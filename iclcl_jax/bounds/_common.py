@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax.precision import accumulation_dtype
-from iclcl_jax.types import Array, Float, Mask
+from iclcl_jax.types import Array, Float
 
 CHUNK_SIZE = 512
 
@@ -113,17 +112,6 @@ def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
   return jnp.where(empty, -jnp.inf, logs)
 
 
-def count(rows: Float[Array, 'N d'], mask: Mask | None) -> Float[Array, '']:
-  """Counts the visible rows, in their dtype or float32."""
-  dtype = accumulation_dtype(rows.dtype)
-  if mask is None:
-    return jnp.asarray(rows.shape[0], dtype)
-  _validate.look(_check_any, mask)
-  return jnp.sum(mask).astype(dtype)
-
-
-def _check_any(mask: Mask) -> None:
-  if not np.any(mask):
-    raise ValueError(
-      'mask leaves no demonstration; expected at least one visible row.'
-    )
+def count(rows: Float[Array, 'N d']) -> Float[Array, '']:
+  """Counts the rows, in their dtype or float32."""
+  return jnp.asarray(rows.shape[0], accumulation_dtype(rows.dtype))

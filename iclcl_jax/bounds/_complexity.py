@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax.bounds._common import (
   FROBENIUS,
@@ -19,7 +19,7 @@ from iclcl_jax.bounds._common import (
 )
 from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
 from iclcl_jax.precision import accumulation_dtype
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, PRNGKeyArray
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, PRNGKeyArray
 
 
 @door
@@ -30,7 +30,6 @@ def rademacher_bound(
   *,
   radius: Positive,
   ball: Ball = FROBENIUS,
-  mask: Mask | None = None,
 ) -> LogValue:
   r"""Bounds the empirical Rademacher complexity in closed form.
 
@@ -47,9 +46,9 @@ def rademacher_bound(
   """
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)
-  diagonal = wide_log_diagonal(phi, keys, mask)
-  lengths = log_norm(moments.visible(values, mask).astype(dtype))
-  size = count(values, mask)
+  diagonal = wide_log_diagonal(phi, keys)
+  lengths = log_norm(values.astype(dtype))
+  size = count(values)
   rank = jnp.minimum(values.shape[1], size)
   if _validate.is_feature_map(phi):
     row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
@@ -73,7 +72,6 @@ def rademacher_draws(
   radius: Positive,
   num_draws: int,
   ball: Ball = FROBENIUS,
-  mask: Mask | None = None,
 ) -> LogValue:
   r"""Draws `P` sign vectors; returns the exact supremum over the ball for each.
 
@@ -98,10 +96,9 @@ def rademacher_draws(
     row_key = jax.random.fold_in(key, row)
     return jax.random.rademacher(row_key, (num_draws,), values.dtype)
 
-  labels = moments.visible(values, mask)[:, None]
-  labels = jax.vmap(signs)(jnp.arange(len(values)))[..., None] * labels
-  logs = log_norms(phi, keys, labels, ball, mask)
-  size = jnp.log(count(values, mask))
+  labels = jax.vmap(signs)(jnp.arange(len(values)))[..., None] * values[:, None]
+  logs = log_norms(phi, keys, labels, ball)
+  size = jnp.log(count(values))
   logs = logs + (log_positive('radius', radius, logs.dtype) - size)
   return LogValue(logs.astype(values.dtype))
 
@@ -133,7 +130,6 @@ def generalization_bound(
   loss_bound: Positive,
   delta: float | Array,
   ball: Ball = FROBENIUS,
-  mask: Mask | None = None,
 ) -> GeneralizationBound:
   r"""Bounds the gap from the demonstrations alone: Theorem 3.2 with constants.
 
@@ -156,15 +152,8 @@ def generalization_bound(
     4.074305
   """
   values = jnp.asarray(values)
-  complexity = rademacher_bound(
-    phi,
-    keys,
-    values,
-    radius=radius,
-    ball=ball,
-    mask=mask,
-  )
-  rate = _log_rate(2, delta, count(values, mask))
+  complexity = rademacher_bound(phi, keys, values, radius=radius, ball=ball)
+  rate = _log_rate(2, delta, count(values))
   log_bound = log_positive('loss_bound', loss_bound, rate.dtype)
   confidence = log_bound + math.log(6) + rate
   return GeneralizationBound(
@@ -219,7 +208,6 @@ def published_bound(
   value_bound: Positive,
   dimension_factor: float | Array,
   delta: float | Array,
-  mask: Mask | None = None,
 ) -> GeneralizationBound:
   r"""Evaluates Theorem 3.2 as published, its hidden constants set to 1.
 
@@ -239,8 +227,8 @@ def published_bound(
     >>> round(float(bound.complexity.value), 6)
     1.5
   """
-  trace = jax.nn.logsumexp(wide_log_diagonal(phi, keys, mask))
-  keys, size = jnp.asarray(keys), count(keys, mask)
+  trace = jax.nn.logsumexp(wide_log_diagonal(phi, keys))
+  keys, size = jnp.asarray(keys), count(keys)
   factors = (
     log_positive('radius', radius, size.dtype)
     + log_positive('value_bound', value_bound, size.dtype)

@@ -9,7 +9,7 @@ from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
 from iclcl_jax.bounds._common import CHUNK_SIZE, Ball, log_norm
 from iclcl_jax.precision import accumulation_dtype
-from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, Mask
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel
 
 # Rows of the matrix of a kernel that are held at a time.
 _NUM_ROWS = 64
@@ -19,22 +19,19 @@ _NUM_ROWS = 64
 def log_diagonal(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
-  *,
-  mask: Mask | None = None,
 ) -> Float[Array, ' N']:
-  r"""Returns :math:`\log k(k_i, k_i)` for every key, `-inf` for masked ones.
+  r"""Returns :math:`\log k(k_i, k_i)` for every key.
 
   Example:
     >>> log_diagonal(kernels.ExponentialKernel(), jnp.ones((2, 4))).tolist()
     [2.0, 2.0]
   """
   keys = jnp.asarray(keys)
-  logs = wide_log_diagonal(phi, keys, mask)
-  return logs.astype(keys.dtype)
+  return wide_log_diagonal(phi, keys).astype(keys.dtype)
 
 
 def wide_log_diagonal(
-  phi: Any, keys: Float[Array, 'N d_k'], mask: Mask | None
+  phi: Any, keys: Float[Array, 'N d_k']
 ) -> Float[Array, ' N']:
   """Computes `log_diagonal` in float32 at least."""
   dtype = accumulation_dtype(keys.dtype)
@@ -49,8 +46,7 @@ def wide_log_diagonal(
       top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
     )
 
-  logs = moments.map_chunks(one, moments.visible(keys, mask), CHUNK_SIZE)
-  return logs if mask is None else jnp.where(mask, logs, -jnp.inf)
+  return moments.map_chunks(one, keys, CHUNK_SIZE)
 
 
 def _log_kernel(kernel, x, y) -> Float[Array, '']:
@@ -82,21 +78,20 @@ def log_norms(
   keys: Float[Array, 'N d_k'],
   labels: Float[Array, 'N P d_v'],
   ball: Ball,
-  mask: Mask | None,
 ) -> Float[Array, ' P']:
   r"""Returns log norms of `P` sums :math:`\sum_i u_{pi}\,\phi(k_i)^\top`.
 
-  They are in float32 at least. The `labels` are `u`, 0 where masked.
+  They are in float32 at least. The `labels` are `u`.
   """
   num_sums = labels.shape[1]
   labels = labels.astype(accumulation_dtype(labels.dtype))
   if not _validate.is_feature_map(phi):
-    return _kernel_norms(phi, keys, labels, ball, mask)
+    return _kernel_norms(phi, keys, labels, ball)
   unit_phi = _UnitFeatures(phi)
   log_top, labels = _split_scale(labels)
   labels = labels.reshape(len(labels), -1)
   state = moments.empty(unit_phi, keys, labels)
-  state = moments.absorb_stream(unit_phi, state, keys, labels, CHUNK_SIZE, mask)
+  state = moments.absorb_stream(unit_phi, state, keys, labels, CHUNK_SIZE)
   return log_top + state_norms(state, num_sums, ball)
 
 
@@ -124,21 +119,20 @@ def state_norms(
   return top + jax.lax.map(log_dual_norm, matrices)
 
 
-def _kernel_norms(kernel, keys, labels, ball, mask):
+def _kernel_norms(kernel, keys, labels, ball):
   """Computes `log_norms` from Gram matrices `sum_ij u_i k(k_i, k_j) u_j^T`.
 
   Kernel values are divided by the roots of both diagonal entries, and labels
   are multiplied by them: every number is then at most of order one.
   """
-  keys = moments.visible(keys, mask)
-  lengths = wide_log_diagonal(kernel, keys, mask) / 2
+  lengths = wide_log_diagonal(kernel, keys) / 2
   sizes = jnp.max(jnp.abs(labels), axis=(1, 2))
   lengths, sizes = jax.lax.stop_gradient(
     (lengths, jnp.where(sizes == 0, 1, sizes))
   )
   lowest = moments.zero_log_scale(labels.dtype)
   top = moments.largest(lengths + jnp.log(sizes))
-  # Every term vanishes, or no demonstration is visible.
+  # Every term vanishes.
   top = jnp.where(top > lowest, top, 0)
   factors = jnp.exp(lengths + jnp.log(sizes) - top)
   labels = labels / sizes[:, None, None] * factors[:, None, None]

@@ -23,7 +23,6 @@ from iclcl_jax.types import (
   FeatureMap,
   Float,
   Kernel,
-  Mask,
   State,
 )
 
@@ -33,8 +32,6 @@ def mean_embedding(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
-  *,
-  mask: Mask | None = None,
 ) -> State:
   r"""Returns the mean of :math:`v\,\phi(k)^\top` as weights of a dual model.
 
@@ -47,13 +44,11 @@ def mean_embedding(
     >>> state.weights.tolist()
     [[0.5, 0.5]]
   """
-  values, size = jnp.asarray(values), count(values, mask)
-  labels = (moments.visible(values, mask).astype(size.dtype) / size).astype(
-    values.dtype
-  )
+  values, size = jnp.asarray(values), count(values)
+  labels = (values.astype(size.dtype) / size).astype(values.dtype)
   form, keys = forms.form_of(phi), jnp.asarray(keys)
   state = form.empty(phi, keys, labels)
-  return form.absorb_stream(phi, state, keys, labels, CHUNK_SIZE, mask)
+  return form.absorb_stream(phi, state, keys, labels, CHUNK_SIZE)
 
 
 @compiled
@@ -94,7 +89,6 @@ def gap_supremum(
       both.keys,
       both.coefficients[:, None],
       ball,
-      both.mass > 0,
     )[0]
   log_norm = log_norm + log_positive('radius', radius, log_norm.dtype)
   return LogValue(log_norm.astype(dtype))
@@ -106,8 +100,6 @@ def representation_loss(
   state: State,
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
-  *,
-  mask: Mask | None = None,
 ) -> Float[Array, '']:
   r"""Returns a state's mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
 
@@ -117,24 +109,20 @@ def representation_loss(
     -1.0
   """
   values = jnp.asarray(values)
-  total = _inner_product(phi, state, keys, values, mask)
-  return (-total / count(values, mask)).astype(values.dtype)
+  total = _inner_product(phi, state, keys, values)
+  return (-total / count(values)).astype(values.dtype)
 
 
-def _inner_product(phi, state, keys, values, mask) -> Array:
+def _inner_product(phi, state, keys, values) -> Array:
   """Returns `<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
   one = jnp.ones((), values.dtype)
 
   def predict(key):
     return dual.predict(phi, state, key, normaliser=one)
 
-  predictions = moments.map_chunks(
-    predict, moments.visible(keys, mask), CHUNK_SIZE
-  )
+  predictions = moments.map_chunks(predict, keys, CHUNK_SIZE)
   dtype = accumulation_dtype(values.dtype)
-  return jnp.sum(
-    moments.visible(values, mask).astype(dtype) * predictions.astype(dtype)
-  )
+  return jnp.sum(values.astype(dtype) * predictions.astype(dtype))
 
 
 @compiled
@@ -157,7 +145,7 @@ def expected_loss(
     return -_inner_product_of_weights(state, population)
   labels = population.coefficients  # type: ignore[union-attr]
   keys = population.keys  # type: ignore[union-attr]
-  total = _inner_product(phi, state, keys, labels, None)
+  total = _inner_product(phi, state, keys, labels)
   return -total.astype(labels.dtype)
 
 

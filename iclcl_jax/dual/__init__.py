@@ -54,6 +54,5 @@ from iclcl_jax.dual._steps import (
   one_step as one_step,
   one_step_autodiff as one_step_autodiff,
   train as train,
-  train_and_observe as train_and_observe,
   zero_shot as zero_shot,
 )

@@ -151,7 +151,7 @@ def one_step_autodiff(
       which leaves linear transformations (SGD, momentum, weight decay) exact.
 
   Raises:
-    ValueError: if a masked loss is no declared sum, or declares `normaliser`.
+    ValueError: if a masked loss is no declared sum.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -185,12 +185,6 @@ def _check_objective(
 ) -> None:
   """Checks that a state can descend a loss and a penalty of its weights."""
   losses.check_loss(loss)
-  if losses.declares_normaliser(loss):
-    raise ValueError(
-      'loss declares the keyword normaliser, which belongs to one query; a '
-      'state serves all. Bind it: functools.partial(loss, normaliser=D), with '
-      'D from dual.normaliser.'
-    )
   _validate.check_real_scalar('loss', loss, values, values)
   losses.check_penalty(penalty)
   if masked and not losses.is_sum_over_demonstrations(loss):
@@ -222,7 +216,8 @@ def train(
   batch_size: int,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-) -> State:
+  observe: Callable[[State], Any] | None = None,
+) -> State | Trajectory:
   r"""Trains the dual model for many steps.
 
   Demonstrations are visited in the order given, `ceil(N / batch_size)` steps
@@ -237,6 +232,12 @@ def train(
     batch_size: demonstrations in a step, at most `N`.
     loss: `loss(predictions, values) -> []`, evaluated on the batch.
     penalty: as in `one_step_autodiff`, added in every step.
+    observe: a function of the state, such as a prediction with a fixed
+      `normaliser`, that is called after every step; None for none.
+
+  Returns:
+    The trained state; with `observe` a `Trajectory`, whose observations have a
+    leading axis of `num_epochs * ceil(N / batch_size)`.
 
   Example:
     >>> import optax
@@ -247,39 +248,6 @@ def train(
     >>> dual.predict(kernel, state, x[0]).tolist()
     [0.5, 0.5]
   """
-  return train_and_observe(
-    phi,
-    state,
-    keys,
-    values,
-    optimizer=optimizer,
-    num_epochs=num_epochs,
-    batch_size=batch_size,
-    loss=loss,
-    penalty=penalty,
-    observe=lambda state: None,
-  ).state
-
-
-@door
-def train_and_observe(
-  phi: FeatureMap | Kernel,
-  state: State,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-  *,
-  optimizer: 'optax.GradientTransformation',
-  num_epochs: int,
-  batch_size: int,
-  observe: Callable[[State], Any],
-  loss: Loss = losses.contrastive,
-  penalty: Penalty | None = None,
-) -> Trajectory:
-  """Trains as `train` does, and looks at the state after every step.
-
-  What `observe` returns of the state, such as a prediction with a fixed
-  `normaliser`, gets a leading axis of `num_epochs * ceil(N / batch_size)`.
-  """
   _validate.at_least(1, num_epochs=num_epochs, batch_size=batch_size)
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   size = keys.shape[0]
@@ -289,10 +257,9 @@ def train_and_observe(
       f'demonstrations, {size}.'
     )
   _validate.check_optimizer(optimizer)
-  expected = (
-    'of the state, such as lambda state: dual.predict(phi, state, query)'
-  )
-  _validate.check_function('observe', observe, 1, expected)
+  if observe is not None:
+    expected = 'of the state, such as lambda state: state.weights'
+    _validate.check_function('observe', observe, 1, expected)
   form = form_of(phi, state)
   padding = -size % batch_size
   _check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
@@ -312,10 +279,10 @@ def train_and_observe(
       gradient, optimizer_state, weights
     )
     state = form.with_weights(state, weights + updates)
-    return (state, optimizer_state), observe(state)
+    return (state, optimizer_state), observe and observe(state)
 
   carry = state, optimizer.init(form.get_weights(state))
   carry = vary_as(carry, phi, keys, values)
   steps = jnp.arange(num_epochs * steps_per_epoch)
   (state, _), observations = jax.lax.scan(step, carry, steps)
-  return Trajectory(state, observations)
+  return state if observe is None else Trajectory(state, observations)

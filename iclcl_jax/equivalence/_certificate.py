@@ -111,8 +111,7 @@ def verify(
     attention_fn: the attention to be certified, such as
       `modified.regularised(strength=0.5)`; None for the attention that the loss
       implies.
-    arithmetic: `precision.HIGHEST`, `precision.BFLOAT16_OPERANDS` (what a TPU
-      does by default, on any machine) or `precision.PLATFORM_DEFAULT`.
+    arithmetic: `precision.HIGHEST` or `precision.PLATFORM_DEFAULT`.
 
   Example:
     >>> x = jnp.eye(3)

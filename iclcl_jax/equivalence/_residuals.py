@@ -233,7 +233,7 @@ def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
     theorem.phi,
     theorem.start,
     **theorem.demonstrations,  # type: ignore[arg-type]
-    loss=_bind_normaliser(theorem),
+    loss=theorem.loss,
     penalty=theorem.penalty,
     optimizer=theorem.optimizer,
     learning_rate=theorem.learning_rate,
@@ -245,20 +245,6 @@ def _implied_attention(theorem: Theorem) -> Float[Array, ' d_v']:
   return theorem.answer(
     theorem.implied, num_query_tokens=theorem.num_query_tokens
   )
-
-
-def _bind_normaliser(theorem: Theorem) -> Loss:
-  """Gives a loss that asks for it the normaliser of the query."""
-  loss = theorem.loss
-  if not losses.declares_normaliser(loss):
-    return loss
-  normaliser = dual.normaliser(
-    theorem.phi, theorem.keys, theorem.query, mask=theorem.mask
-  )
-  bound = functools.partial(loss, normaliser=normaliser)
-  if losses.is_sum_over_demonstrations(loss):
-    return losses.sum_over_demonstrations(bound)
-  return bound
 
 
 def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
@@ -277,7 +263,6 @@ def _amounts(theorem: Theorem) -> Float[Array, 'N d_v']:
     return jnp.abs(values)
   labels = theorem.implied.labels(
     theorem.phi,
-    widen(theorem.query),
     widen(theorem.keys),
     values,
     num_query_tokens=theorem.num_query_tokens,

@@ -41,8 +41,7 @@ class LossAttention(Attention):
 
   Made by `attention_from_loss`. The call starts from the `W_0` of the
   query-side tokens, or from zero without any; `stream` and `causal` start from
-  zero. They raise a `ValueError` for a loss that declares `normaliser`, which
-  no query-free model has, and for a penalty with a slope at zero, which is not
+  zero, and raise a `ValueError` for a penalty with a slope there, which is not
   streamed (a ridge has none). All do where the loss has no gradient at
   `W_0 = 0` and no token gives another.
 
@@ -65,7 +64,7 @@ class LossAttention(Attention):
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
     labels = self.labels(
-      phi, query, keys, values, num_query_tokens=num_query_tokens, mask=mask
+      phi, keys, values, num_query_tokens=num_query_tokens, mask=mask
     )
     scores, log_scale = attention.scores(phi, query, keys, mask)
     total = _total(scores, mask)
@@ -90,7 +89,6 @@ class LossAttention(Attention):
   def labels(
     self,
     phi: FeatureMap | Kernel,
-    query: Float[Array, ' d_k'],
     keys: Float[Array, 'N d_k'],
     values: Float[Array, 'N d_v'],
     *,
@@ -100,45 +98,44 @@ class LossAttention(Attention):
     """Returns what the attention adds up in place of the values: `[N, d_v]`.
 
     For a demonstration it is minus the step times the slope of the loss, for a
-    query-side token what the decay leaves of its value. The query counts for a
-    loss that needs its normaliser.
+    query-side token what the decay leaves of its value.
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
     self._check_mask(mask)
-    original, values, normaliser = values, widen(jnp.asarray(values)), None
-    if losses.declares_normaliser(self.loss):
-      scores, log_scale = attention.scores(phi, query, keys, mask)
-      normaliser = _total(scores, mask) * jnp.exp(log_scale)
+    original, values = values, widen(jnp.asarray(values))
     if num_query_tokens:
       start = _start(phi, keys, values, num_query_tokens, mask)
       predictions = _evaluate(phi, start, keys[:size])
     else:
       self._check_zero(values)
       predictions = jnp.zeros_like(values)
-    slopes = self._labels(predictions, values[:size], mask, normaliser)
+    slopes = self._labels(predictions, values[:size], mask)
     kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
     labels = jnp.concatenate([slopes, kept])
     return cast_like(moments.visible(labels, mask), original)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
-    labels = self._labels_from_zero(keys, values, mask)
+    self._check_leaves_zero(keys, values)
+    labels = self.labels(phi, keys, values, mask=mask)
     return attention.stream_kernel_attention(
       phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
     )
 
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
+    self._check_leaves_zero(keys, values)
     if losses.is_sum_over_demonstrations(self.loss):
       losses.check_sum(self.loss)
-      labels = self._labels_from_zero(keys, values, mask)
+      labels = self.labels(phi, keys, values, mask=mask)
       return attention.causal_kernel_attention(
         phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
       )
-    self._check_from_zero(keys, values, mask)
+    self._check_zero(values)
+    self._check_mask(mask)
     positions = jnp.arange(keys.shape[0])
 
     def answer(query, keys, values, seen):
-      labels = self._labels(jnp.zeros_like(values), values, seen, None)
+      labels = self._labels(jnp.zeros_like(values), values, seen)
       return attention.kernel_attention(phi, query, keys, labels, mask=seen)
 
     def answer_at(row):
@@ -154,20 +151,8 @@ class LossAttention(Attention):
       [answer(queries[n - 1], keys[:n], values[:n], None) for n in prefixes]
     )
 
-  def _labels_from_zero(self, keys, values, mask):
-    self._check_from_zero(keys, values, mask)
-    return self._labels(jnp.zeros_like(values), values, mask, None)
-
-  def _check_from_zero(self, keys, values, mask) -> None:
-    """Refuses what the step of one model from zero, for all, cannot be."""
-    if losses.declares_normaliser(self.loss):
-      raise ValueError(
-        'loss declares the keyword normaliser, which belongs to one query; '
-        'stream and causal train one model for all. Call the attention for '
-        'one query, under jax.vmap for several.'
-      )
-    self._check_zero(values)
-    self._check_mask(mask)
+  def _check_leaves_zero(self, keys, values) -> None:
+    """Refuses a penalty that would move a model of all queries from zero."""
     if self.penalty is not None:
       slope = self._check_penalty(keys, values)
       if _validate.is_concrete(slope) and np.any(np.asarray(slope)):
@@ -177,14 +162,14 @@ class LossAttention(Attention):
           'one query, under jax.vmap for several.'
         )
 
-  def _labels(self, predictions, values, mask, normaliser):
+  def _labels(self, predictions, values, mask):
     """Minus the gradient with respect to the predictions, times the step."""
     if mask is not None:
       seen = mask[: values.shape[0], None]
       values, predictions = (
         jnp.where(seen, array, 0) for array in (values, predictions)
       )
-    loss = losses.with_normaliser(self.loss, normaliser)
+    loss = self.loss
     if mask is not None and losses.declares_mask(loss):
       loss = functools.partial(loss, mask=mask[: values.shape[0]])
     _validate.check_real_scalar('loss', loss, values, values)
@@ -211,12 +196,11 @@ class LossAttention(Attention):
 
   def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""
-    loss = losses.with_normaliser(self.loss, 1.0)
-    _validate.check_real_scalar('loss', loss, values, values)
+    _validate.check_real_scalar('loss', self.loss, values, values)
     # Of the shape alone: traced values may vary over the axes of a mesh.
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     zero = np.zeros(values.shape, dtype)
-    _finite_slope('loss', loss, zero, np.ones_like(zero))
+    _finite_slope('loss', self.loss, zero, np.ones_like(zero))
 
 
 def _finite_slope(name: str, function, *arguments) -> Array:
@@ -277,8 +261,7 @@ def attention_from_loss(
 
   Args:
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`, differentiable in
-      the predictions. It may declare a keyword `normaliser`, the `D` of the
-      query.
+      the predictions.
     penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
       those of an orthonormal basis of the span of the keys.
     optimizer: an optax transformation that is linear in gradient and weights;
