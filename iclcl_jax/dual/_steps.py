@@ -217,7 +217,7 @@ def train(
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
   observe: Callable[[State], Any] | None = None,
-) -> State | Trajectory:
+) -> Any:
   r"""Trains the dual model for many steps.
 
   Demonstrations are visited in the order given, `ceil(N / batch_size)` steps
