@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ GGUF_NAMES = {
   **{name: name for name in ('bos', 'eos', 'cls', 'mask')},
   **{'unk': 'unknown', 'sep': 'seperator', 'pad': 'padding'},
 }
+# A block around what the model says, which changes no prompt.
+_GENERATION = re.compile(r'(\{%[-+]?\s*)(end)?generation\b')
 
 
 class ChatTemplate(NamedTuple):
@@ -57,62 +60,40 @@ def render(
   The template is code of others: it runs in Jinja's sandbox and sees only
   plain copies of the messages.
   """
-  environment = _environment()
-  errors = (
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    import_reader('jinja2').TemplateError,
+  jinja2 = import_reader('jinja2')
+  environment = import_reader('jinja2.sandbox').ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=['jinja2.ext.loopcontrols'],
+  )
+
+  def refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+  def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    options = {'ensure_ascii': False, 'indent': indent} | options
+    return json.dumps(value, **options)
+
+  environment.filters['tojson'] = to_json
+  environment.globals |= {
+    'raise_exception': refuse,
+    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
+  }
+  source = _GENERATION.sub(
+    lambda tag: tag[1] + ('endif' if tag[2] else 'if true'), template.source
   )
   try:
-    return environment.from_string(template.source).render(
+    return environment.from_string(source).render(
       messages=json.loads(json.dumps(messages)),
       tools=None,
       documents=None,
       add_generation_prompt=add_generation_prompt,
       **template.tokens,
     )
-  except errors as error:
+  except Exception as error:  # Whatever the template does.
     raise ValueError(
       f"the model's chat template doesn't take these messages "
       f'({type(error).__name__}: {error}); expected dicts with role and '
       'content. Many templates want user and assistant to take turns, and some '
       'know no system.'
     ) from error
-
-
-def _environment() -> Any:
-  """Makes the sandbox, with what templates may rely on."""
-  jinja2 = import_reader('jinja2')
-  sandbox, ext = import_reader('jinja2.sandbox'), import_reader('jinja2.ext')
-
-  def parse(extension: Any, parser: Any) -> Any:
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-    return jinja2.nodes.Scope(body, lineno=line)
-
-  # A block around what the model says, which changes no prompt.
-  members = {'tags': {'generation'}, 'parse': parse}
-  generation = type('Generation', (ext.Extension,), members)
-
-  def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-  def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(
-      value, **{'ensure_ascii': False, 'indent': indent} | options
-    )
-
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[generation, ext.loopcontrols],
-  )
-  environment.filters['tojson'] = to_json
-  environment.globals |= {
-    'raise_exception': raise_exception,
-    'strftime_now': lambda form: datetime.datetime.now().strftime(form),
-  }
-  return environment

@@ -86,17 +86,18 @@ class Config:
     fields: Mapping[str, Any],
     *,
     label: Callable[[str], str] = 'config[{!r}]'.format,
+    fix: str = 'Check config.json, or choose another model.',
     names: Mapping[str, str] | None = None,
   ):
     """Takes the content; a field that is null counts as absent.
 
-    `label` is what messages call a field; `names` are those of fields that are
-    read under another one.
+    `label` is what messages call a field, `fix` what they advise; `names` are
+    those of fields that are read under another one.
     """
     self.fields = {k: v for k, v in fields.items() if v is not None}
     self._null = set(fields) - set(self.fields)
     self._read: set[str] = set()
-    self._label, self._names = label, names or {}
+    self._label, self._fix, self._names = label, fix, names or {}
 
   def get(self, name: str, default: Any = None) -> Any:
     """Reads a field as it is."""
@@ -195,15 +196,15 @@ class Config:
       raise ValueError(
         f'{self._label(name)} is {self.fields[name]!r}, a setting that is not '
         'known here and might change what the model computes; expected none. '
-        'Remove it from the file if it changes nothing.'
+        f'Remove it if it changes nothing. {self._fix}'
       )
 
   def error(self, name: str, found: Any, expected: str) -> ValueError:
     """Says what a field is, and what was expected."""
-    said = 'missing' if found is None else repr(found)
+    said = 'missing' if found is None else f'{found!r:.200}'
     return ValueError(
       f'{self._label(self._stored(name))} is {said}; expected {expected}. '
-      'Nothing else is supported: check the file, or choose another model.'
+      f'Nothing else is supported. {self._fix}'
     )
 
   def _stored(self, name: str) -> str:

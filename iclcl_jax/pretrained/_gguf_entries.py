@@ -16,6 +16,7 @@ _HARMLESS = (
   *('GGUF.', 'general.', 'tokenizer.', 'quantize.', 'split.'),
   'mradermacher.',
 )
+USE_DIRECTORY = 'Convert the model again, or read its Hugging Face directory.'
 # Entries whose zero says that there is no such thing.
 _NONE = """attention.clamp_kqv attention.max_alibi_bias attention.scale
 attention.sliding_window expert_count expert_used_count"""
@@ -42,6 +43,7 @@ class Entries(Config):
     super().__init__(
       {key: _plain(value) for key, value in metadata.items()},
       label=lambda key: f'{path}: the metadata {key!r}',
+      fix=USE_DIRECTORY,
     )
     self._prefix, self._take = f'{architecture}.', read
     self.path, self.shapes = path, shapes

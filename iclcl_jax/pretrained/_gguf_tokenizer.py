@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from iclcl_jax.pretrained import _chat
+from iclcl_jax.pretrained._config import Config
+from iclcl_jax.pretrained._gguf_entries import USE_DIRECTORY
 from iclcl_jax.pretrained._reading import import_reader
 from iclcl_jax.pretrained.gguf import GGUFFile
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
+_PREFIX = 'tokenizer.ggml.'
 # Kinds of tokens in a GGUF file.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-# What is read, or changes no text.
-_ENTRIES = re.compile(
-  r'model|pre|tokens|scores|merges|token_type(_count)?|\w+_token_ids?'
-  r'|add_(bos|eos)_token|add_space_prefix'
-)
+# What changes no text, or is read for one kind of tokenizer alone.
+_HARMLESS = re.compile(r'pre|scores|merges|token_type_count|\w+_token_ids?')
 # Where byte-level tokenizers cut text before pairs are merged.
 _SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _BEFORE, _AFTER = r'[^\r\n\p{L}\p{N}]?', r'|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -60,9 +60,6 @@ _CUTS = {
   'gpt-4o': _Cut([_CASED], whole=True),
 }
 _CUTS |= {'llama3': _CUTS['llama-bpe'], 'deepseek-r1-qwen': _CUTS['qwen2']}
-_USE_DIRECTORY = (
-  'Use the Hugging Face directory of the model, with its tokenizer.json.'
-)
 
 
 def tokenizer_of(file: GGUFFile) -> Tokenizer:
@@ -83,37 +80,31 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     arXiv:1808.06226 (SentencePiece).
   """
   tokenizers = import_reader('tokenizers')
-  kind, name = (_entry(file, key) for key in ('model', 'pre'))
-  cut = _CUTS.get(name) if kind == 'gpt2' else None
-  if kind != 'llama' and cut is None:
-    raise ValueError(
-      f'{file.path} has a tokenizer of kind {kind!r} that cuts text by the '
-      f"rules {name!r}; known are 'llama', and 'gpt2' with the rules "
-      f'{", ".join(_CUTS)}. {_USE_DIRECTORY}'
-    )
-  for key, value in file.metadata.items():
-    entry = key.removeprefix('tokenizer.ggml.')
-    if entry != key and value and not _ENTRIES.fullmatch(entry):
-      raise ValueError(
-        f'{file.path}: the metadata {key!r} is {value!r}, which may change '
-        f'how text is cut and is not supported. {_USE_DIRECTORY}'
-      )
-  tokens = _entries(file, 'tokens', str)
+  entries = Config(
+    {
+      key.removeprefix(_PREFIX): value
+      for key, value in file.metadata.items()
+      if key.startswith(_PREFIX)
+    },
+    label=lambda name: f'{file.path}: the metadata {_PREFIX + name!r}',
+    fix=USE_DIRECTORY,
+  )
+  kind = entries.choice('model', {'gpt2': 'gpt2', 'llama': 'llama'})
+  cut = entries.choice('pre', _CUTS) if kind == 'gpt2' else None
+  tokens = _list(entries, 'tokens', str)
   gemma = str(file.metadata.get('general.architecture')).startswith('gemma')
   if gemma:  # Its runs of spaces stand there as spaces.
     tokens = ['▁' * len(t) if t and not t.strip(' ') else t for t in tokens]
   vocabulary = {token: index for index, token in enumerate(tokens)}
   if len(vocabulary) != len(tokens):
-    raise ValueError(
-      f'{file.path}: the vocabulary lists {len(tokens)} tokens of which '
-      f'{len(vocabulary)} differ; expected each once. Convert the model again.'
-    )
-  kinds = _entries(file, 'token_type', int, len(tokens))
+    found = f'a list of {len(tokens)} tokens of which {len(vocabulary)} differ'
+    raise entries.error('tokens', found, 'each once')
+  kinds = _list(entries, 'token_type', int, len(tokens))
   if cut:
-    merges = [tuple(m.split(' ')) for m in _entries(file, 'merges', str)]
+    merges = [tuple(m.split(' ')) for m in _list(entries, 'merges', str)]
     options: dict[str, Any] = {'ignore_merges': cut.whole}
   else:
-    scores = _entries(file, 'scores', float, len(tokens))
+    scores = _list(entries, 'scores', float, len(tokens))
     if gemma:  # Its merges follow the order of the pieces, not their scores.
       scores = [-float(index) for index in range(len(tokens))]
     merges = _merges(vocabulary, scores)
@@ -130,13 +121,18 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
   if cut:
     _cut_bytes(backend, tokenizers, cut)
   else:
-    _cut_pieces(backend, tokenizers, _entry(file, 'add_space_prefix', True))
+    _cut_pieces(backend, tokenizers, entries.switch('add_space_prefix', True))
   _add_special(backend, tokenizers, tokens, kinds)
-  _add_ends(file, backend, tokenizers, tokens, bos=cut.bos if cut else True)
+  _add_ends(entries, backend, tokenizers, tokens, bos=cut.bos if cut else True)
   named = {
-    f'{ours}_token': _entry(file, f'{theirs}_token_id')
+    f'{ours}_token': entries.get(f'{theirs}_token_id')
     for ours, theirs in _chat.GGUF_NAMES.items()
   }
+  entries.check_all_read(
+    harmless=[
+      k for k, v in entries.fields.items() if not v or _HARMLESS.fullmatch(k)
+    ]
+  )
   template = _chat.from_settings(
     file.metadata.get('tokenizer.chat_template'),
     {n: tokens[i] for n, i in named.items() if i in range(len(tokens))},
@@ -144,23 +140,15 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
   return Tokenizer(backend, template)
 
 
-def _entry(file: GGUFFile, name: str, default: Any = None) -> Any:
-  return file.metadata.get(f'tokenizer.ggml.{name}', default)
-
-
-def _entries(
-  file: GGUFFile, name: str, kind: type, size: int | None = None
+def _list(
+  entries: Config, name: str, kind: type, size: int | None = None
 ) -> list[Any]:
-  """Reads a list of the metadata."""
-  entries = _entry(file, name)
-  fits = isinstance(entries, list) and all(type(e) is kind for e in entries)
-  if not fits or len(entries) != (size or len(entries)):
-    wanted = 'all' if size is None else f'one for each of {size} tokens'
-    raise ValueError(
-      f"{file.path} lacks the metadata 'tokenizer.ggml.{name}', or it is no "
-      f'list of {kind.__name__}, {wanted}. {_USE_DIRECTORY}'
-    )
-  return entries
+  """Reads a list of the metadata, one entry for each of `size` tokens."""
+  found = entries.get(name)
+  fits = isinstance(found, list) and all(type(x) is kind for x in found)
+  if not fits or len(found) != (size or len(found)):
+    raise entries.error(name, found, f'a list of {size or ""} {kind.__name__}')
+  return found
 
 
 def _cut_bytes(backend: Any, tokenizers: Any, cut: _Cut) -> None:
@@ -219,7 +207,7 @@ def _add_special(
 
 
 def _add_ends(
-  file: GGUFFile,
+  entries: Config,
   backend: Any,
   tokenizers: Any,
   tokens: list[str],
@@ -228,17 +216,14 @@ def _add_ends(
 ) -> None:
   """Puts the tokens around a text that the model was trained with."""
   template, special = ['$A'], []
-  for name, place in (('bos', 0), ('eos', 2)):
-    if not _entry(file, f'add_{name}_token', bos and name == 'bos'):
-      continue
-    index = _entry(file, f'{name}_token_id')
-    if not isinstance(index, int) or not 0 <= index < len(tokens):
-      raise ValueError(
-        f'{file.path} puts a token {name!r} around texts, but its id is '
-        f'{index} of {len(tokens)}. Convert the model again.'
-      )
-    template.insert(place, tokens[index])
-    special.append((tokens[index], index))
+  for name, place, default in (('bos', 0, bos), ('eos', 2, False)):
+    if entries.switch(f'add_{name}_token', default):
+      index = entries.count(f'{name}_token_id', least=0)
+      if index >= len(tokens):
+        expected = f'an id below {len(tokens)}, for it stands around texts'
+        raise entries.error(f'{name}_token_id', index, expected)
+      template.insert(place, tokens[index])
+      special.append((tokens[index], index))
   if special:
     backend.post_processor = tokenizers.processors.TemplateProcessing(
       single=template, special_tokens=special

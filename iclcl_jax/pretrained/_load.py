@@ -88,24 +88,18 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       'the spelling; pretrained.smollm2.weights_path() finds a model that pip '
       'installs.'
     )
-  if path.is_dir():
-    if not (path / 'config.json').is_file():
-      raise ValueError(
-        f'path is {str(path)!r}, a directory without config.json; expected one '
-        'in the layout of Hugging Face, or the path of a GGUF file itself.'
-      )
-    words = tokenizer.read_tokenizer(path)
-    checkpoint = safetensors.read_safetensors(path)
-    smallest = 1  # Embeddings are often padded to a round number of rows.
-  else:
+  is_file = not path.is_dir()
+  if is_file:
     file = gguf.open_gguf(path)
-    words = tokenizer_of(file)
-    checkpoint = gguf.checkpoint_of(file)
-    smallest = checkpoint.config['vocab_size']
+    checkpoint, words = gguf.checkpoint_of(file), tokenizer_of(file)
+  else:
+    checkpoint = safetensors.read_safetensors(path)
+    words = tokenizer.read_tokenizer(path)
   rows = checkpoint.config.get('vocab_size')
   special = words.special_tokens.values()  # May be for other models' pictures.
   if isinstance(rows, int) and (
-    words.vocab_size < smallest
+    # Embeddings in a directory are often padded to a round number of rows.
+    (is_file and words.vocab_size < rows)
     or any(i not in special for i in range(rows, words.vocab_size))
   ):
     raise ValueError(

@@ -115,8 +115,9 @@ class Tensors:
     copy = self._rest.pop(name)
     # Writers keep either of two equal tensors.
     original = self._rest.setdefault(embedding, copy)
-    copies = [self._tensors[full] for full, _ in (copy, original)]
-    if not np.array_equal(*copies):
+    if copy is not original and not np.array_equal(
+      self._tensors[copy[0]], self._tensors[original[0]]
+    ):
       raise ValueError(
         f'tensor {name!r} differs from the embedding {embedding!r}, but the '
         'config ties them. Set tie_word_embeddings to false in config.json if '

@@ -64,8 +64,8 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       '(quantization_config); expected float32, float16 or bfloat16. Use the '
       'original model, or a GGUF file of it.'
     )
-  if (directory / _WHOLE).is_file():
-    path = directory / _WHOLE
+  path = directory / _WHOLE
+  if path.is_file():
     tensors = StoredTensors(_specs(path), lambda name: _read(path, name))
     return Checkpoint(config, tensors)
   if (directory / _INDEX).is_file():
@@ -82,14 +82,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a JSON file that holds one object."""
   try:
     content = json.loads(path.read_bytes())
-  except OSError as error:
+  except (OSError, RecursionError, ValueError) as error:
     raise ValueError(
-      f"{path} can't be read ({type(error).__name__}: {error.strerror}); "
-      'expected it beside the weights. Copy it from the source of the model.'
-    ) from error
-  except (RecursionError, ValueError) as error:
-    raise ValueError(
-      f'{path} is no JSON: it is truncated or corrupt ({error}). Copy it again.'
+      f'{path} is missing, or truncated or corrupt JSON '
+      f'({type(error).__name__}: {error}). Copy it again.'
     ) from error
   if not isinstance(content, dict):
     raise ValueError(
@@ -118,35 +114,25 @@ def _sharded(directory: pathlib.Path) -> StoredTensors:
       f'{directory} lacks {len(missing)} of {len(shards)} shards: '
       f'{", ".join(missing)}; {index.name} lists them. Copy them beside it.'
     )
-  places: dict[str, pathlib.Path] = {}
-  specs: dict[str, jax.ShapeDtypeStruct] = {}
-  for shard in shards:
-    for name, spec in _specs(directory / shard).items():
-      if weight_map.get(name) != shard:
-        place = f'in {weight_map[name]}' if name in weight_map else 'nowhere'
-        raise ValueError(
-          f'{directory / shard} holds a tensor {name!r}, which {index.name} '
-          f'lists {place}. Index and shards are of different models: copy all '
-          'of them again.'
-        )
-      places[name], specs[name] = directory / shard, spec
-  lost = sorted(set(weight_map) - set(specs))
-  if lost:
+  specs = {shard: _specs(directory / shard) for shard in shards}
+  held = {(name, shard) for shard in shards for name in specs[shard]}
+  for name, shard in sorted(held ^ set(weight_map.items())):
     raise ValueError(
-      f'{directory / weight_map[lost[0]]} lacks the tensor {lost[0]!r} that '
-      f'{index.name} lists ({len(lost)} in all). Copy the shards again.'
+      f'{index.name} and {directory / shard} disagree: one of them alone says '
+      f'that the tensor {name!r} is there. Copy all shards and the index again.'
     )
-  return StoredTensors(specs, lambda name: _read(places[name], name))
+  return StoredTensors(
+    {name: specs[shard][name] for name, shard in weight_map.items()},
+    lambda name: _read(directory / weight_map[name], name),
+  )
 
 
 def _specs(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
   """Reads names, shapes and dtypes of one file."""
 
   def spec(part: Any) -> jax.ShapeDtypeStruct:
-    kind = part.get_dtype()
-    if kind not in _DTYPES:
-      raise TypeError(f'dtype {kind}')
-    return jax.ShapeDtypeStruct(tuple(part.get_shape()), _DTYPES[kind])
+    dtype = _DTYPES[part.get_dtype()]
+    return jax.ShapeDtypeStruct(tuple(part.get_shape()), dtype)
 
   return _within(
     path, lambda file: {n: spec(file.get_slice(n)) for n in sorted(file.keys())}
@@ -164,7 +150,7 @@ def _within(path: pathlib.Path, use: Callable[[Any], _T]) -> _T:
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       return use(file)
-  except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
+  except Exception as error:  # Whatever the package makes of the bytes.
     raise ValueError(
       f'{path} is truncated, corrupt, or of an unknown dtype '
       f'({type(error).__name__}: {error}). Its size is '
