@@ -23,6 +23,7 @@ References:
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -67,17 +68,6 @@ NUM_PROBLEMS, NUM_TOKENS, NUM_QUERY_TOKENS, DIM = 20, 12, 4, 6
 DECAYS = 0.0, 0.1, 0.5, 0.9
 EXACT = 1e-12
 DAI = 'Dai et al., arXiv:2212.10559'
-IDENTITIES = (
-  ('dual_form', DAI, 'demonstrations add to the weights of linear attention'),
-  ('finetuning', DAI, 'finetuned keys and values add to those weights'),
-  ('mix', 'derived here', 'softmax attention is a convex mix of two parts'),
-  ('momentum', DAI, 'momentum attention is a recurrence'),
-  (  # Which the mix is mistaken for.
-    'sum',
-    f'{DAI}, with the softmax',
-    'softmax attention is the SUM of zero-shot part and demonstrations',
-  ),
-)
 Errors = Mapping[str, Any]  # Relative, the largest over problems, by name.
 
 
@@ -132,19 +122,23 @@ def _errors(queries, keys, values, wk, wv, dk, dv, query) -> Errors:
 
 
 def identity_claims(config: Config, errors: Errors) -> list[lab.Claim]:
-  more = {'sum': ' (largest over random problems)'}
-  return [
-    lab.Claim(
-      id=f'meta-optimizer-{name.replace("_", "-")}',
-      source=source,
-      claim=text,
-      statistic=f'largest relative error, float64; at most {EXACT:g}'
-      + more.get(name, ''),
-      estimate=errors[name],
-      at_most=EXACT,
-    )
-    for name, source, text in IDENTITIES
-  ]
+  error = 'largest relative error, float64'
+  return lab.statements(
+    'meta-optimizer-',
+    f"""
+    dual-form [{DAI}] demonstrations add to the weights of linear attention |
+      {error}
+    finetuning [{DAI}] finetuned keys and values add to those weights | {error}
+    mix [derived here] softmax attention is a convex mix of two parts | {error}
+    momentum [{DAI}] momentum attention is a recurrence | {error}
+    sum [{DAI}, with the softmax] softmax attention is the SUM of zero-shot part
+      and demonstrations | {error}
+    """,
+    {
+      name.replace('_', '-'): lab.at_most(EXACT, error)
+      for name, error in errors.items()
+    },
+  )
 
 
 def identity_summary(config: Config, errors: Errors) -> dict[str, Any]:
@@ -283,32 +277,22 @@ def estimates(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  found = estimates(results)
-  source = 'control'  # Of a metric: no paper claims it.
-  recovery = lab.Claim(
-    id='meta-optimizer-recovery',
-    source=source,
-    claim='null is 0: Rec2FTP of answers that have nothing to do with each '
-    'other',
-    statistic='percent, mean over repetitions; at most 5',
-    estimate=found['Rec2FTP']['observed'],
-    at_most=5,
-  )
-  return [
-    lab.Claim(
-      id='meta-optimizer-'
-      + f'{name} {case}'.lower().replace(',', '').replace(' ', '-'),
-      source=source,
-      claim=f'null is 0: {name} of {words}',
-      statistic='mean over queries and repetitions; within '
-      f'{NEGLIGIBLE:g} of 0',
-      estimate=found[name][case]['observed'],
-      at_least=-NEGLIGIBLE,
-      at_most=NEGLIGIBLE,
+  """All controls of a metric: no paper claims them."""
+  found, rows = estimates(results), []
+  for name, (case, words) in itertools.product(METRICS, NULL_CASES.items()):
+    key = f'{name} {case}'.lower().replace(',', '').replace(' ', '-')
+    rows += lab.statements(
+      'meta-optimizer-',
+      f"""{key} [control] null is 0: {name} of {words} | mean over queries and
+      repetitions""",
+      {key: lab.within(-NEGLIGIBLE, NEGLIGIBLE, found[name][case]['observed'])},
     )
-    for name in METRICS
-    for case, words in NULL_CASES.items()
-  ] + [recovery]
+  return rows + lab.statements(
+    'meta-optimizer-',
+    """recovery [control] null is 0: Rec2FTP of answers that have nothing to do
+    with each other | percent, mean over repetitions""",
+    {'recovery': lab.at_most(5, found['Rec2FTP']['observed'])},
+  )
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
@@ -332,15 +316,13 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   for axis in axes[1]:
     axis.set_xlabel('mean over queries')
   drawing.legend(axes[0, 0], 3, 'outside upper center')
-  caption = (
-    f'Six metrics on synthetic activations of {config.num_queries} queries, '
-    f'means over {config.num_seeds} repetitions with 95 % intervals (mostly '
-    'smaller than the marks), next to the same metric with norm-matched random '
-    'updates and with updates of other queries. Noise: unrelated updates. '
-    'Forgetting: both halve the zero-shot output. Shared: one update for all '
-    'queries. Own: an update of each query. Only the last is evidence about a '
-    'query. For SimAM and Kendall random updates keep the zero-shot part.'
-  )
+  caption = f"""Six metrics on synthetic activations of {config.num_queries}
+    queries, means over {config.num_seeds} repetitions with 95 % intervals
+    (mostly smaller than the marks), next to the same metric with norm-matched
+    random updates and with updates of other queries. Noise: unrelated updates.
+    Forgetting: both halve the zero-shot output. Shared: one update for all
+    queries. Own: an update of each query. Only the last is evidence about a
+    query. For SimAM and Kendall random updates keep the zero-shot part."""
   return [lab.Figure('metrics', figure, caption)]
 
 
@@ -374,24 +356,22 @@ def conclude(config, results, claims) -> str:
   def mean(name, case, kind='observed'):
     return found[name][case][kind].value
 
-  return (
-    f'On unrelated updates SimAOU is {mean("SimAOU", "noise"):.3f}, its '
-    f'normalised form {mean("SimAOU, normalised", "noise"):.3f}; when both '
-    'sides merely forget half of the zero-shot output SimAOU is '
-    f'{mean("SimAOU", "forgetting"):.2f}, the partial cosine '
-    f'{mean("SimAOU, partial", "forgetting"):.3f}. SimAM is '
-    f'{mean("SimAM", "noise"):.2f} on unrelated updates, SimAM-delta '
-    f'{mean("SimAM-delta", "noise"):.3f}, Kendall '
-    f'{mean("Kendall", "noise"):.2f}. Answers that have nothing to do with '
-    f'each other have a Rec2FTP of {recovery["observed"].value:.0f} %, a '
-    f'chance level of {recovery["chance"].value:.0f} %. An update that all '
-    f'queries share gives SimAOU {mean("SimAOU", "shared"):.2f}, and '
-    f'{mean("SimAOU", "shared", "permuted"):.2f} with permuted queries: the '
-    'random null does not catch that, the permuted one does. Neither catches '
-    'forgetting (SimAOU with permuted queries: '
-    f'{mean("SimAOU", "forgetting", "permuted"):.2f}), which only the partial '
-    'cosine removes.'
-  )
+  return f"""On unrelated updates SimAOU is {mean('SimAOU', 'noise'):.3f}, its
+    normalised form {mean('SimAOU, normalised', 'noise'):.3f}; when both sides
+    merely forget half of the zero-shot output SimAOU is
+    {mean('SimAOU', 'forgetting'):.2f}, the partial cosine
+    {mean('SimAOU, partial', 'forgetting'):.3f}. SimAM is
+    {mean('SimAM', 'noise'):.2f} on unrelated updates, SimAM-delta
+    {mean('SimAM-delta', 'noise'):.3f}, Kendall {mean('Kendall', 'noise'):.2f}.
+    Answers that have nothing to do with each other have a Rec2FTP of
+    {recovery['observed'].value:.0f} %, a chance level of
+    {recovery['chance'].value:.0f} %. An update that all queries share gives
+    SimAOU {mean('SimAOU', 'shared'):.2f}, and
+    {mean('SimAOU', 'shared', 'permuted'):.2f} with permuted queries: the random
+    null does not catch that, the permuted one does. Neither catches forgetting
+    (SimAOU with permuted queries:
+    {mean('SimAOU', 'forgetting', 'permuted'):.2f}), which only the partial
+    cosine removes."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

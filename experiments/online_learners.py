@@ -150,18 +150,16 @@ def _over_prefixes(
 
 
 def identity_claims(config: Config, results: Residuals) -> list[lab.Claim]:
-  return [
-    lab.Claim(
-      id=f'online-learners-{name}',
-      source='iclcl_jax.accounts.online_learners',
-      claim=f'{name}: recurrence and parallel form are the inner learner',
-      statistic='largest difference of the forms over the largest output, '
-      f'float64; at most {EXACT:g}',
-      estimate=lab.exactly(residual),
-      at_most=EXACT,
-    )
-    for name, residual in results.items()
-  ]
+  return lab.statements(
+    'online-learners-',
+    '\n'.join(
+      f"""{name} [iclcl_jax.accounts.online_learners] {name}: recurrence and
+      parallel form are the inner learner | largest difference of the forms over
+      the largest output, float64"""
+      for name in results
+    ),
+    {name: lab.at_most(EXACT, x) for name, x in results.items()},
+  )
 
 
 def identity_summary(config: Config, results: Residuals) -> dict[str, Any]:
@@ -303,22 +301,18 @@ def losses_at(results: Results, length: int) -> dict[str, lab.Estimate]:
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  at = judged_length(config)
-  return [
-    lab.Claim(
-      id=f'online-learners-{better}-beats-{worse}',
-      source=source,
-      claim=f'{better} learns better in context than {worse}',
-      statistic=f'loss ratio after {at} demonstrations, geometric mean over '
-      'groups of tasks; below 1',
-      estimate=statistics.paired_ratio(
-        results[better].by_length[:, at - 1],
-        results[worse].by_length[:, at - 1],
-      ),
-      at_most=1.0,
+  at, rows = judged_length(config), []
+  for better, worse, source in ORDERS:
+    losses = (results[x].by_length[:, at - 1] for x in (better, worse))
+    name = f'{better}-beats-{worse}'
+    rows += lab.statements(
+      'online-learners-',
+      f"""{name} [{source}] {better} learns better in context than {worse} |
+      loss ratio after {at} demonstrations, geometric mean over groups of
+      tasks""",
+      {name: lab.at_most(1.0, statistics.paired_ratio(*losses))},
     )
-    for better, worse, source in ORDERS
-  ]
+  return rows
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
@@ -340,15 +334,13 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   axes[0].set_xlabel('number of demonstrations (dotted: where tuned)')
   axes[1].set_xlabel('scale of the inputs (dotted: where tuned)')
   axes[1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
-  caption = (
-    'Loss of untrained layers on linear regression in context, over that of '
-    'predicting 0: against the number of demonstrations (left) and against the '
-    f'scale of the inputs at {config.tuning_length} demonstrations (right). '
-    f'One number of each layer is tuned at {config.tuning_length} '
-    'demonstrations and scale 1, on other tasks. Means over '
-    f'{config.num_groups} groups of {config.tasks_per_group} tasks with their '
-    '95 % intervals, mostly narrower than the lines.'
-  )
+  caption = f"""Loss of untrained layers on linear regression in context, over
+    that of predicting 0: against the number of demonstrations (left) and
+    against the scale of the inputs at {config.tuning_length} demonstrations
+    (right). One number of each layer is tuned at {config.tuning_length}
+    demonstrations and scale 1, on other tasks. Means over {config.num_groups}
+    groups of {config.tasks_per_group} tasks with their 95 % intervals, mostly
+    narrower than the lines."""
   return [lab.Figure('learners', figure, caption)]
 
 
@@ -388,12 +380,10 @@ def conclude(config, results, claims) -> str:
     for name, loss in losses_at(results['comparison'], at).items()
   )
   worst = max(results['identities'].values())
-  return (
-    'Every recurrence, and every parallel form, is its inner learner, up to '
-    f'{worst:.0e} in float64. As learners of a linear regression with '
-    f'{config.dim} inputs they differ: after {at} demonstrations the loss over '
-    f'that of predicting 0 is {losses}.'
-  )
+  return f"""Every recurrence, and every parallel form, is its inner learner, up
+    to {worst:.0e} in float64. As learners of a linear regression with
+    {config.dim} inputs they differ: after {at} demonstrations the loss over
+    that of predicting 0 is {losses}."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

@@ -260,57 +260,36 @@ def pods() -> list[dict[str, Any]]:
 def claims(config: Config, results: Results) -> list[lab.Claim]:
   most, last = config.devices[-1], pods()[-1]
   numbers = 4 * (WIDTH + 2) * config.num_features
+  growth = np.max(results.bytes[1:] / results.less_bytes[1:])
   times = np.sort(results.seconds)
-  return [
-    lab.Claim(
-      id='scaling-bytes',
-      source=SOURCE,
-      claim='a gradient step on sharded demonstrations sends the gradient '
-      'alone, (d_v + 2) R numbers a head',
-      statistic='bytes of the collectives of the compiled step over those of '
-      f'so many float32, {most} devices; exactly 1',
-      estimate=lab.exactly(results.bytes[-1, 0] / numbers),
-      at_least=1,
-      at_most=1,
-    ),
-    lab.Claim(
-      id='scaling-growth',
-      source='ours',
-      claim='what a step, readings and a causal pass send does not depend on '
-      'the number of demonstrations',
-      statistic=f'largest ratio of bytes with {LESS} times as many; at most 1',
-      estimate=lab.exactly(np.max(results.bytes[1:] / results.less_bytes[1:])),
-      at_most=1,
-    ),
-    lab.Claim(
-      id='scaling-certificate',
-      source=SOURCE,
-      claim='attention is the gradient step that devices take together',
-      statistic='largest residual over numbers of devices, random features and '
-      f'the exact softmax, float64; at most {EXACT:g}',
-      estimate=lab.exactly(np.max(results.residuals)),
-      at_most=EXACT,
-    ),
-    lab.Claim(
-      id='scaling-overhead',
-      source='ours',
-      claim='sharding costs little: devices that share the cores of one device '
-      'take its time',
-      statistic=f'seconds of a step on {most} devices over one, in the order '
-      f'of their size, {config.num_runs} runs; at most 1.5',
-      estimate=statistics.paired_ratio(times[-1], times[0]),
-      at_most=1.5,
-    ),
-    lab.Claim(
-      id='scaling-pod',
-      source='ours, on paper',
-      claim=f'{last["chips"]} chips spend a step on computing',
-      statistic=f'share, {last["demonstrations"]:.0e} demonstrations, {HEADS} '
-      f'heads, {LINK / 1e9:g} GB/s a link; at least 0.9',
-      estimate=lab.exactly(last['efficiency']),
-      at_least=0.9,
-    ),
-  ]
+  slower = statistics.paired_ratio(times[-1], times[0])
+  return lab.statements(
+    'scaling-',
+    f"""
+    bytes [{SOURCE}] a gradient step on sharded demonstrations sends the
+      gradient alone, (d_v + 2) R numbers a head | bytes of the collectives of
+      the compiled step over those of so many float32, {most} devices
+    growth [ours] what a step, readings and a causal pass send does not depend
+      on the number of demonstrations | largest ratio of bytes with {LESS} times
+      as many
+    certificate [{SOURCE}] attention is the gradient step that devices take
+      together | largest residual over numbers of devices, random features and
+      the exact softmax, float64
+    overhead [ours] sharding costs little: devices that share the cores of one
+      device take its time | seconds of a step on {most} devices over one, in
+      the order of their size, {config.num_runs} runs
+    pod [ours, on paper] {last['chips']} chips spend a step on computing |
+      share, {last['demonstrations']:.0e} demonstrations, {HEADS} heads,
+      {LINK / 1e9:g} GB/s a link
+    """,
+    {
+      'bytes': lab.within(1, 1, results.bytes[-1, 0] / numbers),
+      'growth': lab.at_most(1, growth),
+      'certificate': lab.at_most(EXACT, np.max(results.residuals)),
+      'overhead': lab.at_most(1.5, slower),
+      'pod': lab.at_least(0.9, last['efficiency']),
+    },
+  )
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:
@@ -340,10 +319,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     right.plot(x, y, label=f'{chips} chips', **drawing.look(index))
   right.set(xscale='log', xlabel='demonstrations', ylabel='share of computing')
   right.legend()
-  caption = (
-    f'Left: one step on {config.num_demonstrations} demonstrations, measured. '
-    'Right: the share of a step in which a pod computes, on paper.'
-  )
+  caption = f"""Left: one step on {config.num_demonstrations} demonstrations,
+    measured. Right: the share of a step in which a pod computes, on paper."""
   return [lab.Figure('scaling', figure, caption)]
 
 
@@ -353,15 +330,12 @@ PARTS = {'scaling': lab.Part(measure, claims, figures, tables=tables)}
 def conclude(config: Config, results, claims) -> str:
   """What to remember of a run."""
   found, last = results['scaling'], pods()[-1]
-  return (
-    f'A step on {config.num_demonstrations} demonstrations over '
-    f'{config.devices[-1]} devices sends {found.bytes[-1, 0]} bytes, as one on '
-    f'a {LESS}th of them. Devices agree with one to '
-    f'{np.max(found.residuals):.1e} (float64), and on its cores take '
-    f'{claims["scaling-overhead"].estimate:.2f} times as long. On paper '
-    f'{last["chips"]} chips compute 10^9 demonstrations in '
-    f'{last["seconds_computing"]:.2g} s, send in {last["seconds_sending"]:.1g}.'
-  )
+  return f"""A step on {config.num_demonstrations} demonstrations over
+    {config.devices[-1]} devices sends {found.bytes[-1, 0]} bytes, as one on a
+    {LESS}th of them. Devices agree with one to {np.max(found.residuals):.1e}
+    (float64), and on its cores take {claims['scaling-overhead'].estimate:.2f}
+    times as long. On paper {last['chips']} chips compute 10^9 demonstrations in
+    {last['seconds_computing']:.2g} s, send in {last['seconds_sending']:.1g}."""
 
 
 def run(config: Config, workdir: str | os.PathLike[str]):

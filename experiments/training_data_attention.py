@@ -181,42 +181,32 @@ def _votes(config: Config, results: Results) -> list[lab.Estimate]:
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  return [
-    lab.Claim(
-      id='training-data-identity',
-      source=SOURCE,
-      claim='every linear layer of a trained network answers as attention over '
-      'its training history',
-      statistic='largest relative difference over layers, test images and '
-      f'seeds, float64; at most {EXACT:g}',
-      estimate=lab.exactly(np.max(results.residual)),
-      at_most=EXACT,
-    ),
-    lab.Claim(
-      id='training-data-accuracy',
-      source='control',
-      claim='the network is worth explaining',
-      statistic='test accuracy, mean over seeds, Wilson interval for '
-      f'{config.num_test} images; at least {GOOD_ACCURACY}',
-      estimate=_accuracy(config, results),
-      at_least=GOOD_ACCURACY,
-    ),
-    *(
-      lab.Claim(
-        id=f'training-data-vote-{depth}',
-        source=f'{SOURCE}, section 4',
-        claim='the largest unsigned attention scores belong to training images '
-        f'of the predicted class, layer {depth}',
-        statistic=f'fraction of test images where the {NUM_VOTES} largest '
-        'absolute scores, summed by class, favour the predicted one, mean over '
-        f'seeds, Wilson interval for {config.num_recalled} images; at least '
-        '0.5 (chance: 0.1)',
-        estimate=vote,
-        at_least=0.5,
-      )
-      for depth, vote in enumerate(_votes(config, results), 1)
-    ),
-  ]
+  votes = dict(enumerate(_votes(config, results), 1))
+  text = f"""
+    identity [{SOURCE}] every linear layer of a trained network answers as
+      attention over its training history | largest relative difference over
+      layers, test images and seeds, float64
+    accuracy [control] the network is worth explaining | test accuracy, mean
+      over seeds, Wilson interval for {config.num_test} images
+    """
+  text += ''.join(
+    f"""vote-{depth} [{SOURCE}, section 4] the largest unsigned attention scores
+      belong to training images of the predicted class, layer {depth} | fraction
+      of test images where the {NUM_VOTES} largest absolute scores, summed by
+      class, favour the predicted one (chance: 0.1), mean over seeds, Wilson
+      interval for {config.num_recalled} images
+    """
+    for depth in votes
+  )
+  return lab.statements(
+    'training-data-',
+    text,
+    {
+      'identity': lab.at_most(EXACT, np.max(results.residual)),
+      'accuracy': lab.at_least(GOOD_ACCURACY, _accuracy(config, results)),
+      **{f'vote-{depth}': lab.at_least(0.5, x) for depth, x in votes.items()},
+    },
+  )
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
@@ -243,20 +233,20 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     lab.Figure(
       'attended',
       _draw_attended(_digits(config), results),
-      'Test images (left, with the predicted class) and the training images '
-      'that add most to, and take most from, the score of that class, with '
-      'what each contributes over all its visits. Inputs of the last layer are '
-      'not negative, so there an image supports its own class and opposes the '
-      'others by construction; which images are loudest is what can be learnt '
-      'here. One seed, the first test image of each predicted class.',
+      """Test images (left, with the predicted class) and the training images
+      that add most to, and take most from, the score of that class, with what
+      each contributes over all its visits. Inputs of the last layer are not
+      negative, so there an image supports its own class and opposes the others
+      by construction; which images are loudest is what can be learnt here. One
+      seed, the first test image of each predicted class.""",
     ),
     lab.Figure(
       'votes',
       _draw_votes(results),
-      'How often the class with the largest sum of absolute attention scores '
-      f'(the {NUM_VOTES} largest) is the predicted one, by layer: mean over '
-      f'{config.num_recalled} test images, one dot for each of '
-      f'{config.num_seeds} seeds. Dashed: chance.',
+      f"""How often the class with the largest sum of absolute attention scores
+      (the {NUM_VOTES} largest) is the predicted one, by layer: mean over
+      {config.num_recalled} test images, one dot for each of {config.num_seeds}
+      seeds. Dashed: chance.""",
     ),
   ]
 
@@ -310,14 +300,12 @@ PARTS = {
 def conclude(config: Config, results, claims) -> str:
   found = results['history']
   votes = ', '.join(f'{x.value:.0%}' for x in _votes(config, found))
-  return (
-    f'A network with a test accuracy of {_accuracy(config, found):.3f} is '
-    'reproduced from its initial weights and its training history alone, layer '
-    f'by layer, up to {np.max(found.residual):.1e} (float64). The values it '
-    'attends to are error signals, not labels. Without them, the largest '
-    f'scores vote for the predicted class in {votes} of the test images '
-    '(layers in order; chance is 10%).'
-  )
+  return f"""A network with a test accuracy of {_accuracy(config, found):.3f} is
+    reproduced from its initial weights and its training history alone, layer by
+    layer, up to {np.max(found.residual):.1e} (float64). The values it attends
+    to are error signals, not labels. Without them, the largest scores vote for
+    the predicted class in {votes} of the test images (layers in order; chance
+    is 10%)."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

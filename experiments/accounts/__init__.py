@@ -108,26 +108,24 @@ def conclude(config: Config, results, claims) -> str:
   )
 
   def named(prefix, verdict):
-    ids = {name: comparison.identifier(f'{prefix}-{name}') for name in alike}
+    ids = {
+      x: f'accounts-{comparison.identifier(f"{prefix}-{x}")}' for x in alike
+    }
     found = [k for k, name in ids.items() if claims[name].verdict == verdict]
     return ', '.join(found) or 'none'
 
-  return (
-    f'All {len(exact)} identities hold to '
-    f'{max(row.difference for row in exact):.0e} in float64, on the same '
-    f'demonstrations. As learners of {config.num_demonstrations} '
-    f'demonstrations of width {config.d_x} the accounts differ; loss over that '
-    'of predicting 0, tuned: '
-    f'{", ".join(f"{name} {losses[name]:.2g}" for name in order)}. Trained '
-    'layers learn as well as the inner step they are predicted to be, within '
-    f'5 % in the geometric mean over seeds, for: '
-    f'{named("trained", "reproduced")}; differently for: '
-    f'{named("trained", "not reproduced")}; undecided for: '
-    f'{named("trained", "undecided")}. Seeds of {config.num_seeds} that lie '
-    f'outside these 5 %: {apart or "none"}. Their dependence on the query is '
-    'that of the inner step (mean cosine at least '
-    f'{comparison.ALIGNED}) for: {named("aligned", "reproduced")}.'
-  )
+  return f"""All {len(exact)} identities hold to
+    {max(row.difference for row in exact):.0e} in float64, on the same
+    demonstrations. As learners of {config.num_demonstrations} demonstrations of
+    width {config.d_x} the accounts differ; loss over that of predicting 0,
+    tuned: {', '.join(f'{name} {losses[name]:.2g}' for name in order)}. Trained
+    layers learn as well as the inner step they are predicted to be, within 5 %
+    in the geometric mean over seeds, for: {named('trained', 'reproduced')};
+    differently for: {named('trained', 'not reproduced')}; undecided for:
+    {named('trained', 'undecided')}. Seeds of {config.num_seeds} that lie
+    outside these 5 %: {apart or 'none'}. Their dependence on the query is that
+    of the inner step (mean cosine at least {comparison.ALIGNED}) for:
+    {named('aligned', 'reproduced')}."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

@@ -4,8 +4,9 @@ Losses are mean squared errors over that of predicting 0 on the same prompts.
 Ratios are geometric means over seeds, whose prompts both sides share.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,11 @@ import numpy as np
 from experiments import lab
 from experiments.accounts import layers
 from experiments.accounts.layers import MEMORIES
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 
-if TYPE_CHECKING:
-  from experiments.accounts import Config
-
-CLOSE = {'at_least': 0.95, 'at_most': 1.05}  # Ratios that count as the same.
+CLOSE = 0.95, 1.05  # Ratios that count as the same.
 ALIGNED = 0.99
 KINDS = TUNED, TRAINED = 0, 1
 NAMES = 'tuned', 'trained'
@@ -67,7 +65,7 @@ class Alike(NamedTuple):
   @property
   def num_apart(self) -> int:
     """Seeds that are not as good as the inner step, or better."""
-    return len(self.ratio) - _num_within(self.ratio, **CLOSE)
+    return len(self.ratio) - _num_within(self.ratio, *CLOSE)
 
 
 class Learner(NamedTuple):
@@ -83,7 +81,7 @@ class Learner(NamedTuple):
 Results = Mapping[str, Learner]
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Tunes, trains and measures all memories, two programs at a time.
 
   Most of each is compiling, on one core.
@@ -96,9 +94,7 @@ def measure(config: 'Config') -> Results:
   return dict(zip(names, reversed(found), strict=True))
 
 
-def _measure_one(
-  config: 'Config', name: str, prompts: layers.Prompts
-) -> Learner:
+def _measure_one(config: Config, name: str, prompts: layers.Prompts) -> Learner:
   """Fits one memory, and measures it: one program."""
   memory = MEMORIES[name]
 
@@ -117,7 +113,7 @@ def _measure_one(
   return Learner(gates, loss, here, scaled, found.alike)
 
 
-def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
+def _evaluate(config: Config, memory, fitted, testing, scaled) -> Learner:
   """Measures the tuned and the trained layer of one seed."""
   lengths = jnp.asarray(config.lengths)
   length = jnp.asarray([config.num_demonstrations])
@@ -144,7 +140,7 @@ def _evaluate(config: 'Config', memory, fitted, testing, scaled) -> Learner:
   return Learner(jnp.stack(gates, axis=-1), curve, here, at_scale, alike)
 
 
-def _compare(config: 'Config', memory, fitted, prompts) -> Alike:
+def _compare(config: Config, memory, fitted, prompts) -> Alike:
   """Compares the trained layer with the tuned one and its mirror image."""
   here = jnp.asarray([config.num_demonstrations])
 
@@ -182,149 +178,141 @@ def alike(results: Results) -> dict[str, Alike]:
   return {k: row.alike for k, row in results.items() if row.alike is not None}
 
 
-def _num_within(
-  values, at_least: float = -np.inf, at_most: float = np.inf
-) -> int:
+def _num_within(values, at_least: float, at_most: float) -> int:
   """How many seeds lie in a range."""
+  values = np.asarray(values, np.float64)
   return int(np.sum((at_least <= values) & (values <= at_most)))
 
 
 def identifier(name: str) -> str:
-  """The id of a claim."""
-  return f'accounts-{name.replace(" ", "-").replace(",", "")}'
+  """The id of a claim, without the prefix of the experiment."""
+  return name.replace(' ', '-').replace(',', '')
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  trained_alike = [
+    claim
+    for name, found in alike(results).items()
+    for claim in _trained_is_tuned(config, name, found)
+  ]
+  return [*trained_alike, *_orders(results), *_elsewhere(config, results)]
+
+
+def _claims(
+  text: str, found: Mapping[str, lab.Found], by: str = 'geometric mean'
+) -> list[lab.Claim]:
+  """Claims on averages, and on the seeds, of which one can move them."""
+  claims = lab.statements(
+    'accounts-',
+    text,
+    {k: x._replace(value=AVERAGES[by](x.value)) for k, x in found.items()},
+  )
+
+  def more(claim):
+    values, *limits = found[claim.id.removeprefix('accounts-')]
+    return f"""{claim.statistic}; {by}; median {np.median(values):.3g},
+      {_num_within(values, *limits)} of {len(values)} seeds in that range"""
+
   return [
-    *_trained_is_tuned(config, results),
-    *_orders(results),
-    *_elsewhere(config, results),
+    dataclasses.replace(x, statistic=lab.one_line(more(x))) for x in claims
   ]
 
 
-def _claim(
-  name, source, words, statistic, values, *, by='geometric mean', **allowed
-) -> lab.Claim:
-  """A claim on an average, and on the seeds, of which one can move it."""
-  return lab.Claim(
-    id=identifier(name),
-    source=source,
-    claim=words,
-    statistic=f'{statistic}; {by}; median {np.median(values):.3g}, '
-    f'{_num_within(values, **allowed)} of {len(values)} seeds in that range',
-    estimate=AVERAGES[by](values),
-    **allowed,
+def _trained_is_tuned(config: Config, name: str, found: Alike):
+  slug, account = identifier(name), MEMORIES[name].account
+  ratio, cosine = f'trained-{slug}', f'aligned-{slug}'
+  return _claims(
+    f"""{ratio} [{account}] {name}: a trained layer learns as well as its
+    predicted inner step, and no better | loss of trained over that of tuned (or
+    its mirror image) at {config.num_demonstrations} demonstrations""",
+    {ratio: lab.within(*CLOSE, found.ratio)},
+  ) + _claims(
+    f"""{cosine} [{account}] {name}: a trained layer depends on the query as its
+    predicted inner step does | cosine of the derivatives of both answers in the
+    query (Model cos)""",
+    {cosine: lab.at_least(ALIGNED, found.cosine)},
+    by='mean',
   )
 
 
-def _trained_is_tuned(config: 'Config', results: Results):
-  for name, found in alike(results).items():
-    yield _claim(
-      f'trained-{name}',
-      MEMORIES[name].account,
-      f'{name}: a trained layer learns as well as its predicted inner step, '
-      'and no better',
-      'loss of trained over that of tuned (or its mirror image) at '
-      f'{config.num_demonstrations} demonstrations, within '
-      f'{CLOSE["at_least"]} to {CLOSE["at_most"]}',
-      found.ratio,
-      **CLOSE,
-    )
-    yield _claim(
-      f'aligned-{name}',
-      MEMORIES[name].account,
-      f'{name}: a trained layer depends on the query as its predicted inner '
-      'step does',
-      'cosine of the derivatives of both answers in the query (Model cos), at '
-      f'least {ALIGNED}',
-      found.cosine,
-      by='mean',
-      at_least=ALIGNED,
-    )
-
-
-def _orders(results: Results):
+def _orders(results: Results) -> list[lab.Claim]:
+  tuned = {name: row.here[TUNED] for name, row in results.items()}
+  trained = {
+    name: row.here[TRAINED] for name, row in results.items() if row.alike
+  }
+  rows = []
   for (better, worse), (source, words) in ORDERS.items():
     if {better, worse} <= results.keys():
-      yield _claim(
-        f'{better}-beats-{worse}',
-        source,
-        words,
-        'ratio of losses of trained layers at the training length, below 1',
-        results[better].here[TRAINED] / results[worse].here[TRAINED],
-        at_most=1.0,
+      name = identifier(f'{better}-beats-{worse}')
+      rows += _claims(
+        f"""{name} [{source}] {words} | ratio of losses of trained layers at the
+        training length""",
+        {name: lab.at_most(1.0, trained[better] / trained[worse])},
       )
-  tuned = {name: row.here[TUNED] for name, row in results.items()}
+  found = {}
   if {'softmax', 'linear attention'} <= results.keys():
-    yield _claim(
-      'one-head-is-not-gd',
-      OSWALD,
-      'one softmax head falls short of one step of gradient descent',
-      'ratio of losses of the trained head and the tuned step, above 1',
-      results['softmax'].here[TRAINED] / tuned['linear attention'],
-      at_least=1.0,
-    )
+    ratio = trained['softmax'] / tuned['linear attention']
+    found['one-head-is-not-gd'] = lab.at_least(1.0, ratio)
   if {'GD (2 steps)', 'GD++ (2 steps)'} <= results.keys():
-    yield _claim(
-      'gd-plus-plus-beats-gd',
-      f'{OSWALD}, section 4',
-      'two steps of GD++ learn better than two of gradient descent',
-      'ratio of losses, tuned, below 1',
-      tuned['GD++ (2 steps)'] / tuned['GD (2 steps)'],
-      at_most=1.0,
-    )
+    ratio = tuned['GD++ (2 steps)'] / tuned['GD (2 steps)']
+    found['gd-plus-plus-beats-gd'] = lab.at_most(1.0, ratio)
+  rows += _claims(
+    f"""
+    one-head-is-not-gd [{OSWALD}] one softmax head falls short of one step of
+      gradient descent | ratio of losses of the trained head and the tuned step
+    gd-plus-plus-beats-gd [{OSWALD}, section 4] two steps of GD++ learn better
+      than two of gradient descent | ratio of losses, tuned
+    """,
+    found,
+  )
   mesa = tuned.pop('least squares (mesa)', None)
-  if mesa is not None and tuned:
-    ratios = {k: statistics.paired_ratio(x, mesa) for k, x in tuned.items()}
-    best = min(ratios, key=lambda name: ratios[name].value)
-    yield lab.Claim(
-      id='accounts-least-squares-is-best',
-      source='von Oswald et al., arXiv:2309.05858',
-      claim='ridge regression in the context learns best of all',
-      statistic=f'loss of the next best, {best}, over its loss, tuned, above 1',
-      estimate=ratios[best],
-      at_least=1.0,
-    )
+  if mesa is None or not tuned:
+    return rows
+  ratios = {k: statistics.paired_ratio(x, mesa) for k, x in tuned.items()}
+  best = min(ratios, key=lambda name: ratios[name].value)
+  return rows + lab.statements(
+    'accounts-',
+    f"""least-squares-is-best [von Oswald et al., arXiv:2309.05858] ridge
+    regression in the context learns best of all | loss of the next best,
+    {best}, over its loss, tuned""",
+    {'least-squares-is-best': lab.at_least(1.0, ratios[best])},
+  )
 
 
-def _elsewhere(config: 'Config', results: Results):
+def _elsewhere(config: Config, results: Results) -> list[lab.Claim]:
   largest, longest = config.scales[-1], config.lengths[-1]
+  text, found = '', {}
   if 'linear attention' in results:
     scaled = results['linear attention'].scaled[..., -1]
-    yield _claim(
-      'linear-scale',
-      f'{OSWALD}, Fig. 2 (out of distribution)',
-      'trained linear self-attention follows one step of gradient descent to '
-      'other input scales',
-      f'loss of trained over that of tuned with inputs times {largest:g}, '
-      f'within {CLOSE["at_least"]} to {CLOSE["at_most"]}',
-      scaled[TRAINED] / scaled[TUNED],
-      **CLOSE,
-    )
+    ratio = scaled[TRAINED] / scaled[TUNED]
+    found['linear-scale'] = lab.within(*CLOSE, ratio)
   if 'delta rule' in results:
-    yield _claim(
-      'delta-scale',
-      'stability of the delta rule, step size times |k|^2 <= 2 (Yang et al., '
-      'arXiv:2406.06484)',
-      'a trained delta rule does not carry over to larger inputs',
-      f'its loss over that of predicting 0, inputs times {largest:g}, above 1',
-      results['delta rule'].scaled[TRAINED, :, -1],
-      at_least=1.0,
-    )
+    losses = results['delta rule'].scaled[TRAINED, :, -1]
+    found['delta-scale'] = lab.at_least(1.0, losses)
   for name in alike(results):
-    yield _claim(
-      f'length-{name}',
-      'length generalisation, a question of this comparison',
-      f'{name}: a trained layer gains from more demonstrations than in '
-      'training',
-      f'loss at {longest} over that at {config.num_demonstrations} '
-      'demonstrations, below 1',
-      results[name].loss[TRAINED, :, -1] / results[name].here[TRAINED],
-      at_most=1.0,
-    )
+    ratio = results[name].loss[TRAINED, :, -1] / results[name].here[TRAINED]
+    key = identifier(f'length-{name}')
+    found[key] = lab.at_most(1.0, ratio)
+    text += f"""
+    {key} [length generalisation, a question of this comparison] {name}: a
+      trained layer gains from more demonstrations than in training | loss at
+      {longest} over that at {config.num_demonstrations} demonstrations"""
+  return _claims(
+    f"""
+    linear-scale [{OSWALD}, Fig. 2 (out of distribution)] trained linear
+      self-attention follows one step of gradient descent to other input scales
+      | loss of trained over that of tuned with inputs times {largest:g}
+    delta-scale [stability of the delta rule, step size times |k|^2 <= 2 (Yang
+      et al., arXiv:2406.06484)] a trained delta rule does not carry over to
+      larger inputs | its loss over that of predicting 0, inputs times
+      {largest:g}
+    """.rstrip()
+    + text,
+    found,
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'learners': [_line(*row) for row in results.items()],
     'closed_form_loss': _closed_form(config),
@@ -371,7 +359,7 @@ def _means(results: Results, name: str) -> dict[str, Any]:
   }
 
 
-def _closed_form(config: 'Config') -> list[float]:
+def _closed_form(config: Config) -> list[float]:
   """Expected loss of one step, tuned at the training length, by length."""
 
   def tasks(size):
@@ -389,7 +377,7 @@ def _closed_form(config: 'Config') -> list[float]:
   ]
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   rows = []
   for name, learner in results.items():
     for values, field, places in (
@@ -430,7 +418,7 @@ FRAME = 3e-4, 8.0
 TICKS = -20, -5, -1, 0, 1, 5, 20, 100  # Excess losses, in percent.
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, axes = drawing.subplots(2, 2, figsize=(12, 9.4))
   learners, trained, scale, length = axes.ravel()
   shown = {name: results[name] for name in SHOWN if name in results}
@@ -450,26 +438,24 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   scale.set_title('(c) input scale: tuned (lines), trained (markers)')
   length.set_title('(d) length: tuned (lines), trained (markers)')
   drawing.legend(learners, 4)
-  caption = (
-    'In-context linear regression by every account, on the same prompts '
-    f'(d = {config.d_x}, inputs from U(-1, 1), label noise {config.noise:g}); '
-    'losses over that of predicting 0. (a) The inner learners that the '
-    'accounts predict, their one or two numbers tuned at '
-    f'{config.num_demonstrations} demonstrations (dotted line), at other '
-    'numbers of them; curves that coincide cover each other. (b) Layers whose '
-    'projections are trained: excess of their loss over that of the tuned '
-    'inner learner, a dot for each seed and the geometric mean; the axis is '
-    'linear within 1 % (grey) and logarithmic beyond. Right, how many seeds '
-    'lie outside 5 % (dashed lines), and the mean over seeds of the cosine of '
-    'the derivatives of both answers in the query. '
-    'A softmax layer may find the mirror image of the predicted one - queries '
-    'and values with the other sign - which is as good for symmetric inputs; '
-    'then the cosine is to the mirror image. (c) Inputs scaled at test time, '
-    'and (d) more demonstrations than in training: lines are tuned, markers '
-    f'trained. {config.num_seeds} seeds, each with {config.num_test_prompts} '
-    'test prompts of its own; shades and bars are 95 % intervals of the mean. '
-    'Means of losses are geometric; losses outside the frames are left out.'
-  )
+  caption = f"""In-context linear regression by every account, on the same
+    prompts (d = {config.d_x}, inputs from U(-1, 1), label noise
+    {config.noise:g}); losses over that of predicting 0. (a) The inner learners
+    that the accounts predict, their one or two numbers tuned at
+    {config.num_demonstrations} demonstrations (dotted line), at other numbers
+    of them; curves that coincide cover each other. (b) Layers whose projections
+    are trained: excess of their loss over that of the tuned inner learner, a
+    dot for each seed and the geometric mean; the axis is linear within 1 %
+    (grey) and logarithmic beyond. Right, how many seeds lie outside 5 % (dashed
+    lines), and the mean over seeds of the cosine of the derivatives of both
+    answers in the query. A softmax layer may find the mirror image of the
+    predicted one - queries and values with the other sign - which is as good
+    for symmetric inputs; then the cosine is to the mirror image. (c) Inputs
+    scaled at test time, and (d) more demonstrations than in training: lines are
+    tuned, markers trained. {config.num_seeds} seeds, each with
+    {config.num_test_prompts} test prompts of its own; shades and bars are 95 %
+    intervals of the mean. Means of losses are geometric; losses outside the
+    frames are left out."""
   return [lab.Figure('accounts', figure, caption)]
 
 
@@ -520,7 +506,7 @@ def _ratios(axis, rows: Mapping[str, Alike]) -> None:
   axis.set_xlim(min(low, TICKS[0]), max(high, TICKS[-1]))
   axis.axvspan(-1, 1, color=drawing.GREY, alpha=0.2, linewidth=0)
   axis.axvline(0, color=drawing.BLACK, linewidth=0.8)
-  for edge in CLOSE.values():
+  for edge in CLOSE:
     axis.axvline(100 * (edge - 1), color=drawing.GREY, ls='--', lw=1)
   axis.set_xlabel('excess loss of the trained layer (%)')
 

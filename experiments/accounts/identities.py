@@ -7,7 +7,7 @@ exists. A few statements hold only nearly, and are measured as such.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.accounts import layers
+from experiments.lab import Config
 from iclcl_jax import attention, dual, features, kernels, losses
 from iclcl_jax.accounts import (
   linear_regression_gd as oswald,
@@ -24,9 +25,6 @@ from iclcl_jax.accounts import (
   training_data_attention as irie,
 )
 from iclcl_jax.types import Array
-
-if TYPE_CHECKING:
-  from experiments.accounts import Config
 
 EXACT = 1e-12
 RATE, CONTRACTION, DECAY, MOMENTUM, RIDGE = 0.4, 0.05, 0.9, 0.5, 0.1
@@ -270,7 +268,7 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Computes both sides on a few of the test prompts."""
   chosen = [
     {name: fn for name, fn in fns.items() if name in config.accounts}
@@ -304,7 +302,7 @@ def measure(config: 'Config') -> Results:
   )
 
 
-def _problems(config: 'Config') -> Problem:
+def _problems(config: Config) -> Problem:
   """A few of the test prompts, in float64. Leading axis of prompts."""
   prompts = layers.draw_all(config).testing.tokens[0, :NUM_PROMPTS]
   tokens = np.asarray(prompts, np.float64)
@@ -314,25 +312,22 @@ def _problems(config: 'Config') -> Problem:
   return Problem(*map(jnp.asarray, parts))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  by_account: dict[str, list[Statement]] = {}
-  for row in results.identities:
-    by_account.setdefault(row.account, []).append(row)
-  return [
-    lab.Claim(
-      id=f'accounts-identities-{account.replace(" ", "-")}',
-      source=account,
-      claim='; '.join(row.statement for row in own),
-      statistic='largest difference of both sides over the largest answer, '
-      f'float64; at most {EXACT:g}',
-      estimate=lab.exactly(max(row.difference for row in own)),
-      at_most=EXACT,
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  rows = []
+  for account in dict.fromkeys(row.account for row in results.identities):
+    own = [row for row in results.identities if row.account == account]
+    name, said = account.replace(' ', '-'), '; '.join(x.statement for x in own)
+    largest = max(row.difference for row in own)
+    rows += lab.statements(
+      'accounts-identities-',
+      f"""{name} [{account}] {said} | largest difference of both sides over the
+      largest answer, float64""",
+      {name: lab.at_most(EXACT, largest)},
     )
-    for account, own in by_account.items()
-  ]
+  return rows
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'statements': [
       row._asdict() | {'kind': kind, 'unit': unit}

@@ -9,7 +9,7 @@ projections it is a layer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from experiments import lab
+from experiments.lab import Config
 from experiments.lab.loops import train
 from iclcl_jax import losses, tasks
 from iclcl_jax.accounts import (
@@ -25,9 +26,6 @@ from iclcl_jax.accounts import (
   online_learners as learners,
 )
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.accounts import Config
 
 NUM_STEPS = 2  # Of gradient descent and GD++.
 NUM_EPOCHS = 4  # Of SGD on the demonstrations.
@@ -291,7 +289,7 @@ def answers(
   return jnp.sum(jax.vmap(head)(*layer[:3]), axis=0)
 
 
-def draw(key, count: int, size: int, config: 'Config', scale=1.0):
+def draw(key, count: int, size: int, config: Config, scale=1.0):
   """Draws prompts with noisy labels, inputs scaled; equal for equal keys."""
 
   def one(key):
@@ -318,7 +316,7 @@ class Prompts(NamedTuple):
 
 
 @lab.once
-def draw_all(config: 'Config') -> Prompts:
+def draw_all(config: Config) -> Prompts:
   """Draws what all learners share."""
   size = config.num_demonstrations
   shape = min(config.num_batches, config.num_steps), config.batch_size
@@ -357,7 +355,7 @@ def draw_all(config: 'Config') -> Prompts:
 
 
 def fit(
-  memory: Memory, prompts: tasks.RegressionPrompt, keys: Array, config: 'Config'
+  memory: Memory, prompts: tasks.RegressionPrompt, keys: Array, config: Config
 ) -> Layer:
   """Tunes gates, then trains layers, both in one program.
 

@@ -130,14 +130,12 @@ def conclude(config, results, claims) -> str:
   low = [name for name, error in errors.items() if error.high <= 0.1]
   where = f'at {", ".join(low)} only' if low else 'nowhere here'
   residual = max(map(max, results['maps'].residuals.values()))
-  return (
-    'How far random features are from softmax depends on the norms of queries '
-    f'and keys (slope of log MSE against log R, and output error at R = '
-    f'{config.reference_features}): {rows}. The error is below 10 % {where}. '
-    'The identity between attention and dual model holds in all of them, with '
-    f'a residual of {residual:.0e}: approximation '
-    'and identity are different questions.'
-  )
+  return f"""How far random features are from softmax depends on the norms of
+    queries and keys (slope of log MSE against log R, and output error at R =
+    {config.reference_features}): {rows}. The error is below 10 % {where}. The
+    identity between attention and dual model holds in all of them, with a
+    residual of {residual:.0e}: approximation and identity are different
+    questions."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

@@ -6,7 +6,7 @@ queries, keys and values that were measured.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,11 +14,8 @@ from experiments import lab
 from experiments.approximation import estimates
 from experiments.approximation.estimates import Measurements, Method
 from experiments.approximation.inputs import Condition
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from iclcl_jax import budget, features, projections
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
 
 GRID_SIZE = 200  # Nodes of an interpolation in log v; relative error < 1e-3.
 LARGEST_JUDGED_NORM = 2.0  # Mean |q + k|^2 / sqrt(d_k) of visible variances.
@@ -36,7 +33,7 @@ class Results(NamedTuple):
   ratios: Mapping[str, Mapping[str, Mapping[str, lab.Estimate]]]
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Compares by the geometric mean over R."""
   data, lines = estimates.measured(config).first, predicted(config)
 
@@ -63,7 +60,7 @@ def measure(config: 'Config') -> Results:
 
 
 @lab.once
-def predicted(config: 'Config') -> Predictions:
+def predicted(config: Config) -> Predictions:
   """All closed forms, against the directions that were measured."""
   data = estimates.measured(config).first
   return {
@@ -136,39 +133,35 @@ def first_order_mse(
   }
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   """Judged where the closed form can be seen.
 
   At larger norms the variance is carried by draws rarer than one in the number
   of draws: the ratio is reported, and decides nothing.
   """
-  judged = {
-    name
-    for name, condition in results.data.conditions.items()
-    if condition.squared_norms().mean() <= LARGEST_JUDGED_NORM
-  }
-  return [
-    estimates.claim(
-      f'{estimates.words(quantity)} equals its closed form, {method}',
-      'measured over predicted, geometric mean over R; in [0.85, 1.15]',
-      name,
-      estimate,
-      source='closed-form variance of each map',
-      at_least=0.85,
-      at_most=1.15,
-    )
-    for method, by_condition in results.ratios.items()
-    for name, quantities in by_condition.items()
-    if name in judged
-    for quantity, estimate in quantities.items()
-  ]
+  rows = []
+  for method, by_condition in results.ratios.items():
+    for name, quantities in by_condition.items():
+      norm = results.data.conditions[name].squared_norms().mean()
+      if norm <= LARGEST_JUDGED_NORM:
+        rows += estimates.statements(
+          name,
+          '\n'.join(
+            f"""{quantity} [closed-form variance of each map]
+            {estimates.words(quantity)} equals its closed form, {method} |
+            measured over predicted, geometric mean over R"""
+            for quantity in quantities
+          ),
+          {k: lab.within(0.85, 1.15, x) for k, x in quantities.items()},
+        )
+  return rows
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {'measured_over_closed_form': results.ratios}
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Measured variance of one kernel value against its closed form."""
   data, names = results.data, list(results.data.conditions)[:-1][:3]
   figure, axes = drawing.subplots(
@@ -204,9 +197,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     'where points lie far below their line, draws rarer than these carry the '
     'mean'
   )
-  caption = (
-    'Relative variance of a kernel value, times R: measured (points) and its '
-    'closed form (lines), for each feature map. At larger norms the variance '
-    'is carried by draws rarer than these.'
-  )
+  caption = """Relative variance of a kernel value, times R: measured (points)
+    and its closed form (lines), for each feature map. At larger norms the
+    variance is carried by draws rarer than these."""
   return [lab.Figure('kernel_variance', figure, caption)]

@@ -3,10 +3,11 @@
 What every question starts from: `measured(config)`.
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,9 @@ import numpy as np
 from experiments import lab
 from experiments.approximation import inputs
 from experiments.approximation.inputs import Condition
-from experiments.lab import figures as drawing, pretraining, statistics
+from experiments.lab import Config, figures as drawing, pretraining, statistics
 from iclcl_jax import attention, features, projections
 from iclcl_jax.types import Array, Float, PRNGKeyArray
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
 
 # By projection, then by number of directions: arrays `[D, R, d]`.
 Directions: TypeAlias = dict[Callable[..., Any], dict[int, Array]]
@@ -140,7 +138,7 @@ class Data(NamedTuple):
 
 
 @lab.once
-def measured(config: 'Config') -> Data:
+def measured(config: Config) -> Data:
   """Draws inputs and directions, and measures all maps; two at a time."""
   keys = jax.random.split(jax.random.key(config.seed), 6)
 
@@ -320,20 +318,22 @@ def geometric_mean(ratios: np.ndarray) -> lab.Estimate:
   return statistics.bootstrap(np.exp, np.log(ratios))
 
 
-def claim(
-  text: str, statistic: str, condition: str, estimate: lab.Estimate, **rest: Any
-) -> lab.Claim:
-  """A claim about one condition, whose id is its text."""
-  text = f'{text}: {condition}'
-  slug = re.sub('[^a-z0-9]+', '-', text.lower()).strip('-')
-  return lab.Claim(
-    id=f'approximation-{slug}',
-    claim=text,
-    statistic=statistic,
-    estimate=estimate,
-    more={'condition': condition},
-    **rest,
-  )
+def statements(
+  condition: str, text: str, found: Mapping[str, lab.Found]
+) -> list[lab.Claim]:
+  """Claims about one condition, whose ids are their texts."""
+
+  def about(claim):
+    said = f'{claim.claim}: {condition}'
+    slug = re.sub('[^a-z0-9]+', '-', said.lower()).strip('-')
+    return dataclasses.replace(
+      claim,
+      id=f'approximation-{slug}',
+      claim=said,
+      more={'condition': condition},
+    )
+
+  return [about(claim) for claim in lab.statements('', text, found)]
 
 
 def words(quantity: str) -> str:

@@ -5,17 +5,14 @@ For the papers' map: positive features with gaussian directions.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import lab
 from experiments.approximation import closed_form, estimates
 from experiments.approximation.estimates import Measurements, Method
-from experiments.lab import figures as drawing, pretraining, statistics
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
+from experiments.lab import Config, figures as drawing, pretraining, statistics
 
 PAPER_MAP = estimates.PAPER_MAP
 LOW_LEVEL = 0.1  # Relative error that counts as low.
@@ -52,7 +49,7 @@ class Results(NamedTuple):
   errors: Mapping[str, lab.Estimate]
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   data, size = estimates.measured(config).first, config.reference_features
   errors = {
     name: data.get(PAPER_MAP, condition, size).means()['output_relative']
@@ -79,44 +76,33 @@ def slopes(
   }
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   sizes, listed = config.num_features, []
-  fit = statistics.log_slope(sizes)
+  ranks = 'Spearman correlation of mean error and R'
   conditions = results.data.conditions.items()
   for (name, condition), part in itertools.product(conditions, PARTS):
     mse, mae, relative = (
       results.data.curve(PAPER_MAP, condition, f'{part}_{kind}', sizes)
       for kind in ('mse', 'mae', 'relative')
     )
-    falls = (
-      'falls with the number of features',
-      'Spearman correlation of mean error and R; at most -0.9',
+    slope = statistics.bootstrap(statistics.log_slope(sizes), mse)
+    listed += estimates.statements(
+      name,
+      f"""
+      mse [{SOURCE}] {part} MSE falls with the number of features | {ranks}
+      mae [{SOURCE}] {part} MAE falls with the number of features | {ranks}
+      slope [{SOURCE}] {part} MSE falls like 1/R | slope of log mean error
+        against log R
+      level [{SOURCE}] {part} error falls to a low level | relative Frobenius
+        error at {sizes[-1]} features
+      """,
+      {
+        'mse': lab.at_most(-0.9, _ranks(mse, sizes)),
+        'mae': lab.at_most(-0.9, _ranks(mae, sizes)),
+        'slope': lab.within(-1.15, -0.85, slope),
+        'level': lab.at_most(LOW_LEVEL, estimates.mean(relative[:, -1])),
+      },
     )
-    rows = (
-      (f'{part} MSE', *falls, _ranks(mse, sizes), {'at_most': -0.9}),
-      (f'{part} MAE', *falls, _ranks(mae, sizes), {'at_most': -0.9}),
-      (
-        f'{part} MSE',
-        'falls like 1/R',
-        'slope of log mean error against log R; in [-1.15, -0.85]',
-        statistics.bootstrap(fit, mse),
-        {'at_least': -1.15, 'at_most': -0.85},
-      ),
-      (
-        f'{part} error',
-        'falls to a low level',
-        f'relative Frobenius error at {sizes[-1]} features; at most '
-        f'{LOW_LEVEL:g}',
-        estimates.mean(relative[:, -1]),
-        {'at_most': LOW_LEVEL},
-      ),
-    )
-    listed += [
-      estimates.claim(
-        f'{what} {does}', statistic, name, estimate, source=SOURCE, **limits
-      )
-      for what, does, statistic, estimate, limits in rows
-    ]
   return listed
 
 
@@ -126,7 +112,7 @@ def _ranks(errors: np.ndarray, sizes: Sequence[int]) -> lab.Estimate:
   )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'num_draws': config.num_draws,
     'num_trained_layers': config.num_seeds,
@@ -143,7 +129,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def tables(config: 'Config', results: Results) -> dict[str, Any]:
+def tables(config: Config, results: Results) -> dict[str, Any]:
   """Slopes of log error against log R, and the error at the reference."""
   rows = [
     {
@@ -159,26 +145,26 @@ def tables(config: 'Config', results: Results) -> dict[str, Any]:
   return {'papers_map': rows}
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   return [
     lab.Figure(
       'errors',
       _draw_errors(config, results),
-      'Mean squared and mean absolute error of the attention matrix and of the '
-      f'output against the number of features R ({config.num_draws} draws, '
-      '95 % intervals), at controlled norms of queries and keys and at trained '
-      'weights. Dashed: the first-order closed form.',
+      f"""Mean squared and mean absolute error of the attention matrix and of
+      the output against the number of features R ({config.num_draws} draws, 95
+      % intervals), at controlled norms of queries and keys and at trained
+      weights. Dashed: the first-order closed form.""",
     ),
     lab.Figure(
       'slopes',
       _draw_slopes(results),
-      'Fitted slope of log error against log R: -1 is what averaging '
-      'independent draws gives; it is reached at small norms only.',
+      """Fitted slope of log error against log R: -1 is what averaging
+      independent draws gives; it is reached at small norms only.""",
     ),
   ]
 
 
-def _draw_errors(config: 'Config', results: Results) -> Any:
+def _draw_errors(config: Config, results: Results) -> Any:
   """MSE, MAE and relative error against R."""
   figure, axes = drawing.subplots(2, 3, figsize=(14, 9), sharex=True)
   kinds = {

@@ -1,17 +1,15 @@
 """Do estimated matrices look like the exact ones, better with more features?"""
 
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments import lab
 from experiments.approximation import estimates
 from experiments.approximation.estimates import Condition, Data, Measurements
-from experiments.lab import figures as drawing, statistics
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
+from experiments.lab import Config, figures as drawing, statistics
 
 PAPER_MAP = estimates.PAPER_MAP
 NUM_SHOWN = 4  # Draws of a scatter plot.
@@ -19,73 +17,61 @@ PARTS = 'attention', 'output'
 measure = estimates.measured
 
 
-def claims(config: 'Config', results: Data) -> list[lab.Claim]:
-  return [
-    claim
-    for data, source in (
-      (results.first, 'v1 Figs. 4, 6 and 7'),
-      (results.second, 'v1 Fig. 9'),
-    )
-    for condition in data.conditions.values()
-    for part in PARTS
-    for claim in _claims(config, data, condition, part, source)
-  ]
-
-
-def _claims(config, data, condition, part, source) -> list[lab.Claim]:
-  """What is claimed of one kind of matrix in one condition."""
+def claims(config: Config, results: Data) -> list[lab.Claim]:
+  """What is claimed of each kind of matrix in each condition."""
   size, sizes = config.reference_features, config.heatmap_features
-  record = data.get(PAPER_MAP, condition, size)
-  errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
-
-  def larger(kind, word):
-    large, rest = (
-      record.units(f'{part}_{x}_{kind}') for x in ('largest_tenth', 'rest')
-    )
-    return (
-      f'large {part} entries fit less well ({word})',
-      f'mean {word} error of the largest tenth minus that of the rest at R = '
-      f'{size}; above 0',
-      estimates.mean(large - rest),
-      {'at_least': 0},
-    )
-
-  rows = [
-    (
-      f'{part} entries fit',
-      f'Pearson correlation of exact and estimated entries at R = {size}; at '
-      'least 0.9',
-      estimates.mean(record.units(f'{part}_pearson')),
-      {'at_least': 0.9},
-    ),
-    larger('relative', 'relative'),
-    larger('mae', 'absolute'),
-    (
-      f'{part} heatmap gets better with R',
-      'largest ratio of successive mean Frobenius errors, R = '
-      f'{", ".join(map(str, sizes))}; below 1',
-      statistics.bootstrap(
-        lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
-      ),
-      {'at_most': 1},
-    ),
-  ]
-  if part == 'output':
-    del rows[1]  # Outputs pass through zero: their relative errors say nothing.
-  return [
-    estimates.claim(
-      f'{text}, {data.num_tokens} tokens',
-      statistic,
-      condition.name,
-      estimate,
-      source=source,
-      **limits,
-    )
-    for text, statistic, estimate, limits in rows
-  ]
+  listed = []
+  for (data, source), part in itertools.product(
+    ((results.first, 'v1 Figs. 4, 6 and 7'), (results.second, 'v1 Fig. 9')),
+    PARTS,
+  ):
+    for condition in data.conditions.values():
+      record = data.get(PAPER_MAP, condition, size)
+      errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
+      relative, absolute = (
+        estimates.mean(
+          record.units(f'{part}_largest_tenth_{kind}')
+          - record.units(f'{part}_rest_{kind}')
+        )
+        for kind in ('relative', 'mae')
+      )
+      found = {
+        'fit': lab.at_least(
+          0.9, estimates.mean(record.units(f'{part}_pearson'))
+        ),
+        'relative': lab.at_least(0, relative),
+        'absolute': lab.at_least(0, absolute),
+        'better': lab.at_most(1, statistics.bootstrap(_largest_rise, errors)),
+      }
+      if part == 'output':  # Outputs pass through zero.
+        del found['relative']
+      ends, tokens = f'at R = {size}', f'{data.num_tokens} tokens'
+      listed += estimates.statements(
+        condition.name,
+        f"""
+        fit [{source}] {part} entries fit, {tokens} | Pearson correlation of
+          exact and estimated entries {ends}
+        relative [{source}] large {part} entries fit less well (relative),
+          {tokens} | mean relative error of the largest tenth minus that of the
+          rest {ends}
+        absolute [{source}] large {part} entries fit less well (absolute),
+          {tokens} | mean absolute error of the largest tenth minus that of the
+          rest {ends}
+        better [{source}] {part} heatmap gets better with R, {tokens} | largest
+          ratio of successive mean Frobenius errors, R =
+          {', '.join(map(str, sizes))}
+        """,
+        found,
+      )
+  return listed
 
 
-def figures(config: 'Config', results: Data) -> list[lab.Figure]:
+def _largest_rise(means: np.ndarray) -> np.ndarray:
+  """Of the ratios of successive errors `[B, R]`."""
+  return np.max(means[:, 1:] / means[:, :-1], axis=1)
+
+
+def figures(config: Config, results: Data) -> list[lab.Figure]:
   drawn = []
   for data in (results.first, results.second):
     *controlled, trained = data.conditions
@@ -95,8 +81,8 @@ def figures(config: 'Config', results: Data) -> list[lab.Figure]:
       lab.Figure(
         f'heatmaps_{part}_{tokens}_tokens',
         _draw_heatmaps(data, names, config.heatmap_features, part),
-        f'Exact {part} matrix of {tokens} tokens, and its estimates at growing '
-        'R, for one draw; the errors beside them are of this draw.',
+        f"""Exact {part} matrix of {tokens} tokens, and its estimates at growing
+        R, for one draw; the errors beside them are of this draw.""",
       )
       for part in PARTS
     ]

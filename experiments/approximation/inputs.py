@@ -1,18 +1,15 @@
 """Queries, keys and values: of controlled norms, and of the trained layer."""
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import pretraining
+from experiments.lab import Config, pretraining
 from iclcl_jax import attention, features, tasks
 from iclcl_jax.types import Array, Float, PRNGKeyArray
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
 
 NUM_HELD_OUT = 256
 # What may stand in for the kernel of the trained layer.
@@ -62,7 +59,7 @@ class TrainedLayers(NamedTuple):
 
 
 def trained(
-  config: 'Config', key: PRNGKeyArray, num_demonstrations: int
+  config: Config, key: PRNGKeyArray, num_demonstrations: int
 ) -> TrainedLayers:
   """Trains the papers' layer, and lets it read held-out prompts.
 
@@ -119,7 +116,7 @@ def _losses(
 
 
 def conditions(
-  config: 'Config', key: PRNGKeyArray, num_demonstrations: int
+  config: Config, key: PRNGKeyArray, num_demonstrations: int
 ) -> tuple[list[Condition], TrainedLayers]:
   """Inputs of controlled norms, then of the trained layer.
 

@@ -7,7 +7,7 @@ asks it at length.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,8 @@ import numpy as np
 from experiments import lab
 from experiments.approximation import estimates, falling
 from experiments.approximation.estimates import Data, Measurements, Method
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from iclcl_jax import equivalence
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
 
 PAPER_MAP = estimates.PAPER_MAP
 COMPARED = 'attention_mse'
@@ -41,7 +38,7 @@ class Results(NamedTuple):
   residuals: Mapping[str, Sequence[float]]
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   data = estimates.measured(config)
   return Results(
     data.first,
@@ -77,7 +74,7 @@ def _comparisons(
   ]
 
 
-def _identity(config: 'Config', data: Data) -> dict[str, list[float]]:
+def _identity(config: Config, data: Data) -> dict[str, list[float]]:
   """Residuals of attention and dual model, through the same features."""
   rows = [
     (c.queries[0], c.keys[0], c.values[0])
@@ -117,7 +114,7 @@ def _norms(condition: estimates.Condition) -> dict[str, float]:
   }
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   data, size = results.first, config.reference_features
   methods = estimates.METHODS
   return {
@@ -140,7 +137,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each map, number of directions, condition and quantity."""
   rows = []
   for data in (results.first, results.second):
@@ -159,7 +156,7 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   return rows
 
 
-def tables(config: 'Config', results: Results) -> dict[str, Any]:
+def tables(config: Config, results: Results) -> dict[str, Any]:
   """Attention error over that of the papers' map, by map and condition."""
   rows: dict[str, dict[str, Any]] = {}
   for row in results.comparisons:
@@ -170,24 +167,24 @@ def tables(config: 'Config', results: Results) -> dict[str, Any]:
   return {'maps': list(rows.values())}
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   return [
     lab.Figure(
       'all_maps',
       _draw_all(config, results.first),
-      'Median relative error of the output against R for all feature maps, at '
-      'equal numbers of directions and of features.',
+      """Median relative error of the output against R for all feature maps, at
+      equal numbers of directions and of features.""",
     ),
     lab.Figure(
       'maps_compared',
       _draw_compared(results),
-      'Error of each feature map over that of positive gaussian features, at '
-      'equal numbers of directions and of features; below 1 is better.',
+      """Error of each feature map over that of positive gaussian features, at
+      equal numbers of directions and of features; below 1 is better.""",
     ),
   ]
 
 
-def _draw_all(config: 'Config', data: Measurements) -> Any:
+def _draw_all(config: Config, data: Measurements) -> Any:
   """Relative output error of every map against R."""
   *controlled, trained = data.conditions
   names, sizes = [*controlled[:3], trained], config.num_features

@@ -1,15 +1,12 @@
 """Is the trained layer softmax attention in disguise?"""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import lab
 from experiments.approximation import estimates, inputs
-from experiments.lab import figures as drawing
-
-if TYPE_CHECKING:
-  from experiments.approximation import Config
+from experiments.lab import Config, figures as drawing
 
 
 class Results(NamedTuple):
@@ -20,7 +17,7 @@ class Results(NamedTuple):
   conditions: list[estimates.Condition]  # All inputs, the trained ones last.
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   data = estimates.measured(config)
   layers = data.layers
   (own,) = estimates.compare(
@@ -29,23 +26,28 @@ def measure(config: 'Config') -> Results:
   return Results(layers, own, list(data.first.conditions.values()))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   losses = results.layers.losses
-  return [
-    estimates.claim(
-      f'trained layer works as well with {name.replace("_", " ")}',
-      'held-out loss over that with the trained directions, geometric mean '
-      'over layers; at most 1.1',
-      'trained',
-      estimates.geometric_mean(losses[name] / losses['trained_directions']),
-      source='control, not in the papers',
-      at_most=1.1,
-    )
-    for name in ('fresh_directions', 'exact_softmax')
-  ]
+  names = 'fresh_directions', 'exact_softmax'
+  ratio = 'held-out loss over that with the trained directions'
+  return estimates.statements(
+    'trained',
+    '\n'.join(
+      f"""{name} [control, not in the papers] trained layer works as well with
+      {name.replace('_', ' ')} | {ratio}, geometric mean over layers"""
+      for name in names
+    ),
+    {
+      name: lab.at_most(
+        1.1,
+        estimates.geometric_mean(losses[name] / losses['trained_directions']),
+      )
+      for name in names
+    },
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   size = config.reference_features
   return {
     'trained_layer': {
@@ -58,7 +60,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(13.5, 5.2))
   looks = list(zip(drawing.COLOURS, drawing.MARKERS, strict=True))
   for i, condition in enumerate(results.conditions):
@@ -95,9 +97,7 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     f'{values.shape[1]} trained layers (joined by lines; number: geometric '
     'mean)\nsame weights, another kernel'
   )
-  caption = (
-    'Norms at which the trained layers work, and their held-out loss with the '
-    'directions of training, with fresh ones, and with exact softmax: the '
-    'trained layer is no approximation of softmax attention.'
-  )
+  caption = """Norms at which the trained layers work, and their held-out loss
+    with the directions of training, with fresh ones, and with exact softmax:
+    the trained layer is no approximation of softmax attention."""
   return [lab.Figure('trained_layer', figure, caption)]

@@ -26,7 +26,7 @@ from experiments.benchmark.timing import (
   rate_goal,
   speed_goal,
 )
-from experiments.lab import pretraining
+from experiments.lab import Config, pretraining
 from iclcl_jax import attention, dual, features, kernels, modified
 
 CHUNK = 2048  # Demonstrations whose features are held at a time.
@@ -43,7 +43,7 @@ BARE = {
 }
 
 
-def forward(config: Any) -> Rows:
+def forward(config: Config) -> Rows:
   """Streamed and causal attention of all heads, and their peers."""
   arrays = timing.heads(config, config.length)
   phi = timing.feature_map(config)
@@ -86,11 +86,11 @@ def forward(config: Any) -> Rows:
   return Rows('attention', goals, seconds, dict.fromkeys(ours, operations))
 
 
-def _operations(config: Any, length: int) -> int:
+def _operations(config: Config, length: int) -> int:
   return 8 * length * config.num_heads * config.num_features * config.dim
 
 
-def growth(config: Any) -> Rows:
+def growth(config: Config) -> Rows:
   """One long sequence beside as many tokens in short ones, one by one."""
   phi, times = timing.feature_map(config), config.growth
   long = times * config.length
@@ -119,7 +119,7 @@ def growth(config: Any) -> Rows:
   return Rows('growth', goals, seconds, operations)
 
 
-def state(config: Any) -> Rows:
+def state(config: Config) -> Rows:
   """The dual model's weights after one step on very many demonstrations."""
   phi = timing.feature_map(config)
   shape = 2, config.num_demonstrations, config.dim
@@ -154,7 +154,7 @@ def state(config: Any) -> Rows:
 LOOPS = {'torch, eager loop': (False, 15), 'torch.compile': (True, 2)}
 
 
-def training(config: Any) -> Rows:
+def training(config: Config) -> Rows:
   """Training steps of the papers' layer: one seed, many, and the peer."""
 
   def draw(key):
@@ -212,7 +212,7 @@ class Comparison(NamedTuple):
   bound: float  # The largest ratio of times that is good enough.
 
 
-def modifications(config: Any) -> timing.Rows:
+def modifications(config: Config) -> timing.Rows:
   """Linear forms of all heads, quadratic ones of one head."""
   phi = timing.feature_map(config)
   arrays = timing.heads(config, config.length)

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.benchmark import peers, timing
 from experiments.benchmark.timing import Goal, compile_call
+from experiments.lab import Config
 from iclcl_jax import equivalence, pretrained
 
 # Peers by name: the attention, and whether `torch.compile` makes one program.
@@ -27,7 +28,7 @@ FORWARD, CERTIFICATE = 'forward pass', 'certificate and chain'
 COST = 4.5  # Forward passes that a certificate may cost.
 
 
-def measure(config: Any) -> timing.Rows:
+def measure(config: Config) -> timing.Rows:
   """Measures SmolLM2, where its weights and the peer are installed.
 
   A goal without its peer has no value, and without the weights there is no

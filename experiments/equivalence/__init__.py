@@ -99,15 +99,13 @@ def conclude(config, results, claims) -> str:
     ', '.join(f'{found.ratios[kind]:.2f}' for found in losses.values())
     for kind in ('attention', 'unseen_task')
   )
-  return (
-    f'The identity {verb}: over all seeds and prompts the largest residual is '
-    f'{steps["residual_float64"]:.1e} in float64 and '
-    f'{steps["residual_float32"]:.1e} in float32, '
-    f'{steps["residual_exact_softmax_float64"]:.1e} for the exact softmax. '
-    'It does not say what the layer has learnt: the held-out loss over that of '
-    f'predicting 0 is {seen} on the task matrix of training (N = {sizes}), and '
-    f'{unseen} on another task matrix.'
-  )
+  return f"""The identity {verb}: over all seeds and prompts the largest
+    residual is {steps['residual_float64']:.1e} in float64 and
+    {steps['residual_float32']:.1e} in float32,
+    {steps['residual_exact_softmax_float64']:.1e} for the exact softmax. It does
+    not say what the layer has learnt: the held-out loss over that of predicting
+    0 is {seen} on the task matrix of training (N = {sizes}), and {unseen} on
+    another task matrix."""
 
 
 def closing(summary: Mapping[str, Any]) -> str:

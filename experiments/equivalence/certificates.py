@@ -1,7 +1,7 @@
 """Does the identity hold for every feature map and the exact softmax?"""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,9 @@ import numpy as np
 
 from experiments import lab
 from experiments.equivalence import one_step
-from experiments.lab import pretraining
+from experiments.lab import Config, pretraining
 from iclcl_jax import equivalence, features, kernels, projections
 from iclcl_jax.types import Array, FeatureMap, Kernel
-
-if TYPE_CHECKING:
-  from experiments.equivalence import Config
 
 # Standard deviation of the entries of queries, keys and values.
 CONTROLLED_NORM = 0.5
@@ -42,7 +39,7 @@ class Row(NamedTuple):
     return self.certificate.holds or (self.name in SIGNED_MAPS and excused)
 
 
-def measure(config: 'Config') -> list[Row]:
+def measure(config: Config) -> list[Row]:
   """Certificates of every map: at a trained layer, and at small norms."""
   found = one_step.trained(config)[config.num_demonstrations[0]]
   params, phi = jax.tree.map(lambda x: x[0], (found.params, found.phi))
@@ -98,7 +95,7 @@ def certified_maps(
   }
 
 
-def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:
+def summary(config: Config, rows: list[Row]) -> dict[str, Any]:
   return {
     'holds': all(row.passed for row in rows),
     'certificates': [
@@ -109,5 +106,5 @@ def summary(config: 'Config', rows: list[Row]) -> dict[str, Any]:
   }
 
 
-def tables(config: 'Config', rows: list[Row]) -> dict[str, Any]:
+def tables(config: Config, rows: list[Row]) -> dict[str, Any]:
   return {'certificates': summary(config, rows)['certificates']}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +10,9 @@ import optax
 
 from experiments import lab
 from experiments.equivalence import learning, one_step
-from experiments.lab import figures as drawing, pretraining
+from experiments.lab import Config, figures as drawing, pretraining
 from iclcl_jax import attention, dual, features, precision
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.equivalence import Config
 
 CURVE_TOLERANCE = 1e-10  # Of `Descent.curve_residual` in float64.
 NUM_STRIP_PROMPTS = 20
@@ -112,7 +109,7 @@ def descend(
   )
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Trains the dual models of a few held-out prompts of every layer."""
   few = config.num_dual_prompts
 
@@ -149,7 +146,7 @@ def _curve_residual(found: Descents) -> float:
   return float(np.max([np.max(x.curve_residual) for x in pair]))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   return one_step.residual_claims(
     residuals(results),
     {
@@ -161,7 +158,7 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   # Rounding adds up over the visits of a long float32 run.
   visits = config.dual_epochs * max(config.num_demonstrations)
   single = max(precision.TOLERANCES['float32'], 5e-9 * visits)
@@ -175,28 +172,28 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   )
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   predictions = lab.Figure(
     'predictions',
     _draw_predictions(config, results),
-    'True labels, predictions of the trained attention layer, and predictions '
-    f'of its dual model after {config.dual_epochs} epochs of gradient descent '
-    f'with batches of one. {learning.MEANING[config.multi_task]}',
+    f"""True labels, predictions of the trained attention layer, and predictions
+    of its dual model after {config.dual_epochs} epochs of gradient descent with
+    batches of one. {learning.MEANING[config.multi_task]}""",
   )
   curves = [
     lab.Figure(
       f'descent_{size}',
       _draw_descent(config, size, found),
-      'Distance of the dual prediction to the attention output along the '
-      f'gradient steps, N = {size}, for single held-out prompts, with its '
-      'closed form. It reaches 0 at the last step and need not fall before.',
+      f"""Distance of the dual prediction to the attention output along the
+      gradient steps, N = {size}, for single held-out prompts, with its closed
+      form. It reaches 0 at the last step and need not fall before.""",
     )
     for size, found in results.items()
   ]
   return [predictions, *curves]
 
 
-def _draw_predictions(config: 'Config', results: Results) -> Any:
+def _draw_predictions(config: Config, results: Results) -> Any:
   """True label, layer and dual model for a strip of held-out prompts."""
   figure, axes = drawing.subplots(
     len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False
@@ -236,7 +233,7 @@ def _draw_predictions(config: 'Config', results: Results) -> Any:
   return figure
 
 
-def _draw_descent(config: 'Config', size: int, found: Descents) -> Any:
+def _draw_descent(config: Config, size: int, found: Descents) -> Any:
   """Distance to the attention output along the steps, and its closed form."""
   figure, (left, right) = drawing.subplots(1, 2, figsize=(10, 4.4), sharey=True)
   once, many = found.once, found.float64

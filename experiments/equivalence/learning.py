@@ -1,16 +1,13 @@
 """What has the layer learnt: the task of training, or learning in context?"""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import lab
 from experiments.equivalence import one_step
-from experiments.lab import figures as drawing, pretraining, statistics
-
-if TYPE_CHECKING:
-  from experiments.equivalence import Config
+from experiments.lab import Config, figures as drawing, pretraining, statistics
 
 NEAR_TRUTH = 0.2  # Loss over that of predicting 0.
 # What a held-out loss says, by `multi_task`.
@@ -50,7 +47,7 @@ class Losses(NamedTuple):
 Results = Mapping[int, Losses]  # By number of demonstrations.
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Predicts the labels of held-out prompts, the layer's own and others'."""
 
   @lab.compile_quickly
@@ -80,40 +77,30 @@ def measure(config: 'Config') -> Results:
   return {k: compare(found) for k, found in one_step.trained(config).items()}
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  rows = (
-    (
-      'near-truth',
-      one_step.source,
-      'layer and dual model come near the true labels',
-      'attention',
-      NEAR_TRUTH,
-    ),
-    (
-      'in-context',
-      lambda size: 'v1 section 5, read as learning in context',
-      'the trained layer also predicts labels of a task matrix that it was not '
-      'trained on',
-      'unseen_task',
-      1.0,
-    ),
-  )
-  return [
-    lab.Claim(
-      id=f'equivalence-{name}-{size}',
-      source=source(size),
-      claim=f'{text}, N = {size}',
-      statistic='held-out squared error over that of predicting 0, mean over '
-      f'seeds; at most {bound:g}',
-      estimate=found.ratios[kind],
-      at_most=bound,
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  rows = []
+  error = 'held-out squared error over that of predicting 0, mean over seeds'
+  for size, found in results.items():
+    rows += lab.statements(
+      'equivalence-',
+      f"""
+      near-truth-{size} [{one_step.source(size)}] layer and dual model come near
+        the true labels, N = {size} | {error}
+      in-context-{size} [v1 section 5, read as learning in context] the trained
+        layer also predicts labels of a task matrix that it was not trained on,
+        N = {size} | {error}
+      """,
+      {
+        f'near-truth-{size}': lab.at_most(
+          NEAR_TRUTH, found.ratios['attention']
+        ),
+        f'in-context-{size}': lab.at_most(1.0, found.ratios['unseen_task']),
+      },
     )
-    for size, found in results.items()
-    for name, source, text, kind, bound in rows
-  ]
+  return rows
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   losses = {size: _mse(found) for size, found in results.items()}
   return losses[config.num_demonstrations[0]] | {
     'test_mse_num_demonstrations': config.num_demonstrations[0],
@@ -147,7 +134,7 @@ def _mse(found: Losses) -> dict[str, Any]:
   }
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each N and epoch, losses by seed."""
   return [
     {
@@ -161,7 +148,7 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Loss on new prompts by epoch, over that of predicting 0."""
   figure, axis = drawing.subplots(figsize=(8, 4.2))
   epochs = np.arange(1, config.num_epochs + 1)
@@ -187,8 +174,6 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     f'Pretraining, {task}: geometric mean of {config.num_seeds} seeds, '
     '95 % interval'
   )
-  caption = (
-    'Loss of the layer while it is trained, over the loss of predicting 0: '
-    f'mean and 95 % interval over {config.num_seeds} seeds.'
-  )
+  caption = f"""Loss of the layer while it is trained, over the loss of
+    predicting 0: mean and 95 % interval over {config.num_seeds} seeds."""
   return [lab.Figure('pretraining', figure, caption)]

@@ -3,19 +3,17 @@
 Also the trained layers that every question starts from.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import lab
-from experiments.lab import pretraining, statistics
+from experiments.lab import Config, pretraining, statistics
 from iclcl_jax import equivalence, features, kernels, precision, tasks
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.equivalence import Config
 
 EQUAL = 1e-10  # Relative; a float64 computation is far below.
 DTYPES = 'float64', 'float32'
@@ -43,7 +41,7 @@ class Trained(NamedTuple):
 
 
 @lab.once
-def trained(config: 'Config') -> Mapping[int, Trained]:
+def trained(config: Config) -> Mapping[int, Trained]:
   """Trains all layers, by number of demonstrations, two lengths at a time."""
   seeds = pretraining.init_seeds(
     config.seed, config.num_seeds, num_features=config.num_features
@@ -98,19 +96,18 @@ def residual_claims(
   residuals: Mapping[int, Mapping[str, float]], texts: Mapping[str, str]
 ) -> list[lab.Claim]:
   """One claim for each N and kind of residual, named as in the summary."""
-  return [
-    lab.Claim(
-      id=f'equivalence-{name.removesuffix("_float64")}-{size}',
-      source=source(size),
-      claim=f'{text}, N = {size}',
-      statistic='largest residual over all seeds and held-out prompts, '
-      f'float64; at most {EQUAL:g}',
-      estimate=lab.exactly(found[name]),
-      at_most=EQUAL,
+  rows = []
+  for (size, found), (name, text) in itertools.product(
+    residuals.items(), texts.items()
+  ):
+    key = f'{name.removesuffix("_float64")}-{size}'
+    rows += lab.statements(
+      'equivalence-',
+      f"""{key} [{source(size)}] {text}, N = {size} | largest residual over all
+      seeds and held-out prompts, float64""",
+      {key: lab.at_most(EQUAL, found[name])},
     )
-    for size, found in residuals.items()
-    for name, text in texts.items()
-  ]
+  return rows
 
 
 def residual_summary(
@@ -174,7 +171,7 @@ def one_step(
   )
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Compares all held-out prompts, in float64 and in float32."""
   return {
     size: Comparison(
@@ -196,7 +193,7 @@ def residuals(results: Results) -> dict[int, dict[str, float]]:
   }
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   return residual_claims(
     residuals(results),
     {
@@ -208,7 +205,7 @@ def claims(config: 'Config', results: Results) -> list[lab.Claim]:
   )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   tolerances = {
     f'{name}_{dtype}': precision.TOLERANCES[dtype]
     for name in KINDS

@@ -106,23 +106,20 @@ def conclude(config, results, claims) -> str:
     return f'{claims[f"generalization/{name}"].estimate:.2f}'
 
   tried = search.summary(config, results['search'])['search']
-  return (
-    'The largest gap between the representation loss and its mean over N '
-    'bounded demonstrations scales with N to the power '
-    f'{number("rate_features")} for random features and '
-    f'{number("rate_softmax")} for the exact softmax kernel. Among '
-    f'{tried["num_weights"]} weights on {tried["num_samples"]} samples, the '
-    'worst of each sample included, the largest gap was '
-    f'{max(tried["largest_gap_over_bound"].values()):.3f} of the bound with '
-    'explicit constants. With the output width d_v it scales to the power '
-    f'{number("width_frobenius")} in the Frobenius ball and '
-    f'{number("width_spectral")} in the spectral ball, where a factor d would '
-    'be a power of 1. For normal keys of standard deviation '
-    f'{config.heavy_scale:g}, whose k(k, k) has an infinite mean, Tr K / N '
-    f'scales to the power {number("trace_heavy")} instead of 0, and the gap to '
-    f'the power {number("rate_heavy")}. The bound is about the representation '
-    'loss, not about the error of a label.'
-  )
+  return f"""The largest gap between the representation loss and its mean over N
+    bounded demonstrations scales with N to the power {number('rate_features')}
+    for random features and {number('rate_softmax')} for the exact softmax
+    kernel. Among {tried['num_weights']} weights on {tried['num_samples']}
+    samples, the worst of each sample included, the largest gap was
+    {max(tried['largest_gap_over_bound'].values()):.3f} of the bound with
+    explicit constants. With the output width d_v it scales to the power
+    {number('width_frobenius')} in the Frobenius ball and
+    {number('width_spectral')} in the spectral ball, where a factor d would be a
+    power of 1. For normal keys of standard deviation {config.heavy_scale:g},
+    whose k(k, k) has an infinite mean, Tr K / N scales to the power
+    {number('trace_heavy')} instead of 0, and the gap to the power
+    {number('rate_heavy')}. The bound is about the representation loss, not
+    about the error of a label."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

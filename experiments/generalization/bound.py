@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,9 @@ import numpy as np
 from experiments import lab
 from experiments.generalization import distribution
 from experiments.generalization.distribution import Known
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from iclcl_jax import bounds, kernels
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.generalization import Config
 
 RADIUS = 1.0
 KINDS = {'features': 'random features', 'softmax': 'exact softmax kernel'}
@@ -49,13 +46,13 @@ class Results(NamedTuple):
   monte_carlo: Mapping[int, np.ndarray]
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   return Results(gaps(config), _complexities(config))
 
 
 @lab.once
 @lab.float64_on_host()
-def gaps(config: 'Config') -> Mapping[int, Mapping[str, Gap]]:
+def gaps(config: Config) -> Mapping[int, Mapping[str, Gap]]:
   """The largest gaps of all samples, by N and by map or kernel."""
 
   def of_sample(*sample):
@@ -115,7 +112,7 @@ def _gap(phi, inputs, values, constants, supremum, delta) -> Gap:
 
 
 @lab.float64_on_host()
-def _complexities(config: 'Config') -> dict[int, np.ndarray]:
+def _complexities(config: Config) -> dict[int, np.ndarray]:
   """Monte-Carlo estimates of the empirical Rademacher complexity."""
   key = jax.random.key(config.seed)
 
@@ -141,17 +138,10 @@ def slope(sizes: Any, rows: Any) -> lab.Estimate:
   return statistics.mean(statistics.log_slope(sizes)(rows))
 
 
-def claim(name: str, *rest: Any, **limits: Any) -> lab.Claim:
-  """A claim about Theorem 3.2, see `lab.claim`."""
-  return lab.claim('generalization/', name, THEOREM, *rest, **limits)
-
-
-def slope_claim(
-  name: str, text: str, statistic: str, estimate: lab.Estimate, low, high
-) -> lab.Claim:
-  """A claim that a slope lies in a range, which its statistic names."""
-  statistic = f'{statistic}; in [{low:g}, {high:g}]'
-  return claim(name, text, statistic, estimate, at_least=low, at_most=high)
+def statements(text: str, found: Mapping[str, lab.Found]) -> list[lab.Claim]:
+  """Claims about Theorem 3.2, which every text calls `THEOREM`."""
+  text = text.replace('THEOREM', THEOREM)
+  return lab.statements('generalization/', text, found)
 
 
 def _shares(results: Results, kind: str) -> dict[str, np.ndarray]:
@@ -172,56 +162,44 @@ def _tightness(results: Results) -> np.ndarray:
   return np.mean(shares, axis=0)
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   listed = []
   for kind, words in KINDS.items():
     found, shares = curves(results.gaps, kind), _shares(results, kind)
-    exceeds = (
-      f'share of samples whose largest gap exceeds it; at most {config.delta:g}'
-    )
-    listed += [
-      slope_claim(
-        f'rate_{kind}',
-        f'the largest gap over the ball falls like N^-1/2: {words}',
-        'slope of log mean supremum against log N',
-        slope(list(results.gaps), found.supremum),
-        *RATE,
-      ),
-      claim(
-        f'holds_{kind}',
-        f'the bound with explicit constants holds for all weights: {words}',
-        exceeds,
-        statistics.proportion(shares['total'] > 1),
-        at_most=config.delta,
-      ),
-      claim(
-        f'complexity_term_{kind}',
-        f'already its complexity term alone bounds the gap: {words}',
-        exceeds,
-        statistics.proportion(shares['complexity_term'] > 1),
-        at_most=config.delta,
-      ),
-      claim(
-        f'expected_{kind}',
-        'the mean of the largest gap lies below w sqrt(E[|v|^2 k(k,k)] / N), '
-        f'without factor 2: {words}',
-        'their ratio, mean over N; at most 1',
-        statistics.mean(np.mean(found.supremum / found.expected, axis=1)),
-        at_most=1,
-      ),
+    fall = slope(list(results.gaps), found.supremum)
+    exceeds = [
+      statistics.proportion(shares[x] > 1) for x in ('total', 'complexity_term')
     ]
-  tight = claim(
-    'complexity_tight',
-    'the closed form of the complexity is tight up to sqrt(2), and above it',
-    'Monte-Carlo complexity over closed form, mean over N; in [0.707, 1]',
-    statistics.mean(_tightness(results)),
-    at_least=2**-0.5,
-    at_most=1,
+    ratio = np.mean(found.supremum / found.expected, axis=1)
+    listed += statements(
+      f"""
+      rate_{kind} [THEOREM] the largest gap over the ball falls like N^-1/2:
+        {words} | slope of log mean supremum against log N
+      holds_{kind} [THEOREM] the bound with explicit constants holds for all
+        weights: {words} | share of samples whose largest gap exceeds it
+      complexity_term_{kind} [THEOREM] already its complexity term alone bounds
+        the gap: {words} | share of samples whose largest gap exceeds it
+      expected_{kind} [THEOREM] the mean of the largest gap lies below
+        w sqrt(E[|v|^2 k(k,k)] / N), without factor 2: {words} | their ratio,
+        mean over N
+      """,
+      {
+        f'rate_{kind}': lab.within(*RATE, fall),
+        f'holds_{kind}': lab.at_most(config.delta, exceeds[0]),
+        f'complexity_term_{kind}': lab.at_most(config.delta, exceeds[1]),
+        f'expected_{kind}': lab.at_most(1, ratio),
+      },
+    )
+  tight = statements(
+    """complexity_tight [THEOREM] the closed form of the complexity is tight up
+    to sqrt(2), and above it | Monte-Carlo complexity over closed form, mean
+    over N""",
+    {'complexity_tight': lab.within(2**-0.5, 1, _tightness(results))},
   )
-  return [*listed, tight]
+  return listed + tight
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'num_seeds': config.num_seeds,
     'supremum_over_bound_largest': {
@@ -231,7 +209,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each map or kernel and N; numbers by seed."""
   return [
     {'kind': kind, 'num_demonstrations': size}
@@ -241,7 +219,7 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Largest gap against N, with every bound."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5.2), sharey=True)
   sizes = list(results.gaps)
@@ -264,18 +242,16 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
     axis.set_xlabel('number of demonstrations N')
   axes[0].set_ylabel('representation loss, ball of radius 1')
   drawing.legend(axes[0], 3)
-  caption = (
-    'Largest gap between the representation loss and its mean over N '
-    'demonstrations, over all weights of Frobenius norm at most 1, in closed '
-    'form with exact expectations (black), and what bounds it: its expectation '
-    'by w sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound '
-    'with explicit constants (blue; black crosses: twice the Rademacher '
-    'complexity by Monte Carlo), both terms together (grey), '
-    'and the published complexity term with its constant set to 1 (orange). '
-    f'Means over {config.num_samples} samples for each of {config.num_seeds} '
-    'distributions and feature maps; bands are 95 % t-intervals over these. '
-    f'Values have width {config.width}, keys are uniform in a cube.'
-  )
+  caption = f"""Largest gap between the representation loss and its mean over N
+    demonstrations, over all weights of Frobenius norm at most 1, in closed form
+    with exact expectations (black), and what bounds it: its expectation by w
+    sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound with
+    explicit constants (blue; black crosses: twice the Rademacher complexity by
+    Monte Carlo), both terms together (grey), and the published complexity term
+    with its constant set to 1 (orange). Means over {config.num_samples} samples
+    for each of {config.num_seeds} distributions and feature maps; bands are 95
+    % t-intervals over these. Values have width {config.width}, keys are uniform
+    in a cube."""
   return [lab.Figure('gap', figure, caption)]
 
 

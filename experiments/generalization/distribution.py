@@ -8,18 +8,16 @@ to rounding.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
+from experiments.lab import Config
 from iclcl_jax import features, projections
 from iclcl_jax.types import Array, DualState, Float
-
-if TYPE_CHECKING:
-  from experiments.generalization import Config
 
 KEY_DIM = 4
 NUM_NODES = 48
@@ -72,7 +70,7 @@ class Drawn(NamedTuple):
 
 @lab.once
 @lab.float64_on_host()
-def drawn(config: 'Config') -> Drawn:
+def drawn(config: Config) -> Drawn:
   """Draws all settings and samples: each from its own key."""
   root = jax.random.key(config.seed)
 
@@ -159,7 +157,7 @@ def over_samples(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def at_all_sizes(
-  config: 'Config', fn: Callable[..., Any], num_samples: int | None = None
+  config: Config, fn: Callable[..., Any], num_samples: int | None = None
 ) -> dict[int, Any]:
   """`fn(known, inputs, signs)` of all samples, or of the first, by N."""
   settings, by_size, _ = drawn(config)

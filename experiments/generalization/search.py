@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,9 @@ import numpy as np
 from experiments import lab
 from experiments.generalization import bound, distribution
 from experiments.generalization.distribution import Known
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from iclcl_jax import bounds
 from iclcl_jax.types import Array, DualState, Float
-
-if TYPE_CHECKING:
-  from experiments.generalization import Config
 
 
 class Tried(NamedTuple):
@@ -36,7 +33,7 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   try_weights = functools.partial(
     search, key=jax.random.key(config.seed), num_weights=config.num_weights
   )
@@ -101,30 +98,26 @@ def _over(results: Results, name: str) -> Tried:
   return Tried(*(np.stack(x) / whole for x in stacked))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   over = _over(results, 'supremum')
   excess = max(float(np.max(x)) for x in over) - 1
   off = float(np.max(np.abs(over.worst - 1)))
-  return [
-    bound.claim(
-      'search',
-      'a search of the ball finds no weights that violate the bound',
-      'largest gap of all weights tried over the bound; below 1',
-      lab.exactly(np.max(_over(results, 'total'))),
-      at_most=1,
-    ),
-    bound.claim(
-      'supremum',
-      'no weights tried exceed the supremum in closed form, and the worst ones '
-      'attain it',
-      'largest relative excess, or distance of the worst; at most 1e-9',
-      lab.exactly(np.maximum(excess, off)),
-      at_most=1e-9,
-    ),
-  ]
+  return bound.statements(
+    """
+    search [THEOREM] a search of the ball finds no weights that violate the
+      bound | largest gap of all weights tried over the bound
+    supremum [THEOREM] no weights tried exceed the supremum in closed form, and
+      the worst ones attain it | largest relative excess, or distance of the
+      worst
+    """,
+    {
+      'search': lab.at_most(1, np.max(_over(results, 'total'))),
+      'supremum': lab.at_most(1e-9, np.maximum(excess, off)),
+    },
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   num_samples = config.num_seeds * config.num_samples * len(results.tried)
   largest = _over(results, 'total')._asdict()
   return {
@@ -136,7 +129,7 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   looks = {
     'worst': ('worst weights, closed form', drawing.BLACK, 'o'),
     'one_step': ('weights of one gradient step', drawing.BLUE, 's'),
@@ -163,14 +156,12 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   axes[0].set_ylabel('largest gap found / bound')
   drawing.legend(axes[0], 4)
   tried = summary(config, results)['search']
-  caption = (
-    'Search for a violation of the bound: largest ratio of gap to bound over '
-    f'all {config.num_seeds * config.num_samples} samples at each N, random '
-    'features. On each sample: the worst weights of the ball in closed form, '
-    'the weights that one gradient step on its demonstrations finds, and the '
-    f'best of {config.num_weights} random weights, half of them of rank one. '
-    f'{tried["num_weights"]} weights in all. Right: the same relative to the '
-    'complexity term alone, which bounds the gap only together with the '
-    'confidence term.'
-  )
+  caption = f"""Search for a violation of the bound: largest ratio of gap to
+    bound over all {config.num_seeds * config.num_samples} samples at each N,
+    random features. On each sample: the worst weights of the ball in closed
+    form, the weights that one gradient step on its demonstrations finds, and
+    the best of {config.num_weights} random weights, half of them of rank one.
+    {tried['num_weights']} weights in all. Right: the same relative to the
+    complexity term alone, which bounds the gap only together with the
+    confidence term."""
   return [lab.Figure('search', figure, caption)]

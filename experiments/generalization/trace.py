@@ -1,7 +1,7 @@
 """What happens where the mean of the kernel is infinite?"""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,9 @@ import numpy as np
 
 from experiments import lab
 from experiments.generalization import bound, distribution
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from iclcl_jax import bounds, kernels
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.generalization import Config
 
 LIGHT_SCALE = 0.5
 
@@ -29,19 +26,19 @@ class Regime(NamedTuple):
 Results = Mapping[str, Regime]
 
 
-def scales(config: 'Config') -> dict[str, float]:
+def scales(config: Config) -> dict[str, float]:
   """Standard deviations of keys by regime; 0 for uniform in the cube."""
   return {'bounded': 0.0, 'light': LIGHT_SCALE, 'heavy': config.heavy_scale}
 
 
-def sizes(config: 'Config') -> np.ndarray:
+def sizes(config: Config) -> np.ndarray:
   """Numbers of keys of the running trace: powers of two."""
   top = int(np.log2(config.trace_demonstrations))
   return np.append(2 ** np.arange(4, top), config.trace_demonstrations)
 
 
 @lab.float64_on_host()
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Traces and gaps of keys uniform in a cube and normal with some scales.
 
   Values are independent signs, whose mean embedding vanishes, so that the gap
@@ -93,32 +90,32 @@ def running_log_trace(
   return top + jnp.log(sums / np.asarray(sizes, float))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  heavy = (
-    f'normal keys of standard deviation {config.heavy_scale:g}, unbounded and '
-    'so outside the assumptions'
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  slopes = {
+    name: bound.slope(sizes(config), np.exp(results[name].log_trace))
+    for name in ('bounded', 'heavy')
+  }
+  rate = bound.slope(config.num_demonstrations, results['heavy'].gap)
+  heavy = f"""normal keys of standard deviation {config.heavy_scale:g},
+      unbounded and so outside the assumptions"""
+  return bound.statements(
+    f"""
+    trace_bounded [THEOREM] the trace grows like N: bounded keys | slope of
+      log(Tr K / N) against log N
+    trace_heavy [THEOREM] the trace grows like N: {heavy} | slope of
+      log(Tr K / N) against log N
+    rate_heavy [THEOREM] the largest gap falls like N^-1/2: {heavy} | slope of
+      log supremum against log N
+    """,
+    {
+      'trace_bounded': lab.within(-0.02, 0.02, slopes['bounded']),
+      'trace_heavy': lab.within(-0.02, 0.02, slopes['heavy']),
+      'rate_heavy': lab.within(*bound.RATE, rate),
+    },
   )
-  traces = [
-    bound.slope_claim(
-      f'trace_{name}',
-      f'the trace grows like N: {words}',
-      'slope of log(Tr K / N) against log N',
-      bound.slope(sizes(config), np.exp(results[name].log_trace)),
-      *(-0.02, 0.02),
-    )
-    for name, words in (('bounded', 'bounded keys'), ('heavy', heavy))
-  ]
-  rate = bound.slope_claim(
-    'rate_heavy',
-    f'the largest gap falls like N^-1/2: {heavy}',
-    'slope of log supremum against log N',
-    bound.slope(config.num_demonstrations, results['heavy'].gap),
-    *bound.RATE,
-  )
-  return [*traces, rate]
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Running trace and gap, all runs and their median."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5))
   looks = {
@@ -144,12 +141,10 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   axes[1].set_title('largest gap')
   drawing.legend(axes[0], 3)
   _, trace, rate = (x.estimate.value for x in claims(config, results))
-  caption = (
-    f'Exact softmax kernel, {config.num_traces} runs (thin) and their median '
-    '(markers). For bounded keys, and for normal keys of small standard '
-    'deviation s, k(k, k) has a finite mean. For normal keys with 2 s^2 >= '
-    'sqrt(d_k) its mean is infinite and the bound says nothing: Tr K / N '
-    f'scales with N to the power {trace:.2f}, and the largest gap (right; '
-    f'values are independent signs) {rate:.2f}, in jumps made by single keys.'
-  )
+  caption = f"""Exact softmax kernel, {config.num_traces} runs (thin) and their
+    median (markers). For bounded keys, and for normal keys of small standard
+    deviation s, k(k, k) has a finite mean. For normal keys with 2 s^2 >=
+    sqrt(d_k) its mean is infinite and the bound says nothing: Tr K / N scales
+    with N to the power {trace:.2f}, and the largest gap (right; values are
+    independent signs) {rate:.2f}, in jumps made by single keys."""
   return [lab.Figure('trace', figure, caption)]

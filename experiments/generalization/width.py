@@ -2,18 +2,15 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import lab
 from experiments.generalization import bound, distribution
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from iclcl_jax import bounds
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.generalization import Config
 
 BALLS = {'frobenius': bounds.FROBENIUS, 'spectral': bounds.SPECTRAL}
 
@@ -29,7 +26,7 @@ Results = Mapping[int, Mapping[str, Ball]]  # By width, then by ball.
 
 
 @lab.float64_on_host()
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """The same seeds at every width: the first rows of B, the first signs."""
   settings, _, samples = distribution.drawn(config)
 
@@ -71,32 +68,28 @@ def _growth(results: Results, ball: str) -> lab.Estimate:
   return bound.slope(list(results), _rows(results, ball, 'supremum'))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  statistic = (
-    'slope of log mean supremum against log d_v at N = '
-    f'{config.width_demonstrations}'
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  frobenius, spectral = (_growth(results, ball) for ball in BALLS)
+  slope = f"""slope of log mean supremum against log d_v at N =
+      {config.width_demonstrations}"""
+  return bound.statements(
+    f"""
+    width_frobenius [THEOREM] the factor d of the output width can be removed:
+      Frobenius ball | {slope}
+    width_spectral [THEOREM] the factor d of the output width can be removed:
+      spectral ball | {slope}
+    width_spectral_root [THEOREM] in the spectral ball a factor sqrt(d_v)
+      suffices in place of d | {slope}
+    """,
+    {
+      'width_frobenius': lab.within(-0.1, 0.1, frobenius),
+      'width_spectral': lab.within(-0.1, 0.1, spectral),
+      'width_spectral_root': lab.at_most(0.5, spectral),
+    },
   )
-  listed = [
-    bound.slope_claim(
-      f'width_{ball}',
-      f'the factor d of the output width can be removed: {words} ball',
-      statistic,
-      _growth(results, ball),
-      *(-0.1, 0.1),
-    )
-    for ball, words in (('frobenius', 'Frobenius'), ('spectral', 'spectral'))
-  ]
-  root = bound.claim(
-    'width_spectral_root',
-    'in the spectral ball a factor sqrt(d_v) suffices in place of d',
-    f'{statistic}; at most 0.5',
-    _growth(results, 'spectral'),
-    at_most=0.5,
-  )
-  return [*listed, root]
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each width and ball; numbers by seed."""
   return [
     {'kind': 'features', 'd_v': width, 'ball': ball}
@@ -106,7 +99,7 @@ def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Largest gap against the output width, for both balls."""
   figure, axis = drawing.subplots(figsize=(8, 5.6))
   widths = list(results)
@@ -129,14 +122,12 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   axis.set_title(f'N = {config.width_demonstrations} demonstrations')
   figure.legend(loc='outside lower center', ncols=2)
   frobenius, spectral = (f'{_growth(results, x).value:.2f}' for x in BALLS)
-  caption = (
-    f'Largest gap at N = {config.width_demonstrations} against the width of '
-    'the values, whose mean square norm stays the same: in the Frobenius ball '
-    f'(black) it scales with d_v to the power {frobenius}, in the ball of the '
-    f'spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and '
-    '1/2 (green); the published factor d, here times the bound of the '
-    'Frobenius ball, with 1 (orange). Bounds are complexity terms with '
-    f'explicit constants, random features. Means over {config.num_samples} '
-    f'samples for each of {config.num_seeds} seeds, with 95 % t-intervals.'
-  )
+  caption = f"""Largest gap at N = {config.width_demonstrations} against the
+    width of the values, whose mean square norm stays the same: in the Frobenius
+    ball (black) it scales with d_v to the power {frobenius}, in the ball of the
+    spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and 1/2
+    (green); the published factor d, here times the bound of the Frobenius ball,
+    with 1 (orange). Bounds are complexity terms with explicit constants, random
+    features. Means over {config.num_samples} samples for each of
+    {config.num_seeds} seeds, with 95 % t-intervals."""
   return [lab.Figure('width', figure, caption)]

@@ -14,10 +14,20 @@ returns typed results, which `claims(config, results)` judges,
 `figures(config, results)` draws and `sentence(config, results)` concludes.
 """
 
-from experiments.lab.claims import Claim, claim, judge
+from experiments.lab.claims import (
+  Claim,
+  Found,
+  at_least,
+  at_most,
+  judge,
+  one_line,
+  statements,
+  within,
+)
 from experiments.lab.compiling import (
   compile_quickly,
   compile_unoptimised,
+  compute,
   distance,
   float64_on_host,
   largest_errors,
@@ -27,6 +37,7 @@ from experiments.lab.figures import Figure, style
 from experiments.lab.loops import scan_blocks
 from experiments.lab.runner import Part, in_threads, main, once, parts, run
 from experiments.lab.statistics import Estimate, exactly
+from experiments.lab.tables import tidy
 from experiments.lab.workdir import Workdir
 
 __all__ = [
@@ -34,11 +45,14 @@ __all__ = [
   'Config',
   'Estimate',
   'Figure',
+  'Found',
   'Part',
   'Workdir',
-  'claim',
+  'at_least',
+  'at_most',
   'compile_quickly',
   'compile_unoptimised',
+  'compute',
   'count',
   'distance',
   'exactly',
@@ -48,9 +62,13 @@ __all__ = [
   'largest_errors',
   'main',
   'once',
+  'one_line',
   'option',
   'parts',
   'run',
   'scan_blocks',
+  'statements',
   'style',
+  'tidy',
+  'within',
 ]

@@ -1,8 +1,10 @@
 """A claim: a statistic, the range that decides, and the verdict."""
 
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,7 @@ KEYS = (
   'verdict',
   'command',
 )
+ANY = 1e300  # A limit that allows every number.
 VERDICTS = REPRODUCED, FAILED, UNDECIDED = (
   'reproduced',
   'not reproduced',
@@ -26,7 +29,7 @@ VERDICTS = REPRODUCED, FAILED, UNDECIDED = (
 
 
 def judge(
-  estimate: Estimate, *, at_least: float = -1e300, at_most: float = 1e300
+  estimate: Estimate, *, at_least: float = -ANY, at_most: float = ANY
 ) -> str:
   """Judges an estimate against a range.
 
@@ -55,7 +58,7 @@ class Claim:
     id: stable name, unique in an experiment.
     source: who claims it, and where.
     claim: the statement, in words.
-    statistic: what was measured, and the range that decides.
+    statistic: what was measured; `rule` adds the range that decides.
     estimate: the measured number; a plain number has no interval.
     at_least: lower end of the range.
     at_most: upper end of the range.
@@ -69,8 +72,8 @@ class Claim:
   claim: str
   statistic: str
   estimate: Estimate
-  at_least: float = -1e300
-  at_most: float = 1e300
+  at_least: float = -ANY
+  at_most: float = ANY
   verdict: str = ''
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -83,13 +86,24 @@ class Claim:
       )
       object.__setattr__(self, 'verdict', verdict)
 
+  @property
+  def rule(self) -> str:
+    """What was measured, and the range that decides."""
+    low, high = f'{self.at_least:.4g}', f'{self.at_most:.4g}'
+    words = {
+      (False, True): f'at most {high}',
+      (True, False): f'at least {low}',
+      (True, True): f'exactly {low}' if low == high else f'in [{low}, {high}]',
+    }.get((self.at_least > -ANY, self.at_most < ANY))
+    return f'{self.statistic}; {words}' if words else self.statistic
+
   def to_dict(self, command: str = '') -> dict[str, Any]:
     """The record of `summary.json`, with the fields `KEYS`."""
     return {
       'id': self.id,
       'source': self.source,
       'claim': self.claim,
-      'statistic': self.statistic,
+      'statistic': self.rule,
       'value': self.estimate.value,
       'interval': self.estimate.interval,
       'verdict': self.verdict,
@@ -98,40 +112,96 @@ class Claim:
     }
 
 
-def claim(
-  prefix: str,
-  name: str,
-  source: str,
-  text: str,
-  statistic: str,
-  found: Any,
-  **limits: Any,
-) -> Claim:
-  """A claim on what independent runs have found.
+class Found(NamedTuple):
+  """What was found, and the range that decides.
+
+  Attributes:
+    value: a number for each run, whose mean decides; or one number, or an
+      `Estimate`.
+    at_least: lower end of the range.
+    at_most: upper end of the range.
+  """
+
+  value: Any
+  at_least: float = -ANY
+  at_most: float = ANY
+
+
+def at_least(bound: float, value: Any) -> Found:
+  """Must not be below a bound."""
+  return Found(value, at_least=bound)
+
+
+def at_most(bound: float, value: Any) -> Found:
+  """Must not be above a bound."""
+  return Found(value, at_most=bound)
+
+
+def within(low: float, high: float, value: Any) -> Found:
+  """Must lie in a range."""
+  return Found(value, low, high)
+
+
+def statements(
+  prefix: str, text: str, found: Mapping[str, Found], *, runs: str = 'seeds'
+) -> list[Claim]:
+  """Claims, from their words and what was found.
 
   Args:
-    prefix: of its id.
-    name: the rest of its id.
-    source: who claims it, and where.
-    text: the statement, in words.
-    statistic: what was measured, and the range that decides.
-    found: a number for each run, whose mean decides; or one number, or an
-      estimate.
-    **limits: `at_least` and `at_most` of the `Claim`.
+    prefix: of all ids.
+    text: a paragraph for each claim, `name [source] claim | statistic`, whose
+      further lines are indented; the lab adds how runs are averaged, and the
+      range that decides.
+    found: what was found, by name; a claim without it is left out.
+    runs: what the runs are, in the plural.
 
   Returns:
-    The claim.
+    The claims, in the order of their words.
+
+  Raises:
+    ValueError: if a paragraph is no claim, or what was found has no words.
+
+  Example:
+    >>> (claim,) = statements(
+    ...   'coins-', 'fair [folklore] coins are fair | share of heads',
+    ...   {'fair': within(0.45, 0.55, 0.51)},
+    ... )  # fmt: skip
+    >>> claim.id, claim.verdict, claim.rule
+    ('coins-fair', 'reproduced', 'share of heads; in [0.45, 0.55]')
   """
-  if np.ndim(found) == 1 and not isinstance(found, Estimate):
-    found = mean(found)
-  return Claim(
-    id=f'{prefix}{name}',
-    source=source,
-    claim=text,
-    statistic=statistic,
-    estimate=found,
-    **limits,
-  )
+  pattern = r'(?P<name>[^[]*) \[(?P<source>.*?)\] (?P<claim>.*) \| (?P<rest>.*)'
+  rows, left = [], dict(found)
+  for paragraph in re.split(r'\n(?! )', textwrap.dedent(text).strip()):
+    words = re.fullmatch(pattern, one_line(paragraph))
+    if words is None:
+      raise ValueError(
+        f'{paragraph!r} is no claim; expected name [source] claim | statistic.'
+      )
+    if (name := words['name']) not in left:
+      continue
+    value, low, high = left.pop(name)
+    statistic = words['rest']
+    if np.ndim(value) == 1 and not isinstance(value, Estimate):
+      value, statistic = mean(value), f'{statistic}, mean over {runs}'
+    rows.append(
+      Claim(
+        id=f'{prefix}{name}',
+        source=words['source'],
+        claim=words['claim'],
+        statistic=statistic,
+        estimate=value,
+        at_least=low,
+        at_most=high,
+      )
+    )
+  if left:
+    raise ValueError(f'no words for the claims {", ".join(left)}.')
+  return rows
+
+
+def one_line(text: str) -> str:
+  """A text without its line breaks and indentation."""
+  return ' '.join(text.split())
 
 
 def check(claims: Sequence[Mapping[str, Any]]) -> None:

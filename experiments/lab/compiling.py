@@ -70,6 +70,11 @@ def compile_quickly(
   )
 
 
+def compute(fn: Callable[..., Any], *arguments: Any) -> Any:
+  """What `fn` returns, as NumPy arrays: one program that runs once."""
+  return jax.device_get(compile_quickly(fn)(*arguments))
+
+
 def compile_unoptimised() -> None:
   """Lets this process compile without optimising, for tests and tiny runs.
 

@@ -16,7 +16,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from absl import flags
 
@@ -96,6 +96,10 @@ class Config:
   Raises:
     ValueError: if a value is out of range; the message names the flag.
   """
+
+  if TYPE_CHECKING:  # A question reads the options of its experiment.
+
+    def __getattr__(self, name: str) -> Any: ...
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

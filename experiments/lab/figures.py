@@ -25,7 +25,7 @@ class Figure(NamedTuple):
   Attributes:
     name: of its files, `figures/<name>.png` and `.svg`.
     drawing: a figure of matplotlib.
-    caption: full sentences.
+    caption: full sentences; line breaks do not count.
   """
 
   name: str
@@ -69,7 +69,8 @@ def save(workdir: Workdir, figure: Figure) -> dict[str, str]:
     with replacing(path) as temporary:
       drawing.savefig(temporary, format=suffix, dpi=160, bbox_inches=edges)
   plt.close(drawing)
-  return {'file': f'figures/{figure.name}.png', 'caption': figure.caption}
+  caption = ' '.join(figure.caption.split())
+  return {'file': f'figures/{figure.name}.png', 'caption': caption}
 
 
 def subplots(*shape: int, **options: Any) -> tuple[Any, Any]:
@@ -142,6 +143,21 @@ def means(axis: Any, x: Any, samples: Any, **look: Any) -> None:
     **look: as in `band`.
   """
   band(axis, x, [mean(column) for column in np.transpose(samples)], **look)
+
+
+def runs(axis: Any, x: Any, samples: Any, index: int, **more: Any) -> None:
+  """Draws a thin line for each run and a marked one for their median.
+
+  Args:
+    axis: where to draw.
+    x: places. Shape `[n]`.
+    samples: one row for each run. Shape `[S, n]`.
+    index: number of the series, see `look`.
+    **more: of the median, as `axis.plot` takes it.
+  """
+  own = look(index) | {'mfc': 'white'}
+  axis.plot(x, np.transpose(samples), color=own['color'], lw=0.6, alpha=0.6)
+  axis.plot(x, np.median(samples, axis=0), **own | more)
 
 
 def forest(

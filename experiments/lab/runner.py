@@ -184,9 +184,10 @@ def run(
   by_id = {claim.id: claim for claim in claims}
   if conclude is None:
     said = [part.sentence(config, x) for part, x in answered]
-    summary['conclusion'] = ' '.join(filter(None, said))
+    conclusion = ' '.join(said)
   else:
-    summary['conclusion'] = conclude(config, results, by_id)
+    conclusion = conclude(config, results, by_id)
+  summary['conclusion'] = judging.one_line(conclusion)
   summary |= _write_files(config, answered, summary['claims'], path, seconds)
   summary['seconds'] = seconds | {'total': time.perf_counter() - start}
   workdir.write_text(finished, workdir.to_json(summary))

@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.lab.workdir import Workdir, write_text
 
 _LATEX = str.maketrans(
@@ -26,6 +28,36 @@ _LATEX = str.maketrans(
 )
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+def tidy(
+  where: Mapping[str, Any], values: Mapping[str, Any], **axes: Any
+) -> list[dict[str, Any]]:
+  """Arrays with the same first axes as rows, one for each place.
+
+  Args:
+    where: what every row says, such as the name of a layer.
+    values: the arrays by name; what lies behind the first axes stays together.
+    **axes: what the places of each axis are, in order.
+
+  Returns:
+    The rows: where, the place on each axis, and the values there.
+
+  Example:
+    >>> tidy({'layer': 'a'}, {'loss': [0.5, 0.25]}, step=[0, 10])[1]['loss']
+    np.float64(0.25)
+  """
+  return [
+    {
+      **where,
+      **{
+        name: axis[i]
+        for i, (name, axis) in zip(place, axes.items(), strict=True)
+      },
+      **{name: np.asarray(array)[place] for name, array in values.items()},
+    }
+    for place in np.ndindex(*map(len, axes.values()))
+  ]
 
 
 def text(rows: Rows, columns: Sequence[str] | None = None) -> str:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.language_model import prompts
 from iclcl_jax import equivalence, precision, pretrained
 from iclcl_jax.types import Array
 
 NUM_TIMED = 3
-THEOREM = 'Ren & Liu, arXiv:2310.13220, Theorem 3.1'
+REN = 'Ren & Liu, arXiv:2310.13220'
 BOUNDS = {'float32': 1e-5, 'float64': 1e-12}
 
 
@@ -55,7 +55,7 @@ class Results(NamedTuple):
 
 
 @lab.once
-def first_pass(config: Any) -> tuple[Forward, Certified]:
+def first_pass(config: Config) -> tuple[Forward, Certified]:
   """The forward pass and the float32 certificate, alone: their times count."""
   loaded = prompts.load(config)
   forward = run_forward(loaded.model, loaded.tokens, config.greedy_tokens)
@@ -65,7 +65,7 @@ def first_pass(config: Any) -> tuple[Forward, Certified]:
 
 
 @lab.once
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Certifies the prompt and its continuation, in both precisions."""
   loaded = prompts.load(config)
   forward, single = first_pass(config)
@@ -161,35 +161,28 @@ def next_token_distance(results: Results) -> float:
   return float(total_variation(results.forward.log_probs, chain))
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   single = results.certified['float32'].certificate
-  found = [
-    lab.Claim(
-      id=f'language-model-heads-{dtype}',
-      source=f'{THEOREM}, head by head',
-      claim=f'each of the {single.num_heads} softmax attention heads is one '
-      f'gradient step of its dual model ({dtype})',
-      statistic='largest backward-stable residual over all heads and '
-      f'{single.num_positions} positions, closed form and jax.grad; at most '
-      f'{bound:g}',
-      estimate=lab.exactly(results.certified[dtype].certificate.max_residual),
-      at_most=bound,
+  text = '\n'.join(
+    f"""heads-{dtype} [{REN}, Theorem 3.1, head by head] each of the
+      {single.num_heads} softmax attention heads is one gradient step of its
+      dual model ({dtype}) | largest backward-stable residual over all heads and
+      {single.num_positions} positions, closed form and jax.grad"""
+    for dtype in BOUNDS
+  )
+  chain = f"""
+chain [{REN}, several attention layers] the chain of dual models predicts the
+  same next token | total variation of the next-token distributions, float32"""
+  found = {
+    f'heads-{dtype}': lab.at_most(
+      bound, results.certified[dtype].certificate.max_residual
     )
     for dtype, bound in BOUNDS.items()
-  ]
-  chain = lab.Claim(
-    id='language-model-chain',
-    source='Ren & Liu, arXiv:2310.13220, several attention layers',
-    claim='the chain of dual models predicts the same next token',
-    statistic='total variation of the next-token distributions, float32; at '
-    'most 1e-05',
-    estimate=lab.exactly(next_token_distance(results)),
-    at_most=1e-5,
-  )
-  return [*found, chain]
+  } | {'chain': lab.at_most(1e-5, next_token_distance(results))}
+  return lab.statements('language-model-', text + chain, found)
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   loaded, forward, certified = results
   single = certified['float32']
   log_probs = np.asarray(forward.log_probs, np.float64)
@@ -265,7 +258,7 @@ def positions_note(results: Results) -> str:
   return f'{text} and {more} generated after it' if more else text
 
 
-def sentence(config: Any, results: Results) -> str:
+def sentence(config: Config, results: Results) -> str:
   single, double = (x.certificate for x in results.certified.values())
   verb = 'is' if single.holds and double.holds else 'is NOT'
   count = len(results.forward.continuation)
@@ -275,14 +268,12 @@ def sentence(config: Any, results: Results) -> str:
     f' and continues the prompt by {"the same" if same else "other"} {count} '
     'tokens'
   )
-  return (
-    f'Every one of the {single.num_heads} heads {verb} one gradient step of '
-    f'its dual model at all {single.num_positions} positions, to '
-    f'{single.max_residual:.1e} in float32 and {double.max_residual:.1e} in '
-    'float64. The chain of dual models gives next-token probabilities within a '
-    f'total variation of {next_token_distance(results):.1e}'
-    f'{continues if count else ""}.'
-  )
+  return f"""Every one of the {single.num_heads} heads {verb} one gradient step
+    of its dual model at all {single.num_positions} positions, to
+    {single.max_residual:.1e} in float32 and {double.max_residual:.1e} in
+    float64. The chain of dual models gives next-token probabilities within a
+    total variation of
+    {next_token_distance(results):.1e}{continues if count else ''}."""
 
 
 def residuals(certified: Certified) -> np.ndarray:
@@ -291,7 +282,7 @@ def residuals(certified: Certified) -> np.ndarray:
   return np.maximum(found.closed_form, found.autodiff).max(axis=2)
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, axes = drawing.subplots(len(results.certified), 1, figsize=(10, 7))
   for axis, (dtype, certified) in zip(
     axes, results.certified.items(), strict=True

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.lab import Config
 from experiments.language_model import identity, random_features, reading
 
 NUM_NUMBERED = 8  # Tokens that carry their number.
@@ -66,7 +67,7 @@ class Map(NamedTuple):
     ]
 
 
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Waits for the questions; each is measured once."""
   return Results(
     identity.measure(config),
@@ -75,7 +76,7 @@ def measure(config: Any) -> Results:
   )
 
 
-def conclusions(config: Any, results: Results) -> list[str]:
+def conclusions(config: Config, results: Results) -> list[str]:
   """What to remember of each question, from the numbers."""
   sentences = (
     identity.sentence(config, results.identity),
@@ -85,7 +86,7 @@ def conclusions(config: Any, results: Results) -> list[str]:
   return [text for text in sentences if text]
 
 
-def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each layer: residuals, attribution, random features."""
   rows = identity.of_layers(results.identity)
   for layer, row in enumerate(rows):
@@ -95,7 +96,7 @@ def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
   return rows
 
 
-def pages(config: Any, results: Results) -> dict[str, str]:
+def pages(config: Config, results: Results) -> dict[str, str]:
   """The page, `report.html`."""
   import jinja2
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
+from experiments.lab import Config
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 from iclcl_jax.types import Array
@@ -47,7 +48,7 @@ class Loaded(NamedTuple):
 
 
 @lab.once
-def load(config: Any) -> Loaded:
+def load(config: Config) -> Loaded:
   """Reads prompt and model, and checks that they fit.
 
   Raises:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.language_model import identity, prompts
 from iclcl_jax import (
   attention,
@@ -199,7 +199,7 @@ class Results(NamedTuple):
 
 
 @lab.once
-def measure(config: Any) -> Results | None:
+def measure(config: Config) -> Results | None:
   """Tries random features on the heads, and predicts how many they need.
 
   None if the config asks for no directions.
@@ -265,25 +265,20 @@ def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
   return np.maximum(np.log10(num_directions) + 2 * log_error, 0)
 
 
-def claims(config: Any, results: Results | None) -> list[lab.Claim]:
+def claims(config: Config, results: Results | None) -> list[lab.Claim]:
   if results is None:
     return []
-  return [
-    lab.Claim(
-      id='language-model-random-features',
-      source='Ren & Liu, arXiv:2310.13220, random features in place of the '
-      'softmax',
-      claim=f'{results.counts[-1]} positive random features imitate the heads '
-      'of a real model',
-      statistic='median relative error of an output over '
-      f'{results.mean_errors.size} heads, orthogonal directions; at '
-      'most 0.1',
-      estimate=lab.Estimate(
-        float(np.median(results.judged)), *_median_interval(results.judged)
-      ),
-      at_most=TARGET,
-    )
-  ]
+  error = lab.Estimate(
+    float(np.median(results.judged)), *_median_interval(results.judged)
+  )
+  return lab.statements(
+    'language-model-',
+    f"""random-features [{identity.REN}, random features in place of the
+    softmax] {results.counts[-1]} positive random features imitate the heads of
+    a real model | median relative error of an output over
+    {results.mean_errors.size} heads, orthogonal directions""",
+    {'random-features': lab.at_most(TARGET, error)},
+  )
 
 
 def _median_interval(errors: np.ndarray) -> list[float]:
@@ -294,7 +289,7 @@ def _median_interval(errors: np.ndarray) -> list[float]:
   return np.quantile(np.median(draws, axis=1), [0.025, 0.975]).tolist()
 
 
-def summary(config: Any, results: Results | None) -> dict[str, Any]:
+def summary(config: Config, results: Results | None) -> dict[str, Any]:
   if results is None:
     return {'random_features': None}
   most = results.errors[results.counts[-1]]
@@ -333,19 +328,17 @@ def of_layer(results: Results, layer: int) -> dict[str, Any]:
   }
 
 
-def sentence(config: Any, results: Results | None) -> str:
+def sentence(config: Config, results: Results | None) -> str:
   if results is None:
     return ''
   error = np.median(results.judged)
   verb = 'imitate' if error <= TARGET else 'do not imitate'
-  return (
-    f'Positive random features {verb} these heads: with {results.counts[-1]} '
-    f'directions the median relative error of an output is {error:.2f}, beside '
-    f'{np.median(results.mean_errors):.2f} for the plain mean of all values, '
-    'and for 10 % the feature budget asks for '
-    f'10^{np.median(results.log_needed["positive"]):.0f} directions in the '
-    'median head.'
-  )
+  return f"""Positive random features {verb} these heads: with
+    {results.counts[-1]} directions the median relative error of an output is
+    {error:.2f}, beside {np.median(results.mean_errors):.2f} for the plain mean
+    of all values, and for 10 % the feature budget asks for
+    10^{np.median(results.log_needed['positive']):.0f} directions in the median
+    head."""
 
 
 def captions(results: Results | None) -> dict[str, str]:
@@ -363,7 +356,7 @@ def captions(results: Results | None) -> dict[str, str]:
   }
 
 
-def figures(config: Any, results: Results | None) -> list[lab.Figure]:
+def figures(config: Config, results: Results | None) -> list[lab.Figure]:
   if results is None:
     return []
   drawn = _draw_overview(results), _draw_layers(results)

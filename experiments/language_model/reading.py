@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.language_model import identity, prompts
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
@@ -58,7 +58,7 @@ class Results(NamedTuple):
 
 @lab.once
 @jax.default_matmul_precision('highest')
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Takes the difference of two logits behind the prompt apart."""
   forward, _ = identity.first_pass(config)
   loaded = prompts.load(config)
@@ -148,19 +148,14 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
   return [np.asarray(x, np.float64) for x in found]
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
-  return [
-    lab.Claim(
-      id='language-model-attribution',
-      source='Elhage et al. (2021), direct paths',
-      claim='contributions of heads and tokens sum to the difference of two '
-      'logits',
-      statistic='what the sum lacks over the sum of absolute values, float32; '
-      'at most 1e-05',
-      estimate=lab.exactly(results.identity_error),
-      at_most=1e-5,
-    )
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  return lab.statements(
+    'language-model-',
+    """attribution [Elhage et al. (2021), direct paths] contributions of heads
+    and tokens sum to the difference of two logits | what the sum lacks over the
+    sum of absolute values, float32""",
+    {'attribution': lab.at_most(1e-5, results.identity_error)},
+  )
 
 
 def demonstrations(results: Results) -> list[dict[str, Any]]:
@@ -180,7 +175,7 @@ def demonstrations(results: Results) -> list[dict[str, Any]]:
   ]
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'attribution': {
       'labels': results.labels,
@@ -207,12 +202,12 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
   }
 
 
-def tables(config: Any, results: Results) -> dict[str, Any]:
+def tables(config: Config, results: Results) -> dict[str, Any]:
   rows = demonstrations(results)
   return {'demonstrations': rows} if rows else {}
 
 
-def labels_note(config: Any, results: Results) -> str:
+def labels_note(config: Config, results: Results) -> str:
   """Why these two tokens are compared; empty if they are the labels."""
   names = sorted(set(results.loaded.prompt.demonstration_labels))
   if config.labels or len(names) == 2:
@@ -247,7 +242,7 @@ def rank_correlation(results: Results, predicted: np.ndarray) -> float | None:
   return float(found)
 
 
-def sentence(config: Any, results: Results) -> str:
+def sentence(config: Config, results: Results) -> str:
   """What to remember of this question; nothing without demonstrations."""
   predicted, measured = results.influence, results.deletion
   screened = results.screened
@@ -266,11 +261,9 @@ def sentence(config: Any, results: Results) -> str:
   ]
   if None in ranks:
     return text
-  return (
-    f"{text} Spearman's rank correlation with deletion over these "
-    f'demonstrations of one prompt is {ranks[0]:.2f} for the influence and '
-    f'{ranks[1]:.2f} for what the heads of the last position read.'
-  )
+  return f"""{text} Spearman's rank correlation with deletion over these
+    demonstrations of one prompt is {ranks[0]:.2f} for the influence and
+    {ranks[1]:.2f} for what the heads of the last position read."""
 
 
 def caption(results: Results) -> str:
@@ -287,7 +280,7 @@ def caption(results: Results) -> str:
   )
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   count = max(len(results.of_demonstrations), 1)
   height = max(5.4, 2.2 + 0.42 * min(count + 2, MAX_BARS))
   figure, (left, right) = drawing.subplots(

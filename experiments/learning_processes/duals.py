@@ -1,6 +1,7 @@
 """For how long do dual models of other losses give attention's answer?"""
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,38 +11,28 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.learning_processes import prompts
-from experiments.learning_processes.prompts import angle, claim
+from experiments.learning_processes.prompts import angle
 from iclcl_jax import attention, dual, features, losses, modified
 
 EXACT = 1e-12
 CLOSE = 10.0  # Degrees within which attention counts as a prediction.
 OTHERS = 'squared', 'InfoNCE', 'cosine'
-FIRST_STEPS = {
-  'squared': (
-    'Ren & Liu, arXiv:2310.13220, Theorem 3.1 (any loss of that first step)',
-    'the first step on the squared loss from W_0 = 0 is attention',
-  ),
-  'InfoNCE': (
-    'van den Oord et al., arXiv:1807.03748, eq. 4',
-    'the first step on InfoNCE from W_0 = 0 is attention with centred values',
-  ),
-  'cosine': (
-    'Ren & Liu, arXiv:2310.13220, section 4 (normalised similarity)',
-    'the first step on the cosine from the query token is attention with the '
-    "labels of that loss's gradient",
-  ),
-  'frozen_target': (
-    prompts.COMPARISON,
-    "BYOL's first step with the values as frozen target, inner products and "
-    'no predictor is attention',
-  ),
-  'frozen_kernel': (
-    prompts.COMPARISON,
-    "contrastive kernel learning's first step with values as frozen branches "
-    'and no constraint is attention with negatives',
-  ),
+REN = 'Ren & Liu, arXiv:2310.13220'
+FIRST_STEPS = {  # Sources and statements.
+  'squared': f"""[{REN}, Theorem 3.1 (any loss of that first step)] the first
+    step on the squared loss from W_0 = 0 is attention""",
+  'InfoNCE': """[van den Oord et al., arXiv:1807.03748, eq. 4] the first step on
+    InfoNCE from W_0 = 0 is attention with centred values""",
+  'cosine': f"""[{REN}, section 4 (normalised similarity)] the first step on the
+    cosine from the query token is attention with the labels of that loss's
+    gradient""",
+  'frozen_target': f"""[{prompts.COMPARISON}] BYOL's first step with the values
+    as frozen target, inner products and no predictor is attention""",
+  'frozen_kernel': f"""[{prompts.COMPARISON}] contrastive kernel learning's
+    first step with values as frozen branches and no constraint is attention
+    with negatives""",
 }
 IDENTITY = features.IdentityFeatures()  # The dual model's keys are features.
 
@@ -75,7 +66,7 @@ class Task(NamedTuple):
   own: Any  # The state that has seen the query's token.
 
 
-def measure(config: Any) -> dict[str, Results]:
+def measure(config: Config) -> dict[str, Results]:
   def of_prompt(prompt: prompts.Prompt) -> Results:
     keys, values = prompt.views.keys, prompt.values
     own = dual.zero_shot(IDENTITY, prompt.views.own_key[None], values[-1:])
@@ -202,51 +193,40 @@ def _cosine_step(prompt: prompts.Prompt):
   return added * jnp.exp(log_scale)
 
 
-def claims(config: Any, results: Mapping[str, Results]) -> list[lab.Claim]:
-  rows = []
-  last = config.num_dual_steps
+def claims(config: Config, results: Mapping[str, Results]) -> list[lab.Claim]:
+  rows, last = [], config.num_dual_steps
   for data, result in results.items():
-    path = result.paths['contrastive']
-    rows += [
-      claim(
-        data,
-        f'first_step_{name}',
-        *words,
-        f'largest relative error of the answer; at most {EXACT:g}',
-        np.max(result.first_steps[name]),
-        at_most=EXACT,
-      )
+    path, source = result.paths['contrastive'], prompts.COMPARISON
+    largest = np.max([path.weights_angle, path.answer_angle])
+    errors = {
+      f'first_step_{name}': lab.at_most(EXACT, np.max(result.first_steps[name]))
+      for name in FIRST_STEPS
+    }
+    text = '\n'.join(
+      f'first_step_{name} {words} | largest relative error of the answer'
       for name, words in FIRST_STEPS.items()
-    ]
-    rows += [
-      claim(
+    )
+    rows += prompts.statements(data, text, errors)
+    rows += prompts.statements(
+      data,
+      f"""schedule [{REN}v1, section 5] on the contrastive loss every later step
+      repeats the first | largest angle of weights and attention, degrees""",
+      {'schedule': lab.at_most(1e-5, largest)},
+    )
+    for name, step in itertools.product(OTHERS, sorted({min(10, last), last})):
+      key = f'{name}_after_{step}_steps'
+      angles = result.paths[name].first_answer_angle[..., step - 1]
+      rows += prompts.statements(
         data,
-        'schedule',
-        'Ren & Liu, arXiv:2310.13220v1, section 5',
-        'on the contrastive loss every later step repeats the first',
-        'largest angle of weights and attention, degrees; at most 1e-5',
-        np.max([path.weights_angle, path.answer_angle]),
-        at_most=1e-5,
+        f"""{key} [{source}] after {step} steps on the {name} loss the answer
+        still points where the attention of the first step points | angle in
+        degrees""",
+        {key: lab.at_most(CLOSE, angles)},
       )
-    ]
-    rows += [
-      claim(
-        data,
-        f'{name}_after_{step}_steps',
-        prompts.COMPARISON,
-        f'after {step} steps on the {name} loss the answer still points where '
-        'the attention of the first step points',
-        f'angle in degrees; at most {CLOSE:g}',
-        result.paths[name].first_answer_angle[..., step - 1],
-        at_most=CLOSE,
-      )
-      for name in OTHERS
-      for step in sorted({min(10, last), last})
-    ]
   return rows
 
 
-def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
+def figures(config: Config, results: Mapping[str, Results]) -> list[lab.Figure]:
   figure, axes = drawing.subplots(
     2, len(results), figsize=(11, 7.6), sharex=True, sharey=True
   )
@@ -261,20 +241,17 @@ def figures(config: Any, results: Mapping[str, Results]) -> list[lab.Figure]:
   axes[1, 0].set_ylabel('answer and attention output,\nangle in degrees')
   axes[0, 0].set_ylim(-3, 92)
   prompts.draw_legend(figure, axes[0, 0], 4)
-  caption = (
-    'Dual models that descend on four losses, full batch, along steps of '
-    'fixed size; the first step of all is equally long. Top: angle of the '
-    "change of the weights and attention's step. Bottom: angle of the answer "
-    'to the query and the attention output. On the contrastive loss both are '
-    'zero at every step. On the squared loss they are zero at the first step '
-    'alone. InfoNCE begins with centred values and the cosine with the query '
-    'token, so their first steps are other attentions. '
-    f'{prompts.about(config, "shaded")}'
-  )
+  caption = f"""Dual models that descend on four losses, full batch, along steps
+    of fixed size; the first step of all is equally long. Top: angle of the
+    change of the weights and attention's step. Bottom: angle of the answer to
+    the query and the attention output. On the contrastive loss both are zero at
+    every step. On the squared loss they are zero at the first step alone.
+    InfoNCE begins with centred values and the cosine with the query token, so
+    their first steps are other attentions. {prompts.about(config, 'shaded')}"""
   return [lab.Figure('duals', figure, caption)]
 
 
-def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
+def summary(config: Config, results: Mapping[str, Results]) -> dict[str, Any]:
   """How often attention's own step size is stable for the squared loss."""
   note = (
     'Share of prompts whose normaliser D is more than half the largest '
@@ -292,7 +269,7 @@ def summary(config: Any, results: Mapping[str, Results]) -> dict[str, Any]:
   }
 
 
-def metrics(config: Any, results: Mapping[str, Results]) -> list[Any]:
+def metrics(config: Config, results: Mapping[str, Results]) -> list[Any]:
   return [
     row
     for data, result in results.items()

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.learning_processes import processes, prompts
 from experiments.learning_processes.duals import CLOSE
 from iclcl_jax import losses
@@ -21,7 +21,7 @@ INGREDIENTS = NONE, COSINE, PREDICTOR, TARGETS, SIMSIAM = (
 Angles = Mapping[str, Any]  # Degrees by ingredient. Shapes `[S, P]`.
 
 
-def measure(config: Any) -> dict[str, Angles]:
+def measure(config: Config) -> dict[str, Angles]:
   return prompts.of_every(config, _angles)
 
 
@@ -55,36 +55,26 @@ def _angles(prompt: prompts.Prompt) -> Angles:
   }
 
 
-def claims(config: Any, results: Mapping[str, Angles]) -> list[lab.Claim]:
-  return [
-    prompts.claim(
+def claims(config: Config, results: Mapping[str, Angles]) -> list[lab.Claim]:
+  rows = []
+  for data, angles in results.items():
+    rows += prompts.statements(
       data,
-      name,
-      prompts.COMPARISON,
-      text,
-      f'angle in degrees; at least {bound:g}',
-      angles[ingredient],
-      at_least=bound,
+      f"""
+      cosine_parts_from_attention [{prompts.COMPARISON}] the normalised cosine
+        alone changes attention's first step | angle in degrees
+      SimSiam_parts_from_attention [{prompts.COMPARISON}] SimSiam's first step
+        has nothing of attention's | angle in degrees
+      """,
+      {
+        'cosine_parts_from_attention': lab.at_least(CLOSE, angles[COSINE]),
+        'SimSiam_parts_from_attention': lab.at_least(80, angles[SIMSIAM]),
+      },
     )
-    for data, angles in results.items()
-    for name, text, ingredient, bound in (
-      (
-        'cosine_parts_from_attention',
-        "the normalised cosine alone changes attention's first step",
-        COSINE,
-        CLOSE,
-      ),
-      (
-        'SimSiam_parts_from_attention',
-        "SimSiam's first step has nothing of attention's",
-        SIMSIAM,
-        80,
-      ),
-    )
-  ]
+  return rows
 
 
-def figures(config: Any, results: Mapping[str, Angles]) -> list[lab.Figure]:
+def figures(config: Config, results: Mapping[str, Angles]) -> list[lab.Figure]:
   figure, axis = drawing.subplots(figsize=(10, 4.6))
   colours = drawing.BLUE, drawing.ORANGE
   for index, (data, angles) in enumerate(results.items()):
@@ -101,10 +91,8 @@ def figures(config: Any, results: Mapping[str, Angles]) -> list[lab.Figure]:
   axis.set_xlabel("first step and attention's, angle in degrees")
   axis.set_title("What is added to attention's loss")
   prompts.draw_legend(figure, axis, 2)
-  caption = (
-    "Angle of the first step of the weights with attention's, from the same "
-    "random weights, with one of SimSiam's ingredients at a time and with all "
-    'of them (90 degrees: nothing in common). '
-    f'{prompts.about(config, "bars")}'
-  )
+  caption = f"""Angle of the first step of the weights with attention's, from
+    the same random weights, with one of SimSiam's ingredients at a time and
+    with all of them (90 degrees: nothing in common).
+    {prompts.about(config, 'bars')}"""
   return [lab.Figure('ingredients', figure, caption)]

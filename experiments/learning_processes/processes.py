@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.learning_processes import prompts
-from experiments.learning_processes.prompts import Encoder, claim
+from experiments.learning_processes.prompts import Encoder
 from iclcl_jax import losses
 from iclcl_jax.types import Array, Float
 
@@ -84,7 +84,7 @@ def cosine_loss(
 
 
 def train(
-  config: Any,
+  config: Config,
   process: Process,
   encoder: Encoder,
   pair: tuple[Array, Array],
@@ -181,7 +181,7 @@ def train_kernel(
 Looks = Mapping[str, Mapping[str, Any]]
 
 
-def measure(config: Any) -> dict[str, Looks]:
+def measure(config: Config) -> dict[str, Looks]:
   found = prompts.of_every(config, lambda prompt: _looks(config, prompt))
   if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found)):
     raise ValueError(
@@ -191,7 +191,7 @@ def measure(config: Any) -> dict[str, Looks]:
   return found
 
 
-def _looks(config: Any, prompt: prompts.Prompt) -> Looks:
+def _looks(config: Config, prompt: prompts.Prompt) -> Looks:
   """Representations along the self-supervised processes of one prompt."""
   values, keys = prompt.values[:-1], prompt.views.keys
   first, second = pair = prompt.views.pair()
@@ -246,69 +246,57 @@ def alignment(a: Float[Array, 'N d'], b: Float[Array, 'N d']) -> Array:
   return cross / (own[0] * own[1])
 
 
-def claims(config: Any, results: Mapping[str, Looks]) -> list[lab.Claim]:
+def claims(config: Config, results: Mapping[str, Looks]) -> list[lab.Claim]:
   rows = []
   for data, looks in results.items():
-    spreads = {name: look['output_spread'] for name, look in looks.items()}
-    rows += [
-      claim(
-        data,
-        'dual_keeps_the_spread_of_its_targets',
-        prompts.COMPARISON,
-        'one step of the dual model does not collapse',
-        'spread of its predictions / of the values; at least 0.5',
-        spreads.pop(DUAL) / looks[DUAL]['target_spread'],
-        at_least=0.5,
-      ),
-      claim(
-        data,
-        'kernel_learning_finds_its_optimum',
-        KERNELS,
-        'contrastive kernel learning ends in the lowest eigenvectors',
-        'loss / least loss; at least 0.99',
-        looks[KERNEL]['loss'][..., -1],
-        at_least=0.99,
-      ),
-    ]
-    kept = {name: x[..., -1] / x[..., 0] for name, x in spreads.items()}
-    rows += [
-      claim(
-        data,
-        f'{name}_keeps_its_spread',
-        source,
-        f'{name} does not collapse',
-        f'spread of outputs, end / start; at least {KEPT:g}',
-        kept[name],
-        at_least=KEPT,
-      )
-      for name, source in (('SimSiam', SIMSIAM), ('BYOL', BYOL))
-    ]
+    spread = looks[DUAL]['output_spread'] / looks[DUAL]['target_spread']
+    kept = {
+      name: look['output_spread'][..., -1] / look['output_spread'][..., 0]
+      for name, look in looks.items()
+      if name != DUAL
+    }
+    rows += prompts.statements(
+      data,
+      f"""
+      dual_keeps_the_spread_of_its_targets [{prompts.COMPARISON}] one step of
+        the dual model does not collapse | spread of its predictions / of the
+        values
+      kernel_learning_finds_its_optimum [{KERNELS}] contrastive kernel learning
+        ends in the lowest eigenvectors | loss / least loss
+      SimSiam_keeps_its_spread [{SIMSIAM}] SimSiam does not collapse | spread of
+        outputs, end / start
+      BYOL_keeps_its_spread [{BYOL}] BYOL does not collapse | spread of outputs,
+        end / start
+      """,
+      {
+        'dual_keeps_the_spread_of_its_targets': lab.at_least(0.5, spread),
+        'kernel_learning_finds_its_optimum': lab.at_least(
+          0.99, looks[KERNEL]['loss'][..., -1]
+        ),
+        'SimSiam_keeps_its_spread': lab.at_least(KEPT, kept['SimSiam']),
+        'BYOL_keeps_its_spread': lab.at_least(KEPT, kept['BYOL']),
+      },
+    )
     for missing in ('predictor', 'stop-gradient', 'both'):
-      name = f'SimSiam without {missing}'
-      rows += [
-        claim(
-          data,
-          f'SimSiam_without_{missing}_collapses',
-          SIMSIAM,
-          f'{name} collapses',
-          f'spread of outputs, end / start; at most {COLLAPSED:g}',
-          kept[name],
-          at_most=COLLAPSED,
-        ),
-        claim(
-          data,
-          f'SimSiam_without_{missing}_loses_spread',
-          SIMSIAM,
-          f'{name} loses more spread than SimSiam',
-          'difference of spreads of outputs, end / start; below 0',
-          kept[name] - kept['SimSiam'],
-          at_most=0,
-        ),
-      ]
+      name, key = f'SimSiam without {missing}', f'SimSiam_without_{missing}'
+      less = kept[name] - kept['SimSiam']
+      rows += prompts.statements(
+        data,
+        f"""
+        {key}_collapses [{SIMSIAM}] {name} collapses | spread of outputs, end /
+          start
+        {key}_loses_spread [{SIMSIAM}] {name} loses more spread than SimSiam |
+          difference of spreads of outputs, end / start
+        """,
+        {
+          f'{key}_collapses': lab.at_most(COLLAPSED, kept[name]),
+          f'{key}_loses_spread': lab.at_most(0, less),
+        },
+      )
   return rows
 
 
-def figures(config: Any, results: Mapping[str, Looks]) -> list[lab.Figure]:
+def figures(config: Config, results: Mapping[str, Looks]) -> list[lab.Figure]:
   figure, axes = drawing.subplots(
     2, len(results), figsize=(11, 8.6), sharex=True, sharey='row'
   )
@@ -326,18 +314,16 @@ def figures(config: Any, results: Mapping[str, Looks]) -> list[lab.Figure]:
   axes[0, 0].set_ylabel('spread of the outputs')
   axes[1, 0].set_ylabel("alignment with the\ndual model's predictions")
   prompts.draw_legend(figure, axes[0, 0], 3)
-  caption = (
-    'Self-supervised learning on the same demonstrations, key and value of a '
-    'token being its two views. Top: spread of the outputs (0: all point one '
-    'way); the first point is the untrained start. Bottom: linear centred '
-    "kernel alignment of the outputs with the dual model's predictions (1: "
-    'equal up to rotation and scale). The black dashed line is the dual model '
-    f'after its one step. {prompts.about(config, "shaded")}'
-  )
+  caption = f"""Self-supervised learning on the same demonstrations, key and
+    value of a token being its two views. Top: spread of the outputs (0: all
+    point one way); the first point is the untrained start. Bottom: linear
+    centred kernel alignment of the outputs with the dual model's predictions
+    (1: equal up to rotation and scale). The black dashed line is the dual model
+    after its one step. {prompts.about(config, 'shaded')}"""
   return [lab.Figure('processes', figure, caption)]
 
 
-def metrics(config: Any, results: Mapping[str, Looks]) -> list[Any]:
+def metrics(config: Config, results: Mapping[str, Looks]) -> list[Any]:
   return [
     row
     for data, looks in results.items()

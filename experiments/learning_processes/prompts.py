@@ -4,7 +4,8 @@ Random prompts, and those of the papers' layer after a short training, whose
 loss is all that this part reports.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, pretraining, statistics
+from experiments.lab import Config, figures as drawing, pretraining, statistics
 from iclcl_jax import features, moments
 from iclcl_jax.types import Array, FeatureMap, Float
 
@@ -103,7 +104,7 @@ def see(
 
 
 @lab.once
-def drawn(config: Any) -> tuple[Prompt, np.ndarray]:
+def drawn(config: Config) -> tuple[Prompt, np.ndarray]:
   """Prompts of all `DATA`, joined along seeds, and the layers' losses."""
   size, width = config.num_demonstrations + 1, pretraining.TOKEN_DIM
   num_training = config.num_training_prompts
@@ -152,7 +153,7 @@ def drawn(config: Any) -> tuple[Prompt, np.ndarray]:
   return joined._replace(views=views), jax.device_get(losses)
 
 
-def measure(config: Any) -> np.ndarray:
+def measure(config: Config) -> np.ndarray:
   """The losses of the layers, relative to predicting 0, by seed."""
   return drawn(config)[1]
 
@@ -166,7 +167,7 @@ def _of_all(fn: Callable[[Prompt], Any], prompts: Prompt) -> Any:
     return jax.device_get(lab.compile_quickly(every)(prompts[0], prompts[1:]))
 
 
-def of_every(config: Any, fn: Callable[[Prompt], Any]) -> dict[str, Any]:
+def of_every(config: Config, fn: Callable[[Prompt], Any]) -> dict[str, Any]:
   """Results of `fn(prompt)` by data, arrays with leading axes `[S, P]`."""
   found = _of_all(fn, drawn(config)[0])
   return {
@@ -211,7 +212,7 @@ def draw_legend(figure: Any, axis: Any, num_columns: int) -> None:
   drawing.legend(axis, num_columns, handlelength=3.2)
 
 
-def about(config: Any, interval: str) -> str:
+def about(config: Config, interval: str) -> str:
   """The last sentence of a caption."""
   return (
     f'{config.num_seeds} seeds of {config.num_prompts} prompts, N = '
@@ -219,22 +220,19 @@ def about(config: Any, interval: str) -> str:
   )
 
 
-def claim(
-  data: str,
-  name: str,
-  source: str,
-  text: str,
-  statistic: str,
-  found: Any,
-  **limits: Any,
-) -> lab.Claim:
-  """A claim about one of `DATA`; samples `[S, P]` are averaged by seed."""
-  prefix, text = f'{data.replace(" ", "_")}:', f'{data}: {text}'
-  found = by_seed(found) if np.ndim(found) else found
-  return lab.claim(prefix, name, source, text, statistic, found, **limits)
+def statements(
+  data: str, text: str, found: Mapping[str, lab.Found]
+) -> list[lab.Claim]:
+  """Claims about one of `DATA`; samples `[S, P]` are averaged by seed."""
+  found = {
+    name: x._replace(value=by_seed(x.value)) if np.ndim(x.value) else x
+    for name, x in found.items()
+  }
+  claims = lab.statements(f'{data.replace(" ", "_")}:', text, found)
+  return [dataclasses.replace(x, claim=f'{data}: {x.claim}') for x in claims]
 
 
-def summary(config: Any, losses: np.ndarray) -> dict[str, Any]:
+def summary(config: Config, losses: np.ndarray) -> dict[str, Any]:
   note = (
     'Squared error of the last 64 training prompts (each new), relative to '
     'predicting 0; one task matrix a seed, so this measures memorisation.'

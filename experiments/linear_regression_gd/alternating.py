@@ -5,21 +5,18 @@ then take a step of gradient descent.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.linear_regression_gd import training
-from experiments.linear_regression_gd.training import CLOSE
+from experiments.linear_regression_gd.training import CLOSE, OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
 
 LABEL = 34  # Sets its random numbers apart.
 CLIP = 1.0
@@ -89,7 +86,7 @@ def _model(d_x: int) -> training.Model:
   return training.Model(init, answer)
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Any) -> Results:
   """Trains both layers, and compares them with one step on the same tasks."""
   size = config.alternating_size
   small = dataclasses.replace(config, d_x=size, num_demonstrations=size)
@@ -137,30 +134,25 @@ def _copied(params, tasks: training.Tasks):
   return jnp.mean(jax.vmap(weights)(tasks.tokens[:500]), axis=0)
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  return [
-    training.claim(
-      'alternating-loss',
-      'section 5',
-      'two trained layers on separate tokens reach the loss of one step',
-      'loss minus that of one step with the best step size on the same tasks, '
-      f'mean over seeds; at most {CLOSE}',
-      results.loss[:, -1] - results.loss_gd,
-      at_most=CLOSE,
-    ),
-    training.claim(
-      'alternating-copy',
-      'section 5',
-      'the first of them joins inputs and their labels',
-      'mean attention of an input to its own label, or of a label to its own '
-      'input, whichever is larger; mean over seeds; at least .5',
-      results.within_pairs,
-      at_least=0.5,
-    ),
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  worse = results.loss[:, -1] - results.loss_gd
+  return training.statements(
+    f"""
+    alternating-loss [{OSWALD}, section 5] two trained layers on separate tokens
+      reach the loss of one step | loss minus that of one step with the best
+      step size on the same tasks
+    alternating-copy [{OSWALD}, section 5] the first of them joins inputs and
+      their labels | mean attention of an input to its own label, or of a label
+      to its own input, whichever is larger
+    """,
+    {
+      'alternating-loss': lab.at_most(CLOSE, worse),
+      'alternating-copy': lab.at_least(0.5, results.within_pairs),
+    },
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'alternating': {
       'loss': statistics.mean(results.loss[:, -1]),
@@ -173,28 +165,26 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
-  return training.loss_rows('alternating', results.steps, results.loss)
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+  axes = {'seed': range(config.num_seeds), 'step': results.steps}
+  return lab.tidy({'layer': 'alternating'}, {'loss': results.loss}, **axes)
 
 
-def sentence(config: 'Config', results: Results) -> str:
-  return (
-    'On separate tokens a softmax layer and a linear one end at '
-    f'{np.mean(results.loss[:, -1]):.4f}, one step at '
-    f'{results.loss_gd:.4f}; one token of a pair gives '
-    f'{np.mean(results.within_pairs):.2f} of its attention in the first layer '
-    'to the other.'
-  )
+def sentence(config: Config, results: Results) -> str:
+  return f"""On separate tokens a softmax layer and a linear one end at
+    {np.mean(results.loss[:, -1]):.4f}, one step at {results.loss_gd:.4f}; one
+    token of a pair gives {np.mean(results.within_pairs):.2f} of its attention
+    in the first layer to the other."""
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, (left, right) = drawing.subplots(
     1, 2, figsize=(9.5, 3.9), width_ratios=(1, 1.1)
   )
-  training.draw_losses(
-    left, results.steps, results.loss, color=drawing.BLUE, marker='o',
-    label='softmax, then linear',
-  )  # fmt: skip
+  label = 'softmax, then linear'
+  drawing.means(
+    left, results.steps, results.loss, label=label, **drawing.look(1)
+  )
   left.axhline(results.loss_gd, color='black', ls='--', label='one step of GD')
   zero = results.loss_zero
   left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
@@ -215,11 +205,9 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   right.spines[:].set_visible(True)
   figure.colorbar(image, ax=right, label='attention')
   size = config.alternating_size
-  caption = (
-    f'Inputs and labels as separate tokens, {size} demonstrations in {size} '
-    'dimensions. Left: loss of a softmax layer followed by a linear one, mean '
-    f'and 95 % interval over {config.num_seeds} seeds. Right: mean attention '
-    'of the first layer of the best seed; squares mark the other token of a '
-    'pair.'
-  )
+  caption = f"""Inputs and labels as separate tokens, {size} demonstrations in
+    {size} dimensions. Left: loss of a softmax layer followed by a linear one,
+    mean and 95 % interval over {config.num_seeds} seeds. Right: mean attention
+    of the first layer of the best seed; squares mark the other token of a
+    pair."""
   return [lab.Figure('alternating', figure, caption)]

@@ -1,20 +1,18 @@
 """Do constructed layers descend? Their residuals against gradient descent."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments import lab
+from experiments.lab import Config
 from experiments.linear_regression_gd import training
+from experiments.linear_regression_gd.training import OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array
 
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
-
 EXACT = 1e-12
-HOLDS = f'float64; at most {EXACT:g}'
 SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 
 
@@ -34,7 +32,7 @@ class Problem(NamedTuple):
   query: Array
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Compares on one random problem for each seed."""
   size, d_x, d_y = SIZES
 
@@ -114,39 +112,28 @@ def _kernel_error(problem: Problem):
   return lab.distance(answer, step)
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  return [
-    training.claim(
-      'construction',
-      'proposition 1',
-      'constructed layers do gradient descent, and GD++, from any W_0',
-      'largest relative error over 1 and 4 layers and random problems, '
-      f'{HOLDS}',
-      results.layers,
-      at_most=EXACT,
-    ),
-    training.claim(
-      'copy-construction',
-      'section 5',
-      'a constructed copy layer, then constructed layers, do gradient descent '
-      'on inputs and labels that come as separate tokens',
-      f'largest relative error, {HOLDS}',
-      results.copy,
-      at_most=EXACT,
-    ),
-    training.claim(
-      'kernel-construction',
-      'proposition 2',
-      'the constructed layer on features of a network is one step of kernel '
-      'regression',
-      f'largest relative error, {HOLDS}',
-      results.kernel,
-      at_most=EXACT,
-    ),
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  return training.statements(
+    f"""
+    construction [{OSWALD}, proposition 1] constructed layers do gradient
+      descent, and GD++, from any W_0 | largest relative error over 1 and 4
+      layers and random problems, float64
+    copy-construction [{OSWALD}, section 5] a constructed copy layer, then
+      constructed layers, do gradient descent on inputs and labels that come as
+      separate tokens | largest relative error, float64
+    kernel-construction [{OSWALD}, proposition 2] the constructed layer on
+      features of a network is one step of kernel regression | largest relative
+      error, float64
+    """,
+    {
+      'construction': lab.at_most(EXACT, results.layers),
+      'copy-construction': lab.at_most(EXACT, results.copy),
+      'kernel-construction': lab.at_most(EXACT, results.kernel),
+    },
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'construction_residual_float64': results.layers,
     'copy_residual_float64': results.copy,
@@ -154,8 +141,6 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   }
 
 
-def sentence(config: 'Config', results: Results) -> str:
-  return (
-    'Constructed linear self-attention does gradient descent up to '
-    f'{results.layers:.1e} (float64).'
-  )
+def sentence(config: Config, results: Results) -> str:
+  return f"""Constructed linear self-attention does gradient descent up to
+    {results.layers:.1e} (float64)."""

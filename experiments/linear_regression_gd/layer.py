@@ -7,21 +7,18 @@ one head and with two, run with `--parts=softmax`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.linear_regression_gd import training
-from experiments.linear_regression_gd.training import CLOSE
+from experiments.linear_regression_gd.training import CLOSE, OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
 
 ALIGNED = 0.999
 SCALES = np.linspace(0.5, 2.0, 13)
@@ -31,10 +28,10 @@ LAYERS = {
   'softmax_1': (account.softmax_weights, 1),
   'softmax_2': (account.softmax_weights, 2),
 }
-LOOKS = {
-  'linear': ('linear attention', drawing.BLUE, 'o'),
-  'softmax_2': ('softmax, two heads', drawing.ORANGE, 's'),
-  'softmax_1': ('softmax, one head', drawing.GREEN, '^'),
+LABELS = {
+  'linear': 'linear attention',
+  'softmax_2': 'softmax, two heads',
+  'softmax_1': 'softmax, one head',
 }
 
 
@@ -87,12 +84,12 @@ class Results(NamedTuple):
 
 
 @lab.once
-def trained_linear(config: 'Config') -> training.Trained:
+def trained_linear(config: Config) -> training.Trained:
   """The linear layer, where stacks start as well."""
   return _train(config, 'linear')
 
 
-def _train(config: 'Config', name: str) -> training.Trained:
+def _train(config: Config, name: str) -> training.Trained:
   recipe = training.Recipe(
     config.num_steps if name == 'linear' else config.softmax_steps,
     config.record_every,
@@ -104,14 +101,14 @@ def _train(config: 'Config', name: str) -> training.Trained:
   return training.train(config, _model(config, name), source, recipe, label)
 
 
-def _model(config: 'Config', name: str = 'linear') -> training.Model:
+def _model(config: Config, name: str = 'linear') -> training.Model:
   weights_fn, num_heads = LAYERS[name]
   return training.stack_model(
     config.d_x + 1, weights_fn=weights_fn, num_heads=num_heads
   )
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Trains single layers, and compares with one step of gradient descent."""
   tasks = training.test_tasks(config)
   descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
@@ -124,7 +121,7 @@ def measure(config: 'Config') -> Results:
   return jax.device_get(Results(descent, curves, *found))
 
 
-def _curve(config: 'Config', name: str, tasks, descent: Descent) -> Curve:
+def _curve(config: Config, name: str, tasks, descent: Descent) -> Curve:
   records, steps, seconds = (
     trained_linear(config) if name == 'linear' else _train(config, name)
   )
@@ -142,7 +139,7 @@ def _few(count: int) -> np.ndarray:
   return np.union1d(grid, np.arange(min(count, 8)))
 
 
-def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
+def _descent(config: Config, tasks: training.Tasks) -> Descent:
   answer, size = _model(config).answer, config.num_demonstrations
 
   def constructed(rate):
@@ -169,7 +166,7 @@ def _descent(config: 'Config', tasks: training.Tasks) -> Descent:
   )
 
 
-def _elsewhere(config: 'Config', layers, tasks, descent: Descent):
+def _elsewhere(config: Config, layers, tasks, descent: Descent):
   """Other scales of the inputs, the way to the constructed layer, products."""
   answer, end = _model(config).answer, _folded(config, descent.layer)
 
@@ -202,7 +199,7 @@ def _elsewhere(config: 'Config', layers, tasks, descent: Descent):
   return scaled, jax.lax.map(on_the_way, layers), products
 
 
-def _products(config: 'Config', layer) -> Products:
+def _products(config: Config, layer) -> Products:
   folded = _folded(config, layer)
   matrix = folded.query_key[0, : config.d_x, : config.d_x]
   column = folded.value_output[0, :, -1]
@@ -217,7 +214,7 @@ def _products(config: 'Config', layer) -> Products:
   )
 
 
-def _folded(config: 'Config', layers) -> account.Folded:
+def _folded(config: Config, layers) -> account.Folded:
   """Products of a stack of one layer, in the scale of the constructed one."""
   layer = jax.tree.map(lambda w: w[0], layers)
   return account.normalise(account.fold(layer), d_x=config.d_x)
@@ -256,104 +253,66 @@ def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
   return samples
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
-  found = _at_end(results)
-  best = float(results.descent.rate)
-  rows = [
-    training.claim(
-      'loss',
-      'figure 2',
-      'a trained layer of linear self-attention reaches the loss of one step',
-      'loss minus that of one step with the best step size on the same tasks, '
-      f'mean over seeds; at most {CLOSE}',
-      found['loss_trained_minus_gd'],
-      at_most=CLOSE,
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  at_end, best = _at_end(results), float(results.descent.rate)
+  found = {
+    'loss': lab.at_most(CLOSE, at_end['loss_trained_minus_gd']),
+    'model-cos': lab.at_least(ALIGNED, at_end['model_cos']),
+    'step-size': lab.within(
+      0.95 * best, 1.05 * best, at_end['learning_rate_learnt']
     ),
-    training.claim(
-      'model-cos',
-      'figure 2',
-      'it learns the model that one step learns',
-      'Model cos, mean over seeds; at least .999',
-      found['model_cos'],
-      at_least=ALIGNED,
+    'interpolation': lab.at_most(
+      CLOSE, at_end['loss_halfway_minus_larger_end']
     ),
-    training.claim(
-      'step-size',
-      '',
-      'its step size is the best one',
-      'learnt step size, mean over seeds; within 5 % of the best on the test '
-      f'tasks, {best:.3f}',
-      found['learning_rate_learnt'],
-      at_least=0.95 * best,
-      at_most=1.05 * best,
-    ),
-    training.claim(
-      'interpolation',
-      'figure 2',
-      'the average of trained and constructed weights does as well as both',
-      'loss halfway minus the larger loss of the two ends, mean over seeds; at '
-      f'most {CLOSE}',
-      found['loss_halfway_minus_larger_end'],
-      at_most=CLOSE,
-    ),
-    training.claim(
-      'input-scale',
-      'figure 3',
-      'it generalises over the scale of inputs as gradient descent does',
-      'largest relative deviation of its loss from that of one step, inputs '
-      'scaled by .5 to 2, mean over seeds; at most .1',
-      found['scale_deviation'],
-      at_most=0.1,
-    ),
-  ]
-  if 'softmax_2' not in results.curves:
-    return rows
-  return [
-    *rows,
-    training.claim(
-      'softmax-heads',
-      'appendix A.9',
-      'softmax needs two heads',
-      'loss with one head minus loss with two, mean over seeds; above .05',
-      found['softmax_1_minus_2'],
-      at_least=0.05,
-    ),
-    training.claim(
-      'softmax-near',
-      'appendix A.9',
-      'softmax with two heads comes near gradient descent',
-      'loss minus that of one step, mean over seeds; at most .03',
-      found['softmax_2_minus_gd'],
-      at_most=0.03,
-    ),
-    training.claim(
-      'softmax-equal',
-      'control',
-      'softmax with two heads is one step of gradient descent',
-      'Model cos, mean over seeds; at least .999 as for the linear layer',
-      found['model_cos_softmax_2'],
-      at_least=ALIGNED,
-    ),
-  ]
+    'input-scale': lab.at_most(0.1, at_end['scale_deviation']),
+  }
+  if 'softmax_2' in results.curves:
+    found |= {
+      'softmax-heads': lab.at_least(0.05, at_end['softmax_1_minus_2']),
+      'softmax-near': lab.at_most(0.03, at_end['softmax_2_minus_gd']),
+      'softmax-equal': lab.at_least(ALIGNED, at_end['model_cos_softmax_2']),
+    }
+  return training.statements(
+    f"""
+    loss [{OSWALD}, figure 2] a trained layer of linear self-attention reaches
+      the loss of one step | loss minus that of one step with the best step size
+      on the same tasks
+    model-cos [{OSWALD}, figure 2] it learns the model that one step learns |
+      Model cos
+    step-size [{OSWALD}] its step size is the best one | learnt step size, which
+      on the test tasks is best at {best:.3f}
+    interpolation [{OSWALD}, figure 2] the average of trained and constructed
+      weights does as well as both | loss halfway minus the larger loss of the
+      two ends
+    input-scale [{OSWALD}, figure 3] it generalises over the scale of inputs as
+      gradient descent does | largest relative deviation of its loss from that
+      of one step, inputs scaled by .5 to 2
+    softmax-heads [{OSWALD}, appendix A.9] softmax needs two heads | loss with
+      one head minus loss with two
+    softmax-near [{OSWALD}, appendix A.9] softmax with two heads comes near
+      gradient descent | loss minus that of one step
+    softmax-equal [control] softmax with two heads is one step of gradient
+      descent | Model cos
+    """,
+    found,
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   descent = results.descent
   intervals = {k: statistics.mean(x) for k, x in _at_end(results).items()}
   linear, tasks = results.curves['linear'], training.linear_tasks(config)
   answers, slopes = descent.behaviour
   best = account.optimal_learning_rate(tasks)
-  products = results.products._asdict()
-  del products['matrix']
   return {
     **{name: estimate.value for name, estimate in intervals.items()},
     'intervals_95_percent': intervals,
-    'loss_gd': float(descent.loss),
-    'loss_gd_centred_inputs': float(descent.loss_centred),
-    'loss_closed_form': float(account.expected_loss(tasks, best)),
-    'loss_zero_predictor': float(account.expected_loss(tasks, 0.0)),
-    'learning_rate_gd': float(descent.rate),
-    'learning_rate_closed_form': float(best),
+    'loss_gd': descent.loss,
+    'loss_gd_centred_inputs': descent.loss_centred,
+    'loss_closed_form': account.expected_loss(tasks, best),
+    'loss_zero_predictor': account.expected_loss(tasks, 0.0),
+    'learning_rate_gd': descent.rate,
+    'learning_rate_closed_form': best,
     'mean_absolute_prediction_gd': np.mean(np.abs(answers)),
     'mean_norm_of_slope_gd': np.mean(np.linalg.norm(slopes, axis=1)),
     'training_seconds': linear.seconds / config.num_seeds,
@@ -361,21 +320,24 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
     'loss_trained_by_seed': linear.found.loss[:, -1],
     'model_cos_by_seed': linear.found.model_cos[:, -1],
     'num_seeds': config.num_seeds,
-    'learnt_products_by_seed': products,
+    'learnt_products_by_seed': {
+      name: x for name, x in results.products._asdict().items() if x.ndim == 1
+    },
   }
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+  seeds = range(config.num_seeds)
   return [
-    {'layer': name, 'seed': seed, 'step': int(step)}
-    | {key: float(x[seed, i]) for key, x in curve.found._asdict().items()}
-    for name, curve in results.curves.items()
-    for i, step in enumerate(curve.steps)
-    for seed in range(config.num_seeds)
+    row
+    for name, (steps, _, found) in results.curves.items()
+    for row in lab.tidy(
+      {'layer': name}, found._asdict(), seed=seeds, step=steps
+    )
   ]
 
 
-def sentence(config: 'Config', results: Results) -> str:
+def sentence(config: Config, results: Results) -> str:
   found = {k: statistics.mean(x) for k, x in _at_end(results).items()}
   text = (
     f'Trained, one layer ends at a loss of {found["loss_trained"].value:.4f}, '
@@ -391,63 +353,71 @@ def sentence(config: 'Config', results: Results) -> str:
   return text
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
+  softmax = ''
+  if 'softmax_2' in results.curves:
+    softmax = f', those of softmax for {config.softmax_steps:,}'
   return [
-    _training_figure(config, results),
-    _generalisation_figure(config, results),
-    _products_figure(config, results),
+    lab.Figure(
+      'training',
+      _draw_training(config, results),
+      f"""Training from a small random start: loss on {config.num_test_tasks:,}
+      fixed tasks (left) and Model cos with one step of gradient descent
+      (right), one thin line for each of {config.num_seeds} seeds, a marked line
+      for the median. Dashed: one step with the best step size; dotted: the same
+      on centred inputs; dash-dotted: predicting 0. The linear layer was trained
+      for {config.num_steps:,} steps{softmax}.""",
+    ),
+    lab.Figure(
+      'generalisation',
+      _draw_generalisation(results),
+      f"""Left: loss when context and query are scaled by a factor that training
+      never saw (1 is training): the trained linear layer (mean and 95 %
+      interval over {config.num_seeds} seeds), one step of gradient descent with
+      the step size fitted at 1, and its closed form. Right: loss of the layers
+      between trained weights (0) and constructed ones (1), thin lines for
+      seeds, both rescaled to unit query-key products.""",
+    ),
+    lab.Figure(
+      'products',
+      _draw_products(config, results),
+      """The query-key product of the trained linear layer, times its
+      value-output entry for labels, for the first seed (left) and as
+      constructed with the best step size (right). Both are multiples of the
+      identity, up to what training left.""",
+    ),
   ]
 
 
-def _training_figure(config: 'Config', results: Results) -> lab.Figure:
+def _draw_training(config: Config, results: Results) -> Any:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
-  for name, (label, color, marker) in LOOKS.items():
-    if name not in results.curves:
-      continue
-    steps, _, found = results.curves[name]
-    for axis, values in ((left, found.loss), (right, found.model_cos)):
-      axis.plot(steps, values.T, color=color, lw=0.6, alpha=0.6)
-      axis.plot(
-        steps, np.median(values, axis=0), color=color, marker=marker,
-        mfc='white', label=label,
-      )  # fmt: skip
+  for index, (name, label) in enumerate(LABELS.items()):
+    if name in results.curves:
+      steps, _, found = results.curves[name]
+      drawing.runs(left, steps, found.loss, index, label=label)
+      drawing.runs(right, steps, found.model_cos, index)
   zero = account.expected_loss(training.linear_tasks(config), 0.0)
   for loss, line, label in (
     (results.descent.loss, '--', 'one step of GD'),
     (results.descent.loss_centred, ':', 'GD, centred inputs'),
     (zero, '-.', 'predicting 0'),
   ):
-    color = drawing.BLACK if line == '--' else drawing.GREY
-    left.axhline(loss, color=color, ls=line, label=label)
-  right.axhline(1, color=drawing.BLACK, ls='--')
-  left.set(ylabel='loss (half squared error)', xlabel='training steps')
-  right.set(ylabel='Model cos with one step', xlabel='training steps')
+    left.axhline(loss, color=drawing.GREY, ls=line, label=label)
+  right.axhline(1, color=drawing.GREY, ls='--')
+  left.set_ylabel('loss (half squared error)')
+  right.set_ylabel('Model cos with one step')
   for axis in (left, right):
     axis.set_xscale('symlog', linthresh=config.record_every, linscale=0.5)
-    axis.set_xlim(left=0)
+    axis.set(xlim=(0, None), xlabel='training steps')
   drawing.legend(left, 3, 'outside upper center')
-  softmax = ''
-  if 'softmax_2' in results.curves:
-    softmax = f', those of softmax for {config.softmax_steps:,}'
-  caption = (
-    'Training from a small random start: loss on '
-    f'{config.num_test_tasks:,} fixed tasks (left) and Model cos with one step '
-    'of gradient descent (right), one thin line for each of '
-    f'{config.num_seeds} seeds, a marked line for the median. Dashed: one step '
-    'with the best step size; dotted: the same on centred inputs; dash-dotted: '
-    f'predicting 0. The linear layer was trained for {config.num_steps:,} '
-    f'steps{softmax}.'
-  )
-  return lab.Figure('training', figure, caption)
+  return figure
 
 
-def _generalisation_figure(config: 'Config', results: Results) -> lab.Figure:
+def _draw_generalisation(results: Results) -> Any:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
-  scaled = results.scaled
-  training.draw_losses(
-    left, SCALES, scaled.trained, marker='o', color=drawing.BLUE, ls='none',
-    label='trained layer',
-  )  # fmt: skip
+  scaled, between = results.scaled, results.interpolation
+  look: Any = {'marker': 'o', 'mfc': 'white', 'color': drawing.BLUE}
+  drawing.means(left, SCALES, scaled.trained, ls='', label='trained', **look)
   left.plot(
     SCALES, scaled.gd, '+', color=drawing.ORANGE, ms=10, label='one GD step'
   )
@@ -456,49 +426,27 @@ def _generalisation_figure(config: 'Config', results: Results) -> lab.Figure:
   left.set(yscale='log', xlabel='scale of the inputs', ylabel='loss')
   least, most = np.min(scaled.closed_form), np.max(scaled.closed_form)
   left.set_ylim(0.5 * least, 2 * most)
-  left.legend()
-  between = results.interpolation
-  right.plot(FRACTIONS, between.T, color=drawing.BLUE, lw=0.7, alpha=0.7)
-  right.plot(
-    FRACTIONS, np.median(between, axis=0), 'o-', color=drawing.BLUE,
-    mfc='white', label='interpolated (median)',
-  )  # fmt: skip
+  drawing.runs(right, FRACTIONS, between, 1, label='interpolated (median)')
   loss = results.descent.loss
   right.axhline(loss, color=drawing.BLACK, ls='--', label='one GD step')
-  right.set(
-    xlabel='trained (0) to constructed (1)',
-    ylabel='loss',
-    ylim=(0.97 * loss, max(1.05 * loss, 1.02 * np.max(between))),
-  )
+  right.set(xlabel='trained (0) to constructed (1)', ylabel='loss')
+  right.set_ylim(0.97 * loss, max(1.05 * loss, 1.02 * np.max(between)))
+  left.legend()
   right.legend()
-  caption = (
-    'Left: loss when context and query are scaled by a factor that training '
-    'never saw (1 is training): the trained linear layer (mean and 95 % '
-    f'interval over {config.num_seeds} seeds), one step of gradient descent '
-    'with the step size fitted at 1, and its closed form. Right: loss of the '
-    'layers between trained weights (0) and constructed ones (1), thin lines '
-    'for seeds, both rescaled to unit query-key products.'
-  )
-  return lab.Figure('generalisation', figure, caption)
+  return figure
 
 
-def _products_figure(config: 'Config', results: Results) -> lab.Figure:
+def _draw_products(config: Config, results: Results) -> Any:
   figure, axes = drawing.subplots(1, 2, figsize=(8.5, 3.8))
   rate = float(results.descent.rate) / config.num_demonstrations
-  found = results.products.matrix[0]
-  made = -rate * np.eye(config.d_x)
-  for axis, matrix, title in zip(
-    axes, (found, made), ('trained', 'constructed'), strict=True
-  ):
+  matrices = {
+    'trained': results.products.matrix[0],
+    'constructed': -rate * np.eye(config.d_x),
+  }
+  for axis, (title, matrix) in zip(axes, matrices.items(), strict=True):
     image = axis.imshow(matrix, cmap='PuOr', vmin=-rate, vmax=rate)
     axis.set(title=title, xlabel='input of the key')
     axis.spines[:].set_visible(True)
   axes[0].set_ylabel('input of the query')
   figure.colorbar(image, ax=axes, label='product of weights')
-  caption = (
-    'The query-key product of the trained linear layer, times its value-output '
-    'entry for labels, for the first seed (left) and as constructed with the '
-    'best step size (right). Both are multiples of the identity, up to what '
-    'training left.'
-  )
-  return lab.Figure('products', figure, caption)
+  return figure

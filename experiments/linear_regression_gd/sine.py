@@ -5,21 +5,18 @@ turns them into one.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.linear_regression_gd import training
-from experiments.linear_regression_gd.training import CLOSE
+from experiments.linear_regression_gd.training import CLOSE, OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
 
 FIRST_LABEL = 32
 CLIP = 1.0
@@ -131,7 +128,7 @@ def descent_on_network(width: int) -> training.Model:
   return training.Model(init, answer)
 
 
-def measure(config: 'Config') -> Results:
+def measure(config: Config) -> Results:
   """Trains both, and compares them on fresh waves."""
   lane = -2 if config.sine_shared_key else -1
   waves = source(config.num_demonstrations, phase_lane=lane)
@@ -181,40 +178,29 @@ def measure(config: 'Config') -> Results:
   return jax.device_get(compare(*(both.records for both in trained)))
 
 
-def claims(config: 'Config', results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   attention = results.attention.loss[:, -1]
-  return [
-    training.claim(
-      'sine-loss',
-      'figure 5',
-      'attention on a network does as well on sine waves as one step on the '
-      'last layer of a network',
-      'loss minus that of the step, each with its own trained network, mean '
-      f'over seeds; at most {CLOSE}',
-      attention - results.descent.loss[:, -1],
-      at_most=CLOSE,
-    ),
-    training.claim(
-      'sine-learns',
-      'figure 5',
-      'attention on a network learns sine waves in context',
-      'loss over that of predicting 0, mean over seeds; at most .2',
-      attention / results.loss_zero,
-      at_most=0.2,
-    ),
-    training.claim(
-      'sine-predictions',
-      'figure 5',
-      'both predict the same',
-      'mean absolute difference of their predictions minus that of steps of '
-      'two seeds, mean over seeds; at most 0',
-      results.preds_diff - results.preds_diff_of_seeds,
-      at_most=0.0,
-    ),
-  ]
+  worse = attention - results.descent.loss[:, -1]
+  further = results.preds_diff - results.preds_diff_of_seeds
+  return training.statements(
+    f"""
+    sine-loss [{OSWALD}, figure 5] attention on a network does as well on sine
+      waves as one step on the last layer of a network | loss minus that of the
+      step, each with its own trained network
+    sine-learns [{OSWALD}, figure 5] attention on a network learns sine waves in
+      context | loss over that of predicting 0
+    sine-predictions [{OSWALD}, figure 5] both predict the same | mean absolute
+      difference of their predictions minus that of steps of two seeds
+    """,
+    {
+      'sine-loss': lab.at_most(CLOSE, worse),
+      'sine-learns': lab.at_most(0.2, attention / results.loss_zero),
+      'sine-predictions': lab.at_most(0.0, further),
+    },
+  )
 
 
-def summary(config: 'Config', results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   samples = {
     'loss_attention': results.attention.loss[:, -1],
     'loss_descent': results.descent.loss[:, -1],
@@ -226,37 +212,37 @@ def summary(config: 'Config', results: Results) -> dict[str, Any]:
   return {'sine': found | {'loss_zero_predictor': results.loss_zero}}
 
 
-def metrics(config: 'Config', results: Results) -> list[dict[str, Any]]:
-  both = {'attention': results.attention, 'descent': results.descent}
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+  axes = {'seed': range(config.num_seeds), 'step': results.steps}
   return [
     row
-    for name, found in both.items()
-    for row in training.loss_rows(f'sine_{name}', results.steps, found.loss)
+    for name in ('attention', 'descent')
+    for row in lab.tidy(
+      {'layer': f'sine_{name}'}, {'loss': getattr(results, name).loss}, **axes
+    )
   ]
 
 
-def sentence(config: 'Config', results: Results) -> str:
-  return (
-    'On sine waves attention on a network ends at '
-    f'{np.mean(results.attention.loss[:, -1]):.4f}, one step on the last layer '
-    f'of a network at {np.mean(results.descent.loss[:, -1]):.4f} (predicting '
-    f'0: {results.loss_zero:.4f}).'
-  )
+def sentence(config: Config, results: Results) -> str:
+  return f"""On sine waves attention on a network ends at
+    {np.mean(results.attention.loss[:, -1]):.4f}, one step on the last layer of
+    a network at {np.mean(results.descent.loss[:, -1]):.4f} (predicting 0:
+    {results.loss_zero:.4f})."""
 
 
-def figures(config: 'Config', results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
-  for label, found, color, marker, line in (
-    ('attention on a network', results.attention, drawing.BLUE, 'o', '-'),
-    ('GD on the last layer', results.descent, drawing.ORANGE, 's', '--'),
+  for index, (label, found) in enumerate(
+    {
+      'attention on a network': results.attention,
+      'GD on the last layer': results.descent,
+    }.items()
   ):
-    training.draw_losses(  # The start is off any scale.
-      left, results.steps[1:], found.loss[:, 1:], color=color, marker=marker,
-      label=label,
-    )  # fmt: skip
-    right.plot(
-      results.grid, found.along.T, color=color, ls=line, lw=1, alpha=0.8
+    look = drawing.look(index + 1)  # The start is off any scale.
+    drawing.means(
+      left, results.steps[1:], found.loss[:, 1:], label=label, **look
     )
+    right.plot(results.grid, found.along.T, **look | {'marker': '', 'lw': 1})
   zero = results.loss_zero
   left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
   left.set(yscale='log', xlabel='training steps')
@@ -267,11 +253,9 @@ def figures(config: 'Config', results: Results) -> list[lab.Figure]:
   )  # fmt: skip
   right.set(xlabel='input of the query', ylabel='prediction')
   figure.legend(loc='outside upper center', ncols=4)
-  caption = (
-    'Sine waves. Left: loss of a network with one layer of linear '
-    'self-attention on top, and of one gradient step on the last layer of a '
-    'network whose start and step size are trained, mean and 95 % interval '
-    f'over {config.num_seeds} seeds. Right: predictions of all seeds of both '
-    'along one task.'
-  )
+  caption = f"""Sine waves. Left: loss of a network with one layer of linear
+    self-attention on top, and of one gradient step on the last layer of a
+    network whose start and step size are trained, mean and 95 % interval over
+    {config.num_seeds} seeds. Right: predictions of all seeds of both along one
+    task."""
   return [lab.Figure('sine', figure, caption)]

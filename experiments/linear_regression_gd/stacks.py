@@ -1,19 +1,17 @@
 """Do stacks of trained layers do as many steps of GD, or of GD++?"""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.linear_regression_gd import layer as one_layer, steps, training
+from experiments.linear_regression_gd.training import OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
-
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
 
 FIRST_LABEL = 16
 CLIP = 0.1
@@ -26,9 +24,8 @@ class Row(NamedTuple):
 
   kind: str
   num_layers: int
-  peer: (
-    str  # Of `steps`: with as many factors as the stack has distinct layers.
-  )
+  # Of `steps`: with as many factors as the stack has distinct layers.
+  peer: str
   steps: np.ndarray
   seconds: float
   loss: Float[Array, 'S T']  # Of all records.
@@ -46,7 +43,7 @@ class Row(NamedTuple):
     return (self.loss_gd - self.loss[:, -1]) / way
 
 
-def measure(config: 'Config') -> list[Row]:
+def measure(config: Config) -> list[Row]:
   """Trains stacks: looped ones, and an untied one of the first depth.
 
   Every layer starts as the trained single layer of its seed: from small random
@@ -61,7 +58,7 @@ def measure(config: 'Config') -> list[Row]:
   ]
 
 
-def _train(config: 'Config', kind: str, number: int, label: int) -> Row:
+def _train(config: Config, kind: str, number: int, label: int) -> Row:
   distinct, peer = (1, 'GD++') if kind == 'looped' else (number, steps.UNTIED)
   model = training.stack_model(
     config.d_x + 1, num_layers=number, num_distinct=distinct
@@ -112,45 +109,35 @@ def _compare(answer, records, factors, tasks: training.Tasks) -> dict[str, Any]:
   }
 
 
-def claims(config: 'Config', results: list[Row]) -> list[lab.Claim]:
+def claims(config: Config, results: list[Row]) -> list[lab.Claim]:
   """Trained stacks against tuned descent of as many steps."""
   rows = []
   for row in results:
     name = f'{row.kind}-{row.num_layers}'
     what = f'{row.num_layers} {row.kind} layers'
-    rows += [
-      training.claim(
-        f'{name}-beats-gd',
-        'figure 4',
-        f'{what} of trained linear self-attention beat as many steps of GD',
-        'loss minus that of tuned GD on the same tasks, mean over seeds; below '
-        '0',
-        row.loss[:, -1] - row.loss_gd,
-        at_most=0.0,
-      ),
-      training.claim(
-        f'{name}-reaches-gd-plus-plus',
-        'figure 4',
-        f'{what} come as low as tuned {row.peer}',
-        'share of the way from the loss of GD (0) to that of '
-        f'{row.peer} (1), same tasks, mean over seeds; at least .9',
-        row.reached,
-        at_least=0.9,
-      ),
-      training.claim(
-        f'{name}-is-gd-plus-plus',
-        'figure 4',
-        f'{what} learn models more like those of {row.peer} than of GD',
-        f'Model cos with {row.peer} minus Model cos with GD, mean over seeds; '
-        'above 0',
-        row.model_cos_peer - row.model_cos_gd,
-        at_least=0.0,
-      ),
-    ]
+    closer = row.model_cos_peer - row.model_cos_gd
+    rows += training.statements(
+      f"""
+      {name}-beats-gd [{OSWALD}, figure 4] {what} of trained linear
+        self-attention beat as many steps of GD | loss minus that of tuned GD on
+        the same tasks
+      {name}-reaches-gd-plus-plus [{OSWALD}, figure 4] {what} come as low as
+        tuned {row.peer} | share of the way from the loss of GD (0) to that of
+        {row.peer} (1), same tasks
+      {name}-is-gd-plus-plus [{OSWALD}, figure 4] {what} learn models more like
+        those of {row.peer} than of GD | Model cos with {row.peer} minus Model
+        cos with GD
+      """,
+      {
+        f'{name}-beats-gd': lab.at_most(0.0, row.loss[:, -1] - row.loss_gd),
+        f'{name}-reaches-gd-plus-plus': lab.at_least(0.9, row.reached),
+        f'{name}-is-gd-plus-plus': lab.at_least(0.0, closer),
+      },
+    )
   return rows
 
 
-def summary(config: 'Config', results: list[Row]) -> dict[str, Any]:
+def summary(config: Config, results: list[Row]) -> dict[str, Any]:
   kept = 'kind', 'num_layers', 'peer', 'seconds', 'loss_gd', 'loss_peer'
   means = 'model_cos_gd', 'model_cos_peer', 'preds_diff_peer'
   return {
@@ -168,17 +155,20 @@ def summary(config: 'Config', results: list[Row]) -> dict[str, Any]:
   }
 
 
-def metrics(config: 'Config', results: list[Row]) -> list[dict[str, Any]]:
+def metrics(config: Config, results: list[Row]) -> list[dict[str, Any]]:
   return [
     line
     for row in results
-    for line in training.loss_rows(
-      f'{row.kind}_{row.num_layers}', row.steps, row.loss
+    for line in lab.tidy(
+      {'layer': f'{row.kind}_{row.num_layers}'},
+      {'loss': row.loss},
+      seed=range(config.num_seeds),
+      step=row.steps,
     )
   ]
 
 
-def sentence(config: 'Config', results: list[Row]) -> str:
+def sentence(config: Config, results: list[Row]) -> str:
   parts = [
     f'{row.num_layers} {row.kind} layers end at '
     f'{np.mean(row.loss[:, -1]):.4f} (tuned GD {row.loss_gd:.4f}, '
@@ -189,16 +179,15 @@ def sentence(config: 'Config', results: list[Row]) -> str:
   return f'Trained stacks, on the same tasks: {"; ".join(parts)}.'
 
 
-def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
+def figures(config: Config, results: list[Row]) -> list[lab.Figure]:
   count = len(results)
   figure, axes = drawing.subplots(
     1, count, figsize=(3.8 * count, 3.8), sharey=True, squeeze=False
   )
   for axis, row in zip(axes[0], results, strict=True):
-    training.draw_losses(
-      axis, row.steps, row.loss, color=drawing.BLUE, marker='o',
-      label='trained layers',
-    )  # fmt: skip
+    drawing.means(
+      axis, row.steps, row.loss, label='trained layers', **drawing.look(1)
+    )
     # The names stand where the training is not: it starts at GD.
     for name, loss, color, line, x in (
       ('GD', row.loss_gd, drawing.BLACK, '--', 0.98),
@@ -211,12 +200,9 @@ def figures(config: 'Config', results: list[Row]) -> list[lab.Figure]:
     axis.set(title=title, xlabel='training steps', ylim=(0, None))
   axes[0, 0].set_ylabel('loss (half squared error)')
   axes[0, -1].legend(loc='lower left')
-  caption = (
-    'Linear self-attention of several layers, looped (all layers share their '
-    f'weights) or untied: loss on {config.num_test_tasks:,} fixed tasks '
-    'against training steps, mean and 95 % interval over '
-    f'{config.num_seeds} seeds. Every layer starts as the trained single '
-    'layer. Lines: tuned gradient descent and GD++ of as many steps on the '
-    'same tasks.'
-  )
+  caption = f"""Linear self-attention of several layers, looped (all layers
+    share their weights) or untied: loss on {config.num_test_tasks:,} fixed
+    tasks against training steps, mean and 95 % interval over {config.num_seeds}
+    seeds. Every layer starts as the trained single layer. Lines: tuned gradient
+    descent and GD++ of as many steps on the same tasks."""
   return [lab.Figure('stacks', figure, caption)]

@@ -4,7 +4,7 @@ Tuning minimises the loss with tasks and queries integrated out, on draws of the
 inputs; others judge, and so do sampled tasks.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,11 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.linear_regression_gd import training
+from experiments.linear_regression_gd.training import OSWALD
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Float
-
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
 
 CHUNK = 5000
 UNTIED = 'GD++ untied'
@@ -55,7 +53,7 @@ class Tuned(NamedTuple):
 
 
 @lab.once
-def measure(config: 'Config') -> list[Tuned]:
+def measure(config: Config) -> list[Tuned]:
   """Tunes and evaluates GD and GD++ for every number of steps."""
   root = jax.random.fold_in(jax.random.key(config.seed), 2**16)
   counts = {0: config.num_tuning_tasks, 2: config.num_yardstick_tasks}
@@ -85,7 +83,7 @@ def measure(config: 'Config') -> list[Tuned]:
   return rows
 
 
-def _methods(config: 'Config', num_steps: int) -> tuple[str, ...]:
+def _methods(config: Config, num_steps: int) -> tuple[str, ...]:
   """With one step all are the same: the last contraction is idle."""
   if num_steps == 1:
     return ('GD',)
@@ -93,7 +91,7 @@ def _methods(config: 'Config', num_steps: int) -> tuple[str, ...]:
   return ('GD', 'GD++', UNTIED) if first else ('GD', 'GD++')
 
 
-def _eigenvalues(key, count: int, config: 'Config') -> np.ndarray:
+def _eigenvalues(key, count: int, config: Config) -> np.ndarray:
   """Eigenvalues of `X^T X` of as many contexts, float64. Shape `[B, d_x]`."""
   inputs = training.draw_inputs(key, count, config.num_demonstrations, config)
   rows = np.asarray(inputs, np.float64)
@@ -107,7 +105,7 @@ def _eigenvalues(key, count: int, config: 'Config') -> np.ndarray:
 
 
 @lab.float64_on_host()
-def _tune_all(config: 'Config', inputs, names, num_steps: int) -> Any:
+def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
   """Best factors on one set of inputs, losses on the other, by method.
 
   Returns:
@@ -184,7 +182,7 @@ def sampled_losses(tasks: training.Tasks, factors):
   return jnp.sum((answers - tasks.targets) ** 2, axis=1) / 2
 
 
-def _sample_losses(config: 'Config', root, factors) -> np.ndarray:
+def _sample_losses(config: Config, root, factors) -> np.ndarray:
   """Losses of all methods on the same fresh tasks, a column for each."""
   count = -(-config.num_yardstick_tasks // CHUNK)
   size = min(CHUNK, config.num_yardstick_tasks)
@@ -206,12 +204,12 @@ def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
   return float(values.mean()), float(error)
 
 
-def _is_published(config: 'Config') -> bool:
+def _is_published(config: Config) -> bool:
   settings = config.d_x, config.num_demonstrations, config.half_range
   return settings == (10, 10, 0.5)
 
 
-def gap(config: 'Config', row: Tuned) -> dict[str, float | None]:
+def gap(config: Config, row: Tuned) -> dict[str, float | None]:
   """Compares a loss with that of the independent computation, if there is one.
 
   Deviations are in units of what is allowed. Strictly, a loss may miss by 2 %
@@ -237,82 +235,73 @@ def gap(config: 'Config', row: Tuned) -> dict[str, float | None]:
   }
 
 
-def claims(config: 'Config', results: list[Tuned]) -> list[lab.Claim]:
+def claims(config: Config, results: list[Tuned]) -> list[lab.Claim]:
   """GD++ against GD, and all against the yardsticks."""
   better, reached = [], []  # Claims against GD stand first.
   for row in results:
     method = row.method.replace('+', 'p').replace(' ', '-').lower()
     name, found = f'{method}-{row.num_steps}', gap(config, row)
+    what = f'{row.num_steps} steps of {row.method}'
     mean, half = row.minus_gd_loss, 1.96 * row.minus_gd_standard_error
     if row.method != 'GD':
-      better.append(
-        training.claim(
-          f'{name}-better',
-          'figure 4',
-          f'{row.num_steps} steps of {row.method} beat as many of gradient '
-          'descent',
-          'loss minus that of gradient descent, both tuned, paired over '
-          'inputs; below 0',
-          lab.Estimate(mean, mean - half, mean + half),
-          at_most=0.0,
-        )
+      less = lab.Estimate(mean, mean - half, mean + half)
+      better += training.statements(
+        f"""{name}-better [{OSWALD}, figure 4] {what} beat as many of gradient
+        descent | loss minus that of gradient descent, both tuned, paired over
+        inputs""",
+        {f'{name}-better': lab.at_most(0.0, less)},
       )
     if found['yardstick'] is None:
       continue
-    for suffix, key, what in (
-      ('', 'deviation', 'loss with tasks and queries integrated out, given the '
-       'inputs'),
-      ('-sampled', 'sampled_deviation', 'loss on sampled tasks'),
-    ):  # fmt: skip
-      reached.append(
-        training.claim(
-          f'{name}-yardstick{suffix}',
-          'control',
-          f'{row.num_steps} tuned steps of {row.method} reach the loss '
-          f'{found["yardstick"]} of an independent computation ({what})',
-          'difference in units of 2 % or 3 standard errors of the own loss, '
-          'whichever is larger; at most 1',
-          found[key],
-          at_most=1.0,
-        )
-      )
+    reach = (
+      f'tuned {what} reach the loss {found["yardstick"]} of an independent'
+    )
+    unit = 'difference in units of 2 % or 3 standard errors of the own loss'
+    reached += training.statements(
+      f"""
+      {name}-yardstick [control] {reach} computation (loss with tasks and
+        queries integrated out, given the inputs) | {unit}, whichever is larger
+      {name}-yardstick-sampled [control] {reach} computation (loss on sampled
+        tasks) | {unit}, whichever is larger
+      """,
+      {
+        f'{name}-yardstick': lab.at_most(1.0, found['deviation']),
+        f'{name}-yardstick-sampled': lab.at_most(
+          1.0, found['sampled_deviation']
+        ),
+      },
+    )
   return better + reached
 
 
-def summary(config: 'Config', results: list[Tuned]) -> dict[str, Any]:
+def summary(config: Config, results: list[Tuned]) -> dict[str, Any]:
   return {'steps_of_gd': [x._asdict() | gap(config, x) for x in results]}
 
 
-def metrics(config: 'Config', results: list[Tuned]) -> list[dict[str, Any]]:
+def metrics(config: Config, results: list[Tuned]) -> list[dict[str, Any]]:
   return [row._asdict() for row in results]
 
 
-def sentence(config: 'Config', results: list[Tuned]) -> str:
+def sentence(config: Config, results: list[Tuned]) -> str:
   parts = [f'{x.method} {x.loss:.4f} after {x.num_steps}' for x in results]
   return f'Tuned step sizes reach, in expectation: {", ".join(parts)} steps.'
 
 
-def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
+def figures(config: Config, results: list[Tuned]) -> list[lab.Figure]:
   figure, axis = drawing.subplots(figsize=(6.5, 4))
-  for name, color, marker, line in (
-    ('GD', drawing.BLUE, 'o', '-'),
-    ('GD++', drawing.ORANGE, 's', '--'),
-    (UNTIED, drawing.GREEN, '^', ':'),
-  ):
+  for index, name in enumerate(('GD', 'GD++', UNTIED), start=1):
     own = [r for r in results if r.method == name or r.num_steps == 1]
-    axis.errorbar(
+    ends = [(row.loss, 1.96 * row.standard_error) for row in own]
+    drawing.bars(
+      axis,
       [row.num_steps for row in own],
-      [row.loss for row in own],
-      [1.96 * row.standard_error for row in own],
-      color=color, marker=marker, mfc='white', label=name, capsize=3,
-      linestyle=line,
-    )  # fmt: skip
+      [lab.Estimate(x, x - half, x + half) for x, half in ends],
+      label=name,
+      **drawing.look(index),
+    )
   if _is_published(config):
-    axis.plot(
-      [steps for _, steps in YARDSTICKS],
-      list(YARDSTICKS.values()),
-      'x', color=drawing.BLACK, ms=9, label='expected', zorder=3,
-    )  # fmt: skip
+    counts, losses = [n for _, n in YARDSTICKS], list(YARDSTICKS.values())
+    axis.plot(counts, losses, 'kx', ms=9, label='expected', zorder=3)
   axis.set(xlabel='steps (layers)', ylabel='loss (half squared error)')
   axis.set_ylim(bottom=0)
   axis.set_xticks(sorted({row.num_steps for row in results}))
@@ -321,11 +310,11 @@ def figures(config: 'Config', results: list[Tuned]) -> list[lab.Figure]:
     lab.Figure(
       'steps',
       figure,
-      'Loss of tuned gradient descent and GD++ against the number of steps, '
-      'tasks and queries integrated out over '
-      f'{config.num_yardstick_tasks:,} draws of the inputs, with 95 % '
-      'intervals (smaller than the marks), and the losses of an independent '
-      'computation on 20,000 tasks (crosses). With one step all are the same; '
-      'untied means a step size and a contraction for each step.',
+      f"""Loss of tuned gradient descent and GD++ against the number of steps,
+      tasks and queries integrated out over {config.num_yardstick_tasks:,} draws
+      of the inputs, with 95 % intervals (smaller than the marks), and the
+      losses of an independent computation on 20,000 tasks (crosses). With one
+      step all are the same; untied means a step size and a contraction for each
+      step.""",
     )
   ]

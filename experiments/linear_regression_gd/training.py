@@ -10,7 +10,7 @@ number has a lane: a xorshift generator of 32 bits with a multiplicative output
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,13 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config
 from experiments.lab.loops import train as train_one
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
 
-if TYPE_CHECKING:
-  from experiments.linear_regression_gd import Config
-
-SOURCE = 'von Oswald et al., arXiv:2212.07677'
+OSWALD = 'von Oswald et al., arXiv:2212.07677'
+statements = functools.partial(lab.statements, 'linear-regression-gd-')
 CLOSE = 0.002  # Excess of a loss that counts as none.
 NUM_RECORDS = 10
 INIT_VARIANCE = 0.002
@@ -48,7 +46,7 @@ class Source(NamedTuple):
   make: Callable[[Array], Tasks]  # Of U(-1, 1) numbers `[B, *num_lanes]`.
 
 
-def linear_source(config: 'Config') -> Source:
+def linear_source(config: Config) -> Source:
   """Linear tasks: inputs uniform, weights normal."""
 
   def make(uniform):
@@ -92,13 +90,13 @@ def _advance(lanes: Array) -> Array:
   return lanes ^ (lanes << jnp.uint32(5))
 
 
-def draw_inputs(key, count: int, size: int, config: 'Config') -> Array:
+def draw_inputs(key, count: int, size: int, config: Config) -> Array:
   """Draws uniform inputs for evaluation. Shape `[count, size, d_x]`."""
   shape, half = (count, size, config.d_x), config.half_range
   return jax.random.uniform(key, shape, jnp.float32, minval=-half, maxval=half)
 
 
-def draw(key, count: int, config: 'Config') -> Tasks:
+def draw(key, count: int, config: Config) -> Tasks:
   """Draws linear tasks for evaluation: inputs uniform, weights normal."""
   key_inputs, key_weights = jax.random.split(key)
   inputs = draw_inputs(key_inputs, count, config.num_demonstrations + 1, config)
@@ -106,13 +104,13 @@ def draw(key, count: int, config: 'Config') -> Tasks:
   return _label(inputs, weights)
 
 
-def test_tasks(config: 'Config') -> Tasks:
+def test_tasks(config: Config) -> Tasks:
   """The fixed tasks on which single layers and stacks are evaluated."""
   key = jax.random.fold_in(jax.random.key(config.seed), 2**17)
   return draw(key, config.num_test_tasks, config)
 
 
-def linear_tasks(config: 'Config', scale: float = 1.0) -> account.LinearTasks:
+def linear_tasks(config: Config, scale: float = 1.0) -> account.LinearTasks:
   """The distribution of the linear tasks, inputs scaled."""
   return account.LinearTasks(
     d_x=config.d_x,
@@ -215,7 +213,7 @@ class Trained(NamedTuple):
 
 
 def train(
-  config: 'Config',
+  config: Config,
   model: Model,
   source: Source,
   recipe: Recipe,
@@ -323,23 +321,3 @@ def alignment(
     )
 
   return _of_records(one, records)
-
-
-def claim(name: str, place: str, *rest: Any, **limits: Any) -> lab.Claim:
-  """A claim of the paper, at a place of it, or a control; see `lab.claim`."""
-  source = place if place == 'control' else f'{SOURCE}, {place}'.rstrip(', ')
-  return lab.claim('linear-regression-gd-', name, source, *rest, **limits)
-
-
-def loss_rows(name: str, steps, losses) -> list[dict[str, Any]]:
-  """Losses `[S, T]` as rows of `metrics.jsonl`."""
-  return [
-    {'layer': name, 'seed': seed, 'step': int(step), 'loss': float(loss)}
-    for seed, curve in enumerate(losses)
-    for step, loss in zip(steps, curve, strict=True)
-  ]
-
-
-def draw_losses(axis: Any, steps, losses, **look: Any) -> None:
-  """Mean over seeds of losses `[S, T]` with the band of its interval."""
-  drawing.means(axis, steps, losses, mfc='white', **look)

@@ -10,12 +10,12 @@ References:
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments import lab
+from experiments.lab import Config
 from experiments.modifications import comparison
 from experiments.modifications.comparison import PLAIN, Results, Statement
 from experiments.modifications.training import (
@@ -140,28 +140,28 @@ def wide_name(name: str) -> str:
   return f'plain, d_k={WIDE[name].width:g}'
 
 
-def layers(config: Any) -> dict[str, Layer]:
+def layers(config: Config) -> dict[str, Layer]:
   """All layers and controls, the plain one first."""
   wide = {wide_name(name): layer for name, layer in WIDE.items()}
   return {PLAIN: Layer(views(0.0, 0.0))} | MODIFIED | wide
 
 
-def published(config: Any) -> list[str]:
+def published(config: Config) -> list[str]:
   """The layers that the papers name."""
   return list(MODIFIED)
 
 
-def controls(config: Any) -> list[tuple[str, str]]:
+def controls(config: Config) -> list[tuple[str, str]]:
   """Pairs of a modification and its control."""
   return [(name, wide_name(name)) for name in WIDE]
 
 
 @lab.once
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   return measure_panel(config, 'augmented', layers(config))
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   statements = [
     Statement(G1, 'held_out', 'poorer', 'is poorer'),
     Statement(BOTH, 'held_out', 'poorer', 'is poorer'),
@@ -173,6 +173,6 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
   return comparison.judge(config, results, source, statements)
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   title, shown = 'augmented keys and values', published(config)
   return [comparison.curves(config, results, 'augmented', title, shown)]

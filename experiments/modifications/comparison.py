@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 
 PLAIN = 'plain'  # The layer that all others are compared with.
 RATES = 'fixed', 'tuned'
@@ -127,7 +127,7 @@ class Statement(NamedTuple):
 
 
 def judge(
-  config: Any, results: Results, source: str, statements: list[Statement]
+  config: Config, results: Results, source: str, statements: list[Statement]
 ) -> list[lab.Claim]:
   """Judges statements at the fixed learning rate and at tuned ones.
 
@@ -151,7 +151,7 @@ def fits(expected: str, label: str) -> str:
 
 
 def claim(
-  config: Any,
+  config: Config,
   results: Results,
   source: str,
   rate: str,
@@ -179,7 +179,7 @@ def claim(
   )
 
 
-def words(config: Any, measure: str) -> str:
+def words(config: Config, measure: str) -> str:
   """What a measure is, with its numbers."""
   return {
     'early': f'mean training loss of epochs 1-{config.early_epochs}',
@@ -191,7 +191,7 @@ def words(config: Any, measure: str) -> str:
   }[measure]
 
 
-def memorisation(config: Any, results: Results) -> str:
+def memorisation(config: Config, results: Results) -> str:
   """What the curves of a panel measure: stands beside every figure."""
   fixed, tuned = (
     {x: results.loss(rate, x, PLAIN) for x in ('held_out', 'other_task')}
@@ -213,7 +213,7 @@ def memorisation(config: Any, results: Results) -> str:
   )
 
 
-def setting(config: Any) -> str:
+def setting(config: Config) -> str:
   """One sentence of a caption."""
   return (
     f'{config.num_seeds} paired runs, N = {config.num_demonstrations}, '
@@ -224,7 +224,7 @@ def setting(config: Any) -> str:
 
 
 def curves(
-  config: Any,
+  config: Config,
   results: Results,
   name: str,
   title: str,
@@ -252,12 +252,10 @@ def curves(
   axis.set_ylabel(f'training loss / loss of predicting 0\n({kind})')
   drawing.ratio_axis(axis, 'y')
   drawing.label_ends(axis, [end for end in ends if np.isfinite(end[0])])
-  caption = (
-    'Training loss of the modified layers at the fixed rate, relative to '
-    'predicting 0: geometric mean over runs with its 95 % interval, moving '
-    f'average over the last {WINDOW} epochs. {setting(config)} '
-    f'{memorisation(config, results)}'
-  )
+  caption = f"""Training loss of the modified layers at the fixed rate, relative
+    to predicting 0: geometric mean over runs with its 95 % interval, moving
+    average over the last {WINDOW} epochs. {setting(config)}
+    {memorisation(config, results)}"""
   return lab.Figure(f'training_loss_{name}', figure, caption)
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from experiments import lab
+from experiments.lab import Config
 from experiments.modifications import comparison
 from experiments.modifications.comparison import (
   PLAIN,
@@ -67,7 +68,7 @@ def name_of(choice: str, count: int, strength: float) -> str:
   return f'{choice} k={count} beta={strength:g}'
 
 
-def cells(config: Any, choice: str = LOWEST) -> list[tuple[int, float]]:
+def cells(config: Config, choice: str = LOWEST) -> list[tuple[int, float]]:
   """Numbers of negatives and strengths: weak negatives have all controls."""
   weak = min(config.negative_strengths)
   return [
@@ -78,7 +79,7 @@ def cells(config: Any, choice: str = LOWEST) -> list[tuple[int, float]]:
   ]
 
 
-def layers(config: Any) -> dict[str, Layer]:
+def layers(config: Config) -> dict[str, Layer]:
   """All layers and controls, the plain one first."""
   own = config.own_token_may_be_negative
   candidates_fn = anyone if own else operator.ne
@@ -101,12 +102,12 @@ def layers(config: Any) -> dict[str, Layer]:
   }
 
 
-def published(config: Any) -> list[str]:
+def published(config: Config) -> list[str]:
   """The layers that the papers name."""
   return [name_of(LOWEST, *cell) for cell in cells(config)]
 
 
-def controls(config: Any) -> list[tuple[str, str]]:
+def controls(config: Config) -> list[tuple[str, str]]:
   """Pairs of a modification and its control."""
   return [
     (name_of(LOWEST, *cell), name_of(choice, *cell))
@@ -117,11 +118,11 @@ def controls(config: Any) -> list[tuple[str, str]]:
 
 
 @lab.once
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   return measure_panel(config, 'negatives', layers(config))
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   """Some setting of negatives is faster, corrected for their number."""
   names, rows = published(config), []
   for rate in RATES:
@@ -153,7 +154,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
   return rows
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   title, shown = 'negatives: k lowest scores lose β', published(config)
   return [
     comparison.curves(config, results, 'negatives', title, shown, 'lowest ')

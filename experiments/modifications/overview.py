@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
+from experiments.lab import Config, figures as drawing
 from experiments.modifications import (
   augmented,
   comparison,
@@ -75,7 +75,7 @@ class Overview(NamedTuple):
   controls: Sequence[Row]  # Every modification beside its control.
 
 
-def measure(config: Any) -> Overview:
+def measure(config: Config) -> Overview:
   """Compares the layers that the other questions have measured."""
   panels = {
     'regularised': regularised.measure(config).panel,
@@ -110,12 +110,12 @@ def measure(config: Any) -> Overview:
   )
 
 
-def learning_rates(config: Any) -> list[float]:
+def learning_rates(config: Config) -> list[float]:
   """The rates to choose from."""
   return [config.rate * x for x in config.rate_factors]
 
 
-def memorisation(config: Any, panels: Mapping[str, Results]) -> str:
+def memorisation(config: Config, panels: Mapping[str, Results]) -> str:
   """What all of this measures; with fresh matrices, how little is learnt."""
   text = comparison.memorisation(config, panels['regularised'])
   if not config.multi_task:
@@ -133,7 +133,7 @@ def memorisation(config: Any, panels: Mapping[str, Results]) -> str:
   )
 
 
-def summary(config: Any, results: Overview) -> dict[str, Any]:
+def summary(config: Config, results: Overview) -> dict[str, Any]:
   def layer(row):
     return {
       'panel': row.panel,
@@ -173,7 +173,7 @@ def summary(config: Any, results: Overview) -> dict[str, Any]:
   }
 
 
-def conclude(config: Any, results: Mapping[str, Any], claims: Any) -> str:
+def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
   """One paragraph, from the numbers."""
   found = results['overview']
 
@@ -181,11 +181,9 @@ def conclude(config: Any, results: Mapping[str, Any], claims: Any) -> str:
     counts = Counter(
       claim.verdict for name, claim in claims.items() if name.endswith(rate)
     )
-    return (
-      f'{words}, {counts["reproduced"]} of {counts.total()} statements '
-      f'reproduced, {counts["not reproduced"]} did not, and '
-      f'{counts["undecided"]} stay undecided.'
-    )
+    return f"""{words}, {counts['reproduced']} of {counts.total()} statements
+      reproduced, {counts['not reproduced']} did not, and {counts['undecided']}
+      stay undecided."""
 
   def better(rows, rate, name_fn):
     lower = (x for x in rows if 'better' in x.entries[rate]['held_out'].verdict)
@@ -220,7 +218,7 @@ def conclude(config: Any, results: Mapping[str, Any], claims: Any) -> str:
   )
 
 
-def tables(config: Any, results: Overview) -> dict[str, Any]:
+def tables(config: Config, results: Overview) -> dict[str, Any]:
   """Ratios of all layers to the plain one, and to their controls."""
   return {
     'layers': [
@@ -240,7 +238,7 @@ def tables(config: Any, results: Overview) -> dict[str, Any]:
   }
 
 
-def metrics(config: Any, results: Overview) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Overview) -> list[dict[str, Any]]:
   """Training curves: one row for each layer, rate and epoch."""
   return [
     {
@@ -259,31 +257,30 @@ def metrics(config: Any, results: Overview) -> list[dict[str, Any]]:
   ]
 
 
-def figures(config: Any, results: Overview) -> list[lab.Figure]:
+def figures(config: Config, results: Overview) -> list[lab.Figure]:
   note = f'{comparison.setting(config)} {memorisation(config, results.panels)}'
   return [
     lab.Figure(
       'ratios',
       _ratios(config, results),
-      'Loss of every layer and control over that of the plain layer in the '
-      'same run, geometric mean with its 95 % interval, not corrected for the '
-      'number of rows; below 1 is better. Mean training loss of epochs '
-      f'1-{config.early_epochs} and loss on held-out prompts after training, '
-      'at the fixed learning rate (discs) and at one tuned for each layer '
-      '(squares). Grey band: comparable; names in grey italics: controls. '
-      f'Tuned rates are chosen by the last {config.early_epochs} epochs of the '
-      f'other runs. {note}',
+      f"""Loss of every layer and control over that of the plain layer in the
+      same run, geometric mean with its 95 % interval, not corrected for the
+      number of rows; below 1 is better. Mean training loss of epochs
+      1-{config.early_epochs} and loss on held-out prompts after training, at
+      the fixed learning rate (discs) and at one tuned for each layer (squares).
+      Grey band: comparable; names in grey italics: controls. Tuned rates are
+      chosen by the last {config.early_epochs} epochs of the other runs.
+      {note}""",
     ),
     lab.Figure(
       'tests',
       _tests(config, results),
-      'Loss after training relative to predicting 0 on the same prompts '
-      '(dashed line: no better than that), on held-out prompts, on prompts '
-      f'with N = {config.longer_num_demonstrations}, on inputs '
-      f'{config.input_scale:g} times as large, and on prompts of other '
-      'matrices B; geometric mean over runs with its 95 % interval. Plain and '
-      'published layers alone: strict forms and controls are in the figure of '
-      f'ratios. {note}',
+      f"""Loss after training relative to predicting 0 on the same prompts
+      (dashed line: no better than that), on held-out prompts, on prompts with N
+      = {config.longer_num_demonstrations}, on inputs {config.input_scale:g}
+      times as large, and on prompts of other matrices B; geometric mean over
+      runs with its 95 % interval. Plain and published layers alone: strict
+      forms and controls are in the figure of ratios. {note}""",
     ),
   ]
 

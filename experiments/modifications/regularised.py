@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import pretraining
+from experiments.lab import Config, pretraining
 from experiments.modifications import comparison
 from experiments.modifications.comparison import PLAIN, Results, Statement
 from experiments.modifications.training import (
@@ -72,14 +72,14 @@ def untied_name(strength: float) -> str:
   return f'untied residual {strength:g}'
 
 
-def alphas(config: Any) -> list[float]:
+def alphas(config: Config) -> list[float]:
   """Both signs of all strengths, from the largest."""
   return sorted(
     (s * x for x in config.strengths for s in (1.0, -1.0)), reverse=True
   )
 
 
-def layers(config: Any) -> dict[str, Layer]:
+def layers(config: Config) -> dict[str, Layer]:
   """All layers and controls, the plain one first."""
   forms = {
     'printed': modified.regularised_as_printed,
@@ -99,23 +99,23 @@ def layers(config: Any) -> dict[str, Layer]:
   )
 
 
-def published(config: Any) -> list[str]:
+def published(config: Config) -> list[str]:
   """The layers that the papers name."""
   return [name_of('printed', alpha) for alpha in alphas(config)]
 
 
-def controls(config: Any) -> list[tuple[str, str]]:
+def controls(config: Config) -> list[tuple[str, str]]:
   """Pairs of a modification and its control."""
   return [(name_of('printed', -x), untied_name(x)) for x in config.strengths]
 
 
 @lab.once
-def measure(config: Any) -> Measured:
+def measure(config: Config) -> Measured:
   panel = measure_panel(config, 'regularised', layers(config))
   return Measured(panel, residual_identity(config, panel))
 
 
-def residual_identity(config: Any, panel: Results) -> float:
+def residual_identity(config: Config, panel: Results) -> float:
   """The printed form with `alpha < 0` beside a residual connection.
 
   A plain layer, plus `-alpha` times the value of the query's token; at trained
@@ -147,7 +147,7 @@ def residual_identity(config: Any, panel: Results) -> float:
   return float(np.max(gap) / np.max(np.where(finite, np.abs(first), 0)))
 
 
-def claims(config: Any, results: Measured) -> list[lab.Claim]:
+def claims(config: Config, results: Measured) -> list[lab.Claim]:
   statements = [
     Statement(name_of('printed', sign * x), *said)
     for x in config.strengths
@@ -161,7 +161,7 @@ def claims(config: Any, results: Measured) -> list[lab.Claim]:
   return comparison.judge(config, results.panel, source, statements)
 
 
-def figures(config: Any, results: Measured) -> list[lab.Figure]:
+def figures(config: Config, results: Measured) -> list[lab.Figure]:
   title, shown = 'regularised, printed form (A − αI)V', published(config)
   return [
     comparison.curves(
@@ -170,5 +170,5 @@ def figures(config: Any, results: Measured) -> list[lab.Figure]:
   ]
 
 
-def summary(config: Any, results: Measured) -> dict[str, Any]:
+def summary(config: Config, results: Measured) -> dict[str, Any]:
   return {'residual_identity_relative_error_float64': results.identity}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import pretraining
+from experiments.lab import Config, pretraining
 from experiments.modifications.comparison import Results
 from iclcl_jax import features, modified
 from iclcl_jax.types import Array, Float, Kernel, PRNGKeyArray
@@ -91,7 +91,7 @@ class Start(NamedTuple):
 
 
 @lab.once
-def start_of(config: Any) -> Start:
+def start_of(config: Config) -> Start:
   """Draws everything that training starts from."""
 
   def extra_keys(seed):
@@ -107,7 +107,7 @@ def start_of(config: Any) -> Start:
   return Start(seeds, keys[:, 0], keys[:, 1])
 
 
-def _prompts(config: Any) -> pretraining.Prompts:
+def _prompts(config: Config) -> pretraining.Prompts:
   return pretraining.Prompts(
     num_demonstrations=config.num_demonstrations,
     input_distribution=config.input_distribution,
@@ -126,7 +126,7 @@ def _with_noise(keys: Any, step: Any, prompts: Any) -> Prompt:
 
 
 @lab.once
-def tests_of(config: Any) -> dict[str, tuple[Prompt, Array]]:
+def tests_of(config: Config) -> dict[str, tuple[Prompt, Array]]:
   """Test prompts and targets of all seeds, `[S, P, ...]`, by name."""
   start = start_of(config)
 
@@ -168,7 +168,7 @@ class _Group(NamedTuple):
 
 
 def measure_panel(
-  config: Any, name: str, layers: Mapping[str, Layer]
+  config: Config, name: str, layers: Mapping[str, Layer]
 ) -> Results:
   """Trains the layers of a panel with all rates and seeds, and tests them.
 

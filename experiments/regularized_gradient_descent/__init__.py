@@ -102,17 +102,15 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
     )
     for reading, found in epochs.ends(config, results['epochs'], count).items()
   }
-  return (
-    'One full-batch step on the contrastive loss with a ridge gives the strict '
-    f'regularised layer to {values["strict_ridge"]:.1g} of its scale, and '
-    f'misses the printed one by up to {values["printed_ridge"]:.2g}; the '
-    'printed layer is one step on a loss with one more pair, to '
-    f'{values["printed_pair"]:.1g}. Many epochs of batch 1 end elsewhere, and '
-    f'the closed form says where, to {values["closed_form"]:.1g}: after '
-    f'{count} epochs the relative deviation from the strict '
-    f'layer is {ends[epochs.PER_EPOCH]} if a visit decays by alpha / N, and '
-    f'{ends[epochs.PER_VISIT]} if it decays by alpha.'
-  )
+  return f"""One full-batch step on the contrastive loss with a ridge gives the
+    strict regularised layer to {values['strict_ridge']:.1g} of its scale, and
+    misses the printed one by up to {values['printed_ridge']:.2g}; the printed
+    layer is one step on a loss with one more pair, to
+    {values['printed_pair']:.1g}. Many epochs of batch 1 end elsewhere, and the
+    closed form says where, to {values['closed_form']:.1g}: after {count} epochs
+    the relative deviation from the strict layer is {ends[epochs.PER_EPOCH]} if
+    a visit decays by alpha / N, and {ends[epochs.PER_VISIT]} if it decays by
+    alpha."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

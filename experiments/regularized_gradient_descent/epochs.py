@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.regularized_gradient_descent import steps
 from iclcl_jax import dual, features, losses, modified
 from iclcl_jax.types import Array, Float
@@ -51,12 +51,12 @@ class Results(NamedTuple):
   curves: Mapping[int, Mapping[str, Epochs]]
 
 
-def divisors(config: Any) -> dict[str, float]:
+def divisors(config: Config) -> dict[str, float]:
   """What alpha is divided by in one visit, by reading."""
   return {PER_VISIT: 1.0, PER_EPOCH: float(config.num_demonstrations)}
 
 
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   step, alphas = steps.measure(config), np.array(config.alphas)
   strengths = np.stack([alphas / x for x in divisors(config).values()])
 
@@ -148,7 +148,7 @@ def deviation(results: Results, curve: np.ndarray) -> np.ndarray:
 
 
 def ends(
-  config: Any, results: Results, count: int
+  config: Config, results: Results, count: int
 ) -> dict[str, dict[float, lab.Estimate]]:
   """Deviations after the last of `count` epochs, by reading and alpha."""
   return {
@@ -175,43 +175,36 @@ def curve_residual(results: Results) -> float:
   )
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
-  rows = [
-    steps.claim(
-      'closed_form',
-      'E epochs of batch 1 with a ridge end where their closed form says, '
-      'epoch by epoch',
-      'largest residual over epochs, E, prompts, seeds, alpha and readings, '
-      'float64',
-      curve_residual(results),
-      steps.EXACT,
-    )
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  rows = steps.statements(
+    f"""closed_form [{steps.SOURCE}] E epochs of batch 1 with a ridge end where
+    their closed form says, epoch by epoch | largest residual over epochs, E,
+    prompts, seeds, alpha and readings, float64""",
+    {'closed_form': lab.at_most(steps.EXACT, curve_residual(results))},
+  )
   count, step = config.dual_epochs[-1], results.step.steps
   forms = {'strict': step.strict, 'printed': step.printed}
-  for reading, slug in SLUGS.items():
-    last = results.curves[count][reading].measured[:, :, :, -1]
-    rows += [
-      steps.claim(
-        f'slight_{form}_{slug}_{alpha:g}',
-        f'{count} epochs of batch 1 deviate only slightly from the {form} '
-        f'layer: alpha = {alpha:g}, {reading} in a visit',
-        'relative deviation',
-        statistics.mean(relative(last - layer, layer)[:, k]),
-        SLIGHT,
+  for (reading, slug), (k, alpha), (form, layer) in itertools.product(
+    SLUGS.items(), enumerate(config.alphas), forms.items()
+  ):
+    if alpha:
+      name = f'slight_{form}_{slug}_{alpha:g}'
+      last = results.curves[count][reading].measured[:, :, :, -1]
+      apart = relative(last - layer, layer)[:, k]
+      rows += steps.statements(
+        f"""{name} [{steps.SOURCE}] {count} epochs of batch 1 deviate only
+        slightly from the {form} layer: alpha = {alpha:g}, {reading} in a visit
+        | relative deviation""",
+        {name: lab.at_most(SLIGHT, apart)},
       )
-      for k, alpha in enumerate(config.alphas)
-      for form, layer in forms.items()
-      if alpha != 0
-    ]
   return rows
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   return [_curves(config, results), _predictions(config, results)]
 
 
-def _curves(config: Any, results: Results) -> lab.Figure:
+def _curves(config: Config, results: Results) -> lab.Figure:
   """Deviation from the strict layer at the end of each epoch."""
   import matplotlib.pyplot as plt
 
@@ -240,18 +233,16 @@ def _curves(config: Any, results: Results) -> lab.Figure:
     for reading, end in ends(config, results, count).items()
   }
   said = '; '.join(f'{title}: {found[x]}' for x, title in TITLES.items())
-  caption = (
-    'Distance between the prediction of the dual model and the regularised '
-    'layer (strict form), relative to the output of the layer, at the end of '
-    f'each of {count} epochs of batch 1 with a ridge. Lines: gradient descent, '
-    f'mean over {config.num_seeds} pretrained layers with 95 % t-intervals '
-    'over these; markers: closed form. The right axis is linear up to 1, then '
-    f'logarithmic. After the last epoch it is, {said}.'
-  )
+  caption = f"""Distance between the prediction of the dual model and the
+    regularised layer (strict form), relative to the output of the layer, at the
+    end of each of {count} epochs of batch 1 with a ridge. Lines: gradient
+    descent, mean over {config.num_seeds} pretrained layers with 95 %
+    t-intervals over these; markers: closed form. The right axis is linear up to
+    1, then logarithmic. After the last epoch it is, {said}."""
   return lab.Figure('epochs', figure, caption)
 
 
-def _predictions(config: Any, results: Results) -> lab.Figure:
+def _predictions(config: Config, results: Results) -> lab.Figure:
   """Predicted labels of the layers and of both dual models."""
   figure, axes = drawing.subplots(2, 1, figsize=(11, 7.4), sharex=True)
   count, step = config.dual_epochs[-1], results.step
@@ -285,17 +276,15 @@ def _predictions(config: Any, results: Results) -> lab.Figure:
   )
   drawing.legend(axes[0], 3)
   task = '' if config.multi_task else ' on one task matrix, which they memorise'
-  caption = (
-    'Predicted labels of held-out prompts: the regularised layer in its strict '
-    'form (circles) and as printed (triangles), the dual model after one '
-    f'full-batch step with a ridge (crosses) and after {count} epochs of batch '
-    '1 (diamonds). The layers were pretrained without a ridge for '
-    f'{config.num_epochs} epochs{task}.'
-  )
+  caption = f"""Predicted labels of held-out prompts: the regularised layer in
+    its strict form (circles) and as printed (triangles), the dual model after
+    one full-batch step with a ridge (crosses) and after {count} epochs of batch
+    1 (diamonds). The layers were pretrained without a ridge for
+    {config.num_epochs} epochs{task}."""
   return lab.Figure('predictions', figure, caption)
 
 
-def factors(config: Any) -> list[dict[str, Any]]:
+def factors(config: Config) -> list[dict[str, Any]]:
   """What training leaves of `W_0` and of the demonstrations, on average."""
 
   def row(alpha, reading, count):
@@ -317,7 +306,7 @@ def factors(config: Any) -> list[dict[str, Any]]:
   return [row(*x) for x in every]
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'curve_residual': curve_residual(results),
     'deviations': [
@@ -335,11 +324,11 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
   }
 
 
-def tables(config: Any, results: Results) -> dict[str, Any]:
+def tables(config: Config, results: Results) -> dict[str, Any]:
   return {'factors': factors(config)}
 
 
-def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each E, reading, alpha and epoch: deviation of every seed."""
   return [
     {

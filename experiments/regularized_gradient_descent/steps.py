@@ -9,6 +9,7 @@ References:
   Ren & Liu, arXiv:2310.13220v1, Fig. 10 (one full batch).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing, pretraining
+from experiments.lab import Config, figures as drawing, pretraining
 from iclcl_jax import attention, bounds, dual, features, losses, modified
 from iclcl_jax.types import Array, Float
 
 SOURCE = 'arXiv:2310.13220v1, Fig. 10'
+statements = functools.partial(lab.statements, 'regularized_gradient_descent/')
 EXACT = 1e-10
 
 
@@ -106,7 +108,7 @@ class Results(NamedTuple):
 
 
 @lab.once
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Pretrains the layers, and takes one step on their held-out prompts."""
   seeds = pretraining.init_seeds(
     config.seed, config.num_seeds, num_features=config.num_features
@@ -162,31 +164,26 @@ def residuals(results: Results) -> dict[str, np.ndarray]:
   }
 
 
-def claim(name: str, text: str, statistic: str, found: Any, at_most: float):
-  """A claim of this experiment: at most `at_most`, which its statistic says."""
-  prefix, said = 'regularized_gradient_descent/', f'; at most {at_most:g}'
-  return lab.claim(
-    prefix, name, SOURCE, text, statistic + said, found, at_most=at_most
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  equals = 'one full batch with both learning rates 1 equals the regularised'
+  largest = 'largest residual over prompts, seeds and alpha, float64'
+  return statements(
+    f"""
+    strict_ridge [{SOURCE}] {equals} layer: strict form (A - alpha diag A) V |
+      {largest}
+    printed_ridge [{SOURCE}] {equals} layer: printed form (A - alpha I) V |
+      {largest}
+    printed_pair [{SOURCE}] the printed form is exact for another loss: one more
+      pair un-learns the query's own label at the test input | {largest}
+    """,
+    {
+      name: lab.at_most(EXACT, x.max())
+      for name, x in residuals(results).items()
+    },
   )
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
-  layer = 'one full batch with both learning rates 1 equals the regularised'
-  texts = {
-    'strict_ridge': f'{layer} layer: strict form (A - alpha diag A) V',
-    'printed_ridge': f'{layer} layer: printed form (A - alpha I) V',
-    'printed_pair': 'the printed form is exact for another loss: one more pair '
-    "un-learns the query's own label at the test input",
-  }
-  statistic = 'largest residual over prompts, seeds and alpha, float64'
-  found = residuals(results)
-  return [
-    claim(name, text, statistic, found[name].max(), EXACT)
-    for name, text in texts.items()
-  ]
-
-
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   """Residual of one full-batch step against both layers and losses."""
   figure, axis = drawing.subplots(figsize=(9, 5.8))
   found = residuals(results)
@@ -214,21 +211,18 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   axis.set_title('One full batch, both learning rates 1')
   figure.legend(loc='outside lower center', ncols=2)
   largest = {name: f'{x.max():.1e}' for name, x in found.items()}
-  caption = (
-    'Largest residual between a regularised layer and its dual model after ONE '
-    'full-batch gradient step in float64, one marker for each of '
-    f'{config.num_seeds} pretrained layers (largest of '
-    f'{config.num_test_prompts} held-out prompts; drawn at {floor:.0e} if it '
-    f'is smaller). Largest of all: {largest["strict_ridge"]} for the strict '
-    f'form and the ridge, {largest["printed_ridge"]} for the printed form '
-    f'(A - alpha I) V and the ridge, {largest["printed_pair"]} for the printed '
-    'form and a loss with one more pair, which un-learns the '
-    "query's own label at the test input."
-  )
+  caption = f"""Largest residual between a regularised layer and its dual model
+    after ONE full-batch gradient step in float64, one marker for each of
+    {config.num_seeds} pretrained layers (largest of {config.num_test_prompts}
+    held-out prompts; drawn at {floor:.0e} if it is smaller). Largest of all:
+    {largest['strict_ridge']} for the strict form and the ridge,
+    {largest['printed_ridge']} for the printed form (A - alpha I) V and the
+    ridge, {largest['printed_pair']} for the printed form and a loss with one
+    more pair, which un-learns the query's own label at the test input."""
   return [lab.Figure('exact', figure, caption)]
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   meaning = (
     'Single-task pretraining: the loss measures memorisation of one task '
     'matrix. No claim here depends on it.'

@@ -86,20 +86,18 @@ def conclude(config, results, claims) -> str:
     f'with Model cos {cosines[frame, :, -1].mean():.2f}'
     for frame, name in enumerate(('in place', 'held out'))
   )
-  return (
-    'A shift of the weights or of the document is exactly a shift of the '
-    'target. The published bound on its size is correct, and at least '
-    f'10^{bound.gap(results["bound"]):.0f} times what is observed; it bounds '
-    'each shift alone and says nothing of the distance between the two. With '
-    f'n = {most} and d = {middle} the moves of the logits by the two shifts '
-    f'have a cosine of {step.cosine[0].mean():.2f}. In place, one gradient '
-    f'step leaves {step.ratio_weights[0].mean():.1%} of the loss, copying each '
-    f"word's own target {step.ratio_data[0].mean():.1%}, and the step without "
-    f'it {step.ratio_without_self[0].mean():.1%}: what is gained there is '
-    f'memory. Held out, the step leaves {step.ratio_weights[1].mean():.1%}. '
-    f'With n = {few} and d = {middle}, the trained softmax layer ends at '
-    f'{place}, and at {held}.'
-  )
+  return f"""A shift of the weights or of the document is exactly a shift of the
+    target. The published bound on its size is correct, and at least
+    10^{bound.gap(results['bound']):.0f} times what is observed; it bounds each
+    shift alone and says nothing of the distance between the two. With n =
+    {most} and d = {middle} the moves of the logits by the two shifts have a
+    cosine of {step.cosine[0].mean():.2f}. In place, one gradient step leaves
+    {step.ratio_weights[0].mean():.1%} of the loss, copying each word's own
+    target {step.ratio_data[0].mean():.1%}, and the step without it
+    {step.ratio_without_self[0].mean():.1%}: what is gained there is memory.
+    Held out, the step leaves {step.ratio_weights[1].mean():.1%}. With n = {few}
+    and d = {middle}, the trained softmax layer ends at {place}, and at
+    {held}."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude, workers=2)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import figures as drawing
-from experiments.softmax_regression.one_step import LI, OURS, claim
+from experiments.lab import Config, figures as drawing
+from experiments.softmax_regression.one_step import LI, statements
 from iclcl_jax.accounts import softmax_regression as account
 
 RADII = 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0
@@ -29,7 +29,7 @@ class Results(NamedTuple):
 
 
 @lab.float64_on_host()
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Searches the largest ratio for documents and weights of each radius.
 
   For each radius: `NUM_PAIRS` documents and weights of that norm, some of whose
@@ -76,37 +76,26 @@ def gap(results: Results) -> float:
   return float(np.min(gaps)) / math.log(10)
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
-  over = 'log10 of M over the largest observed ratio, smallest over radii; at '
-  return [
-    claim(
-      'bound-holds',
-      f'{LI}, main theorem',
-      'the target moves by at most M times the move of the weights',
-      f'{over}least 0',
-      gap(results),
-      at_least=0,
-    ),
-    claim(
-      'bound-informs',
-      f'{LI}, reading of the main theorem',
-      'M says how far the target moves, to a factor of 10',
-      f'{over}most 1',
-      gap(results),
-      at_most=1,
-    ),
-    claim(
-      'true-constant',
-      OURS,
-      'the target moves by at most |PA| / 2 times the move of the weights',
-      'largest observed share of that; at most 1',
-      np.max(results.share),
-      at_most=1 + 1e-6,
-    ),
-  ]
+def claims(config: Config, results: Results) -> list[lab.Claim]:
+  over = 'log10 of M over the largest observed ratio, smallest over radii'
+  return statements(
+    f"""
+    bound-holds [{LI}, main theorem] the target moves by at most M times the
+      move of the weights | {over}
+    bound-informs [{LI}, reading of the main theorem] M says how far the target
+      moves, to a factor of 10 | {over}
+    true-constant [derived here] the target moves by at most |PA| / 2 times the
+      move of the weights | largest observed share of that
+    """,
+    {
+      'bound-holds': lab.at_least(0, gap(results)),
+      'bound-informs': lab.at_most(1, gap(results)),
+      'true-constant': lab.at_most(1 + 1e-6, np.max(results.share)),
+    },
+  )
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, axis = drawing.subplots(figsize=(8, 4.6))
   decades = np.log(10)
   for values, look, colour, label in (
@@ -124,18 +113,16 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   ticks = [-1, 0, 1, 2, 10, 100]
   axis.set_yticks(ticks, [str(tick) for tick in ticks])
   axis.legend()
-  caption = (
-    'How far a prediction moves for a move of the weights of size one: the '
-    'published bound, the constant to which its lemmas lead, the true '
-    f'constant, and the largest ratio that was observed (n = {NUM_WORDS}, '
-    f'd = {WIDTH}, at most {np.max(results.share):.2f} of the constant of the '
-    'same document). The vertical axis is linear between -2 and 2, '
-    'logarithmic beyond.'
-  )
+  caption = f"""How far a prediction moves for a move of the weights of size
+    one: the published bound, the constant to which its lemmas lead, the true
+    constant, and the largest ratio that was observed (n = {NUM_WORDS}, d =
+    {WIDTH}, at most {np.max(results.share):.2f} of the constant of the same
+    document). The vertical axis is linear between -2 and 2, logarithmic
+    beyond."""
   return [lab.Figure('bound', figure, caption)]
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'lipschitz_radius': RADII[REPORTED],
     'lipschitz_observed': results.observed[REPORTED],

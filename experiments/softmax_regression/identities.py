@@ -7,32 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from experiments import lab
-from experiments.softmax_regression.one_step import LI, OURS, claim
+from experiments.lab import Config
+from experiments.softmax_regression.one_step import LI, statements
 from iclcl_jax.accounts import softmax_regression as account
 
 NUM_PROBLEMS, SIZE = 50, (12, 5)
 EXACT = 1e-11
-IDENTITIES = {
-  'gradient': (OURS, 'the closed forms are the three gradients'),
-  'hessian': (OURS, 'the closed form is the Hessian'),
-  'target_shift': (
-    f'{LI}, main theorem',
-    'a shift of the weights is a shift of the target',
-  ),
-  'data_shift': (
-    OURS,
-    'a rank-one shift of the document does exactly what a shift of the weights '
-    'does',
-  ),
-  'linear_attention': (
-    OURS,
-    'the first gradient step from 0 is linear attention over the words',
-  ),
-}
 Errors = Mapping[str, Any]  # Relative, the largest over problems.
 
 
-def measure(config: Any) -> Errors:
+def measure(config: Config) -> Errors:
   def one(key):
     keys = jax.random.split(key, 3)
     document = jax.random.normal(keys[0], SIZE)
@@ -69,20 +53,26 @@ def _errors(posed: account.Problem, old: Any, new: Any) -> Errors:
   }
 
 
-def claims(config: Any, errors: Errors) -> list[lab.Claim]:
-  return [
-    claim(
-      name.replace('_', '-'),
-      source,
-      text,
-      f'largest relative error, float64; at most {EXACT:g}',
-      errors[name],
-      at_most=EXACT,
-    )
-    for name, (source, text) in IDENTITIES.items()
-  ]
+def claims(config: Config, errors: Errors) -> list[lab.Claim]:
+  error = 'largest relative error, float64'
+  return statements(
+    f"""
+    gradient [derived here] the closed forms are the three gradients | {error}
+    hessian [derived here] the closed form is the Hessian | {error}
+    target-shift [{LI}, main theorem] a shift of the weights is a shift of the
+      target | {error}
+    data-shift [derived here] a rank-one shift of the document does exactly what
+      a shift of the weights does | {error}
+    linear-attention [derived here] the first gradient step from 0 is linear
+      attention over the words | {error}
+    """,
+    {
+      name.replace('_', '-'): lab.at_most(EXACT, error)
+      for name, error in errors.items()
+    },
+  )
 
 
-def summary(config: Any, errors: Errors) -> dict[str, Any]:
+def summary(config: Config, errors: Errors) -> dict[str, Any]:
   names = 'gradient', 'hessian'
   return {f'{name}_residual_float64': errors[name] for name in names}

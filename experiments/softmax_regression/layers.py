@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import figures as drawing, loops, statistics
+from experiments.lab import Config, figures as drawing, loops, statistics
 from experiments.softmax_regression import one_step
 from experiments.softmax_regression.one_step import (
   CLOSE_COSINE,
@@ -17,10 +17,10 @@ from experiments.softmax_regression.one_step import (
   LI,
   Size,
   Tasks,
-  claim,
   cosine,
   draw,
   seed_keys,
+  statements,
   unit_rate,
 )
 from iclcl_jax.accounts import softmax_regression as account
@@ -71,7 +71,7 @@ class Results(NamedTuple):
   steps: one_step.Results
 
 
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   """Every layer at one size, and the published one at all trained sizes."""
   steps = one_step.measure(config)
   few, middle = config.num_words[0], config.middle
@@ -117,7 +117,7 @@ def answer(layer: Layer, params: Any, posed: account.Problem, queries: Any):
 
 
 def train(
-  config: Any, names: tuple[str, ...], size: Size, rates: Any
+  config: Config, names: tuple[str, ...], size: Size, rates: Any
 ) -> dict[str, Curves]:
   """Trains layers on the same fresh tasks, for all frames and seeds.
 
@@ -222,57 +222,39 @@ def compare(layer: Layer, params: Any, tests: Tasks, rate) -> Curves:
   )
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   few, middle = config.num_words[0], config.middle
-  found = results.runs[PUBLISHED, (few, middle)]
+  curves = results.runs[PUBLISHED, (few, middle)]
   rows = []
   for frame, name in enumerate(FRAMES):
-    where = f'n = {few}, d = {middle}, {name}, mean over repetitions'
+    where = f'n = {few}, d = {middle}, {name}'
     start, end = (
-      Curves(*(x[frame, :, record] for x in found)) for record in (0, -1)
+      Curves(*(x[frame, :, record] for x in curves)) for record in (0, -1)
     )
-    slug = name.replace(' ', '-')
-    source = f'{LI}, figures'
-    rows += [
-      claim(
-        f'{slug}-loss',
-        source,
-        'the trained layer reaches the loss of one gradient step',
-        f'loss of the layer over that of the step; {where}; within '
-        f'{CLOSE_LOSS:.0%} of 1',
-        end.loss_over_gd,
-        at_least=1 - CLOSE_LOSS,
-        at_most=1 + CLOSE_LOSS,
-      ),
-      claim(
-        f'{slug}-cosine-rises',
-        source,
-        'Model cos rises with training',
-        f'Model cos at the end less that at the start; {where}; above 0',
-        end.model_cos - start.model_cos,
-        at_least=1e-9,
-      ),
-      claim(
-        f'{slug}-cosine',
-        source,
-        'the trained layer is sensitive to its queries as the step is',
-        f'Model cos at the end; {where}; at least {CLOSE_COSINE}',
-        end.model_cos,
-        at_least=CLOSE_COSINE,
-      ),
-      claim(
-        f'{slug}-predictions',
-        source,
-        'predictions come closer with training',
-        f'Preds diff at the end over that at the start; {where}; below 1',
-        end.preds_diff / start.preds_diff,
-        at_most=1 - 1e-9,
-      ),
-    ]
+    slug, nearer = name.replace(' ', '-'), end.preds_diff / start.preds_diff
+    found = {
+      'loss': lab.within(1 - CLOSE_LOSS, 1 + CLOSE_LOSS, end.loss_over_gd),
+      'cosine-rises': lab.at_least(1e-9, end.model_cos - start.model_cos),
+      'cosine': lab.at_least(CLOSE_COSINE, end.model_cos),
+      'predictions': lab.at_most(1 - 1e-9, nearer),
+    }
+    rows += statements(
+      f"""
+      {slug}-loss [{LI}, figures] the trained layer reaches the loss of one
+        gradient step | loss of the layer over that of the step; {where}
+      {slug}-cosine-rises [{LI}, figures] Model cos rises with training | Model
+        cos at the end less that at the start; {where}
+      {slug}-cosine [{LI}, figures] the trained layer is sensitive to its
+        queries as the step is | Model cos at the end; {where}
+      {slug}-predictions [{LI}, figures] predictions come closer with training |
+        Preds diff at the end over that at the start; {where}
+      """,
+      {f'{slug}-{key}': x for key, x in found.items()},
+    )
   return rows
 
 
-def figures(config: Any, results: Results) -> list[lab.Figure]:
+def figures(config: Config, results: Results) -> list[lab.Figure]:
   runs = f'means over {config.num_seeds} repetitions with 95 % intervals'
   during = (
     'Self-attention layers during training, against one gradient step on '
@@ -294,7 +276,7 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
   ]
 
 
-def _draw_training(config: Any, results: Results) -> Any:
+def _draw_training(config: Config, results: Results) -> Any:
   """Four metrics against steps, one column for each frame."""
   size = config.num_words[0], config.middle
   figure, axes = drawing.subplots(4, 2, figsize=(11, 12), sharex=True)
@@ -318,7 +300,7 @@ def _draw_training(config: Any, results: Results) -> Any:
   return figure
 
 
-def _draw_sizes(config: Any, results: Results) -> Any:
+def _draw_sizes(config: Config, results: Results) -> Any:
   """One gradient step against words and width, and the published layer."""
   middle, most = config.middle, config.num_words[-1]
   figure, axes = drawing.subplots(1, 2, figsize=(11, 4.6), sharey=True)
@@ -353,7 +335,7 @@ def _draw_sizes(config: Any, results: Results) -> Any:
   return figure
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'trained_layers': [
       {'layer': layer, 'num_words': n, 'width': d, 'frame': name}
@@ -365,7 +347,7 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: Any, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each layer, size, frame, repetition and record."""
   every = config.num_steps // config.num_records
   return [

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import statistics
+from experiments.lab import Config, statistics
 from iclcl_jax.accounts import softmax_regression as account
 
 FRAMES = 'in place', 'held out'
 SHARPNESS = 2.0  # Of the targets of the frame 'held out'.
 CLOSE_COSINE = 0.9
-LI, OURS, CONTROL = 'Li et al., arXiv:2304.13276', 'derived here', 'control'
-claim = functools.partial(lab.claim, 'softmax-regression-')
+LI = 'Li et al., arXiv:2304.13276'
+statements = functools.partial(
+  lab.statements, 'softmax-regression-', runs='repetitions'
+)
 Size = tuple[int, int]  # Words of a document, and their width.
 NUM_RATES = 60
 
@@ -65,7 +67,7 @@ def cosine(a: Any, b: Any) -> Any:
   return (a @ b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
 
 
-def seed_keys(config: Any, size: Size, stream: int) -> Any:
+def seed_keys(config: Config, size: Size, stream: int) -> Any:
   """One key for each repetition; both frames see the same documents."""
   root = jax.random.fold_in(jax.random.key(config.seed), size[0] + stream)
   return jax.random.split(jax.random.fold_in(root, size[1]), config.num_seeds)
@@ -84,7 +86,7 @@ class Step(NamedTuple):
 Results = Mapping[Size, Step]
 
 
-def sizes(config: Any) -> list[Size]:
+def sizes(config: Config) -> list[Size]:
   """Where one gradient step is measured."""
   few, most = config.num_words[0], config.num_words[-1]
   found = [(n, config.middle) for n in config.num_words]
@@ -93,14 +95,14 @@ def sizes(config: Any) -> list[Size]:
 
 
 @lab.once
-def measure(config: Any) -> Results:
+def measure(config: Config) -> Results:
   def of(size):
     return lab.compile_quickly(lambda: one_step(config, size))()
 
   return {size: jax.device_get(of(size)) for size in sizes(config)}
 
 
-def one_step(config: Any, size: Size) -> Step:
+def one_step(config: Config, size: Size) -> Step:
   """One gradient step with the best common rate, judged on fresh tasks."""
   factors = jnp.logspace(-2, 2, NUM_RATES)
 
@@ -158,55 +160,38 @@ def _shifts(posed: account.Problem, key: Any) -> tuple[Any, Any]:
   return posed.document @ new - logits, rewritten @ x - logits
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> list[lab.Claim]:
   size = config.num_words[-1], config.middle
-  found = results[size]
-  where = f'n = {size[0]}, d = {size[1]}, mean over repetitions'
+  found, where = results[size], f'n = {size[0]}, d = {size[1]}'
   gains = [
     float((1 - x.ratio_weights[0]).mean() * (n + d) / d)
     for (n, d), x in results.items()
   ]
-  return [
-    claim(
-      'shifts-agree',
-      f'{LI}, title ("closeness")',
-      'a step on the weights and one on the document move the logits alike',
-      f'cosine of the two moves, in place; {where}; at least {CLOSE_COSINE}',
-      found.cosine[0],
-      at_least=CLOSE_COSINE,
-    ),
-    claim(
-      'closed-form',
-      OURS,
-      'in place, the best step removes the share d / (n + d) of the loss',
-      'measured share over d / (n + d), mean and range over all sizes; within '
-      '[.95, 1.25] (the closed form is linearised)',
-      lab.Estimate(float(np.mean(gains)), min(gains), max(gains)),
-      at_least=0.95,
-      at_most=1.25,
-    ),
-    claim(
-      'memory',
-      CONTROL,
-      'in place, a gradient step gains nothing but what each word keeps of its '
-      'own target',
-      "loss ratio of the best step without a word's own target; "
-      f'{where}; at least .998',
-      found.ratio_without_self[0],
-      at_least=0.998,
-    ),
-    claim(
-      'generalises',
-      CONTROL,
-      'held out, a gradient step answers words that it has not seen',
-      f'loss ratio of the best step; {where}; at most .95',
-      found.ratio_weights[1],
-      at_most=0.95,
-    ),
-  ]
+  mean = lab.Estimate(float(np.mean(gains)), min(gains), max(gains))
+  return statements(
+    f"""
+    shifts-agree [{LI}, title ("closeness")] a step on the weights and one on
+      the document move the logits alike | cosine of the two moves, in place;
+      {where}
+    closed-form [derived here] in place, the best step removes the share
+      d / (n + d) of the loss | measured share over d / (n + d), mean and range
+      over all sizes (the closed form is linearised)
+    memory [control] in place, a gradient step gains nothing but what each word
+      keeps of its own target | loss ratio of the best step without a word's own
+      target; {where}
+    generalises [control] held out, a gradient step answers words that it has
+      not seen | loss ratio of the best step; {where}
+    """,
+    {
+      'shifts-agree': lab.at_least(CLOSE_COSINE, found.cosine[0]),
+      'closed-form': lab.within(0.95, 1.25, mean),
+      'memory': lab.at_least(0.998, found.ratio_without_self[0]),
+      'generalises': lab.at_most(0.95, found.ratio_weights[1]),
+    },
+  )
 
 
-def summary(config: Any, results: Results) -> dict[str, Any]:
+def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'one_gradient_step': [
       {
