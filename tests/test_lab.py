@@ -583,3 +583,39 @@ def test_the_example_of_an_experiment_runs(tmp_path, monkeypatch):
   summary = coins.run(coins.Config(), tmp_path / 'out')
   assert [claim['verdict'] for claim in summary['claims']] == ['reproduced']
   assert (tmp_path / 'out/figures/errors.png').exists()
+
+
+def test_statements_are_claims_in_the_order_of_their_words():
+  text = """
+    b [s] first
+      words | t
+    a [s] second | t
+    c [s] left out | t
+    """
+  found = {'a': lab.at_least(0, [1.0, 3.0]), 'b': lab.at_most(1, 2.0)}
+  first, second = lab.statements('x-', text, found)
+  assert (first.id, first.claim, first.verdict) == (
+    'x-b',
+    'first words',
+    'not reproduced',
+  )
+  assert first.to_dict()['statistic'] == 't; at most 1'
+  assert second.rule == 't, mean over seeds; at least 0'
+  assert second.estimate == statistics.mean([1.0, 3.0])
+  with pytest.raises(ValueError, match='no words for the claims d'):
+    lab.statements('', text, {'d': lab.at_most(1, 0)})
+  with pytest.raises(ValueError, match="'a b' is no claim; expected name"):
+    lab.statements('', 'a b', {})
+
+
+def test_tidy_rows_name_their_place_on_every_axis():
+  rows = lab.tidy(
+    {'k': 1}, {'x': np.arange(12).reshape(2, 3, 2)}, i='ab', j=range(3)
+  )
+  assert len(rows) == 6
+  assert rows[5] | {'x': rows[5]['x'].tolist()} == {
+    'k': 1,
+    'i': 'b',
+    'j': 2,
+    'x': [10, 11],
+  }
