@@ -191,13 +191,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       axis.set_title(f'{name}: mean |q+k|²/√d = {mean:.2g}')
       axis.set_xlabel('number of directions R')
     row[0].set_ylabel('R × relative variance of a kernel value')
-  figure.suptitle(
-    'Measured variance of the kernel estimate (points) and its closed form '
-    f'(lines; simplex+ has none)\n{data.caption(names)}\n'
-    'where points lie far below their line, draws rarer than these carry the '
-    'mean'
-  )
-  caption = """Relative variance of a kernel value, times R: measured (points)
-    and its closed form (lines), for each feature map. At larger norms the
-    variance is carried by draws rarer than these."""
+  caption = f"""Relative variance of a kernel value, times R: measured (points)
+    and its closed form (lines; simplex+ has none), for each feature map. Where
+    points lie far below their line, draws rarer than these carry the mean.
+    {data.caption(names)}."""
   return [lab.Figure('kernel_variance', figure, caption)]

@@ -6,7 +6,7 @@ What every question starts from: `measured(config)`.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -115,17 +115,16 @@ class Measurements:
     """Errors of independent units against directions. Shape `[U, R]`."""
     return condition.units(self.draws(method, condition, quantity, sizes))
 
-  def caption(self, names: Sequence[str]) -> str:
+  def caption(self, names: Iterable[str]) -> str:
     """What the points of a figure of some conditions are means of."""
-    condition = self.conditions[names[0]]
-    num_draws, num_tokens, width = condition.keys.shape
-    text = (
-      f'{num_tokens} tokens of size {width}; means of {num_draws} draws, bars: '
-      '95 % bootstrap intervals'
+    shape = next(iter(self.conditions.values())).keys.shape
+    text = f"""{shape[1]} tokens of size {shape[2]}; means of {shape[0]} draws,
+      bars: 95 % bootstrap intervals"""
+    if 'trained' not in names:
+      return text
+    return (
+      f'{text} (trained: over {self.conditions["trained"].num_units} seeds)'
     )
-    if 'trained' in names:
-      text += f' (trained: over {self.conditions["trained"].num_units} seeds)'
-    return text
 
 
 class Data(NamedTuple):

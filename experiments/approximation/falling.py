@@ -118,8 +118,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
     'num_trained_layers': config.num_seeds,
     'num_features': config.num_features,
     'num_tokens': [
-      config.num_demonstrations + 1,
-      config.second_num_demonstrations + 1,
+      1 + size
+      for size in (config.num_demonstrations, config.second_num_demonstrations)
     ],
     'token_size': pretraining.TOKEN_DIM,
     'interval': '95 % bootstrap percentile interval over draws; at trained '
@@ -134,34 +134,28 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
   rows = [
     {
       'inputs': name,
-      'mean |q+k|2/sqrt(d)': results.data.conditions[name]
-      .squared_norms()
-      .mean(),
+      'mean |q+k|2/sqrt(d)': condition.squared_norms().mean(),
       'output error': results.errors[name].value,
     }
-    | {f'slope of {estimates.words(k)}': x.value for k, x in fits.items()}
-    for name, fits in results.slopes.items()
+    | {
+      f'slope of {estimates.words(k)}': x.value
+      for k, x in results.slopes[name].items()
+    }
+    for name, condition in results.data.conditions.items()
   ]
   return {'papers_map': rows}
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  return [
-    lab.Figure(
-      'errors',
-      _draw_errors(config, results),
-      f"""Mean squared and mean absolute error of the attention matrix and of
-      the output against the number of features R ({config.num_draws} draws, 95
-      % intervals), at controlled norms of queries and keys and at trained
-      weights. Dashed: the first-order closed form.""",
-    ),
-    lab.Figure(
-      'slopes',
-      _draw_slopes(results),
-      """Fitted slope of log error against log R: -1 is what averaging
-      independent draws gives; it is reached at small norms only.""",
-    ),
-  ]
+  data = results.data
+  caption = f"""Mean squared, mean absolute and relative error of the attention
+    matrix and of the output against the number of features R, at controlled
+    norms of queries and keys and at trained weights, by {PAPER_MAP.name}
+    features; beside each curve the fitted slope of log error against log R. -1
+    (squared) and -1/2 (absolute) are what averaging independent draws gives;
+    they are reached at small norms only. Dashed: first-order closed form; where
+    it is missing, it lies above the axes. {data.caption(data.conditions)}."""
+  return [lab.Figure('errors', _draw_errors(config, results), caption)]
 
 
 def _draw_errors(config: Config, results: Results) -> Any:
@@ -180,7 +174,8 @@ def _draw_errors(config: Config, results: Results) -> Any:
         errors = data.curve(PAPER_MAP, condition, quantity, sizes)
         found = [estimates.mean(column) for column in errors.T]
         estimates.error_bars(axis, sizes, found, i, lw=1.2, linestyle='-')
-        labels.append((found[-1].value, name, drawing.COLOURS[i]))
+        said = f'{name}: {results.slopes[name][quantity].value:.2f}'
+        labels.append((found[-1].value, said, drawing.COLOURS[i]))
       estimates.log_axes(axis, sizes)
       limits = axis.get_ylim()
       for i, predicted in enumerate(results.predicted.values()):
@@ -195,41 +190,4 @@ def _draw_errors(config: Config, results: Results) -> Any:
       axis.set_ylabel(words + (unit if part == 'output' else ''))
   for axis in axes[1]:
     axis.set_xlabel('number of random features R')
-  figure.suptitle(
-    f'{PAPER_MAP.name.capitalize()} features against exact softmax: the error '
-    'falls like 1/R at small norms only\n'
-    f'{data.caption(list(data.conditions))}\n'
-    'dashed: first-order closed form; where it is missing, it lies above the '
-    'axes'
-  )
-  return figure
-
-
-def _draw_slopes(results: Results) -> Any:
-  """Fitted exponents in every condition."""
-  fits = results.slopes
-  figure, axis = drawing.subplots(figsize=(8.6, 4.8))
-  kinds = ('attention_mse', 'output_mse', 'attention_mae', 'output_mae')
-  for i, kind in enumerate(kinds):
-    estimates.error_bars(
-      axis,
-      np.arange(len(fits)) + 0.13 * (i - 1.5),
-      [fit[kind] for fit in fits.values()],
-      i,
-      ms=5,
-      linestyle='',
-      mfc='white' if 'output' in kind else None,
-      label=estimates.words(kind),
-    )
-  for level, text in ((-1, 'MSE ∝ 1/R'), (-0.5, 'MAE ∝ 1/√R')):
-    axis.axhline(level, color='black', lw=0.8, ls=':')
-    axis.text(len(fits) - 0.5, level, text, va='bottom', ha='right')
-  axis.set_xticks(range(len(fits)), list(fits))
-  axis.set_xlabel('standard deviation of queries and keys')
-  axis.set_ylabel('slope of log error against log R')
-  axis.legend(loc='upper left')
-  axis.set_title(
-    'How fast positive gaussian features approach softmax\n'
-    f'{results.data.caption(list(fits))}'
-  )
   return figure

@@ -72,21 +72,26 @@ def _largest_rise(means: np.ndarray) -> np.ndarray:
 
 
 def figures(config: Config, results: Data) -> list[lab.Figure]:
-  drawn = []
+  drawn, size = [], config.reference_features
   for data in (results.first, results.second):
     *controlled, trained = data.conditions
     names = [*(controlled[:3][1:] or controlled), trained]
-    tokens, size = data.num_tokens, config.reference_features
+    tokens, draws = data.num_tokens, len(data.conditions[trained].keys)
     drawn += [
       lab.Figure(
         f'heatmaps_{part}_{tokens}_tokens',
         _draw_heatmaps(data, names, config.heatmap_features, part),
-        f"""Exact {part} matrix of {tokens} tokens, and its estimates at growing
-        R, for one draw; the errors beside them are of this draw.""",
+        f"""Exact attention ({'matrix' if part == 'attention' else 'output'}) of
+        {tokens} tokens, and its estimates by {PAPER_MAP.name} features at
+        growing R, for one draw; the errors beside them are of this draw, and
+        the colours of a row share the exact range.""",
       )
       for part in PARTS
     ]
-    caption = f'Estimated against exact entries at R = {size}, {tokens} tokens.'
+    caption = f"""Estimated against exact entries at R = {size}, {tokens}
+      tokens, {PAPER_MAP.name} features: entries of {NUM_SHOWN} draws; Pearson
+      and relative error: means of {draws} draws. Triangles: largest tenth of
+      the entries of a draw; line: equality."""
     drawing_of = _draw_entries(data, names, size)
     drawn.append(lab.Figure(f'entries_{tokens}_tokens', drawing_of, caption))
   return drawn
@@ -130,11 +135,6 @@ def _draw_heatmaps(
     row[0].set_xlabel('key token' if part == 'attention' else 'component')
     unit = 'attention weight' if part == 'attention' else 'value units'
     figure.colorbar(image, ax=row[-1], label=unit, extend='both')
-  figure.suptitle(
-    f'Attention {"matrix" if part == "attention" else "output"}, exact and by '
-    f'{PAPER_MAP.name} features; first draw, {data.num_tokens} tokens; colours '
-    'of a row share the exact range'
-  )
   return figure
 
 
@@ -176,10 +176,4 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
       unit = 'weight' if part == 'attention' else 'output [value units]'
       axis.set_xlabel(f'exact {unit}')
     row[0].set_ylabel(f'estimated {unit}')
-  figure.suptitle(
-    f'Entries at R = {size}, {PAPER_MAP.name} features, {data.num_tokens} '
-    f'tokens: entries of {NUM_SHOWN} draws; Pearson and relative error: means '
-    f'of {total} draws\ntriangles: largest tenth of the entries of a draw; '
-    'line: equality'
-  )
   return figure

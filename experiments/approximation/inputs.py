@@ -70,7 +70,7 @@ def trained(
   runs = pretraining.init_runs(roots[:, 0], num_features=count)
   fresh = pretraining.init_runs(roots[:, 3], num_features=count).phi
   seeds = pretraining.Seeds(runs, roots[:, 1], roots[:, 2])
-  prompts = pretraining.Prompts(num_demonstrations=num_demonstrations)
+  prompts = pretraining.Prompts(num_demonstrations)
   params, _ = pretraining.pretrain(
     seeds,
     prompts,

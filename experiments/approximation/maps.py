@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.approximation import estimates, falling
-from experiments.approximation.estimates import Data, Measurements, Method
+from experiments.approximation.estimates import Data, Measurements
 from experiments.lab import Config, figures as drawing
 from iclcl_jax import equivalence
 
@@ -103,15 +103,12 @@ def _residuals(phi, queries, keys, values):
   return jax.vmap(rows)(queries, keys, values)
 
 
-def _norms(condition: estimates.Condition) -> dict[str, float]:
+def _norms(condition: estimates.Condition) -> dict[str, Any]:
   """Quantiles of what the variance of positive features grows with."""
   squares = condition.squared_norms()
-  return {
-    'mean': float(squares.mean()),
-    'median': float(np.median(squares)),
-    'quantile_90': float(np.quantile(squares, 0.9)),
-    'max': float(squares.max()),
-  }
+  names = 'median', 'quantile_90', 'max'
+  quantiles = np.quantile(squares, [0.5, 0.9, 1])
+  return {'mean': squares.mean(), **dict(zip(names, quantiles, strict=True))}
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
@@ -150,8 +147,8 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
         'num_features': size * record.method.features_per_direction,
       }
       for quantity, errors in record.errors.items():
-        row[quantity] = float(np.mean(errors))
-        row[f'{quantity}_median'] = float(np.median(errors))
+        row[quantity] = np.mean(errors)
+        row[f'{quantity}_median'] = np.median(errors)
       rows.append(row)
   return rows
 
@@ -168,65 +165,6 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  return [
-    lab.Figure(
-      'all_maps',
-      _draw_all(config, results.first),
-      """Median relative error of the output against R for all feature maps, at
-      equal numbers of directions and of features.""",
-    ),
-    lab.Figure(
-      'maps_compared',
-      _draw_compared(results),
-      """Error of each feature map over that of positive gaussian features, at
-      equal numbers of directions and of features; below 1 is better.""",
-    ),
-  ]
-
-
-def _draw_all(config: Config, data: Measurements) -> Any:
-  """Relative output error of every map against R."""
-  *controlled, trained = data.conditions
-  names, sizes = [*controlled[:3], trained], config.num_features
-  figure, axes = drawing.subplots(
-    2, len(names), figsize=(4.7 * len(names), 9), squeeze=False, sharey='col'
-  )
-  for row, view in zip(axes, VIEWS, strict=True):
-    for axis, name in zip(row, names, strict=True):
-      labels = []
-      for i, method in enumerate(estimates.METHODS):
-        divisor = method.features_per_direction if view == 'features' else 1
-        shown = [size // divisor for size in sizes]
-        errors = data.curve(
-          method, data.conditions[name], 'output_relative', shown
-        )
-        value = np.median(errors, axis=0)
-        look = drawing.look(i) | {'linestyle': '-', 'ms': 4, 'lw': 1.2}
-        axis.plot(sizes, value, **look)
-        labels.append((value[-1], _short(method), look['color']))
-      estimates.log_axes(axis, sizes)
-      drawing.label_ends(axis, labels)
-      axis.set(title=f'{name}, equal {view}', xlabel=f'number of {view}')
-    row[0].set_ylabel('relative error of the output (median)')
-  figure.suptitle(
-    'All feature maps against exact softmax. pos: positive, hyp: hyperbolic, '
-    'trig: trigonometric; G: gaussian, O: orthogonal, S: simplex, '
-    f'S+: simplex+\n{data.caption(names).split(";")[0]}; medians over draws '
-    '(trained: over seeds)'
-  )
-  return figure
-
-
-def _short(method: Method) -> str:
-  family, projection = method.name.split()
-  family = {'positive': 'pos', 'hyperbolic': 'hyp', 'trigonometric': 'trig'}[
-    family
-  ]
-  letter = projection[0].upper() + '+' * projection.endswith('+')
-  return f'{family} {letter}'
-
-
-def _draw_compared(results: Results) -> Any:
   """Error of each map over that of the papers' map, at equal cost."""
   names = list(results.first.conditions)
   size = 2.3 * len(names) + 2.5, 5
@@ -247,12 +185,11 @@ def _draw_compared(results: Results) -> Any:
       drawing.forest(
         axis, shown, reference=1, label=f'equal number of {view}', **look
       )
-    axis.set(xscale='log', title=name)
+    axis.set(xscale='log', title=name, xlabel='error ratio')
     axis.grid(alpha=0.25, lw=0.5)
-    axis.set_xlabel('error ratio')
   drawing.legend(axes[0, 0], 2)
-  figure.suptitle(
-    f'{estimates.words(COMPARED)} over that of {PAPER_MAP.name} features (left '
-    f'of 1: better), geometric means over R\n{results.first.caption(names)}'
-  )
-  return figure
+  caption = f"""Error ({estimates.words(COMPARED)}) of each feature map over
+    that of {PAPER_MAP.name} features, geometric means over R, at equal numbers
+    of directions and of features; left of 1 is better.
+    {results.first.caption(names)}."""
+  return [lab.Figure('maps_compared', figure, caption)]

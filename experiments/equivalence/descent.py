@@ -115,7 +115,7 @@ def measure(config: Config) -> Results:
 
   def train(found, dtype, num_epochs):
     fn = functools.partial(descend, num_epochs=num_epochs)
-    return one_step.over_prompts(fn, found, dtype, few)
+    return pretraining.over_prompts(fn, found, dtype, few)
 
   return {
     size: Descents(

@@ -3,16 +3,16 @@
 Also the trained layers that every question starts from.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import lab
 from experiments.lab import Config, pretraining, statistics
-from iclcl_jax import equivalence, features, kernels, precision, tasks
+from iclcl_jax import equivalence, features, kernels, precision
 from iclcl_jax.types import Array, Float
 
 EQUAL = 1e-10  # Relative; a float64 computation is far below.
@@ -21,70 +21,15 @@ DTYPES = 'float64', 'float32'
 KINDS = {'residual': 'residual', 'residual_exact_softmax': 'softmax_residual'}
 
 
-class Trained(NamedTuple):
-  """The layers of all seeds after training on prompts of one length."""
-
-  params: pretraining.LayerParams  # The layers, NumPy arrays `[S, ...]`.
-  phi: features.PositiveFeatures
-  losses: np.ndarray  # By epoch, of training and of predicting 0, `[E, 2, S]`.
-  prompts: tasks.RegressionPrompt  # Held-out ones, NumPy arrays `[S, P, ...]`.
-
-  @property
-  def target(self) -> np.ndarray:
-    """True labels of the held-out prompts. Shape `[S, P, d_y]`."""
-    return np.asarray(self.prompts.target, np.float64)
-
-  def cast(self, dtype: Any) -> tuple[Any, Any, np.ndarray]:
-    """Layers, feature maps and tokens of the held-out prompts, in a dtype."""
-    arrays = self.params, self.phi, self.prompts.tokens
-    return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
-
-
 @lab.once
-def trained(config: Config) -> Mapping[int, Trained]:
+def trained(config: Config) -> Mapping[int, pretraining.Trained]:
   """Trains all layers, by number of demonstrations, two lengths at a time."""
   seeds = pretraining.init_seeds(
     config.seed, config.num_seeds, num_features=config.num_features
   )
-  _, usual_rate = pretraining.INPUTS[config.input_distribution]
-
-  def train(size):
-    prompts = pretraining.Prompts(
-      num_demonstrations=size,
-      input_distribution=config.input_distribution,
-      multi_task=config.multi_task,
-    )
-    params, losses = pretraining.pretrain(
-      seeds,
-      prompts,
-      num_epochs=config.num_epochs,
-      learning_rate=config.learning_rate or usual_rate,
-      tokens_per_epoch=config.tokens_per_epoch,
-      block_epochs=config.block_epochs,
-    )
-    layers = jax.device_get((params, seeds.runs.phi))
-    held_out = prompts.held_out(seeds, config.num_test_prompts)
-    return Trained(*layers, losses, held_out)
-
   sizes = config.num_demonstrations
+  train = functools.partial(pretraining.trained, config, seeds)
   return dict(zip(sizes, lab.in_threads(train, sizes), strict=True))
-
-
-@lab.float64_on_host()
-def over_prompts(
-  fn: Callable[..., Any],
-  layers: Trained,
-  dtype: Any,
-  num_prompts: int | None = None,
-) -> Any:
-  """Calls `fn(params, phi, tokens)` for all layers and held-out prompts.
-
-  In a dtype, and if so wanted for a few prompts of a seed alone. NumPy arrays
-  with leading axes `[S, P]`.
-  """
-  params, phi, tokens = layers.cast(dtype)
-  compiled = lab.compile_quickly(pretraining.for_all(fn))
-  return jax.device_get(compiled(params, phi, tokens[:, :num_prompts]))
 
 
 def source(size: int) -> str:
@@ -175,7 +120,8 @@ def measure(config: Config) -> Results:
   """Compares all held-out prompts, in float64 and in float32."""
   return {
     size: Comparison(
-      {x: over_prompts(one_step, found, x) for x in DTYPES}, found.target
+      {x: pretraining.over_prompts(one_step, found, x) for x in DTYPES},
+      found.target,
     )
     for size, found in trained(config).items()
   }

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab.compiling import compile_quickly
+from experiments.lab.compiling import compile_quickly, compute, float64_on_host
+from experiments.lab.config import Config
 from experiments.lab.loops import scan_blocks
 from iclcl_jax import _validate, attention, features, projections, tasks
 from iclcl_jax.types import Array, Float, PRNGKeyArray
@@ -265,7 +266,7 @@ def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:
   return Seeds(runs, keys[:, 1], keys[:, 2])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Prompts:
   """A distribution of prompts.
 
@@ -373,3 +374,55 @@ def for_all(fn: Callable[..., Any]) -> Callable[..., Any]:
     return swap(jax.lax.map(row, swap(tokens)))
 
   return mapped
+
+
+class Trained(NamedTuple):
+  """The layers of all seeds after training on prompts of one length."""
+
+  params: LayerParams  # The layers, NumPy arrays `[S, ...]`.
+  phi: features.PositiveFeatures
+  losses: np.ndarray  # By epoch, of training and of predicting 0, `[E, 2, S]`.
+  prompts: tasks.RegressionPrompt  # Held-out ones, NumPy arrays `[S, P, ...]`.
+
+  @property
+  def target(self) -> np.ndarray:
+    """True labels of the held-out prompts. Shape `[S, P, d_y]`."""
+    return np.asarray(self.prompts.target, np.float64)
+
+  def cast(self, dtype: Any) -> tuple[Any, Any, np.ndarray]:
+    """Layers, feature maps and tokens of the held-out prompts, in a dtype."""
+    arrays = self.params, self.phi, self.prompts.tokens
+    return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
+
+
+def trained(config: Config, seeds: Seeds, num_demonstrations: int) -> Trained:
+  """Trains layers by the settings of an experiment, all but their length."""
+  inputs = config.input_distribution
+  prompts = Prompts(num_demonstrations, inputs, config.multi_task)
+  params, losses = pretrain(
+    seeds,
+    prompts,
+    num_epochs=config.num_epochs,
+    learning_rate=config.learning_rate or INPUTS[inputs][1],
+    tokens_per_epoch=config.tokens_per_epoch,
+    block_epochs=config.block_epochs,
+  )
+  layers, phi = jax.device_get((params, seeds.runs.phi))
+  held_out = prompts.held_out(seeds, config.num_test_prompts)
+  return Trained(layers, phi, losses, held_out)
+
+
+@float64_on_host()
+def over_prompts(
+  fn: Callable[..., Any],
+  layers: Trained,
+  dtype: Any,
+  num_prompts: int | None = None,
+) -> Any:
+  """Calls `fn(params, phi, tokens)` for all layers and held-out prompts.
+
+  In a dtype, and if so wanted for a few prompts of a seed alone. NumPy arrays
+  with leading axes `[S, P]`.
+  """
+  params, phi, tokens = layers.cast(dtype)
+  return compute(for_all(fn), params, phi, tokens[:, :num_prompts])

@@ -166,8 +166,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  axes = {'seed': range(config.num_seeds), 'step': results.steps}
-  return lab.tidy({'layer': 'alternating'}, {'loss': results.loss}, **axes)
+  return training.loss_rows('alternating', results.steps, results.loss)
 
 
 def sentence(config: Config, results: Results) -> str:
@@ -181,23 +180,19 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, (left, right) = drawing.subplots(
     1, 2, figsize=(9.5, 3.9), width_ratios=(1, 1.1)
   )
-  label = 'softmax, then linear'
-  drawing.means(
-    left, results.steps, results.loss, label=label, **drawing.look(1)
+  training.draw_losses(
+    left,
+    results.steps,
+    {'softmax, then linear': results.loss},
+    {'one step of GD': results.loss_gd, 'predicting 0': results.loss_zero},
   )
-  left.axhline(results.loss_gd, color='black', ls='--', label='one step of GD')
-  zero = results.loss_zero
-  left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
-  left.set(xlabel='training steps', ylabel='loss (half squared error)')
   left.set_ylim(bottom=0)
   left.legend()
   weights = results.copied[int(np.argmin(results.loss[:, -1]))]
   image = right.imshow(weights, cmap='Greys', vmin=0, vmax=1, aspect='auto')
   rows = np.arange(len(weights))
-  right.plot(
-    rows + 1 - 2 * (rows % 2), rows, 's', ms=12, mfc='none',
-    color=drawing.GREEN, mew=1.5,
-  )  # fmt: skip
+  look: Any = {'ms': 12, 'mfc': 'none', 'color': drawing.GREEN, 'mew': 1.5}
+  right.plot(rows + 1 - 2 * (rows % 2), rows, 's', **look)
   labels = [f'${c}_{{{i + 1}}}$' for i in range(len(rows) // 2) for c in 'xy']
   right.set_xticks(range(len(rows) + 1), [*labels, '$x_q$'])
   right.set_yticks(rows, labels)

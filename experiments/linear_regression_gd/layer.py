@@ -364,8 +364,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       f"""Training from a small random start: loss on {config.num_test_tasks:,}
       fixed tasks (left) and Model cos with one step of gradient descent
       (right), one thin line for each of {config.num_seeds} seeds, a marked line
-      for the median. Dashed: one step with the best step size; dotted: the same
-      on centred inputs; dash-dotted: predicting 0. The linear layer was trained
+      for the median. Dashed: one step with the best step size; dash-dotted: the
+      same on centred inputs; dotted: predicting 0. The linear layer was trained
       for {config.num_steps:,} steps{softmax}.""",
     ),
     lab.Figure(
@@ -397,18 +397,17 @@ def _draw_training(config: Config, results: Results) -> Any:
       drawing.runs(left, steps, found.loss, index, label=label)
       drawing.runs(right, steps, found.model_cos, index)
   zero = account.expected_loss(training.linear_tasks(config), 0.0)
-  for loss, line, label in (
-    (results.descent.loss, '--', 'one step of GD'),
-    (results.descent.loss_centred, ':', 'GD, centred inputs'),
-    (zero, '-.', 'predicting 0'),
-  ):
-    left.axhline(loss, color=drawing.GREY, ls=line, label=label)
+  lines = {
+    'one step of GD': results.descent.loss,
+    'GD, centred inputs': results.descent.loss_centred,
+    'predicting 0': zero,
+  }
+  training.draw_losses(left, [], {}, lines)
   right.axhline(1, color=drawing.GREY, ls='--')
-  left.set_ylabel('loss (half squared error)')
-  right.set_ylabel('Model cos with one step')
+  right.set(ylabel='Model cos with one step', xlabel='training steps')
   for axis in (left, right):
     axis.set_xscale('symlog', linthresh=config.record_every, linscale=0.5)
-    axis.set(xlim=(0, None), xlabel='training steps')
+    axis.set_xlim(left=0)
   drawing.legend(left, 3, 'outside upper center')
   return figure
 

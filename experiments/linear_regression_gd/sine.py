@@ -213,13 +213,10 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  axes = {'seed': range(config.num_seeds), 'step': results.steps}
+  steps, attention, descent = results[:3]
   return [
-    row
-    for name in ('attention', 'descent')
-    for row in lab.tidy(
-      {'layer': f'sine_{name}'}, {'loss': getattr(results, name).loss}, **axes
-    )
+    *training.loss_rows('sine_attention', steps, attention.loss),
+    *training.loss_rows('sine_descent', steps, descent.loss),
   ]
 
 
@@ -232,25 +229,22 @@ def sentence(config: Config, results: Results) -> str:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
-  for index, (label, found) in enumerate(
-    {
-      'attention on a network': results.attention,
-      'GD on the last layer': results.descent,
-    }.items()
-  ):
-    look = drawing.look(index + 1)  # The start is off any scale.
-    drawing.means(
-      left, results.steps[1:], found.loss[:, 1:], label=label, **look
-    )
-    right.plot(results.grid, found.along.T, **look | {'marker': '', 'lw': 1})
-  zero = results.loss_zero
-  left.axhline(zero, color=drawing.GREY, ls='-.', label='predicting 0')
-  left.set(yscale='log', xlabel='training steps')
-  left.set_ylabel('loss (half squared error)')
-  right.plot(
-    *results.context.T, 'o', color=drawing.BLACK, ms=7, label='demonstrations',
-    zorder=3,
-  )  # fmt: skip
+  both = {
+    'attention on a network': results.attention,
+    'GD on the last layer': results.descent,
+  }
+  training.draw_losses(  # The start is off any scale.
+    left,
+    results.steps[1:],
+    {label: found.loss[:, 1:] for label, found in both.items()},
+    {'predicting 0': results.loss_zero},
+  )
+  left.set_yscale('log')
+  for index, found in enumerate(both.values(), start=1):
+    look = drawing.look(index) | {'marker': '', 'lw': 1}
+    right.plot(results.grid, found.along.T, **look)
+  context = results.context.T
+  right.plot(*context, 'ko', ms=7, label='demonstrations', zorder=3)
   right.set(xlabel='input of the query', ylabel='prediction')
   figure.legend(loc='outside upper center', ncols=4)
   caption = f"""Sine waves. Left: loss of a network with one layer of linear

@@ -158,13 +158,8 @@ def summary(config: Config, results: list[Row]) -> dict[str, Any]:
 def metrics(config: Config, results: list[Row]) -> list[dict[str, Any]]:
   return [
     line
-    for row in results
-    for line in lab.tidy(
-      {'layer': f'{row.kind}_{row.num_layers}'},
-      {'loss': row.loss},
-      seed=range(config.num_seeds),
-      step=row.steps,
-    )
+    for x in results
+    for line in training.loss_rows(f'{x.kind}_{x.num_layers}', x.steps, x.loss)
   ]
 
 
@@ -185,21 +180,12 @@ def figures(config: Config, results: list[Row]) -> list[lab.Figure]:
     1, count, figsize=(3.8 * count, 3.8), sharey=True, squeeze=False
   )
   for axis, row in zip(axes[0], results, strict=True):
-    drawing.means(
-      axis, row.steps, row.loss, label='trained layers', **drawing.look(1)
-    )
-    # The names stand where the training is not: it starts at GD.
-    for name, loss, color, line, x in (
-      ('GD', row.loss_gd, drawing.BLACK, '--', 0.98),
-      (row.peer, row.loss_peer, drawing.ORANGE, '-.', 0.02),
-    ):
-      axis.axhline(loss, color=color, ls=line)
-      end = {'ha': 'right' if x > 0.5 else 'left', 'xytext': (0, 3)}
-      drawing.note(axis, name, loss, x, color=color, **end)
+    lines = {'GD': row.loss_gd, row.peer: row.loss_peer}
+    training.draw_losses(axis, row.steps, {'trained layers': row.loss}, lines)
     title = f'{row.num_layers} {row.kind} layers'
-    axis.set(title=title, xlabel='training steps', ylim=(0, None))
-  axes[0, 0].set_ylabel('loss (half squared error)')
-  axes[0, -1].legend(loc='lower left')
+    axis.set(title=title, ylim=(0, None))
+    axis.label_outer()
+    axis.legend()
   caption = f"""Linear self-attention of several layers, looped (all layers
     share their weights) or untied: loss on {config.num_test_tasks:,} fixed
     tasks against training steps, mean and 95 % interval over {config.num_seeds}

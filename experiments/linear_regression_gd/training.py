@@ -9,7 +9,7 @@ number has a lane: a xorshift generator of 32 bits with a multiplicative output
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.lab import Config
+from experiments.lab import Config, figures as drawing
 from experiments.lab.loops import train as train_one
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array, Float
@@ -321,3 +321,21 @@ def alignment(
     )
 
   return _of_records(one, records)
+
+
+def loss_rows(layer: str, steps, losses) -> list[dict[str, Any]]:
+  """Losses `[S, T]` as rows of `metrics.jsonl`."""
+  axes = {'seed': range(len(losses)), 'step': steps}
+  return lab.tidy({'layer': layer}, {'loss': losses}, **axes)
+
+
+def draw_losses(
+  axis: Any, steps, curves: Mapping[str, Any], lines: Mapping[str, Any]
+) -> None:
+  """Losses `[S, T]` by name, means over seeds, and those of other learners."""
+  for index, (label, losses) in enumerate(curves.items(), start=1):
+    drawing.means(axis, steps, losses, label=label, **drawing.look(index))
+  for index, (label, loss) in enumerate(lines.items(), start=1):
+    look = {'color': drawing.GREY, 'ls': drawing.LINES[index]}
+    axis.axhline(loss, label=label, **look)
+  axis.set(xlabel='training steps', ylabel='loss (half squared error)')

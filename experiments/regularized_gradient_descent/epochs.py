@@ -64,7 +64,8 @@ def measure(config: Config) -> Results:
     one = functools.partial(train, num_epochs=count)
     over = jax.vmap(jax.vmap(one, (None, None, 0)), (None, None, 0))
     found = steps.on_prompts(
-      lambda phi, prompt: over(phi, prompt, jnp.asarray(strengths)), step.arrays
+      lambda phi, prompt: over(phi, prompt, jnp.asarray(strengths)),
+      step.trained,
     )
     return {
       reading: jax.tree.map(lambda x, i=i: x[:, :, i], found)
@@ -206,9 +207,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 def _curves(config: Config, results: Results) -> lab.Figure:
   """Deviation from the strict layer at the end of each epoch."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.6))
+  figure, axes = drawing.subplots(1, 2, figsize=(12.5, 5.6))
   count = config.dual_epochs[-1]
   marked = np.unique(np.linspace(0, count, 9).round().astype(int))
   for axis, (reading, title) in zip(axes, TITLES.items(), strict=True):
@@ -222,11 +221,10 @@ def _curves(config: Config, results: Results) -> lab.Figure:
       look |= {'marker': '', 'label': f'alpha = {alpha:g}'}
       drawing.means(axis, np.arange(count + 1), measured[:, k], **look)
     axis.set_xlabel(f'epoch of {count} (batch 1, step size 1/{count})')
-    axis.set_title(title)
+    axis.set(title=title, ylim=(0, None))
   axes[1].set_yscale('symlog', linthresh=1)
   axes[1].set_ylabel('linear below 1, logarithmic above')
   axes[0].set_ylabel('relative deviation from the strict layer')
-  plt.setp(axes, ylim=(0, None))
   drawing.legend(axes[0], 5)
   found = {
     reading: ', '.join(f'{x.value:.2g} (alpha = {a:g})' for a, x in end.items())
@@ -248,7 +246,7 @@ def _predictions(config: Config, results: Results) -> lab.Figure:
   count, step = config.dual_epochs[-1], results.step
   per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
   per_seed = min(per_seed, config.num_test_prompts)
-  order = np.argsort(step.targets[:, :per_seed, 0].ravel())
+  order = np.argsort(step.trained.target[:, :per_seed, 0].ravel())
   epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
   shown = {
     'true label': ('_', drawing.BLACK, 14),
@@ -261,7 +259,7 @@ def _predictions(config: Config, results: Results) -> lab.Figure:
     strict, printed, ridge, _, last = (
       x[:, :, k] for x in (*step.steps, epochs)
     )
-    labels = step.targets, printed, strict, ridge, last
+    labels = step.trained.target, printed, strict, ridge, last
     for values, (name, look) in zip(labels, shown.items(), strict=True):
       marker, color, size = look
       shape = {'color': color, 'mfc': 'none', 'ms': size, 'mew': 1.6}

@@ -102,9 +102,7 @@ class Results(NamedTuple):
 
   layers: Layer  # The prompts as the layers see them.
   steps: FullBatch  # With an axis of strengths. Shapes `[S, P, K, d_y]`.
-  targets: np.ndarray  # True labels. Shape `[S, P, d_y]`.
-  losses: np.ndarray  # Of pretraining and of predicting 0, `[epochs, 2, S]`.
-  arrays: Any  # Layers, feature maps and tokens, float64.
+  trained: pretraining.Trained
 
 
 @lab.once
@@ -113,41 +111,25 @@ def measure(config: Config) -> Results:
   seeds = pretraining.init_seeds(
     config.seed, config.num_seeds, num_features=config.num_features
   )
-  prompts = pretraining.Prompts(
-    num_demonstrations=config.num_demonstrations,
-    input_distribution=config.input_distribution,
-    multi_task=config.multi_task,
-  )
-  params, trained = pretraining.pretrain(
-    seeds,
-    prompts,
-    num_epochs=config.num_epochs,
-    learning_rate=config.learning_rate,
-    tokens_per_epoch=config.tokens_per_epoch,
-    block_epochs=config.block_epochs,
-  )
-  held_out = prompts.held_out(seeds, config.num_test_prompts)
-  arrays = jax.tree.map(
-    lambda x: np.asarray(x, np.float64),
-    (params, seeds.runs.phi, held_out.tokens),
-  )
+  trained = pretraining.trained(config, seeds, config.num_demonstrations)
 
   def one(phi, prompt):
     over = jax.vmap(full_batch, (None, None, 0))
     return prompt, over(phi, prompt, jnp.array(config.alphas))
 
-  layers, steps = on_prompts(one, arrays)
-  targets = np.asarray(held_out.target, np.float64)
-  return Results(layers, steps, targets, trained, arrays)
+  layers, steps = on_prompts(one, trained)
+  return Results(layers, steps, trained)
 
 
-def on_prompts(fn: Callable[[Any, Layer], Any], arrays: Any) -> Any:
+def on_prompts(
+  fn: Callable[[Any, Layer], Any], trained: pretraining.Trained
+) -> Any:
   """Maps `fn(phi, prompt)` over all prompts in float64. Axes `[S, P]`."""
-  mapped = pretraining.for_all(
-    lambda params, phi, tokens: fn(phi, layer(params, phi, tokens))
-  )
-  with lab.float64_on_host():
-    return jax.device_get(lab.compile_quickly(mapped)(*arrays))
+
+  def of_prompt(params, phi, tokens):
+    return fn(phi, layer(params, phi, tokens))
+
+  return pretraining.over_prompts(of_prompt, trained, 'float64')
 
 
 def residuals(results: Results) -> dict[str, np.ndarray]:
@@ -229,7 +211,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   )
   if config.multi_task:
     meaning = 'A fresh task matrix for every prompt.'
-  loss, zero = results.losses[-1]
+  loss, zero = results.trained.losses[-1]
   return {
     'num_seeds': config.num_seeds,
     'residuals': {x: float(y.max()) for x, y in residuals(results).items()},
