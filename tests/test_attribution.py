@@ -70,8 +70,7 @@ def measure(model, tokens, segments, position, mask):
     tokens,
     segments,
     num_segments=NUM_SEGMENTS,
-    position=position,
-    mask=mask,
+    mask=mask & (np.arange(len(tokens)) <= position),
   )
   parts = attribution.direct_logit_attribution(model, readings, LABEL, OTHER)
   return readings, parts, pretrained.logits(model, tokens, mask=mask)
@@ -369,14 +368,14 @@ def test_spans_are_marked():
 @pytest.mark.parametrize(
   ('spans', 'num_tokens', 'message'),
   [
-    ([], 12, 'spans is empty'),
+    ([], 12, r'spans is \[\]; expected a list of at least'),
     ([(0, 3), (2, 4)], 12, 'overlaps with spans.0.'),
     ([(3, 3)], 12, 'begin < end'),
     ([(-1, 3)], 12, '0 <= begin'),
     ([(0, 13)], 12, 'the number of tokens'),
     ([5], 12, 'expected two integers'),
     ([(0.5, 2)], 12, 'expected two integers'),
-    (None, 12, 'spans is a NoneType'),
+    (None, 12, 'spans is None; expected a list'),
     ([(0, 1)], -3, 'num_tokens is -3'),
   ],
 )
@@ -443,17 +442,15 @@ def encoder(visible=transformer.bidirectional, tied=True):
     ),
     (lambda: {'num_segments': 2}, 'segment_ids holds 2'),
     (lambda: {'num_segments': 0}, 'num_segments is 0'),
-    (lambda: {'label': 23}, 'label is 23'),
-    (lambda: {'other_label': -1}, 'other_label is -1'),
+    (lambda: {'label': 23}, 'label holds the id 23'),
+    (lambda: {'other_label': -1}, 'other_label holds the id -1'),
     (
       lambda: {'label': ' Positive'},
-      'expected one integer from 0 to 22, an id',
+      "label is ' Positive'; expected the ids",
     ),
     (lambda: {'label': OTHER}, 'two labels'),
-    (lambda: {'position': 12}, 'from 0 to 11, the index of a token'),
-    (lambda: {'position': -1}, 'from 0 to 11, the index of a token'),
-    (lambda: {'position': 1.5}, 'one integer'),
-    (lambda: {'position': 0, 'mask': TOKENS != 5}, 'mask excludes'),
+    (lambda: {'label': 3.0}, r'label is float\d\d\[\]; expected the ids'),
+    (lambda: {'mask': TOKENS < 0}, 'mask excludes every token'),
   ],
 )
 def test_bad_arguments_are_errors(changes, message):

@@ -289,11 +289,13 @@ def check_prompt(
   check_ids(model, 'tokens', tokens)
 
 
-def check_text(model: LanguageModel, name: str, ids: Any) -> None:
+def check_text(
+  model: LanguageModel, name: str, ids: Any, *, ranks: tuple[int, ...] = (1,)
+) -> None:
   """Checks the ids of a text that may stand behind a prompt."""
   array = ids if hasattr(ids, 'dtype') else np.asarray(ids)
-  is_integer = jnp.issubdtype(array.dtype, jnp.integer)
-  if array.ndim != 1 or not array.size or not is_integer:
+  is_integer = np.issubdtype(array.dtype, np.integer)
+  if array.ndim not in ranks or not array.size or not is_integer:
     found = repr(ids) if array is not ids else f'{array.dtype}{[*array.shape]}'
     raise ValueError(
       f'{name} is {found}; expected the ids of a text, a list or an array [T] '
@@ -309,32 +311,38 @@ def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
   _validate.look(check, ids)
 
 
-def switches(model: LanguageModel) -> set[int]:
-  """Returns the lengths from which on layers rotate otherwise."""
-  rotations = [layer.rotation for layer in model.architecture.layers]
-  return {x.beyond[0] for x in rotations if x is not None and x.beyond}
-
-
 def check_room(
-  model: LanguageModel, num_tokens: int, mask: Any, room: int
+  model: LanguageModel,
+  num_tokens: int,
+  mask: Any,
+  room: int,
+  *,
+  shorter: bool = False,
 ) -> None:
-  """Checks that tokens behind a prompt leave the rotation of all as it is."""
+  """Checks that all lengths of a prompt rotate its tokens alike.
+
+  So many tokens may follow it, and others be taken out if it gets `shorter`.
+  """
   check_length(model, num_tokens + room)
-  for switch in switches(model):
-    check = functools.partial(_check_switch, switch, room)
-    if not _validate.look(check, np.ones(num_tokens) if mask is None else mask):
-      check(np.ones(min(num_tokens, switch)))  # Any number may be valid.
+  for layer in model.architecture.layers:
+    if layer.rotation is not None and layer.rotation.beyond:
+      switch = layer.rotation.beyond[0]
+      check = functools.partial(_check_switch, switch, room, shorter)
+      valid = np.ones(num_tokens) if mask is None else mask
+      if not _validate.look(check, valid):  # Any number may be valid.
+        check(np.ones(num_tokens if shorter else min(num_tokens, switch)))
 
 
-def _check_switch(switch: int, room: int, mask: Any) -> None:
+def _check_switch(switch: int, room: int, shorter: bool, mask: Any) -> None:
   size = int(np.sum(mask))
-  if size <= switch < size + room:
+  if (0 if shorter else size) <= switch < size + room:
     raise ValueError(
-      f'{room} tokens may follow a prompt of {size}, and longer ones than '
-      f'{switch} rotate all positions otherwise, those read before too; '
-      'expected a prompt that stays on one side. Decode up to there, and '
-      'prefill the longer prompt anew. Inside jit and vmap leave the mask out, '
-      'which may hide any number of tokens there.'
+      f'a prompt of {size} tokens is read, {room} more may follow'
+      f'{", and others be taken out" if shorter else ""}; but longer ones than '
+      f'{switch} rotate all positions otherwise, those read before too. '
+      'Expected lengths on one side: decode up to there, and prefill or score '
+      'the longer or shorter prompt anew. Inside jit and vmap leave the mask '
+      'out, which may hide any number of tokens there.'
     )
 
 

@@ -1,7 +1,7 @@
 r"""Which demonstrations taught a language model its answer.
 
 What a prompt shows is cut into segments: the demonstrations, and the rest. The
-last position is read, unless another one is asked for. Four questions:
+last position is read. Four questions:
 
 * `influence`: what does the answer lose if a demonstration is deleted? To first
   order, through the dual models of all heads at all later tokens. It finds the

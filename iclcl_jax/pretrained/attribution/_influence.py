@@ -4,7 +4,9 @@ The demonstration is taken out of the training set of every head's dual model,
 at every later token.
 """
 
-from typing import Literal, NamedTuple, get_args
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,12 @@ from jaxtyping import Int
 from iclcl_jax import _validate, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
-from iclcl_jax.precision import widen
+from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._logits import Label, append
+from iclcl_jax.pretrained.attribution._readings import scan_layers
 from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
@@ -41,20 +44,11 @@ class _Question(NamedTuple):
   ids: Int[Array, ' T']
   other_ids: Int[Array, ' T'] | None
 
-  @property
-  def positions(self) -> Array:
-    """Position of each token. Shape `[N]`."""
-    return _model.positions_of(self.tokens, self.valid)
-
-  def kept_without(self, segment: Array | int) -> Array:
-    """Which tokens are left without a demonstration. Shape `[N]`."""
-    return self.valid & (self.segment_ids != segment)
-
-  def positions_without(self, segment: Array | int, removal: Removal) -> Array:
-    """Their positions. Shape `[N]`."""
-    if removal == 'hide':
-      return self.positions
-    return _model.positions_of(self.tokens, self.kept_without(segment))
+  def without(self, segment: Any, removal: Removal) -> tuple[Array, Array]:
+    """Returns which tokens stay, and the positions of all. Shapes `[N]`."""
+    kept = self.valid & (self.segment_ids != segment)
+    counted = self.valid if removal == 'hide' else kept
+    return kept, _model.positions_of(self.tokens, counted)
 
 
 @door
@@ -102,54 +96,48 @@ def influence(
     Pruthi et al., arXiv:2002.08484 (TracIn), the same first order for the
     examples of a training set.
   """
-  questions = _ask(
-    model, tokens, segment_ids, label, other_label, num_segments, removal, mask
+  return _difference(
+    lambda question: _influence(model, question, num_segments, removal),
+    *(model, tokens, segment_ids, label, other_label),
+    *(num_segments, removal, mask),
   )
-  terms = [_influence(model, x, num_segments, removal) for x in questions]
-  return _difference(terms, questions[0])
 
 
 def _influence(
   model: LanguageModel, question: _Question, num_segments: int, removal: Removal
 ) -> Float[Array, 'L H S']:
   architecture = model.architecture
-  segments = jnp.arange(num_segments, dtype=question.segment_ids.dtype)
+  valid, positions = question.without(_NONE, removal)
 
-  def attend(block, x, positions, kept):
+  def read(block, x, kept, positions):
     heads = transformer.heads(architecture, block, x, positions=positions)
+    heads = heads._replace(values=widen(heads.values))  # Differences follow.
     return transformer.attend(
       architecture, heads, positions, positions, mask=kept
     )
 
-  def read(block, x):
-    return attend(block, x, question.positions, question.valid)
-
-  def forward(x, block):
-    x = _forward.clear(x, question.valid)
-    return transformer.complete(architecture, block, x, read(block, x)), x
+  def complete(block, x, outputs):
+    outputs = cast_like(outputs, x)
+    return transformer.complete(architecture, block, x, outputs)
 
   def backward(gradient, block, x):
-    outputs, through_heads = jax.vjp(lambda x: read(block, x), x)
-
-    def complete(x, outputs):
-      return transformer.complete(architecture, block, x, outputs)
-
-    direct, of_outputs = jax.vjp(complete, x, outputs)[1](gradient)
+    outputs, through_heads = jax.vjp(
+      lambda x: read(block, x, valid, positions), x
+    )
+    _, through_rest = jax.vjp(functools.partial(complete, block), x, outputs)
+    direct, of_outputs = through_rest(gradient)
 
     def term(segment):
-      kept = question.kept_without(segment)
-      moved = question.positions_without(segment, removal)
-      lost = jnp.where(
-        kept[:, None], outputs - attend(block, x, moved, kept), 0
-      )
-      return jnp.einsum('htd,htd->h', widen(of_outputs), widen(lost))
+      kept, moved = question.without(segment, removal)
+      lost = outputs - read(block, x, kept, moved)
+      lost = jnp.where(kept[:, None], lost, 0)
+      return jnp.einsum('htd,htd->h', of_outputs, lost)
 
-    terms = jax.lax.map(term, segments).T
+    terms = jax.lax.map(term, jnp.arange(num_segments, dtype='int32')).T
     return direct + through_heads(of_outputs)[0], terms
 
-  x = _model.embed_at(model, question.tokens, question.positions)
-  last, streams = transformer.scan_blocks(
-    architecture, model.blocks, forward, x
+  last, streams = scan_layers(
+    model, question.tokens, valid, lambda block, x, *_: x
   )
   gradient = jax.grad(lambda x: _answer(model, question, x[question.places]))
   return transformer.scan_blocks(
@@ -204,79 +192,80 @@ def effects_of_removal(
   """
   if num_rows is not None:
     _validate.at_least(len(tokens), num_rows=num_rows)
-  questions = _ask(
-    model, tokens, segment_ids, label, other_label, num_segments, removal, mask
+  elif _validate.is_concrete(segment_ids, mask):
+    num_rows = _count_rows(segment_ids, num_segments, mask)
+  labels = label, other_label
+  return _effects_of_removal(
+    model, tokens, segment_ids, *labels, num_segments, removal, mask, num_rows
   )
-  effects = []
-  for question in questions:
-    stands = _worlds(question, num_segments, removal).stands
-    known = num_rows is None and _validate.is_concrete(stands)
-    room = num_rows or stands.size
-    if known:
-      needed = -(-int(np.sum(stands)) // _ROUNDING) * _ROUNDING
-      room = min(needed, stands.size)
-    effects.append(
-      _effects_of_removal(model, question, num_segments, removal, room)
-    )
-  return _difference(effects, questions[0])
 
 
-def _difference(results: list[Array], question: _Question) -> Array:
-  """What one label loses, less what the other does, over segments `[..., S]`.
-
-  Without the token that is read nothing is left to read.
-  """
-  result = results[0] if len(results) == 1 else results[0] - results[1]
-  read = question.segment_ids[question.places[0]]
-  is_read = jnp.arange(result.shape[-1], dtype=read.dtype) == read
-  factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
-  return jnp.einsum('...s,s->...s', result, factors)
-
-
-class _Worlds(NamedTuple):
-  """The prompt, and what it is without each demonstration."""
-
-  stands: Bool[Array, 'W N']  # Tokens that are not shared with the first.
-  kept: Bool[Array, 'W N']
-  positions: Int[Array, 'W N']
-
-
-def _worlds(
-  question: _Question, num_segments: int, removal: Removal
-) -> _Worlds:
-  def without(segment):
-    kept = question.kept_without(segment)
-    begun = jnp.cumsum(question.segment_ids == segment) > 0
-    positions = question.positions_without(segment, removal)
-    return _Worlds(begun & kept, kept, positions)
-
-  segments = jnp.arange(num_segments, dtype=question.segment_ids.dtype)
-  worlds = jax.vmap(without)(
-    jnp.append(jnp.asarray(_NONE, segments.dtype), segments)
-  )
-  return worlds._replace(stands=worlds.stands.at[0].set(True))
+def _count_rows(segment_ids: Any, num_segments: int, mask: Any) -> int:
+  """Counts the tokens of a prompt, and the copies of those after segments."""
+  ids = np.asarray(segment_ids)
+  inside = ids == np.arange(num_segments)[:, None]
+  behind = (np.cumsum(inside, axis=1) > 0) & ~inside
+  copies = np.sum(behind if mask is None else behind & np.asarray(mask))
+  return -(-int(len(ids) + copies) // _ROUNDING) * _ROUNDING
 
 
 @compiled
 def _effects_of_removal(
   model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  segment_ids: Int[Array, ' N'],
+  label: Label,
+  other_label: Label,
+  num_segments: int,
+  removal: Removal,
+  mask: Bool[Array, ' N'] | None,
+  num_rows: int | None,
+) -> Float[Array, ' S']:
+  def effects(question):
+    answers = _answers(model, question, num_segments, removal, num_rows)
+    return answers[-1] - answers[:-1]
+
+  return _difference(
+    effects,
+    *(model, tokens, segment_ids, label, other_label),
+    *(num_segments, removal, mask),
+  )
+
+
+def _answers(
+  model: LanguageModel,
   question: _Question,
   num_segments: int,
   removal: Removal,
-  num_rows: int,
-) -> Float[Array, ' S']:
+  num_rows: int | None,
+) -> Float[Array, ' W']:
+  """Answers in all worlds: without each demonstration, and the prompt itself.
+
+  A token has a row of its own where something before it is missing.
+  """
   architecture = model.architecture
-  worlds = _worlds(question, num_segments, removal)
-  stands, shape = worlds.stands, worlds.stands.shape
+  segments = jnp.array([*range(num_segments), _NONE], 'int32')
+
+  def world(segment):
+    begun = jnp.cumsum(question.segment_ids == segment) > 0
+    kept, positions = question.without(segment, removal)
+    return kept & (begun | (segment == _NONE)), kept, positions
+
+  stands, kept, positions = jax.vmap(world)(segments)
+  shape = stands.shape
+  if num_rows is None:
+    num_rows = stands.size
+  else:  # Tokens of the label stand in all worlds.
+    num_rows = min(num_rows + shape[0] * (len(question.ids) - 1), stands.size)
   # Row of each token of each world, and world and token of each row.
   rows = (jnp.cumsum(stands) - 1).reshape(shape)
-  rows = jnp.where(stands, rows, rows[:1])
+  rows = jnp.where(stands, rows, rows[-1:])
   flat = jnp.flatnonzero(stands, size=num_rows, fill_value=0)
   owner, token = jnp.divmod(flat, shape[1])
-  positions = worlds.positions[owner, token]
+  row_positions = positions[owner, token]
 
   def layer(x, block):
-    heads = transformer.heads(architecture, block, x, positions=positions)
+    heads = transformer.heads(architecture, block, x, positions=row_positions)
 
     def attend(world):
       rows, kept, positions = world
@@ -289,24 +278,35 @@ def _effects_of_removal(
         architecture, inside, positions, positions, mask=kept
       )
 
-    outputs = jax.lax.map(attend, (rows, worlds.kept, worlds.positions))
+    outputs = jax.lax.map(attend, (rows, kept, positions))
     outputs = jnp.swapaxes(outputs[owner, :, token], 0, 1)
     return transformer.complete(architecture, block, x, outputs), None
 
-  x = _model.embed_at(model, question.tokens[token], positions)
-  x = _forward.clear(x, worlds.kept[owner, token])
+  x = _model.embed_at(model, question.tokens[token], row_positions)
+  x = _forward.clear(x, kept[owner, token])
   x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x)
   answers = jax.vmap(lambda read: _answer(model, question, x[read]))(
     rows[:, question.places]
   )
-  enough = jnp.sum(stands) <= num_rows
-  return (answers[0] - answers[1:]) * jnp.where(enough, 1, jnp.nan)
+  return jnp.where(jnp.sum(stands) <= num_rows, answers, jnp.nan)
 
 
-def _ask(
-  model, tokens, segment_ids, label, other_label, num_segments, removal, mask
-) -> list[_Question]:
-  """Checks a prompt and its labels; one question if both are single tokens."""
+def _difference(
+  of_question: Callable[[_Question], Array],
+  model: LanguageModel,
+  tokens: Array,
+  segment_ids: Array,
+  label: Label,
+  other_label: Label,
+  num_segments: int,
+  removal: Removal,
+  mask: Array | None,
+) -> Array:
+  """Checks a prompt and its labels; returns what one loses less the other.
+
+  Single tokens are one question. The last axis is that of segments; without the
+  one whose token is read nothing is left to read.
+  """
   if other_label is None:
     raise ValueError('other_label is None; expected the ids of another label.')
   _model.check_causal_prompt(model, tokens, mask)
@@ -316,23 +316,22 @@ def _ask(
     raise ValueError(
       f"removal is {removal!r}; expected 'delete' or 'hide', see the docstring."
     )
+  _model.check_room(model, len(tokens), mask, 0, shorter=removal == 'delete')
+  segment_ids = jnp.asarray(segment_ids, 'int32')
 
-  def ask(ids, other_ids):
+  def answer(ids, other_ids):
     ids, whole, valid, places = append(model, tokens, ids, mask)
     rest = len(whole) - len(tokens)
-    segments = jnp.asarray(segment_ids, 'int32')
-    segments = jnp.pad(segments, (0, rest), constant_values=-1)
-    return _Question(whole, segments, valid, places, ids, other_ids)
+    segments = jnp.pad(segment_ids, (0, rest), constant_values=-1)
+    return of_question(
+      _Question(whole, segments, valid, places, ids, other_ids)
+    )
 
   if _checks.check_labels(model, label, other_label):
-    questions = [ask(label, None), ask(other_label, None)]
+    result = answer(label, None) - answer(other_label, None)
   else:
-    questions = [ask(label, jnp.asarray(other_label, tokens.dtype)[None])]
-  switches = _model.switches(model)
-  if removal == 'delete' and any(len(tokens) > x for x in switches):
-    raise ValueError(
-      f'tokens are {len(tokens)}, more than those of prompts that the model '
-      'rotates otherwise; expected fewer. Call pretrained.score_labels on each '
-      'shortened prompt.'
-    )
-  return questions
+    result = answer(label, jnp.asarray(other_label, tokens.dtype)[None])
+  read = segment_ids[_model.last_valid(tokens, mask)]
+  is_read = jnp.arange(num_segments, dtype='int32') == read
+  factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
+  return jnp.einsum('...s,s->...s', result, factors)

@@ -41,8 +41,6 @@ class LogitAttribution(NamedTuple):
     directions: what turns a vector in the residual stream, added by the heads
       of a layer, into a part of the difference; None for a string. Shape
       `[L, d_model]`.
-    cap_slopes: derivatives of the capped logits of both labels with respect to
-      those that are attributed; None without a cap. Shape `[2]`.
   """
 
   logit_difference: Float[Array, '']
@@ -53,7 +51,6 @@ class LogitAttribution(NamedTuple):
   final_bias: Float[Array, '']
   removal_effects: Float[Array, 'L H S']
   directions: Float[Array, 'L d_model'] | None
-  cap_slopes: Float[Array, ' 2'] | None = None
 
   @property
   def total(self) -> Float[Array, '']:
@@ -96,7 +93,7 @@ def direct_logit_attribution(
     Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
     direct paths; maps of the blocks derived in `transformer.linearise`.
   """
-  _checks.check_labels(model, label, other_label, readings)
+  _checks.check_labels(model, label, other_label, ranks=(0,))
   row, bias = _label_direction(model, label, other_label)
   row = vary_as(row, readings.last)  # As what is transposed does.
   last = readings.last[None]
@@ -123,7 +120,6 @@ def direct_logit_attribution(
     final_bias=norm_bias @ row + bias,
     removal_effects=effects,
     directions=directions,
-    cap_slopes=_cap_slopes(model, state, label, other_label),
   )
 
 
@@ -136,7 +132,6 @@ def attribute(
   other_label: Label | None,
   *,
   num_segments: int,
-  position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
 ) -> LogitAttribution:
   """Attributes a difference of two logits to heads and demonstrations.
@@ -148,22 +143,17 @@ def attribute(
   Takes what `read_heads` and `direct_logit_attribution` take, labels of several
   tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
-  if _checks.check_labels(model, label, other_label, position):
-    first, *second = (
-      _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
-      for ids in (label, other_label)
-      if ids is not None
+  if not _checks.check_labels(model, label, other_label):
+    readings = read_heads(
+      model, tokens, segment_ids, num_segments=num_segments, mask=mask
     )
-    return jax.tree.map(jnp.subtract, first, *second) if second else first
-  readings = read_heads(
-    model,
-    tokens,
-    segment_ids,
-    num_segments=num_segments,
-    position=position,
-    mask=mask,
+    return direct_logit_attribution(model, readings, label, other_label)
+  first, *second = (
+    _attribute_string(model, tokens, segment_ids, ids, num_segments, mask)
+    for ids in (label, other_label)
+    if ids is not None
   )
-  return direct_logit_attribution(model, readings, label, other_label)
+  return jax.tree.map(jnp.subtract, first, *second) if second else first
 
 
 def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
@@ -173,11 +163,12 @@ def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
   segment_ids = jnp.pad(segment_ids, (0, rest), constant_values=-1)
 
   def attribute_token(place):
-    options = {'num_segments': num_segments, 'position': place[0]}
-    found = attribute(
-      model, whole, segment_ids, place[1], None, mask=valid, **options
+    before = valid & (jnp.arange(len(whole)) <= place[0])
+    readings = read_heads(
+      model, whole, segment_ids, num_segments=num_segments, mask=before
     )
-    return found._replace(directions=None, cap_slopes=None)
+    found = direct_logit_attribution(model, readings, place[1], None)
+    return found._replace(directions=None)
 
   parts = jax.lax.map(attribute_token, (places, ids))
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
@@ -209,16 +200,6 @@ def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
 
   row = weight[:, label] - other(weight)
   return row, 0.0 if bias is None else bias[label] - other(bias)
-
-
-def _cap_slopes(model, state, label, other_label) -> Array | None:
-  """Returns the derivatives of capped logits with respect to plain ones."""
-  if model.logit_cap is None or other_label is None:
-    return None
-  capped = _model.unembed(model, state[None])[
-    0, jnp.stack([label, other_label])
-  ]
-  return 1 - (capped / model.logit_cap) ** 2
 
 
 def _carry_back(

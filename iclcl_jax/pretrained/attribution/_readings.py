@@ -1,4 +1,4 @@
-"""Readings and gradients of one position, head by head, part by part."""
+"""Readings and gradients at the last position, head by head, part by part."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 class HeadReadings(NamedTuple):
-  """The readings of one position, head by head and segment by segment.
+  """The readings of the last position, head by head, segment by segment.
 
   Attributes:
     outputs: share of each segment in the output of each head, the sum of its
@@ -53,10 +53,9 @@ def read_heads(
   segment_ids: Int[Array, ' N'],
   *,
   num_segments: int,
-  position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
 ) -> HeadReadings:
-  r"""Reads the heads of all layers at one position, segment by segment.
+  r"""Reads the heads of all layers at the last position, by segments.
 
   A segment `s` is a dual state of its own with mass
   :math:`D_s = \sum_{i \in s} k(k_i, q)` and prediction :math:`h_s`; the head's
@@ -67,39 +66,34 @@ def read_heads(
     segment_ids: demonstration of each token, from 0; -1 for the rest, as
       `mark_spans` gives them. Shape `[N]`.
     num_segments: number of demonstrations `S`.
-    position: index of the token that is read; the last valid one by default.
+    mask: the last valid token is read: mask later ones to read another.
 
   Raises:
-    ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens;
-      if `position` is not a valid token. Values are looked at outside of `jit`
-      and `vmap`.
+    ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens.
+      Values are looked at outside of `jit` and `vmap`.
 
   References:
     Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
     demonstrations.
   """
-  _model.check_causal_prompt(model, tokens, mask)
-  _checks.check_segments(segment_ids, num_segments)
-  position = _checks.check_position(tokens, position, mask)
+  members = _members(model, tokens, segment_ids, num_segments, mask)
+  position = _model.last_valid(tokens, mask)
 
   def read(block, x, heads, outputs, seen):
-    query = heads.queries[:, position]
-    members = members_of(segment_ids, num_segments, seen)
     point = transformer.linearise(
       model.architecture, block, x[position][None], outputs[:, position, None]
     )
-    point = jax.tree.map(lambda leaf: leaf[0], point)
     pieces = _read_segments(
-      query,
+      heads.queries[:, position],
       heads.keys,
       heads.values,
-      members,
+      members & seen,
       cap=model.architecture.score_cap,
       sinks=heads.sinks,
     )
-    return pieces, point, x[position]
+    return pieces, jax.tree.map(lambda leaf: leaf[0], point), x[position]
 
-  last, readings = scan_layers(model, tokens, position, mask, read)
+  last, readings = scan_layers(model, tokens, mask, read)
   (outputs, shares, normalisers, removed, sinks), point, stream = readings
   return HeadReadings(
     outputs, shares, normalisers, removed, point, stream, last[position], sinks
@@ -109,13 +103,17 @@ def read_heads(
 def scan_layers(
   model: LanguageModel,
   tokens: Array,
-  position: Any,
   mask: Array | None,
   read: Callable[..., Any],
 ) -> tuple[Array, Any]:
-  """Runs the blocks and stacks over the layers what `read` returns."""
+  """Runs the blocks and stacks over the layers what `read` returns.
+
+  It is given the block, the rows before it, heads, their outputs, and which
+  tokens the last one sees `[1, N]`.
+  """
   architecture = model.architecture
   positions = _model.positions_of(tokens, mask)
+  last = positions[_model.last_valid(tokens, mask)][None]
 
   def step(x, block):
     x = _forward.clear(x, mask)
@@ -124,21 +122,24 @@ def scan_layers(
       architecture, heads, positions, positions, mask=mask
     )
     seen = _forward.visibility(
-      architecture, positions[position][None], positions, mask, heads.window
+      architecture, last, positions, mask, heads.window
     )
-    reading = read(block, x, heads, outputs, seen[0])
+    reading = read(block, x, heads, outputs, seen)
     return transformer.complete(architecture, block, x, outputs), reading
 
   x = _model.embed_at(model, tokens, positions)
   return transformer.scan_blocks(architecture, model.blocks, step, x)
 
 
-def members_of(segment_ids, num_segments: int, seen) -> Bool[Array, 'T N']:
-  """Returns which tokens of each segment are seen; the rest comes last."""
+def _members(
+  model, tokens, segment_ids, num_segments: int, mask
+) -> Bool[Array, 'T N']:
+  """Checks a prompt; returns the tokens of each segment, the rest last."""
+  _model.check_causal_prompt(model, tokens, mask)
+  _checks.check_segments(segment_ids, num_segments)
   names = jnp.arange(num_segments, dtype=segment_ids.dtype)
   chosen = segment_ids[None] == names[:, None]
-  rest = ~jnp.any(chosen, axis=0)
-  return jnp.concatenate([chosen, rest[None]]) & seen[None]
+  return jnp.concatenate([chosen, ~jnp.any(chosen, axis=0)[None]])
 
 
 def _read_segments(
@@ -229,7 +230,6 @@ def demonstration_gradients(
   segment_ids: Int[Array, ' N'],
   *,
   num_segments: int,
-  position: int | Int[Array, ''] | None = None,
   mask: Bool[Array, ' N'] | None = None,
 ) -> DemonstrationGradients:
   r"""Returns gradient norm and loss drop of each demonstration in each model.
@@ -246,16 +246,13 @@ def demonstration_gradients(
   overflows; heads that share keys and values share the dual model.
 
   Takes what `read_heads` takes, and raises `ValueError` as it does; tokens that
-  `position` does not see count for nothing.
+  the last position does not see count for nothing.
 
   References:
     Ren & Liu, arXiv:2310.13220, the loss of Theorem 3.1; its drop in one step
     derived here.
   """
-  _model.check_causal_prompt(model, tokens, mask)
-  _checks.check_segments(segment_ids, num_segments)
-  position = _checks.check_position(tokens, position, mask)
-
+  members = _members(model, tokens, segment_ids, num_segments, mask)
   if model.architecture.score_cap is not None:
     raise ValueError(
       'model caps its scores, and the capped kernel is not positive definite: '
@@ -263,11 +260,11 @@ def demonstration_gradients(
     )
 
   def read(block, x, heads, outputs, seen):
-    members = members_of(segment_ids, num_segments, seen)[:-1]
     keys = heads.keys * model.architecture.query_scale**0.5  # Of the kernel.
-    return jax.vmap(lambda k, v: _gradients(k, v, members))(keys, heads.values)
+    inside = (members & seen)[:-1]
+    return jax.vmap(lambda k, v: _gradients(k, v, inside))(keys, heads.values)
 
-  return scan_layers(model, tokens, position, mask, read)[1]
+  return scan_layers(model, tokens, mask, read)[1]
 
 
 def _gradients(

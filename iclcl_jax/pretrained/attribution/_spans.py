@@ -28,10 +28,11 @@ def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
     [-1, 0, 0, 1, -1, -1]
   """
   _validate.at_least(1, num_tokens=num_tokens)
-  expected = 'a list of pairs, begin and end (exclusive) of each demonstration'
-  _validate.check_type('spans', spans, Sequence, expected)
-  if len(spans) == 0:
-    raise ValueError('spans is empty; expected at least one demonstration.')
+  if not isinstance(spans, Sequence) or not spans:
+    raise ValueError(
+      f'spans is {spans!r}; expected a list of at least one pair, begin and '
+      'end (exclusive) of each demonstration.'
+    )
   result = np.full(num_tokens, -1, np.int32)
   for number, span in enumerate(spans):
     begin, end = _read_span(f'spans[{number}]', span, num_tokens, 'tokens')
@@ -84,14 +85,13 @@ def token_spans(
 def _read_span(name: str, span: Any, size: int, unit: str) -> tuple[int, int]:
   """Returns begin and end of a span within `size` as plain integers."""
   try:
-    begin, end = (operator.index(edge) for edge in span)
-  except (TypeError, ValueError) as error:
+    begin, end = map(operator.index, span)
+    fits = 0 <= begin < end <= size
+  except (TypeError, ValueError):
+    fits = False
+  if not fits:
     raise ValueError(
-      f'{name} is {span!r}; expected two integers, begin and end (exclusive).'
-    ) from error
-  if not 0 <= begin < end <= size:
-    raise ValueError(
-      f'{name} is {(begin, end)}; expected 0 <= begin < end <= {size}, the '
-      f'number of {unit}. The end is exclusive.'
+      f'{name} is {span!r}; expected two integers, 0 <= begin < end <= {size}, '
+      f'the number of {unit}. The end is exclusive.'
     )
   return begin, end
