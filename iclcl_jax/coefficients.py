@@ -7,7 +7,6 @@ evaluated in log space. Arguments are those of `types.Form`.
 """
 
 import functools
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,11 @@ from iclcl_jax.moments import largest, map_chunks, visible, zero_log_scale
 from iclcl_jax.precision import accumulation_dtype, product, widen
 from iclcl_jax.types import (
   Array,
-  FixedKernelDualState,
   Float,
   KernelDualState,
   Reading,
 )
 
-_State: TypeAlias = KernelDualState | FixedKernelDualState
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
 # Among so many keys an index is found in no time; among more it is slow.
@@ -42,29 +39,28 @@ def empty(kernel, keys, values) -> KernelDualState:
   )
 
 
-def merge(a, b) -> _State:
+def merge(a, b) -> KernelDualState:
   """Joins the rows of two states that saw different tokens."""
-  if isinstance(a, FixedKernelDualState):
+  if a.used is not None:
     return _write(a, b)
-  keys, coefficients, mass = map(jnp.concatenate, zip(a, b, strict=True))
+  pairs = zip(a[:3], b[:3], strict=True)
+  keys, coefficients, mass = map(jnp.concatenate, pairs)
   return KernelDualState(keys, widen(coefficients), widen(mass))
 
 
-def with_capacity(
-  state: KernelDualState, capacity: int
-) -> FixedKernelDualState:
+def with_capacity(state: KernelDualState, capacity: int) -> KernelDualState:
   """Returns an empty state whose tokens are written into `capacity` rows."""
   keys, coefficients, mass = (
     jnp.zeros((capacity, *x.shape[1:]), x.dtype) for x in state[:3]
   )
   none = jnp.zeros((), jnp.int32)
-  return FixedKernelDualState(keys, coefficients, mass, none)
+  return KernelDualState(keys, coefficients, mass, none)
 
 
-def _write(state: FixedKernelDualState, new: _State) -> FixedKernelDualState:
+def _write(state, new: KernelDualState) -> KernelDualState:
   """Writes rows into the free ones; traced rows beyond the last give NaN."""
   capacity, size = state.mass.shape[0], new.mass.shape[0]
-  more = getattr(new, 'used', size)
+  more = size if new.used is None else new.used
   _validate.look(functools.partial(_check_free, capacity), state.used, more)
   used = state.used + more
   rows = state.used + jnp.arange(size, dtype=used.dtype)
@@ -74,7 +70,7 @@ def _write(state: FixedKernelDualState, new: _State) -> FixedKernelDualState:
     for old, x in zip(state[:3], new[:3], strict=True)
   )
   coefficients = jnp.where(used > capacity, jnp.nan, coefficients)
-  return FixedKernelDualState(keys, coefficients, mass, used)
+  return KernelDualState(keys, coefficients, mass, used)
 
 
 def _check_free(capacity: int, used: Array, more: Array | int) -> None:
@@ -86,7 +82,7 @@ def _check_free(capacity: int, used: Array, more: Array | int) -> None:
     )
 
 
-def absorb(kernel, state, keys, values, mask=None) -> _State:
+def absorb(kernel, state, keys, values, mask=None) -> KernelDualState:
   """Adds a row for each token; masked rows get coefficient and mass 0."""
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   mass = jnp.ones(keys.shape[0], bool) if mask is None else mask
@@ -94,7 +90,7 @@ def absorb(kernel, state, keys, values, mask=None) -> _State:
   return merge(state, KernelDualState(keys, values, mass.astype(values.dtype)))
 
 
-def absorb_stream(kernel, state, keys, values, chunk_size, mask=None) -> _State:
+def absorb_stream(kernel, state, keys, values, chunk_size, mask=None):
   """Does what `absorb` does: there are no features to hold."""
   del chunk_size
   return absorb(kernel, state, keys, values, mask)
@@ -132,7 +128,7 @@ def gradient(
 
   predictions = visible(map_chunks(evaluate, keys_read, _CHUNK_SIZE), mask)
   slopes = visible(jax.grad(loss)(predictions, values_read), mask)
-  used = getattr(state, 'used', state.keys.shape[0])
+  used = state.keys.shape[0] if state.used is None else state.used
   rows = jnp.asarray(used - keys.shape[0], rows.dtype) + rows
   return jnp.zeros_like(state.coefficients).at[rows].add(slopes)
 

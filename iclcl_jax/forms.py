@@ -6,7 +6,6 @@ from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax.types import (
   DualState,
   FeatureMap,
-  FixedKernelDualState,
   Form,
   Kernel,
   KernelDualState,
@@ -28,8 +27,7 @@ def form_of(
   """
   is_feature_map = _validate.is_feature_map(phi)
   expected = DualState if is_feature_map else KernelDualState
-  kinds = (expected,) if is_feature_map else (expected, FixedKernelDualState)
-  if state is not None and not isinstance(state, kinds):
+  if state is not None and not isinstance(state, expected):
     raise ValueError(
       f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
       f'since phi is a {type(phi).__name__}. Make it with this phi.'

@@ -110,35 +110,25 @@ class KernelDualState(NamedTuple):
   r"""The exact-kernel twin of `DualState`: coefficients over the keys.
 
   The model is :math:`f(x) = \sum_i c_i k(k_i, x) / \sum_i m_i k(k_i, x)`. It
-  grows by a row for every token. One of fixed capacity (`dual.empty`) does not,
-  and can be the carry of a `lax.scan`.
+  grows by a row for every token. One of fixed capacity (`dual.empty`) writes
+  tokens into free rows, and can be the carry of a `lax.scan`.
 
   Attributes:
     keys: training inputs seen so far. Shape `[n, d_k]`.
     coefficients: weights of the kernel expansion. Shape `[n, d_v]`.
-    mass: 1 for a visible token, 0 for a masked or removed one. Shape `[n]`.
+    mass: 1 for a visible token, 0 for a masked or removed one and a free row.
+      Shape `[n]`.
+    used: how many rows of a fixed capacity are taken, shape `[]`; None for a
+      state that grows.
   """
 
   keys: Float[Array, 'n d_k']
   coefficients: Float[Array, 'n d_v']
   mass: Float[Array, ' n']
+  used: Int[Array, ''] | None = None
 
 
-class FixedKernelDualState(NamedTuple):
-  """A `KernelDualState` of fixed capacity: tokens are written into free rows.
-
-  Attributes:
-    keys, coefficients, mass: those of `KernelDualState`, then zeros.
-    used: how many rows are taken. Shape `[]`.
-  """
-
-  keys: Float[Array, 'n d_k']
-  coefficients: Float[Array, 'n d_v']
-  mass: Float[Array, ' n']
-  used: Int[Array, '']
-
-
-State: TypeAlias = DualState | KernelDualState | FixedKernelDualState
+State: TypeAlias = DualState | KernelDualState
 
 
 class Reading(NamedTuple):

@@ -107,7 +107,7 @@ def own_loss():
 
 
 def attend():
-  return modified.attention_from_loss(own_loss(), optimizer=optax.sgd(0.1))
+  return modified.attention_from_loss(own_loss(), learning_rate=0.1)
 
 
 DECODING = meta_optimizer.start_decoding(8, 4, 3)

@@ -7,7 +7,6 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen, nnx
 
@@ -124,7 +123,6 @@ def margin(predictions, values):
 MARGIN = losses.sum_over_demonstrations(margin)
 ELU = features.EluPlusOneFeatures()
 SOFTMAX = kernels.ExponentialKernel()
-DECAY = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
 
 
 def test_attention_of_the_library_in_a_model_is_captured():
@@ -165,7 +163,7 @@ def test_a_mask_that_is_not_stated_is_told_under_any_map():
     (
       SOFTMAX,
       modified.regularised(strength=0.5).causal,
-      {'optimizer': DECAY, 'num_query_tokens': 1},
+      {'penalty': losses.ridge(0.5), 'num_query_tokens': 1},
     ),
   ],
 )

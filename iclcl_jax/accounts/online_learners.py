@@ -165,15 +165,12 @@ def linear_recurrence(
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
   """
-  start = _initial_state(tokens, initial)
-  _, decays = _broadcast_gates(tokens, 1.0, decays)
 
-  def step(weights, token):
-    query, key, value, decay = token
-    weights = weights * decay[None] + value[:, None] * key[None]
-    return weights, weights @ query
+  def update(weights, key, value, rate):
+    del rate
+    return weights + value[:, None] * key[None]
 
-  return jax.lax.scan(step, start, (*tokens, decays))[1]
+  return _recur(update, tokens, 1.0, decays, initial)
 
 
 @door
@@ -192,14 +189,22 @@ def delta_recurrence(
 
   It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`.
   """
+
+  def update(weights, key, value, rate):
+    error = value - weights @ key
+    return weights + rate * error[:, None] * key[None]
+
+  return _recur(update, tokens, rates, decays, initial)
+
+
+def _recur(update, tokens, rates, decays, initial) -> Float[Array, 'N d_v']:
+  """Decays and updates the state at every token, then answers its query."""
   start = _initial_state(tokens, initial)
   rates, decays = _broadcast_gates(tokens, rates, decays)
 
   def step(weights, token):
     query, key, value, rate, decay = token
-    weights = weights * decay[None]
-    error = value - weights @ key
-    weights = weights + rate * error[:, None] * key[None]
+    weights = update(weights * decay[None], key, value, rate)
     return weights, weights @ query
 
   return jax.lax.scan(step, start, (*tokens, rates, decays))[1]
@@ -282,16 +287,11 @@ def linear_parallel(
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
   """
 
-  def chunk(weights, part):
-    queries, keys, values, _, decays = part
-    factors, total = _decay_products(decays)
-    scores = factors * (queries @ keys.T)
-    read = total[:, None] * (queries @ weights.T)
-    outputs = read + scores @ values
-    last = factors[-1][:, None]
-    return total[-1] * weights + values.T @ (last * keys), outputs
+  def labels(weights, keys, values, *gates):
+    del weights, keys, gates
+    return values
 
-  return _by_chunks(chunk, tokens, 1.0, decays, initial, chunk_size)
+  return _by_chunks(labels, tokens, 1.0, decays, initial, chunk_size)
 
 
 @door
@@ -313,25 +313,22 @@ def delta_parallel(
      \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
   """
 
-  def chunk(weights, part):
-    queries, keys, values, rates, decays = part
-    factors, total = _decay_products(decays)
+  def signals(weights, keys, values, rates, factors, total):
     past = jnp.tril(factors * (keys @ keys.T), -1)
     system = jnp.eye(keys.shape[0], dtype=keys.dtype) + rates[:, None] * past
     errors = values - total[:, None] * (keys @ weights.T)
-    signals = jax.scipy.linalg.solve_triangular(
+    return jax.scipy.linalg.solve_triangular(
       system, rates[:, None] * errors, lower=True, unit_diagonal=True
     )
-    scores = factors * (queries @ keys.T)
-    outputs = total[:, None] * (queries @ weights.T) + scores @ signals
-    last = factors[-1][:, None]
-    return total[-1] * weights + signals.T @ (last * keys), outputs
 
-  return _by_chunks(chunk, tokens, rates, decays, initial, chunk_size)
+  return _by_chunks(signals, tokens, rates, decays, initial, chunk_size)
 
 
-def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
-  """Scans a chunked form; the last chunk is filled with tokens of rate 0."""
+def _by_chunks(labels_fn, tokens, rates, decays, initial, chunk_size):
+  """Runs linear attention with these labels, chunk after chunk.
+
+  The last chunk is filled with tokens of rate 0.
+  """
   _validate.at_least(1, chunk_size=chunk_size)
   start = _initial_state(tokens, initial)
   rates, decays = _broadcast_gates(tokens, rates, decays)
@@ -348,6 +345,15 @@ def _by_chunks(chunk, tokens, rates, decays, initial, chunk_size):
     widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
     array = jnp.pad(array, widths)
     return array.reshape(-1, chunk_size, *array.shape[1:])
+
+  def chunk(weights, part):
+    queries, keys, values, rates, decays = part
+    factors, total = _decay_products(decays)
+    labels = labels_fn(weights, keys, values, rates, factors, total)
+    scores = factors * (queries @ keys.T)
+    outputs = total[:, None] * (queries @ weights.T) + scores @ labels
+    last = factors[-1][:, None]
+    return total[-1] * weights + labels.T @ (last * keys), outputs
 
   parts = jax.tree.map(split, (*tokens, rates, decays[:, 0]))
   _, outputs = jax.lax.scan(jax.checkpoint(chunk), start, parts)

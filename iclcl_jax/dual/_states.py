@@ -15,7 +15,6 @@ from iclcl_jax.types import (
   Array,
   DualState,
   FeatureMap,
-  FixedKernelDualState,
   Float,
   Kernel,
   KernelDualState,
@@ -205,7 +204,7 @@ def all_merge(
     [4.0, 4.0]
   """
   state = vary_as(state, jax.lax.axis_index(axis_name))
-  if isinstance(state, KernelDualState | FixedKernelDualState):
+  if isinstance(state, KernelDualState):
     return KernelDualState(*(gather(rows, axis_name) for rows in state[:3]))
   part: Any = widen(state)
   top = jax.lax.pmax(jax.lax.stop_gradient(part.log_scale), axis_name)
@@ -234,7 +233,7 @@ def prefix_merge(state: State, axis_name: str | tuple[str, ...]) -> State:
   size = jax.lax.axis_size(axis_name)
   index = jax.lax.axis_index(axis_name)
   state = vary_as(state, index)
-  if isinstance(state, KernelDualState | FixedKernelDualState):
+  if isinstance(state, KernelDualState):
     keys, coefficients, mass = (gather(rows, axis_name) for rows in state[:3])
     devices = jnp.arange(size, dtype=index.dtype)
     is_past = jnp.repeat(devices < index, state.mass.shape[0])

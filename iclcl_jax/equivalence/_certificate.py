@@ -1,7 +1,7 @@
 """The certificate of one head and one query."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,6 @@ from iclcl_jax.types import (
   Mask,
   Penalty,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,6 @@ def verify(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
@@ -106,8 +102,7 @@ def verify(
     mask: valid tokens. Shape `[N]`; None for all.
     loss: what the dual model descends.
     penalty: of its weights, `penalty(weights) -> []`.
-    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
-    learning_rate: factor of the update.
+    learning_rate: the step size.
     attention_fn: the attention to be certified, such as
       `modified.regularised(strength=0.5)`; None for the attention that the loss
       implies.
@@ -119,19 +114,8 @@ def verify(
     'holds'
   """
   precision.check_arithmetic(arithmetic)
-  theorem = Theorem(
-    phi=phi,
-    query=query,
-    keys=keys,
-    values=values,
-    num_query_tokens=num_query_tokens,
-    mask=mask,
-    loss=loss,
-    penalty=penalty,
-    optimizer=optimizer,
-    learning_rate=learning_rate,
-    attention_fn=attention_fn,
-  )
+  tokens = phi, query, keys, values, num_query_tokens, mask
+  theorem = Theorem(*tokens, loss, penalty, learning_rate, attention_fn)
   result = measure(theorem, arithmetic)
   if not _validate.is_concrete(result, mask):
     raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,6 @@ from iclcl_jax.types import (
   Loss,
   Penalty,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 _SOFTMAX = kernels.ExponentialKernel()
 # Queries of one key-value head that are checked at a time.
@@ -93,7 +90,6 @@ def verify_heads(
   num_query_tokens: int = 0,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
 ) -> HeadsCertificate:
   r"""Checks that attention computed elsewhere is one gradient step, by head.
@@ -146,7 +142,7 @@ def verify_heads(
     _validate.at_least(1, num_queries=num_queries)
     rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
-  objective = num_query_tokens, loss, penalty, optimizer
+  objective = num_query_tokens, loss, penalty
   measured = _measure(phi, objective, arithmetic, heads)
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
@@ -238,7 +234,7 @@ def _measure(phi, objective, arithmetic, heads):
 
 def _measure_row(phi, objective, keys, values, row: _Row):
   """Returns residual, size of the scores, condition, and if a key is seen."""
-  num_query_tokens, loss, penalty, optimizer = objective
+  num_query_tokens, loss, penalty = objective
   query, mask = row.query, row.mask
   amount = jnp.abs(keys) @ jnp.abs(query) / query.shape[0] ** 0.5
   if row.bias is not None:
@@ -259,7 +255,6 @@ def _measure_row(phi, objective, keys, values, row: _Row):
     mask=mask,
     loss=loss,
     penalty=penalty,
-    optimizer=optimizer,
     attention_fn=lambda *_, **__: row.output,
   )
   weights = jnp.zeros_like(amount)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +33,6 @@ from iclcl_jax.types import (
   Penalty,
   State,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 
 class Residuals(NamedTuple):
@@ -73,7 +70,6 @@ def residuals(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
 ) -> Residuals:
@@ -86,24 +82,13 @@ def residuals(
   the labels of its `modified.LossAttention` count beside the values, and
   `closed_form` is the attention that `modified.attention_from_loss` builds.
   """
-  theorem = Theorem(
-    phi=phi,
-    query=query,
-    keys=keys,
-    values=values,
-    num_query_tokens=num_query_tokens,
-    mask=mask,
-    loss=loss,
-    penalty=penalty,
-    optimizer=optimizer,
-    learning_rate=learning_rate,
-    attention_fn=attention_fn,
-  )
+  tokens = phi, query, keys, values, num_query_tokens, mask
+  theorem = Theorem(*tokens, loss, penalty, learning_rate, attention_fn)
   return measure(theorem, None)
 
 
 @_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Theorem:
   """Demonstrations and query-side tokens, and what the dual model descends."""
 
@@ -115,7 +100,6 @@ class Theorem:
   mask: Array | None
   loss: Loss
   penalty: Penalty | None
-  optimizer: 'optax.GradientTransformation | None'
   learning_rate: float | Array
   attention_fn: AttentionFn | None
 
@@ -134,7 +118,6 @@ class Theorem:
     return modified.attention_from_loss(
       self.loss,
       penalty=self.penalty,
-      optimizer=self.optimizer,
       learning_rate=self.learning_rate,
     )
 
@@ -204,7 +187,7 @@ def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
     output = theorem.answer(attention_fn)
     _validate.check_result('attention_fn', output, theorem.values.shape[1:])
     return output
-  if not (theorem.is_linear and theorem.optimizer is None and is_unit):
+  if not (theorem.is_linear and is_unit):
     return _implied_attention(theorem)
   if isinstance(theorem.phi, kernels.ExponentialKernel):
     # A path that shares no code with the dual model.
@@ -216,7 +199,7 @@ def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
 
 def _closed_form(theorem: Theorem) -> Float[Array, ' d_v']:
   """Applies the weights that sums over the demonstrations give."""
-  if not (theorem.is_linear and theorem.optimizer is None):
+  if not theorem.is_linear:
     return _implied_attention(theorem)
   state = dual.one_step(
     theorem.phi,
@@ -235,7 +218,6 @@ def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
     **theorem.demonstrations,  # type: ignore[arg-type]
     loss=theorem.loss,
     penalty=theorem.penalty,
-    optimizer=theorem.optimizer,
     learning_rate=theorem.learning_rate,
   )
   return dual.predict(theorem.phi, state, theorem.query)

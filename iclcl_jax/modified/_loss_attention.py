@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +23,7 @@ from iclcl_jax.types import (
   Penalty,
 )
 
-if TYPE_CHECKING:
-  import optax
-
 _STATIC = {'static': True}
-# What an optimizer is tried on, also scaled.
-_GRADIENT = np.array([[1.0, -2.0], [0.5, 3.0]])
-_WEIGHTS = np.array([[2.0, 1.0], [-1.0, 0.25]])
-_SCALES = (1.0, 1e4)
 
 
 @_pytree.register
@@ -52,15 +44,12 @@ class LossAttention(Attention):
   prefixes; one without is written out for each, which takes long to compile.
 
   Attributes:
-    loss, penalty: as in `attention_from_loss`.
-    step_size: the step of the optimizer, times the learning rate.
-    decay: the part of `W_0` that the optimizer's weight decay removes.
+    loss, penalty, learning_rate: as in `attention_from_loss`.
   """
 
   loss: Loss = dataclasses.field(metadata=_STATIC)
   penalty: Penalty | None = dataclasses.field(metadata=_STATIC)
-  step_size: float | Array
-  decay: float | Array
+  learning_rate: float | Array
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
     labels = self.labels(
@@ -82,7 +71,7 @@ class LossAttention(Attention):
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
-    scale = jnp.asarray(self.step_size, scale.dtype) * scale
+    scale = jnp.asarray(self.learning_rate, scale.dtype) * scale
     return output - reading.numerator * scale / total
 
   @door
@@ -98,7 +87,7 @@ class LossAttention(Attention):
     """Returns what the attention adds up in place of the values: `[N, d_v]`.
 
     For a demonstration it is minus the step times the slope of the loss, for a
-    query-side token what the decay leaves of its value.
+    query-side token its value.
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
@@ -111,8 +100,7 @@ class LossAttention(Attention):
       self._check_zero(values)
       predictions = jnp.zeros_like(values)
     slopes = self._labels(predictions, values[:size], mask)
-    kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
-    labels = jnp.concatenate([slopes, kept])
+    labels = jnp.concatenate([slopes, values[size:]])
     return cast_like(moments.visible(labels, mask), original)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
@@ -174,7 +162,7 @@ class LossAttention(Attention):
       loss = functools.partial(loss, mask=mask[: values.shape[0]])
     _validate.check_real_scalar('loss', loss, values, values)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
-    return -jnp.asarray(self.step_size, slopes.dtype) * slopes
+    return -jnp.asarray(self.learning_rate, slopes.dtype) * slopes
 
   def _check_mask(self, mask) -> None:
     if mask is None or losses.declares_mask(self.loss):
@@ -250,12 +238,11 @@ def attention_from_loss(
   loss: Loss,
   *,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
 ) -> LossAttention:
   r"""Builds the attention that one gradient step on a loss implies.
 
-  .. math:: h = \Bigl[(1-\delta)\,W_0\phi(q) + \sum_i u_i\,\phi(k_i)^\top\phi(q)
+  .. math:: h = \Bigl[W_0\phi(q) + \sum_i u_i\,\phi(k_i)^\top\phi(q)
      - \eta\nabla P(W_0)\,\phi(q)\Bigr] \big/ D, \qquad
      u_i = -\eta\, \partial L/\partial f(k_i)
 
@@ -264,15 +251,7 @@ def attention_from_loss(
       the predictions.
     penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
       those of an orthonormal basis of the span of the keys.
-    optimizer: an optax transformation that is linear in gradient and weights;
-      None for `optax.sgd(1.0)`. Its first step is taken. The sign belongs to
-      it: `optax.identity()` and `optax.scale(1.0)` ASCEND the loss, which gives
-      minus the attention.
-    learning_rate: factor of the update.
-
-  Raises:
-    ValueError: if the optimizer's first step is zero or not proportional to the
-      gradient.
+    learning_rate: the step size `eta`.
 
   Example:
     >>> attend = attention_from_loss(losses.contrastive)
@@ -283,51 +262,4 @@ def attention_from_loss(
   losses.check_loss(loss)
   losses.check_penalty(penalty)
   _validate.non_negative(learning_rate=learning_rate)
-  step_size, decay = (1.0, 0.0) if optimizer is None else _linear(optimizer)
-  return LossAttention(
-    loss=loss,
-    penalty=penalty,
-    step_size=learning_rate * step_size,
-    decay=learning_rate * decay,
-  )
-
-
-def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
-  """Returns step size and decay of an optimizer that is linear, or raises."""
-  _validate.check_optimizer(optimizer)
-  with jax.ensure_compile_time_eval():
-    tried = _try_steps(optimizer, _GRADIENT, _WEIGHTS)
-  if not _validate.is_concrete(tried):
-    raise ValueError(
-      'optimizer holds traced values, so that its step cannot be examined; '
-      'expected concrete ones. Pass learning_rate for a traced step size.'
-    )
-  first, last, *found = map(np.asarray, tried)
-  step_size, decay = -float(first[0, 0]), -float(last[0, 0]) / 2
-  expected = -(step_size * _GRADIENT + decay * _WEIGHTS)
-  for scale, step in zip(_SCALES, found, strict=True):
-    if not np.allclose(step, scale * expected, rtol=1e-4, atol=1e-4 * scale):
-      raise ValueError(
-        'optimizer takes a step that is not proportional to the gradient '
-        '(adaptive or clipping), so one step is not attention; expected a '
-        'linear one, such as optax.sgd(0.1).'
-      )
-  if step_size == 0:
-    raise ValueError(
-      'optimizer does not move in its first step (a schedule that starts at 0, '
-      'or steps that are accumulated); expected a step, such as that of '
-      'optax.sgd(0.1).'
-    )
-  return step_size, decay
-
-
-@compiled
-def _try_steps(optimizer, gradient: Any, weights: Any) -> list[Array]:
-  """Returns steps along the gradient, by the weights, and along both."""
-  zero = 0 * gradient
-  pairs = [(gradient, zero), (zero, weights)]
-  pairs += [(scale * gradient, scale * weights) for scale in _SCALES]
-  return [
-    optimizer.update(gradient, optimizer.init(weights), weights)[0]
-    for gradient, weights in pairs
-  ]
+  return LossAttention(loss=loss, penalty=penalty, learning_rate=learning_rate)

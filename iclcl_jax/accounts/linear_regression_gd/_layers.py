@@ -226,15 +226,7 @@ def attend(
   _check_call(tokens, weights_fn)
   if visible is None:
     visible = context_only(tokens.shape[0])
-  width = layer.keys.shape[2]
-
-  def head(query_key, value_output):
-    scores = tokens @ query_key @ tokens.T
-    weights = weights_fn(scores, visible, width)
-    _validate.check_result('weights_fn', weights, scores.shape)
-    return weights @ tokens @ value_output
-
-  return tokens + jnp.sum(jax.vmap(head)(*fold(layer)), axis=0)
+  return _attend(layer, tokens, tokens, weights_fn, visible)
 
 
 @door
@@ -246,14 +238,20 @@ def attend_query(
 ) -> Float[Array, ' D']:
   """Returns the last row `[D]` of `attend` without computing the others."""
   _check_call(tokens, weights_fn)
-  context, row = tokens[:-1], tokens[-1]
-  folded = fold(layer)
-  scores = jnp.einsum('d,hde->he', row, folded.query_key) @ context.T
-  visible = jnp.ones((1, context.shape[0]), bool)
-  weights = weights_fn(scores, visible, layer.keys.shape[2])
-  _validate.check_result('weights_fn', weights, scores.shape)
-  read = weights @ context
-  return row + jnp.einsum('hd,hde->e', read, folded.value_output)
+  visible = jnp.ones((1, len(tokens) - 1), bool)
+  return _attend(layer, tokens[-1:], tokens[:-1], weights_fn, visible)[0]
+
+
+def _attend(layer, rows, context, weights_fn, visible) -> Float[Array, 'Q D']:
+  """Returns some rows after what all heads read of the context."""
+
+  def head(query_key, value_output):
+    scores = rows @ query_key @ context.T
+    weights = weights_fn(scores, visible, layer.keys.shape[2])
+    _validate.check_result('weights_fn', weights, scores.shape)
+    return weights @ context @ value_output
+
+  return rows + jnp.sum(jax.vmap(head)(*fold(layer)), axis=0)
 
 
 @compiled
