@@ -15,6 +15,7 @@ import contextlib
 import functools
 import inspect
 import math
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -26,35 +27,26 @@ import numpy as np
 
 
 class Kind(NamedTuple):
-  """A kind of numbers, and what messages call an array and a dtype of it.
-
-  `numbers` is the kind, for `jnp.issubdtype`; `wrap` says how a list becomes
-  such an array, `cast` how an array `{}` of another kind does.
-  """
+  """A kind of numbers for `jnp.issubdtype`, its name, and how to get it."""
 
   numbers: Any
-  array: str
-  dtype: str
-  wrap: str
-  cast: str
+  name: str
+  remedy: str  # Of an array `{}` of another kind.
 
 
 FLOATING = Kind(
   jnp.floating,
-  array='a floating-point array',
-  dtype='a floating-point dtype',
-  wrap='Wrap it in jnp.asarray(..., float).',
-  cast='Cast it, for example {}.astype(jnp.float32).',
+  'a floating-point array',
+  'Cast it, for example {}.astype(jnp.float32).',
 )
 INTEGER = Kind(
   jnp.integer,
-  array='an array of integers',
-  dtype='an integer dtype',
-  wrap='Wrap it in jnp.asarray(..., int).',
-  cast='Cast it, for example {}.astype(jnp.int32).',
+  'an array of integers',
+  'Cast it, for example {}.astype(jnp.int32).',
 )
-_COMPARE = 'Compare first, for example jnp.arange(N) < length.'
-BOOLEAN = Kind(jnp.bool_, 'booleans', 'booleans', _COMPARE, _COMPARE)
+BOOLEAN = Kind(
+  jnp.bool_, 'booleans', 'Compare first, for example jnp.arange(N) < length.'
+)
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -133,8 +125,8 @@ def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
     shape, dtype = array.shape, array.dtype
   except AttributeError:
     raise ValueError(
-      f'{name} is a {_type(array)}; expected {kind.array} of shape '
-      f'[{", ".join(axes)}]. {kind.wrap}'
+      f'{name} is a {_type(array)}; expected {kind.name} of shape '
+      f'[{", ".join(axes)}]. Wrap it in jnp.asarray.'
     ) from None
   if len(shape) != len(axes):
     raise ValueError(
@@ -144,8 +136,8 @@ def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
     )
   if not _is_of_kind(dtype, kind.numbers):
     raise ValueError(
-      f'{name} has dtype {dtype}; expected {kind.dtype}. '
-      f'{kind.cast.format(name)}'
+      f'{name} has dtype {dtype}; expected {kind.name}. '
+      f'{kind.remedy.format(name)}'
     )
 
 
@@ -228,46 +220,22 @@ def at_least(minimum: int, /, **counts: Any) -> None:
       )
 
 
-def finite(**scalars: Any) -> None:
-  """Checks that every argument is a finite scalar."""
-  for name, value in scalars.items():
-    check_scalar(name, value)
+# What a range may say, as messages print it.
+_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+  'minimum': ('>=', operator.ge),
+  'maximum': ('<=', operator.le),
+  'above': ('>', operator.gt),
+  'below': ('<', operator.lt),
+}
 
 
-def non_negative(**scalars: Any) -> None:
-  """Checks that every argument is a finite scalar of at least 0."""
-  for name, value in scalars.items():
-    check_scalar(name, value, minimum=0)
-
-
-def positive(**scalars: Any) -> None:
-  """Checks that every argument is a finite scalar above 0."""
-  for name, value in scalars.items():
-    check_scalar(name, value, above=0)
-
-
-def below_one(**scalars: Any) -> None:
-  """Checks that every argument is a scalar in `[0, 1)`, as a momentum is."""
-  for name, value in scalars.items():
-    check_scalar(name, value, minimum=0, below=1)
-
-
-def check_scalar(
-  name: str,
-  value: Any,
-  *,
-  minimum: float = -math.inf,
-  maximum: float = math.inf,
-  above: float = -math.inf,
-  below: float = math.inf,
-) -> None:
-  """Checks that a hyper-parameter is a finite scalar within a range."""
+def check_scalar(name: str, value: Any, **limits: float) -> None:
+  """Checks for a finite scalar; `limits` are named as in `_LIMITS`."""
   if np.shape(value) != ():
     raise ValueError(
       f'{name} has shape {list(np.shape(value))}; expected a scalar. Use '
       'jax.vmap to sweep over several.'
     )
-  limits = {'>=': minimum, '<=': maximum, '>': above, '<': below}
   look(functools.partial(_check_range, name, limits), value)
 
 
@@ -278,14 +246,27 @@ def _check_range(name: str, limits: Mapping[str, float], value: Any) -> None:
     raise ValueError(
       f'{name} is {value!r}; expected a finite number.'
     ) from error
-  fits = (
-    limits['>='] <= number <= limits['<=']
-    and limits['>'] < number < limits['<']
-  )
-  if not fits:  # Infinities and NaN neither.
-    stated = [f'{k} {v:g}' for k, v in limits.items() if math.isfinite(v)]
-    expected = ' '.join(['a finite number', ' and '.join(stated)]).strip()
+  pairs = [(_LIMITS[key], limit) for key, limit in limits.items()]
+  fits = all(holds(number, limit) for (_, holds), limit in pairs)
+  if not (fits and math.isfinite(number)):
+    stated = ' and '.join(f'{sign} {limit:g}' for (sign, _), limit in pairs)
+    expected = f'a finite number {stated}'.strip()
     raise ValueError(f'{name} is {number}; expected {expected}.')
+
+
+def _scalars(**limits: float) -> Callable[..., None]:
+  def check(**scalars: Any) -> None:
+    for name, value in scalars.items():
+      check_scalar(name, value, **limits)
+
+  return check
+
+
+# Each checks that all its keyword arguments are finite scalars in a range.
+finite = _scalars()
+non_negative = _scalars(minimum=0)
+positive = _scalars(above=0)
+below_one = _scalars(minimum=0, below=1)  # As a momentum is.
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -328,17 +309,22 @@ def check_function(
     raise ValueError(
       f'{name} is a {type(function).__name__}; expected a function {example}.'
     )
+  if not _takes(function, num_arguments):
+    takes = ', '.join(inspect.signature(function).parameters)
+    raise ValueError(f'{name} takes ({takes}); expected a function {example}.')
+
+
+def _takes(function: Callable[..., Any], num_arguments: int) -> bool:
+  """Whether a function can be called with so many arguments."""
   try:
     signature = inspect.signature(function)
   except (TypeError, ValueError):  # Written in C: unknown.
-    return
+    return True
   try:
     signature.bind(*range(num_arguments))
-  except TypeError as error:
-    takes = ', '.join(signature.parameters)
-    raise ValueError(
-      f'{name} takes ({takes}); expected a function {example}.'
-    ) from error
+  except TypeError:
+    return False
+  return True
 
 
 def check_result(name: str, result: Any, shape: tuple[int, ...]) -> None:
@@ -384,7 +370,7 @@ def is_feature_map(phi: Any, name: str = 'phi') -> bool:
     )
   if callable(getattr(phi, 'scaled', None)):
     return True
-  if callable(phi) and _num_positional(phi) == 2:
+  if callable(phi) and _takes(phi, 2):
     return False
   raise ValueError(
     f'{name} is a {type(phi).__name__}; expected a FeatureMap (a callable with '
@@ -406,22 +392,6 @@ def describe(tree: Any) -> str:
 def _type(value: Any) -> str:
   """Returns what a person calls the type of a value."""
   return 'function' if callable(value) else type(value).__name__
-
-
-def _num_positional(function: Callable[..., Any]) -> int:
-  """Counts positional arguments without default; -1 if unknown."""
-  try:
-    parameters = inspect.signature(function).parameters.values()
-  except (TypeError, ValueError):
-    return -1
-  positional = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-  )
-  return sum(
-    p.kind in positional and p.default is inspect.Parameter.empty
-    for p in parameters
-  )
 
 
 def check_key(name: str, key: Any) -> None:

@@ -140,6 +140,8 @@ def penalty_gradient(kernel, state, penalty) -> Float[Array, 'n d_v']:
   the eigenvectors of their kernel matrix. A penalty that does not change when
   the basis is rotated, as every norm, means the same as for a feature map.
   """
+  if hasattr(penalty, 'ridge'):  # Exact, and in no basis.
+    return penalty.ridge * state.coefficients
   if state.keys.shape[0] == 0:
     return jnp.zeros_like(state.coefficients)
   column = jax.vmap(lambda x, y: evaluate(kernel, x, y), in_axes=(None, 0))

@@ -208,6 +208,8 @@ def ridge(strength: float | Array) -> Penalty:
   def penalty(weights):
     return strength / 2 * jnp.sum(weights**2)
 
+  # Its gradient is so many times the weights.
+  penalty.ridge = strength  # type: ignore[attr-defined]
   return penalty
 
 

@@ -67,19 +67,13 @@ class FeatureMap(Protocol):
 
 @runtime_checkable
 class Kernel(Protocol):
-  """A symmetric function `k(x, y)`; positive ones also have `log_kernel`."""
+  """A symmetric function `k(x, y)`.
+
+  Positive ones also have `log_kernel(x, y)`, the logarithm, shape `[]`.
+  """
 
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `k(x, y)`."""
-    ...
-
-
-@runtime_checkable
-class LogKernel(Kernel, Protocol):
-  """A positive kernel, evaluated in log space."""
-
-  def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
-    """Returns `log k(x, y)`."""
     ...
 
 

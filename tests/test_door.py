@@ -62,7 +62,7 @@ FAULTS = [
   (lambda: read(X, (X @ X.T).astype(jnp.float32)), r'dtypes disagree \(x: fl'),
   (
     lambda: read(X, where=X[:, 0]),
-    r'where has dtype float\d+; expected an int',
+    r'where has dtype float\d+; expected an array of int',
   ),
   (lambda: read(X, where=[0]), r'where is a list; expected an array of integ'),
   (lambda: read(X, mask=jnp.ones(2, bool)), r'mask has shape \[2\]; .*\[3\]'),

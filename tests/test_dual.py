@@ -122,7 +122,7 @@ def test_closed_form_equals_autodiff(name, dtype):
     closed = one_step(phi, start, keys[:4], values[:4], **options)
     auto = one_step_autodiff(phi, start, keys[:4], values[:4], **options)
     assert type(closed) is type(auto)
-    for a, b in zip(closed, auto, strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (closed, auto)), strict=True):
       assert a.dtype == b.dtype == dtype
       close(a, b, dtype)
 
@@ -396,7 +396,7 @@ def test_merge_is_associative_and_knows_the_empty_state(name, dtype):
   ):
     same_model(phi, merged, whole, query, dtype)
   both_empty = merge(empty, empty)
-  assert all(bool(jnp.all(jnp.isfinite(x))) for x in both_empty)
+  assert all(bool(jnp.all(jnp.isfinite(x))) for x in both_empty[:3])
 
 
 @BOTH
@@ -507,7 +507,7 @@ def test_lost_mass_is_an_error_or_not_a_number():
       dual.remove(map_or_kernel, state, key, values[2])
     removal = jax.jit(dual.remove)(map_or_kernel, state, key, values[2])
     assert jnp.isinf(removal.amplification)
-    assert all(bool(jnp.all(jnp.isnan(x))) for x in removal.state)
+    assert all(bool(jnp.all(jnp.isnan(x))) for x in removal.state[:3])
 
 
 # Masks.

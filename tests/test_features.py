@@ -276,7 +276,7 @@ def test_a_stack_of_heads_is_a_vmap(case):
 def test_follows_the_protocol_and_is_immutable(case):
   phi = case.build(projection())
   assert isinstance(phi, types.FeatureMap)
-  assert not isinstance(phi, types.LogKernel)
+  assert not hasattr(phi, 'log_kernel')
   with pytest.raises(dataclasses.FrozenInstanceError):
     phi.projection = None
 
@@ -321,7 +321,7 @@ def test_scaled_is_finite_at_any_norm(case):
 def test_the_kernel_of_a_positive_map_is_its_inner_product(phi):
   x, y = jnp.linspace(-1, 1, DIM), jnp.linspace(2, -3, DIM)
   kernel = features.FeatureKernel(phi)
-  assert isinstance(kernel, types.LogKernel)
+  assert hasattr(kernel, 'log_kernel')
   np.testing.assert_allclose(kernel(x, y), phi(x) @ phi(y), rtol=1e-5)
   assert np.isfinite(kernel.log_kernel(30 * x, 30 * y))
   slope, expected = (

@@ -146,7 +146,7 @@ def test_contraction_moves_eigenvalues():
   np.testing.assert_allclose(after, np.sort(expected), atol=1e-12)
 
 
-def draw(count, seed=0, d_x=10, size=10, noise=0.0, distractors=0, normal=0):
+def draw(count, seed=0, d_x=10, size=10, noise=0.0, normal=0):
   """Prompts in NumPy: directions `p` after a unit step, and targets."""
   rng = np.random.default_rng(seed)
   shape = count, size + 1, d_x
@@ -156,7 +156,6 @@ def draw(count, seed=0, d_x=10, size=10, noise=0.0, distractors=0, normal=0):
   labels = np.einsum('bnd,bd->bn', inputs, weights)
   targets = labels[:, -1:]
   labels = labels[:, :-1] + noise * rng.normal(size=(count, size))
-  labels[:, :distractors] = rng.normal(size=(count, distractors))
   learnt = np.einsum('bn,bnd->bd', labels, inputs[:, :-1]) / size
   directions = np.einsum('bd,bd->b', learnt, inputs[:, -1])[:, None]
   return directions, targets
@@ -168,7 +167,6 @@ def draw(count, seed=0, d_x=10, size=10, noise=0.0, distractors=0, normal=0):
     ({}, 0),
     ({}, 1),
     ({'noise_variance': 1.0}, 0),
-    ({'num_distractors': 3}, 0),
   ],
 )
 def test_expected_loss_is_the_mean_over_tasks(options, normal):
@@ -184,7 +182,6 @@ def test_expected_loss_is_the_mean_over_tasks(options, normal):
   directions, targets = draw(
     count,
     noise=options.get('noise_variance', 0) ** 0.5,
-    distractors=options.get('num_distractors', 0),
     normal=normal,
   )
   best = account.optimal_learning_rate(tasks)
@@ -226,19 +223,6 @@ def test_normal_inputs_have_their_short_forms():
   best = account.optimal_learning_rate(tasks)
   assert best == pytest.approx(10 / 21)
   assert account.expected_loss(tasks, best) == pytest.approx(55 / 21)
-
-
-def test_tasks_of_another_scale_lose_in_proportion():
-  base = {
-    'd_x': 4,
-    'num_demonstrations': 6,
-    'moments': account.uniform_moments(0.5),
-  }
-  one = account.expected_loss(account.LinearTasks(**base), 3.0)
-  nine = account.expected_loss(
-    account.LinearTasks(**base, task_variance=9.0), 3.0
-  )
-  assert nine == pytest.approx(9 * one)
 
 
 def test_fitted_rate_beats_a_grid_and_nears_the_closed_form():
@@ -406,8 +390,6 @@ def test_bad_input_is_named():
   for message, fn, *arguments in cases:
     with pytest.raises(ValueError, match=message):
       fn(*arguments)
-  with pytest.raises(ValueError, match='num_distractors is 3 of 3'):
-    account.LinearTasks(**tasks, num_distractors=3)
   with pytest.raises(ValueError, match='noise_variance is -1'):
     account.LinearTasks(**tasks, noise_variance=-1.0)
   with pytest.raises(ValueError, match='visible has shape'):

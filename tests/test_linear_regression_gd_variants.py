@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iclcl_jax import attention
 from iclcl_jax.accounts import linear_regression_gd as account
 from tests import tolerances
 
@@ -82,7 +83,7 @@ def test_a_layer_on_features_is_a_kernel_step_and_a_step_on_the_last_layer():
   start = jnp.zeros((D_Y, moved.shape[1]))
   layer = account.construct(RATE, N, initial=start)
   answer = account.predict(account.repeat(layer, 1), rows, d_y=D_Y)
-  step = account.kernel_step(kernel, inputs, labels, query, RATE)
+  step = RATE / N * attention.linear_attention(kernel, query, inputs, labels)
   weights = account.descend(moved, labels, jnp.full(1, RATE))
   np.testing.assert_allclose(step, answer, atol=1e-12)
   np.testing.assert_allclose(step, weights @ feature_map(query), atol=1e-12)
@@ -103,10 +104,10 @@ def test_loss_given_inputs_is_that_of_all_tasks_and_queries(contraction):
 
   basis = jnp.eye(D_X)
   learnt = jax.vmap(lambda w: jax.vmap(lambda q: answer(w, q))(basis))(basis)
-  expected = 0.5 * 1.5 * 0.3 * jnp.sum((basis - learnt) ** 2)
+  expected = 0.5 * 0.3 * jnp.sum((basis - learnt) ** 2)
   loss = account.expected_loss_given_inputs(
     jnp.linalg.eigvalsh(inputs.T @ inputs), rates, contractions, N,
-    second_moment=0.3, task_variance=1.5,
+    second_moment=0.3,
   )  # fmt: skip
   np.testing.assert_allclose(loss, expected, rtol=1e-12)
 
@@ -148,10 +149,6 @@ def test_bad_input_is_named():
     ('sharpness is nan', functools.partial(
       account.construct_copy, d_x=2, sharpness=np.nan), 2),
     ('width is -1', account.widen, layer, -1),
-    ('inputs and labels disagree in N', account.kernel_step, jnp.dot, inputs,
-     labels[1:], query, 1.0),
-    ('learning_rate is inf', account.kernel_step, jnp.dot, inputs, labels,
-     query, np.inf),
     ('disagree in K', losses, ones, ones, twos, 3),
     ('eigenvalues has shape', losses, ones[None], ones, ones, 3),
     ('num_demonstrations is 0', losses, ones, ones, ones, 0),
@@ -210,12 +207,8 @@ def layers_of(copies=1):
     (r'inputs is empty \(N = 0\)', lambda: account.descend_plus_plus(
       jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3), jnp.ones(1),
       jnp.ones(1))),
-    (r'inputs is empty \(N = 0\)', lambda: account.kernel_step(
-      jnp.dot, jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3), 1.0)),
     (r'inputs is empty \(N = 0\)', lambda: account.make_tokens(
       jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3))),
-    ('kernel is a str', lambda: account.kernel_step(
-      'rbf', jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3), 1.0)),
     ('predict_fn is a str', lambda: account.sensitivity(
       'f', jnp.ones((2, 3)), d_x=2)),
     ('weights_fn is a str', lambda: account.predict(

@@ -16,7 +16,7 @@ PHI = features.IdentityFeatures()
 
 
 def draw(dtype=jnp.float64, seed=0):
-  """A stream, gates, and a state to start from."""
+  """A stream and gates."""
   rng = np.random.default_rng(seed)
   queries, keys = rng.normal(size=(2, N, D_K)) / D_K**0.5
   values = rng.normal(size=(N, D_V))
@@ -24,7 +24,6 @@ def draw(dtype=jnp.float64, seed=0):
     'rates': rng.uniform(0.1, 1, size=N),
     'decays': rng.uniform(0.5, 1, size=N),
     'vector': rng.uniform(0.5, 1, size=(N, D_K)),
-    'initial': rng.normal(size=(D_V, D_K)),
   }
   arrays = (jnp.asarray(x, dtype) for x in (queries, keys, values))
   tokens = learners.stream(PHI, *arrays)
@@ -65,7 +64,7 @@ def options_of(gates, names):
   options = {n: gates[n] for n in names if n != 'vector'}
   if 'vector' in names:
     options['decays'] = gates['vector']
-  return options | {'initial': gates['initial']}
+  return options
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64])
@@ -109,7 +108,7 @@ def test_recurrences_equal_numpy_loops():
   tokens, gates = draw()
   queries, keys, values = map(np.asarray, tokens)
   rates, decays = np.asarray(gates['rates']), np.asarray(gates['decays'])
-  state = {name: np.asarray(gates['initial']) for name in ('linear', 'delta')}
+  state = {name: np.zeros((D_V, D_K)) for name in ('linear', 'delta')}
   for t in range(N):
     outer = np.outer(values[t], keys[t])
     state['linear'] = decays[t] * state['linear'] + outer
@@ -166,11 +165,11 @@ def test_momentum_on_the_delta_rule_equals_its_loop():
 
 def test_decay_is_a_ridge_for_the_contrastive_loss_alone():
   """Decay, then step at the decayed state: no step on loss plus ridge."""
-  tokens, gates = draw()
+  tokens, _ = draw()
   decay, rate = 0.9, 0.5
 
   def with_ridge(loss):
-    weights = np.asarray(gates['initial'])
+    weights = np.zeros((D_V, D_K))
     for key, value in zip(*map(np.asarray, tokens[1:]), strict=True):
       inner = jax.grad(
         lambda w, k=key, v=value: loss((w @ k)[None], jnp.asarray(v)[None])
@@ -180,7 +179,7 @@ def test_decay_is_a_ridge_for_the_contrastive_loss_alone():
     return weights @ np.asarray(tokens.queries[-1])
 
   def with_decay(loss):
-    options = {'rates': rate, 'decays': decay, 'initial': gates['initial']}
+    options = {'rates': rate, 'decays': decay}
     return learners.descend(tokens, loss=loss, **options)[-1]
 
   np.testing.assert_allclose(
@@ -273,7 +272,7 @@ def test_chunks_have_values_and_slopes_of_the_recurrence(pair, factor):
 
   def of(form):
     def total(decays):
-      outputs = form(tokens, decays=decays, initial=gates['initial'])
+      outputs = form(tokens, decays=decays)
       return jnp.sum(outputs), outputs
 
     return jax.jit(jax.grad(total, has_aux=True))(decays)
@@ -310,8 +309,6 @@ descend = functools.partial(learners.descend, TOKENS)
     (r'rates has shape \[', lambda: descend(rates=jnp.ones(3))),
     ("decays is 'a'", lambda: delta(decays='a')),
     ("rates is 'a'", lambda: delta(rates='a')),
-    ('tokens.values and initial disagree in d_v: 4 and 2',
-     lambda: descend(initial=jnp.ones((2, 2)))),
     ('no chunked form',
      lambda: learners.linear_parallel(TOKENS, decays=GATES['vector'])),
     ('chunk_size is 0', lambda: learners.delta_parallel(TOKENS, chunk_size=0)),

@@ -79,9 +79,10 @@ def search(
     weights = bound.RADIUS * direction / jnp.linalg.norm(direction)
     zeros = jnp.zeros(weights.shape[1], weights.dtype)
     state = DualState(weights, zeros, zeros)
+    sample = bounds.mean_embedding(phi, inputs, values)
     return bounds.expected_loss(
       phi, state, known.population
-    ) - bounds.representation_loss(phi, state, inputs, values)
+    ) - bounds.expected_loss(phi, state, sample)
 
   return Tried(
     gaps(gaussian),

@@ -9,6 +9,7 @@ from experiments import lab
 from experiments.lab import Config
 from experiments.linear_regression_gd import training
 from experiments.linear_regression_gd.training import OSWALD
+from iclcl_jax import attention
 from iclcl_jax.accounts import linear_regression_gd as account
 from iclcl_jax.types import Array
 
@@ -108,8 +109,8 @@ def _kernel_error(problem: Problem):
   start = jnp.zeros((d_y, moved.shape[1]))
   layer = account.construct(0.5, len(inputs), initial=start)
   answer = account.predict(account.repeat(layer, 1), rows, d_y=d_y)
-  step = account.kernel_step(kernel, inputs, labels, query, 0.5)
-  return lab.distance(answer, step)
+  step = attention.linear_attention(kernel, query, inputs, 0.5 * labels)
+  return lab.distance(answer, step / len(inputs))
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:

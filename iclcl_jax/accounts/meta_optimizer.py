@@ -13,8 +13,7 @@ different tokens. With a softmax the sum becomes a convex mix: the zero-shot
 part shrinks.
 
 The metrics by which trained models are compared with finetuned ones are in
-`meta_optimizer_metrics`. Throughout, `decay` is :math:`\eta` in `[0, 1)`, and
-`mask` says which tokens are valid (None for all).
+`meta_optimizer_metrics`. Throughout, `decay` is :math:`\eta` in `[0, 1)`.
 
 References:
   Dai et al., arXiv:2212.10559; the softmax of `softmax_mix` is what they drop.
@@ -26,10 +25,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, attention, moments
+from iclcl_jax import _validate, attention
 from iclcl_jax._door import door
 from iclcl_jax.precision import widened
-from iclcl_jax.types import Array, Float, Mask
+from iclcl_jax.types import Array, Float
 
 
 class Head(NamedTuple):
@@ -162,17 +161,14 @@ def momentum_values(
   values: Float[Array, 'N d_v'],
   *,
   decay: float | Array,
-  mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
 
   Equal to `momentum_matrix` times the values, in linear time. The weights sum
   to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one. The
-  first token gets zeros. Tokens that the mask hides add nothing, but time goes
-  on.
+  first token gets zeros.
   """
   _validate.below_one(decay=decay)
-  values = moments.visible(values, mask)
   factor = jnp.asarray(decay, values.dtype)
 
   def step(average, value):
@@ -188,7 +184,6 @@ def momentum_attention(
   values: Float[Array, 'N d_v'],
   *,
   decay: float | Array,
-  mask: Mask | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Adds a decayed sum of past values to causal softmax attention; one head.
 
@@ -201,12 +196,11 @@ def momentum_attention(
   learned, and by `jax.vmap` each head has its own; the publication states no
   value.
   """
-  past = momentum_values(values, decay=decay, mask=mask)
+  past = momentum_values(values, decay=decay)
   position = jnp.arange(len(keys))
 
   def one_query(query, index):
     seen = position <= index
-    seen = seen if mask is None else seen & mask
     return attention.softmax_attention(query, keys, values, mask=seen)
 
   return jax.vmap(one_query)(queries, position) + past

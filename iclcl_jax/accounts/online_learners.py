@@ -74,7 +74,6 @@ def descend(
   rates: float | Float[Array, ' N'] = 1.0,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
   momentum: float | Array = 0.0,
-  initial: Float[Array, 'd_v R'] | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Learns by one gradient step for each token: the definition.
 
@@ -89,7 +88,6 @@ def descend(
     decays: factors `g` of the state, one, one for each token, or one for each
       token and feature.
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
-    initial: the state before the first token. Shape `[d_v, R]`; None for 0.
 
   Example:
     >>> x = jnp.eye(2)
@@ -98,7 +96,7 @@ def descend(
   """
   losses.check_loss(loss)
   _validate.below_one(momentum=momentum)
-  start = _initial_state(tokens, initial)
+  start = _zero_state(tokens)
   rates, decays = _broadcast_gates(tokens, rates, decays)
 
   def step(carry, token):
@@ -145,12 +143,10 @@ def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
   return gate
 
 
-def _initial_state(tokens: Stream, initial: Array | None) -> Array:
-  """Returns the state before the first token: 0 unless one is given."""
-  if initial is None:
-    shape = tokens.values.shape[1], tokens.keys.shape[1]
-    initial = jnp.zeros(shape, tokens.values.dtype)
-  return vary_as(initial, tokens)
+def _zero_state(tokens: Stream) -> Array:
+  """Returns the state before the first token."""
+  shape = tokens.values.shape[1], tokens.keys.shape[1]
+  return vary_as(jnp.zeros(shape, tokens.values.dtype), tokens)
 
 
 @door
@@ -159,7 +155,6 @@ def linear_recurrence(
   tokens: Stream,
   *,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
-  initial: Float[Array, 'd_v R'] | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Runs linear attention with decay.
 
@@ -170,7 +165,7 @@ def linear_recurrence(
     del rate
     return weights + value[:, None] * key[None]
 
-  return _recur(update, tokens, 1.0, decays, initial)
+  return _recur(update, tokens, 1.0, decays)
 
 
 @door
@@ -180,7 +175,6 @@ def delta_recurrence(
   *,
   rates: float | Float[Array, ' N'] = 1.0,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
-  initial: Float[Array, 'd_v R'] | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Runs the (gated) delta rule.
 
@@ -194,12 +188,12 @@ def delta_recurrence(
     error = value - weights @ key
     return weights + rate * error[:, None] * key[None]
 
-  return _recur(update, tokens, rates, decays, initial)
+  return _recur(update, tokens, rates, decays)
 
 
-def _recur(update, tokens, rates, decays, initial) -> Float[Array, 'N d_v']:
+def _recur(update, tokens, rates, decays) -> Float[Array, 'N d_v']:
   """Decays and updates the state at every token, then answers its query."""
-  start = _initial_state(tokens, initial)
+  start = _zero_state(tokens)
   rates, decays = _broadcast_gates(tokens, rates, decays)
 
   def step(weights, token):
@@ -278,7 +272,6 @@ def linear_parallel(
   tokens: Stream,
   *,
   decays: float | Float[Array, ' N'] = 1.0,
-  initial: Float[Array, 'd_v R'] | None = None,
   chunk_size: int = 64,
 ) -> Float[Array, 'N d_v']:
   r"""Computes `linear_recurrence` with matrix products inside chunks.
@@ -291,7 +284,7 @@ def linear_parallel(
     del weights, keys, gates
     return values
 
-  return _by_chunks(labels, tokens, 1.0, decays, initial, chunk_size)
+  return _by_chunks(labels, tokens, 1.0, decays, chunk_size)
 
 
 @door
@@ -301,7 +294,6 @@ def delta_parallel(
   *,
   rates: float | Float[Array, ' N'] = 1.0,
   decays: float | Float[Array, ' N'] = 1.0,
-  initial: Float[Array, 'd_v R'] | None = None,
   chunk_size: int = 64,
 ) -> Float[Array, 'N d_v']:
   r"""Computes `delta_recurrence` with a triangular solve inside chunks.
@@ -321,16 +313,16 @@ def delta_parallel(
       system, rates[:, None] * errors, lower=True, unit_diagonal=True
     )
 
-  return _by_chunks(signals, tokens, rates, decays, initial, chunk_size)
+  return _by_chunks(signals, tokens, rates, decays, chunk_size)
 
 
-def _by_chunks(labels_fn, tokens, rates, decays, initial, chunk_size):
+def _by_chunks(labels_fn, tokens, rates, decays, chunk_size):
   """Runs linear attention with these labels, chunk after chunk.
 
   The last chunk is filled with tokens of rate 0.
   """
   _validate.at_least(1, chunk_size=chunk_size)
-  start = _initial_state(tokens, initial)
+  start = _zero_state(tokens)
   rates, decays = _broadcast_gates(tokens, rates, decays)
   if decays.shape[1] > 1:
     raise ValueError(
@@ -399,7 +391,7 @@ def least_squares(
     return (gram, cross), cross @ solved
 
   ridge = jnp.asarray(ridge, identity.dtype)
-  sums = ridge * identity, _initial_state(tokens, None)
+  sums = ridge * identity, _zero_state(tokens)
   return jax.lax.scan(step, vary_as(sums, tokens), tokens)[1]
 
 
@@ -427,5 +419,5 @@ def recursive_least_squares(
     inverse = inverse - gain[:, None] * (inverse @ key)[None]
     return (weights, inverse), weights @ query
 
-  carry = _initial_state(tokens, None), identity / ridge
+  carry = _zero_state(tokens), identity / ridge
   return jax.lax.scan(step, vary_as(carry, tokens), tokens)[1]

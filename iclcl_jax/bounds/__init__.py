@@ -61,5 +61,4 @@ from iclcl_jax.bounds._supremum import (
   expected_loss as expected_loss,
   gap_supremum as gap_supremum,
   mean_embedding as mean_embedding,
-  representation_loss as representation_loss,
 )

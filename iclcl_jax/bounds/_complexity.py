@@ -17,7 +17,7 @@ from iclcl_jax.bounds._common import (
   log_norm,
   log_positive,
 )
-from iclcl_jax.bounds._norms import log_norms, wide_log_diagonal
+from iclcl_jax.bounds._norms import log_diagonal, log_norms
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, PRNGKeyArray
 
@@ -46,7 +46,7 @@ def rademacher_bound(
   """
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)
-  diagonal = wide_log_diagonal(phi, keys)
+  diagonal = log_diagonal(phi, keys)
   lengths = log_norm(values.astype(dtype))
   size = count(values)
   rank = jnp.minimum(values.shape[1], size)
@@ -227,7 +227,7 @@ def published_bound(
     >>> round(float(bound.complexity.value), 6)
     1.5
   """
-  trace = jax.nn.logsumexp(wide_log_diagonal(phi, keys))
+  trace = jax.nn.logsumexp(log_diagonal(phi, keys))
   keys, size = jnp.asarray(keys), count(keys)
   factors = (
     log_positive('radius', radius, size.dtype)

@@ -20,20 +20,12 @@ def log_diagonal(
   phi: FeatureMap | Kernel,
   keys: Float[Array, 'N d_k'],
 ) -> Float[Array, ' N']:
-  r"""Returns :math:`\log k(k_i, k_i)` for every key.
+  r"""Returns :math:`\log k(k_i, k_i)` for every key, in float32 at least.
 
   Example:
     >>> log_diagonal(kernels.ExponentialKernel(), jnp.ones((2, 4))).tolist()
     [2.0, 2.0]
   """
-  keys = jnp.asarray(keys)
-  return wide_log_diagonal(phi, keys).astype(keys.dtype)
-
-
-def wide_log_diagonal(
-  phi: Any, keys: Float[Array, 'N d_k']
-) -> Float[Array, ' N']:
-  """Computes `log_diagonal` in float32 at least."""
   dtype = accumulation_dtype(keys.dtype)
   is_map = _validate.is_feature_map(phi)
 
@@ -125,7 +117,7 @@ def _kernel_norms(kernel, keys, labels, ball):
   Kernel values are divided by the roots of both diagonal entries, and labels
   are multiplied by them: every number is then at most of order one.
   """
-  lengths = wide_log_diagonal(kernel, keys) / 2
+  lengths = log_diagonal(kernel, keys) / 2
   sizes = jnp.max(jnp.abs(labels), axis=(1, 2))
   lengths, sizes = jax.lax.stop_gradient(
     (lengths, jnp.where(sizes == 0, 1, sizes))

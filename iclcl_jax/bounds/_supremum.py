@@ -94,44 +94,14 @@ def gap_supremum(
   return LogValue(log_norm.astype(dtype))
 
 
-@door
-def representation_loss(
-  phi: FeatureMap | Kernel,
-  state: State,
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-) -> Float[Array, '']:
-  r"""Returns a state's mean loss :math:`-\frac1N \sum_i v_i^\top W\phi(k_i)`.
-
-  Example:
-    >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
-    >>> float(representation_loss(phi, dual.zero_shot(phi, x, x), x, x))
-    -1.0
-  """
-  values = jnp.asarray(values)
-  total = _inner_product(phi, state, keys, values)
-  return (-total / count(values)).astype(values.dtype)
-
-
-def _inner_product(phi, state, keys, values) -> Array:
-  """Returns `<W, sum_i v_i phi(k_i)^T>`, in float32 at least."""
-  one = jnp.ones((), values.dtype)
-
-  def predict(key):
-    return dual.predict(phi, state, key, normaliser=one)
-
-  predictions = moments.map_chunks(predict, keys, CHUNK_SIZE)
-  dtype = accumulation_dtype(values.dtype)
-  return jnp.sum(values.astype(dtype) * predictions.astype(dtype))
-
-
 @compiled
 def expected_loss(
   phi: FeatureMap | Kernel, state: State, population: State
 ) -> Float[Array, '']:
   r"""Returns the loss over the distribution, `-<W, E[v phi(k)^T]>`.
 
-  `population` is the `mean_embedding` of the distribution.
+  `population` is the `mean_embedding` of the distribution; with that of the
+  demonstrations it is their mean loss.
 
   Example:
     >>> phi, x = features.IdentityFeatures(), jnp.eye(2)
@@ -145,8 +115,13 @@ def expected_loss(
     return -_inner_product_of_weights(state, population)
   labels = population.coefficients  # type: ignore[union-attr]
   keys = population.keys  # type: ignore[union-attr]
-  total = _inner_product(phi, state, keys, labels)
-  return -total.astype(labels.dtype)
+  dtype, one = accumulation_dtype(labels.dtype), jnp.ones((), labels.dtype)
+
+  def predict(key):
+    return dual.predict(phi, state, key, normaliser=one).astype(dtype)
+
+  predictions = moments.map_chunks(predict, keys, CHUNK_SIZE)
+  return -jnp.sum(labels.astype(dtype) * predictions).astype(labels.dtype)
 
 
 def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:

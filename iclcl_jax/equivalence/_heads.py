@@ -28,7 +28,6 @@ from iclcl_jax.types import (
   FeatureMap,
   Float,
   Kernel,
-  LogKernel,
   Loss,
   Penalty,
 )
@@ -271,7 +270,7 @@ def _measure_row(phi, objective, keys, values, row: _Row):
 class _Biased:
   """The kernel `k(x, y) exp(b)`; `b` is the last coordinate of the key."""
 
-  kernel: LogKernel
+  kernel: Any  # A positive one.
 
   def log_kernel(self, x, y):
     return self.kernel.log_kernel(x[:-1], y[:-1]) + x[-1] * y[-1]

@@ -1,15 +1,12 @@
 """Augmented attention: other views of keys and values."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 
 from iclcl_jax import _pytree, _validate, attention
 from iclcl_jax.modified._attention import Attention, visible_rows
-from iclcl_jax.types import Array
-
-View = Callable[[Array], Array]
+from iclcl_jax.types import Array, View
 
 
 @_pytree.register

@@ -128,7 +128,7 @@ def negative(
   Args:
     num_negatives: how many, `k`. Fewer candidates are no error: all are taken,
       but one visible token always stays out. A traced number sweeps: then
-      tokens are ranked, which compares all pairs.
+      tokens are sorted.
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
       ranks the tokens alike for every query.

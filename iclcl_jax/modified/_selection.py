@@ -64,16 +64,8 @@ def _smallest(criterion, candidates, count):
   criterion = jnp.where(candidates, criterion, jnp.inf)
   if isinstance(count, int):
     return _first(criterion, count) & candidates
-  ranks = _ranks(criterion)
+  ranks = jnp.argsort(jnp.argsort(criterion))
   return (ranks < jnp.asarray(count, ranks.dtype)) & candidates
-
-
-def _ranks(criterion):
-  """How many entries come before each one, for a count that is traced."""
-  index = jnp.arange(criterion.shape[0])
-  mine, other = criterion[:, None], criterion[None]
-  earlier = (other == mine) & (index[None] < index[:, None])
-  return jnp.sum((other < mine) | earlier, axis=1)
 
 
 def _first(criterion, count: int):

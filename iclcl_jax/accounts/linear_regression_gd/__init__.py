@@ -19,8 +19,8 @@ References:
   arXiv:2212.07677: eq. 1 and appendix A (`attend`), proposition 1 (`construct`,
   `predict`), eq. 4 and 5 (`descend`, and averaged over tasks `expected_loss`),
   section 3 (`make_tokens`), 3.1 (metrics, which there add 1e-8 to norms,
-  `interpolate`), 4.2 with proposition 2 (`kernel_step`), 4.3 and appendix A.10
-  (GD++), 5 (copying).
+  `interpolate`), 4.3 and appendix A.10 (GD++), 5 (copying); the step of kernel
+  regression of 4.2 is `attention.linear_attention` times `eta / N`.
 """
 
 from iclcl_jax.accounts.linear_regression_gd._construction import (
@@ -54,7 +54,6 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   expected_loss as expected_loss,
   expected_loss_given_inputs as expected_loss_given_inputs,
   fit_learning_rate as fit_learning_rate,
-  kernel_step as kernel_step,
   mean_difference as mean_difference,
   model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,

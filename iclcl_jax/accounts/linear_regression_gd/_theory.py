@@ -35,36 +35,25 @@ def uniform_moments(half_range: float | Array) -> Moments:
 class LinearTasks:
   """Random tasks `y = w . x` with independent, symmetric coordinates.
 
+  The entries of `w` have variance 1.
+
   Attributes:
     d_x: width of the inputs.
     num_demonstrations: number of context rows `N`.
     moments: of the coordinates of inputs and query.
-    task_variance: variance of the entries of `w`.
     noise_variance: of noise on the labels of the context.
-    num_distractors: context rows whose label is drawn from `N(0, 1)` instead.
   """
 
   d_x: int
   num_demonstrations: int
   moments: Moments
-  task_variance: float = 1.0
   noise_variance: float = 0.0
-  num_distractors: int = 0
 
   def __post_init__(self):
     _validate.at_least(
       1, d_x=self.d_x, num_demonstrations=self.num_demonstrations
     )
-    _validate.at_least(0, num_distractors=self.num_distractors)
-    if self.num_distractors >= self.num_demonstrations:
-      raise ValueError(
-        f'num_distractors is {self.num_distractors} of '
-        f'{self.num_demonstrations} demonstrations; expected fewer, so that '
-        'one is left to learn from.'
-      )
-    _validate.non_negative(
-      task_variance=self.task_variance, noise_variance=self.noise_variance
-    )
+    _validate.non_negative(noise_variance=self.noise_variance)
     expected = 'Moments, such as uniform_moments(0.5)'
     _validate.check_type('moments', self.moments, Moments, expected)
     _validate.non_negative(
@@ -82,7 +71,7 @@ def expected_loss(
      T_2 = E\,\mathrm{tr}\,S^2 = \frac{d}{N}
      \big(m_4 + (d-1) m_2^2 + (N-1) m_2^2\big)
 
-  without noise and distractors, with :math:`S = \frac1N\sum_i x_i x_i^\top`.
+  without noise, with :math:`S = \frac1N\sum_i x_i x_i^\top`.
 
   Example:
     >>> tasks = LinearTasks(
@@ -94,22 +83,21 @@ def expected_loss(
   """
   _validate.finite(learning_rate=learning_rate)
   gain, spread = _gain_and_spread(tasks)
-  zero = tasks.task_variance * tasks.d_x
   change = -2 * learning_rate * gain + learning_rate**2 * spread
-  return 0.5 * tasks.moments.second * (zero + change)
+  return 0.5 * tasks.moments.second * (tasks.d_x + change)
 
 
 def optimal_learning_rate(tasks: LinearTasks) -> float | Array:
   """Returns the step size that minimises `expected_loss`.
 
   Raises:
-    ValueError: if inputs or tasks are always 0: then no step helps.
+    ValueError: if inputs are always 0: then no step helps.
   """
   gain, spread = _gain_and_spread(tasks)
   if _validate.is_concrete(gain) and not float(gain):
     raise ValueError(
-      f'tasks has {tasks.moments} and task_variance {tasks.task_variance}; '
-      'expected positive ones: no step size is best where no step helps.'
+      f'tasks has {tasks.moments}; expected positive ones: no step size is '
+      'best where no step helps.'
     )
   return gain / spread
 
@@ -118,13 +106,10 @@ def _gain_and_spread(tasks: LinearTasks):
   """Returns the coefficients of `-2 eta` and `eta^2` in the loss."""
   d_x, size = tasks.d_x, tasks.num_demonstrations
   second, fourth = tasks.moments
-  good = size - tasks.num_distractors
+  gain = d_x * second
   same = d_x * fourth + d_x * (d_x - 1) * second**2
-  pairs = good * same + good * (good - 1) * d_x * second**2
-  noise = good * tasks.noise_variance + tasks.num_distractors
-  gain = tasks.task_variance * good / size * d_x * second
-  spread = tasks.task_variance * pairs + noise * d_x * second
-  return gain, spread / size**2
+  spread = same + (size - 1) * gain * second + tasks.noise_variance * gain
+  return gain, spread / size
 
 
 @door
@@ -224,15 +209,15 @@ def expected_loss_given_inputs(
   num_demonstrations: int,
   *,
   second_moment: float | Array,
-  task_variance: float | Array = 1.0,
 ) -> Float[Array, '']:
   r"""Returns the mean loss `[]` of `K` steps from 0, for fixed inputs.
 
-  The mean is over tasks and queries. Everything that GD and GD++ do is a
-  function of :math:`X^\top X`, so each of its eigenvalues :math:`\lambda_j` has
-  a share :math:`1 - g_j` of the task that is not learnt, and
+  The mean is over queries and tasks, whose entries have variance 1. Everything
+  that GD and GD++ do is a function of :math:`X^\top X`, so each of its
+  eigenvalues :math:`\lambda_j` has a share :math:`1 - g_j` of the task that is
+  not learnt, and
 
-  .. math:: E\,\tfrac12|\hat y - y|^2 = \tfrac12 \tau^2 m_2 \sum_j (1 - g_j)^2.
+  .. math:: E\,\tfrac12|\hat y - y|^2 = \tfrac12 m_2 \sum_j (1 - g_j)^2.
 
   For gradient descent :math:`1 - g_j = \prod_k (1 - \eta_k \lambda_j / N)`.
   Averaged over draws of the inputs, this is the loss over random tasks with a
@@ -244,7 +229,6 @@ def expected_loss_given_inputs(
     learning_rates: step sizes `eta`. Shape `[K]`.
     contractions: factors `gamma` of GD++, 0 for gradient descent. Shape `[K]`.
     second_moment: variance of the coordinates of the query.
-    task_variance: variance of the entries of the task.
 
   Example:
     >>> expected_loss_given_inputs(
@@ -253,9 +237,7 @@ def expected_loss_given_inputs(
     0.25
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations)
-  _validate.non_negative(
-    second_moment=second_moment, task_variance=task_variance
-  )
+  _validate.non_negative(second_moment=second_moment)
   _validate.look(_check_not_negative, eigenvalues)
 
   def step(carry, factors):
@@ -271,36 +253,7 @@ def expected_loss_given_inputs(
   carry = ones, ones, jnp.zeros_like(eigenvalues)
   rates = learning_rates, contractions
   learnt = jax.lax.scan(step, carry, rates)[0][2]
-  return 0.5 * task_variance * second_moment * jnp.sum((1 - learnt) ** 2)
-
-
-@door
-def kernel_step(
-  kernel: Callable[[Array, Array], Array],
-  inputs: Float[Array, 'N d_x'],
-  labels: Float[Array, 'N d_y'],
-  query: Float[Array, ' d_x'],
-  learning_rate: float | Array,
-) -> Float[Array, ' d_y']:
-  r"""Returns the prediction `[d_y]` of one step of kernel regression from 0.
-
-  .. math:: \hat y = \frac\eta N \sum_i y_i\, k(x_i, x_q)
-
-  With :math:`k(x, x') = \langle m(x), m(x')\rangle` it is one step on the last
-  layer of the network :math:`W m(x)`, and the layer of `construct` on tokens
-  :math:`(m(x_i), y_i)`. The `kernel` is one of `kernels` or your own.
-
-  Example:
-    >>> kernel_step(
-    ...   jnp.dot, jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3), 1.0
-    ... ).tolist()
-    [3.0]
-  """
-  _validate.finite(learning_rate=learning_rate)
-  _validate.check_function('kernel', kernel, 2, "(x, x') -> []")
-  scores = jax.vmap(lambda x: kernel(x, query))(inputs)
-  _validate.check_result('kernel, of all inputs,', scores, inputs.shape[:1])
-  return learning_rate / len(inputs) * scores @ labels
+  return 0.5 * second_moment * jnp.sum((1 - learnt) ** 2)
 
 
 def _check_not_negative(eigenvalues) -> None:
