@@ -10,14 +10,13 @@ import jax
 import numpy as np
 
 from iclcl_jax import _mesh, _validate
-from iclcl_jax._sameness import HoldsTracer, Static, sameness
+from iclcl_jax._sameness import NoName, Static, sameness
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 # Programs that keep arrays or objects of a caller alive: the last so many.
 _MOST_KEPT = 64
 _NUMBERS = (jax.Array, np.ndarray, np.generic, float)
 _OPERAND = object()
-_REMARK = 'JAX has removed its internal frames'
 # What a body raises that reads traced values as Python numbers.
 _READS_VALUES = (
   jax.errors.ConcretizationTypeError,
@@ -25,10 +24,6 @@ _READS_VALUES = (
   jax.errors.TracerArrayConversionError,
   jax.errors.TracerIntegerConversionError,
 )
-
-
-class _Inline(Exception):
-  """The call is part of a transformation, or of no kind that has a name."""
 
 
 def compiled(function: _FunctionT) -> _FunctionT:
@@ -60,7 +55,7 @@ def compiled(function: _FunctionT) -> _FunctionT:
   def answer(*args, **kwargs):
     try:
       call, operands = _split(args, kwargs, numbers, indices)
-    except (_Inline, HoldsTracer):
+    except NoName:
       return body(*args, **kwargs)
     with _validate.knowing(operands):
       try:
@@ -70,9 +65,6 @@ def compiled(function: _FunctionT) -> _FunctionT:
           found = program(call, operands)
       except _READS_VALUES:
         found = None
-      except Exception as error:
-        _drop_note(error)
-        raise
     if found is None:
       return body(*args, **kwargs)
     _validate.repeat(found.checks, operands)
@@ -147,7 +139,7 @@ def _split(args, kwargs, numbers, indices) -> tuple[_Call, list[Any]]:
     key += [place, tree]
     for index, leaf in enumerate(leaves):
       if isinstance(leaf, jax.core.Tracer):
-        raise _Inline
+        raise NoName
       is_index = place in indices and type(leaf) is int
       if is_index or (may_be_number and isinstance(leaf, _NUMBERS)):
         operands.append(leaf)
@@ -159,13 +151,13 @@ def _split(args, kwargs, numbers, indices) -> tuple[_Call, list[Any]]:
         keeps |= kept
     for static in _statics(tree):
       if static.holds_tracer:
-        raise _Inline
+        raise NoName
       keeps |= static.keeps
     arguments.append((place, tree, leaves))
   try:
     return _Call(arguments, tuple(key), keeps), operands
   except TypeError:
-    raise _Inline from None
+    raise NoName from None
 
 
 def _statics(tree: Any) -> Iterator[Static]:
@@ -177,13 +169,6 @@ def _statics(tree: Any) -> Iterator[Static]:
     yield from (item for item in data[1] if isinstance(item, Static))
   for child in tree.children():
     yield from _statics(child)
-
-
-def _drop_note(error: Exception) -> None:
-  """Drops the remark of JAX that its frames are hidden: they are no news."""
-  notes = [n for n in getattr(error, '__notes__', ()) if _REMARK not in n]
-  if hasattr(error, '__notes__'):
-    error.__notes__ = notes
 
 
 def _is_number(annotation: Any) -> bool:

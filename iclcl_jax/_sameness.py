@@ -28,8 +28,8 @@ _LIBRARIES = {'iclcl_jax', 'jax', 'jaxlib', 'numpy', 'optax', 'flax', 'equinox'}
 _LIBRARIES |= sys.stdlib_module_names - {'__main__'}
 
 
-class HoldsTracer(Exception):
-  """A function that refers to a traced value, which no program may keep."""
+class NoName(Exception):
+  """A call, or a function, that refers to a traced value or has no hash."""
 
 
 class _MayChange(Exception):
@@ -57,7 +57,7 @@ class Static:
     self.holds_tracer = False
     try:  # What it refers to now: another value later is another function.
       self._key, self.keeps = sameness(value)
-    except HoldsTracer:
+    except NoName:
       self._key, self.keeps, self.holds_tracer = _Itself(value), True, True
 
   def __call__(self, *args, **kwargs):
@@ -82,7 +82,7 @@ def sameness(value: Any) -> tuple[Hashable, bool]:
     the value itself where nothing else tells it from others.
 
   Raises:
-    HoldsTracer: if a function refers to a traced value.
+    NoName: if a function refers to a traced value.
 
   Example:
     >>> twice, thrice = lambda x: 2 * x, lambda x: 3 * x
@@ -108,7 +108,7 @@ class _Walk:
 
   def key_of(self, value: Any) -> Hashable:
     if isinstance(value, jax.core.Tracer):
-      raise HoldsTracer
+      raise NoName
     if isinstance(value, float):  # Zeros of both signs; NaN.
       return type(value), value.hex()
     if isinstance(value, _PLAIN):

@@ -353,7 +353,7 @@ def test_a_radius_that_underflows_is_given_by_its_logarithm():
     phi, keys, values, radius=radius, loss_bound=1.0, delta=0.1
   )
   assert 0 < bound.complexity.value < 10
-  with pytest.raises(ValueError, match=r'radius is 0; .*LogValue\('):
+  with pytest.raises(ValueError, match='radius is 0'):
     bounds.rademacher_bound(phi, keys, values, radius=0.0)
 
 
@@ -609,13 +609,13 @@ def gap(phi, population, sample, **options):
 @pytest.mark.parametrize(
   ('message', 'call'),
   [
-    ('radius is 0; expected a positive number', lambda: total(radius=0.0)),
-    ('radius is -1; expected a positive number', lambda: total(radius=-1.0)),
+    ('radius is 0.0; expected a finite number > 0', lambda: total(radius=0.0)),
+    ('radius is -1.0; expected a finite num', lambda: total(radius=-1.0)),
     ('radius is inf; expected a finite number', lambda: total(radius=math.inf)),
-    ('loss_bound is 0; expected a positive', lambda: total(loss_bound=0.0)),
-    (r'delta is 0; expected a probability in \(0, 1\)',
+    ('loss_bound is 0.0; expected a finite', lambda: total(loss_bound=0.0)),
+    ('delta is 0.0; expected a finite number > 0 and < 1',
      lambda: total(delta=0.0)),
-    (r'delta is 1; expected a probability in \(0, 1\)',
+    ('delta is 1.0; expected a finite number > 0 and < 1',
      lambda: total(delta=1.0)),
     ('ball is a str; expected a Ball', lambda: total(ball='frobenius')),
     ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),

@@ -391,9 +391,8 @@ def test_values_are_looked_at_in_every_call():
   step = functools.partial(dual.one_step, PHI, STATE, X, V)
   step(learning_rate=0.1)
   for rate in (-0.1, np.float32(-1), jnp.float32(np.nan)):
-    with pytest.raises(ValueError, match=r'learning_rate is (-|nan)') as caught:
+    with pytest.raises(ValueError, match=r'learning_rate is (-|nan)'):
       step(learning_rate=rate)
-    assert not getattr(caught.value, '__notes__', [])
   pretrained.logits(model(), TOKENS)
   with pytest.raises(ValueError, match='tokens holds the id 99'):
     pretrained.logits(model(), TOKENS + 99 - TOKENS[0])

@@ -39,7 +39,7 @@ def update_similarity(
   baseline; see `partial_update_similarity`.
   """
   updates = _updates(in_context, finetuned, zero_shot)
-  return cosine(*updates).astype(zero_shot.dtype)
+  return _numerics.cosine(*updates).astype(zero_shot.dtype)
 
 
 @door
@@ -61,7 +61,8 @@ def normalised_update_similarity(
     rest = _numerics.unit(output) - baseline
     return jnp.where(_numerics.norm(rest) > rounding, rest, 0)
 
-  return cosine(update(in_context), update(finetuned)).astype(in_context.dtype)
+  updates = map(update, (in_context, finetuned))
+  return _numerics.cosine(*updates).astype(in_context.dtype)
 
 
 @door
@@ -86,7 +87,8 @@ def partial_update_similarity(
     noise = rounding * (jnp.linalg.norm(output) + jnp.linalg.norm(outputs[2]))
     return jnp.where(_numerics.norm(rest) > noise, rest, 0)
 
-  return cosine(across(outputs[0]), across(outputs[1])).astype(zero_shot.dtype)
+  updates = map(across, outputs[:2])
+  return _numerics.cosine(*updates).astype(zero_shot.dtype)
 
 
 @door
@@ -98,7 +100,7 @@ def map_similarity(
   They are logits before the softmax, one row a head; `other` are those of the
   zero-shot ("before") or finetuned model ("after").
   """
-  return jnp.mean(jax.vmap(cosine)(in_context, other))
+  return jnp.mean(jax.vmap(_numerics.cosine)(in_context, other))
 
 
 @door
@@ -134,12 +136,6 @@ def kendall(
   ]
   rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
   return rank.astype(in_context.dtype)
-
-
-@door
-def cosine(a: Float[Array, ' d'], b: Float[Array, ' d']) -> Float[Array, '']:
-  """Returns the cosine of two vectors of any size, NaN if one is 0."""
-  return _numerics.cosine(a, b)
 
 
 def _updates(in_context, finetuned, zero_shot):

@@ -75,14 +75,11 @@ def init_network(
     )
   for width in widths:
     _validate.at_least(1, widths=width)
-  keys = jax.random.split(key, len(widths) - 1)
   params = []
-  for layer_key, width, next_width in zip(
-    keys, widths[:-1], widths[1:], strict=True
-  ):
-    matrix = jax.random.normal(layer_key, (next_width, width), dtype)
-    matrix = matrix * (2 / width) ** 0.5
-    params.append(jnp.pad(matrix, [(0, 0), (0, 1)]))
+  for index, (width, after) in enumerate(itertools.pairwise(widths)):
+    layer_key = jax.random.split(key, len(widths) - 1)[index]
+    matrix = jax.random.normal(layer_key, (after, width), dtype)
+    params.append(jnp.pad((2 / width) ** 0.5 * matrix, [(0, 0), (0, 1)]))
   return tuple(params)
 
 

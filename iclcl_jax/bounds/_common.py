@@ -1,8 +1,7 @@
 """Positive numbers as logarithms, and balls of weights."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +77,8 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
   if isinstance(number, LogValue):
     _validate.check_scalar(f'{name}.log_value', number.log_value)
     return jnp.asarray(number.log_value, dtype)
-  _validate.check_scalar(name, number)
-  _validate.look(functools.partial(_check_positive, name), number)
+  limits = {'above': 0.0} | ({'below': 1.0} if name == 'delta' else {})
+  _validate.check_scalar(name, number, **limits)
   # In the wider of both dtypes.
   number = jnp.asarray(number)
   if not jnp.issubdtype(number.dtype, jnp.floating) or (
@@ -87,19 +86,6 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
   ):
     number = number.astype(dtype)
   return jnp.log(number).astype(dtype)
-
-
-def _check_positive(name: str, number: Any) -> None:
-  if name == 'delta' and not 0 < float(number) < 1:
-    raise ValueError(
-      f'delta is {float(number):g}; expected a probability in (0, 1), such as '
-      '0.05 for a bound that holds with probability 0.95.'
-    )
-  if float(number) <= 0:
-    raise ValueError(
-      f'{name} is {float(number):g}; expected a positive number. Pass '
-      'bounds.LogValue(logarithm) if it under- or overflows.'
-    )
 
 
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:

@@ -13,7 +13,6 @@ from iclcl_jax import (
   _validate,
   attention,
   kernels,
-  losses,
   moments,
   precision,
 )
@@ -28,8 +27,6 @@ from iclcl_jax.types import (
   FeatureMap,
   Float,
   Kernel,
-  Loss,
-  Penalty,
 )
 
 _SOFTMAX = kernels.ExponentialKernel()
@@ -86,26 +83,21 @@ def verify_heads(
   is_causal: bool = False,
   scale: float | None = None,
   num_queries: int | None = None,
-  num_query_tokens: int = 0,
-  loss: Loss = losses.contrastive,
-  penalty: Penalty | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
 ) -> HeadsCertificate:
   r"""Checks that attention computed elsewhere is one gradient step, by head.
 
   Takes what a model hands to its attention and what it gets back (`capture`
   finds them), in the layout of `attention.dot_product_attention` and with its
-  `bias` (ALiBi, say), `mask`, `is_causal` and `scale`. Each output
-  is compared with the dual model of the keys that its query sees, in closed
-  form and with weights from `jax.grad` of the loss; queries that see none are
+  `bias` (ALiBi, say), `mask`, `is_causal` and `scale`. Each output is compared
+  with the dual model of the keys that its query sees, in closed form and with
+  weights from `jax.grad` of the contrastive loss; queries that see none are
   left out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
 
   Args:
     output: what the model's attention returned. Shape `[..., T, N, d_v]`.
     phi: the feature map or kernel that the model is said to use.
     num_queries: how many of each head are checked, evenly spaced; None for all.
-    num_query_tokens: how many tokens give `W_0`, a query's own and those before
-      it; needs `T = S`.
 
   Raises:
     ValueError: if `phi` has no place for scale or bias.
@@ -132,17 +124,13 @@ def verify_heads(
     for name, x in (('bias', bias), ('mask', mask))
   )
   _check_claim(phi, scale, bias, mask)
-  _validate.at_least(0, num_query_tokens=num_query_tokens)
-  if num_query_tokens:
-    _validate.check_same('T = S', 'query', size, 'key', shape[-1])
   stretch = 1.0 if scale is None else scale * width**0.5
   rows = np.arange(size)
   if num_queries is not None:
     _validate.at_least(1, num_queries=num_queries)
     rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
-  objective = num_query_tokens, loss, penalty
-  measured = _measure(phi, objective, arithmetic, heads)
+  measured = _measure(phi, arithmetic, heads)
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
@@ -220,40 +208,31 @@ def _by_head(tokens, bias, mask, rows, stretch, is_causal):
 
 
 @compiled
-def _measure(phi, objective, arithmetic, heads):
+def _measure(phi, arithmetic, heads):
   """Measures every query, one key-value head after the other."""
 
   def measure(head):
     keys, values, rows = head
-    row = functools.partial(_measure_row, phi, objective, keys, values)
+    row = functools.partial(_measure_row, phi, keys, values)
     return moments.map_chunks(row, rows, _CHUNK_SIZE)
 
   return arithmetic.transform(lambda heads: jax.lax.map(measure, heads))(heads)
 
 
-def _measure_row(phi, objective, keys, values, row: _Row):
+def _measure_row(phi, keys, values, row: _Row):
   """Returns residual, size of the scores, condition, and if a key is seen."""
-  num_query_tokens, loss, penalty = objective
   query, mask = row.query, row.mask
   amount = jnp.abs(keys) @ jnp.abs(query) / query.shape[0] ** 0.5
   if row.bias is not None:
     phi, amount = _Biased(phi), amount + jnp.abs(row.bias)
     keys = jnp.concatenate([keys, row.bias[:, None]], axis=1)
     query = jnp.concatenate([query, jnp.ones(1, query.dtype)])
-  if num_query_tokens:  # They are the last ones, the query's own at the end.
-    keys, values, amount, mask = jax.tree.map(
-      lambda x: jnp.roll(x, -1 - row.position, axis=0),
-      (keys, values, amount, mask),
-    )
   result = residuals(
     phi,
     query,
     keys,
     values,
-    num_query_tokens=num_query_tokens,
     mask=mask,
-    loss=loss,
-    penalty=penalty,
     attention_fn=lambda *_, **__: row.output,
   )
   weights = jnp.zeros_like(amount)

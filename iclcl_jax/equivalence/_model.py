@@ -182,8 +182,7 @@ def verify_model(
   Arguments are those of `model_residuals`, and the `arithmetic` of `verify`.
 
   Raises:
-    ValueError: if no token is valid, or a parameter or valid token is not
-      finite.
+    ValueError: if no token is valid.
 
   Example:
     >>> architecture, block = transformer.example()
@@ -198,7 +197,8 @@ def verify_model(
       'arrays. Use equivalence.model_residuals inside jit or vmap.'
     )
   transformer.check_blocks(architecture, blocks, x)
-  _check_finite(blocks, x, mask)
+  if mask is not None and not np.any(mask):
+    raise ValueError('mask is all False; expected at least one valid token.')
   result = _residuals_under(
     architecture, arithmetic, blocks, x, positions, mask
   )
@@ -283,30 +283,6 @@ def _check_heads(architecture, heads, positions, mask):
   )
   measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
   return outputs.reshape(heads.queries.shape), measured
-
-
-def _check_finite(blocks, x, mask) -> None:
-  if mask is not None and not np.any(mask):
-    raise ValueError('mask is all False; expected at least one valid token.')
-  x_is_finite, are_finite = _finite(blocks, x, mask)
-  if not bool(x_is_finite):
-    raise ValueError(
-      'x holds a valid token that is not finite; expected finite numbers. '
-      'Mask it, or look at the embedding.'
-    )
-  for path, is_finite in jax.tree_util.tree_leaves_with_path(are_finite):
-    if not bool(is_finite):
-      raise ValueError(
-        f'blocks{jax.tree_util.keystr(path)} is not finite; expected finite '
-        'parameters. Look at the checkpoint or its dtype.'
-      )
-
-
-@compiled
-def _finite(blocks, x, mask):
-  """Whether the valid tokens are finite, and whether each parameter is."""
-  x = x if mask is None else jnp.where(mask[:, None], x, 0)
-  return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (x, blocks))
 
 
 def _verdict(certificate, arithmetic) -> str:

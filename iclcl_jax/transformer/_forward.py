@@ -196,15 +196,8 @@ def apply_blocks(
   mask: Mask | None = None,
 ) -> Float[Array, 'N d_model']:
   """Applies a stack of blocks by `jax.lax.scan`: one compiled block."""
-  _stacks.check_blocks(architecture, blocks, x)
-
-  def step(stream, block):
-    stream = apply_block(
-      architecture, block, stream, positions=positions, mask=mask
-    )
-    return stream, None
-
-  return _stacks.scan_blocks(architecture, blocks, step, x)[0]
+  options = {'positions': positions, 'mask': mask}
+  return _stacks.chain(apply_block, architecture, blocks, x, **options)
 
 
 def feed_forward(

@@ -278,12 +278,5 @@ def apply_blocks_dual(
   References:
     Ren & Liu, arXiv:2310.13220, several attention layers.
   """
-  _stacks.check_blocks(architecture, blocks, x)
-
-  def step(stream, block):
-    stream = apply_block_dual(
-      architecture, block, stream, positions=positions, mask=mask, phi=phi
-    )
-    return stream, None
-
-  return _stacks.scan_blocks(architecture, blocks, step, x)[0]
+  options = {'positions': positions, 'mask': mask, 'phi': phi}
+  return _stacks.chain(apply_block_dual, architecture, blocks, x, **options)

@@ -79,6 +79,22 @@ def scan_blocks(
   return jax.lax.scan(body, carry, inputs, reverse=reverse)
 
 
+def chain(
+  apply: Callable[..., Array],
+  architecture: Architecture,
+  blocks: Block,
+  x: Float[Array, 'N d_model'],
+  **options: Any,
+) -> Float[Array, 'N d_model']:
+  """Applies one block after the other."""
+  check_blocks(architecture, blocks, x)
+
+  def step(stream, block):
+    return apply(architecture, block, stream, **options), None
+
+  return scan_blocks(architecture, blocks, step, x)[0]
+
+
 def constants_of(architecture: Architecture, block: Block) -> Constants:
   """Returns the numbers of a block: its own, or those of the only layer."""
   several = len(architecture.layers) > 1
