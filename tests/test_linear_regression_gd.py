@@ -381,7 +381,6 @@ def test_bad_input_is_named():
     ('learning_rate is nan', account.construct, np.nan, 2, initial),
     ('num_layers is 0', account.repeat, layer, 0),
     ('num_tokens is 1', account.context_only, 1),
-    ('directions is 0 everywhere', account.fit_learning_rate, zeros, zeros),
     ('disagree in B: 2 and 1', account.model_cosine, zeros, zeros[:1]),
     ('half_range is -1', account.uniform_moments, -1.0),
     ('query_key disagree in H', account.interpolate, account.fold(layer),

@@ -560,12 +560,6 @@ def test_bad_input_names_the_argument(case, door):
       lambda: modified.token_negative(num_negatives=1, strength=jnp.ones(2)),
       r'strength has shape \[2\]; expected a scalar',
     ),
-    (
-      lambda: modified.negative(
-        num_negatives=1, strength=1.0, renormalise=modified.divide_all
-      ),
-      'strength is 1, so that no weight',
-    ),
   ],
 )
 def test_bad_settings_are_named(make, message):

@@ -233,8 +233,6 @@ DOCUMENT, TARGET = POSED
      (DOCUMENT, TARGET.astype(jnp.float32))),
     ('document has shape .0, 5.', account.problem, (DOCUMENT[:0], TARGET[:0])),
     ('disagree in d: 5 and 4', account.loss, (POSED, OLD[1:])),
-    ('weights are all 0', account.smallest_data_shift,
-     (DOCUMENT, 0 * OLD, NEW)),
     ('learning_rate is inf',
      functools.partial(account.weight_shift, learning_rate=np.inf),
      (POSED, OLD)),

@@ -23,7 +23,6 @@ from iclcl_jax.modified._selection import (
   Negatives,
   Renormalisation,
   Selection,
-  divide_all,
   lowest_scores,
   make_choice,
   raise_others,
@@ -149,12 +148,6 @@ def negative(
     'modified.raise_others'
   )
   _validate.check_function('renormalise', renormalise, 4, expected)
-  is_all = renormalise is divide_all and _validate.is_concrete(strength)
-  if is_all and strength == 1:
-    raise ValueError(
-      'strength is 1, so that no weight is left to divide by; expected another '
-      'strength, or another renormalise, such as raise_others.'
-    )
   return Negative(choice=choice, renormalise=_pytree.function(renormalise))
 
 
