@@ -75,9 +75,9 @@ def init_network(
     )
   for width in widths:
     _validate.at_least(1, widths=width)
-  params = []
-  for index, (width, after) in enumerate(itertools.pairwise(widths)):
-    layer_key = jax.random.split(key, len(widths) - 1)[index]
+  keys, params = jax.random.split(key, len(widths) - 1), []
+  layers = itertools.pairwise(widths)
+  for layer_key, (width, after) in zip(keys, layers, strict=True):
     matrix = jax.random.normal(layer_key, (after, width), dtype)
     params.append(jnp.pad((2 / width) ** 0.5 * matrix, [(0, 0), (0, 1)]))
   return tuple(params)
