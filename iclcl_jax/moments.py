@@ -264,18 +264,10 @@ def read(phi, state, query) -> Reading:
   return Reading(both[:-1], both[-1], log_scale)
 
 
-def scores(
-  phi, query, keys, mask=None
-) -> tuple[Float[Array, ' N'], Float[Array, '']]:
-  """Returns `phi(k_i) . phi(q)` for every key and their common log-scale."""
-  terms, log_scale = score_terms(phi, query, keys, mask)
-  return jnp.sum(terms, axis=1), log_scale
-
-
 def score_terms(
   phi, query, keys, mask=None
 ) -> tuple[Float[Array, 'N R'], Float[Array, '']]:
-  """Returns the summands of `scores`, one for each feature."""
+  """Returns `phi(k_i) . phi(q)`, feature by feature, and their log-scale."""
   key_scale, key_features = scaled_rows(phi, keys, mask)
   query_scale, query_features = scaled(phi, query)
   feature_scale = largest(key_scale, axis=0)

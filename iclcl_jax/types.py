@@ -159,10 +159,9 @@ class Form(Protocol):
     remove: `(phi, state, key [d_k], label [d_v]) -> (state, growth [])`.
       Removes a token; `growth` is that of the rounding errors.
     read: `(phi, state, query [d_k]) -> Reading`.
-    scores: `(phi, query, keys, mask=None) -> ([N], log_scale [])`. The scaled
-      `phi(k_i) . phi(q)`.
     score_terms: `(phi, query, keys, mask=None) -> ([N, _], log_scale [])`. The
-      summands of the scores, one for each feature if there are.
+      summands of the scaled `phi(k_i) . phi(q)`, one for each feature if there
+      are.
     causal_sums: `(phi, queries [N, d_k], keys, values, chunk_size, mask=None,
       start=None) -> [N, d_v + 2]`. What each position reads of the state
       `start` and the tokens up to itself: sums of scored values, sum of scores,
@@ -180,7 +179,6 @@ class Form(Protocol):
   merge: Callable[..., Any]
   remove: Callable[..., tuple[Any, Array]]
   read: Callable[..., Reading]
-  scores: Callable[..., tuple[Array, Array]]
   score_terms: Callable[..., tuple[Array, Array]]
   causal_sums: Callable[..., Array]
   gradient: Callable[..., Array]

@@ -228,7 +228,7 @@ def cases_of_modified(phi):
   )
   for select, renormalise in (
     (modified.highest_scores, modified.scale_others),
-    (modified.random_choice(jax.random.key(2)), modified.divide_all),
+    (modified.random_choice(jax.random.key(2)), modified.raise_others),
     (modified.lowest_scores, modified.unnormalised),
   ):
     name = f'negative, {renormalise.__name__}'

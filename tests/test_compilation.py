@@ -110,7 +110,6 @@ def attend():
   return modified.attention_from_loss(own_loss(), learning_rate=0.1)
 
 
-DECODING = meta_optimizer.start_decoding(8, 4, 3)
 HEAD = meta_optimizer.Head(rows(0, 4, 2), rows(1, 4, 3))
 RIGHT = jnp.array([True, True, False, False, True, False])
 
@@ -231,7 +230,6 @@ CALLS = {
   'attribution.gradients': lambda: attribution.demonstration_gradients(
     model(), TOKENS, SEGMENTS, num_segments=2
   ),
-  'meta.decode': lambda: meta_optimizer.decode(DECODING, W, W, V[0], decay=0.5),
   'meta.finetuned_update': lambda: meta_optimizer.finetuned_update(
     X, HEAD, HEAD
   ),

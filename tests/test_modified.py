@@ -133,7 +133,6 @@ RULES = [
   modified.unnormalised,
   modified.raise_others,
   modified.scale_others,
-  modified.divide_all,
 ]
 
 

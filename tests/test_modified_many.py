@@ -294,7 +294,6 @@ def test_token_negatives_are_plain_attention_with_their_labels(name):
   [
     ('unnormalised', 'lowest_scores'),
     ('scale_others', 'highest_scores'),
-    ('divide_all', 'lowest_scores'),
   ],
 )
 def test_every_rule_and_selection_passes_through(rule, select):

@@ -136,21 +136,6 @@ def test_online_pass_equals_a_state_for_each_query(phi):
   assert jnp.max(jnp.abs(online - gradients)) < 1e-11 * scale
 
 
-@pytest.mark.parametrize(
-  'phi', [KERNEL, features.EluPlusOneFeatures()], ids=['kernel', 'feature map']
-)
-def test_one_state_equals_a_state_for_each_query(phi):
-  queries, keys, values, *_ = one_head()
-  seen = jnp.broadcast_to(jnp.arange(made.SIZE) != 3, (made.SIZE, made.SIZE))
-  once, each = jax.jit(
-    lambda *arguments: (
-      _dual_heads.answer_from_one_state(phi, *arguments),
-      _dual_heads.answer_per_query(phi, *arguments),
-    )
-  )(queries, keys, values, None, seen)
-  assert made.relative_error(once, each) < IDENTITY['float64']
-
-
 def test_online_pass_knows_nothing_of_the_future():
   queries, keys, values, *rest = one_head()
   run = jax.jit(functools.partial(_dual_heads.answer_online, KERNEL))

@@ -19,7 +19,6 @@ References:
   Dai et al., arXiv:2212.10559; the softmax of `softmax_mix` is what they drop.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -124,19 +123,6 @@ def softmax_mix(
   )
 
 
-class MomentumState(NamedTuple):
-  """What decoding carries from token to token, for one head.
-
-  The decayed sum of the past values; past keys and values, zeros beyond; and
-  how many tokens were seen.
-  """
-
-  average: Float[Array, ' d_v']
-  keys: Float[Array, 'capacity d_k']
-  values: Float[Array, 'capacity d_v']
-  size: Array
-
-
 def momentum_matrix(
   num_tokens: int, decay: float | Array
 ) -> Float[Array, 'N N']:
@@ -204,60 +190,3 @@ def momentum_attention(
     return attention.softmax_attention(query, keys, values, mask=seen)
 
   return jax.vmap(one_query)(queries, position) + past
-
-
-def start_decoding(
-  capacity: int, key_dim: int, value_dim: int, *, dtype=jnp.float32
-) -> MomentumState:
-  """Returns the state before the first of up to `capacity` tokens."""
-  _validate.check_float_dtype('dtype', dtype)
-  _validate.at_least(1, capacity=capacity, key_dim=key_dim, value_dim=value_dim)
-  return MomentumState(
-    jnp.zeros(value_dim, dtype),
-    jnp.zeros((capacity, key_dim), dtype),
-    jnp.zeros((capacity, value_dim), dtype),
-    jnp.zeros((), int),
-  )
-
-
-@door
-def decode(
-  state: MomentumState,
-  query: Float[Array, ' d_k'],
-  key: Float[Array, ' d_k'],
-  value: Float[Array, ' d_v'],
-  *,
-  decay: float | Array,
-) -> tuple[MomentumState, Float[Array, ' d_v']]:
-  """Reads one token, as `momentum_attention` does for the whole sequence.
-
-  Momentum adds one vector for each head to the cache of keys and values.
-
-  Returns:
-    The new state and the output `[d_v]`. Under `jit`, where the size cannot be
-    looked at, outputs beyond the capacity are NaN.
-
-  Raises:
-    ValueError: if the state is full.
-  """
-  _validate.below_one(decay=decay)
-  capacity = state.keys.shape[0]
-  _validate.look(functools.partial(_check_not_full, capacity), state.size)
-  keys = state.keys.at[state.size].set(key)
-  values = state.values.at[state.size].set(value)
-  seen = jnp.arange(capacity) <= state.size
-  output = attention.softmax_attention(query, keys, values, mask=seen)
-  output = jnp.where(state.size < capacity, output, jnp.nan)
-  average = jnp.asarray(decay, value.dtype) * (state.average + value)
-  return (
-    MomentumState(average, keys, values, state.size + 1),
-    output + state.average,
-  )
-
-
-def _check_not_full(capacity: int, size: Array) -> None:
-  if int(size) >= capacity:
-    raise ValueError(
-      f'state is full: it holds {int(size)} tokens of {capacity}. Start with a '
-      'larger capacity.'
-    )

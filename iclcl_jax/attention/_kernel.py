@@ -246,7 +246,8 @@ def scores(
 
   The kernel values are `scores * exp(log_scale)`. Shapes `[N]` and `[]`.
   """
-  return form_of(phi).scores(phi, query, keys, mask)
+  terms, log_scale = form_of(phi).score_terms(phi, query, keys, mask)
+  return jnp.sum(terms, axis=1), log_scale
 
 
 def _sums(weights, values, mask):

@@ -60,9 +60,8 @@ class _UnitFeatures:
 
   def scaled(self, x):
     log_scale, features = moments.scaled(self._phi, x)
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(features)))
-    top = jnp.where(top == 0, 1, top)
-    return log_scale + jnp.log(top), features / top
+    log_top, features = _split_scale(features)
+    return log_scale + log_top, features
 
 
 def log_norms(

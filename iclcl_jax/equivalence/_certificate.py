@@ -1,7 +1,6 @@
 """The certificate of one head and one query."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +48,6 @@ class Certificate(Judged):
   residual: float
   relative_error: float
   condition: float
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns plain Python numbers, strings and lists."""
-    result = dataclasses.asdict(self)
-    for name in ('attention', 'closed_form', 'autodiff'):
-      result[name] = [float(x) for x in result[name]]
-    return result | {'holds': self.holds}
 
   def __str__(self) -> str:
     tokens = f'{self.num_demonstrations} + {self.num_query_tokens}'

@@ -50,11 +50,6 @@ class HeadsCertificate(Judged):
   sizes: tuple[int, int, int, int]
   residual: np.ndarray
 
-  def to_dict(self) -> dict[str, Any]:
-    """Returns plain Python numbers, strings and lists."""
-    result = dataclasses.asdict(self) | {'holds': self.holds}
-    return result | {'residual': self.residual.tolist()}
-
   def __str__(self) -> str:
     worst = int(np.argmax(self.residual))
     residual = f'{self.residual[worst]:.1e} in head {worst}'

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import precision
 
@@ -21,6 +22,14 @@ class Judged:
   def holds(self) -> bool:
     """Whether the identity holds to rounding, in full precision."""
     return self.verdict == 'holds'
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain Python numbers, strings and lists."""
+    result = dataclasses.asdict(self) | {'holds': self.holds}
+    return {
+      name: np.asarray(x, float).tolist() if hasattr(x, 'dtype') else x
+      for name, x in result.items()
+    }
 
 
 def judge(

@@ -46,7 +46,6 @@ from iclcl_jax.modified._regularised import (
 )
 from iclcl_jax.modified._selection import (
   Negatives as Negatives,
-  divide_all as divide_all,
   highest_scores as highest_scores,
   lowest_scores as lowest_scores,
   raise_others as raise_others,

@@ -131,7 +131,7 @@ def negative(
     strength: the total `beta` that the negatives lose.
     select: `lowest_scores`, `highest_scores` or `random_choice(key)`, which
       ranks the tokens alike for every query.
-    renormalise: `unnormalised`, `raise_others`, `scale_others`, `divide_all`.
+    renormalise: `unnormalised`, `raise_others` or `scale_others`.
     candidates_fn: `(position [], positions [N]) -> [N]`, which tokens may be
       negatives of the token at `position`; by default all others.
 

@@ -125,14 +125,6 @@ def scale_others(weights, negatives, visible, strength) -> Negatives:
   )
 
 
-def divide_all(weights, negatives, visible, strength) -> Negatives:
-  """Divides all weights by what is left, `1 - beta`; needs beta != 1."""
-  del visible
-  gain = jnp.asarray(1 / (1 - strength), weights.dtype)
-  gains = gain * jnp.ones_like(weights)
-  return Negatives(share(strength, negatives, weights.dtype) * gains, gains)
-
-
 def share(total, chosen, dtype) -> Float[Array, ' N']:
   """Divides a total in equal parts among the chosen."""
   count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)

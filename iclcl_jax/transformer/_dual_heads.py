@@ -43,9 +43,8 @@ def predict_heads(
 
   with coefficients :math:`c_i = v_i` from one gradient step on the contrastive
   loss of the tokens that the query sees. With `transformer.causal` and no
-  positions of the caller's own this is one online pass over the tokens, with
-  `transformer.bidirectional` one state for all queries, otherwise a state for
-  each query.
+  positions of the caller's own this is one online pass over the tokens,
+  otherwise a state for each query.
 
   Returns:
     The predictions, which are the heads' attention outputs. Shape
@@ -61,12 +60,10 @@ def predict_heads(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head; Katharopoulos et
     al., arXiv:2006.16236, eq. 9 (online).
   """
-  answer_fn = answer_per_query
-  if heads.window is None:  # One state does not forget what leaves a window.
-    if architecture.visible is _parts.bidirectional:
-      answer_fn = answer_from_one_state
-    elif architecture.visible is _parts.causal and positions is None:
-      answer_fn = answer_online
+  is_causal = architecture.visible is _parts.causal and positions is None
+  # One state does not forget what leaves a window.
+  is_online = is_causal and heads.window is None
+  answer_fn = answer_online if is_online else answer_per_query
   return _answer(answer_fn, architecture, heads, positions, mask, phi)
 
 
@@ -124,19 +121,6 @@ def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
 # How one key-value head answers: queries `[r, N, d_k]` of the query heads that
 # share it, keys `[N, d_k]`, values `[N, d_v]`, who sees whom `[N, N]`; answers
 # `[r, N, d_v]`.
-
-
-def answer_from_one_state(phi, queries, keys, values, sinks, seen) -> Array:
-  """Trains once and answers all: every query sees the tokens of the first."""
-  mask = seen[0]
-  state = dual.empty(phi, keys, values)
-  state = dual.one_step(phi, state, keys, values, mask=mask)
-  has_seen = jnp.any(mask)
-
-  def answer(query):
-    return _read_all(phi, state, query, sinks, has_seen)
-
-  return jax.vmap(answer, in_axes=1, out_axes=1)(queries)
 
 
 def answer_online(phi, queries, keys, values, sinks, seen) -> Array:
