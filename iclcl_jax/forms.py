@@ -38,8 +38,3 @@ def form_of(
 def see(phi, state: State, keys, values, mask=None) -> State:
   """Adds tokens to the mass alone: they are visible, and not yet learnt."""
   return form_of(phi).absorb(phi, state, keys, jnp.zeros_like(values), mask)
-
-
-def form_of_state(state: State) -> Form:
-  """Returns the arithmetic of a state."""
-  return moments if isinstance(state, DualState) else coefficients

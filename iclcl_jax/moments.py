@@ -121,14 +121,10 @@ def map_chunks(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:
   chunks, rest = split_chunks(rows, chunk_size)
   whole = jax.lax.map(jax.checkpoint(fn_of_rows), chunks)
   return jax.tree.map(
-    lambda a, b: jnp.concatenate([join_chunks(a), b]), whole, fn_of_rows(rest)
+    lambda a, b: jnp.concatenate([jax.lax.collapse(a, 0, 2), b]),
+    whole,
+    fn_of_rows(rest),
   )
-
-
-def join_chunks(chunks: Array) -> Array:
-  """Makes rows of chunks again, `[n chunk_size, ...]`."""
-  count, chunk_size, *axes = chunks.shape
-  return chunks.reshape(count * chunk_size, *axes)
 
 
 def empty(phi, keys, values) -> DualState:
@@ -302,7 +298,7 @@ def causal_sums(
   state = empty(phi, keys, values) if start is None else start
   state = vary_as(widen(state), phi, arrays)
   _, sums = jax.lax.scan(step, state, chunks)
-  return join_chunks(sums)[:size]
+  return jax.lax.collapse(sums, 0, 2)[:size]
 
 
 def _causal_chunk(phi, state, queries, keys, values, mask=None):

@@ -115,7 +115,7 @@ RIGHT = jnp.array([True, True, False, False, True, False])
 
 
 def similarity(a, b, _):
-  return metrics.cosine(a, b)
+  return metrics.kendall(a, b)
 
 
 # Public functions without an example, and methods; some with their options.

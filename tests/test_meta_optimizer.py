@@ -349,7 +349,6 @@ def attend(queries=QUERIES, decay=0.1):
     ('in_context and zero_shot disagree in d: 3 and 5',
      lambda: metrics.update_similarity(VALUES[0], VALUES[0], QUERIES[0])),
     ('at least two', lambda: metrics.kendall(jnp.ones(1), jnp.ones(1))),
-    ('a and b disagree in d', lambda: metrics.cosine(jnp.ones(2), jnp.ones(3))),
     ('in_context has 1 query',
      lambda: PERMUTED(*[VALUES[:1]] * 3, num_draws=1)),
     ('num_draws is 0', lambda: PERMUTED(*[VALUES] * 3, num_draws=0)),

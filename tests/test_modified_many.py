@@ -272,21 +272,11 @@ def test_float32_equals_the_matrix_form(name, case):
 
 
 @BOTH_MAPS
-def test_token_negatives_are_plain_attention_with_their_labels(name):
+def test_token_negatives_need_the_query_of_every_token(name):
   phi, attend = MAPS[name][0], CASES['token negatives'].attend
   queries, keys, values = draw()
   with pytest.raises(ValueError, match=r'query is one; .* Call stream'):
     attend(phi, queries[0], keys, values)
-
-  @jax.jit
-  def by_labels(queries, keys, values):
-    labels = attend.labels(phi, queries, keys, values)
-    return jax.vmap(
-      lambda query: attention.kernel_attention(phi, query, keys, labels)
-    )(queries)
-
-  found = answer(attend.stream, phi, queries, keys, values)
-  compare(found, by_labels(queries, keys, values), name)
 
 
 @pytest.mark.parametrize(
@@ -577,10 +567,7 @@ def test_numpy_rows_are_taken():
 
 
 def test_other_answers_check_their_counts():
-  queries, keys, values = draw()
-  tokens = modified.token_negative(num_negatives=1, strength=0.1)
-  with pytest.raises(ValueError, match='chunk_size is 0'):
-    tokens.labels(SOFTMAX, queries, keys, values, chunk_size=0)
+  queries, keys, _ = draw()
   push = modified.negative(num_negatives=1, strength=0.1)
   for count in (-1, N + 1):
     with pytest.raises(ValueError, match=f'num_query_tokens is {count}'):

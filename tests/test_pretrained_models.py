@@ -373,7 +373,7 @@ def test_base_of_rotation_is_read_from_either_place():
     (np.zeros(17, int), '17 tokens .* context is 16'),
     (np.zeros((2, 3), int), r'shape \[2, 3\]; expected \[N\].*jax.vmap'),
     (np.array(1), r'tokens has shape \[\]; expected \[N\]'),
-    (np.zeros(3), 'dtype float64; expected an integer dtype'),
+    (np.zeros(3), 'dtype float64; expected an array of integers'),
     (np.zeros(3, np.uint8), 'dtype uint8; expected int32'),
     (np.zeros(3, np.int8), 'dtype int8; expected int32'),
     (np.zeros(3, np.uint16), 'dtype uint16; expected int32'),

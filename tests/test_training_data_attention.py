@@ -149,7 +149,7 @@ PARAMS, INPUTS, LABELS, BATCHES = DATA.values()
   [
     (r'learning_rate is -1\.0', {'learning_rate': -1.0}),
     ('momentum is 1.0; expected', {'momentum': 1.0}),
-    ('labels has dtype float64; expected an integer dtype',
+    ('labels has dtype float64; expected an array of integers',
      {'labels': LABELS.astype(float)}),
     (r'batches has shape \[4\]; expected \[T, B\]', {'batches': BATCHES[0]}),
     (r'batches has shape \[0, 4\]', {'batches': BATCHES[:0]}),

@@ -244,7 +244,7 @@ OPTIONS_OUT_OF_RANGE = [
   (dual.one_step, 'learning_rate', jnp.inf, r'is inf; expected a finite'),
   (dual.one_step, 'learning_rate', jnp.ones(2), r'has shape \[2\].*jax\.vmap'),
   (dual.one_step, 'learning_rate', 'fast', r"is 'fast'; expected a finite"),
-  (attention.stream_kernel_attention, 'chunk_size', 0, r'is 0; .* >= 1\.$'),
+  (attention.stream_kernel_attention, 'chunk_size', 0, r'is 0; .* >= 1\.'),
   (dual.one_step, 'chunk_size', 2.0, r'is 2\.0; expected an integer >= 1'),
   (dual.one_step, 'chunk_size', -1, r'is -1; expected an integer >= 1'),
   (

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, attention, moments
+from iclcl_jax import _validate, attention, coefficients, moments
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._mesh import gather, vary_as
 from iclcl_jax._program import compiled
-from iclcl_jax.forms import form_of, form_of_state
+from iclcl_jax.forms import form_of
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import (
   Array,
@@ -116,7 +116,8 @@ def merge(a: State, b: State) -> State:
       f'a is a {type(a).__name__}, b a {type(b).__name__}; expected states of '
       'the same phi.'
     )
-  return form_of_state(a).merge(a, b)
+  form = moments if isinstance(a, DualState) else coefficients
+  return form.merge(a, b)
 
 
 class Removal(NamedTuple):

@@ -193,8 +193,6 @@ def _check_objective(
       'left out (a mask, or an incomplete batch). Declare it with '
       'losses.sum_over_demonstrations, or pass whole batches without mask.'
     )
-  if masked:
-    losses.check_sum(loss)
 
 
 class Trajectory(NamedTuple):

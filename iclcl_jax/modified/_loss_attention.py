@@ -113,7 +113,6 @@ class LossAttention(Attention):
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
     self._check_leaves_zero(keys, values)
     if losses.is_sum_over_demonstrations(self.loss):
-      losses.check_sum(self.loss)
       labels = self.labels(phi, keys, values, mask=mask)
       return attention.causal_kernel_attention(
         phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
@@ -173,7 +172,6 @@ class LossAttention(Attention):
         'demonstrations. Declare it with losses.sum_over_demonstrations, give '
         'it a keyword mask [N], or pass the visible rows alone.'
       )
-    losses.check_sum(self.loss)
 
   def _check_penalty(self, keys, values):
     """The slope at zero weights, refused where it does not exist."""

@@ -15,7 +15,6 @@ from iclcl_jax._door import door
 from iclcl_jax.modified._attention import (
   Attention,
   check_own,
-  visible_rows,
 )
 from iclcl_jax.modified._selection import (
   Candidates,
@@ -154,37 +153,17 @@ def negative(
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TokenNegative(Attention):
-  """Attention whose tokens push each other away, see `token_negative`.
+  r"""Attention whose tokens push each other away, see `token_negative`.
 
-  `stream` and `causal` are plain attention with other labels, which cost all
-  `N^2` scores and memory as those of `Negative`. One query does not bring the
-  queries of the other tokens, so the call is an error: attend to `labels`.
+  `stream` and `causal` are plain attention with other labels,
+
+  .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j,
+
+  which cost all `N^2` scores and memory as those of `Negative`. One query does
+  not bring the queries of the other tokens, so the call is an error.
   """
 
   choice: Choice
-
-  @door
-  def labels(
-    self,
-    phi: FeatureMap | Kernel,
-    queries: Float[Array, 'N d_k'],
-    keys: Float[Array, 'N d_k'],
-    values: Float[Array, 'N d_v'],
-    *,
-    chunk_size: int = 1024,
-    mask: Mask | None = None,
-  ) -> Float[Array, 'N d_v']:
-    r"""Returns what `stream` adds up in place of the values.
-
-    .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j
-
-    Arguments as in `stream`. Shape `[N, d_v]`.
-    """
-    _validate.at_least(1, chunk_size=chunk_size)
-    keys, rows = visible_rows(mask, keys, values)
-    look = _looking_at_all(phi, keys, mask)
-    labels = self._labels(look, jnp.asarray(queries), rows, chunk_size)
-    return cast_like(labels, values)
 
   def _labels(self, look, queries, values, chunk_size):
     check_own(queries, values)
@@ -202,8 +181,7 @@ class TokenNegative(Attention):
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
     raise ValueError(
       'query is one; expected the query of every token, by which each chooses '
-      'its negatives. Call stream, or attention.kernel_attention with the '
-      'values that labels(phi, queries, keys, values) returns.'
+      'its negatives. Call stream, or causal.'
     )
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
