@@ -54,20 +54,10 @@ _ABSENT = object()
 def door(function: _FunctionT) -> _FunctionT:
   """Checks the arguments of a function by their annotations.
 
-  They are read once, when the function is defined. `Float[Array, 'N d_k']` says
-  the rank, the kind of numbers, and which axes arguments share. Floating-point
-  arrays of one call have one dtype. There is at least one demonstration `N`
-  (`n` may be none), and a width (`d`, `d_k`) is at least 1. States may be in
-  float32 where tokens have 16 bits. The fields of a `NamedTuple` count as
-  arguments (`state.mass`). `PRNGKeyArray` is one typed key, `FeatureMap`
-  follows the protocol, `| None` may be left out. All other annotations, scalars
-  among them, are left to the function.
-
-  A door that is called inside another one checks nothing: what it is given was
-  checked, or is the library's own. So a call is checked once.
-
-  The body is compiled as one program for each structure of arguments, unless
-  the call is part of a caller's transformation, see `_program.compiled`.
+  They are read once, when the function is defined; docs/architecture.md says
+  what they mean. Scalars are left to the function. A door that is called inside
+  another one checks nothing: what it is given was checked, or is the library's
+  own. The body is compiled, see `_program.compiled`.
   """
   return _make_door(function, _program.compiled(function), on_host=False)
 

@@ -79,8 +79,13 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
     return jnp.asarray(number.log_value, dtype)
   limits = {'above': 0.0} | ({'below': 1.0} if name == 'delta' else {})
   _validate.check_scalar(name, number, **limits)
-  wider = jnp.promote_types(jnp.asarray(number).dtype, dtype)
-  return jnp.log(jnp.asarray(number, wider)).astype(dtype)
+  # In the wider of both dtypes.
+  number = jnp.asarray(number)
+  if not jnp.issubdtype(number.dtype, jnp.floating) or (
+    jnp.finfo(number.dtype).bits < jnp.finfo(dtype).bits
+  ):
+    number = number.astype(dtype)
+  return jnp.log(number).astype(dtype)
 
 
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:

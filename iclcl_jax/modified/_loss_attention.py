@@ -177,12 +177,10 @@ class LossAttention(Attention):
     """The slope at zero weights, refused where it does not exist."""
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     zero = np.zeros((values.shape[1], keys.shape[1]), dtype)
-    _validate.check_real_scalar('penalty', self.penalty, zero)
     return _finite_slope('penalty', self.penalty, zero)
 
   def _check_zero(self, values) -> None:
     """Refuses a loss whose gradient does not exist at zero predictions."""
-    _validate.check_real_scalar('loss', self.loss, values, values)
     # Of the shape alone: traced values may vary over the axes of a mesh.
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     zero = np.zeros(values.shape, dtype)
@@ -191,6 +189,7 @@ class LossAttention(Attention):
 
 def _finite_slope(name: str, function, *arguments) -> Array:
   """The slope at `W_0 = 0`, refused where it does not exist."""
+  _validate.check_real_scalar(name, function, *arguments)
   with jax.ensure_compile_time_eval():
     slope = _slope(function, arguments)
   # By NumPy: under jit, jnp would make a tracer of what is known. A function
