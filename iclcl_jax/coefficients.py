@@ -23,6 +23,8 @@ from iclcl_jax.types import (
 
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
+# Among so many keys an index is found in no time; among more it is slow.
+_MOST_INDEXED = 1024
 
 
 def empty(kernel, keys, values) -> KernelDualState:
@@ -202,7 +204,7 @@ def scores(
     neutral = zero_log_scale(exponent.dtype)
     exponent = jnp.where(mask, exponent, neutral)
   log_scale = largest(exponent)
-  weights = jnp.exp(exponent - log_scale)
+  weights = jnp.exp(relative(exponent))
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
 
 
@@ -232,6 +234,25 @@ def causal_sums(
 
   own = positions[start.mass.shape[0] :]
   return map_chunks(sums, (queries, own), chunk_size)
+
+
+def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
+  """Returns `exponent` less its largest, which becomes exactly 0.
+
+  A compiler may compute a small product twice and round it differently. At
+  exponents of 1e9 in float32 that is a difference of 64 and more, and `exp`
+  would overflow, or leave nothing at all. So the largest of up to 1024 is found
+  by its index; with more keys such exponents may give NaN under `jit`.
+  """
+  below = exponent - largest(exponent)
+  size = exponent.shape[0]
+  if not (isinstance(size, int) and 0 < size <= _MOST_INDEXED):
+    return below
+  is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
+  below = jnp.where(below > 0, 0, below)
+  is_largest &= exponent > zero_log_scale(exponent.dtype)  # Not of -inf.
+  own = exponent - jax.lax.stop_gradient(exponent)
+  return jnp.where(is_largest, own, below)
 
 
 def evaluate(kernel, x, y) -> Float[Array, '']:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import _validate, coefficients, moments
 from iclcl_jax._door import door
 from iclcl_jax.forms import form_of
 from iclcl_jax.precision import cast_like, product
@@ -47,7 +47,7 @@ def softmax_attention(
   exponent = product(keys, jnp.asarray(query)) / query.shape[0] ** 0.5
   if mask is not None:
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
-  weights = jax.nn.softmax(exponent)
+  weights = jax.nn.softmax(coefficients.relative(exponent))
   if mask is not None:
     weights = jnp.where(mask, weights, 0)
   return cast_like(product(values.T, weights), values)
