@@ -177,7 +177,6 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
 
 
 def _arrays_of(name: str, types: dict, value: Any):
-  """Yields the arrays among the fields of a `NamedTuple`."""
   if type(value) not in types:
     known = (f'{t.__name__}({", ".join(t._fields)})' for t in types)
     raise ValueError(

@@ -42,7 +42,6 @@ def gather(rows: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
 
 
 def _varying_axes(x: Any) -> frozenset[str]:
-  """Returns the mesh axes over which an array varies, by its type."""
   kind = jax.typeof(x)
   # `vma` until jax 0.9, a part of `mat` since.
   return kind.vma if hasattr(kind, 'vma') else kind.mat.varying

@@ -371,6 +371,5 @@ def _any_of_batch(axis_size, in_batched, array):
 
 
 def _check_size(state: DualState, features: Array) -> None:
-  """Checks that a state has as many features as its map."""
   size = state.weights.shape[1]
   _validate.check_same('R', 'state', size, 'phi', features.shape[-1])

@@ -54,12 +54,9 @@ def orthogonal(
     True
   """
   _check(num_features, dim, dtype)
-
-  def directions(norms, rotation):
-    del norms
-    return rotation
-
-  return _stack_blocks(directions, key, num_features, dim, dtype)
+  return _stack_blocks(
+    lambda _, rotation: rotation, key, num_features, dim, dtype
+  )
 
 
 @door

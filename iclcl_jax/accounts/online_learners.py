@@ -144,7 +144,6 @@ def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
 
 
 def _zero_state(tokens: Stream) -> Array:
-  """Returns the state before the first token."""
   shape = tokens.values.shape[1], tokens.keys.shape[1]
   return vary_as(jnp.zeros(shape, tokens.values.dtype), tokens)
 

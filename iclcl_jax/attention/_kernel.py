@@ -251,7 +251,6 @@ def scores(
 
 
 def _sums(weights, values, mask):
-  """Returns `sum_i s_i v_i` and `sum_i s_i`."""
   values = moments.visible(jnp.asarray(values), mask)
   return product(values.T, weights), jnp.sum(weights)
 

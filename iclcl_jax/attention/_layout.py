@@ -196,7 +196,6 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
 
 
 def _doors_of(attend, chunk_size: int | None) -> _Doors:
-  """Returns how `attend` answers one head."""
   if chunk_size is not None:
     _validate.at_least(1, chunk_size=chunk_size)
   is_bound = isinstance(attend, functools.partial)

@@ -300,5 +300,4 @@ def _verdict(certificate, arithmetic) -> str:
 
 
 def _chain_tolerance(num_layers: int, tolerance: float) -> float:
-  """Returns the rounding of so many layers, at most what is an identity."""
   return min(num_layers * tolerance, _LARGEST_CHAIN_ERROR)

@@ -208,14 +208,12 @@ def _slope(function, arguments) -> Array:
 
 
 def _start(phi, keys, values, num_query_tokens: int, mask):
-  """The dual model before the step."""
   size = keys.shape[0] - num_query_tokens
   rest = None if mask is None else mask[size:]
   return dual.zero_shot(phi, keys[size:], values[size:], mask=rest)
 
 
 def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
-  """The model's plain predictions `W phi(k)`, without a normaliser."""
   form = form_of(phi)
 
   def evaluate(key):

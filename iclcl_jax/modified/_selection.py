@@ -200,7 +200,6 @@ def make_choice(num_negatives, strength, select, candidates_fn) -> Choice:
 
 
 def _check_choice(name: str, chosen, size: int) -> None:
-  """Raises unless a caller's choice of tokens is a boolean for each."""
   _validate.check_result(name, chosen, (size,))
   if chosen.dtype != jnp.bool_:
     raise ValueError(

@@ -247,7 +247,6 @@ def check_groups(name: str, heads: int, key_name: str, groups: int) -> None:
 
 
 def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
-  """Yields path, array and axes of every parameter."""
   for sublayer in ('attention_norms', 'ffn_norms'):
     norms = getattr(block, sublayer)
     _validate.check_type(f'block.{sublayer}', norms, Norms, 'transformer.Norms')
