@@ -8,7 +8,7 @@ without parameters is an `attention_fn`::
 
   functools.partial(modified.regularised(strength=0.1).stream, phi)
 
-A trained view of the tokens is a module, such as `Adapter` or `MLPView`.
+A trained view of the tokens is a module: `Adapter`, or one of Flax.
 
 Layers are Linen modules; `as_nnx` makes NNX modules of them. They take tokens
 `[..., N, d_model]` with any batch axes, other tokens as `context`
@@ -20,8 +20,9 @@ the tokens.
 `as_attention_fn` puts any attention into the attention modules of Flax itself.
 
 References:
-  Ren & Liu, arXiv:2310.13220, eq. 2, and section 4.2: `MLPView` in v1, the
-  parallel `Adapter` in v2; Vaswani et al., arXiv:1706.03762, section 3.2.2.
+  Ren & Liu, arXiv:2310.13220, eq. 2, and section 4.2: two layers in v1 (an
+  `nn.Sequential`), the parallel `Adapter` in v2; Vaswani et al.,
+  arXiv:1706.03762, section 3.2.2.
 """
 
 import contextlib
@@ -135,24 +136,26 @@ def _precision(precision: Any):
   return jax.default_matmul_precision(jax.lax.Precision(precision).name.lower())
 
 
-class MLPView(nn.Module):
-  r"""A view with two layers in place of the projection.
+class Adapter(nn.Module):
+  r"""A view with two layers in parallel to the projection.
 
-  .. math:: g(x) = \sigma(x M_1)\, M_2
+  .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
 
   Attributes:
     width: width `d` of the rows.
     hidden_dim: width between the layers.
+    scale: the factor `c`; with 0 the view is the plain projection.
     activation: the function `sigma`, entry by entry.
 
   Example:
-    >>> view = MLPView(width=4, hidden_dim=8)
+    >>> view = Adapter(width=4, hidden_dim=8)
     >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
     (3, 4)
   """
 
   width: int
   hidden_dim: int
+  scale: float = 1.0
   activation: Callable[[Array], Array] = nn.gelu
   kernel_init: Initializer = nn.initializers.lecun_normal()
   dtype: Any = None
@@ -164,35 +167,11 @@ class MLPView(nn.Module):
   ) -> Float[Array, '... d']:
     _check_tokens('tokens', tokens)
     _validate.at_least(1, width=self.width, hidden_dim=self.hidden_dim)
-    return self._rows(tokens, _dense(self, tokens))
-
-  def _rows(self, tokens, dense):
-    hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
-    return dense('output', hidden, self.width)
-
-
-class Adapter(MLPView):
-  r"""A view with two layers in parallel to the projection.
-
-  .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
-
-  Attributes are those of `MLPView`, and:
-
-  Attributes:
-    scale: the factor `c`; with 0 the view is the plain projection.
-
-  Example:
-    >>> view = Adapter(width=4, hidden_dim=8)
-    >>> view.init_with_output(jax.random.key(0), jnp.ones((3, 5)))[0].shape
-    (3, 4)
-  """
-
-  scale: float = 1.0
-
-  def _rows(self, tokens, dense):
     _validate.finite(scale=self.scale)
+    dense = _dense(self, tokens)
+    hidden = self.activation(dense('hidden', tokens, self.hidden_dim))
     linear = dense('linear', tokens, self.width)
-    return linear + self.scale * super()._rows(tokens, dense)
+    return linear + self.scale * dense('output', hidden, self.width)
 
 
 def _check_tokens(name: str, tokens: Array) -> None:
@@ -385,7 +364,7 @@ def as_nnx(
   will be one, of any values.
 
   Example:
-    >>> view = MLPView(width=4, hidden_dim=8)
+    >>> view = Adapter(width=4, hidden_dim=8)
     >>> as_nnx(view, jnp.ones((1, 5)), rngs=nnx.Rngs(0))(jnp.ones((3, 5))).shape
     (3, 4)
   """
@@ -394,4 +373,6 @@ def as_nnx(
 
 def _unbound(view: View | None) -> View | None:
   """Copies a view without its parent: the head that uses it will own it."""
-  return view.clone(parent=None) if isinstance(view, nn.Module) else view
+  if not isinstance(view, nn.Module):
+    return view
+  return view.clone(parent=None, _deep_clone=True)  # Modules in it, too.

@@ -204,9 +204,6 @@ CALLS = {
   'pretrained.next_token_logits': lambda: pretrained.next_token_logits(
     model(), TOKENS
   ),
-  'pretrained.next_token_log_probs': lambda: pretrained.next_token_log_probs(
-    model(), TOKENS
-  ),
   'pretrained.prefill': prefilled,
   'pretrained.decode_step': lambda: pretrained.decode_step(
     model(), prefilled(), 3

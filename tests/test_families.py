@@ -200,7 +200,7 @@ def test_a_cache_does_not_reach_into_another_rotation(mask):
         model, tokens, single, mask=mask
       )
     )(*arguments)
-    assert np.all(np.isfinite(scores.total))
+    assert np.all(np.isfinite(scores))
   assert np.isfinite(total(tokens[:4], None))  # A short one never does.
 
 
@@ -264,11 +264,10 @@ def test_scores_of_labels_are_those_of_their_tokens(name):
   padded = jnp.concatenate([jnp.zeros(2, 'int32'), tokens])
   mask = jnp.arange(len(padded)) > 1
   found = pretrained.score_labels(model, padded, LABELS, mask=mask)
-  for ids, total, mean in zip(LABELS, *found, strict=True):
+  for ids, total in zip(LABELS, found, strict=True):
     whole, places = behind(tokens, ids)
     logs = jax.nn.log_softmax(jax.jit(pretrained.logits)(model, whole))
     np.testing.assert_allclose(total, np.sum(logs[places, ids]), rtol=1e-9)
-    np.testing.assert_allclose(mean, np.mean(logs[places, ids]), rtol=1e-9)
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])
@@ -296,8 +295,8 @@ def test_attribution_of_strings_sums_to_their_logits(side):
 @pytest.mark.parametrize(
   ('labels', 'message'),
   [
-    ([], 'labels is empty; expected at least one label'),
-    (3, 'labels is a int; expected at least one label'),
+    ([], r'labels is \[\]; expected at least one label'),
+    (3, 'labels is 3; expected at least one label'),
     ([np.array([], int)], r'labels\[0\] is int64\[0\].* at least one integer'),
     ([3], r'labels\[0\] is 3.* For a single token pass \[id\]'),
     ([[1], [2.5]], r'labels\[1\] is \[2.5\].* at least one integer'),

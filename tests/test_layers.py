@@ -184,9 +184,18 @@ MODIFICATIONS = {
   'negatives': modification(modified.negative(**PUSHED).stream),
   'token negatives': modification(modified.token_negative(**PUSHED).stream),
 }
+
+
+def heavy(width):
+  layers = [
+    linen.Dense(n, use_bias=False, param_dtype=float) for n in (6, width)
+  ]
+  return linen.Sequential([layers[0], jax.nn.gelu, layers[1]])
+
+
 VIEWS = {
   'adapter': layers.Adapter(width=D_K, hidden_dim=6, scale=0.5),
-  'heavy keys': layers.MLPView(width=D_K, hidden_dim=6),
+  'heavy keys': heavy(D_K),
 }
 
 
@@ -195,7 +204,8 @@ def adapter_by_hand(p, x):
 
 
 def heavy_by_hand(p, x):
-  return jax.nn.gelu(x @ p['hidden']) @ p['output']
+  first, second = (p[f'layers_{n}']['kernel'] for n in (0, 2))
+  return jax.nn.gelu(x @ first) @ second
 
 
 BY_HAND = {'adapter': adapter_by_hand, 'heavy keys': heavy_by_hand}
@@ -282,7 +292,7 @@ def test_heads_have_views_of_their_own_and_train():
   layer = multi(
     positive(),
     key_view=VIEWS['adapter'],
-    value_view=layers.MLPView(width=D_V, hidden_dim=6),
+    value_view=heavy(D_V),
   )
   x = tokens()
   params = init(layer, x)
@@ -294,7 +304,10 @@ def test_heads_have_views_of_their_own_and_train():
       'hidden': (H, D_MODEL, 6),
       'output': (H, 6, D_K),
     },
-    'value_view': {'hidden': (H, D_MODEL, 6), 'output': (H, 6, D_V)},
+    'value_view': {
+      'layers_0': {'kernel': (H, D_MODEL, 6)},
+      'layers_2': {'kernel': (H, 6, D_V)},
+    },
   }
   linear = params['heads']['key_view']['linear']
   assert np.any(linear[0] != linear[1])
@@ -337,10 +350,10 @@ def test_nnx_accepts_a_layer_with_views():
   ('views', 'message'),
   [
     (
-      {'key_view': layers.MLPView(width=D_K + 1, hidden_dim=2)},
+      {'key_view': heavy(D_K + 1)},
       'key_view mad',
     ),
-    ({'value_view': layers.MLPView}, 'value_view is'),
+    ({'value_view': layers.Adapter}, 'value_view is'),
     ({'key_view': layers.Adapter(width=D_K, hidden_dim=0)}, 'hidden_dim is 0'),
     (
       {'key_view': layers.Adapter(width=D_K, hidden_dim=1, scale=np.nan)},
@@ -385,7 +398,7 @@ def test_a_batch_with_context_and_mask_is_each_sequence(view):
 def test_dtype_computes_and_param_dtype_keeps():
   layer = multi(
     causal(),
-    key_view=layers.MLPView(D_K, 6, dtype='bfloat16', param_dtype='float32'),
+    key_view=layers.Adapter(D_K, 6, dtype='bfloat16', param_dtype='float32'),
     dtype='bfloat16',
     param_dtype='float32',
   )
@@ -393,7 +406,7 @@ def test_dtype_computes_and_param_dtype_keeps():
   output, variables = jax.jit(layer.init_with_output)(jax.random.key(0), x)
   assert output.dtype == jnp.bfloat16
   assert {p.dtype.name for p in jax.tree.leaves(variables)} == {'float32'}
-  wide = layer.clone(dtype=None, key_view=layers.MLPView(D_K, 6))
+  wide = layer.clone(dtype=None, key_view=layers.Adapter(D_K, 6))
   np.testing.assert_allclose(
     output.astype('float32'), jax.jit(wide.apply)(variables, x), atol=0.05
   )

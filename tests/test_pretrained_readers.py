@@ -155,13 +155,13 @@ def test_absent_gguf_is_an_error(tmp_path):
     ({'llama.attention.causal': False}, r"causal' is False; expected True"),
     ({'llama.rope.scaling.type': 'x', 'llama.rope.scaling.factor': 2.0},
      r"scaling.type' is 'x'; expected linear or yarn with the factor 2.0"),
-    ({'llama.attention.head_count': 2}, r'model.gguf: tensor .* has shape'),
+    ({'llama.attention.head_count': 2}, r'model.gguf: tensor .* is float32 \['),
     ({'split.count': 3}, r"split.count' is 3.*one of several parts.*--merge"),
     ({'general.type': 'adapter'}, r'holds a adapter of architecture'),
     ({'split.count': 'many'}, r"split.count' is 'many'"),
     ({'llama.block_count': 2**31}, r'2147483648; expected several of the 21'),
     ({'llama.block_count': 3}, r'model.gguf: tensor .*layers.2.* is missing'),
-    ({'llama.feed_forward_length': 48}, r'model.gguf: tensor .* has shape'),
+    ({'llama.feed_forward_length': 48}, r'model.gguf: tensor .* is float32 \['),
   ],
 )  # fmt: skip
 def test_wrong_gguf_metadata_is_an_error(tmp_path, arrays, changes, message):
@@ -362,7 +362,7 @@ def test_directory_without_weights_is_an_error(sharded):
 
 
 def test_absent_directory_is_an_error(tmp_path):
-  with pytest.raises(ValueError, match='is no directory; expected one'):
+  with pytest.raises(ValueError, match=r'config\.json is missing'):
     pretrained.read_safetensors(tmp_path / 'absent')
 
 

@@ -83,8 +83,8 @@ def run_forward(
   model: pretrained.LanguageModel, tokens: Array, num_tokens: int
 ) -> Forward:
   """Runs the model as it is on `N` tokens, and lets it continue by some."""
-  call = jax.jit(pretrained.next_token_log_probs)
-  log_probs = jax.device_get(call(model, tokens))
+  call = jax.jit(pretrained.next_token_logits)
+  log_probs = jax.device_get(jax.nn.log_softmax(call(model, tokens)))
   times = []
   for _ in range(NUM_TIMED):
     start = time.perf_counter()

@@ -117,7 +117,7 @@ def _log_probabilities(loaded: prompts.Loaded, of_tokens: np.ndarray) -> Any:
     return of_tokens
 
   def score(model, tokens, labels):
-    return pretrained.score_labels(model, tokens, labels).total
+    return pretrained.score_labels(model, tokens, labels)
 
   texts = [np.array(ids) for ids in labels]
   found = lab.compile_quickly(score)(loaded.model, loaded.tokens, texts)

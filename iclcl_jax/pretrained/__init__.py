@@ -9,7 +9,6 @@ padding, which may be on either side and which positions do not count, and
 from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
 from iclcl_jax.pretrained._decoding import (
   KeyValueCache as KeyValueCache,
-  LabelScores as LabelScores,
   decode_step as decode_step,
   generate as generate,
   prefill as prefill,
@@ -25,7 +24,6 @@ from iclcl_jax.pretrained._model import (
   embed as embed,
   hidden_states as hidden_states,
   logits as logits,
-  next_token_log_probs as next_token_log_probs,
   next_token_logits as next_token_logits,
   positions_of as positions_of,
   unembed as unembed,

@@ -93,10 +93,8 @@ def decode_step(
   _validate.check_type('cache', cache, KeyValueCache, expected)
   num_slots = cache.mask.shape[0]
   _validate.look(functools.partial(_check_free, num_slots), cache.length)
-  _model.check_ids(model, 'token', token)
+  _model.check_text(model, 'token', token, ranks=(0,))
   token = jnp.asarray(token)
-  _validate.check_kind('token', token, (), _validate.INTEGER)
-  _model.check_prompt(model, token[None])
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
   states, cache = _extend(
     model, cache, token[None], position, jnp.ones(1, bool)
@@ -155,18 +153,6 @@ def generate(
   return jnp.concatenate([generated, last[None]])
 
 
-class LabelScores(NamedTuple):
-  """How likely each of several texts is behind a prompt.
-
-  Attributes:
-    total: log-probability of each text, the sum over its tokens. Shape `[K]`.
-    mean: the same for a token of it. Shape `[K]`.
-  """
-
-  total: Float[Array, ' K']
-  mean: Float[Array, ' K']
-
-
 @door
 def score_labels(
   model: LanguageModel,
@@ -174,7 +160,7 @@ def score_labels(
   labels: Sequence[Any],
   *,
   mask: Bool[Array, ' N'] | None = None,
-) -> LabelScores:
+) -> Float[Array, ' K']:
   """Scores the texts that may stand behind a prompt, of any length each.
 
   The prompt is read once.
@@ -183,15 +169,19 @@ def score_labels(
     labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
       add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
 
+  Returns:
+    Log-probability of each text, the sum over its tokens. Shape `[K]`.
+
   Raises:
     ValueError: as `generate`; if there is no label, or one has no token.
   """
-  expected = 'at least one label, each the ids [T] of a text'
-  kinds = Sequence | np.ndarray | jax.Array
-  _validate.check_type('labels', labels, kinds, expected)
-  if len(labels) == 0:
-    raise ValueError(f'labels is empty; expected {expected}.')
-  if not isinstance(labels, Sequence):
+  is_array = isinstance(labels, np.ndarray | jax.Array)
+  if not (is_array or isinstance(labels, Sequence)) or len(labels) == 0:
+    raise ValueError(
+      f'labels is {labels!r}; expected at least one label, each the ids [T] of '
+      'a text.'
+    )
+  if is_array:
     _model.check_ids(model, 'labels', labels)
   for number, ids in enumerate(labels):
     _model.check_text(model, f'labels[{number}]', ids)
@@ -218,8 +208,7 @@ def score_labels(
     found = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, None], 1)
     return jnp.sum(jnp.where(jnp.arange(longest) < size, found[:, 0], 0))
 
-  total = jax.vmap(score)(padded, jnp.array(sizes))
-  return LabelScores(total, total / jnp.array(sizes, total.dtype))
+  return jax.vmap(score)(padded, jnp.array(sizes))
 
 
 def _empty_cache(model: LanguageModel, num_slots: int) -> KeyValueCache:

@@ -216,20 +216,6 @@ def next_token_logits(
   return unembed(model, states[last_valid(tokens, mask)][None])[0]
 
 
-@door
-def next_token_log_probs(
-  model: LanguageModel,
-  tokens: Int[Array, ' N'],
-  *,
-  mask: Bool[Array, ' N'] | None = None,
-) -> Float[Array, ' vocab']:
-  """Returns log-probabilities `[vocab]` of the token after a prompt.
-
-  Raises `ValueError` as `logits` does.
-  """
-  return jax.nn.log_softmax(next_token_logits(model, tokens, mask=mask))
-
-
 def last_valid(
   tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None
 ) -> Int[Array, '']:

@@ -20,11 +20,6 @@ _ALIGNMENT = 64  # Bytes.
 _TOGETHER = 'Check that config and tensors belong together.'
 
 
-def split_heads(array: Array, num_heads: int) -> Array:
-  """Cuts the last axis into heads."""
-  return array.reshape(*array.shape[:-1], num_heads, -1)
-
-
 class StoredTensors(Mapping[str, np.ndarray]):
   """Tensors in a file: each is read when it is taken, and not kept.
 
@@ -134,21 +129,17 @@ class Tensors:
       )
 
   def _check(self, name: str, shape: Shape) -> None:
-    if name not in self._rest:
+    found, fits = 'missing', False
+    if name in self._rest:
+      _, spec = self._rest[name]
+      found = f'{spec.dtype} {list(spec.shape)}'
+      is_floating = jnp.issubdtype(spec.dtype, jnp.floating)
+      fits = is_floating and tuple(spec.shape) == shape
+    if not fits:
       raise ValueError(
-        f'tensor {name!r} (or {self._prefix + name!r}) is missing; expected '
-        f'shape {list(shape)}. Check that the download is complete. {_TOGETHER}'
-      )
-    _, spec = self._rest[name]
-    if tuple(spec.shape) != shape:
-      raise ValueError(
-        f'tensor {name!r} has shape {list(spec.shape)}; expected '
-        f'{list(shape)} from the config. {_TOGETHER}'
-      )
-    if not jnp.issubdtype(spec.dtype, jnp.floating):
-      raise ValueError(
-        f'tensor {name!r} has dtype {spec.dtype}; expected floating-point '
-        'numbers. Dequantise the checkpoint first.'
+        f'tensor {name!r} (or {self._prefix + name!r}) is {found}; expected '
+        f'floating-point numbers {list(shape)} by the config. Check that the '
+        f'download is complete, and not quantised. {_TOGETHER}'
       )
 
   def _take(self, name: str) -> np.ndarray:

@@ -20,7 +20,8 @@ _LENGTH = 'original_max_position_embeddings'
 
 
 def read_rotary(
-  decoder: Any,
+  config: Config,
+  width: int,
   *,
   base: float = 1e4,
   settings: Mapping[str, Any] | None = None,
@@ -31,7 +32,6 @@ def read_rotary(
   The number `base`, the rotated part of a head and the rescaling stand in for
   a config that does not say; `partial` is None where all is always rotated.
   """
-  config = decoder.config
   new, old = config.object('rope_parameters'), config.object('rope_scaling')
   if {**new, **old} != {**old, **new}:
     raise ValueError(
@@ -39,7 +39,7 @@ def read_rotary(
       'expected the same settings. Remove the wrong ones from config.json.'
     )
   stated = {**new, **old} or settings or {}
-  return rotary_of(config, stated, decoder.d_k, base=base, **options)
+  return rotary_of(config, stated, width, base=base, **options)
 
 
 def rotary_of(

@@ -51,12 +51,6 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       model is quantised, or `safetensors` is not installed.
   """
   directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    raise ValueError(
-      f'directory is {str(directory)!r}, which is no directory; expected one '
-      f'with {_CONFIG} and {_WHOLE}. Check the spelling, or name the folder '
-      'that holds them.'
-    )
   config = read_json(directory / _CONFIG)
   if 'quantization_config' in config:
     raise ValueError(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,7 +13,16 @@ from iclcl_jax import transformer
 from iclcl_jax.pretrained._config import ABSENT, ACTIVATIONS, HARMLESS, Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, Shape, Tensors
-from iclcl_jax.transformer import Layer, LayerNorm, Linear, Norm, Norms, RMSNorm
+from iclcl_jax.pretrained._rotary import read_rotary
+from iclcl_jax.transformer import (
+  Layer,
+  LayerNorm,
+  Linear,
+  Norm,
+  Norms,
+  RMSNorm,
+  Rotary,
+)
 
 KINDS = ('full_attention', 'sliding_attention')
 # Tables that other versions of the format store; they follow from the config.
@@ -81,6 +91,24 @@ class Decoder:
       'key': self.linear(key, stream, shared, bias=bias),
       'value': self.linear(value, stream, shared, bias=bias),
       'output': self.linear(output, every, stream, bias=output_bias),
+    }
+
+  def joint_attention(
+    self, name: str, output: str, *, bias: bool, by_head: bool = False
+  ) -> dict:
+    """Takes queries, keys and values that stand side by side."""
+    groups = self.heads if by_head else self.groups
+    counts = self.heads, groups, groups
+    stream, every = (self.d_model,), (self.heads, self.d_k)
+    joint = self.linear(name, stream, (sum(counts) * self.d_k,), bias=bias)
+    if by_head:
+      parts = in_parts(_split(joint, self.heads), *[self.d_k] * 3)
+    else:
+      parts = in_parts(joint, *(count * self.d_k for count in counts))
+      parts = [_split(*pair) for pair in zip(parts, counts, strict=True)]
+    return {
+      **dict(zip(('query', 'key', 'value'), parts, strict=True)),
+      'output': self.linear(output, every, stream, bias=bias),
     }
 
   def network(
@@ -161,11 +189,15 @@ class Decoder:
       'activation': self.activation(),
     }
 
-  def alike(self, layer: Layer) -> list[Layer]:
+  def rotary(self, **options: Any) -> Rotary:
+    """Reads the rotation that all layers share, see `read_rotary`."""
+    return read_rotary(self.config, self.d_k, **options)
+
+  def alike(self, **layer: Any) -> list[Layer]:
     """Checks the field that could say that layers are not all alike."""
-    kind = KINDS[layer.window is not None]
+    kind = KINDS[layer.get('window') is not None]
     self.config.entries('layer_types', self.num_layers, (kind,))
-    return [layer]
+    return [Layer(**layer)]
 
   def local(self, default: Callable[[int], bool]) -> list[bool]:
     """Reads which layers have a window; `default` says it if no field does."""
@@ -175,11 +207,13 @@ class Decoder:
     return [kind == 'sliding_attention' for kind in kinds]
 
   def windowed(
-    self, layer: Layer, window: int | None, default: Callable[[int], bool]
+    self, rotation: Rotary, window: int | None, default: Callable[[int], bool]
   ) -> list[Layer]:
     """Puts a window into the layers that have one."""
-    local = dataclasses.replace(layer, window=window)
-    return [local if is_local else layer for is_local in self.local(default)]
+    return [
+      Layer(rotation=rotation, window=window if is_local else None)
+      for is_local in self.local(default)
+    ]
 
   def window(self, default: int | None = None) -> int | None:
     """Reads the window; `default` where the file lacks it, None if null."""
@@ -187,6 +221,48 @@ class Decoder:
       return None
     window = self.config.count('sliding_window', default)
     return min(window, np.iinfo(np.int32).max)  # No prompt is longer.
+
+  def language_model(
+    self,
+    block: dict,
+    architecture: dict,
+    *,
+    layers: Sequence[Layer] = (Layer(),),
+    tied: bool = False,
+    embedding: str = 'embed_tokens',
+    head: str | None = 'lm_head',
+    final_norm: str | None = 'norm',
+    context: int | None = 2048,
+    **options: Any,
+  ) -> LanguageModel:
+    """Puts a model together and checks that nothing of the checkpoint is left.
+
+    `block` and `architecture` are parts of those of `transformer`; equal
+    `layers` become one. `tied` says whether the embedding serves as head, and
+    `context` how long it is, where the config does not.
+    """
+    config, tensors = self.config, self.tensors
+    shape = config.count('vocab_size'), self.d_model
+    tied = config.switch('tie_word_embeddings', tied) and head is not None
+    weight = f'{embedding}.weight'
+    model = LanguageModel(
+      head=tensors.head(f'{head}.weight', weight, shape, tied=tied)
+      if head
+      else None,
+      embedding=tensors.take(weight, shape),
+      blocks=transformer.Block(**block),
+      final_norm=self.norm(final_norm) if final_norm else None,
+      architecture=transformer.Architecture(
+        **({'visible': transformer.causal} | architecture),
+        layers=tuple(layers) if len(set(layers)) > 1 else tuple(layers[:1]),
+      ),
+      context_length=config.count('max_position_embeddings', context),
+      tied=tied,
+      **options,
+    )
+    tensors.check_all_taken()
+    config.check_all_read(ABSENT.items(), HARMLESS)
+    return model
 
 
 def open_decoder(
@@ -232,47 +308,9 @@ def open_decoder(
   return Decoder(config, tensors, *sizes, layer, norm_bias, inputs_first)
 
 
-def language_model(
-  decoder: Decoder,
-  block: dict,
-  architecture: dict,
-  *,
-  layers: Sequence[Layer] = (Layer(),),
-  tied: bool = False,
-  embedding: str = 'embed_tokens',
-  head: str | None = 'lm_head',
-  final_norm: str | None = 'norm',
-  context: int | None = 2048,
-  **options: Any,
-) -> LanguageModel:
-  """Puts a model together and checks that nothing of the checkpoint is left.
-
-  `block` and `architecture` are parts of those of `transformer`; equal `layers`
-  become one. `tied` says whether the embedding serves as head, and `context`
-  how long it is, where the config does not.
-  """
-  config, tensors = decoder.config, decoder.tensors
-  shape = config.count('vocab_size'), decoder.d_model
-  tied = config.switch('tie_word_embeddings', tied) and head is not None
-  weight = f'{embedding}.weight'
-  model = LanguageModel(
-    head=tensors.head(f'{head}.weight', weight, shape, tied=tied)
-    if head
-    else None,
-    embedding=tensors.take(weight, shape),
-    blocks=transformer.Block(**block),
-    final_norm=decoder.norm(final_norm) if final_norm else None,
-    architecture=transformer.Architecture(
-      **({'visible': transformer.causal} | architecture),
-      layers=tuple(layers) if len(set(layers)) > 1 else tuple(layers[:1]),
-    ),
-    context_length=config.count('max_position_embeddings', context),
-    tied=tied,
-    **options,
-  )
-  tensors.check_all_taken()
-  config.check_all_read(ABSENT.items(), HARMLESS)
-  return model
+def _split(linear: Linear, num_heads: int) -> Linear:
+  """Cuts the last axis into heads."""
+  return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], num_heads, -1), linear)
 
 
 def in_parts(linear: Linear, *sizes: int) -> list[Linear]:

@@ -41,8 +41,7 @@ def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     name = f'embeddings.{kind}_embeddings.weight'
     return decoder.tensors.take(name, (size, d))
 
-  return _decoder.language_model(
-    decoder,
+  return decoder.language_model(
     decoder.attention(bias=True, output_bias=True, names=_PROJECTIONS)
     | decoder.network(None, 'intermediate.dense', 'output.dense', bias=True)
     | {

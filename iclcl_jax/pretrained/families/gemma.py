@@ -5,7 +5,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary, rotary_of
+from iclcl_jax.pretrained._rotary import rotary_of
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -13,10 +13,8 @@ from iclcl_jax.transformer import Layer
 def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `gemma2` (arXiv:2408.00118)."""
   decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
-  rotation = read_rotary(decoder)
-  layers = decoder.windowed(
-    Layer(rotation=rotation), decoder.window(4096), lambda i: i % 2 == 0
-  )
+  window = decoder.window(4096)
+  layers = decoder.windowed(decoder.rotary(), window, lambda i: i % 2 == 0)
   return _model(decoder, layers, caps=(50.0, 30.0))
 
 
@@ -76,8 +74,7 @@ def _model(decoder, layers, *, caps, **block) -> LanguageModel:
       input='pre_feedforward_layernorm', output='post_feedforward_layernorm'
     ),
   }
-  return _decoder.language_model(
-    decoder,
+  return decoder.language_model(
     decoder.attention(bias=bias, output_bias=bias) | decoder.network() | block,
     {
       'normalization': decoder.rms_norm(1e-6, offset=1.0),

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import jax
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint, split_heads
+from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 # Causal masks that older files store.
@@ -37,9 +35,8 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   config.get('reorder_and_upcast_attn')  # Rounding alone.
   config.get('n_ctx')  # The same as n_positions, as older files call it.
   context = config.count('max_position_embeddings')
-  return _decoder.language_model(
-    decoder,
-    _attention(decoder)
+  return decoder.language_model(
+    decoder.joint_attention('attn.c_attn', 'attn.c_proj', bias=True)
     | decoder.network(None, 'mlp.c_fc', 'mlp.c_proj', bias=True, width=4 * d)
     | decoder.pre_norms('ln_1', 'ln_2'),
     {
@@ -51,17 +48,3 @@ def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     final_norm='ln_f',
     position_embedding=decoder.tensors.take('wpe.weight', (context, d)),
   )
-
-
-def _attention(decoder) -> dict:
-  """Queries, keys and values stand side by side in one projection."""
-  stream = (decoder.d_model,)
-  width = decoder.heads * decoder.d_k
-  joint = decoder.linear('attn.c_attn', stream, (3 * width,), bias=True)
-  query, key, value = (
-    jax.tree.map(lambda x: split_heads(x, decoder.heads), part)
-    for part in _decoder.in_parts(joint, *[width] * 3)
-  )
-  heads = decoder.heads, decoder.d_k
-  output = decoder.linear('attn.c_proj', heads, stream, bias=True)
-  return {'query': query, 'key': key, 'value': value, 'output': output}

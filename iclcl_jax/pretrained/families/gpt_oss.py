@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
-from iclcl_jax.transformer import Layer, Linear
+from iclcl_jax.transformer import Linear
 
 _YARN = {
   'rope_type': 'yarn',
@@ -46,18 +45,15 @@ def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
     raise config.error(
       'num_experts_per_tok', chosen, f'no more than {experts} experts'
     )
-  rotation = read_rotary(decoder, base=150_000.0, settings=_YARN)
+  rotation = decoder.rotary(base=150_000.0, settings=_YARN)
   window = decoder.window(128)
-  layers = decoder.windowed(
-    Layer(rotation=rotation), window, lambda i: i % 2 == 0
-  )
+  layers = decoder.windowed(rotation, window, lambda i: i % 2 == 0)
   bias = config.switch('attention_bias', True)
   block = decoder.attention(bias=bias, output_bias=bias) | decoder.pre_norms()
   block['sinks'] = decoder.tensors.take(
     f'{decoder.layer}self_attn.sinks', (decoder.heads,)
   )
-  return _decoder.language_model(
-    decoder,
+  return decoder.language_model(
     block | _experts(decoder),
     {
       'normalization': decoder.rms_norm(1e-5),

@@ -4,9 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
-from iclcl_jax.transformer import Layer
 
 
 def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
@@ -16,11 +14,10 @@ def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   config.require('sliding_window')
   config.require('rope_interleaved', False)
   bias = config.switch('attention_bias', False)
-  return _decoder.language_model(
-    decoder,
+  return decoder.language_model(
     decoder.attention(bias=bias, output_bias=bias)
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
     decoder.functions(1e-6),
-    layers=decoder.alike(Layer(rotation=read_rotary(decoder))),
+    layers=decoder.alike(rotation=decoder.rotary()),
   )

@@ -4,17 +4,14 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
-from iclcl_jax.transformer import Layer
 
 
 def from_olmo2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   """Makes a model of the family `olmo2` (OLMo Team, arXiv:2501.00656)."""
   decoder = _decoder.open_decoder(checkpoint, dtype)
   bias = decoder.config.switch('attention_bias', False)
-  return _decoder.language_model(
-    decoder,
+  return decoder.language_model(
     decoder.attention(bias=bias, output_bias=bias)
     | decoder.head_norms(together=True)
     | decoder.network()
@@ -23,5 +20,5 @@ def from_olmo2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
       'ffn_norms': decoder.norms(output='post_feedforward_layernorm'),
     },
     decoder.functions(1e-5),
-    layers=decoder.alike(Layer(rotation=read_rotary(decoder))),
+    layers=decoder.alike(rotation=decoder.rotary()),
   )

@@ -3,10 +3,8 @@
 from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint, split_heads
-from iclcl_jax.pretrained._rotary import read_rotary
+from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
-from iclcl_jax.transformer import Layer, Linear
 
 
 def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
@@ -17,33 +15,16 @@ def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   for name in ('full_attn_mod', 'interpolate_factor'):
     decoder.config.require(name, 1)
   part = decoder.config.get('partial_rotary_factor', 1.0)
-  rotation = read_rotary(decoder, partial=part)
-  window = decoder.window()
-  return _decoder.language_model(
-    decoder,
-    _attention(decoder) | _network(decoder) | decoder.pre_norms(),
+  rotation, window = decoder.rotary(partial=part), decoder.window()
+  return decoder.language_model(
+    decoder.joint_attention(
+      'self_attn.qkv_proj', 'self_attn.o_proj', bias=False
+    )
+    | _network(decoder)
+    | decoder.pre_norms(),
     decoder.functions(1e-5),
-    layers=decoder.alike(Layer(rotation=rotation, window=window)),
+    layers=decoder.alike(rotation=rotation, window=window),
   )
-
-
-def _attention(decoder) -> dict:
-  """Queries, keys and values stand side by side in one projection."""
-  counts = {
-    'query': decoder.heads,
-    'key': decoder.groups,
-    'value': decoder.groups,
-  }
-  sizes = [count * decoder.d_k for count in counts.values()]
-  stream, heads = (decoder.d_model,), (decoder.heads, decoder.d_k)
-  joint = decoder.linear(
-    'self_attn.qkv_proj', stream, (sum(sizes),), bias=False
-  )
-  parts = _decoder.in_parts(joint, *sizes)
-  return {
-    name: Linear(split_heads(part.weight, count))
-    for (name, count), part in zip(counts.items(), parts, strict=True)
-  } | {'output': decoder.linear('self_attn.o_proj', heads, stream, bias=False)}
 
 
 def _network(decoder) -> dict:

@@ -4,9 +4,7 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
-from iclcl_jax.transformer import Layer
 
 
 def from_qwen2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
@@ -32,12 +30,8 @@ def _model(decoder, attention: dict) -> LanguageModel:
   config.require('use_mrope', False)
   name = 'max_window_layers'
   first = config.count(name, config.or_null(name, 28), least=0)
-  rotation = read_rotary(decoder)
-  layers = decoder.windowed(
-    Layer(rotation=rotation), window, lambda i: i >= first
-  )
-  return _decoder.language_model(
-    decoder,
+  layers = decoder.windowed(decoder.rotary(), window, lambda i: i >= first)
+  return decoder.language_model(
     attention | decoder.network() | decoder.pre_norms(),
     decoder.functions(1e-6),
     layers=layers,

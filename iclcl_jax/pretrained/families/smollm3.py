@@ -4,7 +4,6 @@ from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint
-from iclcl_jax.pretrained._rotary import read_rotary
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
@@ -23,9 +22,8 @@ def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
   has_window = config.switch('use_sliding_window', False)
   window = decoder.window()
   local = decoder.local(lambda i: has_window and not rotated[i])
-  rotation = read_rotary(decoder, base=2e6)
-  return _decoder.language_model(
-    decoder,
+  rotation = decoder.rotary(base=2e6)
+  return decoder.language_model(
     decoder.attention(bias=bias, output_bias=bias)
     | decoder.network(bias=config.switch('mlp_bias', False))
     | decoder.pre_norms(),
