@@ -281,7 +281,7 @@ def test_missing_or_misshapen_tensor_is_named(name, tensor):
   with pytest.raises(ValueError, match=f' is float.* expected .* {shape}'):
     pretrained.from_checkpoint(Checkpoint(config, tensors))
   tensors[tensor] = array.astype(np.int8)
-  with pytest.raises(ValueError, match=' is int8 .*expected floating'):
+  with pytest.raises(ValueError, match=r' is int8 .*expected floating'):
     pretrained.from_checkpoint(Checkpoint(config, tensors))
 
 

@@ -1,6 +1,5 @@
 """Greedy decoding with cached keys and values."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -91,8 +90,16 @@ def decode_step(
   _model.check_model(model)
   expected = 'the KeyValueCache that prefill or decode_step returned'
   _validate.check_type('cache', cache, KeyValueCache, expected)
-  num_slots = cache.mask.shape[0]
-  _validate.look(functools.partial(_check_free, num_slots), cache.length)
+  num_slots = len(cache.mask)
+
+  def check_free(length: Any) -> None:
+    if int(length) >= num_slots:
+      raise ValueError(
+        f'cache has {num_slots} slots, all in use; expected a free one. '
+        'Call prefill with a larger cache_length.'
+      )
+
+  _validate.look(check_free, cache.length)
   _model.check_text(model, 'token', token, ranks=(0,))
   token = jnp.asarray(token)
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
@@ -100,14 +107,6 @@ def decode_step(
     model, cache, token[None], position, jnp.ones(1, bool)
   )
   return _model.unembed(model, states)[0], cache
-
-
-def _check_free(num_slots: int, length: Array) -> None:
-  if int(length) >= num_slots:
-    raise ValueError(
-      f'cache has {num_slots} slots, all in use; expected a free one. Call '
-      'prefill with a larger cache_length.'
-    )
 
 
 @door

@@ -270,9 +270,28 @@ def check_prompt(
       'Cast them with tokens.astype(jnp.int32).'
     )
   check_length(model, tokens.shape[0])
+  check_ids(model, 'tokens', tokens)
   if mask is not None:
     _validate.look(_check_any_valid, mask)
-  check_ids(model, 'tokens', tokens)
+
+
+def _check_any_valid(mask: Any) -> None:
+  if not np.any(mask):
+    raise ValueError(
+      'mask excludes every token, so the prompt is empty; expected at least '
+      'one valid token.'
+    )
+
+
+def check_length(model: LanguageModel, length: int) -> None:
+  """Checks that a number of tokens fits into the context."""
+  if not 0 < length <= model.context_length:
+    found = f'{length} tokens are asked of' if length else 'tokens is empty for'
+    raise ValueError(
+      f'{found} a model whose context is {model.context_length}; expected 1 to '
+      'as many. Shorten the prompt, ask for fewer new tokens, or pass for an '
+      "empty text the id of the tokenizer's beginning-of-text token."
+    )
 
 
 def check_text(
@@ -293,7 +312,18 @@ def check_text(
 
 def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
   """Checks that all ids, where they are known, are in the vocabulary."""
-  check = functools.partial(_check_ids, name, model.vocabulary_size)
+  size = model.vocabulary_size
+
+  def check(ids: Any) -> None:
+    ids = np.asarray(ids)
+    outside = ids[(ids < 0) | (ids >= size)]
+    if outside.size:
+      raise ValueError(
+        f'{name} holds the id {outside[0]}, but the vocabulary has {size} '
+        f'tokens; expected ids from 0 to {size - 1}. Use the tokenizer that '
+        'belongs to this model.'
+      )
+
   _validate.look(check, ids)
 
 
@@ -310,57 +340,25 @@ def check_room(
   So many tokens may follow it, and others be taken out if it gets `shorter`.
   """
   check_length(model, num_tokens + room)
+
+  def check(switch: int, mask: Any) -> None:
+    size = int(np.sum(mask))
+    if (0 if shorter else size) <= switch < size + room:
+      raise ValueError(
+        f'a prompt of {size} tokens is read, {room} may follow and '
+        f'{"some" if shorter else "none"} be taken out; but longer ones than '
+        f'{switch} rotate all positions otherwise, those read before too. '
+        'Expected lengths on one side: decode up to there, and prefill or '
+        'score the other prompt anew. Inside jit and vmap leave the mask out, '
+        'which may hide any number of tokens there.'
+      )
+
   for layer in model.architecture.layers:
     if layer.rotation is not None and layer.rotation.beyond:
       switch = layer.rotation.beyond[0]
-      check = functools.partial(_check_switch, switch, room, shorter)
       valid = np.ones(num_tokens) if mask is None else mask
-      if not _validate.look(check, valid):  # Any number may be valid.
-        check(np.ones(num_tokens if shorter else min(num_tokens, switch)))
-
-
-def _check_switch(switch: int, room: int, shorter: bool, mask: Any) -> None:
-  size = int(np.sum(mask))
-  if (0 if shorter else size) <= switch < size + room:
-    raise ValueError(
-      f'a prompt of {size} tokens is read, {room} more may follow'
-      f'{", and others be taken out" if shorter else ""}; but longer ones than '
-      f'{switch} rotate all positions otherwise, those read before too. '
-      'Expected lengths on one side: decode up to there, and prefill or score '
-      'the longer or shorter prompt anew. Inside jit and vmap leave the mask '
-      'out, which may hide any number of tokens there.'
-    )
-
-
-def _check_any_valid(mask: Any) -> None:
-  if not np.any(mask):
-    raise ValueError(
-      'mask excludes every token, so the prompt is empty; expected at least '
-      'one valid token.'
-    )
-
-
-def _check_ids(name: str, vocabulary_size: int, ids: Any) -> None:
-  ids = np.asarray(ids)
-  outside = ids[(ids < 0) | (ids >= vocabulary_size)]
-  if outside.size:
-    raise ValueError(
-      f'{name} holds the id {outside[0]}, but the vocabulary has '
-      f'{vocabulary_size} tokens; expected ids from 0 to '
-      f'{vocabulary_size - 1}. Use the tokeniser that belongs to this model.'
-    )
-
-
-def check_length(model: LanguageModel, length: int) -> None:
-  """Checks that a number of tokens fits into the context."""
-  if length == 0:
-    raise ValueError(
-      'tokens is empty (N = 0); expected at least one token. For an empty '
-      "text, pass the id of the tokeniser's beginning-of-text token."
-    )
-  if length > model.context_length:
-    raise ValueError(
-      f'{length} tokens are asked of a model whose context is '
-      f'{model.context_length}; expected no more. Shorten the prompt or ask '
-      'for fewer new tokens.'
-    )
+      if not _validate.look(functools.partial(check, switch), valid):
+        # Any number may be valid.
+        check(
+          switch, np.ones(num_tokens if shorter else min(num_tokens, switch))
+        )
