@@ -18,15 +18,10 @@ _GENERATION = re.compile(r'(\{%[-+]?\s*)(end)?generation\b')
 
 
 class ChatTemplate(NamedTuple):
-  """How a model was trained to read conversations.
+  """How a model was trained to read conversations."""
 
-  Attributes:
-    source: Jinja, as the files of the model have it.
-    tokens: what it may ask for, such as `bos_token`, by name.
-  """
-
-  source: str
-  tokens: Mapping[str, str]
+  source: str  # Jinja, as the files of the model have it.
+  tokens: Mapping[str, str]  # What it may ask for, such as `bos_token`.
 
 
 def from_settings(

@@ -75,11 +75,7 @@ ABSENT: Mapping[str, tuple] = {
 
 
 class Config:
-  """Settings of a model, of which every one must be read.
-
-  Attributes:
-    fields: what is there.
-  """
+  """Settings of a model, of which every one must be read."""
 
   def __init__(
     self,
@@ -100,7 +96,6 @@ class Config:
     self._label, self._fix, self._names = label, fix, names or {}
 
   def get(self, name: str, default: Any = None) -> Any:
-    """Reads a field as it is."""
     name = self._stored(name)
     self._read.add(name)
     return self.fields.get(name, default)
@@ -112,7 +107,6 @@ class Config:
   def choice(
     self, name: str, options: Mapping[str, _T], default: str | None = None
   ) -> _T:
-    """Reads which of the options a field names."""
     found = self.get(name, default)
     if not isinstance(found, str) or found not in options:
       raise self.error(name, found, f'one of {", ".join(options)}')
@@ -137,7 +131,6 @@ class Config:
     return float(self._checked(name, found, int | float, least, expected))
 
   def switch(self, name: str, default: bool) -> bool:
-    """Reads a truth value."""
     found = self.get(name, default)
     if not isinstance(found, bool):
       raise self.error(name, found, 'true or false')
@@ -157,7 +150,6 @@ class Config:
     return found
 
   def numbers(self, name: str, size: int) -> list[float]:
-    """Reads a list of so many positive numbers."""
     found = self.get(name)
     if not isinstance(found, list) or len(found) != size:
       raise self.error(name, found, f'{size} numbers')
@@ -200,7 +192,6 @@ class Config:
       )
 
   def error(self, name: str, found: Any, expected: str) -> ValueError:
-    """Says what a field is, and what was expected."""
     said = 'missing' if found is None else f'{found!r:.200}'
     return ValueError(
       f'{self._label(self._stored(name))} is {said}; expected {expected}. '

@@ -165,21 +165,16 @@ def _minus_one(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
 class Layout(NamedTuple):
   """How one architecture is stored.
 
-  Attributes:
-    settings: makes the config of Hugging Face of the metadata.
-    names: pairs `theirs=ours` of names of tensors, with or without `.weight`
-      and `.bias`. Those in a block begin with a point.
-    undo: undoes what converters do to a tensor `kind`, such as
-      `attn_q.weight`.
-    transposed: kinds of tensors whose last two axes are swapped.
-    blocks: what Hugging Face calls the list of blocks.
+  `names` are pairs `theirs=ours` of names of tensors, with or without `.weight`
+  and `.bias`; those in a block begin with a point. `undo` undoes what
+  converters do to a tensor of a kind, such as `attn_q.weight`.
   """
 
-  settings: Callable[[Entries], Fields]
+  settings: Callable[[Entries], Fields]  # Makes the config of Hugging Face.
   names: str
   undo: Callable[[str, np.ndarray, Fields], np.ndarray] | None = None
-  transposed: Sequence[str] = ()
-  blocks: str = 'model.layers'
+  transposed: Sequence[str] = ()  # Kinds whose last two axes are swapped.
+  blocks: str = 'model.layers'  # Where the blocks are at Hugging Face.
 
   def name_of(self, tensor: str) -> str | None:
     """Returns the Hugging Face name of a tensor, None if it has none."""
@@ -195,12 +190,10 @@ class Layout(NamedTuple):
     return ours if block is None else self.blocks + block.group()[3:] + ours
 
   def shape(self, tensor: str, shape: Shape) -> Shape:
-    """Returns the shape that a stored tensor has at Hugging Face."""
     swapped = _kind(tensor) in self.transposed
     return (*shape[:-2], *shape[-2:][::-1]) if swapped else shape
 
   def undone(self, tensor: str, array: np.ndarray, base: Fields) -> np.ndarray:
-    """Undoes what converters do to a tensor."""
     kind = _kind(tensor)
     if kind in self.transposed:
       return array.swapaxes(-1, -2)

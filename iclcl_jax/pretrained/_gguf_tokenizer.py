@@ -34,19 +34,12 @@ _CASED = (
 
 
 class _Cut(NamedTuple):
-  """How text is cut: by each pattern in turn.
-
-  Attributes:
-    patterns: what stays together, as regular expressions.
-    composed: whether characters are composed (NFC) before.
-    whole: whether words of the vocabulary need no merges.
-    bos: whether texts begin with a token if the file doesn't say.
-  """
+  """How text is cut: by each pattern in turn."""
 
   patterns: Sequence[str]
-  composed: bool = False
-  whole: bool = False
-  bos: bool = False
+  composed: bool = False  # Whether characters are composed (NFC) before.
+  whole: bool = False  # Whether words of the vocabulary need no merges.
+  bos: bool = False  # Whether texts begin with a token, if nothing says it.
 
 
 _CUTS = {

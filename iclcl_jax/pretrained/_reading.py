@@ -23,8 +23,7 @@ _TOGETHER = 'Check that config and tensors belong together.'
 class StoredTensors(Mapping[str, np.ndarray]):
   """Tensors in a file: each is read when it is taken, and not kept.
 
-  Attributes:
-    specs: shape and dtype of each by name, known without reading it.
+  Shape and dtype of each are known without reading it, from `specs`.
   """
 
   def __init__(
@@ -32,7 +31,6 @@ class StoredTensors(Mapping[str, np.ndarray]):
     specs: Mapping[str, jax.ShapeDtypeStruct],
     read: Callable[[str], np.ndarray],
   ):
-    """Takes the specs and what reads the tensor of a name."""
     self.specs, self._read = specs, read
 
   def __getitem__(self, name: str) -> np.ndarray:

@@ -24,17 +24,11 @@ from iclcl_jax.pretrained._reading import (
 
 
 class GGUFFile(NamedTuple):
-  """An open GGUF file; the tensors are views of the file itself.
-
-  Attributes:
-    path: where it lies, for messages.
-    metadata: what it says about the model, by key.
-    tensors: of the package `gguf`: name, data and quantisation of each.
-  """
+  """An open GGUF file."""
 
   path: pathlib.Path
   metadata: Mapping[str, Any]
-  tensors: Sequence[Any]
+  tensors: Sequence[Any]  # Of the package `gguf`: views of the file itself.
 
 
 def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:

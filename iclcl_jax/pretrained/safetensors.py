@@ -134,7 +134,6 @@ def _specs(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
-  """Copies one tensor of a file."""
   return _within(path, lambda file: file.get_tensor(name))
 
 

@@ -148,7 +148,6 @@ def _influence(
 def _answer(
   model: LanguageModel, question: _Question, rows: Float[Array, 'T d_model']
 ) -> Float[Array, '']:
-  """Reads the answer off the residual stream at the places."""
   states = _forward.normalise(model.architecture, model.final_norm, rows)
   scores = jax.nn.log_softmax(widen(_model.unembed(model, states)))
 

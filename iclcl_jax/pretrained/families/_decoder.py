@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from iclcl_jax.transformer import (
   Rotary,
 )
 
+Reader: TypeAlias = Callable[..., LanguageModel]
 KINDS = ('full_attention', 'sliding_attention')
 # Tables that other versions of the format store; they follow from the config.
 _TABLES = ('*rotary_emb.inv_freq',)
@@ -32,15 +33,7 @@ _PROJECTIONS = tuple(f'self_attn.{name}_proj' for name in 'qkvo')
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """A checkpoint that is being read.
-
-  Attributes:
-    config, tensors: what it consists of.
-    d_model, heads, groups, d_k: the sizes of its attention.
-    layer: what the names of a layer's tensors begin with.
-    norm_bias: whether normalisations have a bias.
-    inputs_first: whether weights are stored as `[in, out]`.
-  """
+  """A checkpoint that is being read."""
 
   config: Config
   tensors: Tensors
@@ -48,9 +41,9 @@ class Decoder:
   heads: int
   groups: int
   d_k: int
-  layer: str
+  layer: str  # What the names of a layer's tensors begin with.
   norm_bias: bool
-  inputs_first: bool
+  inputs_first: bool  # Whether weights are stored as `[in, out]`.
 
   @property
   def num_layers(self) -> int:
@@ -82,7 +75,6 @@ class Decoder:
     output_bias: bool = False,
     names: Sequence[str] = _PROJECTIONS,
   ) -> dict:
-    """Takes the four projections of the attention."""
     query, key, value, output = names
     stream, every = (self.d_model,), (self.heads, self.d_k)
     shared = self.groups, self.d_k
@@ -138,7 +130,6 @@ class Decoder:
     return Norm(scale, self.tensors.take(f'{name}.bias', shape))
 
   def norms(self, **names: str) -> Norms:
-    """Takes normalisations around a sublayer, by their places."""
     taken = {k: self.norm(self.layer + name) for k, name in names.items()}
     return Norms(**taken)
 
@@ -147,7 +138,6 @@ class Decoder:
     attention: str = 'input_layernorm',
     ffn: str = 'post_attention_layernorm',
   ) -> dict:
-    """Takes the normalisations before both sublayers."""
     return {
       'attention_norms': self.norms(input=attention),
       'ffn_norms': self.norms(input=ffn),
@@ -169,17 +159,14 @@ class Decoder:
     }
 
   def rms_norm(self, default: float, **options: float) -> RMSNorm:
-    """Reads the normalisation."""
     return RMSNorm(
       self.config.number('rms_norm_eps', default, least=0), **options
     )
 
   def layer_norm(self, name: str, default: float) -> LayerNorm:
-    """Reads the normalisation."""
     return LayerNorm(self.config.number(name, default, least=0))
 
   def activation(self, name: str = 'hidden_act', default: str = 'silu'):
-    """Reads the activation of the feed-forward network."""
     return self.config.choice(name, ACTIVATIONS, default)
 
   def functions(self, default: float) -> dict:
@@ -209,7 +196,6 @@ class Decoder:
   def windowed(
     self, rotation: Rotary, window: int | None, default: Callable[[int], bool]
   ) -> list[Layer]:
-    """Puts a window into the layers that have one."""
     return [
       Layer(rotation=rotation, window=window if is_local else None)
       for is_local in self.local(default)
@@ -265,7 +251,20 @@ class Decoder:
     return model
 
 
-def open_decoder(
+def family(
+  **options: Any,
+) -> Callable[[Callable[[Decoder], LanguageModel]], Reader]:
+  """Makes a reader of checkpoints of a function of an open decoder."""
+
+  def make_reader(make):
+    return lambda checkpoint, dtype=None: make(
+      _open(checkpoint, dtype, **options)
+    )
+
+  return make_reader
+
+
+def _open(
   checkpoint: Checkpoint,
   dtype: Any,
   *,

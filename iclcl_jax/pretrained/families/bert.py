@@ -1,10 +1,7 @@
 """BERT and MiniLM: encoders that normalise the sums."""
 
-from typing import Any
-
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 # Tables, and the heads of other tasks than encoding.
@@ -22,16 +19,14 @@ _PROJECTIONS = (
 )
 
 
-def from_bert(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(
+  prefix='bert.',
+  layer='encoder.layer.{}.',
+  ignored=_IGNORED,
+  norm_bias=True,
+)
+def from_bert(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes an encoder of LayerNorm after each sublayer and GELU."""
-  decoder = _decoder.open_decoder(
-    checkpoint,
-    dtype,
-    prefix='bert.',
-    layer='encoder.layer.{}.',
-    ignored=_IGNORED,
-    norm_bias=True,
-  )
   config, d = decoder.config, decoder.d_model
   config.require('position_embedding_type', 'absolute')
   config.require('is_decoder', False)

@@ -1,26 +1,24 @@
 """Gemma 2 and 3: four normalisations a block, windows on most layers."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained._rotary import rotary_of
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
 
-def from_gemma2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(d_k=256, groups=4)
+def from_gemma2(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `gemma2` (arXiv:2408.00118)."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   window = decoder.window(4096)
   layers = decoder.windowed(decoder.rotary(), window, lambda i: i % 2 == 0)
   return _model(decoder, layers, caps=(50.0, 30.0))
 
 
-def from_gemma3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(d_k=256, groups=4)
+def from_gemma3(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `gemma3_text` (arXiv:2503.19786)."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=256, groups=4)
   config = decoder.config
   window = decoder.window(4096)
   config.require('attn_logit_softcapping')
@@ -90,7 +88,6 @@ def _model(decoder, layers, *, caps, **block) -> LanguageModel:
 
 
 def _cap(decoder, name: str, default: float | None) -> float | None:
-  """Reads a cap; null is none."""
   config = decoder.config
   found = config.or_null(name, default)
   return None if found is None else config.number(name, default)

@@ -1,9 +1,6 @@
 """GPT-2: learned positions, LayerNorm, weights stored as `[in, out]`."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 # Causal masks that older files store.
@@ -17,18 +14,16 @@ NAMES = {
 }
 
 
-def from_gpt2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(
+  prefix='transformer.',
+  layer='h.{}.',
+  ignored=_IGNORED,
+  names=NAMES,
+  norm_bias=True,
+  inputs_first=True,
+)
+def from_gpt2(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of LayerNorm, learned positions and GELU."""
-  decoder = _decoder.open_decoder(
-    checkpoint,
-    dtype,
-    prefix='transformer.',
-    layer='h.{}.',
-    ignored=_IGNORED,
-    names=NAMES,
-    norm_bias=True,
-    inputs_first=True,
-  )
   config, d = decoder.config, decoder.d_model
   config.require('scale_attn_weights', True)
   config.require('scale_attn_by_inverse_layer_idx', False)

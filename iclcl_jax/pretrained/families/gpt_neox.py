@@ -1,20 +1,15 @@
 """GPT-NeoX (Pythia): attention and network side by side, LayerNorm."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 # Causal masks that older files store.
 _MASKS = ('layers.*.attention.bias', 'layers.*.attention.masked_bias')
 
 
-def from_gpt_neox(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(prefix='gpt_neox.', ignored=_MASKS, norm_bias=True)
+def from_gpt_neox(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `gpt_neox` (arXiv:2204.06745)."""
-  decoder = _decoder.open_decoder(
-    checkpoint, dtype, prefix='gpt_neox.', ignored=_MASKS, norm_bias=True
-  )
   config = decoder.config
   rotation = decoder.rotary(
     base_name='rotary_emb_base',

@@ -1,14 +1,12 @@
 """gpt-oss: a sink in every head, windows, and a mixture of clamped experts."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from iclcl_jax import transformer
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Linear
 
@@ -29,13 +27,12 @@ class SwishWithSlope:
   slope: float
 
   def __call__(self, z: jax.Array) -> jax.Array:
-    """Returns the activated numbers."""
     return z * jax.nn.sigmoid(self.slope * z)
 
 
-def from_gpt_oss(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(d_k=64, groups=8)
+def from_gpt_oss(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `gpt_oss` (OpenAI, arXiv:2508.10925)."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=64, groups=8)
   config = decoder.config
   config.require('hidden_act', 'silu')
   config.get('initial_context_length')  # The settings of the rotation say it.

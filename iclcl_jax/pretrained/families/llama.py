@@ -1,15 +1,12 @@
 """Llama 2, 3.x and their likes: RMSNorm, rotations, grouped queries, SwiGLU."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 
-def from_llama(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family()
+def from_llama(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `llama`; all others are told apart from it."""
-  decoder = _decoder.open_decoder(checkpoint, dtype)
   config = decoder.config
   config.require('sliding_window')
   config.require('rope_interleaved', False)

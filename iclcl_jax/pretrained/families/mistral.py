@@ -1,15 +1,12 @@
 """Mistral: a Llama whose layers all have the window that the config states."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 
-def from_mistral(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(groups=8)
+def from_mistral(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `mistral` (Jiang et al., arXiv:2310.06825)."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, groups=8)
   for name in ('attention_bias', 'mlp_bias'):
     decoder.config.require(name, False)
   rotation = decoder.rotary()

@@ -1,15 +1,12 @@
 """Phi-3 and Phi-4-mini: joint projections, other rotations in long prompts."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 
-def from_phi3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family()
+def from_phi3(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `phi3` (Abdin et al., arXiv:2404.14219)."""
-  decoder = _decoder.open_decoder(checkpoint, dtype)
   for name in ('attention_bias', 'lm_head_bias', 'mlp_bias'):
     decoder.config.require(name, False)
   for name in ('full_attn_mod', 'interpolate_factor'):

@@ -1,21 +1,18 @@
 """Qwen 2, 2.5 and 3: biased projections, or normalised queries and keys."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 
 
-def from_qwen2(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(groups=32)
+def from_qwen2(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `qwen2`: no bias behind the heads."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, groups=32)
   return _model(decoder, decoder.attention(bias=True))
 
 
-def from_qwen3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(d_k=128, groups=32)
+def from_qwen3(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `qwen3`: each query and key is normalised."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, d_k=128, groups=32)
   bias = decoder.config.switch('attention_bias', False)
   attention = decoder.attention(bias=bias, output_bias=bias)
   return _model(decoder, attention | decoder.head_norms())

@@ -1,16 +1,13 @@
 """SmolLM3: a Llama with every fourth layer unrotated."""
 
-from typing import Any
-
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import Checkpoint
 from iclcl_jax.pretrained.families import _decoder
 from iclcl_jax.transformer import Layer
 
 
-def from_smollm3(checkpoint: Checkpoint, dtype: Any = None) -> LanguageModel:
+@_decoder.family(groups=4)
+def from_smollm3(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `smollm3`."""
-  decoder = _decoder.open_decoder(checkpoint, dtype, groups=4)
   config, size = decoder.config, decoder.num_layers
   bias = config.switch('attention_bias', False)
   interval = config.count('no_rope_layer_interval', 4)
