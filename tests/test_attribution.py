@@ -31,7 +31,7 @@ CONFIGS = {
 NAMES = tuple(CONFIGS)
 TOKENS = np.array([5, 0, 22, 7, 7, 13, 1, 3, 19, 4, 11, 2])
 SPANS = ((1, 4), (4, 6), (6, 9))
-SEGMENTS = attribution.mark_spans(SPANS, len(TOKENS))
+SEGMENTS = np.array([-1, 0, 0, 0, 1, 1, 2, 2, 2, -1, -1, -1], np.int32)
 NUM_SEGMENTS = len(SPANS)
 LABEL, OTHER, LAST = 3, 17, len(TOKENS) - 1
 KERNEL = kernels.ExponentialKernel()
@@ -361,29 +361,6 @@ def test_padding_changes_no_gradient():
   jax.tree.map(assert_close, found, expected)
 
 
-def test_spans_are_marked():
-  assert SEGMENTS.tolist() == [-1, 0, 0, 0, 1, 1, 2, 2, 2, -1, -1, -1]
-
-
-@pytest.mark.parametrize(
-  ('spans', 'num_tokens', 'message'),
-  [
-    ([], 12, r'spans is \[\]; expected a list of at least'),
-    ([(0, 3), (2, 4)], 12, 'overlaps with spans.0.'),
-    ([(3, 3)], 12, 'begin < end'),
-    ([(-1, 3)], 12, '0 <= begin'),
-    ([(0, 13)], 12, 'the number of tokens'),
-    ([5], 12, 'expected two integers'),
-    ([(0.5, 2)], 12, 'expected two integers'),
-    (None, 12, 'spans is None; expected a list'),
-    ([(0, 1)], -3, 'num_tokens is -3'),
-  ],
-)
-def test_bad_spans_are_errors(spans, num_tokens, message):
-  with pytest.raises(ValueError, match=message):
-    attribution.mark_spans(spans, num_tokens)
-
-
 class Words:
   """A tokenizer that cuts at blanks, after one added token."""
 
@@ -392,14 +369,31 @@ class Words:
     return np.array([(0, 0), *itertools.pairwise(edges)])
 
 
+TEXT = 'one two three four'
+
+
 def test_a_token_belongs_to_the_span_in_which_it_begins():
-  text = 'one two three four'
-  found = attribution.token_spans(Words(), text, [(0, 5), (7, 18)])
-  assert found == [(1, 3), (3, 5)]
-  with pytest.raises(ValueError, match='no token begins'):
-    attribution.token_spans(Words(), text, [(4, 6)])
-  with pytest.raises(ValueError, match='the number of characters'):
-    attribution.token_spans(Words(), text, [(4, 60)])
+  found = attribution.mark_spans(Words(), TEXT, [(0, 5), (7, 18)])
+  assert found.tolist() == [-1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+  ('spans', 'message'),
+  [
+    ([], r'spans is \[\]; expected a list of at least'),
+    ([(0, 4), (3, 9)], r'overlaps with spans.0.'),
+    ([(3, 3)], 'begin < end'),
+    ([(-1, 3)], '0 <= begin'),
+    ([(0, 19)], 'the number of characters'),
+    ([(4, 6)], 'no token begins'),
+    ([5], 'expected two integers'),
+    ([(0.5, 2)], 'expected two integers'),
+    (None, 'spans is None; expected a list'),
+  ],
+)
+def test_bad_spans_are_errors(spans, message):
+  with pytest.raises(ValueError, match=message):
+    attribution.mark_spans(Words(), TEXT, spans)
 
 
 def call(**changes):
@@ -438,7 +432,7 @@ def encoder(visible=transformer.bidirectional, tied=True):
     ),
     (
       lambda: {'segment_ids': SEGMENTS * 0.5},
-      'segment_ids has dtype float64; expected an integer',
+      'segment_ids has dtype float64; expected an',
     ),
     (lambda: {'num_segments': 2}, 'segment_ids holds 2'),
     (lambda: {'num_segments': 0}, 'num_segments is 0'),

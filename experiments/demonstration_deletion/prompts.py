@@ -266,9 +266,8 @@ def _encode(
     text += task.demonstration(review.text, review.positive)
     spans.append((begin, len(text)))
   text += task.template.format(query.text)
-  tokens = tokenizer.encode(text)
-  spans = attribution.token_spans(tokenizer, text, spans)
-  return tokens, attribution.mark_spans(spans, len(tokens))
+  segment_ids = attribution.mark_spans(tokenizer, text, spans)
+  return tokenizer.encode(text), segment_ids
 
 
 def _pad(

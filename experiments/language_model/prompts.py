@@ -72,10 +72,8 @@ def load(config: Config) -> Loaded:
     )
   segments = np.full(len(tokens), -1, np.int32)
   if len(prompt.spans):
-    spans = attribution.token_spans(
-      tokenizer, prompt.text, prompt.spans.tolist()
-    )
-    segments = attribution.mark_spans(spans, len(tokens))
+    spans = prompt.spans.tolist()
+    segments = attribution.mark_spans(tokenizer, prompt.text, spans)
   return Loaded(
     model,
     tokenizer,

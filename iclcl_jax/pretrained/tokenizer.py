@@ -80,10 +80,9 @@ class Tokenizer:
     ids = self.encode(text, add_special_tokens=False)
     if len(ids) != 1:
       raise ValueError(
-        f'{text!r} is {len(ids)} tokens '
-        f'({[self.token(index) for index in ids]}); expected one. '
-        'Choose a word that is one token, often with a space before it, as '
-        "' Positive'."
+        f'{text!r} is {len(ids)} tokens ({[self.token(i) for i in ids]}); '
+        'expected one. Choose a word that is one token, often with a space '
+        "before it, as ' Positive'."
       )
     return int(ids[0])
 
@@ -98,12 +97,12 @@ class Tokenizer:
       ValueError: if an id is outside of the vocabulary.
     """
     numbers = [int(index) for index in np.asarray(list(ids), np.int64)]
-    outside = [i for i in numbers if not 0 <= i < self.vocab_size]
-    if outside:
-      raise ValueError(
-        f'ids hold {outside[0]}; expected ids from 0 to {self.vocab_size - 1}. '
-        'Use the tokenizer that belongs to the model.'
-      )
+    for index in numbers:
+      if not 0 <= index < self.vocab_size:
+        raise ValueError(
+          f'ids hold {index}; expected ids from 0 to {self.vocab_size - 1}. '
+          'Use the tokenizer that belongs to the model.'
+        )
     return self.backend.decode(numbers, skip_special_tokens=False)
 
   def chat(
@@ -170,14 +169,9 @@ def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     ) from error
   backend.no_padding()
   backend.no_truncation()
-  return Tokenizer(backend, _template_beside(path.parent))
-
-
-def _template_beside(directory: pathlib.Path) -> _chat.ChatTemplate | None:
-  """Reads the chat template of a directory; a file of its own goes first."""
-  settings, own = directory / _SETTINGS, directory / _TEMPLATE
+  settings, own = path.with_name(_SETTINGS), path.with_name(_TEMPLATE)
   found = read_json(settings) if settings.is_file() else {}
   source = found.get('chat_template')
   if own.is_file():
     source = own.read_text('utf-8')
-  return _chat.from_settings(source, found)
+  return Tokenizer(backend, _chat.from_settings(source, found))

@@ -40,7 +40,4 @@ from iclcl_jax.pretrained.attribution._readings import (
   demonstration_gradients as demonstration_gradients,
   read_heads as read_heads,
 )
-from iclcl_jax.pretrained.attribution._spans import (
-  mark_spans as mark_spans,
-  token_spans as token_spans,
-)
+from iclcl_jax.pretrained.attribution._spans import mark_spans as mark_spans

@@ -1,97 +1,62 @@
-"""Demonstrations as spans of a prompt, in characters and in tokens."""
+"""Demonstrations as spans of a prompt."""
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from iclcl_jax import _validate
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
-Spans = Sequence[tuple[int, int]]
 
-
-def mark_spans(spans: Spans, num_tokens: int) -> np.ndarray:
-  """Returns the demonstration of each token, int32 `[N]`, or -1 for none.
-
-  Args:
-    spans: begin and end (exclusive) of each demonstration, in tokens.
-    num_tokens: length of the prompt.
-
-  Raises:
-    ValueError: if there is no span, or one is empty, reaches outside of the
-      prompt, or overlaps with another.
-
-  Example:
-    >>> mark_spans([(1, 3), (3, 4)], 6).tolist()
-    [-1, 0, 0, 1, -1, -1]
-  """
-  _validate.at_least(1, num_tokens=num_tokens)
-  if not isinstance(spans, Sequence) or not spans:
-    raise ValueError(
-      f'spans is {spans!r}; expected a list of at least one pair, begin and '
-      'end (exclusive) of each demonstration.'
-    )
-  result = np.full(num_tokens, -1, np.int32)
-  for number, span in enumerate(spans):
-    begin, end = _read_span(f'spans[{number}]', span, num_tokens, 'tokens')
-    taken = result[begin:end]
-    if np.any(taken >= 0):
-      raise ValueError(
-        f'spans[{number}] is {(begin, end)} and overlaps with '
-        f'spans[{np.max(taken)}]; expected disjoint spans. Give each token to '
-        'one demonstration.'
-      )
-    result[begin:end] = number
-  return result
-
-
-def token_spans(
-  tokenizer: Tokenizer, text: str, character_spans: Spans
-) -> list[tuple[int, int]]:
-  """Turns spans of characters into spans of tokens of `tokenizer.encode(text)`.
+def mark_spans(
+  tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]]
+) -> np.ndarray:
+  """Returns the demonstration of each token of `tokenizer.encode(text)`.
 
   A token belongs to the span in which it begins.
 
   Args:
     tokenizer: of the model.
     text: the prompt.
-    character_spans: begin and end (exclusive) in characters of each span.
+    spans: begin and end (exclusive) of each demonstration, in characters.
+
+  Returns:
+    Numbers of demonstrations, -1 for none, int32. Shape `[N]`.
 
   Raises:
-    ValueError: if a span reaches outside of the text, or no token begins in
-      it.
+    ValueError: if there is no span, or one is empty, reaches outside of the
+      text, has no token that begins in it, or overlaps with another.
   """
-  offsets = tokenizer.spans(text)
-  result = []
-  for number, span in enumerate(character_spans):
-    name = f'character_spans[{number}]'
-    begin, end = _read_span(name, span, len(text), 'characters')
-    inside = np.flatnonzero(
-      (begin <= offsets[:, 0])
-      & (offsets[:, 0] < end)
-      & (offsets[:, 0] < offsets[:, 1])  # Added tokens cover nothing.
-    )
-    if inside.size == 0:
-      raise ValueError(
-        f'{name} is {(begin, end)}, and no token begins there; expected a '
-        'longer span.'
-      )
-    result.append((int(inside[0]), int(inside[-1]) + 1))
-  return result
-
-
-def _read_span(name: str, span: Any, size: int, unit: str) -> tuple[int, int]:
-  """Returns begin and end of a span within `size` as plain integers."""
-  try:
-    begin, end = map(operator.index, span)
-    fits = 0 <= begin < end <= size
-  except (TypeError, ValueError):
-    fits = False
-  if not fits:
+  if not isinstance(spans, Sequence) or not spans:
     raise ValueError(
-      f'{name} is {span!r}; expected two integers, 0 <= begin < end <= {size}, '
-      f'the number of {unit}. The end is exclusive.'
+      f'spans is {spans!r}; expected a list of at least one pair, begin and '
+      'end (exclusive) of each demonstration in characters.'
     )
-  return begin, end
+  begins, ends = tokenizer.spans(text).T
+  result = np.full(len(begins), -1, np.int32)
+  for number, span in enumerate(spans):
+    try:
+      begin, end = map(operator.index, span)
+      fits = 0 <= begin < end <= len(text)
+    except (TypeError, ValueError):
+      fits = False
+    if not fits:
+      raise ValueError(
+        f'spans[{number}] is {span!r}; expected two integers, 0 <= begin < end '
+        f'<= {len(text)}, the number of characters. The end is exclusive.'
+      )
+    # Tokens that were added around the text cover nothing.
+    inside = (begin <= begins) & (begins < end) & (begins < ends)
+    if not np.any(inside):
+      raise ValueError(
+        f'spans[{number}] is {(begin, end)}, and no token begins there; '
+        'expected a longer span.'
+      )
+    if np.any(result[inside] >= 0):
+      raise ValueError(
+        f'spans[{number}] is {(begin, end)} and overlaps with '
+        f'spans[{np.max(result[inside])}]; expected disjoint spans. Give each '
+        'token to one demonstration.'
+      )
+    result[inside] = number
+  return result
