@@ -23,14 +23,6 @@ def register(cls: type[_T]) -> type[_T]:
   """Registers a frozen dataclass; fields are children unless marked static.
 
   Those with `metadata={'static': True}` are part of the structure.
-
-  Example:
-    >>> @register
-    ... @dataclasses.dataclass(frozen=True, eq=False)
-    ... class Doubled:
-    ...   x: float
-    >>> jax.tree.map(lambda x: 2 * x, Doubled(1.5)).x
-    3.0
   """
   fields = dataclasses.fields(cls)  # type: ignore[arg-type]
   static = tuple(f.name for f in fields if f.metadata.get('static'))

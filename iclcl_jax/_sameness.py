@@ -83,14 +83,6 @@ def sameness(value: Any) -> tuple[Hashable, bool]:
 
   Raises:
     NoName: if a function refers to a traced value.
-
-  Example:
-    >>> twice, thrice = lambda x: 2 * x, lambda x: 3 * x
-    >>> sameness(twice) == sameness(thrice)
-    False
-    >>> scale = lambda factor: lambda x: factor * x
-    >>> sameness(scale(2.0)) == sameness(scale(2.0))
-    True
   """
   walk = _Walk()
   try:

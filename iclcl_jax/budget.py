@@ -67,9 +67,7 @@ def _family_of(feature_map: type) -> _Family:
     expected = ', '.join(f'features.{cls.__name__}' for cls in _FAMILIES)
     raise ValueError(
       f'feature_map is {found}; expected one of the classes {expected} (not '
-      'an instance). Other maps are not random and have no variance; the '
-      'error of features.TaylorFeatures is bounded by '
-      'kernels.TruncatedExponentialKernel.remainder_bound.'
+      'an instance). Other maps are not random and have no variance.'
     )
   return _FAMILIES[feature_map]
 

@@ -233,8 +233,8 @@ class TaylorFeatures(_FromScaled):
      |\alpha| \le p, \quad y = x/d_k^{1/4}
 
   Exact: :math:`\phi(q)^\top\phi(k) = T_p(q^\top k/\sqrt{d_k})`, see
-  `kernels.TruncatedExponentialKernel` and its `remainder_bound`. The `order` is
-  :math:`p \ge 0`; even ones have a positive kernel.
+  `kernels.TruncatedExponentialKernel`. The `order` is :math:`p \ge 0`; even
+  ones have a positive kernel.
 
   Example:
     >>> TaylorFeatures(order=2)(jnp.ones(4)).shape

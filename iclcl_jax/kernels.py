@@ -11,7 +11,6 @@ References:
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
@@ -148,12 +147,3 @@ class TruncatedExponentialKernel:
       term = term * score / degree
       total = total + term
     return total
-
-  @eager_door
-  def remainder_bound(self, x: Vector, y: Vector) -> Float[Array, '']:
-    r"""Bounds :math:`|e^t - T_p(t)| \le |t|^{p+1} \max(1, e^t) / (p+1)!`."""
-    score = x @ y / x.shape[0] ** 0.5
-    power = self.order + 1
-    log_factorial = jax.scipy.special.gammaln(power + 1.0).astype(x.dtype)
-    magnitude = jnp.abs(score) ** power * jnp.exp(-log_factorial)
-    return magnitude * jnp.maximum(1, jnp.exp(score))

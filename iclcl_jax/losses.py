@@ -225,7 +225,4 @@ def check_penalty(penalty: Penalty | None) -> None:
 
 def declares_mask(loss: Loss) -> bool:
   """Whether a loss has a keyword `mask [N]`, and so leaves rows out itself."""
-  try:
-    return 'mask' in inspect.signature(loss).parameters
-  except (TypeError, ValueError):  # A builtin tells nothing.
-    return False
+  return 'mask' in inspect.signature(loss).parameters

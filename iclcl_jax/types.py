@@ -160,16 +160,14 @@ class Form(Protocol):
       Removes a token; `growth` is that of the rounding errors.
     read: `(phi, state, query [d_k]) -> Reading`.
     score_terms: `(phi, query, keys, mask=None) -> ([N, _], log_scale [])`. The
-      summands of the scaled `phi(k_i) . phi(q)`, one for each feature if there
-      are.
+      scaled `phi(k_i) . phi(q)`, feature by feature if there are.
     causal_sums: `(phi, queries [N, d_k], keys, values, chunk_size, mask=None,
       start=None) -> [N, d_v + 2]`. What each position reads of the state
       `start` and the tokens up to itself: sums of scored values, sum of scores,
       score of the own key. Each row has a scale of its own.
-    gradient: `(phi, state, keys, values, rows, mask, loss) -> weights`. The
-      gradient of the loss of some rows.
+    gradient: `(phi, state, keys, values, rows, mask, loss) -> weights`.
     penalty_gradient: `(phi, state, penalty) -> weights`.
-    get_weights: `(state) -> weights`. What an optimizer moves.
+    get_weights: `(state) -> weights`.
     with_weights: `(state, weights) -> state`.
   """
 

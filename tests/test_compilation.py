@@ -230,7 +230,6 @@ CALLS = {
   'meta.finetuned_update': lambda: meta_optimizer.finetuned_update(
     X, HEAD, HEAD
   ),
-  'meta.meta_gradients': lambda: meta_optimizer.meta_gradients(X, V),
   'meta.momentum_attention': lambda: meta_optimizer.momentum_attention(
     X, X, V, decay=0.5
   ),

@@ -1,15 +1,11 @@
 """Exact kernels against NumPy and scikit-learn, and bounds on truncation."""
 
 import dataclasses
-import fractions
 import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
-import hypothesis.extra.numpy
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,33 +156,6 @@ def test_log_kernel_is_the_logarithm_and_does_not_overflow(kernel):
 def test_signed_kernels_have_no_log_kernel():
   signed = kernels.LinearKernel(), kernels.TruncatedExponentialKernel()
   assert not any(hasattr(kernel, 'log_kernel') for kernel in signed)
-
-
-# Truncation.
-
-scores = st.floats(-8, 8)
-orders = st.integers(0, 8)
-
-
-@hypothesis.settings(deadline=None, max_examples=200)
-@hypothesis.given(scores, orders)
-def test_remainder_bound_is_never_violated(score, order):
-  kernel = kernels.TruncatedExponentialKernel(order=order)
-  x, one = np.array([score]), np.ones(1)
-  error = abs(math.exp(score) - float(kernel(x, one)))
-  rounding = 1e-15 * math.exp(abs(score))
-  assert error <= float(kernel.remainder_bound(x, one)) * (1 + 1e-12) + rounding
-
-
-@pytest.mark.parametrize('order', [0, 1, 2, 5])
-def test_remainder_bound_is_tight_and_scaled(order):
-  kernel = kernels.TruncatedExponentialKernel(order=order)
-  x = jnp.full(4, 0.05)  # score 0.01 / 2
-  y = jnp.full(4, 0.05)
-  score = fractions.Fraction(5, 1000)
-  tail = sum(score**r / math.factorial(r) for r in range(order + 1, order + 12))
-  bound = float(kernel.remainder_bound(x, y))
-  assert float(tail) <= bound <= 1.01 * float(tail)
 
 
 # Bad input.

@@ -255,8 +255,8 @@ def test_only_the_folded_products_matter():
   once = account.attend(layer, tokens)
   folded = account.fold(layer)
   for other in (
-    account.unfold(folded),
-    account.unfold(account.normalise(folded, d_x=D_X)),
+    account.interpolate(folded, folded, 0.0),
+    account.interpolate(*[account.normalise(folded, d_x=D_X)] * 2, 0.0),
   ):
     np.testing.assert_allclose(account.attend(other, tokens), once, atol=1e-11)
 

@@ -36,8 +36,6 @@ def test_demonstrations_update_the_weights_of_linear_attention(dtype):
     attention.linear_attention(phi, query, keys, values),
     atol=10 * tolerances.IDENTITY[jnp.dtype(dtype).name],
   )
-  outer = account.meta_gradients(keys[:-M], values[:-M])
-  np.testing.assert_allclose(jnp.sum(outer, 0), update, atol=1e-4)
 
 
 def test_finetuned_keys_and_values_update_the_weights_too():

@@ -174,7 +174,7 @@ def _ratios(document, change, x, y):
   other = account.predict(document, y)
   moved = account.predict(document + change, x)
   allowed = account.lipschitz_in_weights(document) * jnp.linalg.norm(x - y)
-  data = account.lipschitz_in_document(x)
+  data = jnp.linalg.norm(x) / 2
   data = data * jnp.linalg.norm(account.centre(change), 2)
   return (
     jnp.linalg.norm(f - other) / jnp.where(allowed == 0, 1, allowed),

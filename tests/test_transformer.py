@@ -319,7 +319,7 @@ def test_parts_that_do_not_fit_are_named(part, function, message):
 ONES = transformer.Norm(jnp.ones(2))
 NEAR = transformer.Rotary(frequencies=(1.0, 2.0))
 BEYOND = (
-  (5, 'beyond is 5; expected a position and a transformer.Rotary'),
+  (5, 'beyond is 5; expected a position and a Rotary'),
   ((5, transformer.Rotary(frequencies=(1.0,))), 'with 2 frequencies'),
   ((5, dataclasses.replace(NEAR, scale=2.0)), 'scale=1.0'),
   ((5, dataclasses.replace(NEAR, beyond=(9, NEAR))), 'none beyond it'),

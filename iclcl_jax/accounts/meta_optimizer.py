@@ -50,23 +50,13 @@ class Mix(NamedTuple):
 
 
 @door
-def meta_gradients(
-  keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
-) -> Float[Array, 'N d_v d_k']:
-  """Returns what each token adds to the weights: the outer product `v_i k_i`.
-
-  Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
-  loss that a model was trained on.
-  """
-  return values[:, :, None] * keys[:, None]
-
-
-@door
 def weight_update(
   keys: Float[Array, 'N d_k'], values: Float[Array, 'N d_v']
 ) -> Float[Array, 'd_v d_k']:
-  """Returns the sum `[d_v, d_k]` of the `meta_gradients` without forming them.
+  """Returns the sum `[d_v, d_k]` of the outer products `v_i k_i`.
 
+  Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
+  loss that a model was trained on.
   Of the query tokens it is the zero-shot weights, of the demonstrations the
   update in context; linear attention over both applies their sum.
 

@@ -298,9 +298,3 @@ def lipschitz_in_weights(document: Float[Array, 'n d']) -> Float[Array, '']:
   """Returns `|P A| / 2`, at most `R / 2`: the constant of a weight shift."""
   words = precision.widen(centre(document))
   return jnp.linalg.norm(words, 2).astype(document.dtype) / 2
-
-
-@door
-def lipschitz_in_document(weights: Float[Array, ' d']) -> Float[Array, '']:
-  """Returns `|x| / 2`, the constant of a data shift of size `|P(A - B)|`."""
-  return jnp.linalg.norm(weights) / 2

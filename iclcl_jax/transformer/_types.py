@@ -183,11 +183,9 @@ class Rotary:
     for frequency in self.frequencies:
       _check_number('frequencies', frequency)
     _check_number('scale', self.scale, minimum=0)
-    if self.beyond is not None:
-      self._check_beyond(self.beyond)
-
-  def _check_beyond(self, beyond: Any) -> None:
-    match beyond:
+    match self.beyond:
+      case None:
+        pass
       case (position, Rotary(beyond=None) as far) if (
         far.scale == self.scale
         and len(far.frequencies) == len(self.frequencies)
@@ -195,9 +193,9 @@ class Rotary:
         _validate.at_least(1, **{'the position in beyond': position})
       case _:
         raise ValueError(
-          f'beyond is {beyond!r}; expected a position and a transformer.Rotary '
-          f'with {len(self.frequencies)} frequencies, scale={self.scale} and '
-          'none beyond it.'
+          f'beyond is {self.beyond!r}; expected a position and a Rotary with '
+          f'{len(self.frequencies)} frequencies, scale={self.scale} and none '
+          'beyond it.'
         )
 
 

@@ -44,7 +44,6 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   predict as predict,
   repeat as repeat,
   softmax_weights as softmax_weights,
-  unfold as unfold,
 )
 from iclcl_jax.accounts.linear_regression_gd._theory import (
   LinearTasks as LinearTasks,

@@ -131,21 +131,6 @@ def fold(layer: SelfAttention) -> Folded:
 
 
 @door
-def unfold(folded: Folded) -> SelfAttention:
-  """Makes a layer of its products: `W_k` and `W_p` become identities.
-
-  Its keys have the width of the tokens, by which softmax attention scales.
-  """
-  identity = jnp.broadcast_to(
-    jnp.eye(folded.query_key.shape[1], dtype=folded.query_key.dtype),
-    folded.query_key.shape,
-  )
-  return SelfAttention(
-    folded.query_key, identity, folded.value_output, identity
-  )
-
-
-@door
 def normalise(folded: Folded, *, d_x: int) -> Folded:
   """Moves the scale of `W_q W_k^T` to `W_v W_p`.
 
@@ -167,11 +152,16 @@ def interpolate(
   """Interpolates between two layers, product by product.
 
   `fraction` is 0 for the first and 1 for the second; `normalise` both before.
+  `W_k` and `W_p` are identities: the keys have the width of the tokens, by
+  which softmax attention scales.
   """
   _validate.finite(fraction=fraction)
-  return unfold(
-    jax.tree.map(lambda a, b: (1 - fraction) * a + fraction * b, start, end)
+  query_key, value_output = jax.tree.map(
+    lambda a, b: (1 - fraction) * a + fraction * b, start, end
   )
+  unit = jnp.eye(query_key.shape[1], dtype=query_key.dtype)
+  unit = jnp.broadcast_to(unit, query_key.shape)
+  return SelfAttention(query_key, unit, value_output, unit)
 
 
 WeightsFn: TypeAlias = Callable[[Array, Array, int], Array]
