@@ -161,7 +161,6 @@ def _split(args, kwargs, numbers, indices) -> tuple[_Call, list[Any]]:
 
 
 def _statics(tree: Any) -> Iterator[Static]:
-  """Yields the functions in the structure of an argument."""
   data = tree.node_data()
   if data is None:
     return

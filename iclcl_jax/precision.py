@@ -18,8 +18,6 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate
-
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 # Residual (see iclcl_jax.equivalence) that rounding alone may cause.
 TOLERANCES = {
@@ -120,8 +118,11 @@ class Arithmetic:
 
 def check_arithmetic(arithmetic: Any) -> None:
   """Raises a `ValueError` if `arithmetic` is no `Arithmetic`."""
-  expected = 'a precision.Arithmetic, such as precision.HIGHEST'
-  _validate.check_type('arithmetic', arithmetic, Arithmetic, expected)
+  if not isinstance(arithmetic, Arithmetic):
+    raise ValueError(
+      f'arithmetic is a {type(arithmetic).__name__}; expected a '
+      'precision.Arithmetic, such as precision.HIGHEST.'
+    )
 
 
 def ratio(difference: jax.Array, scale: jax.Array) -> jax.Array:

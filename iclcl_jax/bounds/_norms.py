@@ -42,7 +42,6 @@ def log_diagonal(
 
 
 def _log_kernel(kernel, x, y) -> Float[Array, '']:
-  """Returns `log k(x, y)` of a kernel that is positive there."""
   if hasattr(kernel, 'log_kernel'):
     return coefficients.evaluate(kernel.log_kernel, x, y)
   return jnp.log(coefficients.evaluate(kernel, x, y))

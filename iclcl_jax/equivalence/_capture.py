@@ -168,7 +168,6 @@ def _mask(query, key, named) -> jax.Array | None:
 
 
 def _with_rank(x: jax.Array, rank: int) -> jax.Array:
-  """Adds or drops leading axes of size 1."""
   return x.reshape((1,) * (rank - x.ndim) + x.shape[max(0, x.ndim - rank) :])
 
 
@@ -187,7 +186,6 @@ def _recording(calls, owner: Any, name: str) -> Iterator[None]:
 
 
 def _holders(node: Any, seen: set[int]) -> Iterator[Any]:
-  """Yields the objects in a model that hold an `attention_fn`."""
   if id(node) in seen or isinstance(node, type | types.ModuleType):
     return
   seen.add(id(node))

@@ -128,5 +128,4 @@ def visible_rows(
 
 
 def check_own(queries, keys) -> None:
-  """Raises unless there is one query for each token."""
   _validate.check_same('N', 'queries', queries.shape[0], 'keys', keys.shape[0])

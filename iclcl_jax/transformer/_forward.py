@@ -262,12 +262,10 @@ def per_unit(shares: Array, hidden: Array) -> Array:
 
 
 def apply_linear(linear: Linear, rows: Array) -> Array:
-  """Returns `rows @ weight + bias`."""
   return add_bias(linear, rows @ linear.weight)
 
 
 def add_bias(linear: Linear, rows: Array) -> Array:
-  """Adds the bias, if there is one, to every row."""
   return rows if linear.bias is None else rows + linear.bias[None]
 
 
@@ -315,7 +313,6 @@ def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:
 
 
 def default_positions(x: Array, positions: Array | None) -> Array:
-  """Returns the positions `0, 1, ...` unless others are given."""
   return jnp.arange(x.shape[0]) if positions is None else positions
 
 

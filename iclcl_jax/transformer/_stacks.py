@@ -86,7 +86,6 @@ def chain(
   x: Float[Array, 'N d_model'],
   **options: Any,
 ) -> Float[Array, 'N d_model']:
-  """Applies one block after the other."""
   check_blocks(architecture, blocks, x)
 
   def step(stream, block):

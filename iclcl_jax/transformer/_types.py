@@ -131,7 +131,6 @@ class Block(NamedTuple):
 
 
 def _check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
-  """Checks a number of an architecture, which is compared and hashed."""
   _validate.check_type(name, value, numbers.Real, 'a Python number')
   _validate.check_scalar(name, value, minimum=minimum)
 

@@ -89,14 +89,12 @@ def initial_weights(
   labels: Float[Array, 'N d_y'],
   initial: Float[Array, 'd_y d_x'] | None,
 ) -> Float[Array, 'd_y d_x']:
-  """Returns the weights `W_0`: 0 unless others are given."""
   if initial is not None:
     return initial
   return jnp.zeros((labels.shape[1], inputs.shape[1]), inputs.dtype)
 
 
 def check_part(name: str, width: int, tokens_width: int) -> None:
-  """Checks the width of inputs or of labels, a part of the tokens."""
   _validate.at_least(1, **{name: width})
   if width >= tokens_width:
     raise ValueError(
