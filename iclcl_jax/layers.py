@@ -289,7 +289,7 @@ class SelfAttention(nn.Module):
     return rows if self.dtype is None else rows.astype(self.dtype)
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(SelfAttention):
   """Heads of `SelfAttention`, made by `vmap`, and an output projection.
 
   Attributes are those of one head, and two more. Heads share `attention_fn`;
@@ -309,16 +309,8 @@ class MultiHeadAttention(nn.Module):
     (3, 5)
   """
 
-  attention_fn: SequenceAttentionFn
-  num_heads: int
-  key_dim: int
-  value_dim: int
+  num_heads: int = 1
   output_dim: int | None = None
-  kernel_init: Initializer = nn.initializers.lecun_normal()
-  key_view: View | None = None
-  value_view: View | None = None
-  dtype: Any = None
-  param_dtype: Any = None
 
   @nn.compact
   def __call__(

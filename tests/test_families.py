@@ -204,6 +204,17 @@ def test_a_cache_does_not_reach_into_another_rotation(mask):
   assert np.isfinite(total(tokens[:4], None))  # A short one never does.
 
 
+def test_padding_is_no_long_prompt():
+  """Six tokens rotate as six do, in whatever room."""
+  model, tokens = families.model_of('phi3'), tokens_of()[:6]
+  segments = jnp.array([-1, 0, 0, 1, -1, -1])
+  padded = [jnp.pad(x, (8, 0)) for x in (tokens, segments, tokens < 99)]
+  find = functools.partial(attribution.effects_of_removal, model)
+  expected = find(tokens, segments, 3, 5, num_segments=2)
+  found = find(*padded[:2], 3, 5, num_segments=2, mask=padded[2])
+  np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_a_sink_is_a_demonstration_with_the_label_zero():
   readings, _, _ = attributed('gpt_oss')
   shares = np.sum(np.exp(readings.log_shares), axis=2) + readings.sink_shares
@@ -295,14 +306,14 @@ def test_attribution_of_strings_sums_to_their_logits(side):
 @pytest.mark.parametrize(
   ('labels', 'message'),
   [
-    ([], r'labels is \[\]; expected at least one label'),
-    (3, 'labels is 3; expected at least one label'),
+    ([], 'labels is a list; expected a list of at least one label'),
+    (3, 'labels is a int; expected a list of at least one'),
     ([np.array([], int)], r'labels\[0\] is int64\[0\].* at least one integer'),
     ([3], r'labels\[0\] is 3.* For a single token pass \[id\]'),
     ([[1], [2.5]], r'labels\[1\] is \[2.5\].* at least one integer'),
     ([[1], ' Positive'], r"labels\[1\] is ' Positive'.* at least one integer"),
     ([np.array([61])], r'labels\[0\] holds the id 61'),
-    (np.array([[61]]), 'labels holds the id 61'),
+    (np.array([[61]]), r'labels is int64 \[1, 1\]; expected a list'),
     ([[2], [3, -1]], r'labels\[1\] holds the id -1'),
   ],
 )

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Int
 
 from iclcl_jax import _validate, transformer
@@ -174,14 +173,11 @@ def score_labels(
   Raises:
     ValueError: as `generate`; if there is no label, or one has no token.
   """
-  is_array = isinstance(labels, np.ndarray | jax.Array)
-  if not (is_array or isinstance(labels, Sequence)) or len(labels) == 0:
+  if not isinstance(labels, Sequence) or not labels:
     raise ValueError(
-      f'labels is {labels!r}; expected at least one label, each the ids [T] of '
-      'a text.'
+      f'labels is {_validate.describe(labels)}; expected a list of at least one '
+      'label, each the ids [T] of a text.'
     )
-  if is_array:
-    _model.check_ids(model, 'labels', labels)
   for number, ids in enumerate(labels):
     _model.check_text(model, f'labels[{number}]', ids)
   sizes = [len(ids) for ids in labels]

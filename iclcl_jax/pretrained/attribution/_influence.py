@@ -19,9 +19,11 @@ from iclcl_jax._program import compiled
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained.attribution import _checks
-from iclcl_jax.pretrained.attribution._logits import Label, append
-from iclcl_jax.pretrained.attribution._readings import scan_layers
+from iclcl_jax.pretrained.attribution._logits import Label, append, check_labels
+from iclcl_jax.pretrained.attribution._readings import (
+  check_segments,
+  scan_layers,
+)
 from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
@@ -309,8 +311,8 @@ def _difference(
   if other_label is None:
     raise ValueError('other_label is None; expected the ids of another label.')
   _model.check_causal_prompt(model, tokens, mask)
-  _checks.check_segments(segment_ids, num_segments)
-  _checks.check_query(segment_ids, mask)
+  check_segments(segment_ids, num_segments)
+  _validate.look(_check_query, mask, segment_ids)
   if removal not in get_args(Removal):
     raise ValueError(
       f"removal is {removal!r}; expected 'delete' or 'hide', see the docstring."
@@ -326,7 +328,7 @@ def _difference(
       _Question(whole, segments, valid, places, ids, other_ids)
     )
 
-  if _checks.check_labels(model, label, other_label):
+  if check_labels(model, label, other_label):
     result = answer(label, None) - answer(other_label, None)
   else:
     result = answer(label, jnp.asarray(other_label, tokens.dtype)[None])
@@ -334,3 +336,12 @@ def _difference(
   is_read = jnp.arange(num_segments, dtype='int32') == read
   factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
   return jnp.einsum('...s,s->...s', result, factors)
+
+
+def _check_query(mask: Any, segment_ids: Any) -> None:
+  last = np.flatnonzero(np.ones(len(segment_ids)) if mask is None else mask)[-1]
+  if np.asarray(segment_ids)[last] >= 0:
+    raise ValueError(
+      f'segment_ids puts token {last}, the last one, into a demonstration; '
+      'expected -1: the answer is read there. End the prompt with the query.'
+    )

@@ -2,19 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import transformer
+from iclcl_jax import _validate, transformer
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
@@ -93,7 +93,7 @@ def direct_logit_attribution(
     Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
     direct paths; maps of the blocks derived in `transformer.linearise`.
   """
-  _checks.check_labels(model, label, other_label, ranks=(0,))
+  check_labels(model, label, other_label, ranks=(0,))
   row, bias = _label_direction(model, label, other_label)
   row = vary_as(row, readings.last)  # As what is transposed does.
   last = readings.last[None]
@@ -143,7 +143,7 @@ def attribute(
   Takes what `read_heads` and `direct_logit_attribution` take, labels of several
   tokens as their ids `[T]`, and raises `ValueError` as they do.
   """
-  if not _checks.check_labels(model, label, other_label):
+  if not check_labels(model, label, other_label):
     readings = read_heads(
       model, tokens, segment_ids, num_segments=num_segments, mask=mask
     )
@@ -172,6 +172,29 @@ def _attribute_string(model, tokens, segment_ids, ids, num_segments, mask):
 
   parts = jax.lax.map(attribute_token, (places, ids))
   return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), parts)
+
+
+def check_labels(
+  model: LanguageModel,
+  label: Any,
+  other_label: Any,
+  ranks: tuple[int, ...] = (0, 1),
+) -> bool:
+  """Checks two labels; returns whether one of them has several tokens."""
+  _model.check_head(model)
+  _model.check_text(model, 'label', label, ranks=ranks)
+  if other_label is not None:
+    _model.check_text(model, 'other_label', other_label, ranks=ranks)
+    _validate.look(_check_differ, label, other_label)
+  return any(np.ndim(ids) for ids in (label, other_label))
+
+
+def _check_differ(label: Any, other_label: Any) -> None:
+  if np.array_equal(np.atleast_1d(label), np.atleast_1d(other_label)):
+    raise ValueError(
+      f'label and other_label are both {label}, so their logits do not '
+      'differ; expected two labels.'
+    )
 
 
 def append(model, tokens, ids, mask) -> tuple[Array, ...]:

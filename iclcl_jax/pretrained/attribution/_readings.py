@@ -1,17 +1,18 @@
 """Readings and gradients at the last position, head by head, part by part."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import kernels, transformer
+from iclcl_jax import _validate, kernels, transformer
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained.attribution import _checks
 from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
@@ -136,10 +137,26 @@ def _members(
 ) -> Bool[Array, 'T N']:
   """Checks a prompt; returns the tokens of each segment, the rest last."""
   _model.check_causal_prompt(model, tokens, mask)
-  _checks.check_segments(segment_ids, num_segments)
+  check_segments(segment_ids, num_segments)
   names = jnp.arange(num_segments, dtype=segment_ids.dtype)
   chosen = segment_ids[None] == names[:, None]
   return jnp.concatenate([chosen, ~jnp.any(chosen, axis=0)[None]])
+
+
+def check_segments(segment_ids: Array, num_segments: int) -> None:
+  """Checks which demonstration each token belongs to."""
+  _validate.at_least(1, num_segments=num_segments)
+  _validate.look(functools.partial(_check_segments, num_segments), segment_ids)
+
+
+def _check_segments(num_segments: int, segment_ids: Any) -> None:
+  ids = np.asarray(segment_ids)
+  outside = ids[(ids < -1) | (ids >= num_segments)]
+  if outside.size:
+    raise ValueError(
+      f'segment_ids holds {outside[0]}; expected -1 for tokens of no '
+      f'demonstration, or 0 to {num_segments - 1} (num_segments less one).'
+    )
 
 
 def _read_segments(
