@@ -175,8 +175,8 @@ def score_labels(
   """
   if not isinstance(labels, Sequence) or not labels:
     raise ValueError(
-      f'labels is {_validate.describe(labels)}; expected a list of at least one '
-      'label, each the ids [T] of a text.'
+      f'labels is {_validate.describe(labels)}; expected a list of at least '
+      'one label, each the ids [T] of a text.'
     )
   for number, ids in enumerate(labels):
     _model.check_text(model, f'labels[{number}]', ids)
