@@ -328,8 +328,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   for axis, tuned in zip(axes, (config.tuning_length, 1), strict=True):
     axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
     axis.axvline(tuned, color=drawing.BLACK, linestyle=':')
-    axis.set_yscale('log')
-    axis.set_ylim(1e-3, 30)
+    axis.set(yscale='log', ylim=(1e-3, 30))
   axes[0].set_ylabel('loss / loss of predicting 0')
   axes[0].set_xlabel('number of demonstrations (dotted: where tuned)')
   axes[1].set_xlabel('scale of the inputs (dotted: where tuned)')

@@ -91,8 +91,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   right.text(-0.35, 1.05, 'predicting zero', fontsize=10)
   right.set_xticks(range(3), [name.replace('_', ' ') for name in losses])
   right.set_xlim(-0.4, 2.5)
-  right.set_yscale('log')
-  right.set_ylabel('held-out loss / loss of predicting zero')
+  right.set(yscale='log', ylabel='held-out loss / loss of predicting zero')
   right.set_title(
     f'{values.shape[1]} trained layers (joined by lines; number: geometric '
     'mean)\nsame weights, another kernel'

@@ -406,11 +406,9 @@ def _draw_errors(axis, results: Results) -> None:
   axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
   drawing.note(axis, 'error of 10 %', TARGET, color='#404040')
   axis.set_xscale('log', base=2)
-  axis.set_yscale('log')
-  axis.set_ylim(TARGET / 30, None)
+  axis.set(yscale='log', ylim=(TARGET / 30, None))
   axis.set_xticks(results.counts, [str(r) for r in results.counts])
-  axis.set_xlabel('random directions R')
-  axis.set_ylabel('relative error of the output')
+  axis.set(xlabel='random directions R', ylabel='relative error of the output')
   axis.set_title('measured: median, quartiles of heads')
   axis.legend(loc='lower left')
 
@@ -427,8 +425,7 @@ def _draw_needed(axis, results: Results) -> None:
   said = f'tokens of the prompt ({results.num_tokens})'
   drawing.note(axis, said, height, color='#404040')
   axis.set_ylim(0, None)
-  axis.set_xlabel('layer')
-  axis.set_ylabel('$\\log_{10}$ of the directions R')
+  axis.set(xlabel='layer', ylabel='$\\log_{10}$ of the directions R')
   axis.set_title('predicted: R for an error of 10 %')
   axis.legend(loc='upper right')
 
@@ -472,8 +469,7 @@ def _draw_layers(results: Results) -> Any:
     plain = np.median(results.mean_errors, axis=1)
     axis.plot(steps, plain, ':', color=drawing.BLUE, lw=2.5, label=PLAIN)
     axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
-    axis.set_yscale('log')
-    axis.set_title(f'{name} features, orthogonal directions')
+    axis.set(yscale='log', title=f'{name} features, orthogonal directions')
     axis.set_ylabel('relative error')
   axes[0].annotate(
     'error of 10 %', (0, TARGET), xytext=(0, 4), textcoords='offset points'

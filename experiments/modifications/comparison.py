@@ -247,8 +247,7 @@ def curves(
     label = pretty(layer.removeprefix(prefix))
     ends.append((means[-1].value, label, look['color']))
   kind = 'fresh B per prompt' if config.multi_task else 'memorising one B'
-  axis.set_title(title)
-  axis.set_xlabel('epoch')
+  axis.set(title=title, xlabel='epoch')
   axis.set_ylabel(f'training loss / loss of predicting 0\n({kind})')
   drawing.ratio_axis(axis, 'y')
   drawing.label_ends(axis, [end for end in ends if np.isfinite(end[0])])
