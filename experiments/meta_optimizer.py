@@ -328,12 +328,11 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+  axes = {'repetition': range(config.num_seeds), 'case': CASES}
   return [
-    {'metric': name, 'case': case, 'repetition': seed}
-    | {kind: x[seed, index] for kind, x in scores._asdict().items()}
+    row
     for name, scores in results.scores.items()
-    for index, case in enumerate(CASES)
-    for seed in range(config.num_seeds)
+    for row in lab.tidy({'metric': name}, scores._asdict(), **axes)
   ]
 
 

@@ -292,14 +292,6 @@ def judged_length(config: Config) -> int:
   return min(2 * config.dim, config.max_length)
 
 
-def losses_at(results: Results, length: int) -> dict[str, lab.Estimate]:
-  """Loss of each layer after so many demonstrations, mean over groups."""
-  return {
-    name: statistics.mean(found.by_length[:, length - 1])
-    for name, found in results.items()
-  }
-
-
 def claims(config: Config, results: Results) -> list[lab.Claim]:
   at, rows = judged_length(config), []
   for better, worse, source in ORDERS:
@@ -357,11 +349,14 @@ def _means(results: Results, name: str, axis: int) -> dict[str, np.ndarray]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  return [
-    {'layer': name, 'num_demonstrations': size + 1, 'loss': curve[size]}
-    for name, curve in _means(results, 'by_length', axis=0).items()
-    for size in range(config.max_length)
-  ]
+  sizes = range(1, config.max_length + 1)
+  losses = _means(results, 'by_length', axis=0)
+  return lab.tidy(
+    {},
+    {'loss': list(losses.values())},
+    layer=list(losses),
+    num_demonstrations=sizes,
+  )
 
 
 PARTS = {
@@ -375,8 +370,8 @@ PARTS = {
 def conclude(config, results, claims) -> str:
   at = judged_length(config)
   losses = ', '.join(
-    f'{name} {loss:.2g}'
-    for name, loss in losses_at(results['comparison'], at).items()
+    f'{name} {statistics.mean(found.by_length[:, at - 1]):.2g}'
+    for name, found in results['comparison'].items()
   )
   worst = max(results['identities'].values())
   return f"""Every recurrence, and every parallel form, is its inner learner, up

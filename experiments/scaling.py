@@ -63,21 +63,14 @@ class Config(lab.Config):
 
 
 class Results(NamedTuple):
-  """What was found, by number of devices.
+  """What was found, by number of devices."""
 
-  Attributes:
-    less_bytes: what a device sends in a step, for readings and in a causal
-      pass, of a sixteenth of the demonstrations. Shape `[n, 3]`.
-    bytes: the same of all of them.
-    seconds: of the step. Shape `[n, runs]`.
-    residuals: of the certificate, with features and with the exact softmax.
-      Shape `[n, 2]`.
-  """
-
+  # What a device sends in a step, for readings and in a causal pass, of a
+  # sixteenth of the demonstrations. Shape `[n, 3]`.
   less_bytes: np.ndarray
-  bytes: np.ndarray
-  seconds: np.ndarray
-  residuals: np.ndarray
+  bytes: np.ndarray  # The same of all of them.
+  seconds: np.ndarray  # Of the step. Shape `[n, runs]`.
+  residuals: np.ndarray  # With features, with the exact softmax, `[n, 2]`.
 
 
 def measure(config: Config) -> Results:
@@ -307,9 +300,7 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  import matplotlib.pyplot as plt
-
-  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(9, 3.4))
   times = [statistics.geometric_mean(row) for row in results.seconds]
   drawing.band(left, config.devices, times, **drawing.look(0))
   left.set(xlabel='devices on the same cores', ylabel='seconds', ylim=0)

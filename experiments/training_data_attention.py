@@ -221,11 +221,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  pairs = zip(results.accuracy, results.residual, strict=True)
-  return [
-    {'seed': seed, 'test_accuracy': accuracy, 'residual': residual}
-    for seed, (accuracy, residual) in enumerate(pairs)
-  ]
+  values = {'test_accuracy': results.accuracy, 'residual': results.residual}
+  return lab.tidy({}, values, seed=range(config.num_seeds))
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

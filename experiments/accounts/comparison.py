@@ -28,30 +28,13 @@ AVERAGES = {
   'geometric mean': statistics.geometric_mean,
 }
 OSWALD = 'von Oswald et al., arXiv:2212.07677'
-CARRIED = '(on language), carried over to this task'
-# Better and worse learner: where the claim is from, and its words.
-ORDERS = {
-  ('two-head softmax', 'softmax'): (
-    f'{OSWALD}, appendix (softmax self-attention)',
-    'two softmax heads learn better than one',
-  ),
-  ('delta rule', 'linear attention'): (
-    'Schlag et al., arXiv:2102.11174, section 4',
-    'the delta rule learns better than linear attention',
-  ),
-  ('gated delta rule', 'delta rule'): (
-    f'Yang et al., arXiv:2412.06464 {CARRIED}',
-    'a gate improves the delta rule',
-  ),
-  ('delta rule (momentum)', 'delta rule'): (
-    f'Behrouz et al., arXiv:2501.00663 {CARRIED}',
-    'momentum improves the delta rule',
-  ),
-  ('momentum attention', 'softmax'): (
-    f'Dai et al., arXiv:2212.10559, Table 6 {CARRIED}',
-    'momentum attention learns better than softmax attention',
-  ),
-}
+ORDERS = (  # Better and worse learner, as is claimed.
+  ('two-head softmax', 'softmax'),
+  ('delta rule', 'linear attention'),
+  ('gated delta rule', 'delta rule'),
+  ('delta rule (momentum)', 'delta rule'),
+  ('momentum attention', 'softmax'),
+)
 
 
 class Alike(NamedTuple):
@@ -240,24 +223,34 @@ def _orders(results: Results) -> list[lab.Claim]:
   trained = {
     name: row.here[TRAINED] for name, row in results.items() if row.alike
   }
-  rows = []
-  for (better, worse), (source, words) in ORDERS.items():
-    if {better, worse} <= results.keys():
-      name = identifier(f'{better}-beats-{worse}')
-      rows += _claims(
-        f"""{name} [{source}] {words} | ratio of losses of trained layers at the
-        training length""",
-        {name: lab.at_most(1.0, trained[better] / trained[worse])},
-      )
-  found = {}
+  found = {
+    identifier(f'{better}-beats-{worse}'): lab.at_most(
+      1.0, trained[better] / trained[worse]
+    )
+    for better, worse in ORDERS
+    if {better, worse} <= results.keys()
+  }
   if {'softmax', 'linear attention'} <= results.keys():
     ratio = trained['softmax'] / tuned['linear attention']
     found['one-head-is-not-gd'] = lab.at_least(1.0, ratio)
   if {'GD (2 steps)', 'GD++ (2 steps)'} <= results.keys():
     ratio = tuned['GD++ (2 steps)'] / tuned['GD (2 steps)']
     found['gd-plus-plus-beats-gd'] = lab.at_most(1.0, ratio)
-  rows += _claims(
+  losses = 'ratio of losses of trained layers at the training length'
+  carried = '(on language), carried over to this task'
+  rows = _claims(
     f"""
+    two-head-softmax-beats-softmax [{OSWALD}, appendix (softmax self-attention)]
+      two softmax heads learn better than one | {losses}
+    delta-rule-beats-linear-attention [Schlag et al., arXiv:2102.11174, section
+      4] the delta rule learns better than linear attention | {losses}
+    gated-delta-rule-beats-delta-rule [Yang et al., arXiv:2412.06464 {carried}]
+      a gate improves the delta rule | {losses}
+    delta-rule-(momentum)-beats-delta-rule [Behrouz et al., arXiv:2501.00663
+      {carried}] momentum improves the delta rule | {losses}
+    momentum-attention-beats-softmax [Dai et al., arXiv:2212.10559, Table 6
+      {carried}] momentum attention learns better than softmax attention |
+      {losses}
     one-head-is-not-gd [{OSWALD}] one softmax head falls short of one step of
       gradient descent | ratio of losses of the trained head and the tuned step
     gd-plus-plus-beats-gd [{OSWALD}, section 4] two steps of GD++ learn better
@@ -378,34 +371,21 @@ def _closed_form(config: Config) -> list[float]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  rows = []
-  for name, learner in results.items():
-    for values, field, places in (
-      (learner.loss, 'num_demonstrations', config.lengths),
-      (learner.scaled, 'scale', config.scales),
-    ):
-      for (kind, seed, column), loss in np.ndenumerate(values):
-        what = {'learner': name, 'kind': NAMES[kind], 'seed': seed}
-        rows.append(what | {field: places[column], 'loss': float(loss)})
-  return rows
+  seeds = range(config.num_seeds)
+  return [
+    row
+    for name, learner in results.items()
+    for values, axis in (
+      (learner.loss, {'num_demonstrations': config.lengths}),
+      (learner.scaled, {'scale': config.scales}),
+    )
+    for kind, losses in zip(NAMES, values, strict=False)
+    for row in lab.tidy(
+      {'learner': name, 'kind': kind}, {'loss': losses}, seed=seeds, **axis
+    )
+  ]
 
 
-# Every learner has a marker and, within a colour, a line style.
-LOOKS = {
-  'softmax': (drawing.BLACK, '-', 'o'),
-  'momentum attention': (drawing.GREY, '--', 'x'),
-  'softmax regression': (drawing.PINK, '-', 'p'),
-  'gated decay': (drawing.SKY, '--', 'v'),
-  'linear attention': (drawing.BLUE, '-', 's'),
-  'two-head softmax': (drawing.BLACK, '-.', 'h'),
-  'GD (2 steps)': (drawing.BLUE, '--', 'd'),
-  'delta rule': (drawing.ORANGE, '-', '^'),
-  'gated delta rule': (drawing.YELLOW, '--', '<'),
-  'delta rule (momentum)': (drawing.ORANGE, ':', '+'),
-  'GD++ (2 steps)': (drawing.BLUE, ':', 'D'),
-  'SGD (4 epochs)': (drawing.PINK, '--', '*'),
-  'least squares (mesa)': (drawing.GREEN, '-', 'P'),
-}
 SHOWN = (
   'softmax',
   'two-head softmax',
@@ -462,7 +442,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 def _curves(axis, places, results: Results, field: str, kinds) -> None:
   """Means over seeds with their intervals, against the places."""
   for name, learner in results.items():
-    colour, line, marker = LOOKS[name]
+    own = drawing.look(list(MEMORIES).index(name))
     tuned, *trained = (
       [
         statistics.geometric_mean(column)
@@ -470,15 +450,13 @@ def _curves(axis, places, results: Results, field: str, kinds) -> None:
       ]
       for kind in kinds
     )
-    look: Any = {'ls': line, 'marker': '' if trained else marker, 'label': name}
-    drawing.band(axis, places, tuned, color=colour, **look)
+    lines = own | {'label': name} | ({'marker': ''} if trained else {})
+    drawing.band(axis, places, tuned, **lines)
     for estimates in trained:
-      bars: Any = {'ls': 'none', 'marker': marker, 'mfc': 'white', 'capsize': 3}
-      drawing.bars(axis, places, estimates, color=colour, **bars)
+      bars = own | {'linestyle': 'none', 'mfc': 'white', 'capsize': 3}
+      drawing.bars(axis, places, estimates, **bars)
   axis.axhline(1, color=drawing.BLACK, linewidth=0.8)
-  axis.set_yscale('log')
-  axis.set_ylim(*FRAME)
-  axis.set_ylabel('loss / loss of predicting 0')
+  axis.set(yscale='log', ylim=FRAME, ylabel='loss / loss of predicting 0')
 
 
 def _ratios(axis, rows: Mapping[str, Alike]) -> None:

@@ -8,6 +8,7 @@ a memory is the account's learner, and its gates are tuned; with trained
 projections it is a layer.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -86,11 +87,6 @@ def softmax(tokens, gates, length) -> Float[Array, ' 1']:
   return _softmax_of(scores, tokens, length) @ tokens.values
 
 
-def scaled_softmax(tokens, gates, length) -> Float[Array, ' 1']:
-  """A head of several: softmax times a size."""
-  return gates[1] * softmax(tokens, gates, length)
-
-
 def momentum_attention(tokens, gates, length) -> Float[Array, ' 1']:
   """Softmax attention plus the decayed sum of the past values."""
   padded = jnp.pad(tokens.values, [(0, 1), (0, 0)])
@@ -106,23 +102,16 @@ def gated_decay(tokens, gates, length) -> Float[Array, ' 1']:
   return gates[0] * ((_seen(tokens, length) * shrunk * scores) @ tokens.values)
 
 
-def heavy_ball(tokens, gates, length) -> Float[Array, ' 1']:
-  """The delta rule with momentum."""
-  outputs = learners.descend(
-    tokens, loss=losses.squared, rates=gates[0], momentum=gates[1]
-  )
-  return outputs[length - 1]
+def _recurrence(*names: str) -> Callable[..., Float[Array, ' 1']]:
+  """Descends on the squared loss, a step a token; the gates are its numbers."""
 
+  def answer(tokens, gates, length):
+    options = dict(zip(names, gates, strict=True))
+    descend = functools.partial(learners.descend, loss=losses.squared)
+    rule = descend if 'momentum' in options else learners.delta_recurrence
+    return rule(tokens, **options)[length - 1]
 
-def delta_rule(tokens, gates, length) -> Float[Array, ' 1']:
-  """A step on the squared loss for each token."""
-  return learners.delta_recurrence(tokens, rates=gates[0])[length - 1]
-
-
-def gated_delta_rule(tokens, gates, length) -> Float[Array, ' 1']:
-  """Decay, then such a step."""
-  outputs = learners.delta_recurrence(tokens, rates=gates[0], decays=gates[1])
-  return outputs[length - 1]
+  return answer
 
 
 def least_squares(tokens, gates, length) -> Float[Array, ' 1']:
@@ -197,19 +186,24 @@ MEMORIES = {
     'Yang et al., arXiv:2312.06635', gated_decay, (_rate(), _DECAY)
   ),
   'linear attention': Memory(_OSWALD, linear_attention, (_rate(0.0),)),
-  'two-head softmax': Memory(
-    _OSWALD, scaled_softmax, (_SHARPNESS, Gate('size', jnp.exp, 0.0)), (1, -1)
+  'two-head softmax': Memory(  # A head is softmax times a size.
+    _OSWALD,
+    lambda tokens, gates, length: gates[1] * softmax(tokens, gates, length),
+    (_SHARPNESS, Gate('size', jnp.exp, 0.0)),
+    (1, -1),
   ),
   'GD (2 steps)': Memory(_OSWALD, gd, (_rate(0.0),), is_layer=False),
-  'delta rule': Memory(
-    'Schlag et al., arXiv:2102.11174', delta_rule, (_rate(),)
+  'delta rule': Memory(  # A step on the squared loss for each token.
+    'Schlag et al., arXiv:2102.11174', _recurrence('rates'), (_rate(),)
   ),
-  'gated delta rule': Memory(
-    'Yang et al., arXiv:2412.06464', gated_delta_rule, (_rate(), _DECAY)
+  'gated delta rule': Memory(  # Decay, then such a step.
+    'Yang et al., arXiv:2412.06464',
+    _recurrence('rates', 'decays'),
+    (_rate(), _DECAY),
   ),
   'delta rule (momentum)': Memory(
     'Behrouz et al., arXiv:2501.00663',
-    heavy_ball,
+    _recurrence('rates', 'momentum'),
     (_rate(-2.0), Gate('momentum', jax.nn.sigmoid, -1.0)),
   ),
   'GD++ (2 steps)': Memory(

@@ -35,13 +35,16 @@ def claims(config: Config, results: Data) -> list[lab.Claim]:
         )
         for kind in ('relative', 'mae')
       )
+      rise = statistics.bootstrap(
+        lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
+      )
       found = {
         'fit': lab.at_least(
           0.9, estimates.mean(record.units(f'{part}_pearson'))
         ),
         'relative': lab.at_least(0, relative),
         'absolute': lab.at_least(0, absolute),
-        'better': lab.at_most(1, statistics.bootstrap(_largest_rise, errors)),
+        'better': lab.at_most(1, rise),
       }
       if part == 'output':  # Outputs pass through zero.
         del found['relative']
@@ -64,11 +67,6 @@ def claims(config: Config, results: Data) -> list[lab.Claim]:
         found,
       )
   return listed
-
-
-def _largest_rise(means: np.ndarray) -> np.ndarray:
-  """Of the ratios of successive errors `[B, R]`."""
-  return np.max(means[:, 1:] / means[:, :-1], axis=1)
 
 
 def figures(config: Config, results: Data) -> list[lab.Figure]:

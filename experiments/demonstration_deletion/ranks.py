@@ -426,28 +426,21 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each demonstration of each prompt."""
-  prompts, effects = results.prompts, results.effects
-  names = (
-    'influence',
-    'contribution',
-    'removal_effect',
-    'attention',
-    'loss_drop',
-  )
-  return [
+  prompts, effects = results.prompts, results.effects._asdict()
+  names = 'influence', 'contribution', 'removal_effect', 'attention'
+  num_prompts, size = prompts.positive.shape
+  whole = np.broadcast_to(effects['difference'][:, None], (num_prompts, size))
+  return lab.tidy(
+    {},
     {
-      'prompt': number,
-      'demonstration': place,
-      'positive': prompts.positive[number, place],
-      'num_tokens': prompts.lengths[number, place],
-      'logit_difference': effects.difference[number],
-    }
-    | {
-      name: getattr(effects, name)[number, place]
-      for name in (*names, 'removed', 'hidden')
-    }
-    for number, place in np.ndindex(*prompts.positive.shape)
-  ]
+      'positive': prompts.positive,
+      'num_tokens': prompts.lengths,
+      'logit_difference': whole,
+      **{x: effects[x] for x in (*names, 'loss_drop', 'removed', 'hidden')},
+    },
+    prompt=range(num_prompts),
+    demonstration=range(size),
+  )
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

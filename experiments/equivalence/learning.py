@@ -137,14 +137,13 @@ def _mse(found: Losses) -> dict[str, Any]:
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each N and epoch, losses by seed."""
   return [
-    {
-      'num_demonstrations': size,
-      'epoch': epoch + 1,
-      'loss': loss,
-      'loss_zero_predictor': zero,
-    }
-    for size, found in results.items()
-    for epoch, (loss, zero) in enumerate(found.training)
+    row
+    for size, (*_, training, _) in results.items()
+    for row in lab.tidy(
+      {'num_demonstrations': size},
+      {'loss': training[:, 0], 'loss_zero_predictor': training[:, 1]},
+      epoch=range(1, len(training) + 1),
+    )
   ]
 
 

@@ -57,19 +57,24 @@ def gaps(config: Config) -> Mapping[int, Mapping[str, Gap]]:
 
   def of_sample(*sample):
     return {
-      'features': _feature_gap(*sample, delta=config.delta),
+      'features': feature_gap(*sample, delta=config.delta),
       'softmax': _kernel_gap(*sample, delta=config.delta),
     }
 
   return distribution.at_all_sizes(config, of_sample)
 
 
-def _feature_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
+def feature_gap(
+  known: Known, inputs, signs, *, delta: float, ball: Any = bounds.FROBENIUS
+) -> Gap:
   """Supremum and bounds for one sample, random features."""
   phi, values = distribution.read(known.setting, inputs, signs)
   sample = bounds.mean_embedding(phi, inputs, values)
-  supremum = bounds.gap_supremum(phi, known.population, sample, radius=RADIUS)
-  return _gap(phi, inputs, values, known.features, supremum.value, delta)
+  supremum = bounds.gap_supremum(
+    phi, known.population, sample, radius=RADIUS, ball=ball
+  )
+  constants = known.features
+  return _gap(phi, inputs, values, constants, supremum.value, delta, ball)
 
 
 def _kernel_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
@@ -95,11 +100,13 @@ def kernel_norm(kernel, inputs, values) -> Float[Array, '']:
   return bounds.gap_supremum(kernel, nothing, sample, radius=1.0).value
 
 
-def _gap(phi, inputs, values, constants, supremum, delta) -> Gap:
+def _gap(
+  phi, inputs, values, constants, supremum, delta, ball=bounds.FROBENIUS
+) -> Gap:
   """The supremum beside all bounds of the library."""
   options, most = {'radius': RADIUS, 'delta': delta}, constants.loss_bound
   bound = bounds.generalization_bound(
-    phi, inputs, values, loss_bound=most, **options
+    phi, inputs, values, loss_bound=most, ball=ball, **options
   )
   known = bounds.one_sided_bound(
     constants.second_moment, len(inputs), loss_bound=most, **options
@@ -203,7 +210,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'num_seeds': config.num_seeds,
     'supremum_over_bound_largest': {
-      kind: {name: float(x.max()) for name, x in _shares(results, kind).items()}
+      kind: {name: x.max() for name, x in _shares(results, kind).items()}
       for kind in KINDS
     },
   }
@@ -211,11 +218,15 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each map or kernel and N; numbers by seed."""
+  sizes = list(results.gaps)
   return [
-    {'kind': kind, 'num_demonstrations': size}
-    | {k: x[:, i] for k, x in curves(results.gaps, kind)._asdict().items()}
+    row
     for kind in KINDS
-    for i, size in enumerate(results.gaps)
+    for row in lab.tidy(
+      {'kind': kind},
+      {k: x.T for k, x in curves(results.gaps, kind)._asdict().items()},
+      num_demonstrations=sizes,
+    )
   ]
 
 

@@ -121,9 +121,7 @@ def drawn(config: Config) -> Drawn:
 
 def _map(fn: Callable[..., Any], numbers: np.ndarray) -> Any:
   """`lax.map` over seeds, compiled; returns NumPy arrays."""
-  return jax.device_get(
-    lab.compile_quickly(lambda x: jax.lax.map(fn, x))(numbers)
-  )
+  return lab.compute(lambda x: jax.lax.map(fn, x), numbers)
 
 
 def known(setting: Setting, width: int) -> Known:

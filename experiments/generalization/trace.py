@@ -72,8 +72,8 @@ def measure(config: Config) -> Results:
 
     return jax.lax.map(regime, jnp.asarray(list(scales(config).values())))
 
-  runs = lab.compile_quickly(lambda seeds: jax.lax.map(run, seeds))
-  found = jax.device_get(runs(np.arange(config.num_traces)))
+  seeds = np.arange(config.num_traces)
+  found = lab.compute(lambda seeds: jax.lax.map(run, seeds), seeds)
   return {
     name: jax.tree.map(lambda x, i=i: x[:, i], found)
     for i, name in enumerate(scales(config))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,19 +10,12 @@ from experiments import lab
 from experiments.generalization import bound, distribution
 from experiments.lab import Config, figures as drawing
 from iclcl_jax import bounds
-from iclcl_jax.types import Array, Float
 
 BALLS = {'frobenius': bounds.FROBENIUS, 'spectral': bounds.SPECTRAL}
 
 
-class Ball(NamedTuple):
-  """One ball of weights, one sample or all `[S, D]`, random features."""
-
-  supremum: Float[Array, '']  # Largest gap over the ball.
-  complexity: Float[Array, '']  # Complexity term of its bound.
-
-
-Results = Mapping[int, Mapping[str, Ball]]  # By width, then by ball.
+# By width, then by ball, random features.
+Results = Mapping[int, Mapping[str, bound.Gap]]
 
 
 @lab.float64_on_host()
@@ -30,24 +23,11 @@ def measure(config: Config) -> Results:
   """The same seeds at every width: the first rows of B, the first signs."""
   settings, _, samples = distribution.drawn(config)
 
-  def both(known, inputs, signs):
-    phi, values = distribution.read(known.setting, inputs, signs)
-    sample = bounds.mean_embedding(phi, inputs, values)
-
-    def of(ball):
-      options = {'radius': bound.RADIUS, 'ball': ball}
-      supremum = bounds.gap_supremum(phi, known.population, sample, **options)
-      found = bounds.generalization_bound(
-        phi,
-        inputs,
-        values,
-        loss_bound=known.features.loss_bound,
-        delta=config.delta,
-        **options,
-      )
-      return Ball(supremum.value, found.complexity.value)
-
-    return {name: of(ball) for name, ball in BALLS.items()}
+  def both(*sample):
+    return {
+      name: bound.feature_gap(*sample, delta=config.delta, ball=ball)
+      for name, ball in BALLS.items()
+    }
 
   return {
     width: distribution.over_samples(both)(
@@ -93,7 +73,7 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each width and ball; numbers by seed."""
   return [
     {'kind': 'features', 'd_v': width, 'ball': ball}
-    | {name: x.mean(axis=1) for name, x in found._asdict().items()}
+    | {x: getattr(found, x).mean(axis=1) for x in ('supremum', 'complexity')}
     for width, balls in results.items()
     for ball, found in balls.items()
   ]

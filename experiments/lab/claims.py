@@ -52,28 +52,17 @@ def judge(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """A statement of a paper, or of ours, and what this run says of it.
+  """A statement of a paper, or of ours, and what this run says of it."""
 
-  Attributes:
-    id: stable name, unique in an experiment.
-    source: who claims it, and where.
-    claim: the statement, in words.
-    statistic: what was measured; `rule` adds the range that decides.
-    estimate: the measured number; a plain number has no interval.
-    at_least: lower end of the range.
-    at_most: upper end of the range.
-    verdict: the verdict of `judge`, unless the claim has a rule of its own,
-      which its statistic then names.
-    more: further fields of its record.
-  """
-
-  id: str
-  source: str
-  claim: str
-  statistic: str
-  estimate: Estimate
-  at_least: float = -ANY
-  at_most: float = ANY
+  id: str  # Stable name, unique in an experiment.
+  source: str  # Who claims it, and where.
+  claim: str  # The statement, in words.
+  statistic: str  # What was measured; `rule` adds the range that decides.
+  estimate: Estimate  # The measured number; a plain one has no interval.
+  at_least: float = -ANY  # Lower end of the range.
+  at_most: float = ANY  # Upper end of the range.
+  # That of `judge`, unless the claim has a rule of its own, which its statistic
+  # then names.
   verdict: str = ''
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -113,16 +102,9 @@ class Claim:
 
 
 class Found(NamedTuple):
-  """What was found, and the range that decides.
+  """What was found, and the range that decides."""
 
-  Attributes:
-    value: a number for each run, whose mean decides; or one number, or an
-      `Estimate`.
-    at_least: lower end of the range.
-    at_most: upper end of the range.
-  """
-
-  value: Any
+  value: Any  # Of each run, whose mean decides; or one number or `Estimate`.
   at_least: float = -ANY
   at_most: float = ANY
 

@@ -20,17 +20,11 @@ LINES = '-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))
 
 
 class Figure(NamedTuple):
-  """A drawing and what it shows.
+  """A drawing and what it shows."""
 
-  Attributes:
-    name: of its files, `figures/<name>.png` and `.svg`.
-    drawing: a figure of matplotlib.
-    caption: full sentences; line breaks do not count.
-  """
-
-  name: str
-  drawing: Any
-  caption: str
+  name: str  # Of its files, `figures/<name>.png` and `.svg`.
+  drawing: Any  # A figure of matplotlib.
+  caption: str  # Full sentences; line breaks do not count.
 
 
 def style() -> Any:

@@ -48,13 +48,7 @@ TaskFn: TypeAlias = Callable[[PRNGKeyArray], Float[Array, 'd_y d_x']]
 
 
 class LayerParams(NamedTuple):
-  """Projections of the layer: token rows times these.
-
-  Attributes:
-    query: shape `[d_model, d_k]`.
-    key: shape `[d_model, d_k]`.
-    value: shape `[d_model, d_v]`.
-  """
+  """Projections of the layer: token rows times these."""
 
   query: Float[Array, 'd_model d_k']
   key: Float[Array, 'd_model d_k']
@@ -62,17 +56,11 @@ class LayerParams(NamedTuple):
 
 
 class Run(NamedTuple):
-  """One independent run: a layer, its features and its task.
+  """One independent run: a layer, its features and its task."""
 
-  Attributes:
-    params: the trained part.
-    phi: positive random features, drawn once and never again.
-    task_matrix: the matrix B of the single-task setting. Shape `[d_y, d_x]`.
-  """
-
-  params: LayerParams
-  phi: features.PositiveFeatures
-  task_matrix: Float[Array, 'd_y d_x']
+  params: LayerParams  # The trained part.
+  phi: features.PositiveFeatures  # Drawn once and never again.
+  task_matrix: Float[Array, 'd_y d_x']  # The B of the single-task setting.
 
 
 def init_run(key: PRNGKeyArray, *, num_features: int = 1200) -> Run:
@@ -234,17 +222,11 @@ def evaluate(
 
 
 class Seeds(NamedTuple):
-  """All runs, with a leading axis of seeds.
+  """All runs, with a leading axis of seeds."""
 
-  Attributes:
-    runs: layers before training, feature maps and tasks.
-    training: root keys of the training prompts. Shape `[S]`.
-    testing: root keys of the held-out prompts. Shape `[S]`.
-  """
-
-  runs: Run
-  training: PRNGKeyArray
-  testing: PRNGKeyArray
+  runs: Run  # Layers before training, feature maps and tasks.
+  training: PRNGKeyArray  # Root keys of the training prompts. Shape `[S]`.
+  testing: PRNGKeyArray  # Root keys of the held-out prompts. Shape `[S]`.
 
 
 @functools.partial(compile_quickly, static_argnames='num_features')
@@ -268,18 +250,11 @@ def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """A distribution of prompts.
+  """A distribution of prompts."""
 
-  Attributes:
-    num_demonstrations: demonstrations `N` of a prompt.
-    input_distribution: one of `INPUTS`.
-    multi_task: whether every prompt has a task matrix of its own, instead of
-      that of its seed.
-  """
-
-  num_demonstrations: int
-  input_distribution: str = 'uniform'
-  multi_task: bool = False
+  num_demonstrations: int  # Those of a prompt, `N`.
+  input_distribution: str = 'uniform'  # One of `INPUTS`.
+  multi_task: bool = False  # A task matrix for every prompt, or for a seed.
 
   def draw(
     self, keys: PRNGKeyArray, task_matrices: Array, steps: Array
@@ -302,10 +277,8 @@ class Prompts:
 
   def held_out(self, seeds: Seeds, num_prompts: int) -> tasks.RegressionPrompt:
     """Draws held-out prompts of all seeds, NumPy arrays `[S, P, ...]`."""
-    draw = compile_quickly(
-      lambda keys, matrices: self.draw(keys, matrices, jnp.arange(num_prompts))
-    )
-    return jax.device_get(draw(seeds.testing, seeds.runs.task_matrix))
+    steps = jnp.arange(num_prompts)
+    return compute(self.draw, seeds.testing, seeds.runs.task_matrix, steps)
 
 
 def pretrain(

@@ -27,6 +27,12 @@ from experiments.lab import (
 from experiments.lab.claims import Claim
 
 
+def _nothing(config: Any, results: Any) -> Any:
+  """What a question adds that has nothing to say: an empty mapping or list."""
+  del config, results
+  return {}
+
+
 class Part(NamedTuple):
   """One question: what is measured, what is claimed, what is drawn.
 
@@ -48,19 +54,13 @@ class Part(NamedTuple):
   """
 
   measure: Callable[[Any], Any]
-  claims: Callable[[Any, Any], Sequence[Claim]] = lambda config, results: ()
-  figures: Callable[[Any, Any], Sequence[drawing.Figure]] = (
-    lambda config, results: ()
-  )
-  summary: Callable[[Any, Any], Mapping[str, Any]] = lambda config, results: {}
-  tables: Callable[[Any, Any], Mapping[str, tabulating.Rows]] = (
-    lambda config, results: {}
-  )
-  metrics: Callable[[Any, Any], Sequence[Mapping[str, Any]]] = (
-    lambda config, results: ()
-  )
-  pages: Callable[[Any, Any], Mapping[str, str]] = lambda config, results: {}
-  sentence: Callable[[Any, Any], str] = lambda config, results: ''
+  claims: Callable[[Any, Any], Sequence[Claim]] = _nothing
+  figures: Callable[[Any, Any], Sequence[drawing.Figure]] = _nothing
+  summary: Callable[[Any, Any], Mapping[str, Any]] = _nothing
+  tables: Callable[[Any, Any], Mapping[str, tabulating.Rows]] = _nothing
+  metrics: Callable[[Any, Any], Sequence[Mapping[str, Any]]] = _nothing
+  pages: Callable[[Any, Any], Mapping[str, str]] = _nothing
+  sentence: Callable[[Any, Any], str] = _nothing
 
 
 def parts(*questions: types.ModuleType) -> dict[str, Part]:
@@ -183,7 +183,7 @@ def run(
   judging.check(summary['claims'])
   by_id = {claim.id: claim for claim in claims}
   if conclude is None:
-    said = [part.sentence(config, x) for part, x in answered]
+    said = (part.sentence(config, x) or '' for part, x in answered)
     conclusion = ' '.join(said)
   else:
     conclusion = conclude(config, results, by_id)

@@ -39,12 +39,11 @@ SHRINK_FACTORS = 0.1, 0.2, 0.3, 0.6, 1.0
 TARGET = 0.1  # Relative error of an output that is asked for.
 JUDGED = 'positive, orthogonal'
 PLAIN = 'plain mean of values'
-# Colour, marker and its size (positive and hyperbolic features often coincide),
-# line of the prediction.
-LOOKS = {
-  'positive': (drawing.BLUE, 'o', 12, '-'),
-  'hyperbolic': (drawing.GREEN, 's', 5, '--'),
-  'trigonometric': (drawing.ORANGE, '^', 8, ':'),
+# Positive and hyperbolic features often coincide: one mark inside the other.
+LOOKS: dict[str, dict[str, Any]] = {
+  'positive': drawing.look(1) | {'marker': 'o', 'ms': 12, 'mfc': 'none'},
+  'hyperbolic': drawing.look(2) | {'marker': 's', 'ms': 5},
+  'trigonometric': drawing.look(3) | {'marker': '^', 'ms': 8},
 }
 
 
@@ -79,7 +78,7 @@ def collect(
     x = pretrained.embed(model, tokens)
     return jax.lax.scan(step, x, model.blocks)[1]
 
-  return jax.device_get(lab.compile_quickly(read)(model, tokens))
+  return lab.compute(read, model, tokens)
 
 
 def errors_of(
@@ -359,22 +358,16 @@ def captions(results: Results | None) -> dict[str, str]:
 def figures(config: Config, results: Results | None) -> list[lab.Figure]:
   if results is None:
     return []
-  drawn = _draw_overview(results), _draw_layers(results)
-  return [
-    lab.Figure(name, figure, text)
-    for (name, text), figure in zip(
-      captions(results).items(), drawn, strict=True
-    )
-  ]
-
-
-def _draw_overview(results: Results) -> Any:
-  """Errors against R; directions needed; the prediction checked."""
-  figure, axes = drawing.subplots(1, 3, figsize=(15.5, 5.2))
+  overview, axes = drawing.subplots(1, 3, figsize=(15.5, 5.2))
   _draw_errors(axes[0], results)
   _draw_needed(axes[1], results)
   _draw_check(axes[2], results)
-  return figure
+  drawn = overview, _draw_layers(results)
+  said = captions(results).items()
+  return [
+    lab.Figure(name, figure, text)
+    for (name, text), figure in zip(said, drawn, strict=True)
+  ]
 
 
 def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
@@ -385,9 +378,7 @@ def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
 
 
 def _draw_errors(axis, results: Results) -> None:
-  for name, (color, marker, size, _) in LOOKS.items():
-    look = {'color': color, 'marker': marker, 'ms': size, 'mew': 1.8}
-    look['mfc'] = 'none' if name == 'positive' else color
+  for name, look in LOOKS.items():
     for projection in PROJECTIONS:
       # Median over draws of each head; a band from head to head.
       heads = [
@@ -396,11 +387,11 @@ def _draw_errors(axis, results: Results) -> None:
       ]
       label = f'{name}, {projection}'
       if projection == 'orthogonal':
-        bands = _quantiles(heads, 0.25, 0.75)
-        drawing.band(axis, results.counts, bands, label=label, **look)
+        bands, line = _quantiles(heads, 0.25, 0.75), {'linestyle': '-'}
+        drawing.band(axis, results.counts, bands, label=label, **look | line)
       else:
-        values = [np.median(x) for x in heads]
-        axis.plot(results.counts, values, '--', label=label, **look)
+        values, line = [np.median(x) for x in heads], {'linestyle': '--'}
+        axis.plot(results.counts, values, label=label, **look | line)
   plain = np.median(results.mean_errors)
   axis.axhline(plain, color=drawing.BLACK, ls=':', lw=2, label=PLAIN)
   axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
@@ -415,9 +406,7 @@ def _draw_errors(axis, results: Results) -> None:
 
 def _draw_needed(axis, results: Results) -> None:
   steps = np.arange(results.mean_errors.shape[0])
-  for name, (color, marker, size, _) in LOOKS.items():
-    fill = 'none' if name == 'positive' else color
-    look = {'marker': marker, 'color': color, 'ms': size * 0.7, 'mfc': fill}
+  for name, look in LOOKS.items():
     bands = _quantiles(results.log_needed[name], 0, 1)
     drawing.band(axis, steps, bands, label=name, **look)
   height = np.log10(results.num_tokens)
@@ -432,15 +421,13 @@ def _draw_needed(axis, results: Results) -> None:
 
 def _draw_check(axis, results: Results) -> None:
   found = results.shrunk
-  for name, (color, marker, size, line) in LOOKS.items():
-    marks = {'ls': '', 'marker': marker, 'mfc': 'white', 'mew': 1.8}
-    marks['ms'] = max(size, 8)
-    for rows, look, word in (
-      (found.predicted, {'ls': line}, 'predicted'),
-      (found.measured, marks, 'measured'),
+  for name, look in LOOKS.items():
+    for rows, own, word in (
+      (found.predicted, {'marker': ''}, 'predicted'),
+      (found.measured, {'linestyle': '', 'mfc': 'white'}, 'measured'),
     ):
       label = f'{name}, {word}'
-      axis.plot(found.factors, rows[name], color=color, label=label, **look)
+      axis.plot(found.factors, rows[name], label=label, **look | own)
   limit = budget.LARGEST_VALID_ERROR
   axis.axhspan(limit, 1e9, color=drawing.GREY, alpha=0.15, linewidth=0)
   drawing.note(axis, 'prediction not valid', limit, color='#404040')

@@ -73,7 +73,7 @@ def measure(config: Config) -> Results:
     )
 
   labels = [jnp.asarray(ids) for ids in pair]
-  found = jax.device_get(lab.compile_quickly(of_tokens)(model, tokens, labels))
+  found = lab.compute(of_tokens, model, tokens, labels)
   terms = (
     *(found.contributions, found.rest, found.embedding),
     *(found.biases, found.final_bias),
@@ -120,8 +120,8 @@ def _log_probabilities(loaded: prompts.Loaded, of_tokens: np.ndarray) -> Any:
     return pretrained.score_labels(model, tokens, labels)
 
   texts = [np.array(ids) for ids in labels]
-  found = lab.compile_quickly(score)(loaded.model, loaded.tokens, texts)
-  return dict(zip(labels, np.asarray(found), strict=True))
+  found = lab.compute(score, loaded.model, loaded.tokens, texts)
+  return dict(zip(labels, found, strict=True))
 
 
 def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
@@ -143,8 +143,7 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
     )
 
   segments = jnp.asarray(loaded.segments)
-  call = lab.compile_quickly(measure)
-  found = jax.device_get(call(loaded.model, loaded.tokens, segments, labels))
+  found = lab.compute(measure, loaded.model, loaded.tokens, segments, labels)
   return [np.asarray(x, np.float64) for x in found]
 
 

@@ -240,7 +240,7 @@ def figures(config: Config, results: Mapping[str, Results]) -> list[lab.Figure]:
   axes[0, 0].set_ylabel("weights and attention's,\nangle in degrees")
   axes[1, 0].set_ylabel('answer and attention output,\nangle in degrees')
   axes[0, 0].set_ylim(-3, 92)
-  prompts.draw_legend(figure, axes[0, 0], 4)
+  drawing.legend(axes[0, 0], 4, handlelength=3.2)
   caption = f"""Dual models that descend on four losses, full batch, along steps
     of fixed size; the first step of all is equally long. Top: angle of the
     change of the weights and attention's step. Bottom: angle of the answer to

@@ -90,7 +90,7 @@ def figures(config: Config, results: Mapping[str, Angles]) -> list[lab.Figure]:
   axis.set_xticks(range(0, 91, 15))
   axis.set_xlabel("first step and attention's, angle in degrees")
   axis.set_title("What is added to attention's loss")
-  prompts.draw_legend(figure, axis, 2)
+  drawing.legend(axis, 2, handlelength=3.2)
   caption = f"""Angle of the first step of the weights with attention's, from
     the same random weights, with one of SimSiam's ingredients at a time and
     with all of them (90 degrees: nothing in common).

@@ -313,7 +313,7 @@ def figures(config: Config, results: Mapping[str, Looks]) -> list[lab.Figure]:
     axes[1, column].set_xlabel('gradient steps + 1')
   axes[0, 0].set_ylabel('spread of the outputs')
   axes[1, 0].set_ylabel("alignment with the\ndual model's predictions")
-  prompts.draw_legend(figure, axes[0, 0], 3)
+  drawing.legend(axes[0, 0], 3, handlelength=3.2)
   caption = f"""Self-supervised learning on the same demonstrations, key and
     value of a token being its two views. Top: spread of the outputs (0: all
     point one way); the first point is the untrained start. Bottom: linear

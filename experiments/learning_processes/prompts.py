@@ -27,16 +27,7 @@ class Encoder(NamedTuple):
 
   weights: Float[Array, 'd R']  # `W`.
   predictor: Float[Array, 'd d']  # Linear.
-  average: Float[Array, 'd R']  # Moving average of `W`.
-
-
-def init_encoder(key: Array, width: int, num_features: int, dtype) -> Encoder:
-  """Draws weights and predictor; the average starts as the weights."""
-  key_weights, key_predictor = jax.random.split(key)
-  weights = jax.random.normal(key_weights, (width, num_features), dtype)
-  predictor = jax.random.normal(key_predictor, (width, width), dtype)
-  weights, predictor = weights / width**0.5, predictor / width**0.5
-  return Encoder(weights, predictor, weights)
+  average: Float[Array, 'd R']  # Moving average of `W`, at first `W` itself.
 
 
 class Views(NamedTuple):
@@ -133,12 +124,16 @@ def drawn(config: Config) -> tuple[Prompt, np.ndarray]:
     return rows, jnp.mean(losses[-64:]) / jnp.mean(first.target**2)
 
   def start(key):  # Every process of a prompt starts from the same draw.
-    rank = min(config.num_features, 2 * size)
-    return init_encoder(key, width, rank, jnp.float32)
+    shape = width, min(config.num_features, 2 * size)
+    key_weights, key_predictor = jax.random.split(key)
+    weights = jax.random.normal(key_weights, shape, jnp.float32)
+    predictor = jax.random.normal(key_predictor, (width, width), jnp.float32)
+    weights, predictor = weights / width**0.5, predictor / width**0.5
+    return Encoder(weights, predictor, weights)
 
-  run, prompts, rows, keys = lab.compile_quickly(
-    lambda seeds: jax.lax.map(draw, seeds)
-  )(jnp.arange(config.num_seeds))
+  seeds = jnp.arange(config.num_seeds)
+  every = lab.compile_quickly(lambda seeds: jax.lax.map(draw, seeds))
+  run, prompts, rows, keys = every(seeds)
   trained, losses = lab.compile_quickly(jax.vmap(train))(run, prompts)
   random: Any = rows[:, :, -1], rows[:, :, :size], rows[:, :, size:-1]
   starts = jax.vmap(jax.vmap(start))(keys)
@@ -164,7 +159,7 @@ def _of_all(fn: Callable[[Prompt], Any], prompts: Prompt) -> Any:
 
   every = jax.vmap(jax.vmap(with_map, in_axes=(None, 0)))
   with lab.float64_on_host():
-    return jax.device_get(lab.compile_quickly(every)(prompts[0], prompts[1:]))
+    return lab.compute(every, prompts[0], prompts[1:])
 
 
 def of_every(config: Config, fn: Callable[[Prompt], Any]) -> dict[str, Any]:
@@ -189,11 +184,9 @@ def shown_steps(num_steps: int) -> np.ndarray:
 def curve_rows(data: str, group: str, process: str, curves: Any) -> list[Any]:
   """Means over seeds at the shown steps, as rows of `metrics.jsonl`."""
   means = {k: np.atleast_1d(by_seed(x).mean(axis=0)) for k, x in curves.items()}
+  shown = shown_steps(len(next(iter(means.values()))))
   where = {'data': data, 'group': group, 'process': process}
-  return [
-    where | {'step': int(step)} | {k: x[step] for k, x in means.items()}
-    for step in shown_steps(len(next(iter(means.values()))))
-  ]
+  return lab.tidy(where, {k: x[shown] for k, x in means.items()}, step=shown)
 
 
 def draw_curve(axis: Any, index: int, name: str, array: Any) -> None:
@@ -206,10 +199,6 @@ def draw_curve(axis: Any, index: int, name: str, array: Any) -> None:
   axis.set_xscale('log')
   axis.set_xlim(left=0.95)
   axis.xaxis.set_major_formatter('{x:g}')
-
-
-def draw_legend(figure: Any, axis: Any, num_columns: int) -> None:
-  drawing.legend(axis, num_columns, handlelength=3.2)
 
 
 def about(config: Config, interval: str) -> str:

@@ -125,18 +125,15 @@ def _curve(config: Config, name: str, tasks, descent: Descent) -> Curve:
   records, steps, seconds = (
     trained_linear(config) if name == 'linear' else _train(config, name)
   )
-  answer, few = _model(config, name).answer, _few(len(steps))
+  # The first records, then ever fewer, and the last.
+  grid = np.round(np.geomspace(1, len(steps), 16)).astype(int) - 1
+  few = np.union1d(grid, np.arange(min(len(steps), 8)))
+  answer = _model(config, name).answer
   align = lab.compile_quickly(
     lambda some: training.alignment(answer, some, tasks, descent.behaviour)
   )
   found = align(jax.tree.map(lambda w: w[:, few], records))
   return Curve(steps[few], seconds, found)
-
-
-def _few(count: int) -> np.ndarray:
-  """The first records, then ever fewer, and the last."""
-  grid = np.unique(np.round(np.geomspace(1, count, 16)).astype(int) - 1)
-  return np.union1d(grid, np.arange(min(count, 8)))
 
 
 def _descent(config: Config, tasks: training.Tasks) -> Descent:

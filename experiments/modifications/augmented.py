@@ -170,7 +170,11 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     Statement(HEAVY, 'held_out', 'better', 'ends in a better result'),
   ]
   source = comparison.SOURCE.format('centre', '3c')
-  return comparison.judge(config, results, source, statements)
+  return [
+    comparison.claim(config, results, source, rate, statement)
+    for rate in comparison.RATES
+    for statement in statements
+  ]
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

@@ -126,23 +126,6 @@ class Statement(NamedTuple):
   text: str
 
 
-def judge(
-  config: Config, results: Results, source: str, statements: list[Statement]
-) -> list[lab.Claim]:
-  """Judges statements at the fixed learning rate and at tuned ones.
-
-  The rule: ten or more paired runs; better, poorer or comparable by the 95 %
-  interval of the ratio to the plain layer, see `verdict`.
-  """
-
-  def one(rate, statement):
-    entry = results.compare(rate, statement.measure, statement.layer)
-    judged = fits(statement.expected, entry.verdict)
-    return claim(config, results, source, rate, statement, entry, judged)
-
-  return [one(rate, statement) for rate in RATES for statement in statements]
-
-
 def fits(expected: str, label: str) -> str:
   """The verdict on a statement, from that on the ratio."""
   if label == 'inconclusive':
@@ -156,26 +139,32 @@ def claim(
   source: str,
   rate: str,
   statement: Statement,
-  entry: Entry,
-  judged: str,
+  entry: Entry | None = None,
+  judged: str = '',
   note: str = '',
 ) -> lab.Claim:
-  """A statement as a claim; undecided if the plain layer learnt nothing."""
+  """A statement at one of `RATES`; undecided if the plain layer learnt nothing.
+
+  The rule: ten or more paired runs; better, poorer or comparable by the 95 %
+  interval of the ratio to the plain layer, see `verdict`.
+  """
   name, measured, expected, text = statement
+  entry = entry or results.compare(rate, measured, name)
+  judged = judged or fits(expected, entry.verdict)
   slug = '-'.join(f'{name} {text}'.replace('=', '').replace(',', '').split())
-  plain = results.loss(rate, 'held_out', PLAIN)
   # Where the plain layer has learnt nothing, that others are as good says
   # little.
-  judged = judged if plain.high < 1 else 'undecided'
+  learnt = results.loss(rate, 'held_out', PLAIN).high < 1
+  statistic = f"""{words(config, measured)} over that of the plain layer,
+    geometric mean of {config.num_seeds} paired runs; reproduced if the 95 %
+    interval is {WORDS[expected]}{note}"""
   return lab.Claim(
     id=f'modifications-{slug}-{rate}',
     source=source,
     claim=f'{name} {text} ({AT_RATE[rate].format(rate=config.rate)})',
-    statistic=f'{words(config, measured)} over that of the plain layer, '
-    f'geometric mean of {config.num_seeds} paired runs; reproduced if the 95 % '
-    f'interval is {WORDS[expected]}{note}',
+    statistic=lab.one_line(statistic),
     estimate=entry.ratio,
-    verdict=judged,
+    verdict=judged if learnt else 'undecided',
   )
 
 

@@ -125,30 +125,27 @@ def measure(config: Config) -> Results:
 def claims(config: Config, results: Results) -> list[lab.Claim]:
   """Some setting of negatives is faster, corrected for their number."""
   names, rows = published(config), []
+  source = comparison.SOURCE.format('right', '3d')
+  text = 'some setting converges faster'
+  statement = Statement('negatives:', 'early', 'better', text)
   for rate in RATES:
     entries = [
       results.compare(rate, 'early', name, num_comparisons=len(names))
       for name in names
     ]
     # The lowest significant ratio if there is one, else the lowest ratio.
-    order = np.argsort([x.ratio.value for x in entries]).tolist()
-    better = (i for i in order if 'better' in entries[i].verdict)
-    best = next(better, order[0])
+    rank = np.argsort([x.ratio.value for x in entries]).tolist()
+    better = (i for i in rank if 'better' in entries[i].verdict)
+    best = next(better, rank[0])
     judged = [comparison.fits('better', x.verdict) for x in entries]
-    first = 'reproduced', 'undecided', 'not reproduced'
+    order = 'reproduced', 'undecided', 'not reproduced'
+    first = min(judged, key=order.index)
+    note = f""" in some of {len(names)} settings, each with the Bonferroni
+      level; value and interval are of {names[best]}"""
+    entry = entries[best]
     rows.append(
       comparison.claim(
-        config,
-        results,
-        comparison.SOURCE.format('right', '3d'),
-        rate,
-        Statement(
-          'negatives:', 'early', 'better', 'some setting converges faster'
-        ),
-        entries[best],
-        min(judged, key=first.index),
-        f' in some of {len(names)} settings, each with the Bonferroni level; '
-        f'value and interval are of {names[best]}',
+        config, results, source, rate, statement, entry, first, note
       )
     )
   return rows

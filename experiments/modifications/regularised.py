@@ -158,7 +158,11 @@ def claims(config: Config, results: Measured) -> list[lab.Claim]:
     )
   ]
   source = comparison.SOURCE.format('left', '3b')
-  return comparison.judge(config, results.panel, source, statements)
+  return [
+    comparison.claim(config, results.panel, source, rate, statement)
+    for rate in comparison.RATES
+    for statement in statements
+  ]
 
 
 def figures(config: Config, results: Measured) -> list[lab.Figure]:

@@ -329,16 +329,17 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each E, reading, alpha and epoch: deviation of every seed."""
   return [
-    {
-      'num_epochs': count,
-      'reading': reading,
-      'alpha': alpha,
-      'epoch': epoch,
-      'relative_deviation': apart[:, k, epoch],
-    }
+    row
     for count, by_reading in results.curves.items()
     for reading, curve in by_reading.items()
-    for apart in [deviation(results, curve.measured)]
-    for k, alpha in enumerate(config.alphas)
-    for epoch in range(apart.shape[2])
+    for row in lab.tidy(
+      {'num_epochs': count, 'reading': reading},
+      {
+        'relative_deviation': np.moveaxis(
+          deviation(results, curve.measured), 0, -1
+        )
+      },
+      alpha=config.alphas,
+      epoch=range(count + 1),
+    )
   ]

@@ -178,7 +178,10 @@ def _section(
 ) -> pages.Section:
   """Reads what a finished run left."""
   options = {} if config.fast else job.options
-  flags = [f'--{name}={_flag(value)}' for name, value in options.items()]
+  flags = [
+    f'--{name}={",".join(map(str, x)) if isinstance(x, tuple) else x}'
+    for name, x in options.items()
+  ]
   command = ['python', '-m', f'experiments.{job.name}', '--workdir=DIR']
   summary = folders.read_json(folder / 'summary.json')
   return pages.Section(
@@ -189,7 +192,3 @@ def _section(
     summary=summary,
     seconds=summary['seconds']['total'],
   )
-
-
-def _flag(value: Any) -> str:
-  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,6 +1,6 @@
 """The papers' schemes, redrawn: no data, only what is connected to what."""
 
-import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +26,15 @@ class Arrow(NamedTuple):
 
   start: str
   end: str
-  label: str = ''
-  line: str = '-'
+  line: str
+  label: str
+
+
+def _arrows(text: str) -> list[Arrow]:
+  """Arrows `start end label`, or dashed ones `start end -- label`."""
+  pattern = r'(\S+) (\S+) ?(--)? ?(.*)'
+  found = (re.fullmatch(pattern, x.strip()) for x in text.split(';'))
+  return [Arrow(x[1], x[2], x[3] or '-', x[4]) for x in found if x]
 
 
 def save(folder: lab.Workdir) -> list[dict[str, str]]:
@@ -81,23 +88,14 @@ def _equivalence() -> Any:
     ),
     'prediction': Box(r'$f(q) = W_1\,\phi(q)$', 0.74, 0.02, 0.26),
   }
-  arrows = [
-    Arrow('tokens', 'k', '$W_K$'),
-    Arrow('tokens', 'v', '$W_V$'),
-    Arrow('tokens', 'q', '$W_Q$'),
-    Arrow('tokens', 'input'),
-    Arrow('tokens', 'label'),
-    Arrow('tokens', 'test'),
-    Arrow('k', 'scores'),
-    Arrow('q', 'scores'),
-    Arrow('scores', 'out', 'divide by $D$'),
-    Arrow('v', 'out'),
-    Arrow('input', 'step'),
-    Arrow('label', 'step'),
-    Arrow('step', 'prediction', 'one step'),
-    Arrow('test', 'prediction'),
-    Arrow('out', 'prediction', 'equal'),
-  ]
+  arrows = _arrows(
+    """
+    tokens k $W_K$; tokens v $W_V$; tokens q $W_Q$; tokens input; tokens label;
+    tokens test; k scores; q scores; scores out divide by $D$; v out;
+    input step; label step; step prediction one step; test prediction;
+    out prediction equal
+    """
+  )
   return _draw(boxes, arrows, {'attention': 0.17, 'dual model': 0.77})
 
 
@@ -124,17 +122,12 @@ def _learning() -> Any:
     'w3': Box(r'$W\phi$, one step', 0.7, 0.36, 0.13, TRAINED),
     'l3': Box(r'inner product $v_i\cdot W\phi(k_i)$', 0.7, 0.05, 0.3),
   }
-  arrows = [
-    *(Arrow('x1', 'a1'), Arrow('x1', 'b1'), Arrow('a1', 'e1')),
-    *(Arrow('b1', 't1'), Arrow('e1', 'l1'), Arrow('t1', 'l1', line='--')),
-    *(Arrow(name, 'w2') for name in ('a2', 'b2', 'c2')),
-    *(Arrow('w2', 'l2'), Arrow('x3', 'a3'), Arrow('x3', 'b3')),
-    *(
-      Arrow('a3', 'w3'),
-      Arrow('w3', 'l3'),
-      Arrow('b3', 'l3', 'constant', '--'),
-    ),
-  ]
+  arrows = _arrows(
+    """
+    x1 a1; x1 b1; a1 e1; b1 t1; e1 l1; t1 l1 --; a2 w2; b2 w2; c2 w2; w2 l2;
+    x3 a3; x3 b3; a3 w3; w3 l3; b3 l3 -- constant
+    """
+  )
   titles = {
     'SimSiam, BYOL': 0.15,
     'contrastive kernel learning': 0.51,
@@ -157,14 +150,12 @@ def _layer() -> Any:
     ),
     'bias': Box('+ bias from $x_q$', 0.66, 0.1, 0.17),
   }
-  chain = itertools.pairwise(['x', 'norm', 'att', 'add', 'ffn', 'y'])
-  arrows = [
-    *(Arrow(*pair) for pair in chain),
-    Arrow('norm', 'dual'),
-    Arrow('ffn', 'dual', '$J$ at this query'),
-    Arrow('dual', 'bias'),
-    Arrow('bias', 'y', 'equal'),
-  ]
+  arrows = _arrows(
+    """
+    x norm; norm att; att add; add ffn; ffn y; norm dual;
+    ffn dual $J$ at this query; dual bias; bias y equal
+    """
+  )
   return _draw(boxes, arrows, {}, top=0.62)
 
 

@@ -5,12 +5,12 @@ import concurrent.futures
 import io
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.lab import claims as judging
 
-YES, NO, OPEN = 'reproduced', 'not reproduced', 'undecided'
 MARKS = dict(zip(judging.VERDICTS, '✓✗?', strict=True))
 LONG_TABLE = 24  # More claims are folded away.
 WIDTH = 1100  # Pixels of a figure on the page; a click leads to the large one.
@@ -22,114 +22,74 @@ class Line(NamedTuple):
 
   section: str  # Experiment that shows it.
   lead: str  # What to remember.
-  text: str  # What it rests on, with `{0}`, ... for the values of its claims.
+  text: str  # What it rests on, with `{}` for the values of its claims.
   verdicts: Mapping[str, str]  # That the text supposes, by id of claim.
 
 
-LINES = (
-  Line(
-    'equivalence',
-    'An attention head is one gradient step.',
-    'It agrees with its dual model to {0} with the exact softmax and to {1} '
-    'with random features, in float64.',
-    {
-      'equivalence-residual_exact_softmax-31': YES,
-      'equivalence-residual-31': YES,
-    },
-  ),
-  Line(
-    'accounts',
-    'So it is with the neighbouring accounts:',
-    'linear attention and gradient descent ({0}), delta rules and their inner '
-    'learners ({1}), a trained network and attention over its training data '
-    '({2}).',
-    {
-      'accounts-identities-von-Oswald-et-al.': YES,
-      'accounts-identities-online-learners': YES,
-      'training-data-identity': YES,
-    },
-  ),
-  Line(
-    'equivalence',
-    'The identity says how a layer computes, not how well it learns.',
-    'Trained on one task matrix, the layer has a loss on another one of {0} '
-    'times that of predicting 0.',
-    {'equivalence-in-context-31': NO},
-  ),
-  Line(
-    'linear_regression_gd',
-    'Where the tasks vary, layers do learn gradient descent.',
-    'Linear self-attention ends in the model of one step (cosine {0}). One '
-    'softmax head does not: its loss is {1} above that of two.',
-    {
-      'linear-regression-gd-model-cos': YES,
-      'linear-regression-gd-softmax-heads': YES,
-    },
-  ),
-  Line(
-    'approximation',
-    'Random features stand in for the softmax at small norms only.',
-    'With 4800 of them, outputs are off by {0} at standard deviation 1/4, but '
-    'by {1} in a trained layer, where more hardly help (slope {2}, not -1).',
-    {
-      'approximation-output-error-falls-to-a-low-level-sd-0-25': YES,
-      'approximation-output-error-falls-to-a-low-level-trained': NO,
-      'approximation-output-mse-falls-like-1-r-trained': NO,
-    },
-  ),
-  Line(
-    'generalization',
-    'The generalisation bound holds, and is loose.',
-    'The gap falls with the right power of the number of demonstrations '
-    '({0}); the largest one that a search finds is {1} of the bound.',
-    {'generalization/rate_softmax': YES, 'generalization/search': YES},
-  ),
-  Line(
-    'modifications',
-    'About half of what is said of modified attention survives a learning '
-    'rate of its own for every layer.',
-    'alpha = -0.5 is faster ({0} of the plain loss in 20 epochs), but 0.5 is '
-    'not poorer ({1} of the final loss), and negatives show nothing ({2}).',
-    {
-      'modifications-printed-alpha-0.5-converges-faster-tuned': YES,
-      'modifications-printed-alpha+0.5-converges-to-a-poorer-result-tuned': NO,
-      'modifications-negatives:-some-setting-converges-faster-tuned': OPEN,
-    },
-  ),
-  Line(
-    'regularized_gradient_descent',
-    'The regularised layer as printed is not a step with weight decay.',
-    'That step gives a stricter layer, to {0}, and misses the printed one by '
-    '{1} of its scale. The printed one un-learns the query, to {2}.',
-    {
-      'regularized_gradient_descent/strict_ridge': YES,
-      'regularized_gradient_descent/printed_ridge': NO,
-      'regularized_gradient_descent/printed_pair': YES,
-    },
-  ),
-  Line(
-    'learning_processes',
-    'More steps, or another loss, are not attention.',
-    'On the squared loss the first step is ({0}), but 200 steps turn the '
-    'answer by {1} degrees; the cosine of SimSiam turns the first one by {2}.',
-    {
-      'trained_layer:first_step_squared': YES,
-      'trained_layer:squared_after_200_steps': NO,
-      'trained_layer:cosine_parts_from_attention': YES,
-    },
-  ),
-  Line(
-    'meta_optimizer',
-    'Published measures of implicit finetuning do not test it.',
-    'On unrelated updates, where nothing should give 0, SimAM is {0} and '
-    'Kendall {1}. The partial cosine gives {2} even under forgetting.',
-    {
-      'meta-optimizer-simam-noise': NO,
-      'meta-optimizer-kendall-noise': NO,
-      'meta-optimizer-simaou-partial-forgetting': YES,
-    },
-  ),
-)
+# Paragraphs: experiment, lead, and text, where `{id verdict}` is the value of a
+# claim; the verdicts are `yes` and `no` for (not) reproduced, and `undecided`.
+TEXT = """
+equivalence | An attention head is one gradient step. | It agrees with its dual
+  model to {equivalence-residual_exact_softmax-31 yes} with the exact softmax
+  and to {equivalence-residual-31 yes} with random features, in float64.
+accounts | So it is with the neighbouring accounts: | linear attention and
+  gradient descent ({accounts-identities-von-Oswald-et-al. yes}), delta rules
+  and their inner learners ({accounts-identities-online-learners yes}), a
+  trained network and attention over its training data
+  ({training-data-identity yes}).
+equivalence | The identity says how a layer computes, not how well it learns. |
+  Trained on one task matrix, the layer has a loss on another one of
+  {equivalence-in-context-31 no} times that of predicting 0.
+linear_regression_gd | Where the tasks vary, layers do learn gradient descent. |
+  Linear self-attention ends in the model of one step (cosine
+  {linear-regression-gd-model-cos yes}). One softmax head does not: its loss is
+  {linear-regression-gd-softmax-heads yes} above that of two.
+approximation | Random features stand in for the softmax at small norms only. |
+  With 4800 of them, outputs are off by
+  {approximation-output-error-falls-to-a-low-level-sd-0-25 yes} at standard
+  deviation 1/4, but by
+  {approximation-output-error-falls-to-a-low-level-trained no} in a trained
+  layer, where more hardly help (slope
+  {approximation-output-mse-falls-like-1-r-trained no}, not -1).
+generalization | The generalisation bound holds, and is loose. | The gap falls
+  with the right power of the number of demonstrations
+  ({generalization/rate_softmax yes}); the largest one that a search finds is
+  {generalization/search yes} of the bound.
+modifications | About half of what is said of modified attention survives a
+  learning rate of its own for every layer. | alpha = -0.5 is faster
+  ({modifications-printed-alpha-0.5-converges-faster-tuned yes} of the plain
+  loss in 20 epochs), but 0.5 is not poorer
+  ({modifications-printed-alpha+0.5-converges-to-a-poorer-result-tuned no} of
+  the final loss), and negatives show nothing
+  ({modifications-negatives:-some-setting-converges-faster-tuned undecided}).
+regularized_gradient_descent | The regularised layer as printed is not a step
+  with weight decay. | That step gives a stricter layer, to
+  {regularized_gradient_descent/strict_ridge yes}, and misses the printed one by
+  {regularized_gradient_descent/printed_ridge no} of its scale. The printed one
+  un-learns the query, to {regularized_gradient_descent/printed_pair yes}.
+learning_processes | More steps, or another loss, are not attention. | On the
+  squared loss the first step is ({trained_layer:first_step_squared yes}), but
+  200 steps turn the answer by {trained_layer:squared_after_200_steps no}
+  degrees; the cosine of SimSiam turns the first one by
+  {trained_layer:cosine_parts_from_attention yes}.
+meta_optimizer | Published measures of implicit finetuning do not test it. | On
+  unrelated updates, where nothing should give 0, SimAM is
+  {meta-optimizer-simam-noise no} and Kendall {meta-optimizer-kendall-noise no}.
+  The partial cosine gives {meta-optimizer-simaou-partial-forgetting yes} even
+  under forgetting.
+"""
+
+
+def _read(paragraph: str) -> Line:
+  """A paragraph of `TEXT`."""
+  section, lead, text = judging.one_line(paragraph).split(' | ')
+  found = re.findall(r'{(\S+) (\w+)}', text)
+  words = {'yes': judging.REPRODUCED, 'no': judging.FAILED}
+  verdicts = {name: words.get(word, word) for name, word in found}
+  return Line(section, lead, re.sub(r'{\S+ \w+}', '{}', text), verdicts)
+
+
+LINES = tuple(map(_read, re.split(r'\n(?! )', TEXT.strip())))
 
 
 class Conclusion(NamedTuple):

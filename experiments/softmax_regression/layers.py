@@ -339,9 +339,10 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'trained_layers': [
       {'layer': layer, 'num_words': n, 'width': d, 'frame': name}
-      | {k: statistics.mean(x[frame, :, -1]) for k, x in found.items()}
+      | {
+        k: statistics.mean(x[frame, :, -1]) for k, x in curves._asdict().items()
+      }
       for (layer, (n, d)), curves in results.runs.items()
-      for found in (curves._asdict(),)
       for frame, name in enumerate(FRAMES)
     ]
   }
@@ -351,9 +352,13 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   """One row for each layer, size, frame, repetition and record."""
   every = config.num_steps // config.num_records
   return [
-    {'layer': layer, 'num_words': n, 'width': d, 'frame': FRAMES[place[0]]}
-    | {'repetition': place[1], 'step': every * place[2]}
-    | {key: x[place] for key, x in curves._asdict().items()}
+    row
     for (layer, (n, d)), curves in results.runs.items()
-    for place in np.ndindex(curves.loss_ratio.shape)
+    for row in lab.tidy(
+      {'layer': layer, 'num_words': n, 'width': d},
+      curves._asdict(),
+      frame=FRAMES,
+      repetition=range(config.num_seeds),
+      step=range(0, config.num_steps + 1, every),
+    )
   ]
