@@ -183,7 +183,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
           axis.plot(sizes, curve, '-', color=drawing.COLOURS[i], lw=1.4)
           end = curve[-1]
         labels.append((end, method.name.replace(' ', '\n'), drawing.COLOURS[i]))
-      estimates.log_axes(axis, data.sizes(group[0]))
+      drawing.log_axes(axis, data.sizes(group[0]), rotation=60)
       low, high = axis.get_ylim()
       axis.set_ylim(low / 1.15, high * 1.15)
       drawing.label_ends(axis, labels, gap=0.12)

@@ -341,15 +341,6 @@ def words(quantity: str) -> str:
   return f'{name} {" ".join(kind)}'.replace('mse', 'MSE').replace('mae', 'MAE')
 
 
-def log_axes(axis: Any, sizes: Sequence[int]) -> None:
-  """Makes both axes logarithmic, with a tick at every size."""
-  drawing.size_axis(axis, sizes, rotation=60)
-  axis.set_yscale('log')
-  axis.minorticks_off()
-  axis.grid(alpha=0.25, lw=0.5)
-  drawing.plain_ticks(axis.yaxis)
-
-
 def error_bars(axis, x, found, index, **look) -> None:
   """Draws estimates with their intervals, in the looks of one series."""
   own = drawing.look(index) | {'ms': 4, 'capsize': 2}

@@ -176,7 +176,7 @@ def _draw_errors(config: Config, results: Results) -> Any:
         estimates.error_bars(axis, sizes, found, i, lw=1.2, linestyle='-')
         said = f'{name}: {results.slopes[name][quantity].value:.2f}'
         labels.append((found[-1].value, said, drawing.COLOURS[i]))
-      estimates.log_axes(axis, sizes)
+      drawing.log_axes(axis, sizes, rotation=60)
       limits = axis.get_ylim()
       for i, predicted in enumerate(results.predicted.values()):
         if quantity in predicted:

@@ -49,7 +49,7 @@ def forward(config: Config) -> Rows:
   phi = timing.feature_map(config)
   streamed = functools.partial(attention.stream_kernel_attention, phi)
   causal = functools.partial(attention.causal_kernel_attention, phi)
-  queries, keys, values = (np.asarray(array) for array in arrays)
+  host: Any = [np.asarray(array) for array in arrays]
   projection = np.asarray(phi.projection)
   fastest = 'streamed, heads by lax.map'
   causal_name = 'causal, heads by lax.map'
@@ -66,13 +66,10 @@ def forward(config: Config) -> Rows:
   calls: timing.Calls = {
     name: compile_call(fn, *arrays).call for name, fn in ours.items()
   }
-  calls['matmul'] = timing.matmul(config)
-  calls['performer-pytorch'] = peers.performer(
-    queries, keys, values, projection
-  )
-  calls['torch exact causal'] = peers.causal_softmax(queries, keys, values)
-  seconds = timing.measure(calls, config.repetitions)
-  slow = peers.performer(queries, keys, values, projection, causal=True)
+  calls['performer-pytorch'] = peers.performer(*host, projection)
+  calls['torch exact causal'] = peers.causal_softmax(*host)
+  seconds = timing.beside_matmul(config, calls)
+  slow = peers.performer(*host, projection, causal=True)
   seconds |= timing.measure({'performer-pytorch causal': slow}, 1)
   operations = _operations(config, config.length)
   goals = [
@@ -96,7 +93,7 @@ def growth(config: Config) -> Rows:
   long = times * config.length
   arrays = timing.heads(config, config.length), timing.heads(config, long)
   added = (times - 1) * arrays[0][2].nbytes / timing.MIB
-  calls = {'matmul': timing.matmul(config)}
+  calls: dict[str, Any] = {}
   goals, ratios = [], {}
   for name, fn in (
     ('streamed', attention.stream_kernel_attention),
@@ -110,12 +107,11 @@ def growth(config: Config) -> Rows:
     what = f'{name}: temporary memory added / outputs added'
     goals.append(Goal(what, memory, 1, False))
     ratios[f'{name}: time of {times} x the length'] = pair
-  seconds = timing.measure(calls, config.repetitions)
+  seconds = timing.beside_matmul(config, calls)
   for what, pair in ratios.items():
     value = times * seconds[pair[0]] / seconds[pair[1]]
     goals.append(Goal(what, value, 1.1 * times, False))
-  counted = calls.keys() - {'matmul'}
-  operations = dict.fromkeys(counted, _operations(config, long))
+  operations = dict.fromkeys(calls, _operations(config, long))
   return Rows('growth', goals, seconds, operations)
 
 
@@ -136,9 +132,8 @@ def state(config: Config) -> Rows:
   calls = {
     name: compiled.call,
     BARE['dual state']: compile_call(bare, keys, values).call,
-    'matmul': timing.matmul(config),
   }
-  seconds = timing.measure(calls, config.repetitions)
+  seconds = timing.beside_matmul(config, calls)
   operations = 4 * config.num_demonstrations * config.num_features * config.dim
   memory = f'{name}: MiB besides the inputs'
   goals = [
@@ -179,9 +174,8 @@ def training(config: Config) -> Rows:
     apart: timing.repeated(compile_call(train, *one).call, times),
     together: compile_call(jax.vmap(train), *many).call,
     **{peer: peer_loop(*one, is_compiled=x) for peer, (x, _) in LOOPS.items()},
-    'matmul': timing.matmul(config),
   }
-  seconds = timing.measure(calls, config.repetitions)
+  seconds = timing.beside_matmul(config, calls)
   cost = times * seconds[together] / seconds[apart]
   goals = [Goal(f'{together}: time / time of one seed', cost, times, False)]
   for peer, (_, least) in LOOPS.items():
@@ -229,8 +223,7 @@ def modifications(config: Config) -> timing.Rows:
     }
     seconds |= timing.measure(calls, repetitions)
     found += goals(compared, seconds)
-  product = {'matmul': timing.matmul(config)}
-  seconds |= timing.measure(product, config.repetitions)
+  seconds |= timing.beside_matmul(config, {})
   return timing.Rows('modified attention', found, seconds, {})
 
 

@@ -42,8 +42,7 @@ def measure(config: Config) -> timing.Rows:
     print(f'The language model is left out: {error}')
     return timing.Rows(group, goals(config.prompt_length, {}), {}, {})
   seconds = timing.measure(calls, -(-config.repetitions // 2))
-  product = {'matmul': timing.matmul(config)}
-  seconds |= timing.measure(product, config.repetitions)
+  seconds |= timing.beside_matmul(config, {})
   return timing.Rows(group, goals(config.prompt_length, seconds), seconds, {})
 
 

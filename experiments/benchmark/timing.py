@@ -164,6 +164,11 @@ def matmul(config: Config) -> Call:
   return compile_call(jnp.dot, matrix, matrix).call
 
 
+def beside_matmul(config: Any, calls: Mapping[str, Call | None]) -> Seconds:
+  """Median seconds of calls that take turns with the matrix product."""
+  return measure({**calls, 'matmul': matmul(config)}, config.repetitions)
+
+
 def machine() -> str:
   """Describes cores, vector instructions and versions."""
   cpuinfo = pathlib.Path('/proc/cpuinfo')

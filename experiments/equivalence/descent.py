@@ -15,7 +15,6 @@ from iclcl_jax import attention, dual, features, precision
 from iclcl_jax.types import Array, Float
 
 CURVE_TOLERANCE = 1e-10  # Of `Descent.curve_residual` in float64.
-NUM_STRIP_PROMPTS = 20
 
 
 class Descent(NamedTuple):
@@ -173,69 +172,54 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
+  agree = ', '.join(
+    f'{np.max(found.float64.residual):.0e} (N = {size})'
+    for size, found in results.items()
+  )
   predictions = lab.Figure(
     'predictions',
-    _draw_predictions(config, results),
+    _draw_predictions(results),
     f"""True labels, predictions of the trained attention layer, and predictions
     of its dual model after {config.dual_epochs} epochs of gradient descent with
-    batches of one. {learning.MEANING[config.multi_task]}""",
+    batches of one, in float64. Layer and dual model agree to {agree}.
+    {learning.MEANING[config.multi_task]}""",
   )
   curves = [
     lab.Figure(
       f'descent_{size}',
       _draw_descent(config, size, found),
       f"""Distance of the dual prediction to the attention output along the
-      gradient steps, N = {size}, for single held-out prompts, with its closed
-      form. It reaches 0 at the last step and need not fall before.""",
+      gradient steps on the contrastive loss, N = {size}, for
+      {found.once.distances[..., 0].size} held-out prompts of {config.num_seeds}
+      seeds, with its closed form, which it is to {_curve_residual(found):.0e}
+      (float64). It reaches 0 at the last step and need not fall before.""",
     )
     for size, found in results.items()
   ]
   return [predictions, *curves]
 
 
-def _draw_predictions(config: Config, results: Results) -> Any:
+def _draw_predictions(results: Results) -> Any:
   """True label, layer and dual model for a strip of held-out prompts."""
   figure, axes = drawing.subplots(
     len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False
   )
-  per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
-  per_seed = min(per_seed, config.num_dual_prompts)
-  dual_label = 'dual model after gradient descent'
   for axis, (size, found) in zip(axes[:, 0], results.items(), strict=True):
-    target, layer, dual_model = (
-      array[:, :per_seed, 0].ravel()
-      for array in (found.target, found.float64.attention, found.float64.dual)
-    )
-    order = np.argsort(target)
-    target, layer, dual_model = target[order], layer[order], dual_model[order]
-    places = np.arange(target.size)
-    axis.vlines(places, layer, target, color=drawing.GREY, lw=0.8, zorder=1)
-    axis.plot(places, target, 'k_', ms=13, mew=2.5, label='true label')
-    for array, marker, colour, width, label in (
-      (layer, 'o', drawing.BLUE, 10, 'Transformer'),
-      (dual_model, 'x', drawing.ORANGE, 5.5, dual_label),
-    ):
-      look = {'ms': width, 'mfc': 'none', 'mew': 1.8, 'label': label}
-      axis.plot(places, array, marker, color=colour, **look)
-    axis.set_xticks([])
-    axis.spines['bottom'].set_visible(False)
-    axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
-    axis.set_title(
-      f'N = {size} demonstrations: Transformer and dual model agree to '
-      f'{np.max(found.float64.residual):.0e}'
-    )
-    axis.set_ylabel('label of the query')
+    rows = {
+      'true label': found.target,
+      'Transformer': found.float64.attention,
+      'dual model after gradient descent': found.float64.dual,
+    }
+    drawing.strip(axis, rows)
+    axis.set_title(f'N = {size} demonstrations')
+    axis.label_outer()
   axes[0, 0].legend(loc='upper left', handletextpad=0.4, borderaxespad=0)
-  axes[-1, 0].set_xlabel(
-    f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by '
-    f'true label (dual model: {config.dual_epochs} epochs of batch 1, float64)'
-  )
   return figure
 
 
 def _draw_descent(config: Config, size: int, found: Descents) -> Any:
   """Distance to the attention output along the steps, and its closed form."""
-  figure, (left, right) = drawing.subplots(1, 2, figsize=(10, 4.4), sharey=True)
+  figure, (left, right) = drawing.subplots(1, 2, figsize=(10, 4), sharey=True)
   once, many = found.once, found.float64
   _curves(left, np.arange(size + 1), once.distances, once.predicted, 1)
   left.set_title('one epoch, one demonstration a step')
@@ -243,19 +227,11 @@ def _draw_descent(config: Config, size: int, found: Descents) -> Any:
   left.set_ylabel('distance to the attention output,\nrelative to the start')
   epochs = np.arange(config.dual_epochs + 1)
   every = max(1, config.dual_epochs // 20)
-  ends = slice(None, None, size)
-  _curves(
-    right, epochs, many.distances[..., ends], many.predicted[..., ends], every
-  )
+  ends = (x[..., ::size] for x in (many.distances, many.predicted))
+  _curves(right, epochs, *ends, every)
   right.legend(loc='upper right', handlelength=1.6)
   right.set_title(f'{config.dual_epochs} epochs: linear for every prompt')
   right.set_xlabel('whole epochs')
-  num_prompts = once.distances.shape[0] * once.distances.shape[1]
-  figure.suptitle(
-    f'Gradient descent on the contrastive loss, N = {size}: {num_prompts} '
-    f'held-out prompts of {config.num_seeds} seeds,\nmeasured and closed form '
-    f'agree to {_curve_residual(found):.0e} (float64)'
-  )
   return figure
 
 

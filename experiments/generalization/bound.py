@@ -248,7 +248,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       draw(2 * np.stack(estimated, axis=1), drawing.BLACK, 'x:', label)
     draw(found.supremum, drawing.BLACK, 'o-', 'largest gap, measured')
     draw(found.expected, drawing.GREEN, '+--', 'bound of the mean gap')
-    log_axes(axis, sizes)
+    drawing.log_axes(axis, sizes)
     axis.set_title(f'{words}: slope {slope(sizes, found.supremum):.2f}')
     axis.set_xlabel('number of demonstrations N')
   axes[0].set_ylabel('representation loss, ball of radius 1')
@@ -272,11 +272,3 @@ def band(
   """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
   look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
   drawing.means(axis, x, rows, **look)
-
-
-def log_axes(axis: Any, x: Any) -> None:
-  """Makes both axes logarithmic, with a tick at every size."""
-  axis.set_xscale('log', base=2)
-  axis.set_yscale('log')
-  axis.set_xticks(list(x), [str(t) for t in x])
-  axis.minorticks_off()

@@ -150,7 +150,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       axis.plot(sizes, largest, f'{marker}-', color=colour, label=label)
     axis.axhline(1, color=drawing.GREY, linestyle='--')
     axis.text(sizes[-1], 1.12, words, color='#555555', ha='right')
-    bound.log_axes(axis, sizes)
+    drawing.log_axes(axis, sizes)
     axis.set_ylim(top=2)
     axis.set_xlabel('number of demonstrations N')
     axis.set_title(f'relative to the {title}')

@@ -136,7 +136,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   axes[0].set_xscale('log', base=2)
   axes[0].set_ylabel('log10 of Tr K / N')
   axes[0].set_title('mean of k(k, k) over the demonstrations')
-  bound.log_axes(axes[1], config.num_demonstrations)
+  drawing.log_axes(axes[1], config.num_demonstrations)
   axes[1].set_ylabel('largest gap, Frobenius ball of radius 1')
   axes[1].set_title('largest gap')
   drawing.legend(axes[0], 3)

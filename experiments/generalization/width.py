@@ -96,7 +96,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     colour = drawing.BLACK if ball == 'frobenius' else colour
     label = f'largest gap, {ball} ball'
     draw(_rows(results, ball, 'supremum'), colour, lines[1], label)
-  bound.log_axes(axis, widths)
+  drawing.log_axes(axis, widths)
   axis.set_xlabel('output width d_v')
   axis.set_ylabel('representation loss, ball of radius 1')
   axis.set_title(f'N = {config.width_demonstrations} demonstrations')

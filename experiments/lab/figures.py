@@ -127,6 +127,15 @@ def size_axis(axis: Any, sizes: Any, **look: Any) -> None:
   axis.minorticks_off()
 
 
+def log_axes(axis: Any, sizes: Any, **look: Any) -> None:
+  """Makes both axes logarithmic, `x` with a tick at every size."""
+  size_axis(axis, sizes, **look)
+  axis.set_yscale('log')
+  axis.minorticks_off()
+  axis.grid(alpha=0.25, lw=0.5)
+  plain_ticks(axis.yaxis)
+
+
 def means(axis: Any, x: Any, samples: Any, **look: Any) -> None:
   """Draws means over runs with the band of their intervals.
 
@@ -152,6 +161,29 @@ def runs(axis: Any, x: Any, samples: Any, index: int, **more: Any) -> None:
   own = look(index) | {'mfc': 'white'}
   axis.plot(x, np.transpose(samples), color=own['color'], lw=0.6, alpha=0.6)
   axis.plot(x, np.median(samples, axis=0), **own | more)
+
+
+def strip(axis: Any, rows: Mapping[str, Any], num_cases: int = 20) -> None:
+  """Draws labels of a few prompts of every seed, in the order of the first.
+
+  Args:
+    axis: where to draw.
+    rows: true and predicted labels by name. Shapes `[S, P, d_y]`.
+    num_cases: how many prompts are shown, if there are as many.
+  """
+  first = next(iter(rows.values()))
+  few = max(1, num_cases // len(first))
+  order = np.argsort(first[:, :few, 0].ravel())
+  looks = zip('_oxD^', (14, 10, 6, 6, 8), strict=True)
+  for index, ((name, row), look) in enumerate(
+    zip(rows.items(), looks, strict=False)
+  ):
+    mark, size = look
+    own = {'color': COLOURS[index], 'mfc': 'none', 'ms': size, 'mew': 1.8}
+    axis.plot(row[:, :few, 0].ravel()[order], mark, label=name, **own)
+  axis.axhline(0, color=GREY, linewidth=0.6, zorder=0)
+  axis.set(xticks=[], ylabel='label of the query')
+  axis.set_xlabel('held-out prompts of all seeds, by true label')
 
 
 def forest(

@@ -33,7 +33,6 @@ TITLES = {
   PER_EPOCH: 'decay of alpha / N in each visit',
   PER_VISIT: 'decay of alpha in each visit',
 }
-NUM_STRIP_PROMPTS = 20
 
 
 class Epochs(NamedTuple):
@@ -243,35 +242,22 @@ def _curves(config: Config, results: Results) -> lab.Figure:
 def _predictions(config: Config, results: Results) -> lab.Figure:
   """Predicted labels of the layers and of both dual models."""
   figure, axes = drawing.subplots(2, 1, figsize=(11, 7.4), sharex=True)
-  count, step = config.dual_epochs[-1], results.step
-  per_seed = max(1, NUM_STRIP_PROMPTS // config.num_seeds)
-  per_seed = min(per_seed, config.num_test_prompts)
-  order = np.argsort(step.trained.target[:, :per_seed, 0].ravel())
-  epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
-  shown = {
-    'true label': ('_', drawing.BLACK, 14),
-    'printed layer': ('^', drawing.ORANGE, 9),
-    'strict layer': ('o', drawing.BLUE, 11),
-    'dual model, one full batch': ('x', drawing.BLACK, 6),
-    f'dual model, {count} epochs, alpha / N': ('D', drawing.GREEN, 6),
-  }
-  for axis, k in zip(axes, (0, -1), strict=True):
-    strict, printed, ridge, _, last = (
-      x[:, :, k] for x in (*step.steps, epochs)
-    )
-    labels = step.trained.target, printed, strict, ridge, last
-    for values, (name, look) in zip(labels, shown.items(), strict=True):
-      marker, color, size = look
-      shape = {'color': color, 'mfc': 'none', 'ms': size, 'mew': 1.6}
-      rows = values[:, :per_seed, 0].ravel()[order]
-      axis.plot(rows, marker, label=name, **shape)
-    axis.axhline(0, color=drawing.GREY, linewidth=0.6, zorder=0)
-    axis.set(xticks=[], ylabel='label of the query')
-    axis.set_title(f'alpha = {config.alphas[k]:g}')
-  axes[1].set_xlabel(
-    f'{per_seed} held-out prompts of each of {config.num_seeds} seeds, by true '
-    'label'
+  count, (strict, printed, ridge, _) = (
+    config.dual_epochs[-1],
+    results.step.steps,
   )
+  epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
+  for axis, k in zip(axes, (0, -1), strict=True):
+    rows = {
+      'true label': results.step.trained.target,
+      'strict layer': strict[:, :, k],
+      'dual model, one full batch': ridge[:, :, k],
+      f'dual model, {count} epochs, alpha / N': epochs[:, :, k],
+      'printed layer': printed[:, :, k],
+    }
+    drawing.strip(axis, rows)
+    axis.set_title(f'alpha = {config.alphas[k]:g}')
+    axis.label_outer()
   drawing.legend(axes[0], 3)
   task = '' if config.multi_task else ' on one task matrix, which they memorise'
   caption = f"""Predicted labels of held-out prompts: the regularised layer in
