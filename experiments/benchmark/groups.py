@@ -66,10 +66,10 @@ def forward(config: Config) -> Rows:
   calls: timing.Calls = {
     name: compile_call(fn, *arrays).call for name, fn in ours.items()
   }
-  calls['performer-pytorch'] = peers.performer(*host, projection)
+  calls['performer-pytorch'] = peers.performer(*host, projection=projection)
   calls['torch exact causal'] = peers.causal_softmax(*host)
   seconds = timing.beside_matmul(config, calls)
-  slow = peers.performer(*host, projection, causal=True)
+  slow = peers.performer(*host, projection=projection, causal=True)
   seconds |= timing.measure({'performer-pytorch causal': slow}, 1)
   operations = _operations(config, config.length)
   goals = [
