@@ -386,6 +386,22 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   ]
 
 
+# Every learner has a marker and, within a colour, a line style.
+LOOKS = {
+  'softmax': (drawing.BLACK, '-', 'o'),
+  'momentum attention': (drawing.GREY, '--', 'x'),
+  'softmax regression': (drawing.PINK, '-', 'p'),
+  'gated decay': (drawing.SKY, '--', 'v'),
+  'linear attention': (drawing.BLUE, '-', 's'),
+  'two-head softmax': (drawing.BLACK, '-.', 'h'),
+  'GD (2 steps)': (drawing.BLUE, '--', 'd'),
+  'delta rule': (drawing.ORANGE, '-', '^'),
+  'gated delta rule': (drawing.YELLOW, '--', '<'),
+  'delta rule (momentum)': (drawing.ORANGE, ':', '+'),
+  'GD++ (2 steps)': (drawing.BLUE, ':', 'D'),
+  'SGD (4 epochs)': (drawing.PINK, '--', '*'),
+  'least squares (mesa)': (drawing.GREEN, '-', 'P'),
+}
 SHOWN = (
   'softmax',
   'two-head softmax',
@@ -442,7 +458,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 def _curves(axis, places, results: Results, field: str, kinds) -> None:
   """Means over seeds with their intervals, against the places."""
   for name, learner in results.items():
-    own = drawing.look(list(MEMORIES).index(name))
+    colour, line, marker = LOOKS[name]
+    own = {'color': colour, 'linestyle': line, 'marker': marker}
     tuned, *trained = (
       [
         statistics.geometric_mean(column)

@@ -62,7 +62,8 @@ def measure(config: Config) -> Results:
       def gap(size):
         # The mean over the first ones as one over all, of a fixed shape.
         shown = jnp.arange(largest)[:, None] < size
-        values = jnp.where(shown, signs * largest / size, 0)
+        share = largest / size.astype(signs.dtype)
+        values = jnp.where(shown, signs * share, 0)
         return bound.kernel_norm(kernel, keys[:largest], values)
 
       return Regime(

@@ -272,10 +272,10 @@ def _claims_text(summary: Mapping[str, Any]) -> str:
   rows = [
     {
       'claim': row['claim'],
-      'value': _number(row['value']),
+      'value': tabulating.number(row['value']),
       '95 % interval': '-'
       if row['interval'] is None
-      else f'[{", ".join(map(_number, row["interval"]))}]',
+      else f'[{", ".join(map(tabulating.number, row["interval"]))}]',
       'verdict': row['verdict'],
     }
     for row in summary['claims']
@@ -283,11 +283,6 @@ def _claims_text(summary: Mapping[str, Any]) -> str:
   counts = judging.counts(summary['claims'])
   total = ', '.join(f'{count} {name}' for name, count in counts.items())
   return f'{tabulating.text(rows)}\n\nclaims: {total}'
-
-
-def _number(value: float | None) -> str:
-  """A number; null is what JSON makes of one that is not finite."""
-  return 'not finite' if value is None else f'{value:.3g}'
 
 
 def main(experiment: Any) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import numbers
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,26 @@ def text(rows: Rows, columns: Sequence[str] | None = None) -> str:
   lines = ['  '.join(map(str.ljust, line, widths)).rstrip() for line in cells]
   lines.insert(1, '  '.join('-' * width for width in widths))
   return '\n'.join(lines)
+
+
+def number(value: float | None) -> str:
+  """A number; null is what JSON makes of one that is not finite."""
+  return 'not finite' if value is None else f'{value:.3g}'
+
+
+def fill(template: pathlib.Path, filters: Any = (), **values: Any) -> str:
+  """Fills a template of jinja, which escapes whatever it is given."""
+  import jinja2
+
+  environment = jinja2.Environment(
+    autoescape=True,
+    loader=jinja2.FileSystemLoader(template.parent),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= dict(filters)
+  return environment.get_template(template.name).render(**values)
 
 
 def latex(rows: Rows, columns: Sequence[str] | None = None) -> str:

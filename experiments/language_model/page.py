@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.lab import Config
+from experiments.lab import Config, tables
 from experiments.language_model import identity, random_features, reading
 
 NUM_NUMBERED = 8  # Tokens that carry their number.
@@ -98,22 +98,14 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 def pages(config: Config, results: Results) -> dict[str, str]:
   """The page, `report.html`."""
-  import jinja2
-
-  environment = jinja2.Environment(
-    autoescape=True,
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
   found, answer = results.reading, results.identity
   captions = {
     'residuals': identity.caption(answer),
     'attribution': reading.caption(found),
     **random_features.captions(results.features),
   }
-  text = environment.get_template('page.html').render(
+  text = tables.fill(
+    pathlib.Path(__file__).with_name('page.html'),
     conclusions=conclusions(config, results),
     certified=answer.certified,
     bounds=identity.BOUNDS,

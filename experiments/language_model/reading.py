@@ -248,13 +248,11 @@ def sentence(config: Config, results: Results) -> str:
   if not screened.size:
     return ''
   best = screened[np.argmax(np.abs(predicted[screened]))]
-  text = (
-    f'Of {screened.size} demonstrations behind the first token, number '
-    f'{best + 1} matters most to the logit difference of '
-    f'{results.logit_difference:.2f} in favour of {results.labels[0]!r}: '
-    f'without it the difference would lose {predicted[best]:+.2f}, says the '
-    f'influence; deleted, it loses {measured[best]:+.2f}.'
-  )
+  text = f"""Of {screened.size} demonstrations behind the first token, number
+    {best + 1} matters most to the logit difference of
+    {results.logit_difference:.2f} in favour of {results.labels[0]!r}: without
+    it the difference would lose {predicted[best]:+.2f}, says the influence;
+    deleted, it loses {measured[best]:+.2f}."""
   ranks = [
     rank_correlation(results, x) for x in (predicted, results.of_demonstrations)
   ]

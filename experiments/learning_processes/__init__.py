@@ -104,15 +104,13 @@ def conclude(config, results, claims) -> str:
       f'{angle:.0f} ({name})'
       for name, angle in zip(duals.OTHERS, turned, strict=True)
     )
-    parts.append(
-      f'Demonstrations "{data}": {config.num_dual_steps} steps turn the answer '
-      f'away from that of the first step by {angles} degrees on average. The '
-      "cosine instead of the inner product turns attention's step by "
-      f"{cosine:.0f} degrees, all of SimSiam's ingredients by {simsiam:.0f}. "
-      f'SimSiam keeps {kept:.0%} of the spread of its outputs, without '
-      f'predictor and stop-gradient {bare:.0%}; the dual model, whose targets '
-      f'do not move, has after its step {dual:.0%} of the spread of the values.'
-    )
+    parts.append(f"""Demonstrations "{data}": {config.num_dual_steps} steps turn
+      the answer away from that of the first step by {angles} degrees on
+      average. The cosine instead of the inner product turns attention's step by
+      {cosine:.0f} degrees, all of SimSiam's ingredients by {simsiam:.0f}.
+      SimSiam keeps {kept:.0%} of the spread of its outputs, without predictor
+      and stop-gradient {bare:.0%}; the dual model, whose targets do not move,
+      has after its step {dual:.0%} of the spread of the values.""")
   return ' '.join(parts)
 
 

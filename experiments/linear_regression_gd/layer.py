@@ -336,17 +336,14 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 def sentence(config: Config, results: Results) -> str:
   found = {k: statistics.mean(x) for k, x in _at_end(results).items()}
-  text = (
-    f'Trained, one layer ends at a loss of {found["loss_trained"].value:.4f}, '
-    f'{found["loss_trained_minus_gd"]:+.4f} from one step with the best step '
-    f'size, with a Model cos of {found["model_cos"]:.4f}.'
-  )
+  text = f"""Trained, one layer ends at a loss of
+    {found['loss_trained'].value:.4f}, {found['loss_trained_minus_gd']:+.4f}
+    from one step with the best step size, with a Model cos of
+    {found['model_cos']:.4f}."""
   if 'softmax_2_minus_gd' in found:
-    text += (
-      ' Softmax with two heads ends '
-      f'{found["softmax_2_minus_gd"].value:.4f} above gradient descent, with '
-      f'one head {found["softmax_1_minus_2"].value:.4f} above two.'
-    )
+    text += f""" Softmax with two heads ends
+      {found['softmax_2_minus_gd'].value:.4f} above gradient descent, with one
+      head {found['softmax_1_minus_2'].value:.4f} above two."""
   return text
 
 

@@ -193,29 +193,26 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
   rows = [row for row in found.layers if row.layer in named]
   chosen = sum((Counter(row.rates) for row in found.layers), Counter())
   largest = f'{max(learning_rates(config)):g}'
-  return ' '.join(
-    [
-      statements('fixed', 'At the fixed learning rate'),
-      statements('tuned', 'With tuned rates'),
-      *(
-        f'At the {words} the published layers with a lower final loss than the '
-        f'plain one are: {better(rows, rate, lambda x: x.layer)}.'
-        for rate, words in RATE_WORDS.items()
-      ),
-      *(
-        f'Layers with a lower final loss than their control at the {words}: '
-        f'{better(found.controls, rate, "{0.layer} over {0.control}".format)}.'
-        for rate, words in RATE_WORDS.items()
-      ),
-      f'The largest rate of the grid, {largest}, was chosen in '
-      f'{chosen[largest]} of {chosen.total()} runs of all layers; there a '
-      'larger one may be better still.',
-      'The printed regularised form with alpha < 0 is a residual connection on '
-      "the token's value (largest relative difference at the trained layers in "
-      f'float64: {results["regularised"].identity:.1g}).',
-      memorisation(config, found.panels),
-    ]
-  )
+  lower = {  # At each rate: published layers, and layers with a control.
+    rate: (
+      better(rows, rate, lambda x: x.layer),
+      better(found.controls, rate, '{0.layer} over {0.control}'.format),
+    )
+    for rate in RATES
+  }
+  return f"""{statements('fixed', 'At the fixed learning rate')}
+    {statements('tuned', 'With tuned rates')} At the fixed rate the published
+    layers with a lower final loss than the plain one are: {lower['fixed'][0]}.
+    At the tuned rate the published layers with a lower final loss than the
+    plain one are: {lower['tuned'][0]}. Layers with a lower final loss than
+    their control at the fixed rate: {lower['fixed'][1]}. Layers with a lower
+    final loss than their control at the tuned rate: {lower['tuned'][1]}. The
+    largest rate of the grid, {largest}, was chosen in {chosen[largest]} of
+    {chosen.total()} runs of all layers; there a larger one may be better still.
+    The printed regularised form with alpha < 0 is a residual connection on the
+    token's value (largest relative difference at the trained layers in float64:
+    {results['regularised'].identity:.1g}). {memorisation(config, found.panels)}
+    """
 
 
 def tables(config: Config, results: Overview) -> dict[str, Any]:

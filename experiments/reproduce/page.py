@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.lab import claims as judging
+from experiments.lab import claims as judging, tables
 
 MARKS = dict(zip(judging.VERDICTS, '✓✗?', strict=True))
 LONG_TABLE = 24  # More claims are folded away.
@@ -166,27 +166,16 @@ def page(
   Raises:
     ValueError: if a figure is missing.
   """
-  import jinja2
-
-  environment = jinja2.Environment(
-    autoescape=True,
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {
-    'counts': judging.counts,
-    'next': next,
-    'number': number,
-  }
   claims = [claim for part in sections for claim in part.summary['claims']]
   wanted = [(report, row) for row in diagrams] + [
     (part.folder, row) for part in sections for row in part.summary['figures']
   ]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     images = list(pool.map(lambda pair: _image(report, *pair), wanted))
-  return environment.get_template('page.html').render(
+  filters = {'counts': judging.counts, 'next': next, 'number': number}
+  return tables.fill(
+    pathlib.Path(__file__).with_name('page.html'),
+    filters,
     sections=sections,
     claims=claims,
     conclusions=[] if fast else lines(claims),
@@ -200,14 +189,10 @@ def page(
 
 def number(claim: Mapping[str, Any]) -> str:
   """A value with its interval; null is what JSON makes of NaN."""
-
-  def text(value):
-    return 'not finite' if value is None else f'{value:.3g}'
-
   if claim['interval'] is None:
-    return text(claim['value'])
-  low, high = map(text, claim['interval'])
-  return f'{text(claim["value"])} [{low}, {high}]'
+    return tables.number(claim['value'])
+  value, low, high = map(tables.number, (claim['value'], *claim['interval']))
+  return f'{value} [{low}, {high}]'
 
 
 def _image(
