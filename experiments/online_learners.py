@@ -68,7 +68,7 @@ Residuals = Mapping[str, float]
 
 @lab.float64_on_host()
 def measure_identities(config: Config) -> Residuals:
-  """Compares every form on one random stream, from a random start."""
+  """Compares every form on one random stream."""
   rng = np.random.default_rng(config.seed)
   size, width = 2 * config.max_length, config.dim
   arrays = rng.normal(size=(3, size, width)) / width**0.5
@@ -76,8 +76,7 @@ def measure_identities(config: Config) -> Residuals:
     features.IdentityFeatures(), *(jnp.asarray(x) for x in arrays)
   )
   rates, decays = jnp.asarray(rng.uniform(0.2, 1, size=(2, size)))
-  initial = jnp.asarray(rng.normal(size=(width, width)))
-  forms = _forms(initial, rates, decays)
+  forms = _forms(rates, decays, width)
 
   @lab.compile_quickly
   def outputs(tokens):
@@ -95,22 +94,21 @@ def measure_identities(config: Config) -> Residuals:
 
 
 def _forms(
-  initial, rates, decays
+  rates, decays, width: int
 ) -> dict[str, list[tuple[Callable[..., Any], dict[str, Any]]]]:
   """By learner, its definition and then its other forms, with arguments."""
   squared = functools.partial(learners.descend, loss=losses.squared)
   linear, delta = learners.linear_recurrence, learners.delta_recurrence
   chunked = learners.linear_parallel, learners.delta_parallel
-  start = {'initial': initial}
-  gate, both = start | {'decays': decays}, start | {'rates': rates}
+  gate, both = {'decays': decays}, {'rates': rates}
   ridge = {'ridge': 0.1}
   return {
     'linear attention': [
-      (f, start) for f in (learners.descend, linear, chunked[0])
+      (f, {}) for f in (learners.descend, linear, chunked[0])
     ],
     'decay': [(f, gate) for f in (learners.descend, linear, chunked[0])],
     'vector gate': [
-      (f, start | {'decays': decays[:, None] ** rates[None, : len(initial)]})
+      (f, {'decays': decays[:, None] ** rates[None, :width]})
       for f in (learners.descend, linear)
     ],
     'delta rule': [(f, both) for f in (squared, delta, chunked[1])],
