@@ -151,7 +151,7 @@ def test_absent_gguf_is_an_error(tmp_path):
     ({'llama.attention.head_count': [4, 2]},
      r'head_count.*\[4, 2\]; expected a positive integer'),
     ({'llama.block_count': True}, r"block_count' is True; expected a positive"),
-    ({'llama.rope.freq_base': 'x'}, r"freq_base' is 'x'; expected a finite"),
+    ({'llama.rope.freq_base': 'x'}, r"freq_base' is 'x'; expected a positive"),
     ({'llama.attention.causal': False}, r"causal' is False; expected True"),
     ({'llama.rope.scaling.type': 'x', 'llama.rope.scaling.factor': 2.0},
      r"scaling.type' is 'x'; expected linear or yarn with the factor 2.0"),

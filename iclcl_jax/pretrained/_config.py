@@ -116,19 +116,14 @@ class Config:
     self, name: str, default: int | None = None, *, least: int = 1
   ) -> int:
     """Reads an integer; without default it is required."""
-    expected = 'a positive integer' if least else 'an integer, 0 or more'
-    found = self.get(name, default)
-    return self._checked(name, found, int, least, expected)
+    return self._checked(name, self.get(name, default), int, least)
 
   def number(
     self, name: str, default: float | None = None, *, least: float = _SMALLEST
   ) -> float:
     """Reads a finite number; without default it is required."""
-    expected = (
-      'a finite positive number' if least else 'a finite number, 0 or more'
-    )
     found = self.get(name, default)
-    return float(self._checked(name, found, int | float, least, expected))
+    return float(self._checked(name, found, int | float, least))
 
   def switch(self, name: str, default: bool) -> bool:
     found = self.get(name, default)
@@ -153,10 +148,7 @@ class Config:
     found = self.get(name)
     if not isinstance(found, list) or len(found) != size:
       raise self.error(name, found, f'{size} numbers')
-    expected = 'finite positive numbers'
-    return [
-      self._checked(name, x, int | float, _SMALLEST, expected) for x in found
-    ]
+    return [self._checked(name, x, int | float, _SMALLEST) for x in found]
 
   def object(self, name: str) -> Mapping[str, Any]:
     """Reads an object; null and absent are an empty one."""
@@ -201,10 +193,10 @@ class Config:
   def _stored(self, name: str) -> str:
     return self._names.get(name, name)
 
-  def _checked(
-    self, name: str, value: Any, kind: Any, least: float, expected: str
-  ) -> Any:
+  def _checked(self, name: str, value: Any, kind: Any, least: float) -> Any:
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     if not is_number or not least <= value <= sys.float_info.max:
+      noun = 'integer' if kind is int else 'finite number'
+      expected = f'a positive {noun}' if least else f'0 or a positive {noun}'
       raise self.error(name, value, expected)
     return value
