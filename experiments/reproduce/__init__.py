@@ -134,11 +134,7 @@ def _run_unfinished(config: Config, root: folders.Workdir) -> None:
     key=lambda job: job.name not in LONGEST,
   )
   with (
-    concurrent.futures.ProcessPoolExecutor(
-      min(os.cpu_count() or 1, MAX_WORKERS),
-      mp_context=multiprocessing.get_context('spawn'),
-      initializer=lab.compile_unoptimised if config.fast else None,
-    ) as pool,
+    _pool(config) as pool,
     tqdm.tqdm(total=len(jobs), unit='experiment', disable=None) as bar,
   ):
     running = [
@@ -150,6 +146,14 @@ def _run_unfinished(config: Config, root: folders.Workdir) -> None:
         pool.shutdown(cancel_futures=True)
       bar.set_postfix_str(future.result())
       bar.update()
+
+
+def _pool(config: Config) -> concurrent.futures.Executor:
+  return concurrent.futures.ProcessPoolExecutor(
+    min(os.cpu_count() or 1, MAX_WORKERS),
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=lab.compile_unoptimised if config.fast else None,
+  )
 
 
 def _settings(config: Config, job: Job) -> Any:
