@@ -51,8 +51,12 @@ from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Vector
 
 
-class _FromScaled:
-  """Gives a map its `__call__`: `phi(x) = exp(log_scale) * features`."""
+class FromScaled:
+  """Gives a map its `__call__`: `phi(x) = exp(log_scale) * features`.
+
+  A base class for maps that define `scaled`. One that reads queries otherwise
+  than keys also defines `scaled_query`; the call is that of the keys.
+  """
 
   @widened
   def __call__(self, x: Vector) -> Float[Array, ' R']:
@@ -80,7 +84,7 @@ def _project(
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class PositiveFeatures(_FromScaled):
+class PositiveFeatures(FromScaled):
   r"""Positive random features of the softmax kernel.
 
   .. math:: \phi(x) = R^{-1/2} \exp(\Omega y - |y|^2/2), \quad y=x/d_k^{1/4}
@@ -136,6 +140,11 @@ class FeatureKernel:
 
   def __post_init__(self):
     _validate.check_feature_map('phi', self.phi)
+    if hasattr(self.phi, 'scaled_query'):
+      raise ValueError(
+        f'phi is a {type(self.phi).__name__}, which reads queries otherwise '
+        'than keys; expected a map of one tower, since a kernel is symmetric.'
+      )
 
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns `phi(x) . phi(y)`."""
@@ -154,7 +163,7 @@ class FeatureKernel:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class HyperbolicFeatures(_FromScaled):
+class HyperbolicFeatures(FromScaled):
   r"""Positive random features, each direction used with both signs.
 
   .. math:: \phi(x) = (2R)^{-1/2} e^{-|y|^2/2}\,
@@ -179,7 +188,7 @@ class HyperbolicFeatures(_FromScaled):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrigonometricFeatures(_FromScaled):
+class TrigonometricFeatures(FromScaled):
   r"""Random Fourier features of the softmax kernel, of either sign.
 
   .. math:: \phi(x) = R^{-1/2} e^{|y|^2/2}\,
@@ -204,7 +213,7 @@ class TrigonometricFeatures(_FromScaled):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class EluPlusOneFeatures(_FromScaled):
+class EluPlusOneFeatures(FromScaled):
   r"""The map of the linear Transformer: `elu(x) + 1`, elementwise.
 
   Positive, deterministic, without the scale `d_k ** -0.25`. It defines its own
@@ -226,7 +235,7 @@ class EluPlusOneFeatures(_FromScaled):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class TaylorFeatures(_FromScaled):
+class TaylorFeatures(FromScaled):
   r"""All scaled monomials up to order `p`: the truncated exponential kernel.
 
   .. math:: \phi_\alpha(x) = y^\alpha / \sqrt{\alpha!}, \quad
@@ -277,7 +286,7 @@ def _monomials(dim: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class IdentityFeatures(_FromScaled):
+class IdentityFeatures(FromScaled):
   """The input itself: linear attention.
 
   Use it with `attention.linear_attention`; a normaliser `sum_i k_i . q` may
@@ -298,7 +307,7 @@ class IdentityFeatures(_FromScaled):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class FunctionFeatures(_FromScaled):
+class FunctionFeatures(FromScaled):
   """The map that `from_function` and `from_log` make of a function."""
 
   scaled_fn: Callable[[Array], tuple[Array, Array]]
@@ -308,6 +317,13 @@ class FunctionFeatures(_FromScaled):
     """Returns `(log_scale, features)`. Shapes `[1]` or `[R]`, and `[R]`."""
     log_scale, features = self.scaled_fn(jnp.asarray(x))
     return jnp.atleast_1d(log_scale), features
+
+
+def key_side(phi: Any) -> Any:
+  """Returns the map that reads queries as keys; one of a single tower as is."""
+  if hasattr(phi, 'scaled_query'):
+    return FunctionFeatures(phi.scaled)
+  return phi
 
 
 def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:

@@ -9,6 +9,7 @@ from iclcl_jax.types import (
   Form,
   Kernel,
   KernelDualState,
+  Reading,
   State,
 )
 
@@ -38,3 +39,16 @@ def form_of(
 def see(phi, state: State, keys, values, mask=None) -> State:
   """Adds tokens to the mass alone: they are visible, and not yet learnt."""
   return form_of(phi).absorb(phi, state, keys, jnp.zeros_like(values), mask)
+
+
+def add_readings(*readings: Reading) -> Reading:
+  """Adds what one query finds in several states, of any forms."""
+  scales = jnp.stack([reading.log_scale for reading in readings])
+  log_scale = moments.largest(scales)
+  shrink = jnp.exp(scales - log_scale)
+  numerators, denominators, _ = zip(*readings, strict=True)
+  return Reading(
+    sum(x * s for x, s in zip(numerators, shrink, strict=True)),
+    sum(x * s for x, s in zip(denominators, shrink, strict=True)),
+    log_scale,
+  )

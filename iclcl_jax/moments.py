@@ -49,7 +49,7 @@ def visible(rows: Any, mask: Mask | None) -> Array:
 
 
 def scaled(
-  phi: FeatureMap, x: Float[Array, ' d_k']
+  phi: FeatureMap, x: Float[Array, ' d_k'], tower: str = 'scaled'
 ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
   """Returns `phi.scaled(x)`, checked: a user's own map may return anything.
 
@@ -57,7 +57,7 @@ def scaled(
   by the exponential.
   """
   x = widen(x)
-  result = widen(phi.scaled(x))
+  result = widen(getattr(phi, tower)(x))
   dtype = jax.dtypes.canonicalize_dtype(x.dtype)
   fits = (
     isinstance(result, tuple)
@@ -68,12 +68,20 @@ def scaled(
   )
   if not fits:
     raise ValueError(
-      f'phi.scaled of {type(phi).__name__} returned '
+      f'phi.{tower} of {type(phi).__name__} returned '
       f'{_validate.describe(result)} for a vector {_validate.describe(x)}; '
       'expected (log_scale, features) of shapes [R] or [1], and [R], both '
       f'{dtype}. See iclcl_jax.types.FeatureMap.'
     )
   return result
+
+
+def scaled_query(
+  phi: FeatureMap, query: Float[Array, ' d_k']
+) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
+  """Returns `scaled`, of the tower for queries where a map has two."""
+  has_two = hasattr(phi, 'scaled_query')
+  return scaled(phi, query, 'scaled_query' if has_two else 'scaled')
 
 
 def scaled_rows(
@@ -251,7 +259,7 @@ def remove(phi, state, key, label) -> tuple[DualState, Float[Array, '']]:
 def read(phi, state, query) -> Reading:
   """Returns `W phi(q)` and `z . phi(q)` with their common scale."""
   state = widen(state)
-  row_scale, features = scaled(phi, query)
+  row_scale, features = scaled_query(phi, query)
   _check_size(state, features)
   exponent = row_scale + state.log_scale
   log_scale = largest(exponent)
@@ -265,7 +273,7 @@ def score_terms(
 ) -> tuple[Float[Array, 'N R'], Float[Array, '']]:
   """Returns `phi(k_i) . phi(q)`, feature by feature, and their log-scale."""
   key_scale, key_features = scaled_rows(phi, keys, mask)
-  query_scale, query_features = scaled(phi, query)
+  query_scale, query_features = scaled_query(phi, query)
   feature_scale = largest(key_scale, axis=0)
   exponent = query_scale + feature_scale
   log_scale = largest(exponent)
@@ -308,7 +316,9 @@ def _causal_chunk(phi, state, queries, keys, values, mask=None):
   key exceeds the past too far for that, it is left to `_add_steep`.
   """
   key_scale, key_features = scaled_rows(phi, keys, mask)
-  query_scale, query_features = scaled_rows(phi, queries)
+  query_scale, query_features = jax.vmap(
+    lambda query: scaled_query(phi, query)
+  )(queries)
   rows = labels(values, mask)
   # Every row sees the past and the first key: their maximum is no secret.
   past = jnp.maximum(state.log_scale, jax.lax.stop_gradient(key_scale[0]))

@@ -60,7 +60,10 @@ class FeatureMap(Protocol):
   def scaled(self, x: Vector) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
     """Returns `(log_scale, features)`, `phi(x) = exp(log_scale) * features`.
 
-    `log_scale` has shape `[R]` or `[1]`.
+    `log_scale` has shape `[R]` or `[1]`. A map may have a second tower
+    `scaled_query(x)` of the same form, by which queries are read: keys train
+    the same weights, and `W` answers through another encoder. Without it both
+    sides are the same.
     """
     ...
 

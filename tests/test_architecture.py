@@ -34,6 +34,7 @@ FLOORS = {
   'forms': 3,
   'budget': 3,
   'attention': 4,
+  'finite_duals': 5,
   'losses': 4,
   'dual': 5,
   'bounds': 6,

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, _validate, attention, dual, losses, moments
+from iclcl_jax import (
+  _pytree,
+  _validate,
+  attention,
+  dual,
+  features,
+  losses,
+  moments,
+)
 from iclcl_jax._door import door
 from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of, see
@@ -214,7 +222,7 @@ def _start(phi, keys, values, num_query_tokens: int, mask):
 
 
 def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
-  form = form_of(phi)
+  form, phi = form_of(phi), features.key_side(phi)
 
   def evaluate(key):
     reading = form.read(phi, state, key)

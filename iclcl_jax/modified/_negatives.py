@@ -244,7 +244,7 @@ def _looking_at_all(phi, keys, mask):
   key_features = moments.visible(key_features, mask)
 
   def look(query, _):
-    query_scale, query_features = moments.scaled(phi, query)
+    query_scale, query_features = moments.scaled_query(phi, query)
     exponent = query_scale + feature_scale
     log_scale = moments.largest(exponent)
     query_features = jnp.exp(exponent - log_scale) * query_features

@@ -6,7 +6,11 @@ padding, which may be on either side and which positions do not count, and
 `token_types` `[N]` are the segments of an encoder's input, zeros by default.
 """
 
-from iclcl_jax.pretrained import attribution as attribution, smollm2 as smollm2
+from iclcl_jax.pretrained import (
+  attribution as attribution,
+  finite as finite,
+  smollm2 as smollm2,
+)
 from iclcl_jax.pretrained._decoding import (
   KeyValueCache as KeyValueCache,
   decode_step as decode_step,

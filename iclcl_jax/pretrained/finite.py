@@ -1,0 +1,310 @@
+"""A language model whose heads are finite dual models.
+
+Each head keeps the first tokens and the last ones exactly, and all others in
+the weights `W` of a dual model: what is kept does not grow with the text. How
+far that changes the predictions is measured by `experiments.finite_duals`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import uuid
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from iclcl_jax import _pytree, _validate, finite_duals, transformer
+from iclcl_jax._door import door
+from iclcl_jax.pretrained import _model
+from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained._reading import import_reader
+from iclcl_jax.transformer._forward import normalise
+from iclcl_jax.types import Array, FeatureMap, Float
+
+_KINDS = {
+  kind.__name__: kind
+  for kind in (finite_duals.LandmarkFeatures, finite_duals.ExponentialFeatures)
+}
+_FORMAT = 'iclcl_jax.finite.1'
+
+
+@_pytree.register
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FiniteModel:
+  """A language model, and what its heads read in place of the softmax.
+
+  Attributes:
+    model: the language model.
+    maps: feature map of each key-value head. Its arrays have leading axes
+      `[L, G]`.
+    learner: which tokens are kept exactly.
+  """
+
+  model: LanguageModel
+  maps: FeatureMap
+  learner: finite_duals.WindowedLearner
+
+
+class FiniteState(NamedTuple):
+  """All that is kept of a text.
+
+  Attributes:
+    heads: a `finite_duals.WindowState` of each key-value head, `[L, G]`.
+    used: how many tokens were read. Shape `[]`.
+  """
+
+  heads: finite_duals.WindowState
+  used: Int[Array, '']
+
+
+@door
+def fit(
+  model: LanguageModel,
+  tokens: Int[Array, ' N'],
+  *,
+  num_landmarks: int = 64,
+  learner: finite_duals.WindowedLearner | None = None,
+) -> FiniteModel:
+  """Fits landmark maps to all heads, by a calibration text.
+
+  Layer after layer: each is fitted to what the finite layers before it make of
+  the text. The text should be of the kind, and about as long as, those that the
+  model will read.
+
+  Args:
+    tokens: the text, at least as many as landmarks. Shape `[N]`.
+    num_landmarks: features of each key-value head.
+    learner: which tokens are kept exactly; None for the first and 16 last.
+
+  Raises:
+    ValueError: if the model is an encoder, or has what the landmarks of a
+      softmax kernel do not imitate: capped scores, sinks without tokens,
+      windows, rotations that depend on the length of the text.
+  """
+  _check(model, tokens)
+  learner = learner or finite_duals.WindowedLearner()
+  positions = jnp.arange(tokens.shape[0])
+  far = learner.is_far(positions[:, None], positions[None])
+
+  def fit_head(queries, keys):
+    rows = queries.reshape(-1, queries.shape[-1])
+    pairs = jnp.tile(far, (queries.shape[0], 1))
+    return finite_duals.fit_landmarks(
+      rows, keys, num_landmarks=num_landmarks, far=pairs
+    )
+
+  def layer(stream, block):
+    heads = _heads(model, block, stream, positions)
+    maps = jax.vmap(fit_head)(heads.queries, heads.keys)
+    stream, _ = _layer(model, learner, maps, None, stream, block, positions)
+    return stream, maps
+
+  stream = _model.embed(model, tokens)
+  _, maps = transformer.scan_blocks(
+    model.architecture, model.blocks, layer, stream
+  )
+  return FiniteModel(model=model, maps=maps, learner=learner)
+
+
+@door
+def logits(
+  finite: FiniteModel, tokens: Int[Array, ' N']
+) -> Float[Array, 'N vocab']:
+  """Scores the token after each token of a text, as `pretrained.logits` does.
+
+  Raises `ValueError` as `fit` does.
+  """
+  stream, _ = _read(finite, None, tokens)
+  return _model.unembed(finite.model, stream)
+
+
+@door
+def prefill(
+  finite: FiniteModel, tokens: Int[Array, ' N']
+) -> tuple[Float[Array, ' vocab'], FiniteState]:
+  """Reads a text; returns the logits after it, and all that is kept of it.
+
+  Raises `ValueError` as `fit` does.
+  """
+  stream, state = _read(finite, None, tokens)
+  return _model.unembed(finite.model, stream[-1:])[0], state
+
+
+@door
+def decode_step(
+  finite: FiniteModel, state: FiniteState, token: Int[Array, '']
+) -> tuple[Float[Array, ' vocab'], FiniteState]:
+  """Reads one more token, in time and memory that do not grow with the text."""
+  stream, state = _read(finite, state, jnp.asarray(token)[None])
+  return _model.unembed(finite.model, stream)[0], state
+
+
+@door
+def generate(
+  finite: FiniteModel, tokens: Int[Array, ' N'], *, num_tokens: int
+) -> Int[Array, ' T']:
+  """Continues a text by the likeliest token each time: the new ids `[T]`.
+
+  Raises `ValueError` as `fit` does, and if the text does not fit into the
+  context.
+  """
+  _validate.at_least(1, num_tokens=num_tokens)
+  start = prefill(finite, tokens)
+  _model.check_length(finite.model, tokens.shape[0] + num_tokens)
+
+  def step(carry, _):
+    scores, state = carry
+    token = jnp.argmax(scores).astype(tokens.dtype)
+    return decode_step(finite, state, token), token
+
+  _, generated = jax.lax.scan(step, start, length=num_tokens)
+  return generated
+
+
+def save(path: str | os.PathLike[str], finite: FiniteModel) -> None:
+  """Saves the maps and the learner to a safetensors file, all or nothing.
+
+  The language model is not saved: it is where it was loaded from.
+  """
+  _validate.check_type('finite', finite, FiniteModel, 'a FiniteModel')
+  kind = type(finite.maps).__name__
+  if kind not in _KINDS:
+    raise ValueError(
+      f'finite.maps is a {kind}; expected one of {", ".join(_KINDS)}.'
+    )
+  path = pathlib.Path(path)
+  arrays = {
+    field.name: np.asarray(getattr(finite.maps, field.name))
+    for field in dataclasses.fields(finite.maps)  # type: ignore[arg-type]
+  }
+  learner = finite.learner
+  about = {
+    'format': _FORMAT,
+    'kind': kind,
+    'num_sinks': str(learner.num_sinks),
+    'window': str(learner.window),
+  }
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+  try:
+    import_reader('safetensors.numpy').save_file(arrays, temporary, about)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
+  """Loads what `save` wrote, for the model that it was fitted to.
+
+  Raises:
+    ValueError: if the file is no such file, or of a model of another shape.
+  """
+  safetensors = import_reader('safetensors')
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      about: dict[str, Any] = file.metadata() or {}
+      arrays = {
+        name: jnp.asarray(file.get_tensor(name)) for name in file.keys()
+      }
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f'{path} is truncated or no safetensors file ({error}); expected one '
+      'that finite.save wrote.'
+    ) from error
+  kind = _KINDS.get(about.get('kind', ''))
+  names = [] if kind is None else [f.name for f in dataclasses.fields(kind)]
+  if about.get('format') != _FORMAT or set(arrays) != set(names):
+    raise ValueError(
+      f'{path} holds no finite model; expected a file that finite.save wrote.'
+    )
+  num_layers, _, num_groups, width = model.blocks.key.weight.shape
+  for name, array in arrays.items():
+    fits = array.shape[:2] == (num_layers, num_groups)
+    if not fits or (array.ndim == 4 and array.shape[3] != width):
+      raise ValueError(
+        f'{path}: {name} has shape {list(array.shape)}, and the model has '
+        f'{num_layers} layers of {num_groups} key-value heads of width {width}; '
+        'expected the model that was fitted.'
+      )
+  return FiniteModel(
+    model=model,
+    maps=kind(**arrays),  # type: ignore[misc]
+    learner=finite_duals.WindowedLearner(
+      num_sinks=int(about['num_sinks']), window=int(about['window'])
+    ),
+  )
+
+
+def _read(
+  finite: FiniteModel, state: FiniteState | None, tokens: Int[Array, ' N']
+) -> tuple[Float[Array, 'N d_model'], FiniteState]:
+  """Reads tokens behind a state; returns what the last norm makes of them."""
+  _validate.check_type('finite', finite, FiniteModel, 'what finite.fit returns')
+  model = finite.model
+  _check(model, tokens)
+  used = jnp.asarray(0) if state is None else state.used
+  positions = used + jnp.arange(tokens.shape[0], dtype=used.dtype)
+
+  def layer(stream, block, maps, heads=None):
+    return _layer(model, finite.learner, maps, heads, stream, block, positions)
+
+  rows = (finite.maps,) if state is None else (finite.maps, state.heads)
+  stream = _model.embed_at(model, tokens, positions)
+  stream, heads = transformer.scan_blocks(
+    model.architecture, model.blocks, layer, stream, *rows
+  )
+  stream = normalise(model.architecture, model.final_norm, stream)
+  return stream, FiniteState(heads, used + tokens.shape[0])
+
+
+def _layer(model, learner, maps, states, stream, block, positions):
+  """Applies a block whose heads extend their states, `[G]`."""
+  heads = _heads(model, block, stream, positions)
+  if states is None:
+    states = jax.vmap(learner.start)(maps, heads.keys, heads.values)
+
+  def extend(phi, state, queries, keys, values):
+    def head(queries):
+      return learner.extend(phi, state, queries, keys, values)
+
+    return jax.vmap(head, out_axes=(None, 0))(queries)
+
+  states, outputs = jax.vmap(extend)(
+    maps, states, heads.queries, heads.keys, heads.values
+  )
+  outputs = outputs.reshape(-1, *outputs.shape[2:])
+  return transformer.complete(
+    model.architecture, block, stream, outputs
+  ), states
+
+
+def _heads(model, block, stream, positions) -> transformer.Heads:
+  """Returns the heads, with queries by key-value head, `[G, H / G, N, d_k]`."""
+  heads = transformer.heads(
+    model.architecture, block, stream, positions=positions
+  )
+  num_groups, size, width = heads.keys.shape
+  return heads._replace(
+    queries=heads.queries.reshape(num_groups, -1, size, width)
+  )
+
+
+def _check(model: LanguageModel, tokens: Array) -> None:
+  """Checks a text, and that the heads are plain softmax attention."""
+  _model.check_causal_prompt(model, tokens, None)
+  architecture = model.architecture
+  found = {
+    'capped scores': architecture.score_cap is not None,
+    'sinks without tokens': model.blocks.sinks is not None,
+    'windows': any(x.window is not None for x in architecture.layers),
+    'rotations that depend on the length': bool(_model.switches(model)),
+  }
+  for name, has in found.items():
+    if has:
+      raise ValueError(
+        f'model has {name}, which features of the softmax kernel do not '
+        'imitate; expected plain softmax attention. Certify its heads with '
+        'equivalence.verify_model, which knows them.'
+      )
