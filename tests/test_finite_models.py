@@ -88,9 +88,11 @@ def test_a_model_comes_back_from_its_file(tmp_path, fitted):
   safetensors.numpy.save_file({'x': np.zeros(2)}, path)
   with pytest.raises(ValueError, match='no finite model'):
     finite.load(path, fitted.model)
+  other = dataclasses.replace(
+    fitted, maps=finite_duals.BalancedFeatures(*5 * [None])
+  )
   with pytest.raises(ValueError, match='is a BalancedFeatures'):
-    maps = finite_duals.BalancedFeatures(*5 * [None])
-    finite.save(path, dataclasses.replace(fitted, maps=maps))
+    finite.save(path, other)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,11 @@ def test_what_features_do_not_imitate_is_refused(name, words):
 
 
 def test_bad_calls_are_named(fitted):
-  with pytest.raises(ValueError, match='num_landmarks is 64, and there are 24'):
+  with pytest.raises(ValueError, match='num_landmarks is 64, and there'):
     finite.fit(fitted.model, TOKENS)
-  with pytest.raises(ValueError, match='what finite.fit returns'):
+  with pytest.raises(ValueError, match='returns'):
     finite.logits(fitted.model, TOKENS)
-  with pytest.raises(ValueError, match='outside|vocabulary'):
+  with pytest.raises(ValueError, match='vocabulary'):
     finite.logits(fitted, TOKENS + 50)
   with pytest.raises(ValueError, match='context'):
     finite.generate(fitted, TOKENS, num_tokens=20)

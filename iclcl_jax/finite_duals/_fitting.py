@@ -236,4 +236,5 @@ def _second_moment(rows: Array) -> Array:
 def _power(matrix: Array, power: float) -> Array:
   """Returns a power of a positive definite matrix."""
   eigenvalues, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
-  return (basis * eigenvalues[None] ** power) @ basis.T
+  least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]  # Rounding is below 0.
+  return (basis * jnp.maximum(eigenvalues, least)[None] ** power) @ basis.T

@@ -206,7 +206,7 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
     with safetensors.safe_open(path, 'numpy') as file:
       about: dict[str, Any] = file.metadata() or {}
       arrays = {
-        name: jnp.asarray(file.get_tensor(name)) for name in file.keys()
+        name: jnp.asarray(file.get_tensor(name)) for name in list(file.keys())
       }
   except safetensors.SafetensorError as error:
     raise ValueError(
@@ -225,8 +225,8 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
     if not fits or (array.ndim == 4 and array.shape[3] != width):
       raise ValueError(
         f'{path}: {name} has shape {list(array.shape)}, and the model has '
-        f'{num_layers} layers of {num_groups} key-value heads of width {width}; '
-        'expected the model that was fitted.'
+        f'{num_layers} layers of {num_groups} key-value heads of width '
+        f'{width}; expected the model that was fitted.'
       )
   return FiniteModel(
     model=model,
@@ -299,7 +299,9 @@ def _check(model: LanguageModel, tokens: Array) -> None:
     'capped scores': architecture.score_cap is not None,
     'sinks without tokens': model.blocks.sinks is not None,
     'windows': any(x.window is not None for x in architecture.layers),
-    'rotations that depend on the length': bool(_model.switches(model)),
+    'rotations that depend on the length': any(
+      x.rotation is not None and x.rotation.beyond for x in architecture.layers
+    ),
   }
   for name, has in found.items():
     if has:

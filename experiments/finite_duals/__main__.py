@@ -1,0 +1,3 @@
+from experiments import finite_duals, lab
+
+lab.main(finite_duals)
