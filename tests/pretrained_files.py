@@ -205,3 +205,18 @@ def write_index(directory, weight_map):
 
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+def write_model(path, added):
+  """A random model whose tokenizer has some words more."""
+  size = len(TOKENS) + len(added)
+  rng = np.random.default_rng(0)
+  arrays = tensors()
+  for name in ('model.embed_tokens.weight', 'lm_head.weight'):
+    arrays[name] = rng.normal(size=(size, D_MODEL)).astype(np.float32)
+  changes = {'vocab_size': size, 'max_position_embeddings': 1024}
+  write_directory(path, arrays, CONFIG | changes)
+  tokenizer = backend()
+  tokenizer.add_tokens(added)
+  tokenizer.save(str(path / 'tokenizer.json'))
+  return str(path)

@@ -29,27 +29,12 @@ def corpus():
     pytest.skip(str(error))
 
 
-def write_model(path, added):
-  """A random model whose tokenizer has some words more."""
-  size = len(files.TOKENS) + len(added)
-  rng = np.random.default_rng(0)
-  arrays = files.tensors()
-  for name in ('model.embed_tokens.weight', 'lm_head.weight'):
-    arrays[name] = rng.normal(size=(size, files.D_MODEL)).astype(np.float32)
-  changes = {'vocab_size': size, 'max_position_embeddings': 1024}
-  files.write_directory(path, arrays, files.CONFIG | changes)
-  backend = files.backend()
-  backend.add_tokens(added)
-  backend.save(str(path / 'tokenizer.json'))
-  return str(path)
-
-
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   path = tmp_path_factory.mktemp('model') / 'small'
   return dataclasses.replace(
     experiment.Config.tiny(),
-    model_path=write_model(path, [*TASK.labels, ' Review', ' Plot']),
+    model_path=files.write_model(path, [*TASK.labels, ' Review', ' Plot']),
   )
 
 
@@ -207,7 +192,7 @@ def test_too_few_short_reviews_are_named(config, loaded):
 
 
 def test_models_that_do_not_fit_leave_nothing_behind(tmp_path):
-  path = write_model(tmp_path / 'small', [' Positive', ' Review', ' Plot'])
+  path = files.write_model(tmp_path / 'small', [' Positive', ' Review', ' Plot'])
   for model_path, message in (
     (path, "' Negative' is 9 tokens"),
     ('/no/such', 'nothing is there'),
