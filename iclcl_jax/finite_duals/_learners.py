@@ -137,7 +137,7 @@ class WindowedLearner:
     found = []
     if len(chunks[0]):
       state, outputs = jax.lax.scan(step, state, chunks)
-      found = [moments.join_chunks(outputs)]
+      found = [outputs.reshape(-1, outputs.shape[-1])]
     if len(rest[0]):
       state, outputs = step(state, rest)
       found.append(outputs)

@@ -33,10 +33,13 @@ class NystroemFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' R']]:
-    """Returns `|y|^2 / 2`, shape `[1]`, and what a Gaussian kernel leaves."""
+    """Returns the log of the largest term, shape `[1]`, and features `[R]`."""
     y, rows = (z / x.shape[0] ** 0.25 for z in (x, self.landmarks))
-    near = jnp.exp(-jnp.sum((rows - y[None]) ** 2, axis=1) / 2)
-    return (y @ y / 2)[None], self.whitening @ near
+    exponent = (
+      rows @ y - jnp.sum(rows**2, axis=1) / 2
+    )  # Of e^(|y|^2/2) g(L, y).
+    log_scale = largest(exponent)
+    return log_scale[None], self.whitening @ jnp.exp(exponent - log_scale)
 
 
 @door
