@@ -301,6 +301,14 @@ def test_derivatives_are_finite_and_right():
   jax.test_util.check_grads(loss, rows, order=1, modes=['rev'], rtol=1e-4)
 
 
+@pytest.mark.parametrize('scale', [10, 100])
+def test_large_scores_stay_finite(scale):
+  queries, keys, values = tokens('float32', seed=2, scale=scale)
+  phi = finite_duals.fit_landmarks(queries, keys, num_landmarks=5)
+  learner = finite_duals.WindowedLearner(num_sinks=1, window=2)
+  assert np.all(np.isfinite(learner.causal(phi, queries, keys, values)))
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_half_precision_is_read_in_float32(dtype):
   phi = make('landmarks', 'float32')
@@ -330,6 +338,10 @@ def test_half_precision_is_read_in_float32(dtype):
     (
       lambda q, k, v: finite_duals.fit_landmarks(q, k[:, :2], num_landmarks=2),
       ['d_k', 'queries', 'keys'],
+    ),
+    (
+      lambda q, k, v: finite_duals.balance(q[:1], k, make('learnt')),
+      ['M of queries is 1'],
     ),
     (
       lambda q, k, v: finite_duals.WindowedLearner(window=-1),

@@ -118,3 +118,16 @@ def test_bad_calls_are_named(fitted):
     finite.logits(fitted, TOKENS + 50)
   with pytest.raises(ValueError, match='context'):
     finite.generate(fitted, TOKENS, num_tokens=20)
+  with pytest.raises(ValueError, match='learner is a int'):
+    finite.fit(fitted.model, TOKENS, num_landmarks=3, learner=5)
+  state = finite.prefill(fitted, jnp.zeros(32, jnp.int32))[1]
+  with pytest.raises(ValueError, match='state has read 32 tokens'):
+    finite.decode_step(fitted, state, TOKENS[0])
+  state = finite.prefill(fitted, TOKENS)[1]
+  for token in (61, jnp.asarray(61)):
+    with pytest.raises(ValueError, match='holds the id 61'):
+      finite.decode_step(fitted, state, token)
+  with pytest.raises(ValueError, match='no folder'):
+    finite.save('nowhere/finite.safetensors', fitted)
+  with pytest.raises(ValueError, match='is missing'):
+    finite.load('nowhere.safetensors', fitted.model)

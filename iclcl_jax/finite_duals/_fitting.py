@@ -215,6 +215,9 @@ def balance(
     >>> print((jnp.log(value) + log_scale).round(2), (x[0] @ x[0] / 2).round(2))
     [2.] 2.0
   """
+  _validate.at_least(
+    2, **{'M of queries': queries.shape[0], 'N of keys': keys.shape[0]}
+  )
   queries, keys = widen((queries, keys))
   query_mean, key_mean = jnp.mean(queries, axis=0), jnp.mean(keys, axis=0)
   of_queries = _second_moment(queries - query_mean[None])

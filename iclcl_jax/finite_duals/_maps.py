@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, features
 from iclcl_jax._door import door, eager_door
-from iclcl_jax.moments import largest
+from iclcl_jax.moments import largest, zero_log_scale
 from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Vector
 
@@ -33,11 +33,9 @@ class NystroemFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' R']]:
-    """Returns the log of the largest term, shape `[1]`, and features `[R]`."""
+    """Returns the largest exponent of `e^(|y|^2/2) g(L, y)`, and the rest."""
     y, rows = (z / x.shape[0] ** 0.25 for z in (x, self.landmarks))
-    exponent = (
-      rows @ y - jnp.sum(rows**2, axis=1) / 2
-    )  # Of e^(|y|^2/2) g(L, y).
+    exponent = rows @ y - jnp.sum(rows**2, axis=1) / 2
     log_scale = largest(exponent)
     return log_scale[None], self.whitening @ jnp.exp(exponent - log_scale)
 
@@ -103,8 +101,8 @@ class LandmarkFeatures(features.FromScaled):
 
   @eager_door
   @widened
-  def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' R']]:
-    """Returns the scale of `a(k)`, shape `[1]`, and the weights `[R]`."""
+  def scaled(self, x: Vector) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
+    """Returns the logs of the weights, and 1, or 0 for those of 0: `[R]`."""
     attended = self._attended(self.landmarks)
     gram = attended.T @ attended
     exponent = self.queries @ x / x.shape[0] ** 0.5 - self.log_normalisers
@@ -118,7 +116,10 @@ class LandmarkFeatures(features.FromScaled):
     start = jnp.full_like(target, jnp.sum(target) / (jnp.sum(gram) + tiny))
 
     weights = jax.lax.fori_loop(0, _NUM_STEPS, step, start)
-    return log_scale[None], weights
+    found = weights > 0
+    logs = log_scale + jnp.log(jnp.where(found, weights, 1))
+    neutral = zero_log_scale(logs.dtype)  # Else it would outweigh the others.
+    return jnp.where(found, logs, neutral), found.astype(logs.dtype)
 
   @eager_door
   @widened

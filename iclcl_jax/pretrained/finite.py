@@ -6,6 +6,7 @@ far that changes the predictions is measured by `experiments.finite_duals`.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import uuid
@@ -85,7 +86,10 @@ def fit(
       windows, rotations that depend on the length of the text.
   """
   _check(model, tokens)
-  learner = learner or finite_duals.WindowedLearner()
+  learner = finite_duals.WindowedLearner() if learner is None else learner
+  _validate.check_type(
+    'learner', learner, finite_duals.WindowedLearner, 'a WindowedLearner'
+  )
   positions = jnp.arange(tokens.shape[0])
   far = learner.is_far(positions[:, None], positions[None])
 
@@ -138,6 +142,10 @@ def decode_step(
   finite: FiniteModel, state: FiniteState, token: Int[Array, '']
 ) -> tuple[Float[Array, ' vocab'], FiniteState]:
   """Reads one more token, in time and memory that do not grow with the text."""
+  _check_finite(finite)
+  _model.check_ids(finite.model, 'token', token)
+  context = finite.model.context_length
+  _validate.look(functools.partial(_check_used, context), state.used)
   stream, state = _read(finite, state, jnp.asarray(token)[None])
   return _model.unembed(finite.model, stream)[0], state
 
@@ -176,6 +184,12 @@ def save(path: str | os.PathLike[str], finite: FiniteModel) -> None:
       f'finite.maps is a {kind}; expected one of {", ".join(_KINDS)}.'
     )
   path = pathlib.Path(path)
+  if not path.parent.is_dir():
+    raise ValueError(
+      f'{path.parent} is no folder; expected one. Make it first.'
+    )
+  if not _validate.is_concrete(finite.maps):
+    raise ValueError('finite is traced; expected concrete arrays, outside jit.')
   arrays = {
     field.name: np.asarray(getattr(finite.maps, field.name))
     for field in dataclasses.fields(finite.maps)  # type: ignore[arg-type]
@@ -208,10 +222,10 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
       arrays = {
         name: jnp.asarray(file.get_tensor(name)) for name in list(file.keys())
       }
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, OSError) as error:
     raise ValueError(
-      f'{path} is truncated or no safetensors file ({error}); expected one '
-      'that finite.save wrote.'
+      f'{path} is missing, truncated or no safetensors file ({error}); '
+      'expected one that finite.save wrote.'
     ) from error
   kind = _KINDS.get(about.get('kind', ''))
   names = [] if kind is None else [f.name for f in dataclasses.fields(kind)]
@@ -219,29 +233,22 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
     raise ValueError(
       f'{path} holds no finite model; expected a file that finite.save wrote.'
     )
-  num_layers, _, num_groups, width = model.blocks.key.weight.shape
-  for name, array in arrays.items():
-    fits = array.shape[:2] == (num_layers, num_groups)
-    if not fits or (array.ndim == 4 and array.shape[3] != width):
-      raise ValueError(
-        f'{path}: {name} has shape {list(array.shape)}, and the model has '
-        f'{num_layers} layers of {num_groups} key-value heads of width '
-        f'{width}; expected the model that was fitted.'
-      )
-  return FiniteModel(
+  finite = FiniteModel(
     model=model,
     maps=kind(**arrays),  # type: ignore[misc]
     learner=finite_duals.WindowedLearner(
       num_sinks=int(about['num_sinks']), window=int(about['window'])
     ),
   )
+  _check_finite(finite)
+  return finite
 
 
 def _read(
   finite: FiniteModel, state: FiniteState | None, tokens: Int[Array, ' N']
 ) -> tuple[Float[Array, 'N d_model'], FiniteState]:
   """Reads tokens behind a state; returns what the last norm makes of them."""
-  _validate.check_type('finite', finite, FiniteModel, 'what finite.fit returns')
+  _check_finite(finite)
   model = finite.model
   _check(model, tokens)
   used = jnp.asarray(0) if state is None else state.used
@@ -289,6 +296,32 @@ def _heads(model, block, stream, positions) -> transformer.Heads:
   return heads._replace(
     queries=heads.queries.reshape(num_groups, -1, size, width)
   )
+
+
+def _check_finite(finite: Any) -> None:
+  """Checks that a finite model is one, and that its maps fit its heads."""
+  _validate.check_type('finite', finite, FiniteModel, 'what finite.fit returns')
+  _model.check_model(finite.model)
+  axes = finite.model.blocks.key.weight.shape
+  width = axes[3]
+  for leaf in jax.tree.leaves(finite.maps):
+    shape = list(leaf.shape)
+    if shape[:2] != [axes[0], axes[2]] or (
+      len(shape) == 4 and shape[3] != width
+    ):
+      raise ValueError(
+        f'finite.maps has an array {shape}, and the model {axes[0]} layers of '
+        f'{axes[2]} key-value heads of width {width}; expected maps that were '
+        'fitted to this model.'
+      )
+
+
+def _check_used(context_length: int, used: Array) -> None:
+  if int(used) >= context_length:
+    raise ValueError(
+      f'state has read {int(used)} tokens, the context of the model; expected '
+      'fewer.'
+    )
 
 
 def _check(model: LanguageModel, tokens: Array) -> None:
