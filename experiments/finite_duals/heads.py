@@ -101,10 +101,10 @@ def make(name: str, count: int, own, calibration, key, config) -> Any:
   queries = queries.reshape(-1, width)
   if name in (RANDOM, BALANCED):
     directions = projections.orthogonal(key, count, width, dtype=keys.dtype)
-    phi = features.PositiveFeatures(directions)
+    random = features.PositiveFeatures(directions)
     if name == RANDOM:
-      return phi
-    return finite_duals.balance(queries, keys, phi)
+      return random
+    return finite_duals.balance(queries, keys, random)
   if name == TRAINED:
     seen = jnp.tile(place[:, None] >= place[None], (len(far) // size, 1))
     return finite_duals.train_features(
@@ -227,7 +227,7 @@ def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
     len(calibration.keys), -1, calibration.keys.shape[-1]
   )
   balance = lab.compile_quickly(
-    lambda rows: jax.lax.map(lambda x: finite_duals.balance(*x, phi), rows)
+    lambda rows: jax.lax.map(lambda x: finite_duals.balance(x[0], x[1], phi), rows)
   )
   maps = balance((flat, calibration.keys))
   found: dict[str, list[float]] = {RANDOM: [], BALANCED: []}
