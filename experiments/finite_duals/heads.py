@@ -227,7 +227,9 @@ def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
     len(calibration.keys), -1, calibration.keys.shape[-1]
   )
   balance = lab.compile_quickly(
-    lambda rows: jax.lax.map(lambda x: finite_duals.balance(x[0], x[1], phi), rows)
+    lambda rows: jax.lax.map(
+      lambda x: finite_duals.balance(x[0], x[1], phi), rows
+    )
   )
   maps = balance((flat, calibration.keys))
   found: dict[str, list[float]] = {RANDOM: [], BALANCED: []}
