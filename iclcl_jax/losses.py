@@ -17,13 +17,15 @@ References:
 """
 
 import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iclcl_jax import _validate
 from iclcl_jax._door import eager_door
+from iclcl_jax._program import compiled
 from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, Float, Loss, Mask, Penalty
 
@@ -35,7 +37,9 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
 
   A row whose prediction is constant then contributes no gradient, which is how
   masked rows and incomplete batches are left out. It is a promise: a mean, or a
-  loss in which rows see each other, would let masked and future rows in.
+  loss in which rows see each other, would let masked and future rows in. Where
+  it is relied on, four rows are tried, each alone too; that finds a mean and
+  weights of positions, but proves nothing of longer sequences.
 
   Example:
     >>> @sum_over_demonstrations
@@ -207,6 +211,45 @@ def ridge(strength: float | Array) -> Penalty:
   # Its gradient is so many times the weights.
   penalty.ridge = strength  # type: ignore[attr-defined]
   return penalty
+
+
+# Predictions and values of four rows, on which declarations are tried.
+_TRIED = (
+  ((0.25, -0.5), (0.75, 0.125), (-0.375, 1.25), (1.5, -0.875)),
+  ((1.0, -0.75), (0.5, 1.5), (-1.25, 0.625), (0.375, -0.25)),
+)
+
+
+def check_sum(loss: Loss) -> None:
+  """Checks that a loss declared a sum over demonstrations behaves as one.
+
+  Losses that hold traced or fixed-size arrays cannot be tried.
+  """
+  with jax.ensure_compile_time_eval():
+    try:
+      is_sum = _is_sum(loss, np.array(_TRIED), np.array([2, 0, 3, 1]))
+    except (TypeError, ValueError):
+      return
+  if _validate.is_concrete(is_sum) and not is_sum:
+    raise ValueError(
+      'loss is declared a sum over demonstrations, but the slope of one row '
+      'depends on another or on its position; expected '
+      'sum_i l(predictions[i], values[i]). Use jnp.sum instead of jnp.mean, '
+      'or remove the declaration.'
+    )
+
+
+@compiled
+def _is_sum(loss: Loss, tried: Any, order: Any) -> Array:
+  """Whether the slopes of the rows that are tried are those of each alone."""
+  predictions, values = tried[0], tried[1]
+  slope = jax.grad(loss)
+  alone = jnp.concatenate(
+    [slope(predictions[i : i + 1], values[i : i + 1]) for i in range(4)]
+  )
+  together = slope(predictions, values)
+  permuted = slope(predictions[order], values[order])
+  return jnp.allclose(together, alone) & jnp.allclose(permuted, alone[order])
 
 
 def check_loss(loss: Loss) -> None:

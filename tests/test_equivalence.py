@@ -7,6 +7,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies
 
@@ -89,7 +90,7 @@ def make_tokens(seed, shape, scale, num_duplicates, dtype):
   return tuple(jnp.asarray(x, dtype) for x in (query, keys, values))
 
 
-OBJECTIVE = 'loss', 'penalty', 'learning_rate', 'attention_fn'
+OBJECTIVE = 'loss', 'penalty', 'optimizer', 'learning_rate', 'attention_fn'
 _residuals = jax.jit(
   equivalence.residuals, static_argnames=('num_query_tokens', *OBJECTIVE)
 )
@@ -394,6 +395,14 @@ def test_own_feature_maps_and_kernels_are_welcome(tokens):
     assert certificate.residual <= tolerances.IDENTITY['float32']
 
 
+def _decayed(strength):
+  return {
+    'optimizer': optax.chain(
+      optax.add_decayed_weights(strength), optax.sgd(1.0)
+    )
+  }
+
+
 # What the dual model descends, and the attention that is said to follow.
 OBJECTIVES = {
   'squared': ({'loss': losses.squared}, None),
@@ -403,6 +412,12 @@ OBJECTIVES = {
     {'penalty': losses.ridge(0.5)},
     functools.partial(
       modified.regularised(strength=0.5), num_query_tokens=LARGEST[1]
+    ),
+  ),
+  'weight decay': (
+    _decayed(-0.5),
+    functools.partial(
+      modified.regularised(strength=-0.5), num_query_tokens=LARGEST[1]
     ),
   ),
   'learning rate': ({'learning_rate': 0.25}, None),

@@ -121,12 +121,25 @@ def _ridge_sides(problem, strength):
   )
 
 
+def _decay_sides(problem, strength):
+  # An optimizer is fixed when attention is built; the strength is not.
+  optimizer = optax.chain(optax.add_decayed_weights(0.3), optax.sgd(1.0))
+  attend = modified.attention_from_loss(losses.contrastive, optimizer=optimizer)
+  del strength
+  return (
+    modified.regularised(strength=0.3)(*problem),
+    attend(*problem, num_query_tokens=1),
+    _trained(*problem, 1, optimizer=optimizer),
+  )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['elu', 'gaussian'])
+@pytest.mark.parametrize('sides', [_ridge_sides, _decay_sides])
 @SETTINGS
 @configurations
-def test_regularised_is_ridge(name, **draws):
-  _check_sides(_ridge_sides, name, **draws)
+def test_regularised_is_ridge_and_weight_decay(name, sides, **draws):
+  _check_sides(sides, name, **draws)
 
 
 RULES = [
@@ -387,6 +400,41 @@ def test_a_penalty_with_a_slope_at_zero_counts(name, num_query_tokens):
       )
 
 
+def test_false_declarations_are_found_out():
+  phi, query, keys, values = _problem(5, (5, 3, 2, 16), jnp.float64)
+
+  def mean(predictions, values):
+    return jnp.mean((predictions - values) ** 2)
+
+  for honest in (mean, losses.info_nce()):
+    declared = losses.sum_over_demonstrations(
+      lambda p, v, honest=honest: honest(p, v)
+    )
+    attend = modified.attention_from_loss(declared)
+    with pytest.raises(ValueError, match='slope of one row depends on another'):
+      attend.causal(phi, keys, keys, values)
+    with pytest.raises(ValueError, match='slope of one row depends on another'):
+      attend(phi, query, keys, values, mask=jnp.arange(5) < 3)
+
+
+@pytest.mark.parametrize(
+  'loss',
+  [
+    lambda p, v: -jnp.sum(p * v) + jnp.sum(p[2:] * v[:-2]),
+    lambda p, v: (
+      -jnp.sum(0.5 ** jnp.arange(float(len(p))) * jnp.sum(p * v, axis=1))
+    ),
+    lambda p, v: -jnp.sum(p * v) * (2 if len(p) >= 4 else 1),
+    lambda p, v: -jnp.sum(p * v) + jnp.sum(p[:1] * p[-1:]) / 2,
+  ],
+)
+def test_sums_of_more_than_pairs_and_of_positions_are_found_out(loss):
+  phi, _, keys, values = _problem(5, (5, 3, 2, 16), jnp.float64)
+  attend = modified.attention_from_loss(losses.sum_over_demonstrations(loss))
+  with pytest.raises(ValueError, match='row depends on another or on its pos'):
+    attend.causal(phi, keys, keys, values)
+
+
 @pytest.mark.parametrize('rule', RULES)
 def test_padding_changes_no_negatives(rule):
   phi, query, keys, values = _problem(6, (6, 3, 2, 16), jnp.float64)
@@ -408,7 +456,7 @@ def test_padding_changes_no_negatives(rule):
   assert jnp.all(jnp.isfinite(gradient))
 
 
-def test_what_is_no_loss_is_named():
+def test_what_is_no_loss_or_no_constant_optimizer_is_named():
   arrays = _problem(0, (3, 4, 2, 8), jnp.float64)
   for loss, message in (
     (lambda predictions, values: predictions * values, r'returns \w+ \[3, 2\]'),
@@ -417,6 +465,14 @@ def test_what_is_no_loss_is_named():
     attend = modified.attention_from_loss(loss)
     with pytest.raises(ValueError, match=message):
       attend(*arrays)
+
+  def traced(rate):
+    return modified.attention_from_loss(
+      losses.contrastive, optimizer=optax.sgd(rate)
+    )(*arrays)
+
+  with pytest.raises(ValueError, match='optimizer holds traced values'):
+    jax.jit(traced)(0.5)
 
 
 def test_doors_that_do_not_fit_are_errors():
@@ -433,6 +489,17 @@ def test_doors_that_do_not_fit_are_errors():
   assert jnp.all(
     jnp.isfinite(cosine(phi, query, keys, values, num_query_tokens=1))
   )
+  for optimizer in (
+    optax.adam(0.1),
+    optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    optax.sign_sgd(0.1),
+  ):
+    # Adam itself mixes dtypes, which the strict mode of the tests refuses.
+    with (
+      jax.numpy_dtype_promotion('standard'),
+      pytest.raises(ValueError, match='proportional'),
+    ):
+      modified.attention_from_loss(losses.contrastive, optimizer=optimizer)
   with pytest.raises(ValueError, match='loss is a str'):
     modified.attention_from_loss('contrastive')
   with pytest.raises(ValueError, match='learning_rate'):

@@ -449,6 +449,7 @@ def last_keyword(predictions, *, normaliser):
 
 
 WIDER = jnp.ones((N, D_V + 1), f32)
+RISING = optax.sgd(optax.linear_schedule(0.0, 1.0, 10))
 CALLS = [
   (
     changed(attention.softmax_attention, query=[1.0]),
@@ -527,6 +528,12 @@ CALLS = [
   (from_loss(three), r'loss takes \(predictions, values, other\); expected'),
   (from_loss(last_keyword), r'loss takes \(predictions, normaliser\); exp'),
   (from_loss(penalty=three), r'penalty takes \(predictions, .*losses\.ridge'),
+  (from_loss(optimizer=optax.polyak_sgd()), r'optimizer cannot be called.*val'),
+  (from_loss(optimizer=RISING), r'optimizer does not move .*schedule'),
+  (
+    from_loss(optimizer=optax.MultiSteps(optax.sgd(1.0), 2)),
+    r'optimizer does not move in its first step .*accumulated',
+  ),
   *(
     (door(loss), f'loss returns {found}; expected a scalar')
     for door in (attend, descend)

@@ -193,6 +193,8 @@ def _check_objective(
       'left out (a mask, or an incomplete batch). Declare it with '
       'losses.sum_over_demonstrations, or pass whole batches without mask.'
     )
+  if masked:
+    losses.check_sum(loss)
 
 
 class Trajectory(NamedTuple):

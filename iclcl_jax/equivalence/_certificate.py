@@ -1,6 +1,7 @@
 """The certificate of one head and one query."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from iclcl_jax.types import (
   Mask,
   Penalty,
 )
+
+if TYPE_CHECKING:
+  import optax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,7 @@ def verify(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,
@@ -94,7 +99,8 @@ def verify(
     mask: valid tokens. Shape `[N]`; None for all.
     loss: what the dual model descends.
     penalty: of its weights, `penalty(weights) -> []`.
-    learning_rate: the step size.
+    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
+    learning_rate: factor of the update.
     attention_fn: the attention to be certified, such as
       `modified.regularised(strength=0.5)`; None for the attention that the loss
       implies.
@@ -107,7 +113,8 @@ def verify(
   """
   precision.check_arithmetic(arithmetic)
   tokens = phi, query, keys, values, num_query_tokens, mask
-  theorem = Theorem(*tokens, loss, penalty, learning_rate, attention_fn)
+  objective = loss, penalty, optimizer, learning_rate, attention_fn
+  theorem = Theorem(*tokens, *objective)
   result = measure(theorem, arithmetic)
   if not _validate.is_concrete(result, mask):
     raise ValueError(

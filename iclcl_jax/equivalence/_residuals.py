@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,9 @@ from iclcl_jax.types import (
   Penalty,
   State,
 )
+
+if TYPE_CHECKING:
+  import optax
 
 
 class Residuals(NamedTuple):
@@ -70,6 +73,7 @@ def residuals(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
 ) -> Residuals:
@@ -83,7 +87,8 @@ def residuals(
   `closed_form` is the attention that `modified.attention_from_loss` builds.
   """
   tokens = phi, query, keys, values, num_query_tokens, mask
-  theorem = Theorem(*tokens, loss, penalty, learning_rate, attention_fn)
+  objective = loss, penalty, optimizer, learning_rate, attention_fn
+  theorem = Theorem(*tokens, *objective)
   return measure(theorem, None)
 
 
@@ -100,6 +105,7 @@ class Theorem:
   mask: Array | None
   loss: Loss
   penalty: Penalty | None
+  optimizer: 'optax.GradientTransformation | None'
   learning_rate: float | Array
   attention_fn: AttentionFn | None
 
@@ -118,12 +124,14 @@ class Theorem:
     return modified.attention_from_loss(
       self.loss,
       penalty=self.penalty,
+      optimizer=self.optimizer,
       learning_rate=self.learning_rate,
     )
 
   @property
   def is_linear(self) -> bool:
-    return self.loss is losses.contrastive and self.penalty is None
+    is_plain = self.penalty is None and self.optimizer is None
+    return is_plain and self.loss is losses.contrastive
 
   def answer(self, attend: AttentionFn, **options: Any) -> Array:
     if self.mask is not None:
@@ -218,6 +226,7 @@ def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
     **theorem.demonstrations,  # type: ignore[arg-type]
     loss=theorem.loss,
     penalty=theorem.penalty,
+    optimizer=theorem.optimizer,
     learning_rate=theorem.learning_rate,
   )
   return dual.predict(theorem.phi, state, theorem.query)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,14 @@ from iclcl_jax.types import (
   Penalty,
 )
 
+if TYPE_CHECKING:
+  import optax
+
 _STATIC = {'static': True}
+# An optimizer is tried on multiples of a gradient and of weights.
+_GRADIENT = np.array([[1.0, -2.0], [0.5, 3.0]])
+_WEIGHTS = np.array([[2.0, 1.0], [-1.0, 0.25]])
+_FACTORS = (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1e4, 1e4)
 
 
 @_pytree.register
@@ -52,12 +60,15 @@ class LossAttention(Attention):
   prefixes; one without is written out for each, which takes long to compile.
 
   Attributes:
-    loss, penalty, learning_rate: as in `attention_from_loss`.
+    loss, penalty: as in `attention_from_loss`.
+    step_size: the step of the optimizer, times the learning rate.
+    decay: the part of `W_0` that the optimizer's weight decay removes.
   """
 
   loss: Loss = dataclasses.field(metadata=_STATIC)
   penalty: Penalty | None = dataclasses.field(metadata=_STATIC)
-  learning_rate: float | Array
+  step_size: float | Array
+  decay: float | Array
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
     labels = self.labels(
@@ -79,7 +90,7 @@ class LossAttention(Attention):
     slope = form.penalty_gradient(phi, start, self.penalty)
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
-    scale = jnp.asarray(self.learning_rate, scale.dtype) * scale
+    scale = jnp.asarray(self.step_size, scale.dtype) * scale
     return output - reading.numerator * scale / total
 
   @door
@@ -95,7 +106,7 @@ class LossAttention(Attention):
     """Returns what the attention adds up in place of the values: `[N, d_v]`.
 
     For a demonstration it is minus the step times the slope of the loss, for a
-    query-side token its value.
+    query-side token what the decay leaves of its value.
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
@@ -108,7 +119,8 @@ class LossAttention(Attention):
       self._check_zero(values)
       predictions = jnp.zeros_like(values)
     slopes = self._labels(predictions, values[:size], mask)
-    labels = jnp.concatenate([slopes, values[size:]])
+    kept = jnp.asarray(1 - self.decay, values.dtype) * values[size:]
+    labels = jnp.concatenate([slopes, kept])
     return cast_like(moments.visible(labels, mask), original)
 
   def _many(self, phi, queries, keys, values, chunk_size, mask):
@@ -121,6 +133,7 @@ class LossAttention(Attention):
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
     self._check_leaves_zero(keys, values)
     if losses.is_sum_over_demonstrations(self.loss):
+      losses.check_sum(self.loss)
       labels = self.labels(phi, keys, values, mask=mask)
       return attention.causal_kernel_attention(
         phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
@@ -169,7 +182,7 @@ class LossAttention(Attention):
       loss = functools.partial(loss, mask=mask[: values.shape[0]])
     _validate.check_real_scalar('loss', loss, values, values)
     slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
-    return -jnp.asarray(self.learning_rate, slopes.dtype) * slopes
+    return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
   def _check_mask(self, mask) -> None:
     if mask is None or losses.declares_mask(self.loss):
@@ -180,6 +193,7 @@ class LossAttention(Attention):
         'demonstrations. Declare it with losses.sum_over_demonstrations, give '
         'it a keyword mask [N], or pass the visible rows alone.'
       )
+    losses.check_sum(self.loss)
 
   def _check_penalty(self, keys, values):
     """The slope at zero weights, refused where it does not exist."""
@@ -241,11 +255,12 @@ def attention_from_loss(
   loss: Loss,
   *,
   penalty: Penalty | None = None,
+  optimizer: 'optax.GradientTransformation | None' = None,
   learning_rate: float | Array = 1.0,
 ) -> LossAttention:
   r"""Builds the attention that one gradient step on a loss implies.
 
-  .. math:: h = \Bigl[W_0\phi(q) + \sum_i u_i\,\phi(k_i)^\top\phi(q)
+  .. math:: h = \Bigl[(1-\delta)\,W_0\phi(q) + \sum_i u_i\,\phi(k_i)^\top\phi(q)
      - \eta\nabla P(W_0)\,\phi(q)\Bigr] \big/ D, \qquad
      u_i = -\eta\, \partial L/\partial f(k_i)
 
@@ -254,7 +269,15 @@ def attention_from_loss(
       the predictions.
     penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
       those of an orthonormal basis of the span of the keys.
-    learning_rate: the step size `eta`.
+    optimizer: an optax transformation that is linear in gradient and weights;
+      None for `optax.sgd(1.0)`. Its first step is taken. The sign belongs to
+      it: `optax.identity()` and `optax.scale(1.0)` ASCEND the loss, which gives
+      minus the attention.
+    learning_rate: factor of the update.
+
+  Raises:
+    ValueError: if the optimizer's first step is zero or not proportional to the
+      gradient.
 
   Example:
     >>> attend = attention_from_loss(losses.contrastive)
@@ -265,4 +288,44 @@ def attention_from_loss(
   losses.check_loss(loss)
   losses.check_penalty(penalty)
   _validate.non_negative(learning_rate=learning_rate)
-  return LossAttention(loss=loss, penalty=penalty, learning_rate=learning_rate)
+  step_size, decay = (1.0, 0.0) if optimizer is None else _linear(optimizer)
+  return LossAttention(
+    loss=loss,
+    penalty=penalty,
+    step_size=learning_rate * step_size,
+    decay=learning_rate * decay,
+  )
+
+
+def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
+  """Returns step size and decay of an optimizer that is linear, or raises."""
+  _validate.check_optimizer(optimizer)
+  with jax.ensure_compile_time_eval():
+    tried = _try_steps(optimizer, _GRADIENT, _WEIGHTS)
+  if not _validate.is_concrete(tried):
+    raise ValueError(
+      'optimizer holds traced values, so that its step cannot be examined; '
+      'expected concrete ones. Pass learning_rate for a traced step size.'
+    )
+  step_size, decay = -float(tried[0][0, 0]), -float(tried[1][0, 0]) / 2
+  for (a, b), step in zip(_FACTORS, tried, strict=True):
+    expected = -(a * step_size * _GRADIENT + b * decay * _WEIGHTS)
+    if not np.allclose(step, expected, rtol=1e-4, atol=1e-4 * max(a, b)):
+      raise ValueError(
+        'optimizer takes a step that is not proportional to the gradient '
+        '(adaptive or clipping), so one step is not attention; expected a '
+        'linear one, such as optax.sgd(0.1).'
+      )
+  if step_size == 0:
+    raise ValueError(
+      'optimizer does not move in its first step (a schedule that starts at 0, '
+      'or steps that are accumulated); expected a step, such as that of '
+      'optax.sgd(0.1).'
+    )
+  return step_size, decay
+
+
+@compiled
+def _try_steps(optimizer, gradient: Any, weights: Any) -> list[Array]:
+  pairs = [(a * gradient, b * weights) for a, b in _FACTORS]
+  return [optimizer.update(g, optimizer.init(w), w)[0] for g, w in pairs]
