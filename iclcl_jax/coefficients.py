@@ -14,12 +14,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax.moments import largest, map_chunks, visible, zero_log_scale
 from iclcl_jax.precision import accumulation_dtype, product, widen
-from iclcl_jax.types import (
-  Array,
-  Float,
-  KernelDualState,
-  Reading,
-)
+from iclcl_jax.types import Array, Float, KernelDualState, Reading
 
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256

@@ -22,14 +22,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.precision import accumulation_dtype, product, widen
-from iclcl_jax.types import (
-  Array,
-  DualState,
-  FeatureMap,
-  Float,
-  Mask,
-  Reading,
-)
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Mask, Reading
 
 
 def zero_log_scale(dtype) -> float:

@@ -240,25 +240,6 @@ def test_one_sided_bound_has_its_constants():
   )
 
 
-def test_published_form_grows_with_its_dimension_factor():
-  keys, _ = draw(7, seed=8)
-  trace = sum(oracle_kernel('exponential', k, k) for k in keys)
-  for factor in (1, 5):
-    bound = bounds.published_bound(
-      KERNELS['exponential'],
-      keys,
-      radius=0.3,
-      value_bound=2.0,
-      dimension_factor=factor,
-      delta=0.1,
-    )
-    expected = 0.3 * 2.0 * factor * math.sqrt(trace) / 7
-    np.testing.assert_allclose(bound.complexity.value, expected, rtol=1e-12)
-    np.testing.assert_allclose(
-      bound.confidence.value, math.sqrt(math.log(10) / 7), rtol=1e-12
-    )
-
-
 @functools.cache
 def gaps(name):
   """Compiled: gap of a state, supremum, and losses."""
@@ -378,10 +359,7 @@ def logarithms(name, ball, dtype):
       jax.random.key(0), phi, keys, values, num_draws=2, **options
     )
     gap = bounds.gap_supremum(phi, rest, sample, **options)
-    published = bounds.published_bound(
-      phi, keys, radius=1e60, value_bound=1, dimension_factor=1, delta=1e-60
-    )
-    return jax.tree.leaves((bound, draws, gap, published))
+    return jax.tree.leaves((bound, draws, gap))
 
   return measure
 
@@ -587,11 +565,6 @@ def total(keys=KEYS, values=VALUES, **change):
   return bounds.generalization_bound(PHI, keys, values, **(GOOD | change))
 
 
-def published(**change):
-  given = {'radius': 1.0, 'value_bound': 1.0, 'dimension_factor': 1.0}
-  return bounds.published_bound(PHI, KEYS, **(given | change), delta=0.1)
-
-
 def signs(key=KEY, num_draws=1, ball=bounds.FROBENIUS):
   return bounds.rademacher_draws(
     key, PHI, KEYS, VALUES, radius=1.0, num_draws=num_draws, ball=ball
@@ -621,8 +594,6 @@ def gap(phi, population, sample, **options):
     ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),
     ('num_demonstrations is 0', lambda: bounds.one_sided_bound(1.0, 0, **GOOD)),
     ('second_moment is -1', lambda: bounds.one_sided_bound(-1.0, 3, **GOOD)),
-    ('value_bound is 0', lambda: published(value_bound=0.0)),
-    ('dimension_factor is 0', lambda: published(dimension_factor=0.0)),
     ('num_draws is 0', lambda: signs(num_draws=0)),
     ('key is a int', lambda: signs(key=0)),
     ('ball is a NoneType; expected', lambda: signs(ball=None)),

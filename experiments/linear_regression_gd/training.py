@@ -294,6 +294,11 @@ def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
   return Behaviour(answers, slopes(tasks.tokens))
 
 
+def mean_distance(rows: Float[Array, 'B d']) -> Float[Array, '']:
+  """Preds diff, of differences of predictions; Model diff, of slopes."""
+  return jnp.mean(jnp.linalg.norm(rows, axis=1))
+
+
 class Alignment(NamedTuple):
   """Losses of all records of all seeds, and how alike a reference they are.
 
@@ -315,8 +320,8 @@ def alignment(
     answers, slopes = behaviour(answer, params, tasks)
     return Alignment(
       mean_loss(answers, tasks.targets),
-      account.mean_difference(answers, reference.answers),
-      account.mean_difference(slopes, reference.slopes),
+      mean_distance(answers - reference.answers),
+      mean_distance(slopes - reference.slopes),
       account.model_cosine(slopes, reference.slopes),
     )
 

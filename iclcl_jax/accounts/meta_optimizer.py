@@ -113,36 +113,16 @@ def softmax_mix(
   )
 
 
-def momentum_matrix(
-  num_tokens: int, decay: float | Array
-) -> Float[Array, 'N N']:
-  """Returns the weights `eta^(t - i)` of past values `i < t`, 0 elsewhere.
-
-  Example:
-    >>> momentum_matrix(3, 0.5)[2].tolist()
-    [0.25, 0.5, 0.0]
-  """
-  _validate.at_least(1, num_tokens=num_tokens)
-  _validate.below_one(decay=decay)
-  position = jnp.arange(num_tokens)
-  age = position[:, None] - position[None]
-  factor = jnp.asarray(decay, float)
-  power = jnp.maximum(age, 1).astype(factor.dtype)
-  return jnp.where(age > 0, factor**power, 0)
-
-
 @door
 @widened
 def momentum_values(
-  values: Float[Array, 'N d_v'],
-  *,
-  decay: float | Array,
+  values: Float[Array, 'N d_v'], *, decay: float | Array
 ) -> Float[Array, 'N d_v']:
   r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
 
-  Equal to `momentum_matrix` times the values, in linear time. The weights sum
-  to up to `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one. The
-  first token gets zeros.
+  In linear time, with weights `eta^(t - i)` of `v_i`. They sum to up to
+  `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one. The first token
+  gets zeros.
   """
   _validate.below_one(decay=decay)
   factor = jnp.asarray(decay, values.dtype)

@@ -31,8 +31,8 @@ document and target, and `learning_rate` is the step size :math:`\eta`.
 References:
   Li, Song, Xia, Yu & Zhou, arXiv:2304.13276 (the problem, both shifts, and the
   published bound); Deng, Li & Song, arXiv:2304.10411 (gradients, the pieces of
-  the Hessian, not its constants, and the lemmas that are chained); von Oswald
-  et al., arXiv:2212.07677, Proposition 1 (`attend`, the linear case).
+  the Hessian, not its constants); von Oswald et al., arXiv:2212.07677,
+  Proposition 1 (`attend`, the linear case).
 """
 
 import math
@@ -277,20 +277,6 @@ def log_published_bound(
   _validate.non_negative(radius=radius)
   radius = jnp.asarray(radius, float)
   return 1.5 * math.log(num_words) + 10 * radius**2
-
-
-def log_chained_bound(
-  num_words: int, radius: float | Array
-) -> Float[Array, '']:
-  r"""Returns the logarithm of `4 R n^1.5 exp(4 R^2)`, which the lemmas give.
-
-  It bounds the same ratio, from the norms of `exp(A x)`, their differences and
-  a normaliser of at least `exp(-R^2)`, and is below `M` for every radius.
-  """
-  _validate.at_least(1, num_words=num_words)
-  _validate.non_negative(radius=radius)
-  radius = jnp.asarray(radius, float)
-  return jnp.log(4 * radius) + 1.5 * math.log(num_words) + 4 * radius**2
 
 
 @door

@@ -50,13 +50,10 @@ from iclcl_jax.bounds._complexity import (
   GeneralizationBound as GeneralizationBound,
   generalization_bound as generalization_bound,
   one_sided_bound as one_sided_bound,
-  published_bound as published_bound,
   rademacher_bound as rademacher_bound,
   rademacher_draws as rademacher_draws,
 )
-from iclcl_jax.bounds._norms import (
-  log_diagonal as log_diagonal,
-)
+from iclcl_jax.bounds._norms import log_diagonal as log_diagonal
 from iclcl_jax.bounds._supremum import (
   expected_loss as expected_loss,
   gap_supremum as gap_supremum,

@@ -199,48 +199,6 @@ def one_sided_bound(
   )
 
 
-@door
-def published_bound(
-  phi: FeatureMap | Kernel,
-  keys: Float[Array, 'N d_k'],
-  *,
-  radius: Positive,
-  value_bound: Positive,
-  dimension_factor: float | Array,
-  delta: float | Array,
-) -> GeneralizationBound:
-  r"""Evaluates Theorem 3.2 as published, its hidden constants set to 1.
-
-  .. math:: w \rho d \sqrt{\mathrm{Tr} K} / N + \sqrt{\log(1/\delta) / N}
-
-  An order of magnitude, to compare growth with; no bound of anything.
-
-  Args:
-    value_bound: largest norm `rho > 0` of a value.
-    dimension_factor: the factor `d > 0` of the output dimension; 1 removes it,
-      which `generalization_bound` justifies for the Frobenius ball.
-
-  Example:
-    >>> bound = published_bound(
-    ...     kernels.LinearKernel(), jnp.eye(4), radius=1.0, value_bound=1.0,
-    ...     dimension_factor=3, delta=0.05)
-    >>> round(float(bound.complexity.value), 6)
-    1.5
-  """
-  trace = jax.nn.logsumexp(log_diagonal(phi, keys))
-  keys, size = jnp.asarray(keys), count(keys)
-  factors = (
-    log_positive('radius', radius, size.dtype)
-    + log_positive('value_bound', value_bound, size.dtype)
-    + log_positive('dimension_factor', dimension_factor, size.dtype)
-  )
-  complexity = factors + trace.astype(size.dtype) / 2 - jnp.log(size)
-  rate = _log_rate(1, delta, size) + math.log(2) / 2
-  return GeneralizationBound(
-    LogValue(complexity.astype(keys.dtype)), LogValue(rate.astype(keys.dtype))
-  )
-
-
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
   """Returns `log sqrt(log(sides / delta) / (2 N))`."""
   log_delta = log_positive('delta', delta, size.dtype)

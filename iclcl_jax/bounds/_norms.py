@@ -17,8 +17,7 @@ _NUM_ROWS = 64
 
 @door
 def log_diagonal(
-  phi: FeatureMap | Kernel,
-  keys: Float[Array, 'N d_k'],
+  phi: FeatureMap | Kernel, keys: Float[Array, 'N d_k']
 ) -> Float[Array, ' N']:
   r"""Returns :math:`\log k(k_i, k_i)` for every key, in float32 at least.
 

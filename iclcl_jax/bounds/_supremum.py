@@ -17,14 +17,7 @@ from iclcl_jax.bounds._common import (
 )
 from iclcl_jax.bounds._norms import log_norms, state_norms
 from iclcl_jax.precision import accumulation_dtype
-from iclcl_jax.types import (
-  Array,
-  DualState,
-  FeatureMap,
-  Float,
-  Kernel,
-  State,
-)
+from iclcl_jax.types import Array, DualState, FeatureMap, Float, Kernel, State
 
 
 @door
@@ -84,12 +77,7 @@ def gap_supremum(
   if isinstance(both, DualState):
     log_norm = state_norms(both, 1, ball)[0]
   else:
-    log_norm = log_norms(
-      phi,
-      both.keys,
-      both.coefficients[:, None],
-      ball,
-    )[0]
+    log_norm = log_norms(phi, both.keys, both.coefficients[:, None], ball)[0]
   log_norm = log_norm + log_positive('radius', radius, log_norm.dtype)
   return LogValue(log_norm.astype(dtype))
 

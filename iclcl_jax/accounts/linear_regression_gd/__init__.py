@@ -53,7 +53,6 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   expected_loss as expected_loss,
   expected_loss_given_inputs as expected_loss_given_inputs,
   fit_learning_rate as fit_learning_rate,
-  mean_difference as mean_difference,
   model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,
   sensitivity as sensitivity,

@@ -254,22 +254,6 @@ def sensitivity(
 
 
 @door
-def mean_difference(
-  rows: Float[Array, 'B d'], others: Float[Array, 'B d']
-) -> Float[Array, '']:
-  """Returns the mean 2-norm of the difference of two models' rows.
-
-  Of predictions, a row for each task, it is Preds diff; of the sensitivities of
-  one label it is Model diff.
-
-  Example:
-    >>> float(mean_difference(jnp.ones((2, 1)), jnp.zeros((2, 1))))
-    1.0
-  """
-  return jnp.mean(jnp.linalg.norm(rows - others, axis=1))
-
-
-@door
 def model_cosine(
   sensitivities: Float[Array, 'B d_x'], others: Float[Array, 'B d_x']
 ) -> Float[Array, '']:
