@@ -182,8 +182,7 @@ def _remove(phi, state, key, value, learning_rate) -> Removal:
 
 @door
 def all_merge(
-  state: State | Reading,
-  axis_name: str | tuple[str, ...],
+  state: State | Reading, axis_name: str | tuple[str, ...]
 ) -> State | Reading:
   r"""Merges what the devices along an axis of the mesh have seen.
 

@@ -8,26 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import (
-  _pytree,
-  _validate,
-  attention,
-  kernels,
-  moments,
-  precision,
-)
+from iclcl_jax import _pytree, _validate, attention, kernels, moments, precision
 from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence._diagnosis import diagnose
 from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.equivalence._verdict import Judged, judge, table
-from iclcl_jax.types import (
-  Array,
-  Bool,
-  FeatureMap,
-  Float,
-  Kernel,
-)
+from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel
 
 _SOFTMAX = kernels.ExponentialKernel()
 # Queries of one key-value head that are checked at a time.

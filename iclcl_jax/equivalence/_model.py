@@ -7,7 +7,6 @@ chain of dual models.
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -75,36 +74,30 @@ class ModelCertificate(Judged):
   def max_residual(self) -> float:
     """The larger one of the two largest residuals; NaN if one is."""
     pair = self.max_residual_closed_form, self.max_residual_autodiff
-    return math.nan if any(map(math.isnan, pair)) else max(pair)
+    return float(np.max(pair))
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists; no hidden states."""
-    result = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name != 'residuals'
+    result = dict(vars(self))
+    arrays = result.pop('residuals')
+    return result | {
+      'residual_closed_form': arrays.closed_form.tolist(),
+      'residual_autodiff': arrays.autodiff.tolist(),
+      'chain_error': arrays.chain_error.tolist(),
+      'max_residual': self.max_residual,
+      'holds': self.holds,
     }
-    result |= {
-      'residual_closed_form': self.residuals.closed_form.tolist(),
-      'residual_autodiff': self.residuals.autodiff.tolist(),
-      'chain_error': self.residuals.chain_error.tolist(),
-    }
-    return result | {'max_residual': self.max_residual, 'holds': self.holds}
 
   def __str__(self) -> str:
-    tolerance = f'(tolerance {self.tolerance:.0e})'
+    sizes = f'{self.num_layers}, {self.num_heads}, {self.num_positions}'
+    limit = f'(tolerance {self.tolerance:.0e})'
+    chain_limit = f'(tolerance {self.chain_tolerance:.0e})'
     rows = {
-      'layers, heads, positions': (
-        f'{self.num_layers}, {self.num_heads}, {self.num_positions}'
-      ),
+      'layers, heads, positions': sizes,
       'arithmetic': f'{self.dtype}, {self.precision}',
-      'residual of closed form': (
-        f'{self.max_residual_closed_form:.1e} {tolerance}'
-      ),
-      'residual of jax.grad': f'{self.max_residual_autodiff:.1e} {tolerance}',
-      'relative error of chain': (
-        f'{self.max_chain_error:.1e} (tolerance {self.chain_tolerance:.0e})'
-      ),
+      'residual of closed form': f'{self.max_residual_closed_form:.1e} {limit}',
+      'residual of jax.grad': f'{self.max_residual_autodiff:.1e} {limit}',
+      'relative error of chain': f'{self.max_chain_error:.1e} {chain_limit}',
       'verdict': self.verdict,
     }
     return table('every head = one gradient step', rows)
@@ -148,19 +141,13 @@ def model_residuals(
     error = jnp.max(jnp.abs(chain - forward), axis=1)
     error = precision.ratio(error, jnp.max(jnp.abs(forward), axis=1))
     error = jnp.max(jnp.where(valid, error, 0))
-    measured = jnp.where(valid[None, None], measured, 0)
-    return (forward, chain), (measured[0], measured[1], error)
+    closed_form, autodiff = jnp.where(valid[None, None], measured, 0)
+    return (forward, chain), (closed_form, autodiff, error)
 
   streams, measured = transformer.scan_blocks(
     architecture, blocks, step, (x, x)
   )
-  return ModelResiduals(
-    closed_form=measured[0],
-    autodiff=measured[1],
-    chain_error=measured[2],
-    forward=streams[0],
-    chain=streams[1],
-  )
+  return ModelResiduals(*measured, *streams)
 
 
 @eager_door
@@ -235,22 +222,27 @@ def certificate_of(
   num_layers, num_heads, size = result.closed_form.shape
   dtype = result.forward.dtype
   tolerance = precision.tolerance(dtype)
-  certificate = ModelCertificate(
+  closed_form, autodiff, error = (float(np.max(x)) for x in result[:3])
+  reduced = max(tolerance, arithmetic.reduced_tolerance or 0.0)
+  if not np.all(np.isfinite([closed_form, autodiff, error])):
+    verdict = 'not finite'
+  else:
+    verdict = judge(max(closed_form, autodiff), dtype, arithmetic)
+    if verdict != 'fails' and error > _chain_tolerance(num_layers, reduced):
+      verdict = 'chain departs'
+  return ModelCertificate(
     num_layers=num_layers,
     num_heads=num_layers * num_heads,
     num_positions=size if mask is None else int(np.sum(mask)),
     residuals=result,
-    max_residual_closed_form=float(np.max(result.closed_form)),
-    max_residual_autodiff=float(np.max(result.autodiff)),
-    max_chain_error=float(np.max(result.chain_error)),
+    max_residual_closed_form=closed_form,
+    max_residual_autodiff=autodiff,
+    max_chain_error=error,
     tolerance=tolerance,
     chain_tolerance=_chain_tolerance(num_layers, tolerance),
     dtype=jnp.dtype(dtype).name,
     precision=arithmetic.name,
-    verdict='',
-  )
-  return dataclasses.replace(
-    certificate, verdict=_verdict(certificate, arithmetic)
+    verdict=verdict,
   )
 
 
@@ -283,20 +275,6 @@ def _check_heads(architecture, heads, positions, mask):
   )
   measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
   return outputs.reshape(heads.queries.shape), measured
-
-
-def _verdict(certificate, arithmetic) -> str:
-  reduced = arithmetic.reduced_tolerance or 0.0
-  chain_tolerance = max(
-    certificate.chain_tolerance,
-    _chain_tolerance(certificate.num_layers, reduced),
-  )
-  residual, error = certificate.max_residual, certificate.max_chain_error
-  if not (math.isfinite(residual) and math.isfinite(error)):
-    return 'not finite'
-  verdict = judge(residual, certificate.dtype, arithmetic)
-  departs = verdict != 'fails' and error > chain_tolerance
-  return 'chain departs' if departs else verdict
 
 
 def _chain_tolerance(num_layers: int, tolerance: float) -> float:

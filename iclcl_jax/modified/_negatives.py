@@ -12,10 +12,7 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
 from iclcl_jax._door import door
-from iclcl_jax.modified._attention import (
-  Attention,
-  check_own,
-)
+from iclcl_jax.modified._attention import Attention, check_own
 from iclcl_jax.modified._selection import (
   Candidates,
   Choice,

@@ -102,10 +102,8 @@ def _answer(answer_fn, architecture, heads, positions, mask, phi) -> Array:
   _validate.check_same('N', 'heads.queries', sizes[0], 'heads.keys', sizes[1])
   positions = _forward.default_positions(keys[0], positions)
   seen = _forward.visibility(architecture, positions, positions, mask, window)
-  if mask is not None:  # A masked NaN would return in the gradient.
-    keys = jnp.where(mask[None, :, None], keys, 0)
-    values = jnp.where(mask[None, :, None], values, 0)
-  values = widen(values)  # Coefficients and labels are summed.
+  keys = moments.visible(keys, mask)
+  values = widen(moments.visible(values, mask))  # Labels are summed.
   phi = architecture.kernel if phi is None else phi
   groups = queries.reshape(len(keys), -1, *queries.shape[1:])
   if sinks is not None:

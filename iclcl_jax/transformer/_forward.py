@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from iclcl_jax import _validate, kernels
+from iclcl_jax import _validate, kernels, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, product, widen
 from iclcl_jax.transformer import _parts, _stacks
@@ -115,9 +115,7 @@ def attend(
   queries, keys, values, sinks, window = heads
   _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   seen = visibility(architecture, query_positions, key_positions, mask, window)
-  if mask is not None:  # A masked NaN would return in the gradient.
-    keys = jnp.where(mask[None, :, None], keys, 0)
-    values = jnp.where(mask[None, :, None], values, 0)
+  keys, values = (moments.visible(x, mask) for x in (keys, values))
   num_heads, num_queries, width = queries.shape
   num_groups, num_keys, _ = keys.shape
   rows = (widen(queries) / width**0.5).reshape(num_groups, -1, width)
@@ -149,14 +147,28 @@ def complete(
   Args:
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
   """
+  passed, _ = pass_through(architecture, block, x, outputs)
+  return normalise(architecture, block.ffn_norms.sum, passed['ffn_sum'])
+
+
+def pass_through(
+  architecture: Architecture, block: Block, x: Array, outputs: Array
+) -> tuple[dict[str, Array], Array]:
+  """Returns fields of `Linearisation`, and what the network's layers read."""
+  normed = functools.partial(normalise, architecture)
   attended = merge_heads(block.output, outputs)
-  attended = normalise(architecture, block.attention_norms.output, attended)
-  stream = normalise(architecture, block.attention_norms.sum, x + attended)
+  attention_sum = x + normed(block.attention_norms.output, attended)
+  stream = normed(block.attention_norms.sum, attention_sum)
   ffn_input = x if architecture.parallel else stream
-  tokens = normalise(architecture, block.ffn_norms.input, ffn_input)
-  learnt = feed_forward(architecture, block, tokens)
-  learnt = normalise(architecture, block.ffn_norms.output, learnt)
-  return normalise(architecture, block.ffn_norms.sum, stream + learnt)
+  tokens = normed(block.ffn_norms.input, ffn_input)
+  ffn_output = feed_forward(architecture, block, tokens)
+  return {
+    'attended': attended,
+    'attention_sum': attention_sum,
+    'ffn_input': ffn_input,
+    'ffn_output': ffn_output,
+    'ffn_sum': stream + normed(block.ffn_norms.output, ffn_output),
+  }, tokens
 
 
 @door
@@ -179,7 +191,7 @@ def apply_block(
     Vaswani et al., arXiv:1706.03762, section 3; Xiong et al.,
     arXiv:2002.04745 (both placements of the normalisation).
   """
-  x = clear(x, mask)
+  x = moments.visible(x, mask)
   positions = default_positions(x, positions)
   seen = heads(architecture, block, x, positions=positions)
   outputs = attend(architecture, seen, positions, positions, mask=mask)
@@ -305,11 +317,6 @@ def _normalise_heads(
   norm = jax.tree.map(jnp.ravel, norm)
   rows = normalise(architecture, norm, flat).reshape(size, num_heads, width)
   return jnp.swapaxes(rows, 0, 1)
-
-
-def clear(x: Float[Array, 'N d_model'], mask: Mask | None) -> Array:
-  """Puts zeros in masked rows: a NaN there would return in the gradient."""
-  return x if mask is None else jnp.where(mask[:, None], x, 0)
 
 
 def default_positions(x: Array, positions: Array | None) -> Array:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
+from iclcl_jax import moments
 from iclcl_jax._door import door
 from iclcl_jax.transformer import _dual_heads, _forward, _stacks, _types
 from iclcl_jax.transformer._types import Architecture, Block, Norm
@@ -74,25 +75,9 @@ def linearise(
     Ren & Liu, arXiv:2310.13220, one Transformer layer (ReLU); other
     activations and normalisations derived here.
   """
-  norms = block.attention_norms
-  attended = _forward.merge_heads(block.output, outputs)
-  attention_sum = x + _forward.normalise(architecture, norms.output, attended)
-  stream = _forward.normalise(architecture, norms.sum, attention_sum)
-  ffn_input = x if architecture.parallel else stream
-  tokens = _forward.normalise(architecture, block.ffn_norms.input, ffn_input)
+  passed, tokens = _forward.pass_through(architecture, block, x, outputs)
   gate, shift, shares = _gate(architecture, block, tokens)
-  ffn_output = _forward.feed_forward(architecture, block, tokens)
-  return Linearisation(
-    attended=attended,
-    attention_sum=attention_sum,
-    ffn_input=ffn_input,
-    gate=gate,
-    shift=shift,
-    shares=shares,
-    ffn_output=ffn_output,
-    ffn_sum=stream
-    + _forward.normalise(architecture, block.ffn_norms.output, ffn_output),
-  )
+  return Linearisation(gate=gate, shift=shift, shares=shares, **passed)
 
 
 def map_label(
@@ -171,27 +156,27 @@ def _apply(
 ) -> Array:
   """Applies the affine map of a block to what heads add, and to the stream."""
 
+  def shifted(row, bias):
+    return row + bias if with_biases and bias is not None else row
+
   def at(norm: Norm | None, x, y):
     if norm is None:
       return y
-    y = architecture.normalization.linear_part(norm, x, y)
-    return y + norm.bias if with_biases and norm.bias is not None else y
+    return shifted(
+      architecture.normalization.linear_part(norm, x, y), norm.bias
+    )
 
   norms = block.attention_norms
   learnt = at(norms.output, point.attended, learnt)
   summed = at(norms.sum, point.attention_sum, stream + learnt)
   row = stream if architecture.parallel else summed
   row = at(block.ffn_norms.input, point.ffn_input, row)
-  hidden = row @ block.up.weight
-  if with_biases and block.up.bias is not None:
-    hidden = hidden + block.up.bias
-  hidden = hidden * point.gate
-  if with_biases:
-    hidden = hidden + point.shift
-  row = hidden @ block.down.weight
-  if with_biases and block.down.bias is not None:
-    bias = block.down.bias
-    row = row + (bias if point.shares is None else point.shares @ bias)
+  hidden = shifted(row @ block.up.weight, block.up.bias)
+  hidden = shifted(hidden * point.gate, point.shift)
+  bias = block.down.bias
+  if bias is not None and point.shares is not None:
+    bias = point.shares @ bias
+  row = shifted(hidden @ block.down.weight, bias)
   row = at(block.ffn_norms.output, point.ffn_output, row)
   return at(block.ffn_norms.sum, point.ffn_sum, summed + row)
 
@@ -245,7 +230,7 @@ def apply_block_dual(
     Ren & Liu, arXiv:2310.13220, Theorem 3.1 and one Transformer layer;
     normalisations and gates derived here.
   """
-  x = _forward.clear(x, mask)
+  x = moments.visible(x, mask)
   heads = _forward.heads(architecture, block, x, positions=positions)
   outputs = _dual_heads.predict_heads(
     architecture, heads, positions=positions, mask=mask, phi=phi

@@ -70,13 +70,10 @@ def scan_blocks(
   Returns:
     The last carry, and the results with a leading axis `L`.
   """
-
-  def body(carry, inputs):
-    block, *row = inputs
-    return step(carry, block, *row)
-
   inputs = (with_constants(architecture, blocks), *rows)
-  return jax.lax.scan(body, carry, inputs, reverse=reverse)
+  return jax.lax.scan(
+    lambda carry, row: step(carry, *row), carry, inputs, reverse=reverse
+  )
 
 
 def chain(

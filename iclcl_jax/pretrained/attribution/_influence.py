@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _validate, transformer
+from iclcl_jax import _validate, moments, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax._program import compiled
 from iclcl_jax.precision import cast_like, widen
@@ -284,7 +284,7 @@ def _answers(
     return transformer.complete(architecture, block, x, outputs), None
 
   x = _model.embed_at(model, question.tokens[token], row_positions)
-  x = _forward.clear(x, kept[owner, token])
+  x = moments.visible(x, kept[owner, token])
   x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x)
   answers = jax.vmap(lambda read: _answer(model, question, x[read]))(
     rows[:, question.places]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _validate, kernels, transformer
+from iclcl_jax import _validate, kernels, moments, transformer
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
@@ -117,7 +117,7 @@ def scan_layers(
   last = positions[_model.last_valid(tokens, mask)][None]
 
   def step(x, block):
-    x = _forward.clear(x, mask)
+    x = moments.visible(x, mask)
     heads = transformer.heads(architecture, block, x, positions=positions)
     outputs = transformer.attend(
       architecture, heads, positions, positions, mask=mask
