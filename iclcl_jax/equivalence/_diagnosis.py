@@ -9,6 +9,7 @@ import numpy as np
 from iclcl_jax import attention, moments
 from iclcl_jax._program import compiled
 
+# Queries of one key-value head that are looked at together.
 _CHUNK_SIZE = 8
 _MULTIPLE = (
   'each output is a multiple of what it should be: the weights do not sum to '
@@ -43,16 +44,21 @@ def diagnose(phi, heads, stretch: float, residual: np.ndarray, limit) -> str:
   return (*found, rest)[0]
 
 
+def map_rows(measure, heads):
+  """Maps `(keys, values, row)`, one key-value head after the other."""
+
+  def of_head(head):
+    keys, values, rows = head
+    row = functools.partial(measure, keys, values)
+    return moments.map_chunks(row, rows, _CHUNK_SIZE)
+
+  return jax.lax.map(of_head, heads)
+
+
 @compiled
 def _distances(phi, heads, stretch, num_heads: int):
   """Returns how far each guess is from each output, `[C, rows]`."""
-
-  def measure(head):
-    keys, values, rows = head
-    row = functools.partial(_of_row, phi, stretch, num_heads, keys, values)
-    return moments.map_chunks(row, rows, _CHUNK_SIZE)
-
-  return jax.lax.map(measure, heads)
+  return map_rows(functools.partial(_of_row, phi, stretch, num_heads), heads)
 
 
 def _of_row(phi, stretch, num_heads, keys, values, row):
@@ -93,10 +99,8 @@ def _of_row(phi, stretch, num_heads, keys, values, row):
     'scale=1 / sqrt(N * d_k)': mean(raw / (num_heads * width) ** 0.5 + bias),
   }
   for cap in (20, 30, 50):
-    capped = cap * jnp.tanh(stated / cap)
-    guesses[
-      f'a cap, phi with log_kernel {cap} * tanh(x @ y / d_k**0.5 / {cap})'
-    ] = mean(capped)
+    capped = f'log_kernel {cap} * tanh(x @ y / d_k**0.5 / {cap})'
+    guesses[f'a cap, phi with {capped}'] = mean(cap * jnp.tanh(stated / cap))
   right = mean(stated)
   factor = row.output @ right / (right @ right)
   guesses[_MULTIPLE] = (factor if values.shape[1] > 1 else jnp.nan) * right

@@ -8,17 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, _validate, attention, kernels, moments, precision
+from iclcl_jax import _pytree, _validate, attention, kernels, precision
 from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
-from iclcl_jax.equivalence._diagnosis import diagnose
+from iclcl_jax.equivalence._diagnosis import diagnose, map_rows
 from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel
 
 _SOFTMAX = kernels.ExponentialKernel()
-# Queries of one key-value head that are checked at a time.
-_CHUNK_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -191,14 +189,8 @@ def _by_head(tokens, bias, mask, rows, stretch, is_causal):
 
 @compiled
 def _measure(phi, arithmetic, heads):
-  """Measures every query, one key-value head after the other."""
-
-  def measure(head):
-    keys, values, rows = head
-    row = functools.partial(_measure_row, phi, keys, values)
-    return moments.map_chunks(row, rows, _CHUNK_SIZE)
-
-  return arithmetic.transform(lambda heads: jax.lax.map(measure, heads))(heads)
+  measure = functools.partial(_measure_row, phi)
+  return arithmetic.transform(functools.partial(map_rows, measure))(heads)
 
 
 def _measure_row(phi, keys, values, row: _Row):

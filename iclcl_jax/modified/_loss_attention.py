@@ -75,8 +75,8 @@ class LossAttention(Attention):
       phi, keys, values, num_query_tokens=num_query_tokens, mask=mask
     )
     scores, log_scale = attention.scores(phi, query, keys, mask)
-    total = _total(scores, mask)
-    output = labels.T @ scores / total
+    total = jnp.sum(scores)
+    output = attention.divide(labels.T @ scores, total, mask)
     if self.penalty is None:
       return output
     form = form_of(phi)
@@ -91,7 +91,7 @@ class LossAttention(Attention):
     reading = form.read(phi, form.with_weights(start, slope), query)
     scale = jnp.exp(reading.log_scale - log_scale)
     scale = jnp.asarray(self.step_size, scale.dtype) * scale
-    return output - reading.numerator * scale / total
+    return output - attention.divide(reading.numerator * scale, total, mask)
 
   @door
   def labels(
@@ -172,16 +172,15 @@ class LossAttention(Attention):
 
   def _labels(self, predictions, values, mask):
     """Minus the gradient with respect to the predictions, times the step."""
-    if mask is not None:
-      seen = mask[: values.shape[0], None]
-      values, predictions = (
-        jnp.where(seen, array, 0) for array in (values, predictions)
-      )
     loss = self.loss
-    if mask is not None and losses.declares_mask(loss):
-      loss = functools.partial(loss, mask=mask[: values.shape[0]])
+    if mask is not None:
+      mask = mask[: values.shape[0]]
+      values = moments.visible(values, mask)
+      predictions = moments.visible(predictions, mask)
+      if losses.declares_mask(loss):
+        loss = functools.partial(loss, mask=mask)
     _validate.check_real_scalar('loss', loss, values, values)
-    slopes = jax.grad(loss)(predictions[: values.shape[0]], values)
+    slopes = jax.grad(loss)(predictions, values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
   def _check_mask(self, mask) -> None:
@@ -243,12 +242,6 @@ def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
     return reading.numerator * jnp.exp(reading.log_scale)
 
   return jax.vmap(evaluate)(keys)
-
-
-def _total(scores, mask) -> Float[Array, '']:
-  """The sum of the scores; 1 for a query that sees no key, and gets zeros."""
-  total = jnp.sum(scores)
-  return total if mask is None else jnp.where(jnp.any(mask), total, 1)
 
 
 def attention_from_loss(

@@ -155,18 +155,15 @@ class Choice:
       _check_choice('select', chosen, size)
       return chosen
 
-    count = self.num_negatives
-    if mask is None:
-      is_static = isinstance(count, int)
-      count = (
-        min(count, size - 1) if is_static else jnp.minimum(count, size - 1)
-      )
-      return select(candidates, count)
-    candidates, limit = candidates & mask, jnp.sum(mask) - 1
+    count, limit = self.num_negatives, size - 1
+    if mask is None and isinstance(count, int):
+      return select(candidates, min(count, limit))
+    if mask is not None:
+      candidates, limit = candidates & mask, jnp.sum(mask) - 1
     if not isinstance(count, int):
-      return select(
-        candidates, jnp.minimum(jnp.asarray(count, limit.dtype), limit)
-      )
+      limit = jnp.asarray(limit)
+      count = jnp.minimum(jnp.asarray(count, limit.dtype), limit)
+      return select(candidates, count)
     # The number of visible tokens is not known while tracing: one at a time.
     chosen = jnp.zeros_like(candidates)
     for index in range(min(count, size - 1)):
