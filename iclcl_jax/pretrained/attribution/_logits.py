@@ -55,13 +55,8 @@ class LogitAttribution(NamedTuple):
   @property
   def total(self) -> Float[Array, '']:
     """The sum of all terms."""
-    return (
-      jnp.sum(self.contributions)
-      + jnp.sum(self.rest)
-      + self.embedding
-      + jnp.sum(self.biases)
-      + self.final_bias
-    )
+    blocks = self.contributions, self.rest, self.biases
+    return sum(map(jnp.sum, blocks), self.embedding + self.final_bias)
 
 
 @compiled
@@ -100,16 +95,14 @@ def direct_logit_attribution(
   state = normalise(model.architecture, model.final_norm, last)[0]
 
   def final_part(x):
-    norm = model.final_norm
-    if norm is None:
+    if model.final_norm is None:
       return x
-    linear_part = model.architecture.normalization.linear_part
-    return linear_part(norm, readings.last, x)
+    normalization = model.architecture.normalization
+    return normalization.linear_part(model.final_norm, readings.last, x)
 
   norm_bias = state - final_part(readings.last)
-  direction = _transpose(final_part, row)
   embedded, (terms, effects, biases, directions) = _carry_back(
-    model, readings, direction
+    model, readings, _transpose(final_part, row)
   )
   return LogitAttribution(
     logit_difference=state @ row + bias,
@@ -181,20 +174,20 @@ def check_labels(
   ranks: tuple[int, ...] = (0, 1),
 ) -> bool:
   """Checks two labels; returns whether one of them has several tokens."""
+
+  def check_differ(label: Any, other_label: Any) -> None:
+    if np.array_equal(np.atleast_1d(label), np.atleast_1d(other_label)):
+      raise ValueError(
+        f'label and other_label are both {label}, so their logits do not '
+        'differ; expected two labels.'
+      )
+
   _model.check_head(model)
   _model.check_text(model, 'label', label, ranks=ranks)
   if other_label is not None:
     _model.check_text(model, 'other_label', other_label, ranks=ranks)
-    _validate.look(_check_differ, label, other_label)
+    _validate.look(check_differ, label, other_label)
   return any(np.ndim(ids) for ids in (label, other_label))
-
-
-def _check_differ(label: Any, other_label: Any) -> None:
-  if np.array_equal(np.atleast_1d(label), np.atleast_1d(other_label)):
-    raise ValueError(
-      f'label and other_label are both {label}, so their logits do not '
-      'differ; expected two labels.'
-    )
 
 
 def append(model, tokens, ids, mask) -> tuple[Array, ...]:

@@ -1,6 +1,5 @@
 """Readings and gradients at the last position, head by head, part by part."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -146,17 +145,17 @@ def _members(
 def check_segments(segment_ids: Array, num_segments: int) -> None:
   """Checks which demonstration each token belongs to."""
   _validate.at_least(1, num_segments=num_segments)
-  _validate.look(functools.partial(_check_segments, num_segments), segment_ids)
 
+  def check(segment_ids: Any) -> None:
+    ids = np.asarray(segment_ids)
+    outside = ids[(ids < -1) | (ids >= num_segments)]
+    if outside.size:
+      raise ValueError(
+        f'segment_ids holds {outside[0]}; expected -1 for tokens of no '
+        f'demonstration, or 0 to {num_segments - 1} (num_segments less one).'
+      )
 
-def _check_segments(num_segments: int, segment_ids: Any) -> None:
-  ids = np.asarray(segment_ids)
-  outside = ids[(ids < -1) | (ids >= num_segments)]
-  if outside.size:
-    raise ValueError(
-      f'segment_ids holds {outside[0]}; expected -1 for tokens of no '
-      f'demonstration, or 0 to {num_segments - 1} (num_segments less one).'
-    )
+  _validate.look(check, segment_ids)
 
 
 def _read_segments(
@@ -178,43 +177,29 @@ def _read_segments(
   rows = (query / width**0.5).reshape(num_groups, -1, width)
   scores = jnp.einsum('grd,gnd->grn', rows, keys)[:, :, None]
   scores = scores if cap is None else kernels.cap(scores, cap)
-  neutral = jnp.finfo(scores.dtype).min
-  largest = jnp.max(jnp.where(members, scores, neutral), axis=3, keepdims=True)
-  weights = jnp.where(members[None, None], jnp.exp(scores - largest), 0)
-  masses = jnp.sum(weights, axis=3)
+  members = members[None, None]
+  weights = jax.nn.softmax(scores, axis=3, where=members)
   means = jnp.einsum('grtn,gnd->grtd', weights, values)
-  means = means / jnp.where(masses > 0, masses, 1)[..., None]
   means = means.reshape(num_heads, -1, width)
-  is_seen = masses > 0
-  logs = jnp.log(jnp.where(is_seen, masses, 1)) + largest[..., 0]
-  logs = jnp.where(is_seen, logs, neutral).reshape(num_heads, -1)
+  logs = jax.nn.logsumexp(
+    jnp.broadcast_to(scores, weights.shape), axis=3, where=members
+  ).reshape(num_heads, -1)
   size = logs.shape[1]
   if sinks is not None:
     logs = jnp.concatenate([logs, sinks[:, None].astype(logs.dtype)], axis=1)
     means = jnp.pad(means, [(0, 0), (0, 1), (0, 0)])
   normaliser = jax.nn.logsumexp(logs, axis=1)
   shares = jax.nn.softmax(logs)
-  removed = _without_each(logs, means, size - 1)
-  log_shares = jnp.where(
-    is_seen.reshape(num_heads, -1),
+  others = ~jnp.eye(logs.shape[1], dtype=bool)[: size - 1]
+  others = others[None] & jnp.isfinite(logs)[:, None]
+  removed = jax.nn.softmax(logs[:, None], where=others)
+  return (
+    (shares[..., None] * means)[:, :size],
     logs[:, :size] - normaliser[:, None],
-    -jnp.inf,
+    normaliser,
+    jnp.einsum('hst,htd->hsd', removed, means),
+    None if sinks is None else shares[:, -1],
   )
-  outputs = (shares[..., None] * means)[:, :size]
-  sink_share = None if sinks is None else shares[:, -1]
-  return outputs, log_shares, normaliser, removed, sink_share
-
-
-def _without_each(
-  logs: Float[Array, 'H T'], means: Float[Array, 'H T d_k'], num_segments: int
-) -> Float[Array, 'H S d_k']:
-  """Merges all states but one, for each of the first ones."""
-  neutral = jnp.finfo(logs.dtype).min
-  own = jnp.eye(logs.shape[1], dtype=bool)[:num_segments]
-  others = jnp.where(own[None], neutral, logs[:, None])
-  any_seen = jnp.any(others > neutral, axis=2, keepdims=True)
-  shares = jnp.where(any_seen, jax.nn.softmax(others), 0)
-  return jnp.einsum('hst,htd->hsd', shares, means)
 
 
 class DemonstrationGradients(NamedTuple):
@@ -290,22 +275,14 @@ def _gradients(
   members: Bool[Array, 'S N'],
 ) -> DemonstrationGradients:
   """Gradients of one dual model, each relative to its largest key."""
-  width = keys.shape[1]
-  inside = jnp.any(members, axis=0)
-  sizes = jnp.sum(keys * keys, axis=1) / (2 * width**0.5)
-  neutral = jnp.finfo(keys.dtype).min
-  scales = jnp.max(jnp.where(members, sizes[None], neutral), axis=1)
-  is_seen = jnp.any(members, axis=1)
-  scales = jnp.where(is_seen, scales, 0)
   chosen = members.astype(keys.dtype)
-  own = scales @ chosen
-  exponents = keys @ keys.T / width**0.5 - own[:, None] - own[None]
-  pairs = inside[:, None] & inside[None]
-  kernel = jnp.exp(jnp.where(pairs, exponents, neutral))
+  exponents = keys @ keys.T / keys.shape[1] ** 0.5
+  scales = jnp.max(chosen * jnp.diagonal(exponents)[None] / 2, axis=1)
+  own = jnp.where(jnp.any(members, axis=0), scales @ chosen, jnp.inf)
+  kernel = jnp.exp(exponents - own[:, None] - own[None])
   products = chosen @ (kernel * (values @ values.T)) @ chosen.T
-  largest = jnp.max(jnp.where(is_seen, scales, neutral))
-  largest = jnp.where(jnp.any(is_seen), largest, 0)
-  relative = jnp.where(is_seen, jnp.exp(scales - largest), 0)
+  largest = jnp.max(scales)
+  relative = jnp.exp(scales - largest)
   drops = relative * (products @ relative)
   drop = jnp.sum(drops)
   return DemonstrationGradients(
