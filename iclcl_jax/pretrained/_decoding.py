@@ -60,7 +60,11 @@ def prefill(
   num_tokens = tokens.shape[0]
   _validate.at_least(num_tokens, cache_length=cache_length)
   _model.check_room(model, num_tokens, mask, cache_length - num_tokens)
-  cache = _empty_cache(model, cache_length)
+  num_layers, _, num_groups, width = model.blocks.key.weight.shape
+  shape = num_layers, num_groups, cache_length, width
+  zeros = jnp.zeros(shape, model.embedding.dtype)
+  slots = jnp.arange(cache_length)
+  cache = KeyValueCache(zeros, zeros, slots, slots < 0, jnp.asarray(0))
   valid = jnp.ones(num_tokens, bool) if mask is None else mask
   positions = _model.positions_of(tokens, mask)
   states, cache = _extend(model, cache, tokens, positions, valid)
@@ -102,9 +106,8 @@ def decode_step(
   _model.check_text(model, 'token', token, ranks=(0,))
   token = jnp.asarray(token)
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]
-  states, cache = _extend(
-    model, cache, token[None], position, jnp.ones(1, bool)
-  )
+  valid = jnp.ones(1, bool)
+  states, cache = _extend(model, cache, token[None], position, valid)
   return _model.unembed(model, states)[0], cache
 
 
@@ -182,12 +185,8 @@ def score_labels(
     _model.check_text(model, f'labels[{number}]', ids)
   sizes = [len(ids) for ids in labels]
   longest = max(sizes)
-  padded = jnp.stack(
-    [
-      jnp.pad(jnp.asarray(x, tokens.dtype), (0, longest - len(x)))
-      for x in labels
-    ]
-  )
+  rows = [jnp.asarray(ids, tokens.dtype) for ids in labels]
+  padded = jnp.stack([jnp.pad(x, (0, longest - len(x))) for x in rows])
   scores, cache = prefill(
     model, tokens, cache_length=tokens.shape[0] + longest - 1, mask=mask
   )
@@ -204,21 +203,6 @@ def score_labels(
     return jnp.sum(jnp.where(jnp.arange(longest) < size, found[:, 0], 0))
 
   return jax.vmap(score)(padded, jnp.array(sizes))
-
-
-def _empty_cache(model: LanguageModel, num_slots: int) -> KeyValueCache:
-  """Makes a cache without tokens."""
-  num_layers, _, num_groups, width = model.blocks.key.weight.shape
-  zeros = jnp.zeros(
-    (num_layers, num_groups, num_slots, width), model.embedding.dtype
-  )
-  return KeyValueCache(
-    keys=zeros,
-    values=zeros,
-    positions=jnp.arange(num_slots),
-    mask=jnp.zeros(num_slots, bool),
-    length=jnp.asarray(0),
-  )
 
 
 def _extend(
@@ -243,23 +227,17 @@ def _extend(
     new = transformer.heads(architecture, block, stream, positions=positions)
     keys = _write(keys, new.keys[None], index, 0, start, 0)
     values = _write(values, new.values[None], index, 0, start, 0)
+    seen = new._replace(keys=keys[index], values=values[index])
     outputs = transformer.attend(
-      architecture,
-      new._replace(keys=keys[index], values=values[index]),
-      positions,
-      cache.positions,
-      mask=cache.mask,
+      architecture, seen, positions, cache.positions, mask=cache.mask
     )
     stream = transformer.complete(architecture, block, stream, outputs)
     return (stream, keys, values), None
 
-  stream = _model.embed_at(model, tokens, positions)
+  carry = (_model.embed_at(model, tokens, positions), cache.keys, cache.values)
+  layers = jnp.arange(model.num_layers, dtype=start.dtype)
   (stream, keys, values), _ = transformer.scan_blocks(
-    architecture,
-    model.blocks,
-    layer,
-    (stream, cache.keys, cache.values),
-    jnp.arange(model.num_layers, dtype=start.dtype),
+    architecture, model.blocks, layer, carry, layers
   )
   cache = cache._replace(keys=keys, values=values)
   return normalise(architecture, model.final_norm, stream), cache

@@ -147,12 +147,9 @@ def hidden_states(
     ValueError: as `embed`.
   """
   x = embed(model, tokens, mask=mask, token_types=token_types)
+  positions = positions_of(tokens, mask)
   x = transformer.apply_blocks(
-    model.architecture,
-    model.blocks,
-    x,
-    positions=positions_of(tokens, mask),
-    mask=mask,
+    model.architecture, model.blocks, x, positions=positions, mask=mask
   )
   return normalise(model.architecture, model.final_norm, x)
 
@@ -250,8 +247,8 @@ def check_causal_prompt(
   """Checks a prompt, and that the model sees no token to come."""
   check_head(model)
   with jax.ensure_compile_time_eval():
-    sees_ahead = model.architecture.visible(*np.arange(2))
-  if bool(sees_ahead):
+    sees_ahead = bool(model.architecture.visible(*np.arange(2)))
+  if sees_ahead:
     raise ValueError(
       'model is bidirectional: no token is the next one; expected a causal '
       'language model.'
@@ -271,16 +268,16 @@ def check_prompt(
     )
   check_length(model, tokens.shape[0])
   check_ids(model, 'tokens', tokens)
+
+  def check(mask: Any) -> None:
+    if not np.any(mask):
+      raise ValueError(
+        'mask excludes every token, so the prompt is empty; expected at least '
+        'one valid token.'
+      )
+
   if mask is not None:
-    _validate.look(_check_any_valid, mask)
-
-
-def _check_any_valid(mask: Any) -> None:
-  if not np.any(mask):
-    raise ValueError(
-      'mask excludes every token, so the prompt is empty; expected at least '
-      'one valid token.'
-    )
+    _validate.look(check, mask)
 
 
 def check_length(model: LanguageModel, length: int) -> None:
@@ -341,8 +338,8 @@ def check_room(
   """
   check_length(model, num_tokens + room)
 
-  def check(switch: int, mask: Any) -> None:
-    size = int(np.sum(mask))
+  def check(switch: int, valid: Any) -> None:
+    size = int(np.sum(valid))
     if (0 if shorter else size) <= switch < size + room:
       raise ValueError(
         f'a prompt of {size} tokens is read, {room} may follow and '
@@ -356,9 +353,7 @@ def check_room(
   for layer in model.architecture.layers:
     if layer.rotation is not None and layer.rotation.beyond:
       switch = layer.rotation.beyond[0]
-      valid = np.ones(num_tokens) if mask is None else mask
+      valid = num_tokens if mask is None else mask
       if not _validate.look(functools.partial(check, switch), valid):
         # Any number may be valid.
-        check(
-          switch, np.ones(num_tokens if shorter else min(num_tokens, switch))
-        )
+        check(switch, num_tokens if shorter else min(num_tokens, switch))

@@ -19,29 +19,6 @@ _WIDEST = 2**16
 _LENGTH = 'original_max_position_embeddings'
 
 
-def read_rotary(
-  config: Config,
-  width: int,
-  *,
-  base: float = 1e4,
-  settings: Mapping[str, Any] | None = None,
-  **options: Any,
-) -> Rotary:
-  """Reads the rotation that all layers of a decoder share.
-
-  The number `base`, the rotated part of a head and the rescaling stand in for
-  a config that does not say; `partial` is None where all is always rotated.
-  """
-  new, old = config.object('rope_parameters'), config.object('rope_scaling')
-  if {**new, **old} != {**old, **new}:
-    raise ValueError(
-      f"config['rope_parameters'] is {new!r}, config['rope_scaling'] {old!r}; "
-      'expected the same settings. Remove the wrong ones from config.json.'
-    )
-  stated = {**new, **old} or settings or {}
-  return rotary_of(config, stated, width, base=base, **options)
-
-
 def rotary_of(
   config: Config,
   settings: Mapping[str, Any],
@@ -51,7 +28,10 @@ def rotary_of(
   partial: float | None = None,
   base_name: str = 'rope_theta',
 ) -> Rotary:
-  """Makes a rotation of its settings; others are read from the config."""
+  """Makes a rotation of its settings; others are read from the config.
+
+  `partial` is None where all of a head is always rotated.
+  """
   rope = Config(settings, label='the rotary setting {!r}'.format)
   stated = config.number(base_name, rope.number('rope_theta', base))
   base = rope.number('rope_theta', stated)

@@ -13,7 +13,7 @@ from iclcl_jax import transformer
 from iclcl_jax.pretrained._config import ABSENT, ACTIVATIONS, HARMLESS, Config
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained._reading import Checkpoint, Shape, Tensors
-from iclcl_jax.pretrained._rotary import read_rotary
+from iclcl_jax.pretrained._rotary import rotary_of
 from iclcl_jax.transformer import (
   Layer,
   LayerNorm,
@@ -176,9 +176,24 @@ class Decoder:
       'activation': self.activation(),
     }
 
-  def rotary(self, **options: Any) -> Rotary:
-    """Reads the rotation that all layers share, see `read_rotary`."""
-    return read_rotary(self.config, self.d_k, **options)
+  def rotary(
+    self,
+    *,
+    base: float = 1e4,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+  ) -> Rotary:
+    """Reads the rotation that all layers share.
+
+    The `base` and the `settings` stand in for a config that does not say.
+    """
+    config = self.config
+    new, old = config.object('rope_parameters'), config.object('rope_scaling')
+    if {**new, **old} != {**old, **new}:
+      same = f"the same settings as config['rope_parameters'], {new!r}"
+      raise config.error('rope_scaling', old, same)
+    stated = {**new, **old} or settings or {}
+    return rotary_of(config, stated, self.d_k, base=base, **options)
 
   def alike(self, **layer: Any) -> list[Layer]:
     """Checks the field that could say that layers are not all alike."""
