@@ -1,5 +1,6 @@
 """Functions of arrays as compiled programs: one for each kind of call."""
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -82,20 +83,13 @@ def _program_that_keeps(run: Callable[..., Any], call: '_Call'):
   return jax.jit(run_call)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class _Answer:
   """A result, and what to look at in the operands."""
 
-  def __init__(self, result: Any, checks: tuple):
-    self.result = result
-    self.checks = checks
-
-  def tree_flatten(self):
-    return (self.result,), self.checks
-
-  @classmethod
-  def tree_unflatten(cls, checks, children):
-    return cls(*children, checks)
+  result: Any
+  checks: tuple = dataclasses.field(metadata={'static': True})
 
 
 class _Call:

@@ -121,8 +121,9 @@ def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
   try:
     shape, dtype = array.shape, array.dtype
   except AttributeError:
+    found = 'function' if callable(array) else type(array).__name__
     raise ValueError(
-      f'{name} is a {_type(array)}; expected {kind.name} of shape '
+      f'{name} is a {found}; expected {kind.name} of shape '
       f'[{", ".join(axes)}]. Wrap it in jnp.asarray.'
     ) from None
   if len(shape) != len(axes):
@@ -384,11 +385,6 @@ def describe(tree: Any) -> str:
   if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
     return f'{tree.dtype} {list(tree.shape)}'
   return f'a {type(tree).__name__}'
-
-
-def _type(value: Any) -> str:
-  """Returns what a person calls the type of a value."""
-  return 'function' if callable(value) else type(value).__name__
 
 
 def check_key(name: str, key: Any) -> None:

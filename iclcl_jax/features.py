@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, _validate
+from iclcl_jax import _pytree, _validate, kernels
 from iclcl_jax._door import eager_door
 from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, FeatureMap, Float, Vector
@@ -120,7 +120,7 @@ class PositiveFeatures(FromScaled):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureKernel:
+class FeatureKernel(kernels.FromLog):
   r"""The kernel of a positive feature map, in log space.
 
   .. math:: \log k(x, y) = \mathrm{logsumexp}_r
@@ -145,10 +145,6 @@ class FeatureKernel:
         f'phi is a {type(self.phi).__name__}, which reads queries otherwise '
         'than keys; expected a map of one tower, since a kernel is symmetric.'
       )
-
-  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
-    """Returns `phi(x) . phi(y)`."""
-    return jnp.exp(self.log_kernel(x, y))
 
   @eager_door
   @widened

@@ -19,7 +19,7 @@ from iclcl_jax.precision import widened
 from iclcl_jax.types import Array, Float, Vector
 
 
-class _FromLog:
+class FromLog:
   """Gives a positive kernel its `__call__`."""
 
   @widened
@@ -30,7 +30,7 @@ class _FromLog:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExponentialKernel(_FromLog):
+class ExponentialKernel(FromLog):
   r"""The softmax kernel :math:`\exp(x^\top y / \sqrt{d_k})`.
 
   Example:
@@ -47,7 +47,7 @@ class ExponentialKernel(_FromLog):
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class CappedExponentialKernel(_FromLog):
+class CappedExponentialKernel(FromLog):
   r"""The softmax kernel of capped scores, :math:`\exp(c \tanh(t / c))`.
 
   It is positive, but not positive definite: no feature map has it for an inner
@@ -84,7 +84,7 @@ def cap(scores: Array, limit: float) -> Array:
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, eq=False)
-class GaussianKernel(_FromLog):
+class GaussianKernel(FromLog):
   r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
 
   The factor of the softmax kernel that depends on the distance alone: for keys

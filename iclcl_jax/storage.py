@@ -17,9 +17,7 @@ from iclcl_jax import _validate
 from iclcl_jax.types import DualState, KernelDualState, State
 
 _FORMAT = 'iclcl_jax.state.1'
-_KINDS: dict[str, Any] = {
-  kind.__name__: kind for kind in (DualState, KernelDualState)
-}
+_KINDS: dict[str, Any] = {x.__name__: x for x in (DualState, KernelDualState)}
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
@@ -46,11 +44,8 @@ def save(path: str | os.PathLike[str], state: State) -> None:
     [1.0, 1.0, 1.0]
   """
   kind = type(state).__name__
-  if not isinstance(state, DualState | KernelDualState):
-    raise ValueError(
-      f'state is a {kind}; expected a DualState or a KernelDualState, such as '
-      'dual.zero_shot or dual.one_step return.'
-    )
+  expected = 'a DualState or a KernelDualState, such as dual.zero_shot returns'
+  _validate.check_type('state', state, (DualState, KernelDualState), expected)
   if not _validate.is_concrete(state):
     raise ValueError(
       'state is traced; expected concrete arrays. Return it from the '
@@ -58,10 +53,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
     )
   arrays = dict(zip(state._fields, state[:3], strict=False))
   _check_shapes('state', kind, arrays)
-  contents: dict[str, np.ndarray] = {
-    'format': np.asarray(_FORMAT),
-    'kind': np.asarray(kind),
-  }
+  contents = {'format': np.asarray(_FORMAT), 'kind': np.asarray(kind)}
   for name, array in arrays.items():
     stored, bits = np.asarray(array), f'u{array.dtype.itemsize}'
     is_native = stored.dtype.isbuiltin == 1
@@ -109,12 +101,9 @@ def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
     fits &= jnp.issubdtype(array.dtype, jnp.floating)
     sizes |= {('leading', tuple(leading)), *zip(axes[name], own, strict=False)}
   if not fits or len(sizes) > len(dict(sizes)):  # An axis with two sizes.
-    found = ', '.join(
-      f'{k}: {_validate.describe(a)}' for k, a in arrays.items()
-    )
-    expected = ', '.join(
-      f'{k} [{", ".join(names)}]' for k, names in axes.items()
-    )
+    pairs = [f'{k}: {_validate.describe(a)}' for k, a in arrays.items()]
+    found = ', '.join(pairs)
+    expected = ', '.join(f'{k} [{", ".join(x)}]' for k, x in axes.items())
     raise ValueError(
       f'{owner}: the arrays of the {kind} disagree ({found}); expected '
       f'floating-point arrays {expected}, with the same leading axes if any.'

@@ -268,9 +268,6 @@ CALLS = {
       'interpolate': lambda: regression.interpolate(FOLDED, FOLDED, 0.5),
       'normalise': lambda: regression.normalise(FOLDED, d_x=3),
       'widen': lambda: regression.widen(LAYER, 2),
-      'sensitivity': lambda: regression.sensitivity(
-        lambda tokens: regression.predict(LAYERS, tokens), X, d_x=3
-      ),
     }.items()
   },
   **{

@@ -319,18 +319,6 @@ def test_interpolation_between_two_steps_is_a_step_between(fraction):
   np.testing.assert_allclose(prediction, weights @ query, atol=1e-12)
 
 
-def test_sensitivity_of_a_step_is_the_learnt_weights():
-  inputs, labels, query, _ = problem()
-  tokens = account.make_tokens(inputs, labels, query)
-  layers = account.repeat(
-    account.construct(RATE, N, initial=jnp.zeros((D_Y, D_X))), 1
-  )
-  fn = functools.partial(account.predict, layers, d_y=D_Y)
-  learnt = account.sensitivity(fn, tokens, d_x=D_X)
-  weights = account.descend(inputs, labels, jnp.asarray([RATE]))
-  np.testing.assert_allclose(learnt, weights, atol=1e-12)
-
-
 def test_metrics_are_those_of_numpy():
   rng = np.random.default_rng(5)
   a, b = rng.normal(size=(2, 6, 3))

@@ -209,8 +209,6 @@ def layers_of(copies=1):
       jnp.ones(1))),
     (r'inputs is empty \(N = 0\)', lambda: account.make_tokens(
       jnp.ones((0, 3)), jnp.ones((0, 1)), jnp.ones(3))),
-    ('predict_fn is a str', lambda: account.sensitivity(
-      'f', jnp.ones((2, 3)), d_x=2)),
     ('weights_fn is a str', lambda: account.predict(
       layers_of(), jnp.ones((3, 4)), weights_fn='softmax')),
     ('weights_fn returned', lambda: account.attend(

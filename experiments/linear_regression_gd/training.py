@@ -288,10 +288,9 @@ class Behaviour(NamedTuple):
 
 def behaviour(answer: AnswerFn, params, tasks: Tasks) -> Behaviour:
   """Predictions of one model, and their slopes in the query."""
-  of_rows, d_x = functools.partial(answer, params), tasks.tokens.shape[2] - 1
-  slopes = jax.vmap(lambda rows: account.sensitivity(of_rows, rows, d_x=d_x)[0])
+  slope = jax.grad(lambda rows: answer(params, rows)[0])
   answers = predictions(answer, params, tasks.tokens)
-  return Behaviour(answers, slopes(tasks.tokens))
+  return Behaviour(answers, jax.vmap(slope)(tasks.tokens)[:, -1, :-1])
 
 
 def mean_distance(rows: Float[Array, 'B d']) -> Float[Array, '']:

@@ -159,12 +159,7 @@ def linear_recurrence(
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
   """
-
-  def update(weights, key, value, rate):
-    del rate
-    return weights + value[:, None] * key[None]
-
-  return _recur(update, tokens, 1.0, decays)
+  return _recur(lambda weights, key, value, _: value, tokens, 1.0, decays)
 
 
 @door
@@ -183,21 +178,22 @@ def delta_recurrence(
   It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`.
   """
 
-  def update(weights, key, value, rate):
-    error = value - weights @ key
-    return weights + rate * error[:, None] * key[None]
+  def signal(weights, key, value, rate):
+    return rate * (value - weights @ key)
 
-  return _recur(update, tokens, rates, decays)
+  return _recur(signal, tokens, rates, decays)
 
 
-def _recur(update, tokens, rates, decays) -> Float[Array, 'N d_v']:
-  """Decays and updates the state at every token, then answers its query."""
+def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
+  """Runs linear attention with these labels, token after token."""
   start = _zero_state(tokens)
   rates, decays = _broadcast_gates(tokens, rates, decays)
 
   def step(weights, token):
     query, key, value, rate, decay = token
-    weights = update(weights * decay[None], key, value, rate)
+    weights = weights * decay[None]
+    label = label_fn(weights, key, value, rate)
+    weights = weights + label[:, None] * key[None]
     return weights, weights @ query
 
   return jax.lax.scan(step, start, (*tokens, rates, decays))[1]
@@ -280,7 +276,6 @@ def linear_parallel(
   """
 
   def labels(weights, keys, values, *gates):
-    del weights, keys, gates
     return values
 
   return _by_chunks(labels, tokens, 1.0, decays, chunk_size)

@@ -39,23 +39,21 @@ References:
   The closed form of the supremum is derived here.
 """
 
-from iclcl_jax.bounds._common import (
+from iclcl_jax.bounds._gaps import (
+  GeneralizationBound as GeneralizationBound,
+  expected_loss as expected_loss,
+  gap_supremum as gap_supremum,
+  generalization_bound as generalization_bound,
+  mean_embedding as mean_embedding,
+  one_sided_bound as one_sided_bound,
+  rademacher_bound as rademacher_bound,
+  rademacher_draws as rademacher_draws,
+)
+from iclcl_jax.bounds._norms import (
   FROBENIUS as FROBENIUS,
   SPECTRAL as SPECTRAL,
   Ball as Ball,
   LogValue as LogValue,
   Positive as Positive,
-)
-from iclcl_jax.bounds._complexity import (
-  GeneralizationBound as GeneralizationBound,
-  generalization_bound as generalization_bound,
-  one_sided_bound as one_sided_bound,
-  rademacher_bound as rademacher_bound,
-  rademacher_draws as rademacher_draws,
-)
-from iclcl_jax.bounds._norms import log_diagonal as log_diagonal
-from iclcl_jax.bounds._supremum import (
-  expected_loss as expected_loss,
-  gap_supremum as gap_supremum,
-  mean_embedding as mean_embedding,
+  log_diagonal as log_diagonal,
 )

@@ -23,17 +23,14 @@ References:
   regression of 4.2 is `attention.linear_attention` times `eta / N`.
 """
 
-from iclcl_jax.accounts.linear_regression_gd._construction import (
-  construct as construct,
-  construct_copy as construct_copy,
-  construct_plus_plus as construct_plus_plus,
-  widen as widen,
-)
 from iclcl_jax.accounts.linear_regression_gd._layers import (
   Folded as Folded,
   SelfAttention as SelfAttention,
   attend as attend,
   attend_query as attend_query,
+  construct as construct,
+  construct_copy as construct_copy,
+  construct_plus_plus as construct_plus_plus,
   context_only as context_only,
   fold as fold,
   interpolate as interpolate,
@@ -44,6 +41,7 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   predict as predict,
   repeat as repeat,
   softmax_weights as softmax_weights,
+  widen as widen,
 )
 from iclcl_jax.accounts.linear_regression_gd._theory import (
   LinearTasks as LinearTasks,
@@ -55,6 +53,5 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   fit_learning_rate as fit_learning_rate,
   model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,
-  sensitivity as sensitivity,
   uniform_moments as uniform_moments,
 )

@@ -1,7 +1,6 @@
 """Gradient descent itself, what it can reach, and how alike two models are."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,10 +9,7 @@ import jax.numpy as jnp
 from iclcl_jax import _validate
 from iclcl_jax._door import door
 from iclcl_jax.accounts import _numerics
-from iclcl_jax.accounts.linear_regression_gd._layers import (
-  check_part,
-  initial_weights,
-)
+from iclcl_jax.accounts.linear_regression_gd._layers import initial_weights
 from iclcl_jax.types import Array, Float
 
 
@@ -236,30 +232,13 @@ def expected_loss_given_inputs(
 
 
 @door
-def sensitivity(
-  predict_fn: Callable[[Array], Array], tokens: Float[Array, 'M D'], *, d_x: int
-) -> Float[Array, 'd_y d_x']:
-  """Returns the derivative `[d_y, d_x]` of the prediction in the query's input.
-
-  For gradient descent on a linear model from 0 it is the learnt weights. The
-  model is `predict_fn`, `tokens [M, D] -> [d_y]`.
-  """
-  _validate.check_function('predict_fn', predict_fn, 1, '(tokens) -> [d_y]')
-  check_part('d_x', d_x, tokens.shape[1])
-
-  def of_query(query):
-    return predict_fn(tokens.at[-1, :d_x].set(query))
-
-  return jax.jacrev(of_query)(tokens[-1, :d_x])
-
-
-@door
 def model_cosine(
   sensitivities: Float[Array, 'B d_x'], others: Float[Array, 'B d_x']
 ) -> Float[Array, '']:
   """Returns Model cos, the mean cosine of the angle between sensitivities.
 
-  Whatever their size; NaN if one is 0, which has no angle.
+  They are derivatives of a prediction in the query's input, the learnt weights
+  of a linear model. Whatever their size; NaN if one is 0, which has no angle.
 
   Example:
     >>> f'{float(model_cosine(jnp.ones((2, 3)), -jnp.ones((2, 3)))):.3f}'
