@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -213,9 +213,7 @@ def _doors_of(attend, chunk_size: int | None) -> _Doors:
       f'attend is a {name} without a feature map, or with more than that; '
       'expected functools.partial(attention, phi).'
     )
-  options: dict[str, Any] = {}
-  if chunk_size is not None:
-    options = {'chunk_size': chunk_size}
+  options = {} if chunk_size is None else {'chunk_size': chunk_size}
   return _Doors(
     name,
     Partial(many, *arguments, **options),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, losses, precision
+from iclcl_jax import _validate, losses, moments, precision
 from iclcl_jax._door import eager_door
 from iclcl_jax.equivalence._residuals import Theorem, measure
 from iclcl_jax.equivalence._verdict import Judged, judge, table
@@ -124,15 +124,14 @@ def verify(
 
   query, keys, values = map(jnp.asarray, (query, keys, values))
   tolerance = precision.tolerance(keys.dtype)
-  inputs, found = jax.device_get(
-    ({'query': query, 'keys': keys, 'values': values}, result)
-  )
-  if mask is not None:
-    seen = np.asarray(mask)
-    inputs |= {name: inputs[name][seen] for name in ('keys', 'values')}
-  verdict = _verdict(inputs, found, keys.dtype, arithmetic)
-  if mask is not None and not np.any(mask):
-    verdict = 'no visible token'
+  seen = {
+    'query': query,
+    'keys': moments.visible(keys, mask),
+    'values': moments.visible(values, mask),
+  }
+  verdict = 'no visible token'
+  if mask is None or np.any(mask):
+    verdict = _verdict(*jax.device_get((seen, result)), keys.dtype, arithmetic)
   return Certificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
     num_demonstrations=keys.shape[0] - num_query_tokens,

@@ -17,6 +17,7 @@ no derivative: it holds `g(z) / z`, not `g'(z)`, and treats the deviation of a
 normalisation as a number. Derived here, where no source is named.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -144,10 +145,7 @@ def fold_labels(
   num_heads = block.output.weight.shape[0]
   values = jnp.repeat(values, num_heads // values.shape[0], axis=0)
   labels = jnp.einsum('hnd,hdm->hnm', values, block.output.weight)
-
-  def fold(label):
-    return map_label(architecture, block, point, label)
-
+  fold = functools.partial(map_label, architecture, block, point)
   return jax.vmap(jax.vmap(fold))(labels)
 
 
