@@ -131,7 +131,8 @@ def verify(
   }
   verdict = 'no visible token'
   if mask is None or np.any(mask):
-    verdict = _verdict(*jax.device_get((seen, result)), keys.dtype, arithmetic)
+    inputs, found = jax.device_get((seen, result))
+    verdict = _verdict(inputs, found, keys.dtype, arithmetic)
   return Certificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
     num_demonstrations=keys.shape[0] - num_query_tokens,
