@@ -214,10 +214,8 @@ def ridge(strength: float | Array) -> Penalty:
 
 
 # Predictions and values of four rows, on which declarations are tried.
-_TRIED = (
-  ((0.25, -0.5), (0.75, 0.125), (-0.375, 1.25), (1.5, -0.875)),
-  ((1.0, -0.75), (0.5, 1.5), (-1.25, 0.625), (0.375, -0.25)),
-)
+_PREDICTIONS = np.array([[2, -4], [6, 1], [-3, 10], [12, -7]]) / 8
+_VALUES = np.array([[8, -6], [4, 12], [-10, 5], [3, -2]]) / 8
 
 
 def check_sum(loss: Loss) -> None:
@@ -227,7 +225,7 @@ def check_sum(loss: Loss) -> None:
   """
   with jax.ensure_compile_time_eval():
     try:
-      is_sum = _is_sum(loss, np.array(_TRIED), np.array([2, 0, 3, 1]))
+      is_sum = _is_sum(loss, _PREDICTIONS, _VALUES, np.array([2, 0, 3, 1]))
     except (TypeError, ValueError):
       return
   if _validate.is_concrete(is_sum) and not is_sum:
@@ -240,9 +238,8 @@ def check_sum(loss: Loss) -> None:
 
 
 @compiled
-def _is_sum(loss: Loss, tried: Any, order: Any) -> Array:
-  """Whether the slopes of the rows that are tried are those of each alone."""
-  predictions, values = tried[0], tried[1]
+def _is_sum(loss: Loss, predictions: Any, values: Any, order: Any) -> Array:
+  """Whether the slopes of the rows are those of each alone."""
   slope = jax.grad(loss)
   alone = jnp.concatenate(
     [slope(predictions[i : i + 1], values[i : i + 1]) for i in range(4)]

@@ -233,9 +233,8 @@ def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
 
 
 def _implied_attention(theorem: Theorem) -> Float[Array, ' d_v']:
-  return theorem.answer(
-    theorem.implied, num_query_tokens=theorem.num_query_tokens
-  )
+  count = theorem.num_query_tokens
+  return theorem.answer(theorem.implied, num_query_tokens=count)
 
 
 def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:

@@ -1,6 +1,6 @@
 """Stacks of blocks: their numbers by layer, their scan, and their checks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -177,13 +177,7 @@ def check_block(
         'x.dtype), block).'
       )
   check_groups('block.query', sizes['H'], 'block.key', sizes['G'])
-  _check_experts(architecture, block, sizes)
-
-
-def _check_experts(
-  architecture: Architecture, block: Block, sizes: Mapping[str, int]
-) -> None:
-  """Checks that experts share the network, and that a token asks some."""
+  # Experts share the network, and a token asks some.
   chosen, num_experts = architecture.experts_per_token, sizes.get('E', 0)
   least = 0 if block.router is None else 1
   if not least <= chosen <= num_experts:
