@@ -160,11 +160,8 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
     else:
       expected(name, value)
   for name, (kind, axes, _), array in arrays:
-    if on_host and not _validate.is_concrete(array):
-      raise ValueError(
-        f'{name} is traced; expected concrete numbers, which are read on the '
-        'host. Call it outside jit, vmap and grad.'
-      )
+    if on_host:
+      _validate.check_concrete(name, array)
     _validate.check_kind(name, array, axes, kind)
   # Masks last: their sizes follow from what they mask.
   arrays.sort(key=lambda entry: entry[1].kind is _validate.BOOLEAN)

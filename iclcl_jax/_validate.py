@@ -52,6 +52,15 @@ def is_concrete(*arrays: Any) -> bool:
   return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
+def check_concrete(name: str, array: Any) -> None:
+  """Raises if the values cannot be read on the host."""
+  if not is_concrete(array):
+    raise ValueError(
+      f'{name} is traced; expected concrete numbers, which are read on the '
+      'host. Call it outside jit, vmap and grad.'
+    )
+
+
 class _Thread(threading.local):
   """What the compiled body that is being traced may look at."""
 
@@ -313,7 +322,6 @@ def check_function(
 
 
 def _takes(function: Callable[..., Any], num_arguments: int) -> bool:
-  """Whether a function can be called with so many arguments."""
   try:
     signature = inspect.signature(function)
   except (TypeError, ValueError):  # Written in C: unknown.

@@ -61,7 +61,6 @@ _COSINES: dict[Projection, Callable[[int], float | None]] = {
 
 
 def _family_of(feature_map: type) -> _Family:
-  """Returns the family of a class of random features."""
   if feature_map not in _FAMILIES:
     found = getattr(feature_map, '__name__', type(feature_map).__name__)
     expected = ', '.join(f'features.{cls.__name__}' for cls in _FAMILIES)
@@ -87,12 +86,7 @@ def _cosine_of(projection_fn: Projection, dim: int) -> float | None:
 
 
 def _host_squares(squared_norms: Any) -> np.ndarray:
-  """Returns squared norms as float64 on the host, checked."""
-  if not _validate.is_concrete(squared_norms):
-    raise ValueError(
-      'squared_norms is traced; expected concrete numbers, which are read on '
-      'the host. Call it outside jit, vmap and grad.'
-    )
+  _validate.check_concrete('squared_norms', squared_norms)
   squares = np.asarray(squared_norms, np.float64)
   if not np.all(np.isfinite(squares) & (squares >= 0)):
     raise ValueError(
@@ -271,10 +265,6 @@ class FeatureBudget:
     if self.output_error is None:
       return None
     return self.output_error <= LARGEST_VALID_ERROR
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns plain Python values, for JSON."""
-    return dataclasses.asdict(self) | {'in_regime': self.in_regime}
 
   def __str__(self) -> str:
     error = 'no values given'

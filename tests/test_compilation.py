@@ -278,9 +278,6 @@ CALLS = {
       'attend': lambda: softmax_regression.attend(
         PROBLEM, X, learning_rate=0.1
       ),
-      'data_shift': lambda: softmax_regression.data_shift(
-        PROBLEM, W, learning_rate=0.1
-      ),
       'smallest_data_shift': lambda: softmax_regression.smallest_data_shift(
         X, W, 2 * W
       ),

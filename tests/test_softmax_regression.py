@@ -144,7 +144,7 @@ def test_first_step_is_linear_attention_over_words():
 
 def test_a_data_step_moves_logits_along_the_error_signal():
   posed, weights, _ = draw()
-  document = account.data_shift(posed, weights, learning_rate=2.0)
+  document = posed.document - 2 * account.gradients(posed, weights).document
   prediction = account.predict(posed.document, weights)
   signal = account.apply_jacobian(prediction, prediction - posed.target)
   expected = posed.document @ weights - 2 * (weights @ weights) * signal

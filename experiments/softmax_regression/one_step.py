@@ -156,7 +156,7 @@ def _shifts(posed: account.Problem, key: Any) -> tuple[Any, Any]:
   new = account.weight_shift(posed, x, learning_rate=1.0)
   # Of rate 1 / |x|^2, so that it does not vanish with x.
   rate = 1 / (x @ x)
-  rewritten = account.data_shift(posed, x, learning_rate=rate)
+  rewritten = posed.document - rate * account.gradients(posed, x).document
   return posed.document @ new - logits, rewritten @ x - logits
 
 

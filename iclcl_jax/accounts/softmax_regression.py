@@ -135,7 +135,10 @@ def apply_jacobian(
 
 @door
 def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
-  """Returns all three gradients of the loss, in closed form."""
+  """Returns all three gradients of the loss, in closed form.
+
+  A data shift is a step against that of the document, 0 at weights 0.
+  """
   prediction = predict(posed.document, weights)
   error = prediction - posed.target
   signal = apply_jacobian(prediction, error)
@@ -209,15 +212,6 @@ def weight_shift(
   """Returns the weights `[d]` after one gradient step on them."""
   _validate.finite(learning_rate=learning_rate)
   return weights - learning_rate * gradients(posed, weights).weights
-
-
-@door
-def data_shift(
-  posed: Problem, weights: Float[Array, ' d'], *, learning_rate: float | Array
-) -> Float[Array, 'n d']:
-  """Returns the document after one gradient step, which is 0 at weights 0."""
-  _validate.finite(learning_rate=learning_rate)
-  return posed.document - learning_rate * gradients(posed, weights).document
 
 
 @door

@@ -75,12 +75,13 @@ def init_network(
     )
   for width in widths:
     _validate.at_least(1, widths=width)
-  keys, params = jax.random.split(key, len(widths) - 1), []
-  layers = itertools.pairwise(widths)
-  for layer_key, (width, after) in zip(keys, layers, strict=True):
-    matrix = jax.random.normal(layer_key, (after, width), dtype)
-    params.append(jnp.pad((2 / width) ** 0.5 * matrix, [(0, 0), (0, 1)]))
-  return tuple(params)
+
+  def draw(key, width, after):
+    matrix = (2 / width) ** 0.5 * jax.random.normal(key, (after, width), dtype)
+    return jnp.pad(matrix, [(0, 0), (0, 1)])
+
+  keys = jax.random.split(key, len(widths) - 1)
+  return tuple(map(draw, keys, widths[:-1], widths[1:]))
 
 
 @door
