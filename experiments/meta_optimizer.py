@@ -169,7 +169,7 @@ METRICS = {  # Of the outputs in context, finetuned, and zero-shot.
   'SimAOU, normalised': scoring.normalised_update_similarity,
   'SimAOU, partial': scoring.partial_update_similarity,
   'SimAM': lambda one, two, _: scoring.map_similarity(_heads(one), _heads(two)),
-  'SimAM-delta': lambda *x: scoring.map_update_similarity(*map(_heads, x)),
+  'SimAM-delta': lambda *x: scoring.map_similarity(*map(_heads, x)),
   # Its cost is quadratic: as many tokens as a prompt of a few examples has.
   'Kendall': lambda one, two, _: scoring.kendall(
     one[:NUM_ORDERED], two[:NUM_ORDERED]

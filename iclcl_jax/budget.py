@@ -232,14 +232,12 @@ class FeatureBudget:
     feature_map, projection: their names.
     num_directions: rows `R` of the projection.
     target_error: relative standard deviation of a kernel value to aim at.
-    squared_norm_median: median of `v` (or `u`) over the pairs.
-    squared_norm_90: its 90 % quantile.
-    kernel_error_median: relative standard deviation of a kernel value with
-      `num_directions`, at the median.
-    kernel_error_90: the same at the 90 % quantile.
-    directions_median: directions that reach `target_error` at the median, at
-      least 1; for blocks, at the mean block size of `num_directions`.
-    directions_90: the same at the 90 % quantile.
+    squared_norm_median, squared_norm_90: median of `v` (or `u`) over the pairs,
+      and its 90 % quantile.
+    kernel_error_median, kernel_error_90: relative standard deviation there of a
+      kernel value with `num_directions`.
+    directions_median, directions_90: directions that reach `target_error`
+      there, at least 1; for blocks, at the mean block size of `num_directions`.
     output_error: predicted relative root-mean-square error of the attention
       output, see `predicted_output_error`; None without values.
     verdict: 'fine' (median `v` <= 1), 'caution' (<= 4), 'warn' (<= 8) or
@@ -268,17 +266,15 @@ class FeatureBudget:
 
   def __str__(self) -> str:
     error = 'no values given'
-    if self.output_error is not None:
+    if self.in_regime:
       error = f'{self.output_error:.2g}'
-      if not self.in_regime:
-        error = f'out of regime (above {LARGEST_VALID_ERROR:g})'
+    elif self.in_regime is False:
+      error = f'out of regime (above {LARGEST_VALID_ERROR:g})'
+    needed = f'directions for {self.target_error:.3g}'
     rows = {
       'squared norm': (self.squared_norm_median, self.squared_norm_90),
       'kernel error': (self.kernel_error_median, self.kernel_error_90),
-      f'directions for {self.target_error:.3g}': (
-        self.directions_median,
-        self.directions_90,
-      ),
+      needed: (self.directions_median, self.directions_90),
     }
     title = (
       f'feature budget: {self.feature_map}, {self.projection}, '

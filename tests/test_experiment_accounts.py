@@ -37,7 +37,7 @@ LEARNT = experiment.Config(
 TASKS = oswald.LinearTasks(
   d_x=LEARNT.d_x,
   num_demonstrations=LEARNT.num_demonstrations,
-  moments=oswald.uniform_moments(1.0),
+  moments=oswald.Moments(1 / 3, 1 / 5),
   noise_variance=LEARNT.noise**2,
 )
 SIZE, WIDTH = 6, 3

@@ -116,7 +116,7 @@ def test_losses_given_inputs_average_to_the_closed_form():
   rng = np.random.default_rng(1)
   inputs = rng.uniform(-0.5, 0.5, (20_000, 10, 10))
   values = jnp.asarray(np.linalg.eigvalsh(np.swapaxes(inputs, 1, 2) @ inputs))
-  moments = account.uniform_moments(0.5)
+  moments = account.Moments(1 / 12, 1 / 80)
   tasks = account.LinearTasks(d_x=10, num_demonstrations=10, moments=moments)
   rate = jnp.full(1, account.optimal_learning_rate(tasks))
 

@@ -168,9 +168,9 @@ def test_equal_updates_score_one_and_no_update_is_undefined():
     assert jnp.isnan(metric(after, zero, zero))
   heads = after.reshape(8, -1), zero.reshape(8, -1)
   np.testing.assert_allclose(
-    metrics.map_update_similarity(heads[0], heads[0], heads[1]), 1
+    metrics.map_similarity(heads[0], heads[0], heads[1]), 1
   )
-  assert jnp.isnan(metrics.map_update_similarity(heads[0], heads[1], heads[1]))
+  assert jnp.isnan(metrics.map_similarity(heads[0], heads[1], heads[1]))
   right = jnp.array([True, False, True])
   scores = metrics.recovery(right, right, ~right)
   assert scores.percent == 100
@@ -183,7 +183,7 @@ def test_attention_maps_share_a_baseline_that_their_updates_do_not():
   outputs = zero + variance**0.5 * one, zero + variance**0.5 * two
   raw = jax.vmap(metrics.map_similarity)(*outputs)
   np.testing.assert_allclose(jnp.mean(raw), 1 / (1 + variance), atol=0.01)
-  change = jax.vmap(metrics.map_update_similarity)(*outputs, zero)
+  change = jax.vmap(metrics.map_similarity)(*outputs, zero)
   np.testing.assert_allclose(jnp.mean(change), 0, atol=0.02)
 
 
@@ -260,7 +260,7 @@ SIMILARITIES = {
   'update': metrics.update_similarity,
   'normalised': metrics.normalised_update_similarity,
   'partial': metrics.partial_update_similarity,
-  'map update': lambda *x: metrics.map_update_similarity(*(y[None] for y in x)),
+  'map update': lambda *x: metrics.map_similarity(*(y[None] for y in x)),
 }
 
 

@@ -357,7 +357,7 @@ def _closed_form(config: Config) -> list[float]:
     return account.LinearTasks(
       d_x=config.d_x,
       num_demonstrations=size,
-      moments=account.uniform_moments(1.0),
+      moments=account.Moments(1 / 3, 1 / 5),
       noise_variance=config.noise**2,
     )
 

@@ -93,25 +93,20 @@ def partial_update_similarity(
 
 @door
 def map_similarity(
-  in_context: Float[Array, 'H N'], other: Float[Array, 'H N']
+  in_context: Float[Array, 'H N'],
+  other: Float[Array, 'H N'],
+  zero_shot: Float[Array, 'H N'] | None = None,
 ) -> Float[Array, '']:
   """Returns SimAM, the mean cosine over heads of attention logits.
 
   They are logits before the softmax, one row a head; `other` are those of the
-  zero-shot ("before") or finetuned model ("after").
+  zero-shot ("before") or finetuned model ("after"). With a baseline `zero_shot`
+  it is SimAM-delta, of the updates of both.
   """
-  return jnp.mean(jax.vmap(_numerics.cosine)(in_context, other))
-
-
-@door
-def map_update_similarity(
-  in_context: Float[Array, 'H N'],
-  finetuned: Float[Array, 'H N'],
-  zero_shot: Float[Array, 'H N'],
-) -> Float[Array, '']:
-  """Returns SimAM-delta, the mean cosine of the updates of attention logits."""
-  updates = _updates(in_context, finetuned, zero_shot)
-  return map_similarity(*updates).astype(zero_shot.dtype)
+  pair = in_context, other
+  if zero_shot is not None:
+    pair = _updates(*pair, zero_shot)
+  return jnp.mean(jax.vmap(_numerics.cosine)(*pair)).astype(in_context.dtype)
 
 
 @door

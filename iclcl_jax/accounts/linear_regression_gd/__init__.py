@@ -53,5 +53,4 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   fit_learning_rate as fit_learning_rate,
   model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,
-  uniform_moments as uniform_moments,
 )

@@ -14,16 +14,13 @@ from iclcl_jax.types import Array, Float
 
 
 class Moments(NamedTuple):
-  """Variance and mean fourth power of a coordinate, symmetric about 0."""
+  """Variance and mean fourth power of a coordinate, symmetric about 0.
+
+  Of `U(-a, a)` they are `a**2 / 3` and `a**4 / 5`.
+  """
 
   second: float | Array
   fourth: float | Array
-
-
-def uniform_moments(half_range: float | Array) -> Moments:
-  """Returns the moments of `U(-a, a)`; `half_range` is `a >= 0`."""
-  _validate.non_negative(half_range=half_range)
-  return Moments(half_range**2 / 3, half_range**4 / 5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ class LinearTasks:
       1, d_x=self.d_x, num_demonstrations=self.num_demonstrations
     )
     _validate.non_negative(noise_variance=self.noise_variance)
-    expected = 'Moments, such as uniform_moments(0.5)'
+    expected = 'Moments, such as Moments(1 / 3, 1 / 5)'
     _validate.check_type('moments', self.moments, Moments, expected)
     _validate.non_negative(
       **{f'moments.{name}': m for name, m in self.moments._asdict().items()}
@@ -70,7 +67,7 @@ def expected_loss(
 
   Example:
     >>> tasks = LinearTasks(
-    ...   d_x=10, num_demonstrations=10, moments=uniform_moments(0.5)
+    ...   d_x=10, num_demonstrations=10, moments=Moments(1 / 12, 1 / 80)
     ... )
     >>> rate = optimal_learning_rate(tasks)
     >>> f'{rate:.4f} {expected_loss(tasks, rate):.5f}'
