@@ -263,9 +263,8 @@ class SelfAttention(nn.Module):
     options = {} if mask is None else {'mask': mask}
     outputs = self.attention_fn(queries, keys, values, **options)
     if getattr(outputs, 'shape', ())[:1] != tokens.shape[:1]:
-      _validate.check_result(
-        'attention_fn', outputs, (tokens.shape[0], self.value_dim)
-      )
+      expected = len(tokens), self.value_dim
+      _validate.check_result('attention_fn', outputs, expected)
     return outputs
 
   def _rows(self, name, tokens, view, width):
@@ -279,13 +278,7 @@ class SelfAttention(nn.Module):
         'layers.Adapter(width=..., hidden_dim=...).'
       )
     rows = view(tokens)
-    shape = getattr(rows, 'shape', None)
-    if shape != (tokens.shape[0], width):
-      raise ValueError(
-        f'{name}_view made {name}s of shape {shape}; expected '
-        f'{(tokens.shape[0], width)}: one row for each token, as wide as '
-        f'{name}_dim.'
-      )
+    _validate.check_result(f'{name}_view', rows, (len(tokens), width))
     return rows if self.dtype is None else rows.astype(self.dtype)
 
 
@@ -341,8 +334,7 @@ class MultiHeadAttention(SelfAttention):
     )
     outputs = heads(tokens, context, mask)
     outputs = outputs.reshape(*outputs.shape[:-2], -1)
-    width = self.output_dim
-    width = tokens.shape[-1] if width is None else width
+    width = tokens.shape[-1] if self.output_dim is None else self.output_dim
     _validate.at_least(1, output_dim=width)
     return _dense(self, tokens)('output', outputs, width)
 

@@ -349,10 +349,7 @@ def test_nnx_accepts_a_layer_with_views():
 @pytest.mark.parametrize(
   ('views', 'message'),
   [
-    (
-      {'key_view': heavy(D_K + 1)},
-      'key_view mad',
-    ),
+    ({'key_view': heavy(D_K + 1)}, 'key_view returned'),
     ({'value_view': layers.Adapter}, 'value_view is'),
     ({'key_view': layers.Adapter(width=D_K, hidden_dim=0)}, 'hidden_dim is 0'),
     (

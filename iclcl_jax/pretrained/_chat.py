@@ -56,18 +56,16 @@ def render(
   plain copies of the messages.
   """
   jinja2 = import_reader('jinja2')
+  extensions = ['jinja2.ext.loopcontrols']
   environment = import_reader('jinja2.sandbox').ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=['jinja2.ext.loopcontrols'],
+    trim_blocks=True, lstrip_blocks=True, extensions=extensions
   )
 
   def refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
   def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    options = {'ensure_ascii': False, 'indent': indent} | options
-    return json.dumps(value, **options)
+    return json.dumps(value, indent=indent, **{'ensure_ascii': False} | options)
 
   environment.filters['tojson'] = to_json
   environment.globals |= {

@@ -77,20 +77,17 @@ class Entries(Config):
 
   def rope(self, width: int) -> Fields:
     """Reads the angles of the rotation: `rope_parameters` of Hugging Face."""
-    rope: Fields = {
-      'rope_type': 'default',
-      'rope_theta': self.number('rope.freq_base', 10000.0),
-    }
+    theta = self.number('rope.freq_base', 10000.0)
+    rope: Fields = {'rope_type': 'default', 'rope_theta': theta}
     rotated = self.count('rope.dimension_count', width)
     if rotated != width:
       rope['partial_rotary_factor'] = rotated / width
     kind = self.get('rope.scaling.type', 'linear')
     factor = self.number('rope.scale_linear', 1.0)
     factor = self.number('rope.scaling.factor', factor)
-    original = self.count(
-      'rope.scaling.original_context_length',
-      self.base['max_position_embeddings'],
-    )
+    context = self.base['max_position_embeddings']
+    original = self.count('rope.scaling.original_context_length', context)
+    pretrained = {'original_max_position_embeddings': original}
     # What divides the frequencies: once for all prompts, or for two lengths.
     factors = {
       name: self._take(f'rope_{name}.weight').ravel().tolist()
@@ -102,26 +99,27 @@ class Entries(Config):
       for x in ('short', 'long')
     )
     if short and long and (factor == 1 or kind == 'longrope'):
-      return rope | {
-        'rope_type': 'longrope',
-        'short_factor': short,
-        'long_factor': long,
-        'original_max_position_embeddings': original,
-        'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
-      }
-    if factors or kind not in ('none', 'linear', 'yarn'):
-      raise self.error(
-        'rope.scaling.type',
-        kind,
-        f'linear or yarn with the factor {factor}, or tensors of factors for '
-        f'all frequencies alone; there are {list(factors)}',
+      return (
+        rope
+        | pretrained
+        | {
+          'rope_type': 'longrope',
+          'short_factor': short,
+          'long_factor': long,
+          'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
+        }
       )
+    if factors or kind not in ('none', 'linear', 'yarn'):
+      expected = (
+        f'linear or yarn with the factor {factor}, or tensors of factors for '
+        f'all frequencies alone; there are {list(factors)}'
+      )
+      raise self.error('rope.scaling.type', kind, expected)
     if kind == 'none' or factor == 1:
       return rope
     rope |= {'rope_type': kind, 'factor': factor}
     if kind == 'yarn':
-      rope |= {
-        'original_max_position_embeddings': original,
+      rope |= pretrained | {
         'beta_fast': self.number('rope.scaling.yarn_beta_fast', 32.0),
         'beta_slow': self.number('rope.scaling.yarn_beta_slow', 1.0),
       }

@@ -48,12 +48,10 @@ def _llama(entries: Entries) -> Fields:
 
 
 def _smollm3(entries: Entries) -> Fields:
+  layers = range(entries.base['num_hidden_layers'])
   return _biased('smollm3', entries) | {
     'mlp_bias': entries.has('ffn_up.bias'),
-    'no_rope_layers': [
-      int((layer + 1) % 4 != 0)
-      for layer in range(entries.base['num_hidden_layers'])
-    ],
+    'no_rope_layers': [int((layer + 1) % 4 != 0) for layer in layers],
   }
 
 
@@ -258,9 +256,7 @@ LAYOUTS = {
   'gemma3': Layout(_gemma3, _MODERN + _MLP + _AFTER, _minus_one),
   'phi3': Layout(_phi3, _MODERN + _BEFORE + '.ffn_up=.mlp.gate_up_proj'),
   'gpt-oss': Layout(
-    _gpt_oss,
-    _MODERN + _EXPERTS,
-    transposed=r'ffn_\w+_exps\.weight',
+    _gpt_oss, _MODERN + _EXPERTS, transposed=r'ffn_\w+_exps\.weight'
   ),
   'gptneox': Layout(
     _gpt_neox, _GPT_NEOX, _heads_together, blocks='gpt_neox.layers'

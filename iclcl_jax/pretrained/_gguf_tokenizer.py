@@ -73,12 +73,9 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     arXiv:1808.06226 (SentencePiece).
   """
   tokenizers = import_reader('tokenizers')
+  stated = file.metadata.items()
   entries = Config(
-    {
-      key.removeprefix(_PREFIX): value
-      for key, value in file.metadata.items()
-      if key.startswith(_PREFIX)
-    },
+    {k.removeprefix(_PREFIX): v for k, v in stated if k.startswith(_PREFIX)},
     label=lambda name: f'{file.path}: the metadata {_PREFIX + name!r}',
     fix=USE_DIRECTORY,
   )
@@ -121,21 +118,15 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     f'{ours}_token': entries.get(f'{theirs}_token_id')
     for ours, theirs in _chat.GGUF_NAMES.items()
   }
-  entries.check_all_read(
-    harmless=[
-      k for k, v in entries.fields.items() if not v or _HARMLESS.fullmatch(k)
-    ]
-  )
-  template = _chat.from_settings(
-    file.metadata.get('tokenizer.chat_template'),
-    {n: tokens[i] for n, i in named.items() if i in range(len(tokens))},
-  )
-  return Tokenizer(backend, template)
+  fields = entries.fields.items()
+  harmless = [k for k, v in fields if not v or _HARMLESS.fullmatch(k)]
+  entries.check_all_read(harmless=harmless)
+  known = {n: tokens[i] for n, i in named.items() if i in range(len(tokens))}
+  source = file.metadata.get('tokenizer.chat_template')
+  return Tokenizer(backend, _chat.from_settings(source, known))
 
 
-def _list(
-  entries: Config, name: str, kind: type, size: int | None = None
-) -> list[Any]:
+def _list(entries, name: str, kind: type, size: int | None = None) -> list:
   """Reads a list of the metadata, one entry for each of `size` tokens."""
   found = entries.get(name)
   fits = isinstance(found, list) and all(type(x) is kind for x in found)
@@ -144,22 +135,18 @@ def _list(
   return found
 
 
-def _cut_bytes(backend: Any, tokenizers: Any, cut: _Cut) -> None:
+def _cut_bytes(backend, tokenizers, cut: _Cut) -> None:
   """Makes a BPE one of bytes, with the space before a word in it."""
-  parts = tokenizers.pre_tokenizers
-  splits = [
-    parts.Split(tokenizers.Regex(pattern), 'isolated')
-    for pattern in cut.patterns
-  ]
-  backend.pre_tokenizer = parts.Sequence(
-    [*splits, parts.ByteLevel(add_prefix_space=False, use_regex=False)]
-  )
+  parts, regex = tokenizers.pre_tokenizers, tokenizers.Regex
+  splits = [parts.Split(regex(p), 'isolated') for p in cut.patterns]
+  to_bytes = parts.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = parts.Sequence([*splits, to_bytes])
   backend.decoder = tokenizers.decoders.ByteLevel()
   if cut.composed:
     backend.normalizer = tokenizers.normalizers.NFC()
 
 
-def _cut_pieces(backend: Any, tokenizers: Any, space_before: bool) -> None:
+def _cut_pieces(backend, tokenizers, space_before: bool) -> None:
   """Makes a BPE one of SentencePiece, which writes spaces as `▁`."""
   normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
   spaces = [normalizers.Replace(' ', '▁')]
@@ -186,27 +173,19 @@ def _merges(
   return [pair for _, pair in sorted(pairs)]
 
 
-def _add_special(
-  backend: Any, tokenizers: Any, tokens: list[str], kinds: list[int]
-) -> None:
+def _add_special(backend, tokenizers, tokens, kinds) -> None:
   """Declares the tokens that byte pairs must not be merged into."""
   make = functools.partial(tokenizers.AddedToken, normalized=False)
   pairs = list(zip(tokens, kinds, strict=True))
   backend.add_special_tokens(
     [make(t, special=True) for t, k in pairs if k in (_UNKNOWN, _CONTROL)]
   )
-  own = [t for t, kind in pairs if kind == _USER_DEFINED and t.strip('▁')]
-  backend.add_tokens([make(token) for token in own])
+  backend.add_tokens(
+    [make(t) for t, k in pairs if k == _USER_DEFINED and t.strip('▁')]
+  )
 
 
-def _add_ends(
-  entries: Config,
-  backend: Any,
-  tokenizers: Any,
-  tokens: list[str],
-  *,
-  bos: bool,
-) -> None:
+def _add_ends(entries, backend, tokenizers, tokens, *, bos: bool) -> None:
   """Puts the tokens around a text that the model was trained with."""
   template, special = ['$A'], []
   for name, place, default in (('bos', 0, bos), ('eos', 2, False)):

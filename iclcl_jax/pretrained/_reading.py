@@ -3,6 +3,7 @@
 import fnmatch
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -76,7 +77,9 @@ class Tensors:
     # Of the tensors that are left: full name, shape and dtype.
     self._rest = {}
     for full, spec in specs.items():
-      name = _renamed(full.removeprefix(prefix))
+      name = full.removeprefix(prefix)
+      # Older names of the scale and offset of a LayerNorm.
+      name = re.sub(r'\bgamma$', 'weight', re.sub(r'\bbeta$', 'bias', name))
       if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored):
         self._rest[name] = full, spec
     self._dtype = _common_dtype([s for _, s in self._rest.values()], dtype)
@@ -91,7 +94,7 @@ class Tensors:
     for name in names:
       self._check(name, shape)
     for n, name in enumerate(names):
-      row = arrange(self._take(name))
+      row = arrange(self._tensors[self._rest.pop(name)[0]])
       if n == 0:
         stack = _aligned((len(names), *row.shape), self._dtype)
       stack[n] = row
@@ -127,21 +130,15 @@ class Tensors:
       )
 
   def _check(self, name: str, shape: Shape) -> None:
-    found, fits = 'missing', False
-    if name in self._rest:
-      _, spec = self._rest[name]
-      found = f'{spec.dtype} {list(spec.shape)}'
-      is_floating = jnp.issubdtype(spec.dtype, jnp.floating)
-      fits = is_floating and tuple(spec.shape) == shape
-    if not fits:
+    _, spec = self._rest.get(name, (None, None))
+    found = 'missing' if spec is None else f'{spec.dtype} {list(spec.shape)}'
+    is_floating = spec is not None and jnp.issubdtype(spec.dtype, jnp.floating)
+    if not is_floating or tuple(spec.shape) != shape:
       raise ValueError(
         f'tensor {name!r} (or {self._prefix + name!r}) is {found}; expected '
         f'floating-point numbers {list(shape)} by the config. Check that the '
         f'download is complete, and not quantised. {_TOGETHER}'
       )
-
-  def _take(self, name: str) -> np.ndarray:
-    return self._tensors[self._rest.pop(name)[0]]
 
 
 def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
@@ -150,13 +147,6 @@ def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
   memory = np.empty(size + _ALIGNMENT, np.uint8)
   start = -memory.ctypes.data % _ALIGNMENT
   return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _renamed(name: str) -> str:
-  """Gives a scale and offset of a LayerNorm the names that replaced theirs."""
-  stem, _, kind = name.rpartition('.')
-  names = {'gamma': 'weight', 'beta': 'bias'}
-  return f'{stem}.{names[kind]}' if kind in names else name
 
 
 def _common_dtype(specs: Sequence[Any], dtype: Any) -> np.dtype:

@@ -234,11 +234,7 @@ def _effects_of_removal(
 
 
 def _answers(
-  model: LanguageModel,
-  question: _Question,
-  num_segments: int,
-  removal: Removal,
-  num_rows: int | None,
+  model, question: _Question, num_segments: int, removal: Removal, num_rows
 ) -> Float[Array, ' W']:
   """Answers in all worlds: without each demonstration, and the prompt itself.
 
