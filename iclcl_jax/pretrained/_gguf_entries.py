@@ -87,7 +87,6 @@ class Entries(Config):
     factor = self.number('rope.scaling.factor', factor)
     context = self.base['max_position_embeddings']
     original = self.count('rope.scaling.original_context_length', context)
-    pretrained = {'original_max_position_embeddings': original}
     # What divides the frequencies: once for all prompts, or for two lengths.
     factors = {
       name: self._take(f'rope_{name}.weight').ravel().tolist()
@@ -99,16 +98,13 @@ class Entries(Config):
       for x in ('short', 'long')
     )
     if short and long and (factor == 1 or kind == 'longrope'):
-      return (
-        rope
-        | pretrained
-        | {
-          'rope_type': 'longrope',
-          'short_factor': short,
-          'long_factor': long,
-          'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
-        }
-      )
+      return rope | {
+        'rope_type': 'longrope',
+        'short_factor': short,
+        'long_factor': long,
+        'original_max_position_embeddings': original,
+        'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
+      }
     if factors or kind not in ('none', 'linear', 'yarn'):
       expected = (
         f'linear or yarn with the factor {factor}, or tensors of factors for '
@@ -119,7 +115,8 @@ class Entries(Config):
       return rope
     rope |= {'rope_type': kind, 'factor': factor}
     if kind == 'yarn':
-      rope |= pretrained | {
+      rope |= {
+        'original_max_position_embeddings': original,
         'beta_fast': self.number('rope.scaling.yarn_beta_fast', 32.0),
         'beta_slow': self.number('rope.scaling.yarn_beta_slow', 1.0),
       }

@@ -130,7 +130,7 @@ class Tensors:
       )
 
   def _check(self, name: str, shape: Shape) -> None:
-    _, spec = self._rest.get(name, (None, None))
+    spec: Any = self._rest.get(name, (None, None))[1]
     found = 'missing' if spec is None else f'{spec.dtype} {list(spec.shape)}'
     is_floating = spec is not None and jnp.issubdtype(spec.dtype, jnp.floating)
     if not is_floating or tuple(spec.shape) != shape:
