@@ -94,7 +94,7 @@ class Tensors:
     for name in names:
       self._check(name, shape)
     for n, name in enumerate(names):
-      row = arrange(self._tensors[self._rest.pop(name)[0]])
+      row = arrange(self._take(name))
       if n == 0:
         stack = _aligned((len(names), *row.shape), self._dtype)
       stack[n] = row
@@ -139,6 +139,9 @@ class Tensors:
         f'floating-point numbers {list(shape)} by the config. Check that the '
         f'download is complete, and not quantised. {_TOGETHER}'
       )
+
+  def _take(self, name: str) -> np.ndarray:
+    return self._tensors[self._rest.pop(name)[0]]
 
 
 def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
