@@ -102,7 +102,8 @@ def _errors(queries, keys, values, wk, wv, dk, dv, query) -> Errors:
     attend = functools.partial(
       account.momentum_attention, queries, keys, values
     )
-    age = jnp.subtract.outer(jnp.arange(NUM_TOKENS), jnp.arange(NUM_TOKENS))
+    place = jnp.arange(NUM_TOKENS).astype(values.dtype)
+    age = jnp.subtract.outer(place, place)
     matrix = jnp.tril(decay ** jnp.maximum(age, 1), -1) @ values
     rows = account.momentum_values(values, decay=decay)
     return jnp.maximum(

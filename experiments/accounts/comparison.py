@@ -142,7 +142,7 @@ def _compare(config: Config, memory, fitted, prompts) -> Alike:
   guess, slopes = jax.lax.map(
     lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens), three
   )
-  gaps = jnp.mean(jnp.linalg.norm(guess[2] - guess[:2], axis=2), axis=1)
+  gaps = jnp.mean(jnp.linalg.norm(guess[2:] - guess[:2], axis=2), axis=1)
   # A layer that is its own mirror image is not mirrored, whatever rounding.
   nearer = (gaps[1] < 0.99 * gaps[0]).astype(int)
   losses = jnp.mean((guess - prompts.target[None]) ** 2, axis=(1, 2))

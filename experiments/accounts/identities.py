@@ -127,7 +127,8 @@ def _dai(p: Problem) -> Sides:
   update = dai.weight_update(p.inputs[:-2], p.labels[:-2])
   keys = jnp.concatenate([p.inputs, p.query[None]])
   values = jnp.pad(p.labels, [(0, 1), (0, 0)])
-  past = DECAY ** jnp.arange(len(keys) - 1, 0, -1) @ values[:-1]
+  ages = jnp.arange(len(keys) - 1, 0, -1).astype(values.dtype)
+  past = DECAY**ages @ values[:-1]
   return {
     'linear attention = zero-shot weights + update by the demonstrations': (
       attention.linear_attention(

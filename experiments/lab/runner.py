@@ -76,7 +76,7 @@ def parts(*questions: types.ModuleType) -> dict[str, Part]:
 
   def part(module):
     return Part(
-      **{x: getattr(module, x) for x in Part._fields if hasattr(module, x)}
+      **{x: y for x in Part._fields if callable(y := getattr(module, x, None))}
     )
 
   return {x.__name__.split('.')[-1]: part(x) for x in questions}
