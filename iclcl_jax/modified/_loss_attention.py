@@ -300,9 +300,9 @@ def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
       'optimizer holds traced values, so that its step cannot be examined; '
       'expected concrete ones. Pass learning_rate for a traced step size.'
     )
-  tried = [np.asarray(x) for x in tried]  # Slices of arrays may be traced.
-  step_size, decay = -float(tried[0][0, 0]), -float(tried[1][0, 0]) / 2
-  for (a, b), step in zip(_FACTORS, tried, strict=True):
+  steps = [np.asarray(x) for x in tried]  # Slices of arrays may be traced.
+  step_size, decay = -float(steps[0][0, 0]), -float(steps[1][0, 0]) / 2
+  for (a, b), step in zip(_FACTORS, steps, strict=True):
     expected = -(a * step_size * _GRADIENT + b * decay * _WEIGHTS)
     if not np.allclose(step, expected, rtol=1e-4, atol=1e-4 * max(a, b)):
       raise ValueError(
