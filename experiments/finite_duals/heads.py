@@ -248,14 +248,6 @@ def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
   return {name: np.array(x) for name, x in found.items()}
 
 
-def _median(errors: np.ndarray) -> lab.Estimate:
-  """Median over heads, and its bootstrap interval."""
-  heads = errors.ravel()
-  draws = np.random.default_rng(0).choice(heads, (2000, heads.size))
-  low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-  return lab.Estimate(float(np.median(heads)), float(low), float(high))
-
-
 def claims(config: Any, results: Results) -> list[lab.Claim]:
   window = results.window.mean(axis=0)
   heads, count = window.size, results.num_features
@@ -269,7 +261,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       source=source,
       claim='a few landmarks of a text imitate the heads of a real model on it',
       statistic=f'median relative error of a head, {where}',
-      estimate=_median(results.of(OWN)),
+      estimate=statistics.median(results.of(OWN)),
       at_most=TARGET,
     ),
     lab.Claim(
@@ -277,7 +269,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       source=source,
       claim='so do landmarks of another text of the kind',
       statistic=f'median relative error of a head, {where}',
-      estimate=_median(results.of(JUDGED)),
+      estimate=statistics.median(results.of(JUDGED)),
       at_most=TARGET,
     ),
     lab.Claim(
@@ -285,7 +277,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       source=source,
       claim='and these do so by their features, not by the exact window',
       statistic=f'median of the error over that of the window alone, {where}',
-      estimate=_median(share),
+      estimate=statistics.median(share),
       at_most=0.6,
     ),
     lab.Claim(
@@ -293,7 +285,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       source=source,
       claim='random features, as many, add something to the window',
       statistic=f'median of the error over that of the window alone, {where}',
-      estimate=_median(random),
+      estimate=statistics.median(random),
       at_most=0.95,
     ),
   ]
@@ -302,7 +294,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
 def summary(config: Any, results: Results) -> dict[str, Any]:
   count = results.num_features
   rows = {
-    name: {r: _median(x.mean(axis=0)) for r, x in errors.items()}
+    name: {r: statistics.median(x.mean(axis=0)) for r, x in errors.items()}
     for name, errors in results.errors.items()
   }
   return {
@@ -310,7 +302,9 @@ def summary(config: Any, results: Results) -> dict[str, Any]:
     f'median_error_r{count}_sink{config.window}_transferred': rows[JUDGED][
       count
     ].value,
-    'median_error_window_only': _median(results.window.mean(axis=0)).value,
+    'median_error_window_only': statistics.median(
+      results.window.mean(axis=0)
+    ).value,
     'median_error': rows,
     'log10_directions_needed': {
       k: np.quantile(x, [0.1, 0.5, 0.9]) for k, x in results.log_needed.items()
@@ -389,13 +383,13 @@ def _draw_counts(axis, results: Results) -> None:
   for index, name in enumerate(MAPS):
     errors = results.errors[name]
     look = drawing.look(index)
-    bands = [_median(x.mean(axis=0)) for x in errors.values()]
+    bands = [statistics.median(x.mean(axis=0)) for x in errors.values()]
     drawing.band(axis, list(errors), bands, label=name, **look)
     alone = np.median(results.of(name + ALONE))
     axis.plot(
       results.num_features, alone, 'x', color=look['color'], ms=8, mew=2
     )
-  window = _median(results.window.mean(axis=0))
+  window = statistics.median(results.window.mean(axis=0))
   axis.axhline(window.value, color=drawing.BLACK, ls=':', lw=2, label=WINDOW)
   axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
   axis.set_yscale('log')

@@ -121,6 +121,14 @@ def proportion(successes: Any) -> Estimate:
   )
 
 
+def median(samples: Any) -> Estimate:
+  """The median of samples `[S]`, with a percentile interval of resamples."""
+  samples = np.ravel(samples)
+  draws = np.random.default_rng(0).choice(samples, (2000, samples.size))
+  low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+  return Estimate(float(np.median(samples)), float(low), float(high))
+
+
 def bootstrap(
   statistic: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
 ) -> Estimate:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import Config, figures as drawing
+from experiments.lab import Config, figures as drawing, statistics
 from experiments.language_model import identity, prompts
 from iclcl_jax import (
   attention,
@@ -282,10 +282,7 @@ def claims(config: Config, results: Results | None) -> list[lab.Claim]:
 
 def _median_interval(errors: np.ndarray) -> list[float]:
   """95 % bootstrap interval of the median over heads."""
-  heads = np.median(errors, axis=0).ravel()
-  rng = np.random.default_rng(0)
-  draws = rng.choice(heads, (2000, heads.size))
-  return np.quantile(np.median(draws, axis=1), [0.025, 0.975]).tolist()
+  return list(statistics.median(np.median(errors, axis=0))[1:])
 
 
 def summary(config: Config, results: Results | None) -> dict[str, Any]:
