@@ -122,7 +122,25 @@ def make(name: str, count: int, own, calibration, key, config) -> Any:
   return phi
 
 
-def errors_of(name, count, learner, judged, calibration, config) -> np.ndarray:
+def softmax_outputs(judged: Rows) -> Array:
+  """What the heads answer in second halves. Shape `[P, L G, r, N / 2, d_k]`."""
+
+  def of_head(rows):
+    def of_query_head(queries):
+      found = attention.causal_kernel_attention(
+        kernels.ExponentialKernel(), queries, rows.keys, rows.values
+      )
+      return found[queries.shape[0] // 2 :]
+
+    return jax.vmap(of_query_head)(rows.queries)
+
+  of_text = functools.partial(jax.lax.map, of_head)
+  return lab.compile_quickly(lambda rows: jax.lax.map(of_text, rows))(judged)
+
+
+def errors_of(
+  name, count, learner, judged, outputs, calibration, config
+) -> np.ndarray:
   """Errors of all heads on all texts. Shape `[P, L G, r]`."""
 
   def of_head(inputs):
@@ -131,30 +149,28 @@ def errors_of(name, count, learner, judged, calibration, config) -> np.ndarray:
     if name != WINDOW and not name.endswith('own'):
       fitted = make(name, count, None, rows[:2], key, config)
 
-    def of_text(own):
+    def of_text(text):
+      own, exact_outputs = text
       phi = fitted
       if name == WINDOW:
         phi = texts.nothing(width=own.keys.shape[-1])
       elif phi is None:
         phi = make(name, count, own[:2], None, key, config)
 
-      def of_query_head(queries):
-        half = queries.shape[0] // 2
-        found = learner.causal(phi, queries, own.keys, own.values)[half:]
-        exact = attention.causal_kernel_attention(
-          kernels.ExponentialKernel(), queries, own.keys, own.values
-        )[half:]
+      def of_query_head(queries, exact):
+        found = learner.causal(phi, queries, own.keys, own.values)
+        found = found[queries.shape[0] // 2 :]
         return jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
 
-      return jax.vmap(of_query_head)(own.queries)
+      return jax.vmap(of_query_head)(own.queries, exact_outputs)
 
     return jax.lax.map(of_text, texts_of_head)
 
   size = calibration.keys.shape[0]
   keys = jax.random.split(jax.random.key(config.seed), size)
-  judged = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), judged)
+  both = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (judged, outputs))
   run = lab.compile_quickly(lambda *inputs: jax.lax.map(of_head, inputs))
-  return np.swapaxes(jax.device_get(run(judged, calibration, keys)), 0, 1)
+  return np.swapaxes(jax.device_get(run(both, calibration, keys)), 0, 1)
 
 
 def measure(config: Any) -> Results:
@@ -170,13 +186,16 @@ def measure(config: Any) -> Results:
       for tokens in loaded.reviews[: config.num_head_texts]
     ),
   )
+  outputs = softmax_outputs(judged)
   learner = texts.learner(config)
   alone = finite_duals.WindowedLearner(num_sinks=0, window=0)
   seconds = {}
 
   def errors(name, count, learner):
     begin = time.perf_counter()
-    found = errors_of(name, count, learner, judged, calibration, config)
+    found = errors_of(
+      name, count, learner, judged, outputs, calibration, config
+    )
     seconds[name] = time.perf_counter() - begin
     return found.reshape(len(found), num_layers, -1)
 
