@@ -134,9 +134,9 @@ def _parts(value: Any) -> Sequence[Any]:
     return (value.value,)
   if isinstance(value, _JITTED):
     return (value.__wrapped__,)  # type: ignore[attr-defined]
-  if _is_library(type(value).__module__) and dataclasses.is_dataclass(value):
-    fields = dataclasses.fields(value)
-    return [getattr(value, field.name) for field in fields]
+  is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+  if is_instance and _is_library(type(value).__module__):
+    return [getattr(value, field.name) for field in dataclasses.fields(value)]
   raise _MayChange
 
 

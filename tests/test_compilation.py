@@ -3,6 +3,7 @@
 The same call: equal shapes, and functions of the same code written anew.
 """
 
+import dataclasses
 import doctest
 import functools
 import inspect
@@ -448,6 +449,18 @@ def test_what_may_change_unseen_is_looked_at_by_a_new_function():
   one = learnt(make())
   mutable.factor = 2.0
   np.testing.assert_allclose(learnt(make()), 2 * one, rtol=1e-5)
+
+
+@pytest.mark.parametrize('bias', [{}, {'default': 0.0}])
+def test_classes_that_functions_refer_to_are_told_apart(bias):
+  def scaled(factor):
+    fields = [('bias', float, dataclasses.field(**bias))]
+    made = dataclasses.make_dataclass('Settings', fields)
+    made.factor = factor
+    return lambda p, v: -jnp.sum(made.factor * p * v)
+
+  one = learnt(scaled(1.0))
+  np.testing.assert_allclose(learnt(scaled(2.0)), 2 * one, rtol=1e-5)
 
 
 def test_a_function_that_reads_numbers_runs_as_python():
