@@ -64,38 +64,32 @@ def in_auto_axes(function: _FunctionT) -> _FunctionT:
   @functools.wraps(function)
   def automatic(*args: Any, **kwargs: Any) -> Any:
     leaves, structure = jax.tree.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if _explicit_axes(leaf)]
-    if not places:
+    explicit = [leaf for leaf in leaves if _explicit_axes(leaf)]
+    if not explicit:
       return function(*args, **kwargs)
     shardings: dict[str, Any] = {}
     for name, value in signature.bind(*args, **kwargs).arguments.items():
       if axes_of[name] and _explicit_axes(value):
         shardings |= _by_axis(axes_of[name], jax.typeof(value).sharding.spec)
-    result: list[Any] = []
-    for axis in result_axes:
-      result += shardings.pop(axis, [None])
-    mesh = jax.typeof(leaves[places[0]]).sharding.mesh
-
-    kept: list[Any] = []  # What of the result is no array.
-
-    def inside(*arrays):
-      for place, array in zip(places, arrays, strict=True):
-        leaves[place] = array
+    spec = PartitionSpec(
+      *(name for axis in result_axes for name in shardings.pop(axis, [None]))
+    )
+    mesh = jax.typeof(explicit[0]).sharding.mesh
+    auto = dict.fromkeys(_explicit_axes(explicit[0]), AxisType.Auto)
+    with jax.sharding.use_abstract_mesh(mesh.update_axis_types(auto)):
+      leaves = [
+        jax.sharding.reshard(x, PartitionSpec()) if _explicit_axes(x) else x
+        for x in leaves
+      ]
       args, kwargs = jax.tree.unflatten(structure, leaves)
-      found, tree = jax.tree.flatten(function(*args, **kwargs))
-      kept[:] = [tree, [None if isinstance(x, jax.Array) else x for x in found]]
-      return [x for x in found if isinstance(x, jax.Array)]
+      result = function(*args, **kwargs)
 
-    run = jax.sharding.auto_axes(
-      inside,
-      axes=_explicit_axes(leaves[places[0]]),
-      out_sharding=NamedSharding(mesh, PartitionSpec(*result)),
-    )
-    found = iter(run(*(leaves[place] for place in places)))
-    tree, rest = kept
-    return jax.tree.unflatten(
-      tree, [next(found) if x is None else x for x in rest]
-    )
+    def shard(x):
+      if not isinstance(x, jax.Array):
+        return x
+      return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(shard, result)
 
   return cast(_FunctionT, automatic)
 

@@ -29,7 +29,7 @@ _LIBRARIES |= sys.stdlib_module_names - {'__main__'}
 
 
 class NoName(Exception):
-  """A call, or a function, that refers to a traced value or has no hash."""
+  """A call, or a function, that refers to a traced value."""
 
 
 class _MayChange(Exception):
@@ -54,11 +54,11 @@ class Static:
 
   def __init__(self, value: Any):
     self.value = value
-    self.holds_tracer = False
+    self.is_traced = False
     try:  # What it refers to now: another value later is another function.
-      self._key, self.keeps = sameness(value)
+      self._key = sameness(value)
     except NoName:
-      self._key, self.keeps, self.holds_tracer = _Itself(value), True, True
+      self._key, self.is_traced = _Itself(value), True
 
   def __call__(self, *args, **kwargs):
     return self.value(*args, **kwargs)
@@ -74,50 +74,48 @@ class Static:
     return hash(self._key)
 
 
-def sameness(value: Any) -> tuple[Hashable, bool]:
+def check_untraced(tree: Any, leaves: Sequence[Any]) -> None:
+  """Raises `NoName` if an argument, or a function in it, holds a tracer."""
+  _, static = tree.node_data() or (None, ())
+  static = static if isinstance(static, tuple) else (static,)
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) or any(
+    isinstance(item, Static) and item.is_traced for item in static
+  ):
+    raise NoName
+  for child in tree.children():
+    check_untraced(child, ())
+
+
+def sameness(value: Any) -> Hashable:
   """Returns what equals that of another value if both mean the same.
 
-  Returns:
-    A key, and whether it keeps something alive that may be large: an array, or
-    the value itself where nothing else tells it from others.
-
-  Raises:
-    NoName: if a function refers to a traced value.
+  It has no hash where the value has none. Raises `NoName` if a function refers
+  to a traced value.
   """
-  walk = _Walk()
   try:
-    return walk.key_of(value), walk.keeps
+    return _key_of(value, {})
   except _MayChange:
-    return (type(value), value), True
+    return type(value), value
 
 
-class _Walk:
-  """One walk through all that a value refers to."""
-
-  def __init__(self):
-    self.keeps = False
-    self._seen: dict[int, int] = {}
-
-  def key_of(self, value: Any) -> Hashable:
-    if isinstance(value, jax.core.Tracer):
-      raise NoName
-    if isinstance(value, float):  # Zeros of both signs; NaN.
-      return type(value), value.hex()
-    if isinstance(value, _PLAIN):
-      return type(value), value
-    if isinstance(value, np.generic):
-      return type(value), value.tobytes()
-    if isinstance(value, jax.Array):
-      self.keeps = True
-      return _Itself(value)
-    if _is_named(value):
-      return _Itself(value)
-    parts = _parts(value)
-    if isinstance(value, types.FunctionType):
-      if id(value) in self._seen:
-        return self._seen[id(value)]
-      self._seen[id(value)] = len(self._seen)
-    return type(value), *map(self.key_of, parts)
+def _key_of(value: Any, seen: dict[int, int]) -> Hashable:
+  """Walks through all that a value refers to; functions are `seen` once."""
+  if isinstance(value, jax.core.Tracer):
+    raise NoName
+  if isinstance(value, float):  # Zeros of both signs; NaN.
+    return type(value), value.hex()
+  if isinstance(value, _PLAIN):
+    return type(value), value
+  if isinstance(value, np.generic):
+    return type(value), value.tobytes()
+  if isinstance(value, jax.Array) or _is_named(value):
+    return _Itself(value)
+  parts = _parts(value)
+  if isinstance(value, types.FunctionType):
+    if id(value) in seen:
+      return seen[id(value)]
+    seen[id(value)] = len(seen)
+  return type(value), *(_key_of(part, seen) for part in parts)
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -14,7 +14,7 @@ import inspect
 import math
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -64,29 +64,16 @@ def check_concrete(name: str, array: Any) -> None:
 class _Thread(threading.local):
   """What the compiled body that is being traced may look at."""
 
-  # Operands of the call, which of them a tracer stands for, what was looked at.
-  values: Sequence[Any] = ()
-  places: Mapping[int, int] = MappingProxyType({})
-  checks: list | None = None
+  places: Mapping[int, int] = MappingProxyType({})  # Of operands, by tracer.
+  checks: list[Callable[[Sequence[Any]], None]] | None = None
 
 
 _thread = _Thread()
 
 
 @contextlib.contextmanager
-def knowing(values: Sequence[Any]) -> Iterator[None]:
-  """Says what a compiled body is called with, in case that it is traced."""
-  before = _thread.values
-  _thread.values = values
-  try:
-    yield
-  finally:
-    _thread.values = before
-
-
-@contextlib.contextmanager
 def watching(tracers: Sequence[Any]) -> Iterator[list]:
-  """Collects the checks of a body that is traced with these operands."""
+  """Collects the checks of a body that is traced; each takes the operands."""
   before = _thread.places, _thread.checks
   _thread.places = {id(tracer): place for place, tracer in enumerate(tracers)}
   _thread.checks = []
@@ -97,27 +84,28 @@ def watching(tracers: Sequence[Any]) -> Iterator[list]:
 
 
 def look(check: Callable[..., None], *arrays: Any) -> bool:
-  """Calls `check(*arrays)` where the values can be known; says whether it did.
+  """Calls `check(*arrays)` where the values can be known; says whether it does.
 
-  In the compiled body of a door these are the values of its arguments, and the
-  check is made again at every call: it must refer to no other array.
+  In the compiled body of a door these are the values of its arguments: the
+  check is made at every call, and must refer to no other array.
   """
   places = [_thread.places.get(id(array)) for array in arrays]
-  pairs = list(zip(places, arrays, strict=True))
-  if not is_concrete(*(array for place, array in pairs if place is None)):
+  known = [
+    a if p is None else None for a, p in zip(arrays, places, strict=True)
+  ]
+  if not is_concrete(known):
     return False
-  found = check, [(p, array if p is None else None) for p, array in pairs]
-  if _thread.checks is not None and places != [None] * len(places):
-    _thread.checks.append(found)
-  with jax.ensure_compile_time_eval():
-    repeat([found], _thread.values)
+
+  def check_again(operands: Sequence[Any]) -> None:
+    pairs = zip(known, places, strict=True)
+    check(*(a if p is None else operands[p] for a, p in pairs))
+
+  if _thread.checks is None or places == [None] * len(places):
+    with jax.ensure_compile_time_eval():
+      check(*arrays)
+  else:
+    _thread.checks.append(check_again)
   return True
-
-
-def repeat(checks: Iterable, values: Sequence[Any]) -> None:
-  """Makes checks again, of other values in the same places."""
-  for check, places in checks:
-    check(*(array if p is None else values[p] for p, array in places))
 
 
 def check_array(name: str, array: Any, shape: str) -> None:
