@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 
-.PHONY: env demo test lint bench reproduce notebooks clean
+.PHONY: env demo test lint bench reproduce notebooks docs clean
 
 env: .venv/.installed
 
@@ -37,5 +37,10 @@ reproduce: env
 notebooks: env
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
+docs: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -d .cache/doctrees docs $(OUT)/docs
+	@echo "documentation: $(OUT)/docs/index.html"
+
 clean:
-	rm -rf .venv out build dist *.egg-info
+	rm -rf .venv out build dist docs/generated *.egg-info
