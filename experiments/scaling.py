@@ -47,11 +47,11 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(
     2**20, 'demonstrations of the timed step', minimum=64, tiny=4096
   )
-  devices: tuple[int, ...] = lab.option(
-    (1, 2, 4, 8), 'numbers of devices', minimum=1, increasing=True, tiny=(1, 2)
+  devices: tuple[int, ...] = lab.count(
+    (1, 2, 4, 8), 'numbers of devices', increasing=True, tiny=(1, 2)
   )
-  num_features: int = lab.option(64, 'features', minimum=1, tiny=16)
-  num_queries: int = lab.option(16, 'queries', minimum=1)
+  num_features: int = lab.count(64, 'features', tiny=16)
+  num_queries: int = lab.count(16, 'queries')
   num_runs: int = lab.option(5, 'timed runs', minimum=2)
 
   def check(self):
@@ -329,10 +329,7 @@ def conclude(config: Config, results, claims) -> str:
     {last['seconds_computing']:.2g} s, send in {last['seconds_sending']:.1g}."""
 
 
-def run(config: Config, workdir: str | os.PathLike[str]):
-  """Runs the experiment, as `lab.run` does."""
-  return lab.run(PARTS, config, workdir, conclude=conclude)
-
+run = functools.partial(lab.run, PARTS, conclude=conclude)
 
 if __name__ == '__main__':
   lab.main(sys.modules[__name__])

@@ -65,7 +65,7 @@ def _poisson_mean(x: np.ndarray, top: np.ndarray, bottom: float) -> np.ndarray:
 
 
 def _power_series(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
-  """Returns the same for small `t`, where the difference to 1 would cancel."""
+  """Returns the covariance for small `t`, where the difference to 1 cancels."""
   s, weights = _angles(dim)
   k = np.arange(1, 32)
   factorials = np.cumprod(np.concatenate([[1.0], k]))

@@ -194,7 +194,7 @@ def check_float_dtype(name: str, dtype: Any) -> None:
 def check_num_query_tokens(
   num_query_tokens: Any, size: int, *, num_demonstrations: int = 1
 ) -> None:
-  """Checks that the query side leaves so many demonstrations of the tokens."""
+  """Checks that the query side leaves `num_demonstrations` tokens or more."""
   at_least(0, num_query_tokens=num_query_tokens)
   if num_query_tokens + num_demonstrations > size:
     raise ValueError(
@@ -345,7 +345,7 @@ def check_real_scalar(
 
 
 def check_feature_map(name: str, phi: Any) -> None:
-  """Checks that it follows the `FeatureMap` protocol."""
+  """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi, name):
     raise ValueError(
       f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '

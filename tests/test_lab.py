@@ -45,7 +45,7 @@ from experiments import lab
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
-  num_steps: int = lab.option(6, 'steps of the walk', minimum=1)
+  num_steps: int = lab.option(6, 'steps of the walk', minimum=1, tiny=1)
   scale: float = lab.option(1.0, 'of a step', above=0)
   name: str = lab.option('walk', 'kind', choices=('walk', 'stroll'))
   sizes: tuple[int, ...] = lab.option((1, 2), 'sizes', distinct=True)
@@ -172,12 +172,12 @@ def test_help_prints_own_flags_first_and_succeeds(script):
   lines = [
     line for line in result.stdout.splitlines() if line.startswith('  -')
   ]
-  assert lines[:2] == ['  --workdir', '  --num_steps']
+  assert lines[:3] == ['  --workdir', '  --tiny', '  --num_steps']
   assert result.stdout.index('--doomed') < result.stdout.index('A walk.')
 
 
 def test_flags_become_the_config_and_a_finished_run_answers(script, tmp_path):
-  flags = ('--num_steps=1', '--scale=0.5', '--name=stroll', '--sizes=4,5')
+  flags = ('--tiny', '--scale=0.5', '--name=stroll', '--sizes=4,5')
   # A workdir in the home folder, as people write it.
   result = _command(script, '--workdir=~/x', *flags, home=tmp_path)
   assert result.returncode == 0, result.stderr
@@ -606,6 +606,7 @@ def test_statements_are_claims_in_the_order_of_their_words():
     lab.statements('', text, {'d': lab.at_most(1, 0)})
   with pytest.raises(ValueError, match="'a b' is no claim; expected name"):
     lab.statements('', 'a b', {})
+  assert lab.statements('', ' ', {}) == []
 
 
 def test_tidy_rows_name_their_place_on_every_axis():

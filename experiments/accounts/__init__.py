@@ -50,28 +50,28 @@ class Config(lab.Config):
   )
   learners: tuple[str, ...] = lab.option(
     tuple(layers.MEMORIES),
-    'which learners; claims about others are left out',
+    'learners to run; claims about others are left out',
     choices=tuple(layers.MEMORIES),
     tiny=('linear attention',),
   )
   accounts: tuple[str, ...] = lab.option(
     tuple(identities.IDENTITIES),
-    'whose identities are checked',
+    'accounts whose identities are checked',
     choices=tuple(identities.IDENTITIES),
     tiny=('von Oswald et al.',),
   )
   num_demonstrations: int = lab.count(
-    10, 'demonstrations at which is trained', tiny=3
+    10, 'number of demonstrations in training', tiny=3
   )
   lengths: tuple[int, ...] = lab.count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
-    'numbers of demonstrations at which is tested',
+    'numbers of demonstrations at test time',
     increasing=True,
     tiny=(1, 3, 5),
   )
   scales: tuple[float, ...] = lab.option(
     (0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
-    'scales of the inputs at which is tested',
+    'scales of the inputs at test time',
     minimum=1e-3,
     increasing=True,
     tiny=(1.0, 2.0),

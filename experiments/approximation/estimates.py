@@ -118,12 +118,12 @@ class Measurements:
   def caption(self, names: Iterable[str]) -> str:
     """What the points of a figure of some conditions are means of."""
     shape = next(iter(self.conditions.values())).keys.shape
-    text = f"""{shape[1]} tokens of size {shape[2]}; means of {shape[0]} draws,
-      bars: 95 % bootstrap intervals"""
-    if 'trained' not in names:
-      return text
+    text = f"""sd: standard deviation of the entries of queries and keys;
+      {shape[1]} tokens of size {shape[2]}; means of {shape[0]} draws, bars: 95
+      % bootstrap intervals"""
+    seeds = self.conditions['trained'].num_units
     return (
-      f'{text} (trained: over {self.conditions["trained"].num_units} seeds)'
+      f'{text} (trained: over {seeds} seeds)' if 'trained' in names else text
     )
 
 

@@ -486,23 +486,22 @@ def _draw_scores(config: Config, results: Results) -> Any:
   for axis, setting, goal in zip(
     axes, results.settings, GOALS * 2, strict=True
   ):
-    judged = judge(config, setting)
-    for place, name in enumerate(names):
-      found = judged.get(name)
-      if found is None:  # Measured in the first setting alone.
-        continue
-      mean = statistics.mean(found.spearman)
-      width = [[mean.value - mean.low], [mean.high - mean.value]]
-      free = name in MODEL_FREE
-      look = {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'}
-      look = look if free else {'fmt': 'o', 'color': drawing.BLUE}
-      axis.errorbar(mean.value, place, xerr=width, capsize=3, **look)
+    judged = judge(config, setting)  # Not all: some in the first alone.
+    for free, look in (
+      (False, {'fmt': 'o', 'color': drawing.BLUE}),
+      (True, {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'}),
+    ):
+      rows = {
+        x: statistics.mean(judged[x].spearman)
+        if x in judged and (x in MODEL_FREE) == free
+        else lab.exactly(np.nan)
+        for x in names
+      }
+      drawing.forest(axis, rows, **look)
     axis.axvline(0, color=drawing.GREY, ls='--', lw=1)
     axis.axvline(goal, color=drawing.BLACK, ls=':', lw=1)
     axis.set_title(f'{setting.task}, {setting.size} demonstrations')
     axis.set_xlabel('Spearman correlation')
-  axes[0].set_yticks(range(len(names)), names)
-  axes[0].invert_yaxis()
   return figure
 
 

@@ -207,11 +207,12 @@ def _draw_predictions(results: Results) -> Any:
   for axis, (size, found) in zip(axes[:, 0], results.items(), strict=True):
     rows = {
       'true label': found.target,
-      'Transformer': found.float64.attention,
+      'trained layer': found.float64.attention,
       'dual model after gradient descent': found.float64.dual,
     }
     drawing.strip(axis, rows)
-    axis.set_title(f'N = {size} demonstrations')
+    agree = np.max(found.float64.residual)
+    axis.set_title(f'N = {size}: layer and dual model agree to {agree:.0e}')
     axis.label_outer()
   axes[0, 0].legend(loc='upper left', handletextpad=0.4, borderaxespad=0)
   return figure

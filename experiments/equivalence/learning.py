@@ -15,8 +15,8 @@ MEANING = {
   False: (
     'Single-task training: test and training prompts share one matrix B for '
     'each seed, so the loss measures how well the layer memorises B, not '
-    'in-context learning. test_mse_unseen_task is the loss on prompts of '
-    'another B.'
+    'in-context learning; `test_mse_unseen_task` in the summary is the loss '
+    'on prompts of another B.'
   ),
   True: (
     'Multi-task training: a fresh matrix B for every prompt, in training and '
@@ -169,10 +169,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   axis.set_xlabel('epoch')
   axis.set_ylabel('squared error of new prompts,\nrelative to predicting 0')
   task = 'a fresh B every prompt' if config.multi_task else 'one B a seed'
-  axis.set_title(
-    f'Pretraining, {task}: geometric mean of {config.num_seeds} seeds, '
-    '95 % interval'
-  )
+  axis.set_title(f'Pretraining, {task}')
   caption = f"""Loss of the layer while it is trained, over the loss of
-    predicting 0: mean and 95 % interval over {config.num_seeds} seeds."""
+    predicting 0: geometric mean and 95 % interval of {config.num_seeds}
+    seeds."""
   return [lab.Figure('pretraining', figure, caption)]

@@ -145,8 +145,8 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     {
       'residual_float64': 'one full-batch gradient step predicts what the '
       'layer predicts',
-      'residual_exact_softmax_float64': 'the same holds for exact softmax '
-      'attention, by the kernel',
+      'residual_exact_softmax_float64': 'one full-batch step in the '
+      "kernel's function space predicts what exact softmax attention predicts",
     },
   )
 

@@ -48,16 +48,18 @@ class Config(lab.Config):
   num_texts: int = lab.option(
     4, 'texts of each kind, all heads replaced', minimum=2, tiny=2
   )
-  num_head_texts: int = lab.option(
-    2, 'texts on which single heads are judged', minimum=1, tiny=1
+  num_head_texts: int = lab.count(
+    2, 'texts on which single heads are judged', tiny=1
   )
-  counts: tuple[int, ...] = lab.option(
-    (16, 32, 64, 128), 'features R', minimum=1, increasing=True, tiny=(4, 8)
+  counts: tuple[int, ...] = lab.count(
+    (16, 32, 64, 128), 'features R', increasing=True, tiny=(4, 8)
   )
   num_features: int = lab.option(
-    64, 'features where there is one number, one of the counts', tiny=8
+    64,
+    'features R of single numbers and of the chain, one of the counts',
+    tiny=8,
   )
-  window: int = lab.option(16, 'last tokens that are exact', minimum=1, tiny=4)
+  window: int = lab.count(16, 'last tokens that are exact', tiny=4)
   train_steps: int = lab.count(400, 'steps of the learnt map', tiny=5)
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'

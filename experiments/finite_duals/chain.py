@@ -1,5 +1,6 @@
 """What are the predictions worth when all heads are replaced at once?"""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -103,21 +104,19 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
     'tv': 'mean total variation of the next token',
     'perplexity_ratio': 'perplexity over that of the model',
   }
-  return [
-    lab.Claim(
-      id=f'finite-duals-{kind}-{key.replace("_", "-")}',
-      source='ours; Zhang et al., arXiv:2410.10254, by training',
-      claim='all heads of a real model can be finite dual models at once, '
-      f'fitted to reviews and read on {kind}',
-      statistic=f'{words[key]}, {results.num_features} landmarks for each '
-      f'key-value head, window {config.window}, mean over '
-      f'{config.num_texts} texts',
-      estimate=_of(results, kind, heads.JUDGED, key),
-      at_most=target,
+  rows = []
+  for kind, (key, target) in itertools.product(KINDS, TARGETS.items()):
+    name = f'{kind}-{key.replace("_", "-")}'
+    rows += lab.statements(
+      'finite-duals-',
+      f"""{name} [ours; Zhang et al., arXiv:2410.10254, by training] all heads
+      of a real model can be finite dual models at once, fitted to reviews and
+      read on {kind} | {words[key]}, {results.num_features} landmarks for each
+      key-value head, window {config.window}, mean over {config.num_texts}
+      texts""",
+      {name: lab.at_most(target, _of(results, kind, heads.JUDGED, key))},
     )
-    for kind in KINDS
-    for key, target in TARGETS.items()
-  ]
+  return rows
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:

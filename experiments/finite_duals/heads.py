@@ -54,9 +54,7 @@ class Results(NamedTuple):
   # By map and `R`, with the window and, of one `R`, 'alone'. Shape `[P, L, H]`.
   errors: dict[str, dict[int, np.ndarray]]
   window: np.ndarray  # Errors of the window alone. Shape `[P, L, H]`.
-  tokens: (
-    np.ndarray
-  )  # Effective number of tokens, exp of the entropy, `[L, H]`.
+  tokens: np.ndarray  # How many are attended to, exp of the entropy, `[L, H]`.
   sink: np.ndarray  # Mean weight of the first token. Shape `[L, H]`.
   # log10 of the random directions for an error of .1, by map; a query of each
   # key-value head. Shape `[L G]`.
@@ -269,45 +267,30 @@ def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
   window = results.window.mean(axis=0)
-  heads, count = window.size, results.num_features
-  share = results.of(JUDGED) / window
-  random = results.of(RANDOM) / window
   source = 'ours; Ren & Liu, arXiv:2310.13220, features in place of the softmax'
-  where = f'{heads} heads, {count} features, first token and window exact'
-  return [
-    lab.Claim(
-      id='finite-duals-head-error',
-      source=source,
-      claim='a few landmarks of a text imitate the heads of a real model on it',
-      statistic=f'median relative error of a head, {where}',
-      estimate=statistics.median(results.of(OWN)),
-      at_most=TARGET,
-    ),
-    lab.Claim(
-      id='finite-duals-head-error-transferred',
-      source=source,
-      claim='so do landmarks of another text of the kind',
-      statistic=f'median relative error of a head, {where}',
-      estimate=statistics.median(results.of(JUDGED)),
-      at_most=TARGET,
-    ),
-    lab.Claim(
-      id='finite-duals-head-window',
-      source=source,
-      claim='and these do so by their features, not by the exact window',
-      statistic=f'median of the error over that of the window alone, {where}',
-      estimate=statistics.median(share),
-      at_most=0.6,
-    ),
-    lab.Claim(
-      id='finite-duals-head-random',
-      source=source,
-      claim='random features, as many, add something to the window',
-      statistic=f'median of the error over that of the window alone, {where}',
-      estimate=statistics.median(random),
-      at_most=0.95,
-    ),
-  ]
+  where = f"""{window.size} heads, {results.num_features} features, first token
+    and window exact"""
+  found = {
+    'error': (TARGET, results.of(OWN)),
+    'error-transferred': (TARGET, results.of(JUDGED)),
+    'window': (0.6, results.of(JUDGED) / window),
+    'random': (0.95, results.of(RANDOM) / window),
+  }
+  return lab.statements(
+    'finite-duals-head-',
+    f"""
+    error [{source}] a few landmarks of a text imitate the heads of a real model
+      on it | median relative error of a head, {where}
+    error-transferred [{source}] landmarks of another text of the kind imitate
+      the heads of a real model | median relative error of a head, {where}
+    window [{source}] landmarks of another text imitate heads by their features,
+      not by the exact window | median of the error over that of the window
+      alone, {where}
+    random [{source}] random features, as many, add something to the window |
+      median of the error over that of the window alone, {where}
+    """,
+    {k: lab.at_most(x, statistics.median(y)) for k, (x, y) in found.items()},
+  )
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:

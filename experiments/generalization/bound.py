@@ -185,11 +185,11 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         {words} | slope of log mean supremum against log N
       holds_{kind} [THEOREM] the bound with explicit constants holds for all
         weights: {words} | share of samples whose largest gap exceeds it
-      complexity_term_{kind} [THEOREM] already its complexity term alone bounds
-        the gap: {words} | share of samples whose largest gap exceeds it
+      complexity_term_{kind} [THEOREM] the complexity term of the bound alone
+        bounds the gap: {words} | share of samples whose largest gap exceeds it
       expected_{kind} [THEOREM] the mean of the largest gap lies below
-        w sqrt(E[|v|^2 k(k,k)] / N), without factor 2: {words} | their ratio,
-        mean over N
+        w sqrt(E[|v|^2 k(k,k)] / N), without factor 2: {words} | ratio of
+        the two, mean over N
       """,
       {
         f'rate_{kind}': lab.within(*RATE, fall),

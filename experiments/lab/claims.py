@@ -153,7 +153,8 @@ def statements(
   """
   pattern = r'(?P<name>[^[]*) \[(?P<source>.*?)\] (?P<claim>.*) \| (?P<rest>.*)'
   rows, left = [], dict(found)
-  for paragraph in re.split(r'\n(?! )', textwrap.dedent(text).strip()):
+  text = textwrap.dedent(text).strip()
+  for paragraph in re.split(r'\n(?! )', text) if text else ():
     words = re.fullmatch(pattern, one_line(paragraph))
     if words is None:
       raise ValueError(

@@ -26,6 +26,7 @@ _BOUNDS = {
   'maximum': ('<=', operator.le),
   'below': ('<', operator.lt),
 }
+TINY = 'a run of seconds: small numbers wherever no flag gives one'
 _NAMES = {int: 'an integer', float: 'a finite number', str: 'a text'}
 
 
@@ -219,7 +220,8 @@ def describe(field: dataclasses.Field) -> str:
   for words in ('at_most', 'more_than', 'multiple_of'):
     if rule[words]:
       parts.append(f'{words.replace("_", " ")} {rule[words]}')
-  shown = ','.join(map(str, items)) if items else ''
+  shown = ','.join(map(str, items))
+  shown = 'all' if items and items == rule['choices'] else shown
   if isinstance(default, str):
     shown = repr(default)
   parts.append(f'default {shown.lower() if kind is bool else shown}')
@@ -227,7 +229,8 @@ def describe(field: dataclasses.Field) -> str:
 
 
 def define_flags(config_type: type[Config]) -> None:
-  """Defines one absl flag for each option."""
+  """Defines one absl flag for each option, and `--tiny`."""
+  flags.DEFINE_bool('tiny', False, TINY)
   for field in dataclasses.fields(config_type):
     default, text = field.default, field.metadata.get('help', field.name)
     define: Any = {
@@ -257,11 +260,10 @@ def define_flags(config_type: type[Config]) -> None:
 
 def from_flags(config_type: type[Config]) -> Config:
   """Makes a config of the flags that `define_flags` has defined."""
-  values = flags.FLAGS.flag_values_dict()
-  chosen = {f.name: values[f.name] for f in dataclasses.fields(config_type)}
-  return config_type(
-    **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
-  )
+  defined = [flags.FLAGS[x.name] for x in dataclasses.fields(config_type)]
+  start = config_type.tiny() if flags.FLAGS.tiny else config_type()
+  given = {flag.name: flag.value for flag in defined if flag.present}
+  return dataclasses.replace(start, **given)
 
 
 class _ListParser(flags.ArgumentParser):
@@ -272,11 +274,11 @@ class _ListParser(flags.ArgumentParser):
     self._item_parser = item_parser
     self.syntactic_help = 'comma-separated'
 
-  def parse(self, argument: Any) -> list[Any]:
+  def parse(self, argument: Any) -> tuple[Any, ...]:
     if not isinstance(argument, str):
-      return list(argument)
+      return tuple(argument)
     items = [item.strip() for item in argument.split(',') if item.strip()]
-    return [self._item_parser.parse(item) for item in items]
+    return tuple(map(self._item_parser.parse, items))
 
   def flag_type(self) -> str:
     return 'comma-separated list'

@@ -329,10 +329,11 @@ def main(experiment: Any) -> None:
 def usage(experiment: Any) -> str:
   """The text of `--help`: the flags of the experiment, then what it does."""
   lines = [f'{command_of(experiment.Config())} [flags]', '']
-  lines += ['  --workdir', '      folder of all results (required)']
+  texts = {'workdir': 'folder of all results (required)', 'tiny': options.TINY}
   for field in dataclasses.fields(experiment.Config):
-    text = options.describe(field)
-    lines.append(f'  --{field.name}')
+    texts[field.name] = options.describe(field)
+  for name, text in texts.items():
+    lines.append(f'  --{name}')
     lines.append(textwrap.indent(textwrap.fill(text, 72), ' ' * 6))
   text = (experiment.__doc__ or '').strip()
   lines += ['', text, '', '--helpfull lists the flags of JAX.']

@@ -62,7 +62,7 @@ class Config(lab.Config):
   )
   separator: str = lab.option('\n\n', 'what stands between blocks')
   num_demonstrations: int = lab.option(
-    0, 'keep only the first so many; 0 for all', minimum=0
+    0, 'demonstrations that are kept, the first ones; 0 for all', minimum=0
   )
   top_tokens: int = lab.count(10, 'likeliest next tokens to write', tiny=3)
   greedy_tokens: int = lab.option(
@@ -77,9 +77,9 @@ class Config(lab.Config):
   )
   feature_heads: int = lab.count(3, 'heads of a layer that are tried', tiny=2)
   feature_draws: int = lab.count(2, 'draws of the random directions')
-  seed: int = lab.option(0, 'of the random directions', minimum=0)
+  seed: int = lab.option(0, 'root of the random directions', minimum=0)
   optional: bool = lab.option(
-    False, 'without the packaged weights say so and end well'
+    False, 'without the packaged weights, say so and exit with status 0'
   )
 
   def check(self):

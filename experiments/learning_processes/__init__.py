@@ -70,7 +70,7 @@ class Config(lab.Config):
     1.0, 'step size of SimSiam and BYOL', above=0
   )
   momentum: float = lab.option(
-    0.99, "of BYOL's moving average", minimum=0, maximum=1
+    0.99, "momentum of BYOL's moving average", minimum=0, maximum=1
   )
 
 

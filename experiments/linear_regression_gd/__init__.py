@@ -67,7 +67,7 @@ class Config(lab.Config):
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
   d_x: int = lab.count(10, 'width of the inputs', tiny=2)
   num_demonstrations: int = lab.count(10, 'demonstrations of each task', tiny=4)
-  half_range: float = size(0.5, 'inputs are from U(-a, a): a')
+  half_range: float = size(0.5, 'half-range a of the inputs, from U(-a, a)')
   batch_size: int = lab.count(
     2048, 'fresh tasks of a step, single layers', tiny=64
   )

@@ -274,16 +274,16 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     loss [{OSWALD}, figure 2] a trained layer of linear self-attention reaches
       the loss of one step | loss minus that of one step with the best step size
       on the same tasks
-    model-cos [{OSWALD}, figure 2] it learns the model that one step learns |
-      Model cos
-    step-size [{OSWALD}] its step size is the best one | learnt step size, which
-      on the test tasks is best at {best:.3f}
+    model-cos [{OSWALD}, figure 2] the trained layer learns the model that one
+      step learns | Model cos
+    step-size [{OSWALD}] the step size that the trained layer has learnt is the
+      best one | learnt step size, which on the test tasks is best at {best:.3f}
     interpolation [{OSWALD}, figure 2] the average of trained and constructed
       weights does as well as both | loss halfway minus the larger loss of the
       two ends
-    input-scale [{OSWALD}, figure 3] it generalises over the scale of inputs as
-      gradient descent does | largest relative deviation of its loss from that
-      of one step, inputs scaled by .5 to 2
+    input-scale [{OSWALD}, figure 3] the trained layer generalises over the
+      scale of inputs as gradient descent does | largest relative deviation of
+      its loss from that of one step, inputs scaled by .5 to 2
     softmax-heads [{OSWALD}, appendix A.9] softmax needs two heads | loss with
       one head minus loss with two
     softmax-near [{OSWALD}, appendix A.9] softmax with two heads comes near

@@ -101,39 +101,43 @@ class Config(lab.Config):
     15, 'demonstrations N of a prompt', tiny=4
   )
   longer_num_demonstrations: int = lab.count(
-    31, 'N of the test with other prompts than in training', tiny=6
+    31, 'demonstrations N of the test with longer prompts', tiny=6
   )
   input_scale: float = lab.option(
     1.5, 'factor of the inputs in the test with larger inputs', minimum=1e-3
   )
   input_distribution: str = lab.option(
-    'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
+    'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
   )
-  multi_task: bool = lab.option(False, 'a fresh B for every prompt')
+  multi_task: bool = lab.option(
+    False, 'draw a fresh task matrix B for every prompt'
+  )
   num_epochs: int = lab.count(100, 'epochs of training', tiny=4)
   early_epochs: int = lab.count(
     20,
-    'the first ones, for the speed; the last ones choose learning rates',
+    'first epochs, which say how fast; as many last ones choose the rates',
     at_most='num_epochs',
     tiny=1,
   )
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
-    'an epoch has this many tokens, whatever N',
+    'training tokens of an epoch, whatever N',
     more_than='num_demonstrations',
     tiny=10,
   )
   learning_rate: float = lab.option(
-    0.0, 'the fixed rate; 0 for that of the input distribution', minimum=0
+    0.0, 'fixed learning rate; 0 for that of the input distribution', minimum=0
   )
   rate_factors: tuple[float, ...] = lab.option(
     (1.0, 10.0, 30.0, 50.0),
-    'rates to choose from, as multiples of the fixed one, which is one of them',
+    'learning rates to choose from, as multiples of the fixed one, 1 included',
     minimum=1e-6,
     distinct=True,
   )
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
-  num_test_prompts: int = lab.count(128, 'prompts of a test and seed', tiny=2)
+  num_test_prompts: int = lab.count(
+    128, 'prompts of each test of a seed', tiny=2
+  )
   strengths: tuple[float, ...] = lab.option(
     (0.5, 0.1),
     'absolute values of alpha of the regularised layers',

@@ -201,18 +201,16 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
     for rate in RATES
   }
   return f"""{statements('fixed', 'At the fixed learning rate')}
-    {statements('tuned', 'With tuned rates')} At the fixed rate the published
-    layers with a lower final loss than the plain one are: {lower['fixed'][0]}.
-    At the tuned rate the published layers with a lower final loss than the
-    plain one are: {lower['tuned'][0]}. Layers with a lower final loss than
-    their control at the fixed rate: {lower['fixed'][1]}. Layers with a lower
-    final loss than their control at the tuned rate: {lower['tuned'][1]}. The
-    largest rate of the grid, {largest}, was chosen in {chosen[largest]} of
-    {chosen.total()} runs of all layers; there a larger one may be better still.
-    The printed regularised form with alpha < 0 is a residual connection on the
-    token's value (largest relative difference at the trained layers in float64:
-    {results['regularised'].identity:.1g}). {memorisation(config, found.panels)}
-    """
+    {statements('tuned', 'With tuned rates')} Published layers with a lower
+    final loss than the plain one: {lower['fixed'][0]} at the fixed rate,
+    {lower['tuned'][0]} at tuned ones. Layers with a lower final loss than their
+    control: {lower['fixed'][1]} at the fixed rate, {lower['tuned'][1]} at tuned
+    ones. The largest rate of the grid, {largest}, was chosen in
+    {chosen[largest]} of {chosen.total()} runs of all layers; there a larger one
+    may be better still. The printed regularised form with alpha < 0 is a
+    residual connection on the token's value (largest relative difference at the
+    trained layers in float64: {results['regularised'].identity:.1g}).
+    {memorisation(config, found.panels)}"""
 
 
 def tables(config: Config, results: Overview) -> dict[str, Any]:

@@ -64,17 +64,21 @@ class Config(lab.Config):
     (1, 10, 100), 'epochs E of the dual model', increasing=True, tiny=(1, 4)
   )
   input_distribution: str = lab.option(
-    'uniform', 'distribution of the inputs s', choices=tuple(pretraining.INPUTS)
+    'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
   )
-  multi_task: bool = lab.option(False, 'a fresh B for every prompt')
+  multi_task: bool = lab.option(
+    False, 'draw a fresh task matrix B for every prompt'
+  )
   num_epochs: int = lab.count(20, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
-    'tokens of an epoch',
+    'training tokens of an epoch',
     more_than='num_demonstrations',
     tiny=16,
   )
-  learning_rate: float = lab.option(0.003, 'of pretraining', minimum=0)
+  learning_rate: float = lab.option(
+    0.003, 'step size of pretraining', minimum=0
+  )
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
   num_test_prompts: int = lab.count(4, 'held-out prompts of a seed', tiny=2)
   block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=1)

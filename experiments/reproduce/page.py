@@ -55,28 +55,32 @@ generalization | The generalisation bound holds, and is loose. | The gap falls
   with the right power of the number of demonstrations
   ({generalization/rate_softmax yes}); the largest one that a search finds is
   {generalization/search yes} of the bound.
-modifications | About half of what is said of modified attention survives a
-  learning rate of its own for every layer. | alpha = -0.5 is faster
-  ({modifications-printed-alpha-0.5-converges-faster-tuned yes} of the plain
-  loss in 20 epochs), but 0.5 is not poorer
-  ({modifications-printed-alpha+0.5-converges-to-a-poorer-result-tuned no} of
-  the final loss), and negatives show nothing
+modifications | Half of what is said of modified attention survives a tuned
+  learning rate for every layer. | Regularised with alpha = -0.5, the first 20
+  epochs have
+  {modifications-printed-alpha-0.5-converges-faster-tuned yes} of the plain
+  layer's loss. With 0.5, said to end poorer, the final loss is
+  {modifications-printed-alpha+0.5-converges-to-a-poorer-result-tuned no} of
+  it, and no negatives are shown to be faster
   ({modifications-negatives:-some-setting-converges-faster-tuned undecided}).
 regularized_gradient_descent | The regularised layer as printed is not a step
-  with weight decay. | That step gives a stricter layer, to
+  with weight decay. | That step equals a stricter layer to
   {regularized_gradient_descent/strict_ridge yes}, and misses the printed one by
   {regularized_gradient_descent/printed_ridge no} of its scale. The printed one
-  un-learns the query, to {regularized_gradient_descent/printed_pair yes}.
-learning_processes | More steps, or another loss, are not attention. | On the
-  squared loss the first step is ({trained_layer:first_step_squared yes}), but
-  200 steps turn the answer by {trained_layer:squared_after_200_steps no}
-  degrees; the cosine of SimSiam turns the first one by
-  {trained_layer:cosine_parts_from_attention yes}.
+  is a step that un-learns the query's own label, to
+  {regularized_gradient_descent/printed_pair yes}.
+learning_processes | More steps, or another loss, are not attention. | The
+  first step on the squared loss is attention, to
+  {trained_layer:first_step_squared yes}, but 200 steps turn the answer by
+  {trained_layer:squared_after_200_steps no} degrees. With SimSiam's cosine for
+  a loss, the first step is turned by
+  {trained_layer:cosine_parts_from_attention yes} already.
 meta_optimizer | Published measures of implicit finetuning do not test it. | On
-  unrelated updates, where nothing should give 0, SimAM is
-  {meta-optimizer-simam-noise no} and Kendall {meta-optimizer-kendall-noise no}.
-  The partial cosine gives {meta-optimizer-simaou-partial-forgetting yes} even
-  under forgetting.
+  updates that have nothing to do with each other, SimAM is
+  {meta-optimizer-simam-noise no} and Kendall {meta-optimizer-kendall-noise no}
+  instead of 0. A partial cosine stays at
+  {meta-optimizer-simaou-partial-forgetting yes} even if both sides merely
+  forget.
 """
 
 

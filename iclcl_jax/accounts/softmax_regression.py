@@ -241,7 +241,7 @@ def smallest_data_shift(
   weights: Float[Array, ' d'],
   new_weights: Float[Array, ' d'],
 ) -> Float[Array, 'n d']:
-  r"""Returns the nearest document that does to OLD weights what a shift did.
+  r"""Returns the nearest document that moves the logits as a weight shift does.
 
   .. math:: A' = A + P A\,(x_1 - x_0)\, x_0^\top / |x_0|^2
      \quad\Rightarrow\quad f(A', x_0) = f(A, x_1)

@@ -52,7 +52,7 @@ def dot_product_attention(
   local_window_size: int | tuple[int, int] | None = None,
   chunk_size: int | None = None,
 ) -> Float[Array, '... T N d_v']:
-  r"""Attends in the layout of `jax.nn.dot_product_attention`, in any way.
+  r"""Attends by any attention, in the layout of `jax.nn`: `[B, T, N, H]`.
 
   Without `attend` it is the exact softmax and answers as
   `jax.nn.dot_product_attention` does, a query that sees no key included (the
@@ -232,7 +232,7 @@ def _any_mask(kernel, chunk_size, queries, keys, values, mask):
 
 
 def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
-  """What `_exact` is for the softmax, head by head through the doors."""
+  """Answers as `_exact` does, by any attention, head after head."""
   if scale is not None:
     _validate.positive(scale=scale)
     root = jnp.sqrt(jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype))
@@ -296,7 +296,7 @@ def _read_mask(mask, is_causal: bool, name: str):
 
 
 def visible(mask, num_queries: int, num_keys: int, is_causal, window):
-  """Who sees whom, `[B, N, T, S]` or what broadcasts to it; None for all."""
+  """Returns who sees whom, broadcasting to `[B, N, T, S]`; None for all."""
   if not is_causal and window is None:
     return mask
   row, column = (

@@ -251,7 +251,7 @@ def _looking_at_all(phi, keys, mask):
 
 
 def _looking_back(phi, keys, mask):
-  """The same for what the token at a position sees, and who that is."""
+  """Returns the same function, of the tokens up to a position."""
   positions = jnp.arange(keys.shape[0])
 
   def look(query, position):

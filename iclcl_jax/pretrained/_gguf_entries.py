@@ -68,7 +68,7 @@ class Entries(Config):
 
   @property
   def head_width(self) -> int:
-    """An equal part of the residual stream."""
+    """The width of a head, an equal part of the residual stream."""
     return self.base['hidden_size'] // self.base['num_attention_heads']
 
   def has(self, kind: str) -> bool:

@@ -136,7 +136,7 @@ def _list(entries, name: str, kind: type, size: int | None = None) -> list:
 
 
 def _cut_bytes(backend, tokenizers, cut: _Cut) -> None:
-  """Makes a BPE one of bytes, with the space before a word in it."""
+  """Lets a BPE read bytes, the space before a word belonging to it."""
   parts, regex = tokenizers.pre_tokenizers, tokenizers.Regex
   splits = [parts.Split(regex(p), 'isolated') for p in cut.patterns]
   to_bytes = parts.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -147,7 +147,7 @@ def _cut_bytes(backend, tokenizers, cut: _Cut) -> None:
 
 
 def _cut_pieces(backend, tokenizers, space_before: bool) -> None:
-  """Makes a BPE one of SentencePiece, which writes spaces as `▁`."""
+  """Lets a BPE read pieces of SentencePiece, which writes `▁` for a space."""
   normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
   spaces = [normalizers.Replace(' ', '▁')]
   texts = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]

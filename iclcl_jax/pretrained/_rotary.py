@@ -79,23 +79,23 @@ def _rotary(frequencies: np.ndarray, scale: float = 1.0, **options) -> Rotary:
 
 
 def _plain(frequencies, rope, original, context):
-  """As they are."""
+  """Leaves the frequencies as they are."""
   return _rotary(frequencies)
 
 
 def _dynamic(frequencies, rope, original, context):
-  """As they are within the context, beyond which nothing goes here."""
+  """Leaves them as they are: they change beyond the context alone."""
   rope.get('factor')
   return _rotary(frequencies)
 
 
 def _linear(frequencies, rope, original, context):
-  """Positions divided by a factor (Chen et al., arXiv:2306.15595)."""
+  """Divides positions by a factor (Chen et al., arXiv:2306.15595)."""
   return _rotary(frequencies / rope.number('factor'))
 
 
 def _llama3(frequencies, rope, original, context):
-  """Only long waves are stretched (Llama team, arXiv:2407.21783)."""
+  """Stretches long waves alone (Llama team, arXiv:2407.21783)."""
   low, high = (rope.number(f'{x}_freq_factor') for x in ('low', 'high'))
   turns = original * frequencies / (2 * math.pi)
   kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -103,7 +103,7 @@ def _llama3(frequencies, rope, original, context):
 
 
 def _yarn(frequencies, rope, original, context):
-  """A ramp between both, and larger scores (Peng et al., arXiv:2309.00071)."""
+  """Blends both by a ramp, raises scores (Peng et al., arXiv:2309.00071)."""
   factor = rope.number('factor', context / original)
   weights = [rope.get(name) for name in ('mscale', 'mscale_all_dim')]
   above, below = weights if all(weights) else (1.0, 0.0)
@@ -130,7 +130,7 @@ def _growth(factor: float, weight: float) -> float:
 
 
 def _longrope(frequencies, rope, original, context):
-  """A factor for each pair, others far out (Ding et al., arXiv:2402.13753)."""
+  """Divides each by one of two factors (Ding et al., arXiv:2402.13753)."""
   factor = rope.number('factor', context / original)
   scale = math.sqrt(1 + math.log(max(factor, 1)) / math.log(original))
   scale = rope.number('attention_factor', scale)

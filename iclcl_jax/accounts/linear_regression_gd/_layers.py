@@ -385,7 +385,7 @@ def construct_copy(
 
 @door
 def widen(layer: SelfAttention, width: int) -> SelfAttention:
-  """Adds so many columns, of positions say, which the layer does not touch."""
+  """Adds columns that the layer does not touch, such as positions."""
   _validate.at_least(0, width=width)
   front = (0, 0), (width, 0), (0, 0)
   queries, keys, values = (jnp.pad(w, front) for w in layer[:3])
