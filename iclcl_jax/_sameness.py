@@ -87,7 +87,7 @@ def check_untraced(tree: Any, leaves: Sequence[Any]) -> None:
 
 
 def sameness(value: Any) -> Hashable:
-  """Returns what equals that of another value if both mean the same.
+  """Returns a key that two values share if they mean the same.
 
   It has no hash where the value has none. Raises `NoName` if a function refers
   to a traced value.

@@ -487,6 +487,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
     axes, results.settings, GOALS * 2, strict=True
   ):
     judged = judge(config, setting)  # Not all: some in the first alone.
+    look: dict[str, Any]
     for free, look in (
       (False, {'fmt': 'o', 'color': drawing.BLUE}),
       (True, {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'}),
