@@ -8,21 +8,16 @@ results, or is a few operations. A `host_door` computes on the host.
 import functools
 import inspect
 import threading
-import types as python_types
+import types
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from iclcl_jax import _mesh, _program, _validate
 from iclcl_jax.types import DualState, FeatureMap, KernelDualState
 
 _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
-# Kinds of numbers, by a dtype that only annotations of the kind admit.
-_KINDS = {
-  'float32': _validate.FLOATING,
-  'int32': _validate.INTEGER,
-  'bool': _validate.BOOLEAN,
-}
+_KINDS = (_validate.FLOATING, _validate.INTEGER, _validate.BOOLEAN)
 
 
 class _Array(NamedTuple):
@@ -33,14 +28,10 @@ class _Array(NamedTuple):
   is_sum: bool = False  # A state, which float32 holds for 16-bit tokens.
 
 
-class _Argument(NamedTuple):
-  """An argument, or a field of one, whose annotation can be checked."""
-
-  name: str  # `argument.field` for a field.
-  position: int | None  # None for a keyword.
-  is_optional: bool
-  # An array; a check of anything else; fields of the types of a `NamedTuple`.
-  expected: _Array | Callable[[str, Any], None] | dict[Any, list['_Argument']]
+# Name, annotation and value of each array of a call.
+_Arrays: TypeAlias = list[tuple[str, _Array, Any]]
+# Checks the argument of a name by its annotation, and returns its arrays.
+_Reader: TypeAlias = Callable[[str, Any], _Arrays]
 
 
 class _Thread(threading.local):
@@ -48,7 +39,6 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_ABSENT = object()
 
 
 def door(function: _FunctionT) -> _FunctionT:
@@ -75,18 +65,25 @@ def host_door(function: _FunctionT) -> _FunctionT:
 def _make_door(
   function: _FunctionT, body: Callable[..., Any], *, on_host: bool
 ) -> _FunctionT:
-  found: list[_Argument] = []
+  readers: list[tuple[str, int | None, _Reader]] = []
   parameters = inspect.signature(function).parameters.values()
   for position, parameter in enumerate(parameters):
     place = None if parameter.kind is parameter.KEYWORD_ONLY else position
-    found += _read(parameter.name, place, parameter.annotation)
-  arguments = tuple(found)
+    reader = _reader(parameter.annotation)
+    if reader is not None:
+      readers.append((parameter.name, place, reader))
 
   @functools.wraps(function)
   def checked(*args, **kwargs):
     if _thread.is_inside:
       return body(*args, **kwargs)
-    _check_call(arguments, args, kwargs, on_host)
+    arrays: _Arrays = []
+    for name, position, read in readers:
+      if position is not None and position < len(args):
+        arrays += read(name, args[position])
+      elif name in kwargs:
+        arrays += read(name, kwargs[name])
+    _check_arrays(arrays, on_host)
     _thread.is_inside = True
     try:
       return body(*args, **kwargs)
@@ -96,69 +93,79 @@ def _make_door(
   return cast(_FunctionT, checked)
 
 
-def _read(name: str, position: int | None, annotation: Any) -> list[_Argument]:
-  """Returns the argument in a list, or none if its annotation says nothing."""
-  origin = typing.get_origin(annotation)
-  is_union = origin in (typing.Union, python_types.UnionType)
-  parts = typing.get_args(annotation) if is_union else (annotation,)
-  is_optional = type(None) in parts
-  parts = tuple(part for part in parts if part is not type(None))
-  expected: Any = None
-  if parts == (FeatureMap,):
-    expected = _validate.check_feature_map
-  elif all(hasattr(part, '_fields') for part in parts):
-    expected = {part: _read_fields(name, part) for part in parts}
-  elif 'prng_key' in getattr(parts[0], 'dtypes', ()):
-    expected = _validate.check_key
-  elif len(parts) == 1:
-    expected = _read_array(annotation=parts[0])
-  if expected is None:
-    return []
-  return [_Argument(name, position, is_optional, expected)]
-
-
-def _read_fields(name: str, named_tuple: Any) -> list[_Argument]:
-  """Returns the fields that are arrays; a count `n` is their argument's own."""
-  fields: list[_Argument] = []
-  for position, field in enumerate(named_tuple._fields):
-    annotation = named_tuple.__annotations__[field]
-    for argument in _read(f'{name}.{field}', position, annotation):
-      if isinstance(argument.expected, _Array):
-        axes = argument.expected.axes
-        own = tuple(f'{name}_n' if axis == 'n' else axis for axis in axes)
-        is_sum = named_tuple in (DualState, KernelDualState) and field != 'keys'
-        expected = argument.expected._replace(axes=own, is_sum=is_sum)
-        fields.append(argument._replace(expected=expected))
-  return fields
-
-
-def _read_array(annotation: Any) -> _Array | None:
-  """Returns kind and axes, or None for several kinds, a scalar, any rank."""
-  dtypes = getattr(annotation, 'dtypes', ())
-  if not isinstance(dtypes, tuple) or 'complex64' in dtypes:
+def _reader(annotation: Any) -> _Reader | None:
+  """Returns what reads such an argument, None if nothing is said of it."""
+  kinds, is_optional = _kinds_of(annotation)
+  array = _array_of(annotation)
+  check: Any = None
+  if kinds == (FeatureMap,):
+    check = _validate.check_feature_map
+  elif 'prng_key' in getattr(kinds[0], 'dtypes', ()):
+    check = _validate.check_key
+  elif all(hasattr(kind, '_fields') for kind in kinds):
+    check = functools.partial(_read_fields, {k: _fields(k) for k in kinds})
+  elif array is None:
     return None
-  kinds = [kind for dtype, kind in _KINDS.items() if dtype in dtypes]
-  axes = tuple(annotation.dim_str.split()) if kinds else ()
+
+  def read(name, value):
+    if value is None and is_optional:
+      return []
+    return [(name, array, value)] if check is None else check(name, value) or []
+
+  return read
+
+
+def _kinds_of(annotation: Any) -> tuple[tuple[Any, ...], bool]:
+  """Returns the kinds that an annotation admits, and whether None is one."""
+  is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  parts = typing.get_args(annotation) if is_union else (annotation,)
+  kinds = tuple(part for part in parts if part is not type(None))
+  return kinds, len(kinds) < len(parts)
+
+
+def _array_of(annotation: Any) -> _Array | None:
+  """Returns kind and axes, or None for several kinds, a scalar, any rank."""
+  (first, *others), _ = _kinds_of(annotation)
+  dtypes = getattr(first, 'dtypes', ())
+  if others or not isinstance(dtypes, tuple) or 'complex64' in dtypes:
+    return None
+  kinds = [kind for kind in _KINDS if kind.dtype in dtypes]
+  axes = tuple(first.dim_str.split()) if kinds else ()
   any_rank = any(axis.startswith(('.', '*')) for axis in axes)
   is_sum = axes == ('d_v', 'R')  # Weights of a learner.
   return None if any_rank or not axes else _Array(kinds[0], axes, is_sum)
 
 
-def _check_call(arguments, args, kwargs, on_host: bool) -> None:
-  arrays: list[tuple[str, _Array, Any]] = []
-  for name, position, is_optional, expected in arguments:
-    if position is not None and position < len(args):
-      value = args[position]
-    else:
-      value = kwargs.get(name, _ABSENT)
-    if value is _ABSENT or (value is None and is_optional):
-      continue
-    if isinstance(expected, _Array):
-      arrays.append((name, expected, value))
-    elif isinstance(expected, dict):
-      arrays += _arrays_of(name, expected, value)
-    else:
-      expected(name, value)
+def _fields(named_tuple: Any) -> dict[str, tuple[_Array, bool]]:
+  """Returns the fields that are arrays, and whether they may be None."""
+  is_state = named_tuple in (DualState, KernelDualState)
+  fields = {}
+  for field, annotation in named_tuple.__annotations__.items():
+    array = _array_of(annotation)
+    if array is not None:
+      array = array._replace(is_sum=is_state and field != 'keys')
+      fields[field] = array, _kinds_of(annotation)[1]
+  return fields
+
+
+def _read_fields(known: dict, name: str, value: Any) -> _Arrays:
+  if type(value) not in known:
+    options = (f'{t.__name__}({", ".join(t._fields)})' for t in known)
+    raise ValueError(
+      f'{name} is a {type(value).__name__}; expected a '
+      f'{" or a ".join(options)}. Pass what the library returned, or fill its '
+      'fields.'
+    )
+  arrays: _Arrays = []
+  for field, (array, is_optional) in known[type(value)].items():
+    found = getattr(value, field)
+    if found is not None or not is_optional:  # A count `n` is its own.
+      axes = tuple(f'{name}_n' if axis == 'n' else axis for axis in array.axes)
+      arrays.append((f'{name}.{field}', array._replace(axes=axes), found))
+  return arrays
+
+
+def _check_arrays(arrays: _Arrays, on_host: bool) -> None:
   for name, (kind, axes, _), array in arrays:
     if on_host:
       _validate.check_concrete(name, array)
@@ -173,19 +180,7 @@ def _check_call(arguments, args, kwargs, on_host: bool) -> None:
     _validate.check_dtypes(rest, states)
 
 
-def _arrays_of(name: str, types: dict, value: Any):
-  if type(value) not in types:
-    known = (f'{t.__name__}({", ".join(t._fields)})' for t in types)
-    raise ValueError(
-      f'{name} is a {type(value).__name__}; expected a {" or a ".join(known)}. '
-      'Pass what the library returned, or fill its fields.'
-    )
-  for field, position, is_optional, expected in types[type(value)]:
-    if value[position] is not None or not is_optional:
-      yield field, expected, value[position]
-
-
-def _check_axes(arrays: list[tuple[str, _Array, Any]]) -> None:
+def _check_axes(arrays: _Arrays) -> None:
   """Checks that axes of one name have one size, and what sizes may be 0."""
   seen: dict[str, tuple[str, int]] = {}
   for name, (kind, axes, _), array in arrays:

@@ -24,26 +24,16 @@ import numpy as np
 
 
 class Kind(NamedTuple):
-  """A kind of numbers for `jnp.issubdtype`, its name, and how to get it."""
+  """A kind of numbers for `jnp.issubdtype`, its name, and a dtype of it."""
 
   numbers: Any
   name: str
-  remedy: str  # Of an array `{}` of another kind.
+  dtype: str
 
 
-FLOATING = Kind(
-  jnp.floating,
-  'a floating-point array',
-  'Cast it, for example {}.astype(jnp.float32).',
-)
-INTEGER = Kind(
-  jnp.integer,
-  'an array of integers',
-  'Cast it, for example {}.astype(jnp.int32).',
-)
-BOOLEAN = Kind(
-  jnp.bool_, 'booleans', 'Compare first, for example jnp.arange(N) < length.'
-)
+FLOATING = Kind(jnp.floating, 'a floating-point array', 'float32')
+INTEGER = Kind(jnp.integer, 'an array of integers', 'int32')
+BOOLEAN = Kind(jnp.bool_, 'booleans', 'bool')
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -130,9 +120,11 @@ def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
       'leading axes, or index the axis away.'
     )
   if not _is_of_kind(dtype, kind.numbers):
+    remedy = f'Cast it, for example {name}.astype(jnp.{kind.dtype}).'
+    if kind is BOOLEAN:
+      remedy = 'Compare first, for example jnp.arange(N) < length.'
     raise ValueError(
-      f'{name} has dtype {dtype}; expected {kind.name}. '
-      f'{kind.remedy.format(name)}'
+      f'{name} has dtype {dtype}; expected {kind.name}. {remedy}'
     )
 
 
@@ -249,19 +241,16 @@ def _check_range(name: str, limits: Mapping[str, float], value: Any) -> None:
     raise ValueError(f'{name} is {number}; expected {expected}.')
 
 
-def _scalars(**limits: float) -> Callable[..., None]:
-  def check(**scalars: Any) -> None:
-    for name, value in scalars.items():
-      check_scalar(name, value, **limits)
-
-  return check
+def _check_scalars(limits: Mapping[str, float], /, **scalars: Any) -> None:
+  for name, value in scalars.items():
+    check_scalar(name, value, **limits)
 
 
 # Each checks that all its keyword arguments are finite scalars in a range.
-finite = _scalars()
-non_negative = _scalars(minimum=0)
-positive = _scalars(above=0)
-below_one = _scalars(minimum=0, below=1)  # As a momentum is.
+finite = functools.partial(_check_scalars, {})
+non_negative = functools.partial(_check_scalars, {'minimum': 0})
+positive = functools.partial(_check_scalars, {'above': 0})
+below_one = functools.partial(_check_scalars, {'minimum': 0, 'below': 1})
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -275,12 +264,11 @@ def check_optimizer(optimizer: Any) -> None:
       'transformation, such as optax.sgd(0.1).'
     )
 
-  def try_step(weights):
-    return optimizer.update(weights, optimizer.init(weights), weights)
-
+  weights = jax.ShapeDtypeStruct((1, 1), jnp.float32)
   try:  # A traced rate has a dtype of its own.
     with jax.numpy_dtype_promotion('standard'):
-      jax.eval_shape(try_step, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+      state = jax.eval_shape(optimizer.init, weights)
+      jax.eval_shape(optimizer.update, weights, state, weights)
   except TypeError as error:
     raise ValueError(
       f'optimizer cannot be called as update(gradient, state, weights): '
@@ -311,11 +299,9 @@ def check_function(
 
 def _takes(function: Callable[..., Any], num_arguments: int) -> bool:
   try:
-    signature = inspect.signature(function)
-  except (TypeError, ValueError):  # Written in C: unknown.
+    inspect.signature(function).bind(*range(num_arguments))
+  except ValueError:  # Written in C: unknown.
     return True
-  try:
-    signature.bind(*range(num_arguments))
   except TypeError:
     return False
   return True
@@ -335,9 +321,8 @@ def check_real_scalar(
 ) -> None:
   """Raises unless `function(*arrays)` is a real scalar, which has a slope."""
   result = jax.eval_shape(function, *arrays)
-  dtype = getattr(result, 'dtype', jnp.bool_)
-  is_real = jnp.issubdtype(dtype, jnp.floating)
-  if getattr(result, 'shape', None) != () or not is_real:
+  is_scalar = getattr(result, 'shape', None) == ()
+  if not is_scalar or not jnp.issubdtype(result.dtype, jnp.floating):
     raise ValueError(
       f'{name} returns {describe(result)}; expected a scalar array [] of a '
       'floating-point dtype. Sum over what remains, for example with jnp.sum.'

@@ -116,15 +116,6 @@ class Arithmetic:
   reduced_tolerance: float | None = None
 
 
-def check_arithmetic(arithmetic: Any) -> None:
-  """Raises a `ValueError` if `arithmetic` is no `Arithmetic`."""
-  if not isinstance(arithmetic, Arithmetic):
-    raise ValueError(
-      f'arithmetic is a {type(arithmetic).__name__}; expected a '
-      'precision.Arithmetic, such as precision.HIGHEST.'
-    )
-
-
 def ratio(difference: jax.Array, scale: jax.Array) -> jax.Array:
   """Divides; 0 where nothing differs, even relative to zero."""
   return difference / jnp.where(scale > 0, scale, 1)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, losses, moments, precision
+from iclcl_jax import losses, moments, precision
 from iclcl_jax._door import eager_door
+from iclcl_jax.equivalence import _verdict
 from iclcl_jax.equivalence._residuals import Theorem, measure
-from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Certificate(Judged):
+class Certificate(_verdict.Judged):
   """The result of `verify`.
 
   Attributes:
@@ -63,7 +63,7 @@ class Certificate(Judged):
       'condition of normaliser': f'{self.condition:.3g}',
       'verdict': self.verdict,
     }
-    return table(f'attention = one gradient step: {self.phi}', rows)
+    return _verdict.table(f'attention = one gradient step: {self.phi}', rows)
 
 
 @eager_door
@@ -111,17 +111,13 @@ def verify(
     >>> verify(kernels.ExponentialKernel(), x[0], x, x).verdict
     'holds'
   """
-  precision.check_arithmetic(arithmetic)
+  _verdict.check_arithmetic(arithmetic)
   tokens = phi, query, keys, values, num_query_tokens, mask
   objective = loss, penalty, optimizer, learning_rate, attention_fn
   theorem = Theorem(*tokens, *objective)
   result = measure(theorem, arithmetic)
-  if not _validate.is_concrete(result, mask):
-    raise ValueError(
-      'verify was called inside a transformation; expected concrete arrays. '
-      'Use equivalence.residuals inside jit or vmap.'
-    )
-
+  instead = 'Use equivalence.residuals inside jit or vmap.'
+  _verdict.check_concrete('verify', instead, result, mask)
   query, keys, values = map(jnp.asarray, (query, keys, values))
   tolerance = precision.tolerance(keys.dtype)
   seen = {
@@ -132,7 +128,7 @@ def verify(
   verdict = 'no visible token'
   if mask is None or np.any(mask):
     inputs, found = jax.device_get((seen, result))
-    verdict = _verdict(inputs, found, keys.dtype, arithmetic)
+    verdict = _judge(inputs, found, keys.dtype, arithmetic)
   return Certificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
     num_demonstrations=keys.shape[0] - num_query_tokens,
@@ -150,7 +146,7 @@ def verify(
   )
 
 
-def _verdict(inputs, result, dtype, arithmetic) -> str:
+def _judge(inputs, result, dtype, arithmetic) -> str:
   for name, array in inputs.items():
     if not np.all(np.isfinite(array)):
       return f'not finite: {name}'
@@ -164,4 +160,4 @@ def _verdict(inputs, result, dtype, arithmetic) -> str:
   for name in ('attention', 'closed_form', 'autodiff', 'residual'):
     if not np.all(np.isfinite(getattr(result, name))):
       return f'not finite: {name}'
-  return judge(float(result.residual), dtype, arithmetic)
+  return _verdict.judge(float(result.residual), dtype, arithmetic)

@@ -11,16 +11,16 @@ import numpy as np
 from iclcl_jax import _pytree, _validate, attention, kernels, precision
 from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
+from iclcl_jax.equivalence import _verdict
 from iclcl_jax.equivalence._diagnosis import diagnose, map_rows
 from iclcl_jax.equivalence._residuals import residuals
-from iclcl_jax.equivalence._verdict import Judged, judge, table
 from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel
 
 _SOFTMAX = kernels.ExponentialKernel()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class HeadsCertificate(Judged):
+class HeadsCertificate(_verdict.Judged):
   """The result of `verify_heads`.
 
   Attributes:
@@ -38,7 +38,7 @@ class HeadsCertificate(Judged):
   def __str__(self) -> str:
     worst = int(np.argmax(self.residual))
     residual = f'{self.residual[worst]:.1e} in head {worst}'
-    return table(
+    return _verdict.table(
       f'every head = one gradient step: {self.phi}',
       {
         'sequences, heads, queries, keys': ', '.join(map(str, self.sizes)),
@@ -90,12 +90,10 @@ def verify_heads(
     >>> verify_heads(q, k, v, h).verdict
     'fails: the output is that of is_causal=True'
   """
-  precision.check_arithmetic(arithmetic)
-  if not _validate.is_concrete(query, key, value, output, bias, mask, phi):
-    raise ValueError(
-      'verify_heads was called inside a transformation; expected concrete '
-      'arrays. Let equivalence.capture collect them.'
-    )
+  _verdict.check_arithmetic(arithmetic)
+  arrays = query, key, value, output, bias, mask, phi
+  instead = 'Let equivalence.capture collect them.'
+  _verdict.check_concrete('verify_heads', instead, *arrays)
   tokens = _check_tokens(query, key, value, output)
   *batch, size, num_heads, width = query.shape
   shape = (*batch, num_heads, size, key.shape[-3])
@@ -128,7 +126,7 @@ def verify_heads(
     verdict = 'ill-conditioned normaliser'
   else:
     unexplained = np.max(np.where(residual <= rounding, 0, residual))
-    verdict = judge(np.max(residual), dtype, arithmetic, unexplained)
+    verdict = _verdict.judge(np.max(residual), dtype, arithmetic, unexplained)
   if verdict == 'fails':
     verdict += ': ' + diagnose(phi, heads, stretch, residual, limit)
   return HeadsCertificate(

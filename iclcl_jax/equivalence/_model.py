@@ -7,6 +7,7 @@ chain of dual models.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _validate, precision, transformer
+from iclcl_jax import precision, transformer
 from iclcl_jax._door import door, eager_door
-from iclcl_jax._program import compiled
-from iclcl_jax.equivalence._verdict import Judged, judge, table
+from iclcl_jax.equivalence import _verdict
 from iclcl_jax.types import Array, Float, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
@@ -45,7 +45,7 @@ class ModelResiduals(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCertificate(Judged):
+class ModelCertificate(_verdict.Judged):
   """The result of `verify_model`.
 
   Attributes:
@@ -100,7 +100,7 @@ class ModelCertificate(Judged):
       'relative error of chain': f'{self.max_chain_error:.1e} {chain_limit}',
       'verdict': self.verdict,
     }
-    return table('every head = one gradient step', rows)
+    return _verdict.table('every head = one gradient step', rows)
 
 
 @door
@@ -177,29 +177,17 @@ def verify_model(
     >>> verify_model(architecture, blocks, jnp.eye(3, 4)).verdict
     'holds'
   """
-  precision.check_arithmetic(arithmetic)
-  if not _validate.is_concrete(blocks, x, positions, mask):
-    raise ValueError(
-      'verify_model was called inside a transformation; expected concrete '
-      'arrays. Use equivalence.model_residuals inside jit or vmap.'
-    )
+  _verdict.check_arithmetic(arithmetic)
+  instead = 'Use equivalence.model_residuals inside jit or vmap.'
+  _verdict.check_concrete('verify_model', instead, blocks, x, positions, mask)
   transformer.check_blocks(architecture, blocks, x)
   if mask is not None and not np.any(mask):
     raise ValueError('mask is all False; expected at least one valid token.')
-  result = _residuals_under(
-    architecture, arithmetic, blocks, x, positions, mask
+  measure = functools.partial(
+    model_residuals, architecture, positions=positions, mask=mask
   )
+  result = arithmetic.transform(measure)(blocks, x)
   return certificate_of(result, mask=mask, arithmetic=arithmetic)
-
-
-@compiled
-def _residuals_under(architecture, arithmetic, blocks, x, positions, mask):
-  def compute(blocks, x):
-    return model_residuals(
-      architecture, blocks, x, positions=positions, mask=mask
-    )
-
-  return arithmetic.transform(compute)(blocks, x)
 
 
 def certificate_of(
@@ -227,7 +215,7 @@ def certificate_of(
   if not np.all(np.isfinite([closed_form, autodiff, error])):
     verdict = 'not finite'
   else:
-    verdict = judge(max(closed_form, autodiff), dtype, arithmetic)
+    verdict = _verdict.judge(max(closed_form, autodiff), dtype, arithmetic)
     if verdict != 'fails' and error > _chain_tolerance(num_layers, reduced):
       verdict = 'chain departs'
   return ModelCertificate(

@@ -88,8 +88,7 @@ def residuals(
   """
   tokens = phi, query, keys, values, num_query_tokens, mask
   objective = loss, penalty, optimizer, learning_rate, attention_fn
-  theorem = Theorem(*tokens, *objective)
-  return measure(theorem, None)
+  return measure(Theorem(*tokens, *objective))
 
 
 @_pytree.register
@@ -144,7 +143,7 @@ class Theorem:
 
 
 def measure(
-  theorem: Theorem, arithmetic: precision.Arithmetic | None
+  theorem: Theorem, arithmetic: precision.Arithmetic | None = None
 ) -> Residuals:
   """Computes both sides under an arithmetic; None for that of the caller."""
   rate = theorem.learning_rate

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import precision
+from iclcl_jax import _validate, precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,21 @@ class Judged:
       name: np.asarray(x, float).tolist() if hasattr(x, 'dtype') else x
       for name, x in result.items()
     }
+
+
+def check_concrete(name: str, instead: str, *arrays: Any) -> None:
+  """Raises in a transformation, where nothing can be judged."""
+  if not _validate.is_concrete(*arrays):
+    raise ValueError(
+      f'{name} was called inside a transformation; expected concrete arrays. '
+      f'{instead}'
+    )
+
+
+def check_arithmetic(arithmetic: Any) -> None:
+  expected = 'a precision.Arithmetic, such as precision.HIGHEST'
+  kind = precision.Arithmetic
+  _validate.check_type('arithmetic', arithmetic, kind, expected)
 
 
 def judge(
