@@ -443,7 +443,7 @@ def encoder(visible=transformer.bidirectional, tied=True):
       "label is ' Positive'; expected the ids",
     ),
     (lambda: {'label': OTHER}, 'two labels'),
-    (lambda: {'label': 3.0}, r'label is float\d\d\[\]; expected the ids'),
+    (lambda: {'label': 3.0}, 'label is 3.0; expected the ids'),
     (lambda: {'mask': TOKENS < 0}, 'mask excludes every token'),
   ],
 )

@@ -7,12 +7,6 @@ map that is exact at the token (`linearise`), whose matrix belongs into the
 labels and whose shift is the bias of the dual model. Neither path calls the
 other's attention.
 
-What depends on the query: that affine map. Mean and deviation of a
-normalisation and the gate of the feed-forward network are known only after the
-forward pass at the token, so the labels of the whole block re-describe it
-exactly, but could not be written down before the query arrives. The dual
-models of the heads could: keys and values know nothing of the query.
-
 Arguments, where a function does not describe them:
 
 ================  ===========================================================
@@ -51,7 +45,6 @@ from iclcl_jax.transformer._linearisation import (
   fold_labels as fold_labels,
   linearise as linearise,
   map_label as map_label,
-  map_stream as map_stream,
 )
 from iclcl_jax.transformer._parts import (
   ClampedGating as ClampedGating,

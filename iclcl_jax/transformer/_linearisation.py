@@ -86,6 +86,7 @@ def map_label(
   block: Block,
   point: Linearisation,
   row: Float[Array, ' d_model'],
+  stream: Float[Array, ' d_model'] | None = None,
 ) -> Float[Array, ' d_model']:
   r"""Returns `row J`, what a block makes of a label of its heads at one token.
 
@@ -93,26 +94,15 @@ def map_label(
 
   with the normalisations of the sublayers' inputs :math:`P`, outputs
   :math:`Q_i` and sums :math:`P_i`, each the identity where there is none.
-  Beside a parallel network it is :math:`Q_1`.
+  Beside a parallel network it is :math:`Q_1`. A part of the residual stream
+  takes the same way from behind :math:`Q_1` on.
 
   Args:
     row: a label, behind the output projection. Shape `[d_model]`.
+    stream: a part of the stream, to which it is added. Shape `[d_model]`.
   """
-  return _apply(architecture, block, point, row, jnp.zeros_like(row))
-
-
-def map_stream(
-  architecture: Architecture,
-  block: Block,
-  point: Linearisation,
-  row: Float[Array, ' d_model'],
-) -> Float[Array, ' d_model']:
-  """Returns what a block makes of a part `[d_model]` of the residual stream.
-
-  Takes what `map_label` takes. Both are the same map where no normalisation of
-  the attention's output stands between, and the network is not parallel.
-  """
-  return _apply(architecture, block, point, jnp.zeros_like(row), row)
+  stream = jnp.zeros_like(row) if stream is None else stream
+  return _apply(architecture, block, point, row, stream)
 
 
 def bias_of(

@@ -241,31 +241,28 @@ def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
     norms = getattr(block, sublayer)
     _validate.check_type(f'block.{sublayer}', norms, Norms, 'transformer.Norms')
     for place, norm in norms._asdict().items():
-      yield from _of_norm(f'block.{sublayer}.{place}', norm, 'd_model')
+      yield from _of(f'block.{sublayer}.{place}', norm, Norm, 'd_model')
   for name, (reads, writes) in _AXES.items():
     linear = getattr(block, name)
-    if linear is None and name in _OPTIONAL:
-      continue
-    expected = 'a transformer.Linear'
-    _validate.check_type(f'block.{name}', linear, Linear, expected)
-    yield f'block.{name}.weight', linear.weight, f'{reads} {writes}'
-    if linear.bias is not None:
-      each = name == 'down' and block.router is not None
-      axes = f'E {writes}' if each else writes
-      yield f'block.{name}.bias', linear.bias, axes
+    if linear is not None or name not in _OPTIONAL:
+      each = 'E ' if name == 'down' and block.router is not None else ''
+      yield from _of(
+        f'block.{name}', linear, Linear, f'{reads} {writes}', each + writes
+      )
   for name, heads in (('query_norm', 'H'), ('key_norm', 'G')):
     norm = getattr(block, name)
     projection = getattr(block, name.removesuffix('_norm')).weight
     together = np.ndim(getattr(norm, 'scale', 0)) == projection.ndim - 1
     axes = f'{heads} d_k' if together else 'd_k'
-    yield from _of_norm(f'block.{name}', norm, axes)
+    yield from _of(f'block.{name}', norm, Norm, axes)
   if block.sinks is not None:
     yield 'block.sinks', block.sinks, 'H'
 
 
-def _of_norm(path: str, norm: Norm | None, axes: str):
-  if norm is not None:
-    _validate.check_type(path, norm, Norm, 'a transformer.Norm')
-    for field, array in norm._asdict().items():
-      if array is not None:
-        yield f'{path}.{field}', array, axes
+def _of(path: str, part: Any, kind: Any, axes: str, bias_axes: str = ''):
+  """Yields the arrays of a linear map, or of a normalisation if there is one."""
+  if part is not None or kind is Linear:
+    _validate.check_type(path, part, kind, f'a transformer.{kind.__name__}')
+    yield f'{path}.{kind._fields[0]}', part[0], axes
+    if part.bias is not None:
+      yield f'{path}.bias', part.bias, bias_axes or axes

@@ -1,7 +1,6 @@
 """The difference of two logits as a sum over heads and segments."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -101,8 +100,9 @@ def direct_logit_attribution(
     return normalization.linear_part(model.final_norm, readings.last, x)
 
   norm_bias = state - final_part(readings.last)
+  (direction,) = jax.vjp(final_part, jnp.zeros_like(row))[1](row)
   embedded, (terms, effects, biases, directions) = _carry_back(
-    model, readings, _transpose(final_part, row)
+    model, readings, direction
   )
   return LogitAttribution(
     logit_difference=state @ row + bias,
@@ -225,18 +225,15 @@ def _carry_back(
   architecture = model.architecture
 
   def step(above, block, point, outputs, removed):
-    def through(apply):
-      return _transpose(
-        functools.partial(apply, architecture, block, point), above
-      )
-
-    label = through(transformer.map_label)
+    zero = jnp.zeros_like(above)
+    through = functools.partial(
+      transformer.map_label, architecture, block, point
+    )
+    label, stream = jax.vjp(through, zero, zero)[1](above)
     of_heads = jnp.einsum('hdm,m->hd', block.output.weight, label)
     lost = jnp.sum(outputs, axis=1, keepdims=True) - removed
-    bias = transformer.bias_of(
-      architecture, block, point, jnp.zeros_like(above)
-    )
-    return through(transformer.map_stream), (
+    bias = transformer.bias_of(architecture, block, point, zero)
+    return stream, (
       jnp.einsum('hsd,hd->hs', outputs, of_heads),
       jnp.einsum('hsd,hd->hs', lost, of_heads),
       bias @ above,
@@ -247,8 +244,3 @@ def _carry_back(
   return transformer.scan_blocks(
     architecture, model.blocks, step, direction, *layers, reverse=True
   )
-
-
-def _transpose(linear_fn: Callable[[Array], Array], row: Array) -> Array:
-  """Applies the transpose of a linear map of one token to `row`."""
-  return jax.vjp(linear_fn, jnp.zeros_like(row))[1](row)[0]
