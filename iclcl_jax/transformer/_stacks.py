@@ -260,7 +260,7 @@ def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
 
 
 def _of(path: str, part: Any, kind: Any, axes: str, bias_axes: str = ''):
-  """Yields the arrays of a linear map, or of a normalisation if there is one."""
+  """Yields the arrays of a linear map, or of a norm if there is one."""
   if part is not None or kind is Linear:
     _validate.check_type(path, part, kind, f'a transformer.{kind.__name__}')
     yield f'{path}.{kind._fields[0]}', part[0], axes
