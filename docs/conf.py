@@ -111,8 +111,16 @@ def api_page(name, module):
   if below:
     lines += ['.. toctree::', '   :maxdepth: 1', '']
     lines += [f'   {child}' for child in below] + ['']
+  source = inspect.getsource(module)
   for member in public(name, module):
     value = getattr(module, member)
+    alias = rf'((?:^# .*\n)*)^{member}: TypeAlias = (.+)'
+    if found := re.search(alias, source, re.MULTILINE):
+      comment = found[1].replace('# ', '').replace('\n', ' ')
+      lines += [f'.. py:currentmodule:: {name}', '']
+      lines += [f'.. py:type:: {member}', f'   :canonical: {found[2]}']
+      lines += ['', f'   {comment}', '']
+      continue
     kind = 'class' if inspect.isclass(value) else 'function'
     if not callable(value) or not hasattr(value, '__qualname__'):
       kind = 'data'
@@ -133,7 +141,9 @@ def api_index():
   for name, module in MODULES.items():
     if public(name, module):
       first = inspect.getdoc(module).split('\n\n')[0].replace('\n', ' ')
-      lines += [f'| [{name}]({name}.rst) | {first} |']
+      first = re.sub(':math:`(.*?)`', r'$\1$', first).replace(':mod:', '')
+      short = name.removeprefix('iclcl_jax.')
+      lines += [f'| [{short}]({name}.rst) | {first} |']
   lines += ['', '```{toctree}', ':hidden:', '', *top, '```', '']
   return '\n'.join(lines)
 
@@ -248,9 +258,20 @@ def skip(app, what, name, obj, is_skipped, options):
 
 
 def shorten(app, what, name, obj, options, signature, returns):
-  """Calls an array of JAX an array, whichever module defines it."""
-  arrays = r'\bjax(?:lib)?(?:\.\w+)*\.Array\b'
-  return tuple(x and re.sub(arrays, 'Array', x) for x in (signature, returns))
+  """Writes a signature as the source does."""
+
+  def short(text):
+    text = re.sub(r'\bjax(?:lib)?(?:\.\w+)*\.Array\b', 'Array', text)
+    if '<' in text:  # A default without a spelling: Sphinx cannot read types.
+      text = re.sub(r'<function (\w+)>', r'\1', text)
+      text = re.sub(r'<(?!locals).*?>(?=[,)])', '...', text)
+      text = re.sub(r', parent: .*', ')', text)  # Of every module of Flax.
+      text = re.sub(r'~(?:\w+\.)*', '', text)
+    return text
+
+  if signature == '(*args, **kwargs)':  # Of a protocol.
+    return '', None
+  return signature and short(signature), returns and short(returns)
 
 
 def setup(app):
