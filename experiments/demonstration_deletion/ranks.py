@@ -29,6 +29,11 @@ RIVALS = {'signed': LABEL, 'size': 'recency'}
 # demonstrations, and the share of right signs.
 GOALS = 0.6, 0.7
 SIGNS = 0.8
+# Of scores that read the model, and of those without it.
+LOOKS: tuple[dict[str, Any], ...] = (
+  {'fmt': 'o', 'color': drawing.BLUE},
+  {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'},
+)
 PANELS = {
   'influence': 'influence',
   'contribution': 'direct logit attribution',
@@ -282,10 +287,8 @@ def towards_own_label(results: Results) -> lab.Estimate:
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  effects, statements = (
-    results.effects,
-    functools.partial(lab.statements, 'deletion-', runs='prompts'),
-  )
+  effects = results.effects
+  statements = functools.partial(lab.statements, 'deletion-', runs='prompts')
   spearman = 'Spearman correlation within a prompt'
   claims = statements(
     f"""identity [{SOURCE}] the parts of the logit difference sum to it |
@@ -444,10 +447,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  prompts = (
-    f'{config.num_prompts} prompts of {config.num_demonstrations} '
-    'demonstrations'
-  )
   pearson = ', '.join(f'{x:.2f}' for x in _pearson(results.effects).values())
   return [
     lab.Figure(
@@ -471,7 +470,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       (positive less negative label), against influence, direct logit
       attribution, the closed-form removal from the dual states of all heads,
       and against hiding its tokens at unchanged positions. One mark for each
-      demonstration of {prompts}; dashed: equality. Scales of the axes differ.
+      demonstration of {config.num_prompts} prompts of
+      {config.num_demonstrations}; dashed: equality. Scales of the axes differ.
       Pooled Pearson correlations: {pearson}.""",
     ),
   ]
@@ -487,11 +487,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
     axes, results.settings, GOALS * 2, strict=True
   ):
     judged = judge(config, setting)  # Not all: some in the first alone.
-    look: dict[str, Any]
-    for free, look in (
-      (False, {'fmt': 'o', 'color': drawing.BLUE}),
-      (True, {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'}),
-    ):
+    for free, look in enumerate(LOOKS):
       rows = {
         x: statistics.mean(judged[x].spearman)
         if x in judged and (x in MODEL_FREE) == free
