@@ -20,7 +20,7 @@ EXACT = 1e-12
 PHI, KERNEL = features.EluPlusOneFeatures(), kernels.ExponentialKernel()
 # Pieces of others, and what takes no arrays of tokens.
 NOT_ALONE = {
-  *('reader', 'divide', 'raise_others', 'regularised_training_weights'),
+  *('reader', 'divide', 'raise_others'),
   *('lowest_scores', 'highest_scores', 'random_choice'),
 }
 ACROSS_DEVICES = {'all_merge', 'prefix_merge'}

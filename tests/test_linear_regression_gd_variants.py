@@ -89,56 +89,9 @@ def test_a_layer_on_features_is_a_kernel_step_and_a_step_on_the_last_layer():
   np.testing.assert_allclose(step, weights @ feature_map(query), atol=1e-12)
 
 
-@pytest.mark.parametrize('contraction', [0.0, 0.05])
-def test_loss_given_inputs_is_that_of_all_tasks_and_queries(contraction):
-  """The answer is bilinear in task and query: bases give all of it."""
-  inputs = problem()[0]
-  rates = jnp.asarray([0.7, 0.4, 0.9])
-  contractions = contraction * jnp.asarray([1.0, 2.0, 0.5])
-
-  def answer(task, query):
-    labels = (inputs @ task)[:, None]
-    return account.descend_plus_plus(
-      inputs, labels, query, rates, contractions
-    )[0]
-
-  basis = jnp.eye(D_X)
-  learnt = jax.vmap(lambda w: jax.vmap(lambda q: answer(w, q))(basis))(basis)
-  expected = 0.5 * 0.3 * jnp.sum((basis - learnt) ** 2)
-  loss = account.expected_loss_given_inputs(
-    jnp.linalg.eigvalsh(inputs.T @ inputs), rates, contractions, N,
-    second_moment=0.3,
-  )  # fmt: skip
-  np.testing.assert_allclose(loss, expected, rtol=1e-12)
-
-
-def test_losses_given_inputs_average_to_the_closed_form():
-  rng = np.random.default_rng(1)
-  inputs = rng.uniform(-0.5, 0.5, (20_000, 10, 10))
-  values = jnp.asarray(np.linalg.eigvalsh(np.swapaxes(inputs, 1, 2) @ inputs))
-  moments = account.Moments(1 / 12, 1 / 80)
-  tasks = account.LinearTasks(d_x=10, num_demonstrations=10, moments=moments)
-  rate = jnp.full(1, account.optimal_learning_rate(tasks))
-
-  def loss(row):
-    return account.expected_loss_given_inputs(
-      row, rate, 0 * rate, 10, second_moment=moments.second
-    )
-
-  losses = np.asarray(jax.jit(jax.vmap(loss))(values))
-  bound = tolerances.SIGMAS * losses.std() / losses.size**0.5
-  expected = account.expected_loss(tasks, float(rate[0]))
-  assert bound < 0.004 * expected
-  assert abs(losses.mean() - expected) < bound
-
-
 def test_bad_input_is_named():
   inputs, labels, query = problem()
   layer = account.construct(RATE, N, jnp.zeros((1, D_X)))
-  ones, twos = jnp.ones(1), jnp.ones(2)
-  losses = functools.partial(
-    account.expected_loss_given_inputs, second_moment=1.0
-  )
   cases = [
     ('positions has 3 rows; expected 9', account.make_alternating_tokens,
      inputs, labels, query, jnp.eye(3)),
@@ -149,9 +102,6 @@ def test_bad_input_is_named():
     ('sharpness is nan', functools.partial(
       account.construct_copy, d_x=2, sharpness=np.nan), 2),
     ('width is -1', account.widen, layer, -1),
-    ('disagree in K', losses, ones, ones, twos, 3),
-    ('eigenvalues has shape', losses, ones[None], ones, ones, 3),
-    ('num_demonstrations is 0', losses, ones, ones, ones, 0),
   ]  # fmt: skip
   for message, fn, *arguments in cases:
     with pytest.raises(ValueError, match=message):
@@ -233,8 +183,6 @@ def layers_of(copies=1):
       5, d_x=3, sharpness=1.0)),
     ('sharpness is 1000000.0', lambda: account.construct_copy(
       5, d_x=3, sharpness=1e6, dtype=jnp.float16)),
-    ('second_moment is -1', lambda: account.expected_loss_given_inputs(
-      jnp.ones(2), jnp.ones(1), jnp.ones(1), 2, second_moment=-1.0)),
     ('moments is a float', lambda: account.LinearTasks(
       d_x=2, num_demonstrations=2, moments=0.5)),
   ],

@@ -325,52 +325,6 @@ def test_printed_form_is_exact_for_un_learning_the_own_pair():
   _close(trained, printed, jnp.float64)
 
 
-def test_regularised_training_differentiates_where_all_is_forgotten():
-  """With one epoch of two visits the decay r enters as (1 + r)(1 + r^2)."""
-
-  def total(strength):
-    return jnp.sum(
-      modified.regularised_training_weights(
-        2, 2, learning_rate=1.0, strength=strength
-      ).demonstrations
-    )
-
-  assert float(total(1.0)) == 1
-  assert float(jax.grad(total)(1.0)) == -1
-  assert float(jax.grad(jax.grad(total))(1.0)) == 2
-
-
-@pytest.mark.parametrize('strength', [0.0, 0.5, -0.5])
-def test_regularised_training_matches_its_closed_form(strength):
-  phi, query, keys, values = _problem(6, (7, 3, 2, 16), jnp.float64)
-  size, epochs = 6, 5
-  rate = 1 / epochs
-  weights = modified.regularised_training_weights(
-    size, epochs, learning_rate=rate, strength=strength / size
-  )
-  state = dual.zero_shot(phi, keys[size:], values[size:])
-  initial = dual.predict(
-    phi, dual.one_step(phi, state, keys[:size], 0 * values[:size]), query
-  )
-  state = dual.train(
-    phi,
-    state,
-    keys[:size],
-    values[:size],
-    optimizer=optax.sgd(rate),
-    num_epochs=epochs,
-    batch_size=1,
-    penalty=losses.ridge(strength / size),
-  )
-  labels = jnp.concatenate(
-    [weights.demonstrations[:, None] * values[:size], 0 * values[size:]]
-  )
-  expected = weights.initial * initial + attention.kernel_attention(
-    phi, query, keys, labels
-  )
-  _close(dual.predict(phi, state, query), expected, jnp.float64)
-
-
 @pytest.mark.parametrize('name', ['positive', 'softmax'])
 @pytest.mark.parametrize('num_query_tokens', [0, 1])
 def test_a_penalty_with_a_slope_at_zero_counts(name, num_query_tokens):

@@ -120,14 +120,18 @@ def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
 
   def run(tuning, held_out, free, spread):
     def losses(values, factors):
-      return jax.vmap(
-        lambda row: account.expected_loss_given_inputs(
-          row,
-          *factors,
-          config.num_demonstrations,
-          second_moment=tasks.moments.second,
+      """Each eigenvector of the inputs is a regression of its own."""
+      rates, contractions = factors
+
+      def left(value):
+        row, query = jnp.sqrt(jnp.maximum(value, 0))[None, None], jnp.ones(1)
+        rate = rates / config.num_demonstrations
+        return 1 - account.descend_plus_plus(
+          row, row, query, rate, contractions
         )
-      )(values)
+
+      lost = jax.vmap(jax.vmap(left))(values)[..., 0]
+      return 0.5 * tasks.moments.second * jnp.sum(lost**2, axis=1)
 
     def one(index):
       # A step shares its factors with the others, or has its own.

@@ -23,7 +23,7 @@ import optax
 from experiments import lab
 from experiments.lab import Config, figures as drawing, statistics
 from experiments.regularized_gradient_descent import steps
-from iclcl_jax import dual, features, losses, modified
+from iclcl_jax import dual, features, losses
 from iclcl_jax.types import Array, Float
 
 SLIGHT = 0.1
@@ -110,26 +110,24 @@ def train(
 def closed_form(
   prompt: steps.Layer, strength: Array, num_epochs: int
 ) -> Float[Array, 'E d_y']:
-  """Predictions at the end of every epoch, without training.
-
-  An epoch is an affine map of the weights, so that the factors after e epochs
-  follow from those after one. The last ones come from the library's solution.
-  """
-  one, last = (
-    modified.regularised_training_weights(
-      prompt.keys.shape[0] - 1,
-      count,
-      learning_rate=1 / num_epochs,
-      strength=strength,
-    )
-    for count in (1, num_epochs)
-  )
-  powers = one.initial ** jnp.arange(num_epochs).astype(one.initial.dtype)
-  sums = jnp.cumsum(powers)[:-1, None] * one.demonstrations[None]
-  demonstrations = jnp.concatenate([sums, last.demonstrations[None]])
-  initial = jnp.append(powers[1:], last.initial)
+  """Predictions at the end of every epoch, without training."""
+  size = prompt.keys.shape[0] - 1
+  initial, demonstrations = left(size, num_epochs, strength)
   factors = jnp.concatenate([demonstrations, initial[:, None]], axis=1)
   return (factors * prompt.weights[None]) @ prompt.values
+
+
+def left(size: int, num_epochs: int, strength: float | Array):
+  r"""What epochs 1 to E leave of `W_0` `[E]` and of demonstrations `[E, N]`.
+
+  With the decay :math:`r = 1 - \alpha/E` of a visit, after e epochs
+  :math:`r^{Ne}` and :math:`r^{N-1-i} (1 + r^N + \dots + r^{N(e-1)}) / E`.
+  """
+  decay = jnp.asarray(1 - strength / num_epochs, float)
+  epochs = (decay**size) ** jnp.arange(num_epochs + 1, dtype=decay.dtype)
+  ages = decay ** jnp.arange(size, dtype=decay.dtype)[::-1]
+  sums = jnp.cumsum(epochs[:-1])[:, None] * ages[None]
+  return epochs[1:], sums / num_epochs
 
 
 def relative(difference: Any, reference: Any) -> np.ndarray:
@@ -272,18 +270,14 @@ def factors(config: Config) -> list[dict[str, Any]]:
   """What training leaves of `W_0` and of the demonstrations, on average."""
 
   def row(alpha, reading, count):
-    left = modified.regularised_training_weights(
-      config.num_demonstrations,
-      count,
-      learning_rate=1 / count,
-      strength=alpha / divisors(config)[reading],
-    )
+    strength = alpha / divisors(config)[reading]
+    initial, shares = left(config.num_demonstrations, count, strength)
     return {
       'alpha': alpha,
       'reading': reading,
       'num_epochs': count,
-      'initial_factor': float(left.initial),
-      'demonstration_factor': float(np.mean(left.demonstrations)),
+      'initial_factor': float(initial[-1]),
+      'demonstration_factor': float(np.mean(shares[-1])),
     }
 
   every = itertools.product(config.alphas, divisors(config), config.dual_epochs)

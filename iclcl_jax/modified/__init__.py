@@ -18,8 +18,7 @@ arguments; what the doors take and raise stands in `Attention`.
 References:
   Ren & Liu, arXiv:2310.13220: section 4 (from losses to layers), 4.1
   (`regularised`, derived strictly, and as printed in v2), 4.2 (`augmented`),
-  4.3 (`negative`, by scores of one query as in v1; `token_negative`, v2), and
-  v1 section 5 (the setting of `regularised_training_weights`, derived here).
+  4.3 (`negative`, by scores of one query as in v1; `token_negative`, v2).
 """
 
 from iclcl_jax.modified._attention import Attention as Attention
@@ -39,10 +38,8 @@ from iclcl_jax.modified._negatives import (
 )
 from iclcl_jax.modified._regularised import (
   Regularised as Regularised,
-  TrainingWeights as TrainingWeights,
   regularised as regularised,
   regularised_as_printed as regularised_as_printed,
-  regularised_training_weights as regularised_training_weights,
 )
 from iclcl_jax.modified._selection import (
   Negatives as Negatives,

@@ -1,16 +1,15 @@
 """Regularised attention: a ridge on the dual weights."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
 from iclcl_jax.forms import form_of
 from iclcl_jax.modified._attention import Attention, check_own
 from iclcl_jax.precision import widen
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array
 
 
 @_pytree.register
@@ -115,52 +114,3 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
   """
   _validate.finite(strength=strength)
   return Regularised(residual=strength)
-
-
-class TrainingWeights(NamedTuple):
-  """What many regularised steps leave of `W_0`, and of each demonstration."""
-
-  initial: Float[Array, '']
-  demonstrations: Float[Array, ' N']
-
-
-def regularised_training_weights(
-  num_demonstrations: int,
-  num_epochs: int,
-  *,
-  learning_rate: float | Array,
-  strength: float | Array,
-) -> TrainingWeights:
-  r"""Solves regularised training with batches of one in closed form.
-
-  With the decay :math:`r = 1 - \eta\alpha` of one visit,
-
-  .. math:: W = r^{NE}\, W_0 + \sum_i \eta\, r^{N-1-i}
-     \frac{1 - r^{NE}}{1 - r^N}\, v_i\,\phi(k_i)^\top.
-
-  Step size :math:`\eta` and strength :math:`\alpha` are those of one visit.
-
-  Example:
-    >>> weights = regularised_training_weights(
-    ...     2, 4, learning_rate=0.25, strength=0.0)
-    >>> weights.demonstrations.tolist()
-    [1.0, 1.0]
-  """
-  _validate.at_least(
-    1, num_demonstrations=num_demonstrations, num_epochs=num_epochs
-  )
-  _validate.non_negative(learning_rate=learning_rate)
-  _validate.finite(strength=strength)
-  rate = jnp.asarray(learning_rate, float)
-  decay = 1 - rate * strength
-  epoch = decay**num_demonstrations
-  # A finite sum instead of the quotient: exact at decay = 1.
-  epochs = jnp.sum(_powers(epoch, num_epochs))
-  ages = _powers(decay, num_demonstrations)[::-1]
-  return TrainingWeights(epoch**num_epochs, rate * ages * epochs)
-
-
-def _powers(base: Float[Array, ''], count: int) -> Float[Array, ' _']:
-  """`base ** [0, ..., count - 1]` by products, with all derivatives at 0."""
-  steps = jnp.full(count, base).at[0].set(1)
-  return jax.lax.associative_scan(jnp.multiply, steps)

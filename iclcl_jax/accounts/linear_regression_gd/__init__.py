@@ -49,7 +49,6 @@ from iclcl_jax.accounts.linear_regression_gd._theory import (
   descend as descend,
   descend_plus_plus as descend_plus_plus,
   expected_loss as expected_loss,
-  expected_loss_given_inputs as expected_loss_given_inputs,
   fit_learning_rate as fit_learning_rate,
   model_cosine as model_cosine,
   optimal_learning_rate as optimal_learning_rate,

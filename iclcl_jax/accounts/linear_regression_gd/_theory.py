@@ -176,59 +176,6 @@ def descend_plus_plus(
 
 
 @door
-def expected_loss_given_inputs(
-  eigenvalues: Float[Array, ' d_x'],
-  learning_rates: Float[Array, ' K'],
-  contractions: Float[Array, ' K'],
-  num_demonstrations: int,
-  *,
-  second_moment: float | Array,
-) -> Float[Array, '']:
-  r"""Returns the mean loss `[]` of `K` steps from 0, for fixed inputs.
-
-  The mean is over queries and tasks, whose entries have variance 1. Everything
-  that GD and GD++ do is a function of :math:`X^\top X`, so each of its
-  eigenvalues :math:`\lambda_j` has a share :math:`1 - g_j` of the task that is
-  not learnt, and
-
-  .. math:: E\,\tfrac12|\hat y - y|^2 = \tfrac12 m_2 \sum_j (1 - g_j)^2.
-
-  For gradient descent :math:`1 - g_j = \prod_k (1 - \eta_k \lambda_j / N)`.
-  Averaged over draws of the inputs, this is the loss over random tasks with a
-  fraction of the spread.
-
-  Args:
-    eigenvalues: of :math:`X^\top X`, zeros included. Shape `[d_x]`.
-    learning_rates: step sizes `eta`. Shape `[K]`.
-    contractions: factors `gamma` of GD++, 0 for gradient descent. Shape `[K]`.
-    second_moment: variance of the coordinates of the query.
-
-  Example:
-    >>> expected_loss_given_inputs(
-    ...   jnp.ones(2), jnp.ones(1), jnp.zeros(1), 2, second_moment=1.0
-    ... ).tolist()  # (1 - 1 / 2)^2
-    0.25
-  """
-  _validate.at_least(1, num_demonstrations=num_demonstrations)
-  _validate.non_negative(second_moment=second_moment)
-
-  def step(carry, factors):
-    # Shares of input and label rows, which still stand, and what is learnt.
-    moved, left, learnt = carry
-    rate, contraction = factors
-    size = rate / num_demonstrations * eigenvalues * moved
-    shrink = 1 - contraction * eigenvalues * moved**2
-    gain = size * left * moved
-    return (moved * shrink, left - gain, learnt + gain), None
-
-  ones = jnp.ones_like(eigenvalues)
-  carry = ones, ones, jnp.zeros_like(eigenvalues)
-  rates = learning_rates, contractions
-  learnt = jax.lax.scan(step, carry, rates)[0][2]
-  return 0.5 * second_moment * jnp.sum((1 - learnt) ** 2)
-
-
-@door
 def model_cosine(
   sensitivities: Float[Array, 'B d_x'], others: Float[Array, 'B d_x']
 ) -> Float[Array, '']:
