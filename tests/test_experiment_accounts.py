@@ -208,7 +208,7 @@ def test_memories_are_the_accounts_they_name():
     learners.least_squares(_stream(), ridge=0.2)[-1],
     atol=1e-12,
   )
-  posed = li.problem(keys, jax.nn.softmax(values[:, 0]))
+  posed = li.Problem(keys, jax.nn.softmax(values[:, 0]))
   np.testing.assert_allclose(
     _answer('softmax regression', [0.7 / SIZE]),
     li.attend(posed, query[None], learning_rate=0.7),

@@ -98,11 +98,16 @@ def test_predict_reads_the_query_alone(dtype):
   np.testing.assert_allclose(prediction, expected, atol=atol)
 
 
+def construct_plus_plus():
+  start = jnp.zeros((D_Y, D_X))
+  return account.construct(RATE, N, start, contraction=CONTRACTION)
+
+
 @pytest.mark.parametrize('num_layers', [1, STEPS])
 def test_gd_plus_plus_layers_are_its_recursion(num_layers):
   inputs, labels, query, _ = problem()
   tokens = account.make_tokens(inputs, labels, query)
-  layer = account.construct_plus_plus(RATE, CONTRACTION, N, d_x=D_X, d_y=D_Y)
+  layer = construct_plus_plus()
   prediction = jax.jit(functools.partial(account.predict, d_y=D_Y))(
     account.repeat(layer, num_layers), tokens
   )
@@ -138,7 +143,7 @@ def test_gd_plus_plus_is_numpy_and_its_last_contraction_is_idle():
 
 def test_contraction_moves_eigenvalues():
   inputs, labels, query, _ = problem()
-  layer = account.construct_plus_plus(RATE, CONTRACTION, N, d_x=D_X, d_y=D_Y)
+  layer = construct_plus_plus()
   tokens = account.attend(layer, account.make_tokens(inputs, labels, query))
   before = np.linalg.eigvalsh(inputs.T @ inputs)
   after = np.linalg.eigvalsh(tokens[:-1, :D_X].T @ tokens[:-1, :D_X])
@@ -383,4 +388,4 @@ def test_bad_input_is_named():
   with pytest.raises(ValueError, match='d_x is 8; expected less'):
     account.normalise(account.fold(layer), d_x=D_X + D_Y)
   with pytest.raises(ValueError, match='contraction is inf'):
-    account.construct_plus_plus(1.0, np.inf, 2, d_x=2)
+    account.construct(1.0, 2, initial, contraction=np.inf)

@@ -97,9 +97,11 @@ def _ren(p: Problem) -> Sides:
 
 
 def _oswald(p: Problem) -> Sides:
-  shapes: Any = {'d_x': p.query.shape[0], 'dtype': p.query.dtype}
-  plain = oswald.construct(RATE, p.size, jnp.zeros_like(p.query[None]))
-  plus_plus = oswald.construct_plus_plus(RATE, CONTRACTION, p.size, **shapes)
+  start = jnp.zeros_like(p.query[None])
+  plain, plus_plus = (
+    oswald.construct(RATE, p.size, start, contraction=x)
+    for x in (0.0, CONTRACTION)
+  )
   rates, contractions = jnp.full(3, RATE), jnp.full(3, CONTRACTION)
   scores = SMALL * p.inputs @ p.query
   heads = jax.nn.softmax(scores) - jax.nn.softmax(-scores)

@@ -64,9 +64,8 @@ def _layer_errors(problem: Problem, initial, num_steps: int):
   )
   weights = account.descend(inputs, labels, rates, initial=initial)
   yield lab.distance(account.predict(layers, tokens, d_y=d_y), weights @ query)
-  layer = account.construct_plus_plus(
-    0.5, 0.02, size, d_x=d_x, d_y=d_y, dtype=jnp.float64
-  )
+  start = jnp.zeros((d_y, d_x))
+  layer = account.construct(0.5, size, start, contraction=0.02)
   layers = account.repeat(layer, num_steps)
   factors = rates, 0.02 * jnp.ones(num_steps)
   tokens = account.make_tokens(*problem)

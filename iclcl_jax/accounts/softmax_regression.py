@@ -15,7 +15,7 @@ All derivatives need no more than :math:`f`: with
 
 with `B` the Hessian in the logits. Derivatives, identities and Lipschitz
 constants hold for any target; the extremes of the eigenvalues of `B` need one
-in the simplex, which `problem` checks.
+in the simplex.
 
 How far a shift can move the target: the published constant, kept in logarithms
 because it overflows, stands beside the true one. The Jacobian of the softmax
@@ -40,15 +40,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iclcl_jax import _validate, attention, features, precision
-from iclcl_jax._door import door, eager_door
+from iclcl_jax._door import door
 from iclcl_jax.types import Array, Float
 
 
 class Problem(NamedTuple):
-  """A softmax regression. `problem` makes one and checks it."""
+  """A softmax regression: words, and a target, commonly in the simplex."""
 
   document: Float[Array, 'n d']
   target: Float[Array, ' n']
@@ -60,48 +59,6 @@ class Gradients(NamedTuple):
   weights: Float[Array, ' d']
   document: Float[Array, 'n d']
   target: Float[Array, ' n']
-
-
-@eager_door
-def problem(
-  document: Float[Array, 'n d'], target: Float[Array, ' n']
-) -> Problem:
-  """Poses a softmax regression with a target in the simplex.
-
-  For a target outside of it, call `Problem` itself: derivatives and identities
-  hold there, the bounds that need the simplex do not.
-
-  Raises:
-    ValueError: if an entry is not finite, or the target is outside the simplex.
-
-  Example:
-    >>> posed = problem(jnp.eye(2), jnp.array([0.25, 0.75]))
-    >>> posed.target.tolist()
-    [0.25, 0.75]
-  """
-  if 0 in document.shape:
-    raise ValueError(
-      f'document has shape {list(document.shape)}; expected at least one word.'
-    )
-  _validate.look(_check_problem, document, target)
-  return Problem(document, target)
-
-
-def _check_problem(document: Array, target: Array) -> None:
-  for name, array in (('document', document), ('target', target)):
-    if not np.all(np.isfinite(array)):
-      raise ValueError(
-        f'{name} has entries that are not finite; expected finite numbers. '
-        'Remove or replace those rows.'
-      )
-  lowest, total = float(np.min(target)), float(np.sum(np.asarray(target)))
-  slack = 10 * target.shape[0] * float(jnp.finfo(target.dtype).eps)
-  if lowest < -slack or abs(total - 1) > slack:
-    raise ValueError(
-      f'target has sum {total:g} and smallest entry {lowest:g}; expected '
-      'nonnegative entries that sum to one. Apply jax.nn.softmax, or construct '
-      'Problem(document, target) itself: the bounds do not hold there.'
-    )
 
 
 @door
@@ -148,32 +105,22 @@ def gradients(posed: Problem, weights: Float[Array, ' d']) -> Gradients:
 
 
 @door
-def logit_hessian(
-  prediction: Float[Array, ' n'], target: Float[Array, ' n']
-) -> Float[Array, 'n n']:
-  r"""Returns the Hessian `B` of the loss in the logits.
+def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
+  r"""Returns `A^T B A`, the Hessian of the loss in the weights.
 
   .. math:: B = J J + \mathrm{diag}(J c) - f (J c)^\top - (J c) f^\top
 
-  Its eigenvalues lie between -0.2405 (negative: the loss is not convex) and
-  0.3082, those of two words with a one-hot target, for a target in the simplex.
-  The extremes are numerical for more than two words, not proved.
-  """
-  jacobian = jnp.diag(prediction) - prediction[:, None] * prediction[None]
-  signal = apply_jacobian(prediction, prediction - target)
-  cross = prediction[:, None] * signal[None]
-  return jacobian @ jacobian + jnp.diag(signal) - cross - cross.T
-
-
-@door
-def hessian(posed: Problem, weights: Float[Array, ' d']) -> Float[Array, 'd d']:
-  """Returns `A^T B A`, the Hessian of the loss in the weights.
-
-  That in the document, read row by row, is the Kronecker product of `B` with
-  the outer product of the weights.
+  For a target in the simplex the eigenvalues of `B`, the Hessian in the logits,
+  lie between -0.2405 (negative: the loss is not convex) and 0.3082, those of
+  two words with a one-hot target; for more words the extremes are numerical.
+  The Hessian in the document, read row by row, is the Kronecker product of `B`
+  with the outer product of the weights.
   """
   prediction = predict(posed.document, weights)
-  curvature = logit_hessian(prediction, posed.target)
+  jacobian = jnp.diag(prediction) - prediction[:, None] * prediction[None]
+  signal = apply_jacobian(prediction, prediction - posed.target)
+  cross = prediction[:, None] * signal[None]
+  curvature = jacobian @ jacobian + jnp.diag(signal) - cross - cross.T
   return posed.document.T @ curvature @ posed.document
 
 

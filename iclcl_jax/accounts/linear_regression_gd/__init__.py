@@ -2,11 +2,10 @@
 
 One layer with the constructed weights does one step of gradient descent on the
 context, for the query and for every demonstration at once, so `K` layers do
-`K` steps. `attend` and `predict` are the layer, `construct` and
-`construct_plus_plus` its weights, `descend` and `descend_plus_plus` the
-descent; `expected_loss` says how far one step gets, and the metrics say how
-alike a trained layer is. `construct_copy` joins inputs and labels that come as
-separate tokens.
+`K` steps. `attend` and `predict` are the layer, `construct` its weights,
+`descend` and `descend_plus_plus` the descent; `expected_loss` says how far one
+step gets, and the metrics say how alike a trained layer is. `construct_copy`
+joins inputs and labels that come as separate tokens.
 
 Throughout, `inputs` `[N, d_x]` are the training inputs, `labels` `[N, d_y]`
 their labels and `query` `[d_x]` the test input; `tokens` `[M, D]` are rows of
@@ -30,7 +29,6 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   attend_query as attend_query,
   construct as construct,
   construct_copy as construct_copy,
-  construct_plus_plus as construct_plus_plus,
   context_only as context_only,
   fold as fold,
   interpolate as interpolate,

@@ -292,54 +292,35 @@ def construct(
   learning_rate: float | Array,
   num_demonstrations: int,
   initial: Float[Array, 'd_y d_x'],
+  *,
+  contraction: float | Array = 0.0,
 ) -> SelfAttention:
   r"""Constructs the layer, of one head, that does one step of gradient descent.
 
   .. math:: W_q = W_k = \begin{pmatrix}I&0\\0&0\end{pmatrix},\quad
-     W_v = \begin{pmatrix}0&W_0^\top\\0&-I\end{pmatrix},\quad
-     W_p = \frac{\eta}{N} I
+     W_v = \begin{pmatrix}I&W_0^\top\\0&-I\end{pmatrix},\quad
+     W_p = \begin{pmatrix}-\gamma I&0\\0&\frac{\eta}{N} I\end{pmatrix}
 
   `K` copies of it do `K` steps, from any `W_0`, which both the layer and the
   query's token hold: call `make_tokens` with the SAME `initial`. With another
   the layers descend from neither. The layer takes its dtype.
-  """
-  _validate.finite(learning_rate=learning_rate)
-  _validate.at_least(1, num_demonstrations=num_demonstrations)
-  d_y, d_x = initial.shape
-  of_labels = jnp.concatenate([initial.T, -jnp.eye(d_y, dtype=initial.dtype)])
-  values = jnp.pad(of_labels, [(0, 0), (d_x, 0)])
-  size = jnp.asarray(learning_rate, initial.dtype) / num_demonstrations
-  outputs = size * jnp.eye(d_x + d_y, dtype=initial.dtype)
-  return _layer_of_inputs(d_x, values, outputs)
-
-
-def construct_plus_plus(
-  learning_rate: float | Array,
-  contraction: float | Array,
-  num_demonstrations: int,
-  *,
-  d_x: int,
-  d_y: int = 1,
-  dtype: DTypeLike = float,
-) -> SelfAttention:
-  r"""Constructs the layer of GD++ from 0: a step that also moves the inputs.
-
-  .. math:: x_j \leftarrow (I - \gamma X^\top X)\, x_j
-
-  for every row, the query included, at once with the step. The sum over the
-  context is not divided by `N`.
 
   Args:
-    contraction: the factor `gamma`; 0 for plain gradient descent.
+    contraction: the factor `gamma` of GD++, a step from `W_0 = 0` that also
+      moves every input, the query's too, to `(I - gamma X^T X) x_j`: a sum that
+      is not divided by `N`.
   """
   _validate.finite(learning_rate=learning_rate, contraction=contraction)
-  _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
-  _validate.check_float_dtype('dtype', dtype)
-  signs = jnp.concatenate([jnp.ones(d_x, dtype), -jnp.ones(d_y, dtype)])
-  size = jnp.asarray(learning_rate, signs.dtype) / num_demonstrations
-  gamma = jnp.asarray(contraction, signs.dtype)
-  sizes = jnp.where(signs > 0, -gamma, size)
-  return _layer_of_inputs(d_x, jnp.diag(signs), jnp.diag(sizes))
+  _validate.at_least(1, num_demonstrations=num_demonstrations)
+  (d_y, d_x), dtype = initial.shape, initial.dtype
+  is_input = jnp.arange(d_x + d_y) < d_x
+  select = jnp.diag(is_input.astype(dtype))
+  signs = jnp.diag(jnp.where(is_input, 1, -1).astype(dtype))
+  size = jnp.asarray(learning_rate, dtype) / num_demonstrations
+  shrink = -jnp.asarray(contraction, dtype)
+  values = signs.at[:d_x, d_x:].set(initial.T)
+  outputs = jnp.diag(jnp.where(is_input, shrink, size))
+  return SelfAttention(*(w[None] for w in (select, select, values, outputs)))
 
 
 def construct_copy(
@@ -348,7 +329,7 @@ def construct_copy(
   d_x: int,
   d_y: int = 1,
   sharpness: float | Array = 1e3,
-  dtype=float,
+  dtype: DTypeLike = float,
 ) -> SelfAttention:
   """Constructs the softmax layer that writes each label next to its input.
 
@@ -391,10 +372,3 @@ def widen(layer: SelfAttention, width: int) -> SelfAttention:
   queries, keys, values = (jnp.pad(w, front) for w in layer[:3])
   outputs = jnp.pad(layer.outputs, ((0, 0), (0, 0), (width, 0)))
   return SelfAttention(queries, keys, values, outputs)
-
-
-def _layer_of_inputs(d_x: int, values, outputs) -> SelfAttention:
-  """Makes a layer of one head whose scores are inner products of inputs."""
-  kept = jnp.arange(values.shape[0]) < d_x
-  select = jnp.diag(kept.astype(values.dtype))
-  return SelfAttention(*(w[None] for w in (select, select, values, outputs)))
