@@ -77,18 +77,15 @@ def _check_free(capacity: int, used: Array, more: Array | int) -> None:
     )
 
 
-def absorb(kernel, state, keys, values, mask=None) -> KernelDualState:
+def absorb(
+  kernel, state, keys, values, mask=None, chunk_size=None
+) -> KernelDualState:
   """Adds a row for each token; masked rows get coefficient and mass 0."""
+  del kernel, chunk_size  # There are no features to hold.
   keys, values = jnp.asarray(keys), widen(jnp.asarray(values))
   mass = jnp.ones(keys.shape[0], bool) if mask is None else mask
   keys, values = visible(keys, mask), visible(values, mask)
   return merge(state, KernelDualState(keys, values, mass.astype(values.dtype)))
-
-
-def absorb_stream(kernel, state, keys, values, chunk_size, mask=None):
-  """Does what `absorb` does: there are no features to hold."""
-  del chunk_size
-  return absorb(kernel, state, keys, values, mask)
 
 
 def get_weights(state) -> Float[Array, 'n d_v']:

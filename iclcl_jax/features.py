@@ -237,9 +237,9 @@ class TaylorFeatures(FromScaled):
   .. math:: \phi_\alpha(x) = y^\alpha / \sqrt{\alpha!}, \quad
      |\alpha| \le p, \quad y = x/d_k^{1/4}
 
-  Exact: :math:`\phi(q)^\top\phi(k) = T_p(q^\top k/\sqrt{d_k})`, see
-  `kernels.TruncatedExponentialKernel`. The `order` is :math:`p \ge 0`; even
-  ones have a positive kernel.
+  Exact: :math:`\phi(q)^\top\phi(k) = \sum_{r \le p} t^r/r!` with the score
+  :math:`t = q^\top k/\sqrt{d_k}`. The `order` is :math:`p \ge 0`; even ones
+  have a positive kernel.
 
   Example:
     >>> TaylorFeatures(order=2)(jnp.ones(4)).shape

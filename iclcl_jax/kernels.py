@@ -116,34 +116,3 @@ class LinearKernel:
   @widened
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
     return x @ y
-
-
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
-class TruncatedExponentialKernel:
-  r"""The Taylor polynomial of the softmax kernel, of order `p`.
-
-  .. math:: T_p(t) = \sum_{r=0}^{p} t^r / r!, \qquad t = x^\top y/\sqrt{d_k}
-
-  Positive everywhere for even orders :math:`p`. It is the kernel of
-  `features.TaylorFeatures`.
-
-  Example:
-    >>> float(TruncatedExponentialKernel(order=2)(jnp.ones(4), jnp.ones(4)))
-    5.0
-  """
-
-  order: int = dataclasses.field(default=2, metadata={'static': True})
-
-  def __post_init__(self):
-    _validate.at_least(0, order=self.order)
-
-  @eager_door
-  @widened
-  def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
-    score = x @ y / x.shape[0] ** 0.5
-    term = total = jnp.ones_like(score)
-    for degree in range(1, self.order + 1):
-      term = term * score / degree
-      total = total + term
-    return total

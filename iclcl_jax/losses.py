@@ -155,21 +155,17 @@ def cosine(
 
 
 @eager_door
-def negatives(
-  mixing: Float[Array, ' N'] | Float[Array, 'N N'],
-  gains: Float[Array, ' N'] | None = None,
-) -> Loss:
+def negatives(mixing: Float[Array, ' N'] | Float[Array, 'N N']) -> Loss:
   r"""Makes the contrastive loss with negative samples.
 
   .. math:: L(W) = -\sum_i
-     \Bigl(g_i v_i - \sum_j m_{ij} v_j\Bigr)^\top W\phi(k_i)
+     \Bigl(v_i - \sum_j m_{ij} v_j\Bigr)^\top W\phi(k_i)
 
   It is no sum over demonstrations.
 
   Args:
     mixing: `m`: how strongly each token is a negative of all, `[N]`, or in row
       `i` of token `i`, `[N, N]`.
-    gains: `g`: how strongly each is its own positive. Shape `[N]`; None for 1.
 
   Example:
     >>> loss = negatives(jnp.array([0.5, 0.0]))
@@ -178,15 +174,14 @@ def negatives(
   """
   axes = 'NN' if getattr(mixing, 'ndim', 1) > 1 else 'N'
   _validate.check_kind('mixing', mixing, axes, _validate.FLOATING)
-  mixing, gains = widen((mixing, gains))
+  mixing = widen(mixing)
 
   @eager_door
   def loss(predictions: Float[Array, 'N d_v'], values: Float[Array, 'N d_v']):
     for size in mixing.shape:
       _validate.check_same('N', 'mixing', size, 'values', values.shape[0])
     predictions, values = widen((predictions, values))
-    positives = values if gains is None else gains[:, None] * values
-    return -jnp.sum(predictions * (positives - jnp.atleast_2d(mixing @ values)))
+    return -jnp.sum(predictions * (values - jnp.atleast_2d(mixing @ values)))
 
   return loss
 

@@ -154,9 +154,26 @@ def merge(a, b) -> DualState:
   return DualState(a.weights + b.weights, a.mass + b.mass, log_scale)
 
 
-def absorb(phi, state, keys, values, mask=None) -> DualState:
+def absorb(phi, state, keys, values, mask=None, chunk_size=None) -> DualState:
   """Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass."""
-  state = widen(state)
+  phi, state = widen((phi, state))  # Their slopes add up over the chunks.
+  arrays = (keys, values) if mask is None else (keys, values, mask)
+  if chunk_size is None:
+    return _absorb(phi, state, *arrays)
+
+  @jax.checkpoint
+  def step(state, chunk):
+    return _absorb(phi, state, *chunk), None
+
+  size = keys.shape[0]
+  if isinstance(size, int) and size < chunk_size:  # No loop to compile.
+    return step(state, arrays)[0]
+  chunks, rest = split_chunks(arrays, chunk_size)
+  state, _ = jax.lax.scan(step, vary_as(state, phi, arrays), chunks)
+  return step(state, rest)[0]
+
+
+def _absorb(phi, state, keys, values, mask=None) -> DualState:
   row_scale, features = scaled_rows(phi, keys, mask)
   _check_size(state, features)
   log_scale = jnp.maximum(state.log_scale, largest(row_scale, axis=0))
@@ -164,23 +181,6 @@ def absorb(phi, state, keys, values, mask=None) -> DualState:
   sums = product(labels(visible(values, mask), mask).T, features)
   old = rescale(state, log_scale)
   return DualState(old.weights + sums[:-1], old.mass + sums[-1], log_scale)
-
-
-def absorb_stream(phi, state, keys, values, chunk_size, mask=None) -> DualState:
-  """Does as `absorb`, and holds the features of one chunk at a time."""
-
-  @jax.checkpoint
-  def step(state, chunk):
-    return absorb(phi, state, *chunk), None
-
-  phi, state = widen((phi, state))  # Their slopes add up over the chunks.
-  arrays = (keys, values) if mask is None else (keys, values, mask)
-  size = keys.shape[0]
-  if isinstance(size, int) and size < chunk_size:  # No loop to compile.
-    return step(state, arrays)[0]
-  chunks, rest = split_chunks(arrays, chunk_size)
-  state, _ = jax.lax.scan(step, vary_as(state, phi, arrays), chunks)
-  return step(state, rest)[0]
 
 
 def get_weights(state) -> Float[Array, 'd_v R']:

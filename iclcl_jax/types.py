@@ -154,10 +154,9 @@ class Form(Protocol):
   Attributes:
     empty: `(phi, keys, values) -> state`. The state that has seen nothing;
       widths and dtype are read.
-    absorb: `(phi, state, keys, values, mask=None) -> state`. Adds
-      `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass.
-    absorb_stream: `(phi, state, keys, values, chunk_size, mask=None) -> state`.
-      Does the same, and holds the features of one chunk at a time.
+    absorb: `(phi, state, keys, values, mask=None, chunk_size=None) -> state`.
+      Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass, and holds
+      the features of one chunk at a time; None for all at once.
     merge: `(a, b) -> state`. Adds states that saw different tokens.
     remove: `(phi, state, key [d_k], label [d_v]) -> (state, growth [])`.
       Removes a token; `growth` is that of the rounding errors.
@@ -176,7 +175,6 @@ class Form(Protocol):
 
   empty: Callable[..., Any]
   absorb: Callable[..., Any]
-  absorb_stream: Callable[..., Any]
   merge: Callable[..., Any]
   remove: Callable[..., tuple[Any, Array]]
   read: Callable[..., Reading]

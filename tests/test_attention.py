@@ -63,7 +63,7 @@ KERNELS = {
   'gaussian': (kernels.GaussianKernel(), oracles.gaussian_kernel),
   'linear': (kernels.LinearKernel(), oracles.linear_kernel),
   'truncated': (
-    kernels.TruncatedExponentialKernel(order=2),
+    functools.partial(oracles.truncated_exponential, 2),
     functools.partial(oracles.truncated_exponential_kernel, 2),
   ),
 }
@@ -426,7 +426,7 @@ ONE_QUERY = {
     kernels.ExponentialKernel(), q, k, v, mask=m
   ),
   'kernel_without_log': lambda q, k, v, m: kernel_attention(
-    kernels.TruncatedExponentialKernel(), q, k, v, mask=m
+    KERNELS['truncated'][0], q, k, v, mask=m
   ),
   'linear': lambda q, k, v, m: linear_attention(PHI, q, k, v, mask=m),
   'stream': lambda q, k, v, m: stream(PHI, q[None], k, v, chunk_size=4, mask=m)[

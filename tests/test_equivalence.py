@@ -22,7 +22,7 @@ from iclcl_jax import (
   precision,
   projections,
 )
-from tests import tolerances
+from tests import oracles, tolerances
 
 # Every shape compiles anew, so they come from a small set:
 # (tokens, query tokens, width, value width, features).
@@ -54,8 +54,13 @@ FIXED = {
   'exponential': kernels.ExponentialKernel(),
   'gaussian': kernels.GaussianKernel(),
   'linear': kernels.LinearKernel(),
-  'truncated_exponential_3': kernels.TruncatedExponentialKernel(order=3),
-  'truncated_exponential': kernels.TruncatedExponentialKernel(order=2),
+  **{
+    name: functools.partial(oracles.truncated_exponential, order)
+    for name, order in (
+      ('truncated_exponential_3', 3),
+      ('truncated_exponential', 2),
+    )
+  },
 }
 # Sums of both signs: D may vanish, and then it is the verdict that counts.
 SIGNED = {

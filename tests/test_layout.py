@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 from iclcl_jax import attention, features, kernels, losses, modified
-from tests import tolerances
+from tests import oracles, tolerances
 
 B, T, S, N, K, H = 2, 6, 5, 4, 2, 3
 SOFTMAX = kernels.ExponentialKernel()
@@ -249,7 +249,7 @@ def test_scale_is_the_factor_of_the_score():
   found = attention.dot_product_attention(
     query, key, value, attend=phi, scale=0.2
   )
-  kernel = kernels.TruncatedExponentialKernel(order=2)
+  kernel = functools.partial(oracles.truncated_exponential, 2)
   expected = attention.dot_product_attention(
     0.2 * H**0.5 * query, key, value, attend=kernel
   )

@@ -154,7 +154,7 @@ def _negative_sides(rule, count, problem, strength):
   attend = modified.negative(
     num_negatives=count, strength=0.4 * strength, renormalise=rule
   )
-  loss = losses.negatives(*attend.change(phi, query, keys))
+  loss = losses.negatives(attend.change(phi, query, keys))
   return (
     attend(phi, query, keys, values),
     modified.attention_from_loss(loss)(phi, query, keys, values),
@@ -307,7 +307,7 @@ def test_a_query_that_is_a_token_is_not_its_own_negative():
   )
   for count, is_negative in ((0, True), (1, False), (2, False)):
     change = attend.change(phi, keys[-1], keys, num_query_tokens=count)
-    assert bool(change.mixing[-1] > 0) is is_negative
+    assert bool(change[-1] > 0) is is_negative
 
 
 def test_printed_form_is_exact_for_un_learning_the_own_pair():

@@ -43,7 +43,7 @@ MAPS: dict[str, Any] = {
   ),
   'softmax': (kernels.ExponentialKernel(), oracles.exponential_kernel),
   'truncated': (
-    kernels.TruncatedExponentialKernel(order=2),
+    functools.partial(oracles.truncated_exponential, 2),
     functools.partial(oracles.truncated_exponential_kernel, 2),
   ),
 }
@@ -612,7 +612,7 @@ def test_what_a_caller_s_function_returns_is_checked():
   with pytest.raises(ValueError, match=r'dtypes disagree .*augment_values: bo'):
     views.stream(POSITIVE, *arrays)
   push = modified.negative(
-    num_negatives=1, strength=0.1, renormalise=lambda weights, *_: weights
+    num_negatives=1, strength=0.1, renormalise=lambda weights, *_: weights[0]
   )
   with pytest.raises(ValueError, match='renormalise returned'):
     push.stream(POSITIVE, *arrays)

@@ -231,7 +231,7 @@ def reader(
   """Absorbs the keys once; returns `query -> Reading`."""
   form = form_of(phi)
   empty = form.empty(phi, keys, values)
-  state = form.absorb_stream(phi, empty, keys, values, chunk_size, mask)
+  state = form.absorb(phi, empty, keys, values, mask, chunk_size)
   return lambda query: form.read(phi, state, query)
 
 

@@ -238,7 +238,7 @@ def mean_embedding(
   labels = (values.astype(size.dtype) / size).astype(values.dtype)
   form, keys = forms.form_of(phi), jnp.asarray(keys)
   state = form.empty(phi, keys, labels)
-  return form.absorb_stream(phi, state, keys, labels, CHUNK_SIZE)
+  return form.absorb(phi, state, keys, labels, None, CHUNK_SIZE)
 
 
 @compiled

@@ -167,7 +167,7 @@ def log_norms(
   log_top, labels = _split_scale(labels)
   labels = labels.reshape(len(labels), -1)
   state = moments.empty(unit_phi, keys, labels)
-  state = moments.absorb_stream(unit_phi, state, keys, labels, CHUNK_SIZE)
+  state = moments.absorb(unit_phi, state, keys, labels, None, CHUNK_SIZE)
   return log_top + state_norms(state, num_sums, ball)
 
 

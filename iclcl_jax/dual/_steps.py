@@ -115,10 +115,9 @@ def one_step(
   # A masked NaN would return in the gradient.
   labels = moments.visible(jnp.asarray(values), mask)
   labels = jnp.asarray(learning_rate, labels.dtype) * labels
-  if chunk_size is None:
-    return form.absorb(phi, state, keys, labels, mask)
-  _validate.at_least(1, chunk_size=chunk_size)
-  return form.absorb_stream(phi, state, keys, labels, chunk_size, mask)
+  if chunk_size is not None:
+    _validate.at_least(1, chunk_size=chunk_size)
+  return form.absorb(phi, state, keys, labels, mask, chunk_size)
 
 
 @door

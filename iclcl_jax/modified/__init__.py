@@ -22,9 +22,12 @@ References:
 """
 
 from iclcl_jax.modified._attention import Attention as Attention
-from iclcl_jax.modified._augmented import (
+from iclcl_jax.modified._closed_forms import (
   Augmented as Augmented,
+  Regularised as Regularised,
   augmented as augmented,
+  regularised as regularised,
+  regularised_as_printed as regularised_as_printed,
 )
 from iclcl_jax.modified._loss_attention import (
   LossAttention as LossAttention,
@@ -36,13 +39,7 @@ from iclcl_jax.modified._negatives import (
   negative as negative,
   token_negative as token_negative,
 )
-from iclcl_jax.modified._regularised import (
-  Regularised as Regularised,
-  regularised as regularised,
-  regularised_as_printed as regularised_as_printed,
-)
 from iclcl_jax.modified._selection import (
-  Negatives as Negatives,
   highest_scores as highest_scores,
   lowest_scores as lowest_scores,
   raise_others as raise_others,

@@ -7,7 +7,6 @@ quadratic in `N`, with a feature map too.
 import dataclasses
 import operator
 
-import jax
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
@@ -16,7 +15,6 @@ from iclcl_jax.modified._attention import Attention, check_own
 from iclcl_jax.modified._selection import (
   Candidates,
   Choice,
-  Negatives,
   Renormalisation,
   Selection,
   lowest_scores,
@@ -51,32 +49,27 @@ class Negative(Attention):
     *,
     num_query_tokens: int = 0,
     mask: Mask | None = None,
-  ) -> Negatives:
-    """Returns the change of one query's weights; arguments as in the call."""
+  ) -> Float[Array, ' N']:
+    """Returns what one query's weights lose; arguments as in the call."""
     size = keys.shape[0]
     _validate.check_num_query_tokens(
       num_query_tokens, size, num_demonstrations=0
     )
     weights = attention.weights(phi, *widen((query, keys)), mask=mask)
     change = self._change(weights, _own(keys, num_query_tokens), mask)
-    return jax.tree.map(lambda x: cast_like(x, keys), change)
+    return cast_like(change, keys)
 
-  def _change(self, weights, position, mask) -> Negatives:
+  def _change(self, weights, position, mask) -> Array:
     visible = jnp.ones(weights.shape, bool) if mask is None else mask
     chosen = self.choice.choose(weights, position, mask)
     strength = jnp.asarray(self.choice.strength, weights.dtype)
     strength = jnp.where(jnp.any(chosen), strength, 0)
     change = self.renormalise(weights, chosen, visible, strength)
-    if not isinstance(change, Negatives):
-      raise ValueError(
-        f'renormalise returned {_validate.describe(change)}; expected '
-        'modified.Negatives(mixing, gains).'
-      )
+    _validate.check_result('renormalise', change, weights.shape)
     return change
 
   def _mix(self, weights, position, mask, values) -> Array:
-    change = self._change(weights, position, mask)
-    return (change.gains * weights - change.mixing) @ values
+    return (weights - self._change(weights, position, mask)) @ values
 
   def _one(self, phi, query, keys, values, num_query_tokens, mask):
     weights = attention.weights(phi, *widen((query, keys)), mask=mask)
@@ -112,10 +105,10 @@ def negative(
 ) -> Negative:
   r"""Makes attention that pushes away from the tokens that matter least.
 
-  .. math:: h_j = \sum_i (g_{ji} a_{ji} - m_{ji})\, v_i
+  .. math:: h_j = \sum_i (a_{ji} - m_{ji})\, v_i
 
-  with `m` and `g` from `renormalise`; weights may become negative. The dual
-  model of one query trains with `losses.negatives(*attend.change(...))`.
+  with `m` from `renormalise`; weights may become negative. The dual model of
+  one query trains with `losses.negatives(attend.change(...))`.
 
   One query is at the position of the last row if it has query-side tokens, and
   else (the default) of none: then all rows may be its negatives.
@@ -140,7 +133,7 @@ def negative(
   """
   choice = make_choice(num_negatives, strength, select, candidates_fn)
   expected = (
-    '(weights [N], negatives [N], visible [N], strength) -> Negatives, such as '
+    '(weights [N], negatives [N], visible [N], strength) -> [N], such as '
     'modified.raise_others'
   )
   _validate.check_function('renormalise', renormalise, 4, expected)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,11 @@ import jax.numpy as jnp
 from iclcl_jax import _pytree, _validate
 from iclcl_jax.types import Array, Bool, Float, PRNGKeyArray, Selection
 
-
-class Negatives(NamedTuple):
-  r"""A change of attention weights, :math:`a' = g \odot a - m`.
-
-  The same numbers make the loss, `losses.negatives(*change)`: the label of
-  demonstration `i` becomes :math:`g_i v_i - \sum_j m_j v_j`.
-
-  Attributes:
-    mixing: `m`, what is taken from each token. Shape `[N]`.
-    gains: `g`. Shape `[N]`.
-  """
-
-  mixing: Float[Array, ' N']
-  gains: Float[Array, ' N']
-
-
+# What negatives do to the attention weights of a query, `a' = a - m`. Shape
+# `[N]`. The same numbers make the loss, `losses.negatives(m)`: the label of
+# demonstration `i` becomes `v_i - sum_j m_j v_j`.
 Renormalisation: TypeAlias = Callable[
-  [Array, Array, Array, float | Array], Negatives
+  [Array, Array, Array, float | Array], Array
 ]
 Candidates: TypeAlias = Callable[[Array, Array], Array]
 
@@ -96,33 +83,29 @@ def _first(criterion, count: int):
   return chosen.at[jnp.array(found, int)].set(True)
 
 
-def unnormalised(weights, negatives, visible, strength) -> Negatives:
+def unnormalised(weights, negatives, visible, strength) -> Float[Array, ' N']:
   """Takes `strength / k` from each negative; weights then sum to 1 - beta."""
   del visible
-  return Negatives(
-    share(strength, negatives, weights.dtype), jnp.ones_like(weights)
-  )
+  return share(strength, negatives, weights.dtype)
 
 
-def raise_others(weights, negatives, visible, strength) -> Negatives:
+def raise_others(weights, negatives, visible, strength) -> Float[Array, ' N']:
   """Gives what the negatives lose to all others in equal parts."""
   dtype = weights.dtype
   num_others = jnp.sum(visible) - jnp.sum(negatives)
   gain = jnp.asarray(strength, dtype) / jnp.maximum(num_others, 1).astype(dtype)
   others = jnp.where(visible, -gain, 0)
-  mixing = jnp.where(negatives, share(strength, negatives, dtype), others)
-  return Negatives(mixing, jnp.ones_like(weights))
+  return jnp.where(negatives, share(strength, negatives, dtype), others)
 
 
-def scale_others(weights, negatives, visible, strength) -> Negatives:
+def scale_others(weights, negatives, visible, strength) -> Float[Array, ' N']:
   """Gives what the negatives lose to all others in proportion."""
   rest = 1 - jnp.sum(jnp.where(negatives, weights, 0))
   # No one else is visible: there is nobody to give to.
-  gain = jnp.where(rest > 0, rest + strength, 1) / jnp.where(rest > 0, rest, 1)
-  gains = jnp.where(visible & ~negatives, gain, 1)
-  return Negatives(
-    share(strength, negatives, weights.dtype), gains.astype(weights.dtype)
-  )
+  gain = jnp.where(rest > 0, strength, 0) / jnp.where(rest > 0, rest, 1)
+  others = jnp.where(visible, -gain * weights, 0).astype(weights.dtype)
+  lost = share(strength, negatives, weights.dtype)
+  return jnp.where(negatives, lost, others)
 
 
 def share(total, chosen, dtype) -> Float[Array, ' N']:
