@@ -122,11 +122,9 @@ def log_diagonal(
   def one(key):
     if not is_map:
       return _log_kernel(phi, key, key).astype(dtype)
-    row_scale, features = _UnitFeatures(phi).scaled(key)
+    row_scale, features = moments.scaled(phi, key)
     top = moments.largest(row_scale)
-    return (
-      top * 2 + 2 * log_norm((jnp.exp(row_scale - top) * features)[None])[0]
-    )
+    return 2 * (top + log_norm((jnp.exp(row_scale - top) * features)[None])[0])
 
   return moments.map_chunks(one, keys, CHUNK_SIZE)
 
@@ -135,18 +133,6 @@ def _log_kernel(kernel, x, y) -> Float[Array, '']:
   if hasattr(kernel, 'log_kernel'):
     return coefficients.evaluate(kernel.log_kernel, x, y)
   return jnp.log(coefficients.evaluate(kernel, x, y))
-
-
-class _UnitFeatures:
-  """A feature map whose largest scaled feature is 1 in size."""
-
-  def __init__(self, phi: Any):
-    self._phi = phi
-
-  def scaled(self, x):
-    log_scale, features = moments.scaled(self._phi, x)
-    log_top, features = _split_scale(features)
-    return log_scale + log_top, features
 
 
 def log_norms(
@@ -163,11 +149,10 @@ def log_norms(
   labels = labels.astype(accumulation_dtype(labels.dtype))
   if not _validate.is_feature_map(phi):
     return _kernel_norms(phi, keys, labels, ball)
-  unit_phi = _UnitFeatures(phi)
   log_top, labels = _split_scale(labels)
   labels = labels.reshape(len(labels), -1)
-  state = moments.empty(unit_phi, keys, labels)
-  state = moments.absorb(unit_phi, state, keys, labels, None, CHUNK_SIZE)
+  state = moments.empty(phi, keys, labels)
+  state = moments.absorb(phi, state, keys, labels, None, CHUNK_SIZE)
   return log_top + state_norms(state, num_sums, ball)
 
 
