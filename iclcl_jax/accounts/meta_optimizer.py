@@ -7,10 +7,9 @@ weights are those of the query tokens plus an update by the demonstrations,
    \Delta W_{ICL} = \sum_i v'_i \otimes k'_i,
 
 and finetuning the key and value projections of the head also adds to those
-weights (`finetuned_update`). The identity is one of form: the summands are
-activations, not gradients of a stated loss, and the two updates are sums over
-different tokens. With a softmax the sum becomes a convex mix: the zero-shot
-part shrinks.
+weights. The identity is one of form: the summands are activations, not
+gradients of a stated loss, and the two updates are sums over different tokens.
+With a softmax the sum becomes a convex mix: the zero-shot part shrinks.
 
 The metrics by which trained models are compared with finetuned ones are in
 `meta_optimizer_metrics`. Throughout, `decay` is :math:`\eta` in `[0, 1)`.
@@ -55,10 +54,9 @@ def weight_update(
 ) -> Float[Array, 'd_v d_k']:
   """Returns the sum `[d_v, d_k]` of the outer products `v_i k_i`.
 
-  Each is minus the gradient of the contrastive loss `-v . (W k)`, not of any
-  loss that a model was trained on.
-  Of the query tokens it is the zero-shot weights, of the demonstrations the
-  update in context; linear attention over both applies their sum.
+  Each is minus the gradient of the contrastive loss `-v . (W k)`. Of the query
+  tokens it is the zero-shot weights, of the demonstrations the update in
+  context; linear attention over both applies their sum.
 
   Example:
     >>> weight_update(jnp.eye(2), jnp.array([[1.0], [3.0]])).tolist()
@@ -77,9 +75,8 @@ def finetuned_update(
      + \Delta W_K^\top C\, W_V + \Delta W_K^\top C\,\Delta W_V, \quad
      C = X^\top X
 
-  It is a sum over the QUERY tokens, the update in context one over the
-  demonstrations: the same form, no equality. `head` are projections before
-  finetuning, `changes` what it added to them.
+  It is a sum over the QUERY tokens. `head` are projections before finetuning,
+  `changes` what it added to them.
   """
   keys, values = tokens @ head.keys, tokens @ head.values
   more_keys, more_values = tokens @ changes.keys, tokens @ changes.values
@@ -148,9 +145,8 @@ def momentum_attention(
 
   With `decay=0` it is causal softmax attention, bit for bit. It is not the dual
   of gradient descent with momentum, which weighs OLD tokens more and depends on
-  the query (`online_learners.momentum_attention_weights`). The decay may be
-  learned, and by `jax.vmap` each head has its own; the publication states no
-  value.
+  the query (`online_learners.momentum_attention_weights`). The publication
+  states no value of the decay.
   """
   past = momentum_values(values, decay=decay)
   position = jnp.arange(len(keys))

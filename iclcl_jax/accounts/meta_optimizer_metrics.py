@@ -2,9 +2,7 @@ r"""Metrics that compare in-context learning with finetuning, and their nulls.
 
 All are functions of recorded activations of the last query token: zero-shot
 (no demonstrations), in context, and finetuned (without them again). Each metric
-takes one query; `vmap` takes many. A metric without its null says little: two
-unrelated updates of the same vector have a `normalised_update_similarity` far
-above 0, and any two that shrink that vector have a high `update_similarity`. An
+takes one query; `vmap` takes many. A metric without its null says little. An
 undefined value (no update at all, no example to recover) is NaN.
 
 The nulls take activations of `Q` queries, `[Q, ...]`, and return one number for
@@ -35,8 +33,8 @@ def update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAOU, the cosine of the two updates of an attention output.
 
-  Of unrelated updates it is 0 only if they have no component along the
-  baseline; see `partial_update_similarity`.
+  Of any two updates that shrink the baseline it is high; see
+  `partial_update_similarity`.
   """
   updates = _updates(in_context, finetuned, zero_shot)
   return _numerics.cosine(*updates).astype(zero_shot.dtype)

@@ -235,9 +235,8 @@ def softmax_recurrence(
   r"""Computes softmax attention by running SGD on :math:`\tfrac12|o - v_i|^2`.
 
   The step size of token `i` is its own normalised weight among the tokens so
-  far. Every query runs its own: no state of finite size serves all. The mask
-  says which tokens it sees, such as those of a prefix; one that sees none gets
-  zeros.
+  far. Every query runs its own: no state of finite size serves all. One that
+  sees no token by the mask gets zeros.
   """
   lowest = jnp.finfo(keys.dtype).min
   # A masked NaN would return in the gradient.
@@ -366,12 +365,9 @@ def least_squares(
   .. math:: W_t = \arg\min_W \tfrac12\sum_{i\le t} |W\phi(k_i) - v_i|^2
      + \tfrac\lambda2 |W|_F^2
 
-  Half precisions are solved in float32. The relative error is about the machine
-  epsilon times the largest eigenvalue of the Gram matrix over `ridge`: in
-  float32 a ridge below 1e-5 of that eigenvalue costs most digits, and below
-  1e-7 the answer may be NaN. Raise the ridge, or use float64.
-
-  It is positive: a prefix shorter than `R` has no unique solution without it.
+  The relative error is about the machine epsilon times the largest eigenvalue
+  of the Gram matrix over `ridge`, which is positive: in float32 a ridge below
+  1e-7 of that eigenvalue may give NaN.
   """
   _validate.positive(ridge=ridge)
   identity = jnp.eye(tokens.keys.shape[1], dtype=tokens.keys.dtype)

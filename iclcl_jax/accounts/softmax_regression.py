@@ -1,25 +1,20 @@
 r"""Softmax regression: what a weight shift and a data shift do to its target.
 
-A document :math:`A` (one word a row) and a target :math:`b` in the simplex pose
+A document :math:`A` (one word a row) and a target :math:`b` pose
 
 .. math:: \min_x L = \tfrac12 |c|^2, \quad c = f - b, \quad
    f(A, x) = \mathrm{softmax}(A x).
 
 A gradient step on `x` (a weight shift) and a step on `A` (a data shift, as an
 attention layer rewrites its document) are compared as changes of the target.
-All derivatives need no more than :math:`f`: with
-:math:`J v = f \circ v - f \langle f, v\rangle` they are
+With the Jacobian :math:`J v = f \circ v - f \langle f, v\rangle` of the softmax
 
 .. math:: \nabla_x L = A^\top J c, \quad \nabla_A L = (J c)\, x^\top, \quad
-   \nabla_b L = -c, \quad \nabla_x^2 L = A^\top B A
-
-with `B` the Hessian in the logits. Derivatives, identities and Lipschitz
-constants hold for any target; the extremes of the eigenvalues of `B` need one
-in the simplex.
+   \nabla_b L = -c.
 
 How far a shift can move the target: the published constant, kept in logarithms
-because it overflows, stands beside the true one. The Jacobian of the softmax
-has spectral norm at most 1/2 and does not see the mean `1 - P` of words, so
+because it overflows, stands beside the true one. `J` has spectral norm at most
+1/2 and does not see the mean `1 - P` of words, so
 
 .. math:: |f(A, x) - f(A, y)| \le \tfrac12 |P A|\, |x - y|, \qquad
    |f(A, x) - f(B, x)| \le \tfrac12 |P (A - B)|\, |x|.
@@ -137,8 +132,7 @@ def attend(
 
   The weights start at 0. With the document's own words as queries, a softmax of
   these logits is the prediction after the step; with another document's, what
-  the new weights say about that. The derivative of a logit by its query is the
-  new weights. The target sums to one.
+  the new weights say about that. The target sums to one.
   """
   _validate.finite(learning_rate=learning_rate)
   num_words = len(posed.target)
@@ -206,9 +200,8 @@ def log_published_bound(
 ) -> Float[Array, '']:
   r"""Returns `log M` of the published `M = n^1.5 exp(10 R^2)`.
 
-  The published theorem moves the target by at most `M` times the size of the
-  move of weights or of data; `M` itself overflows float32 at radius 3, a bound
-  on the norms of the document and of the weights.
+  The target moves by at most `M` times the move of weights or of data, whose
+  norms the radius bounds; at 3 `M` itself overflows float32.
 
   Example:
     >>> float(log_published_bound(1, 2.0))

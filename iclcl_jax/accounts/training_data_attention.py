@@ -230,9 +230,8 @@ def recall(
 ) -> Float[Array, ' d_out']:
   """Returns the trained layer's output `[d_out]` without its trained weights.
 
-  Attends to the steps one after the other: no more than one batch is scored at
-  a time. The weights `initial` are those before training, `left` is what the
-  optimizer leaves of the steps (`remains`).
+  One batch is scored at a time. The weights `initial` are those before
+  training, `left` is what the optimizer leaves of the steps (`remains`).
   """
   weights = _weights(history, left, inputs.dtype)
 

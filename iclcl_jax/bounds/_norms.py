@@ -120,19 +120,15 @@ def log_diagonal(
   is_map = _validate.is_feature_map(phi)
 
   def one(key):
+    if hasattr(phi, 'log_kernel'):
+      return coefficients.evaluate(phi.log_kernel, key, key).astype(dtype)
     if not is_map:
-      return _log_kernel(phi, key, key).astype(dtype)
+      return jnp.log(coefficients.evaluate(phi, key, key)).astype(dtype)
     row_scale, features = moments.scaled(phi, key)
     top = moments.largest(row_scale)
     return 2 * (top + log_norm((jnp.exp(row_scale - top) * features)[None])[0])
 
   return moments.map_chunks(one, keys, CHUNK_SIZE)
-
-
-def _log_kernel(kernel, x, y) -> Float[Array, '']:
-  if hasattr(kernel, 'log_kernel'):
-    return coefficients.evaluate(kernel.log_kernel, x, y)
-  return jnp.log(coefficients.evaluate(kernel, x, y))
 
 
 def log_norms(
@@ -205,7 +201,12 @@ def _kernel_norms(kernel, keys, labels, ball):
 
   sums = moments.map_chunks(read, rows, _NUM_ROWS)
   gram = jnp.einsum('npi,npj->pij', labels, sums)
-  return top + jax.lax.map(lambda g: _log_gram_norm(ball, g), gram)
+
+  def log_norm(gram):
+    log_top, gram = _split_scale(gram)
+    return log_top / 2 + jnp.log(ball.gram_dual_norm(gram))
+
+  return top + jax.lax.map(log_norm, gram)
 
 
 def _cosine(kernel, row, other) -> Float[Array, '']:
@@ -218,8 +219,3 @@ def _cosine(kernel, row, other) -> Float[Array, '']:
     return jnp.where(seen, jnp.exp(jnp.where(seen, log - exponent, 0)), 0)
   value = coefficients.evaluate(kernel, x, y).astype(exponent.dtype)
   return jnp.where(seen, value * jnp.exp(-exponent), 0)
-
-
-def _log_gram_norm(ball: Ball, gram: Float[Array, 'd d']) -> Float[Array, '']:
-  log_top, gram = _split_scale(gram)
-  return log_top / 2 + jnp.log(ball.gram_dual_norm(gram))

@@ -132,9 +132,7 @@ def fold(layer: SelfAttention) -> Folded:
 
 @door
 def normalise(folded: Folded, *, d_x: int) -> Folded:
-  """Moves the scale of `W_q W_k^T` to `W_v W_p`.
-
-  Linear attention with the rescaled products is the same.
+  """Moves the scale of `W_q W_k^T` to `W_v W_p`: the same linear attention.
 
   The mean diagonal of the block of the inputs becomes 1; of one that is 0 the
   result is not finite.

@@ -104,9 +104,7 @@ def fit_learning_rate(
   .. math:: \eta^* = \langle t, p\rangle / \langle p, p\rangle
 
   The directions `p` are predictions after a step of size 1, the targets `t`
-  labels of the queries.
-
-  It is NaN if all directions are 0.
+  labels of the queries. It is NaN if all directions are 0.
 
   Example:
     >>> float(fit_learning_rate(jnp.ones((3, 1)), 2 * jnp.ones((3, 1))))
