@@ -32,7 +32,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.lab import figures as drawing, statistics
-from iclcl_jax import attention, features, losses
+from iclcl_jax import attention, losses
 from iclcl_jax.accounts import online_learners as learners
 
 
@@ -77,9 +77,7 @@ def measure_identities(config: Config) -> Residuals:
   rng = np.random.default_rng(config.seed)
   size, width = 2 * config.max_length, config.dim
   arrays = rng.normal(size=(3, size, width)) / width**0.5
-  tokens = learners.stream(
-    features.IdentityFeatures(), *(jnp.asarray(x) for x in arrays)
-  )
+  tokens = learners.Stream(*map(jnp.asarray, arrays))
   rates, decays = jnp.asarray(rng.uniform(0.2, 1, size=(2, size)))
   forms = _forms(rates, decays, width)
 
@@ -104,7 +102,7 @@ def _forms(
   """By learner, its definition and then its other forms, with arguments."""
   squared = functools.partial(learners.descend, loss=losses.squared)
   linear, delta = learners.linear_recurrence, learners.delta_recurrence
-  chunked = learners.linear_parallel, learners.delta_parallel
+  chunked = [functools.partial(f, chunk_size=64) for f in (linear, delta)]
   gate, both = {'decays': decays}, {'rates': rates}
   ridge = {'ridge': 0.1}
   return {

@@ -8,19 +8,16 @@ closed form of
 
 and grows like its exponential. `log_relative_variance_at` is that form,
 `feature_budget` reads it for given queries and keys, and says whether random
-features can work there at all. Feature maps and projections are named by
-passing the class and the function themselves.
+features can work there at all.
 
-Everything is computed on the host, in float64 and in log space, whatever the
-dtype of the inputs: a diagnosis of concrete numbers, not a layer. Results
-beyond the range of floating point are capped at `exp(700)`.
+Everything is computed on the host, in float64 and in log space: a diagnosis of
+concrete numbers, not a layer. Results are capped at `exp(700)`.
 
 Throughout, `feature_map` and `projection_fn` are those of
 `log_relative_variance_at`, `num_directions` is the number of rows `R` of the
 projection and `dim` the width `d_k`. All functions raise `ValueError` if the
 map is not random, the projection has no closed form (`simplex_plus`), shapes
-disagree, numbers are traced or negative where they must not be, or there are
-none.
+disagree, or numbers are traced, negative or none.
 
 References:
   Choromanski et al., arXiv:2009.14794, lemma 2 (independent rows); Yu et al.,

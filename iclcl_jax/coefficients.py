@@ -186,17 +186,14 @@ def scores(
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `k(k_i, q)` for every key and their common log-scale."""
   keys = visible(keys, mask)  # A masked NaN would return in the gradient.
-  if not hasattr(kernel, 'log_kernel'):
-    weights = jax.vmap(lambda key: evaluate(kernel, key, query))(keys)
-    weights = weights if mask is None else jnp.where(mask, weights, 0)
-    return weights, jnp.zeros((), weights.dtype)
-  log_kernel = kernel.log_kernel
-  exponent = jax.vmap(lambda key: evaluate(log_kernel, key, query))(keys)
-  if mask is not None:
-    neutral = zero_log_scale(exponent.dtype)
-    exponent = jnp.where(mask, exponent, neutral)
-  log_scale = largest(exponent)
-  weights = jnp.exp(relative(exponent))
+  has_log = hasattr(kernel, 'log_kernel')
+  fn = kernel.log_kernel if has_log else kernel
+  weights = jax.vmap(lambda key: evaluate(fn, key, query))(keys)
+  log_scale = jnp.zeros((), weights.dtype)
+  if has_log:
+    neutral = zero_log_scale(weights.dtype)
+    exponent = weights if mask is None else jnp.where(mask, weights, neutral)
+    weights, log_scale = jnp.exp(relative(exponent)), largest(exponent)
   return weights if mask is None else jnp.where(mask, weights, 0), log_scale
 
 

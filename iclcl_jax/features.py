@@ -21,9 +21,8 @@ EluPlusOneFeatures    d_k            positive its own
 IdentityFeatures      d_k            any      inner product, exact
 ===================== ============== ======== ===========================
 
-Your own is one function: `from_function` and `from_log` make a map of it. A map
-is a pytree, so a field of a `flax.nnx.Module` that holds one is
-`nnx.data(phi)`; in an `equinox.Module` it is any other field.
+Your own is one function: `from_function` and `from_log` make a map of it. A
+field of a `flax.nnx.Module` that holds a map is `nnx.data(phi)`.
 
 References:
   Choromanski et al., arXiv:2009.14794, lemma 1 (`PositiveFeatures`,
@@ -126,9 +125,8 @@ class FeatureKernel(kernels.FromLog):
   .. math:: \log k(x, y) = \mathrm{logsumexp}_r
      \bigl(\log\phi_r(x) + \log\phi_r(y)\bigr)
 
-  It answers as the map does, with the features never formed: one pass of
-  exponentials for each pair, which is the fast way where one query meets a few
-  keys. The map has no negative features.
+  It answers as the map does, with the features never formed, which is the fast
+  way where one query meets a few keys. The map has no negative features.
 
   Example:
     >>> kernel = FeatureKernel(EluPlusOneFeatures())

@@ -36,10 +36,9 @@ def sum_over_demonstrations(loss: _LossT) -> _LossT:
   """Declares that a loss is a sum of one term for each demonstration.
 
   A row whose prediction is constant then contributes no gradient, which is how
-  masked rows and incomplete batches are left out. It is a promise: a mean, or a
-  loss in which rows see each other, would let masked and future rows in. Where
-  it is relied on, four rows are tried, each alone too; that finds a mean and
-  weights of positions, but proves nothing of longer sequences.
+  masked rows and incomplete batches are left out. A mean, or a loss in which
+  rows see each other, would let masked and future rows in. Where the promise is
+  relied on, four rows are tried; that finds a mean and weights of positions.
 
   Example:
     >>> @sum_over_demonstrations
@@ -124,8 +123,7 @@ def info_nce(temperature: float = 1.0) -> Loss:
   ):
     predictions, values = widen((predictions, values))
     scores = predictions @ values.T / temperature
-    if mask is None:
-      return -jnp.trace(jax.nn.log_softmax(scores, axis=1))
+    mask = jnp.ones(len(values), bool) if mask is None else mask
     scores = jnp.where(mask[None], scores, jnp.finfo(scores.dtype).min)
     terms = jnp.diagonal(jax.nn.log_softmax(scores, axis=1))
     return -jnp.sum(jnp.where(mask, terms, 0))
@@ -148,10 +146,9 @@ def cosine(
     >>> round(float(cosine(jnp.ones((2, 3)), jnp.ones((2, 3)))), 5)
     -2.0
   """
-  lengths = jnp.linalg.norm(predictions, axis=1) * jnp.linalg.norm(
-    values, axis=1
-  )
-  return -jnp.sum(jnp.sum(predictions * values, axis=1) / lengths)
+  products = jnp.sum(predictions * values, axis=1)
+  a, b = (jnp.linalg.norm(x, axis=1) for x in (predictions, values))
+  return -jnp.sum(products / (a * b))
 
 
 @eager_door

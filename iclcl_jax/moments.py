@@ -1,11 +1,10 @@
 r"""The moments `sum_i v_i phi(k_i)^T` and `sum_i phi(k_i)`, in scaled form.
 
-The one piece of arithmetic that attention and the dual model share. A state
-keeps, for each feature, a running maximum of the log-features and everything
-relative to it, as flash attention does for each row: the largest contribution
-to a feature is of order one, the query's own scale drops out, and streams and
-merges are exact up to rounding. Every maximum is stopped from gradients in
-both parts in which it occurs, so that it cancels in derivatives too.
+A state keeps, for each feature, a running maximum of the log-features and
+everything relative to it, as flash attention does for each row: the largest
+contribution to a feature is of order one, the query's own scale drops out, and
+streams and merges are exact up to rounding. Every maximum is stopped from
+gradients in both parts in which it occurs: it cancels in derivatives too.
 
 Attention is a ratio of two linear models that share their features (append 1
 to every label); the code carries both as the rows of one matrix. Arguments are

@@ -39,8 +39,7 @@ def linear_regression(
 ) -> RegressionPrompt:
   """Draws a prompt whose labels are `task_matrix @ input`, without noise.
 
-  One fixed `task_matrix` for all prompts is the papers' setting; draw a fresh
-  one for each prompt (`jax.random.normal`) for learning across tasks.
+  One fixed `task_matrix` for all prompts is the papers' setting.
 
   Args:
     key: consumed.

@@ -4,9 +4,11 @@ Imports nothing from the package and shares no code with it. Names follow the
 axes of `iclcl_jax.types`; every function takes and returns NumPy arrays.
 """
 
+import functools
 import itertools
 import math
 
+import jax
 import numpy as np
 
 # Feature maps: one vector [d] -> features.
@@ -73,13 +75,14 @@ def linear_kernel(x, y):
 
 
 def truncated_exponential_kernel(order, x, y):
-  return truncated_exponential(order, np.asarray(x), np.asarray(y))
-
-
-def truncated_exponential(order, x, y):
-  """Of arrays of JAX too: a kernel of one's own, of either sign, in tests."""
   score = x @ y / len(x) ** 0.5
   return sum(score**r / math.factorial(r) for r in range(order + 1))
+
+
+def truncated_exponential(order):
+  """The same as a pytree: a kernel of one's own, of either sign, in tests."""
+  kernel = functools.partial(truncated_exponential_kernel, order)
+  return jax.tree_util.Partial(kernel)
 
 
 # Attention. `kernel` is a function of two vectors; the one of a feature map is

@@ -63,7 +63,7 @@ KERNELS = {
   'gaussian': (kernels.GaussianKernel(), oracles.gaussian_kernel),
   'linear': (kernels.LinearKernel(), oracles.linear_kernel),
   'truncated': (
-    functools.partial(oracles.truncated_exponential, 2),
+    oracles.truncated_exponential(2),
     functools.partial(oracles.truncated_exponential_kernel, 2),
   ),
 }

@@ -66,7 +66,7 @@ PHI, KERNEL = features.EluPlusOneFeatures(), kernels.ExponentialKernel()
 X, V, W = rows(0, 6, 4), rows(1, 6, 3), rows(2, 4)
 MASK = jnp.arange(6) < 5
 STATE = dual.zero_shot(PHI, X[:1], V[:1])
-STREAM = online_learners.stream(PHI, X, X, V)
+STREAM = online_learners.Stream(X, X, V)
 PROBLEM = softmax_regression.Problem(X, jax.nn.softmax(X[:, 0]))
 LAYER = regression.SelfAttention(*(rows(i, 1, 4, 4) for i in range(4)))
 LAYERS = regression.repeat(LAYER, 2)
@@ -291,10 +291,8 @@ CALLS = {
     )
     for learner, options in (
       (online_learners.descend, {'loss': lambda p, v: jnp.sum((p - v) ** 2)}),
-      (online_learners.delta_parallel, {'rates': 0.5}),
-      (online_learners.delta_recurrence, {'rates': 0.5}),
+      (online_learners.delta_recurrence, {'rates': 0.5, 'chunk_size': 4}),
       (online_learners.least_squares, {'ridge': 0.1}),
-      (online_learners.linear_parallel, {'decays': 0.5}),
       (online_learners.linear_recurrence, {}),
       (online_learners.recursive_least_squares, {'ridge': 0.1}),
     )

@@ -344,7 +344,7 @@ def test_squared_loss_is_the_delta_rule():
 PAIRS = {
   'truncated': (
     features.TaylorFeatures(order=2),
-    functools.partial(oracles.truncated_exponential, 2),
+    oracles.truncated_exponential(2),
   ),
   'linear': (features.IdentityFeatures(), kernels.LinearKernel()),
 }

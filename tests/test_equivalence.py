@@ -55,7 +55,7 @@ FIXED = {
   'gaussian': kernels.GaussianKernel(),
   'linear': kernels.LinearKernel(),
   **{
-    name: functools.partial(oracles.truncated_exponential, order)
+    name: oracles.truncated_exponential(order)
     for name, order in (
       ('truncated_exponential_3', 3),
       ('truncated_exponential', 2),

@@ -107,7 +107,9 @@ SUMS = {
   'merges in turn': merge_in_turn,
   'train': train,
   'linear recurrence': learn(online_learners.linear_recurrence),
-  'linear in chunks': learn(online_learners.linear_parallel),
+  'linear in chunks': learn(
+    functools.partial(online_learners.linear_recurrence, chunk_size=64)
+  ),
   'descend': learn(online_learners.descend),
   'momentum values': lambda keys, values: meta_optimizer.momentum_values(
     values, decay=0.999

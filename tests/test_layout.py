@@ -249,7 +249,7 @@ def test_scale_is_the_factor_of_the_score():
   found = attention.dot_product_attention(
     query, key, value, attend=phi, scale=0.2
   )
-  kernel = functools.partial(oracles.truncated_exponential, 2)
+  kernel = oracles.truncated_exponential(2)
   expected = attention.dot_product_attention(
     0.2 * H**0.5 * query, key, value, attend=kernel
   )

@@ -43,7 +43,7 @@ MAPS: dict[str, Any] = {
   ),
   'softmax': (kernels.ExponentialKernel(), oracles.exponential_kernel),
   'truncated': (
-    jax.tree_util.Partial(functools.partial(oracles.truncated_exponential, 2)),
+    oracles.truncated_exponential(2),
     functools.partial(oracles.truncated_exponential_kernel, 2),
   ),
 }

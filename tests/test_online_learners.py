@@ -26,21 +26,27 @@ def draw(dtype=jnp.float64, seed=0):
     'vector': rng.uniform(0.5, 1, size=(N, D_K)),
   }
   arrays = (jnp.asarray(x, dtype) for x in (queries, keys, values))
-  tokens = learners.stream(PHI, *arrays)
+  queries, keys, values = arrays
+  features = (jax.vmap(PHI)(x) for x in (queries, keys))
+  tokens = learners.Stream(*features, values)
   return tokens, {k: jnp.asarray(x, dtype) for k, x in gates.items()}
 
 
+LINEAR_FORMS, DELTA_FORMS = (
+  [form, functools.partial(form, chunk_size=64)]
+  for form in (learners.linear_recurrence, learners.delta_recurrence)
+)
 # Each layer: its loss, the gates it reads, and its other forms.
 LAYERS = {
   'linear attention': (
     losses.contrastive,
     (),
-    [learners.linear_recurrence, learners.linear_parallel],
+    LINEAR_FORMS,
   ),
   'decay': (
     losses.contrastive,
     ('decays',),
-    [learners.linear_recurrence, learners.linear_parallel],
+    LINEAR_FORMS,
   ),
   'vector gate': (
     losses.contrastive,
@@ -50,12 +56,12 @@ LAYERS = {
   'delta rule': (
     losses.squared,
     ('rates',),
-    [learners.delta_recurrence, learners.delta_parallel],
+    DELTA_FORMS,
   ),
   'gated delta rule': (
     losses.squared,
     ('rates', 'decays'),
-    [learners.delta_recurrence, learners.delta_parallel],
+    DELTA_FORMS,
   ),
 }
 
@@ -92,13 +98,13 @@ def test_chunks_do_not_matter(chunk_size):
   tokens, gates = draw()
   options = options_of(gates, ('rates', 'decays'))
   np.testing.assert_allclose(
-    learners.delta_parallel(tokens, chunk_size=chunk_size, **options),
+    learners.delta_recurrence(tokens, chunk_size=chunk_size, **options),
     learners.delta_recurrence(tokens, **options),
     atol=1e-13,
   )
   options.pop('rates')
   np.testing.assert_allclose(
-    learners.linear_parallel(tokens, chunk_size=chunk_size, **options),
+    learners.linear_recurrence(tokens, chunk_size=chunk_size, **options),
     learners.linear_recurrence(tokens, **options),
     atol=1e-13,
   )
@@ -241,15 +247,14 @@ def test_running_sgd_over_prefixes_is_causal_softmax_attention():
 def test_strong_decays_underflow_without_nan():
   tokens, _ = draw(jnp.float32)
   for decays in (0.0, 1e-30):
-    outputs = learners.linear_parallel(tokens, decays=decays)
-    expected = learners.linear_recurrence(tokens, decays=decays)
+    expected, outputs = (f(tokens, decays=decays) for f in LINEAR_FORMS)
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
 def test_everything_batches():
   tokens, gates = draw()
   batch = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), tokens)
-  for form in (learners.linear_parallel, learners.delta_parallel):
+  for form in (LINEAR_FORMS[1], DELTA_FORMS[1]):
     outputs = jax.vmap(lambda t, form=form: form(t, decays=gates['decays']))(
       batch
     )
@@ -259,13 +264,7 @@ def test_everything_batches():
 
 
 @pytest.mark.parametrize('factor', [0.0, 1e-8, -0.5])
-@pytest.mark.parametrize(
-  'pair',
-  [
-    (learners.linear_recurrence, learners.linear_parallel),
-    (learners.delta_recurrence, learners.delta_parallel),
-  ],
-)
+@pytest.mark.parametrize('pair', [LINEAR_FORMS, DELTA_FORMS])
 def test_chunks_have_values_and_slopes_of_the_recurrence(pair, factor):
   tokens, gates = draw(jnp.float32)
   decays = gates['decays'].at[jnp.asarray([1, 7])].set(factor)
@@ -310,12 +309,11 @@ descend = functools.partial(learners.descend, TOKENS)
     ("decays is 'a'", lambda: delta(decays='a')),
     ("rates is 'a'", lambda: delta(rates='a')),
     ('no chunked form',
-     lambda: learners.linear_parallel(TOKENS, decays=GATES['vector'])),
-    ('chunk_size is 0', lambda: learners.delta_parallel(TOKENS, chunk_size=0)),
+     lambda: LINEAR_FORMS[1](TOKENS, decays=GATES['vector'])),
+    ('chunk_size is 0', lambda: delta(chunk_size=0)),
     ('ridge is 0.0; exp', lambda: learners.least_squares(TOKENS, ridge=0.0)),
     ('ridge is nan',
      lambda: learners.recursive_least_squares(TOKENS, ridge=np.nan)),
-    ('expected a FeatureMap', lambda: learners.stream(abs, *TOKENS)),
   ],
 )  # fmt: skip
 def test_bad_input_is_named(message, call):

@@ -157,18 +157,17 @@ def random_null(
   For one without baseline, such as `lambda a, b, _: kendall(a, b)`, pass zeros
   as `zero_shot`: the partner itself is random then.
   """
-  _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
-  base = precision.widen(zero_shot)
   norms = jnp.vectorize(_numerics.norm, signature='(d)->()')
-  sizes = norms(precision.widen(finetuned) - base)[..., None]
 
-  def one_draw(key):
+  def draw(key):
+    base = precision.widen(zero_shot)
+    sizes = norms(precision.widen(finetuned) - base)[..., None]
     noise = jax.random.normal(key, base.shape, base.dtype)
     noise = sizes * (noise / norms(noise)[..., None])
-    moved = (base + noise).astype(finetuned.dtype)
-    return _mean_of(similarity, in_context, moved, zero_shot)
+    return (base + noise).astype(finetuned.dtype)
 
-  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
+  activations = in_context, finetuned, zero_shot
+  return _over_draws(key, num_draws, similarity, draw, activations)
 
 
 @door
@@ -186,34 +185,26 @@ def permuted_null(
   It keeps what all queries share, so a metric above `random_null` but not above
   this one says nothing of the query. There are two queries or more.
   """
-  _check_null(similarity, num_draws, in_context, finetuned, zero_shot)
   count = in_context.shape[0]
   if count < 2:
     raise ValueError(
       'in_context has 1 query; expected at least two to permute.'
     )
-  updates = finetuned - zero_shot
 
-  def one_draw(key):
+  def draw(key):
     key_order, key_shift = jax.random.split(key)
     order = jax.random.permutation(key_order, count)
     shift = jax.random.randint(key_shift, (), 1, count)
     # A cycle along a random order: nobody keeps their own.
     partner = jnp.zeros_like(order).at[order].set(jnp.roll(order, shift))
-    moved = zero_shot + updates[partner]
-    return _mean_of(similarity, in_context, moved, zero_shot)
+    return zero_shot + (finetuned - zero_shot)[partner]
 
-  return jax.lax.map(one_draw, jax.random.split(key, num_draws))
-
-
-def _mean_of(similarity, *activations):
-  scores = jax.vmap(similarity)(*activations)
-  queries = activations[0].shape[:1]
-  _validate.check_result('similarity, of all queries,', scores, queries)
-  return jnp.mean(scores)
+  activations = in_context, finetuned, zero_shot
+  return _over_draws(key, num_draws, similarity, draw, activations)
 
 
-def _check_null(similarity, num_draws, *activations) -> None:
+def _over_draws(key, num_draws, similarity, draw, activations):
+  """Returns mean similarities with what `draw(key)` puts in their place."""
   _validate.at_least(1, num_draws=num_draws)
   _validate.check_function(
     'similarity', similarity, 3, '(in_context, finetuned, zero_shot) -> []'
@@ -224,6 +215,15 @@ def _check_null(similarity, num_draws, *activations) -> None:
       f'activations disagree: in_context, finetuned and zero_shot are {kinds}; '
       'record all at the same place.'
     )
+  in_context, _, zero_shot = activations
+
+  def one(key):
+    scores = jax.vmap(similarity)(in_context, draw(key), zero_shot)
+    queries = in_context.shape[:1]
+    _validate.check_result('similarity, of all queries,', scores, queries)
+    return jnp.mean(scores)
+
+  return jax.lax.map(one, jax.random.split(key, num_draws))
 
 
 class Recovery(NamedTuple):

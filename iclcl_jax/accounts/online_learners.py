@@ -4,8 +4,8 @@ A layer with state :math:`W_t` reads a stream of keys and values and answers
 :math:`o_t = W_t\,\phi(q_t)`, together `[N, d_v]`. `descend` is the
 definition of all that learn by gradient steps: at each token the state decays,
 then takes a step on an inner loss, found by `jax.grad`. The other functions are
-the published recurrences and their parallel forms, which need no gradient and
-answer `chunk_size` tokens together; their arguments are as in `descend`.
+the published recurrences and their parallel forms, which need no gradient;
+their arguments are as in `descend`.
 
 ====================  ===========  =====================================  ===
 layer                 inner loss   inner update                           by
@@ -40,29 +40,15 @@ from iclcl_jax import _validate, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.precision import widened
-from iclcl_jax.types import Array, FeatureMap, Float, Loss, Mask
+from iclcl_jax.types import Array, Float, Loss, Mask
 
 
 class Stream(NamedTuple):
-  """A stream of tokens: values, and features of queries and keys."""
+  """A stream of tokens: values, and features `phi(x)` of queries and keys."""
 
   queries: Float[Array, 'N R']
   keys: Float[Array, 'N R']
   values: Float[Array, 'N d_v']
-
-
-@door
-def stream(
-  phi: FeatureMap,
-  queries: Float[Array, 'N d_k'],
-  keys: Float[Array, 'N d_k'],
-  values: Float[Array, 'N d_v'],
-) -> Stream:
-  """Applies a feature map to queries and keys.
-
-  `features.IdentityFeatures()` leaves them as they are.
-  """
-  return Stream(jax.vmap(phi)(queries), jax.vmap(phi)(keys), values)
 
 
 @door
@@ -154,12 +140,27 @@ def linear_recurrence(
   tokens: Stream,
   *,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  chunk_size: int | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Runs linear attention with decay.
 
   .. math:: W_t = g_t W_{t-1} + v_t\,\phi(k_t)^\top
+
+  In chunks, if decays are of whole tokens, by matrix products:
+
+  .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
+     \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
+
+  Args:
+    chunk_size: tokens that are answered together; None for one by one.
   """
-  return _recur(lambda weights, key, value, _: value, tokens, 1.0, decays)
+  if chunk_size is None:
+    return _recur(lambda weights, key, value, _: value, tokens, 1.0, decays)
+
+  def labels(weights, keys, values, *gates):
+    return values
+
+  return _by_chunks(labels, tokens, 1.0, decays, chunk_size)
 
 
 @door
@@ -169,19 +170,35 @@ def delta_recurrence(
   *,
   rates: float | Float[Array, ' N'] = 1.0,
   decays: float | Float[Array, ' N'] | Float[Array, 'N R'] = 1.0,
+  chunk_size: int | None = None,
 ) -> Float[Array, 'N d_v']:
   r"""Runs the (gated) delta rule.
 
   .. math:: W_t = g_t W_{t-1}\,(I - \beta_t\,\phi(k_t)\phi(k_t)^\top)
      + \beta_t\, v_t\,\phi(k_t)^\top
 
-  It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`.
+  It is stable where :math:`0 \le \beta_t |\phi(k_t)|^2 \le 2`. In chunks, as
+  `linear_recurrence`, it is linear attention whose values are the rows
+  :math:`u_t`, step times error signal:
+
+  .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
+     \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
   """
 
   def signal(weights, key, value, rate):
     return rate * (value - weights @ key)
 
-  return _recur(signal, tokens, rates, decays)
+  def signals(weights, keys, values, rates, factors, total):
+    past = jnp.tril(factors * (keys @ keys.T), -1)
+    system = jnp.eye(keys.shape[0], dtype=keys.dtype) + rates[:, None] * past
+    errors = values - total[:, None] * (keys @ weights.T)
+    return jax.scipy.linalg.solve_triangular(
+      system, rates[:, None] * errors, lower=True, unit_diagonal=True
+    )
+
+  if chunk_size is None:
+    return _recur(signal, tokens, rates, decays)
+  return _by_chunks(signals, tokens, rates, decays, chunk_size)
 
 
 def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
@@ -197,6 +214,52 @@ def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
     return weights, weights @ query
 
   return jax.lax.scan(step, start, (*tokens, rates, decays))[1]
+
+
+def _by_chunks(labels_fn, tokens, rates, decays, chunk_size):
+  """Runs linear attention with these labels, chunk after chunk.
+
+  The last chunk is filled with tokens of rate 0.
+  """
+  _validate.at_least(1, chunk_size=chunk_size)
+  start = _zero_state(tokens)
+  rates, decays = _broadcast_gates(tokens, rates, decays)
+  if decays.shape[1] > 1:
+    raise ValueError(
+      f'decays has shape {list(decays.shape)}; expected one number for each '
+      'token: a decay of every feature has no chunked form here. Leave '
+      'chunk_size out.'
+    )
+  size = tokens.keys.shape[0]
+  padding = -size % chunk_size
+
+  def split(array):
+    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+    array = jnp.pad(array, widths)
+    return array.reshape(-1, chunk_size, *array.shape[1:])
+
+  def chunk(weights, part):
+    queries, keys, values, rates, decays = part
+    factors, total = _decay_products(decays)
+    labels = labels_fn(weights, keys, values, rates, factors, total)
+    scores = factors * (queries @ keys.T)
+    outputs = total[:, None] * (queries @ weights.T) + scores @ labels
+    last = factors[-1][:, None]
+    return total[-1] * weights + labels.T @ (last * keys), outputs
+
+  parts = jax.tree.map(split, (*tokens, rates, decays[:, 0]))
+  _, outputs = jax.lax.scan(jax.checkpoint(chunk), start, parts)
+  return outputs.reshape(size + padding, -1)[:size]
+
+
+def _decay_products(decays):
+  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`."""
+  # Not by logarithms: factors of any sign, and zeros, have their slopes too.
+  row = jnp.arange(decays.shape[0])
+  below = row[:, None] > row[None]
+  factors = jnp.cumprod(jnp.where(below, decays[:, None], 1), axis=0)
+  visible = row[:, None] >= row[None]
+  return jnp.where(visible, factors, 0), jnp.cumprod(decays)
 
 
 def momentum_attention_weights(
@@ -258,101 +321,6 @@ def softmax_recurrence(
   start = jnp.zeros_like(values[0]), zero + lowest, zero
   start = vary_as(start, scores, values)
   return jax.lax.scan(step, start, (scores, values))[0][0]
-
-
-@door
-@widened
-def linear_parallel(
-  tokens: Stream,
-  *,
-  decays: float | Float[Array, ' N'] = 1.0,
-  chunk_size: int = 64,
-) -> Float[Array, 'N d_v']:
-  r"""Computes `linear_recurrence` with matrix products inside chunks.
-
-  .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
-     \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
-  """
-
-  def labels(weights, keys, values, *gates):
-    return values
-
-  return _by_chunks(labels, tokens, 1.0, decays, chunk_size)
-
-
-@door
-@widened
-def delta_parallel(
-  tokens: Stream,
-  *,
-  rates: float | Float[Array, ' N'] = 1.0,
-  decays: float | Float[Array, ' N'] = 1.0,
-  chunk_size: int = 64,
-) -> Float[Array, 'N d_v']:
-  r"""Computes `delta_recurrence` with a triangular solve inside chunks.
-
-  The rows :math:`u_t` are step times error signal, so the delta rule is linear
-  attention with these values:
-
-  .. math:: (I + \mathrm{diag}(\beta)\,\mathrm{tril}(\Gamma\odot K K^\top, -1))
-     \,U = \mathrm{diag}(\beta)\,(V - c \odot K W_0^\top)
-  """
-
-  def signals(weights, keys, values, rates, factors, total):
-    past = jnp.tril(factors * (keys @ keys.T), -1)
-    system = jnp.eye(keys.shape[0], dtype=keys.dtype) + rates[:, None] * past
-    errors = values - total[:, None] * (keys @ weights.T)
-    return jax.scipy.linalg.solve_triangular(
-      system, rates[:, None] * errors, lower=True, unit_diagonal=True
-    )
-
-  return _by_chunks(signals, tokens, rates, decays, chunk_size)
-
-
-def _by_chunks(labels_fn, tokens, rates, decays, chunk_size):
-  """Runs linear attention with these labels, chunk after chunk.
-
-  The last chunk is filled with tokens of rate 0.
-  """
-  _validate.at_least(1, chunk_size=chunk_size)
-  start = _zero_state(tokens)
-  rates, decays = _broadcast_gates(tokens, rates, decays)
-  if decays.shape[1] > 1:
-    raise ValueError(
-      f'decays has shape {list(decays.shape)}; expected one number for each '
-      'token: a decay of every feature has no chunked form here. Use '
-      'linear_recurrence or delta_recurrence.'
-    )
-  size = tokens.keys.shape[0]
-  padding = -size % chunk_size
-
-  def split(array):
-    widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
-    array = jnp.pad(array, widths)
-    return array.reshape(-1, chunk_size, *array.shape[1:])
-
-  def chunk(weights, part):
-    queries, keys, values, rates, decays = part
-    factors, total = _decay_products(decays)
-    labels = labels_fn(weights, keys, values, rates, factors, total)
-    scores = factors * (queries @ keys.T)
-    outputs = total[:, None] * (queries @ weights.T) + scores @ labels
-    last = factors[-1][:, None]
-    return total[-1] * weights + labels.T @ (last * keys), outputs
-
-  parts = jax.tree.map(split, (*tokens, rates, decays[:, 0]))
-  _, outputs = jax.lax.scan(jax.checkpoint(chunk), start, parts)
-  return outputs.reshape(size + padding, -1)[:size]
-
-
-def _decay_products(decays):
-  """Returns products of the decays from `j + 1` to `i`, and from 1 to `i`."""
-  # Not by logarithms: factors of any sign, and zeros, have their slopes too.
-  row = jnp.arange(decays.shape[0])
-  below = row[:, None] > row[None]
-  factors = jnp.cumprod(jnp.where(below, decays[:, None], 1), axis=0)
-  visible = row[:, None] >= row[None]
-  return jnp.where(visible, factors, 0), jnp.cumprod(decays)
 
 
 @door

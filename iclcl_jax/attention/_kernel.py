@@ -130,10 +130,9 @@ def stream_kernel_attention(
 ) -> Float[Array, 'M d_v']:
   """Answers many queries, `[M, d_v]`, in linear time with a feature map.
 
-  The same function as `kernel_attention` for every query. Keys are absorbed
-  into one state, queries read it; nothing of size `[N, R]` or `[M, N]` is
-  held, in the backward pass either. With a kernel the time is that of all
-  `M N` scores, of which `[chunk_size, N]` are held.
+  Keys are absorbed into one state, queries read it; nothing of size `[N, R]` or
+  `[M, N]` is held, in the backward pass either. With a kernel the time is that
+  of all `M N` scores, of which `[chunk_size, N]` are held.
 
   Example:
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
@@ -177,9 +176,8 @@ def causal_kernel_attention(
 
   Args:
     start: the state of the tokens before position 0, which all positions see;
-      None for no such tokens. So a long prompt is read part by part
-      (`dual.one_step` takes a state past a part), or by many devices
-      (`dual.prefix_merge`).
+      None for no such tokens. So a long prompt is read part by part, or by many
+      devices (`dual.prefix_merge`).
 
   Example:
     >>> x = jnp.zeros((2, 4))

@@ -19,11 +19,9 @@ here, `SPECTRAL` that of the operator norm, which costs a factor
 are norms and need no search.
 
 Kernels of long keys overflow, and squares of labels do. Results that cannot be
-negative are `LogValue`, formed in log space and in float32 at least: the
-logarithm is finite unless the number is zero (for a kernel without
-`log_kernel`, where its plain values are finite), and `radius` and `loss_bound`
-may be given as such. States and losses are plain numbers. Demonstrations are
-read in chunks: no `[N, R]` or `[N, N]` array is held.
+negative are `LogValue`, formed in log space and in float32 at least, and
+`radius` and `loss_bound` may be given as such. Demonstrations are read in
+chunks: no `[N, R]` or `[N, N]` array is held.
 
 Arguments, where a function does not describe them: `phi` is a feature map or
 kernel, `keys` `[N, d_k]` are inputs of the demonstrations and `values`
@@ -33,10 +31,10 @@ where ranks, sizes or dtypes disagree, there is no demonstration, a state does
 not belong to `phi`, or a number is not finite or out of its range.
 
 References:
-  Ren & Liu, arXiv:2310.13220v2, section 3.3 and Theorem 3.2, there as an order
-  of magnitude; Bartlett & Mendelson, JMLR 3 (2002), Definition 2 and Lemma 22;
-  Mohri, Rostamizadeh & Talwalkar, Foundations of Machine Learning, Theorem 3.3.
-  The closed form of the supremum is derived here.
+  Ren & Liu, arXiv:2310.13220v2, Theorem 3.2, there as an order of magnitude;
+  Bartlett & Mendelson, JMLR 3 (2002), Definition 2 and Lemma 22; Mohri,
+  Rostamizadeh & Talwalkar, Foundations of Machine Learning, Theorem 3.3. The
+  closed form of the supremum is derived here.
 """
 
 from iclcl_jax.bounds._gaps import (

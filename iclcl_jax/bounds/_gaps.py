@@ -89,10 +89,9 @@ def rademacher_draws(
 
   .. math:: \frac{w}{N} \Bigl|\sum_i s_i v_i\,\phi(k_i)^\top\Bigr|_*
 
-  Their mean estimates the empirical Rademacher complexity without bias. The
-  signs of demonstration `i` depend on `key` and `i` alone. Holds
-  `num_draws * d_v * (N + R)` numbers for a feature map; for a kernel, whose
-  matrix is read by rows, `num_draws * d_v * N`. The `key` is consumed.
+  Their mean estimates the empirical Rademacher complexity without bias. Holds
+  `num_draws * d_v * (N + R)` numbers for a feature map, without `R` for a
+  kernel. The `key` is consumed.
 
   Example:
     >>> draws = rademacher_draws(
@@ -184,15 +183,12 @@ def one_sided_bound(
 ) -> GeneralizationBound:
   r"""Bounds the gap of the Frobenius ball where the distribution is known.
 
-  Sharper than `generalization_bound`.
-
   .. math:: L - \hat L \le w\sqrt{E[|v|^2 k(k,k)] / N}
      + 2B\sqrt{\log(1/\delta) / (2N)}
 
   The supremum of `L - L_hat` is a norm (`gap_supremum`), so no symmetrisation
-  is needed; the first term alone bounds its expectation.
-
-  The `second_moment` is :math:`E[|v|^2 k(k,k)] > 0`.
+  is needed; the first term alone bounds its expectation. The `second_moment` is
+  :math:`E[|v|^2 k(k,k)] > 0`.
 
   Example:
     >>> bound = one_sided_bound(

@@ -85,8 +85,7 @@ def read(
 ) -> Reading:
   """Returns numerator and normaliser of a prediction, on a common scale.
 
-  Readings of one query merge where states do not: exact demonstrations with
-  features, or those of other devices (`dual.all_merge`).
+  Readings of one query merge where states of two forms do not.
 
   Example:
     >>> kernel, x = kernels.ExponentialKernel(), jnp.zeros((2, 4))
@@ -102,8 +101,7 @@ def merge(a: State, b: State) -> State:
   """Adds two states that saw different tokens through the same `phi`.
 
   A state does not know its `phi`: two projections of equal shape cannot be told
-  apart here, and their sum means nothing. States that differ in kind or sizes
-  are an error.
+  apart here, and their sum means nothing.
 
   Example:
     >>> phi = features.EluPlusOneFeatures()
@@ -153,8 +151,7 @@ def remove(
 
   Raises:
     ValueError: if no digit is left (the mass is lost), or a kernel's state has
-      no such row. The state of a feature map keeps no rows: a token that it
-      never saw is subtracted all the same.
+      no such row. A feature map's state keeps none to find.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -188,10 +185,9 @@ def all_merge(
 
   One gradient step on sharded demonstrations is the all-reduce of the gradient:
   :math:`(d_v + 2) R` numbers, however many demonstrations there are. A kernel's
-  state holds the demonstrations, so merging gathers them all. Queries that all
-  devices know can read the states first (`dual.read`): merged readings cost
-  :math:`d_v + 2` numbers a query, and are attention to all keys, that of the
-  exact softmax too. The result is the same on every device.
+  state is gathered whole; but queries that all devices know can read the states
+  first (`dual.read`), and merged readings cost :math:`d_v + 2` numbers a query.
+  The result is the same on every device.
 
   Example:
     >>> phi, x = features.EluPlusOneFeatures(), jnp.ones((4, 2))

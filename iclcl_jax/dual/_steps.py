@@ -219,11 +219,10 @@ def train(
 ) -> Any:
   r"""Trains the dual model for many steps.
 
-  Demonstrations are visited in the order given, `ceil(N / batch_size)` steps
-  an epoch; the last batch of an epoch may be smaller. With
-  `losses.contrastive` the gradient is constant: `optax.sgd(1 / num_epochs)`
-  ends where one full-batch step with `learning_rate=1` ends. The mass then
-  includes the demonstrations once.
+  Demonstrations are visited in the order given; the last batch of an epoch may
+  be smaller. With `losses.contrastive` the gradient is constant:
+  `optax.sgd(1 / num_epochs)` ends where one full-batch step with
+  `learning_rate=1` ends. The mass then includes the demonstrations once.
 
   Args:
     optimizer: an optax transformation, with its learning rate.

@@ -9,11 +9,10 @@ by queries and keys of a calibration text:
 * `nystroem`: the symmetric one, of either sign;
 * `balance`: centred and balanced rows in front of random features.
 
-Two of them read queries through a second tower, `phi.scaled_query`: the weights
-:math:`W = \sum_i v_i\,\phi_k(k_i)^\top` are still those of one contrastive
-step, and :math:`f(q) = W\phi_q(q)` reads them through another encoder. Every
-function that takes a feature map takes them, so the identity between attention
-and gradient step is exact for each, however well it imitates the softmax.
+All but `nystroem` read queries through a second tower, `phi.scaled_query`: the
+weights :math:`W = \sum_i v_i\,\phi_k(k_i)^\top` are still those of one
+contrastive step, and :math:`f(q) = W\phi_q(q)` reads them through another
+encoder: the identity is exact, however well a map imitates the softmax.
 
 `WindowedLearner` is the sum of two learners: the first tokens and the last ones
 exactly, all others by features. `pretrained.finite` makes a language model of

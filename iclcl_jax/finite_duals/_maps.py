@@ -82,9 +82,7 @@ class LandmarkFeatures(features.FromScaled):
   :math:`a_m(k) = e^{q_m^\top k/\sqrt{d_k}}/Z_m` and
   :math:`G_{mr} = a_m(l_r)`: a key is written as a mixture of landmarks to which
   these queries attend as they attend to the key. Weights are fitted by
-  multiplicative steps, so that normalisers stay positive. It is no symmetric
-  kernel: `W` is trained through one encoder and read through another. See
-  `fit_landmarks`.
+  multiplicative steps, so that normalisers stay positive. See `fit_landmarks`.
 
   Attributes:
     landmarks: chosen keys :math:`l_r`. Shape `[R, d_k]`.

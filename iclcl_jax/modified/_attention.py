@@ -14,10 +14,8 @@ from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 class Attention(abc.ABC):
   """An attention: one query, many queries, or every token after the last.
 
-  Calling it answers one query; `stream` answers many with the same
-  demonstrations; `causal` lets token `t` see the tokens `0..t`. Queries, keys
-  and values of one place belong to one token where a modification asks whose
-  they are; then there is one query for each token, `M = N`.
+  Queries, keys and values of one place belong to one token where a modification
+  asks whose they are; then there is one query for each token, `M = N`.
 
   ================  ==========================================================
   ``phi``           feature map or kernel

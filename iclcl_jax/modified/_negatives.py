@@ -31,10 +31,9 @@ from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 class Negative(Attention):
   """Attention that pushes each query away from others, see `negative`.
 
-  Every door is quadratic in `N`. `stream` holds the scores of a block of
-  queries, `[chunk_size, N]`, and the features of all keys, `[N, R]`. `causal`
-  takes scores relative to what each token sees, so that with a feature map it
-  holds `[chunk_size, N, R]`.
+  With a feature map `stream` holds `[chunk_size, N]` scores and `[N, R]`
+  features; `causal`, whose scores are relative to what each token sees,
+  `[chunk_size, N, R]`.
   """
 
   choice: Choice
@@ -149,8 +148,7 @@ class TokenNegative(Attention):
 
   .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j,
 
-  which cost all `N^2` scores and memory as those of `Negative`. One query does
-  not bring the queries of the other tokens, so the call is an error.
+  The call is an error: one query does not bring those of the other tokens.
   """
 
   choice: Choice
