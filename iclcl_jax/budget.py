@@ -214,13 +214,6 @@ def _log_output_error(family, query, keys, values) -> tuple[float, float]:
     return float(log_error), float(np.log(output @ output))
 
 
-def _verdict(squared_norm: float, output_error: float | None) -> str:
-  level = sum(squared_norm > limit for limit in (1, 4, 8))
-  if output_error is not None and output_error > LARGEST_VALID_ERROR:
-    level = max(level, 2)
-  return ('fine', 'caution', 'warn', 'hopeless')[level]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureBudget:
   """What random features of given queries and keys can reach.
@@ -374,6 +367,9 @@ def feature_budget_at(
   errors = _capped_exp(log_variance / 2)
   log_needed = log_variance + math.log(num_directions / target_error**2)
   needed = np.ceil(_capped_exp(np.maximum(log_needed, 0)))
+  level = sum(quantiles[0] > limit for limit in (1, 4, 8))
+  if output_error is not None and output_error > LARGEST_VALID_ERROR:
+    level = max(level, 2)
   return FeatureBudget(
     feature_map=feature_map.__name__,
     projection=projection_fn.__name__,
@@ -386,5 +382,5 @@ def feature_budget_at(
     directions_median=float(needed[0]),
     directions_90=float(needed[1]),
     output_error=output_error,
-    verdict=_verdict(quantiles[0], output_error),
+    verdict=('fine', 'caution', 'warn', 'hopeless')[level],
   )

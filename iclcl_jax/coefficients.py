@@ -22,15 +22,16 @@ _CHUNK_SIZE = 256
 _MOST_INDEXED = 1024
 
 
-def empty(kernel, keys, values) -> KernelDualState:
+def empty(kernel, keys, values, capacity=None) -> KernelDualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
   del kernel
-  dtype = accumulation_dtype(values.dtype)
+  dtype, size = accumulation_dtype(values.dtype), capacity or 0
   keys_dtype = jax.dtypes.canonicalize_dtype(keys.dtype)
   return KernelDualState(
-    keys=jnp.zeros((0, keys.shape[1]), keys_dtype),
-    coefficients=jnp.zeros((0, values.shape[1]), dtype),
-    mass=jnp.zeros(0, dtype),
+    keys=jnp.zeros((size, keys.shape[1]), keys_dtype),
+    coefficients=jnp.zeros((size, values.shape[1]), dtype),
+    mass=jnp.zeros(size, dtype),
+    used=None if capacity is None else jnp.zeros((), jnp.int32),
   )
 
 
@@ -41,15 +42,6 @@ def merge(a, b) -> KernelDualState:
   pairs = zip(a[:3], b[:3], strict=True)
   keys, coefficients, mass = map(jnp.concatenate, pairs)
   return KernelDualState(keys, widen(coefficients), widen(mass))
-
-
-def with_capacity(state: KernelDualState, capacity: int) -> KernelDualState:
-  """Returns an empty state whose tokens are written into `capacity` rows."""
-  keys, coefficients, mass = (
-    jnp.zeros((capacity, *x.shape[1:]), x.dtype) for x in state[:3]
-  )
-  none = jnp.zeros((), jnp.int32)
-  return KernelDualState(keys, coefficients, mass, none)
 
 
 def _write(state, new: KernelDualState) -> KernelDualState:

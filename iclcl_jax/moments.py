@@ -127,8 +127,9 @@ def map_chunks(fn: Callable[[Any], Any], rows: Any, chunk_size: int) -> Any:
   )
 
 
-def empty(phi, keys, values) -> DualState:
+def empty(phi, keys, values, capacity=None) -> DualState:
   """Returns the state that has seen nothing; only shapes and dtype are read."""
+  del capacity  # Features are summed: there is room for any number.
   dtype = accumulation_dtype(values.dtype)
   row = jax.ShapeDtypeStruct(keys.shape[1:], dtype)
   num_features = jax.eval_shape(lambda x: scaled(phi, x), row)[1].shape[0]

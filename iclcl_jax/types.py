@@ -152,8 +152,8 @@ class Form(Protocol):
   keys `[N, d_k]` and values `[N, d_v]`; `weights` are what `get_weights` gives.
 
   Attributes:
-    empty: `(phi, keys, values) -> state`. The state that has seen nothing;
-      widths and dtype are read.
+    empty: `(phi, keys, values, capacity=None) -> state`. The state that has
+      seen nothing, with room for so many rows; widths and dtype are read.
     absorb: `(phi, state, keys, values, mask=None, chunk_size=None) -> state`.
       Adds `v_i phi(k_i)^T` to the weights and `phi(k_i)` to the mass, and holds
       the features of one chunk at a time; None for all at once.

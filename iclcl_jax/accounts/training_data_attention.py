@@ -86,31 +86,19 @@ def init_network(
 
 @door
 def layer_inputs(
-  params: Params,
-  inputs: Float[Array, ' d'],
-  nudges: Sequence[Array] | None = None,
+  params: Params, inputs: Float[Array, ' d']
 ) -> tuple[tuple[Array, ...], Float[Array, ' d_out']]:
-  """Runs the network on one example.
-
-  Args:
-    nudges: what is added to the output of each layer; None for nothing. The
-      gradient with respect to them are the error signals.
-
-  Returns:
-    The input of every layer, and the output of the last.
-  """
+  """Returns the input of every layer for one example, and the last output."""
   _check_params(params)
   _validate.check_same(
     'd', 'inputs', inputs.shape[0], 'params', params[0].shape[1] - 1
   )
   seen, x = [], inputs
-  for depth, matrix in enumerate(params):
+  for matrix in params:
     x = jnp.concatenate([x, jnp.ones(1, x.dtype)])
     seen.append(x)
-    x = matrix @ x
-    if nudges is not None:
-      x = x + nudges[depth]
-    output, x = x, jax.nn.relu(x)
+    output = matrix @ x
+    x = jax.nn.relu(output)
   return tuple(seen), output
 
 
@@ -159,16 +147,19 @@ def train(
     _validate.look(functools.partial(_check_range, name, size, kind), rows)
   size = batches.shape[1]
 
-  def example_loss(params, nudges, x, label):
-    seen, output = layer_inputs(params, x, nudges)
+  def example_loss(biases, params, x, label):
+    pairs = zip(params, biases, strict=True)
+    moved = tuple(matrix.at[:, -1].set(bias) for matrix, bias in pairs)
+    seen, output = layer_inputs(moved, x)
     return -jax.nn.log_softmax(output)[label] / size, seen
 
   def step(carry, rows):
     params, speeds = carry
-    nudges = tuple(jnp.zeros_like(matrix[:, 0]) for matrix in params)
-    slope = jax.grad(example_loss, argnums=1, has_aux=True)
+    # The slope of an output is that of its bias.
+    biases = tuple(matrix[:, -1] for matrix in params)
+    slope = jax.grad(example_loss, has_aux=True)
     signals, seen = jax.vmap(slope, in_axes=(None, None, 0, 0))(
-      params, nudges, inputs[rows], labels[rows]
+      biases, params, inputs[rows], labels[rows]
     )
     gradients = jax.tree.map(lambda d, x: d.T @ x, signals, seen)
     speeds = jax.tree.map(

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, coefficients, losses, moments
+from iclcl_jax import _validate, losses, moments
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax.forms import form_of, see
 from iclcl_jax.types import (
   Array,
   Bool,
-  DualState,
   FeatureMap,
   Float,
   Kernel,
@@ -50,14 +49,10 @@ def empty(
     >>> dual.empty(phi, x, x).weights.tolist()
     [[0.0, 0.0], [0.0, 0.0]]
   """
-  state = form_of(phi).empty(phi, keys, values)
-  state = vary_as(state, phi, keys, values)  # As a carry of their scan must.
-  if capacity is None:
-    return state
-  _validate.at_least(1, capacity=capacity)
-  if isinstance(state, DualState):
-    return state
-  return vary_as(coefficients.with_capacity(state, capacity), state)
+  if capacity is not None:
+    _validate.at_least(1, capacity=capacity)
+  state = form_of(phi).empty(phi, keys, values, capacity)
+  return vary_as(state, phi, keys, values)  # As a carry of their scan must.
 
 
 @door

@@ -235,7 +235,9 @@ def _start(phi, keys, values, num_query_tokens: int, mask):
 
 
 def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
-  form, phi = form_of(phi), features.key_side(phi)
+  form = form_of(phi)
+  if hasattr(phi, 'scaled_query'):  # Keys are read as keys.
+    phi = features.FunctionFeatures(phi.scaled)
 
   def evaluate(key):
     reading = form.read(phi, state, key)
