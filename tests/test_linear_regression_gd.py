@@ -32,7 +32,7 @@ def stacked_prediction(visible_name='context_only', num_layers=STEPS, zero=0):
   visible = {
     'context_only': None,
     'with_query': jnp.ones((N + 1, N + 1), bool),
-    'causal': account.context_only(N + 1) & (column[None] <= column[:, None]),
+    'causal': (column[None] < N) & (column[None] <= column[:, None]),
   }[visible_name]
   step = jax.jit(lambda rows: account.attend(layer, rows, visible=visible))
   for _ in range(num_layers):
@@ -371,7 +371,6 @@ def test_bad_input_is_named():
     ('num_demonstrations is 0', account.construct, 1.0, 0, initial),
     ('learning_rate is nan', account.construct, np.nan, 2, initial),
     ('num_layers is 0', account.repeat, layer, 0),
-    ('num_tokens is 1', account.context_only, 1),
     ('disagree in B: 2 and 1', account.model_cosine, zeros, zeros[:1]),
     ('query_key disagree in H', account.interpolate, account.fold(layer),
      account.fold(random_layer(2)), 0.5),

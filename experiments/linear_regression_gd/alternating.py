@@ -128,7 +128,7 @@ def _copied(params, tasks: training.Tasks):
   def weights(rows):
     rows = _separate(rows)
     scores = rows @ account.fold(layer).query_key[0] @ rows.T
-    visible = account.context_only(len(rows))
+    visible = jnp.arange(len(rows))[None] < len(rows) - 1
     return account.softmax_weights(scores, visible, rows.shape[1])[:-1]
 
   return jnp.mean(jax.vmap(weights)(tasks.tokens[:500]), axis=0)

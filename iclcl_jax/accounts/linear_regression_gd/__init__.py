@@ -29,7 +29,6 @@ from iclcl_jax.accounts.linear_regression_gd._layers import (
   attend_query as attend_query,
   construct as construct,
   construct_copy as construct_copy,
-  context_only as context_only,
   fold as fold,
   interpolate as interpolate,
   linear_weights as linear_weights,

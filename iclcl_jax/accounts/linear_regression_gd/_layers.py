@@ -72,20 +72,6 @@ def make_alternating_tokens(
   return jnp.concatenate([positions, rows], axis=1)
 
 
-def context_only(num_tokens: int) -> Bool[Array, 'M M']:
-  """Returns the mask of the construction: rows see all rows but the query's.
-
-  `[M, M]`: whether the row sees the column, for `num_tokens >= 2` rows.
-
-  Example:
-    >>> context_only(2).tolist()
-    [[True, False], [True, False]]
-  """
-  _validate.at_least(2, num_tokens=num_tokens)
-  column = jnp.arange(num_tokens) < num_tokens - 1
-  return jnp.broadcast_to(column[None], (num_tokens, num_tokens))
-
-
 def initial_weights(
   inputs: Float[Array, 'N d_x'],
   labels: Float[Array, 'N d_y'],
@@ -195,13 +181,13 @@ def attend(
     weights_fn: `(scores [Q, K], visible [Q, K], d_k) -> [Q, K]`, row by row:
       `linear_weights`, `softmax_weights`, or one of your own. `visible` may
       have one row for all.
-    visible: which row sees which column, None for `context_only`. Other masks
-      break the construction: a query among the keys sees its own
+    visible: which row sees which column, None for all but the query's. Other
+      masks break the construction: a query among the keys sees its own
       prediction, and causal rows get gradients of their prefix.
   """
   _check_call(tokens, weights_fn)
   if visible is None:
-    visible = context_only(tokens.shape[0])
+    visible = jnp.arange(len(tokens))[None] < len(tokens) - 1
   return _attend(layer, tokens, tokens, weights_fn, visible)
 
 
