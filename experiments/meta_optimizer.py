@@ -187,8 +187,6 @@ class Scores(NamedTuple):
 
 
 class Results(NamedTuple):
-  """All metrics and their nulls."""
-
   scores: Mapping[str, Scores]
   recovery: Mapping[str, Any]  # Rec2FTP by kind, `[S]`.
 
@@ -295,7 +293,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Observed values and their nulls, one panel for each metric."""
   figure, axes = drawing.subplots(
     2, 3, figsize=(11, 6), sharex=True, sharey=True
   )

@@ -73,7 +73,6 @@ Residuals = Mapping[str, float]
 
 @lab.float64_on_host()
 def measure_identities(config: Config) -> Residuals:
-  """Compares every form on one random stream."""
   rng = np.random.default_rng(config.seed)
   size, width = 2 * config.max_length, config.dim
   arrays = rng.normal(size=(3, size, width)) / width**0.5
@@ -178,8 +177,6 @@ ORDERS = (
 
 
 class Layer(NamedTuple):
-  """A layer of the comparison."""
-
   # `(tokens, parameter) -> [N, 1]`, its answers after each token.
   predict: Callable[[learners.Stream, jax.Array], jax.Array]
   parameter: str  # What is tuned.
@@ -289,7 +286,6 @@ def measure(config: Config) -> Results:
 
 
 def judged_length(config: Config) -> int:
-  """The number of demonstrations at which layers are compared."""
   return min(2 * config.dim, config.max_length)
 
 

@@ -154,7 +154,6 @@ def causal(phi, keys, values):
 
 
 def _draw(config: Config, size: int, dtype: Any):
-  """A feature map, queries, keys and values."""
   first, *keys = jax.random.split(jax.random.key(config.seed), 4)
   counts = config.num_queries, size, size
   arrays = (
@@ -319,7 +318,6 @@ PARTS = {'scaling': lab.Part(measure, claims, figures, tables=tables)}
 
 
 def conclude(config: Config, results, claims) -> str:
-  """What to remember of a run."""
   found, last = results['scaling'], pods()[-1]
   return f"""A step on {config.num_demonstrations} demonstrations over
     {config.devices[-1]} devices sends {found.bytes[-1, 0]} bytes, as one on a

@@ -47,7 +47,6 @@ class Alike(NamedTuple):
 
   @property
   def num_apart(self) -> int:
-    """Seeds that are not as good as the inner step, or better."""
     return len(self.ratio) - _num_within(self.ratio, *CLOSE)
 
 
@@ -160,13 +159,11 @@ def alike(results: Results) -> dict[str, Alike]:
 
 
 def _num_within(values, at_least: float, at_most: float) -> int:
-  """How many seeds lie in a range."""
   values = np.asarray(values, np.float64)
   return int(np.sum((at_least <= values) & (values <= at_most)))
 
 
 def identifier(name: str) -> str:
-  """The id of a claim, without the prefix of the experiment."""
   return name.replace(' ', '-').replace(',', '')
 
 
@@ -316,7 +313,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def _line(name: str, learner: Learner) -> dict[str, Any]:
-  """One line of the table of learners."""
   gates = learner.gates[TUNED].mean(axis=0)
   line: dict[str, Any] = {
     'learner': name,
@@ -454,7 +450,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _curves(axis, places, results: Results, field: str, kinds) -> None:
-  """Means over seeds with their intervals, against the places."""
   for name, learner in results.items():
     colour, line, marker = LOOKS[name]
     own = {'color': colour, 'linestyle': line, 'marker': marker}

@@ -48,7 +48,6 @@ class Problem(NamedTuple):
 
   @property
   def size(self) -> int:
-    """The number of demonstrations."""
     return len(self.inputs)
 
   @property
@@ -236,8 +235,6 @@ IDENTITIES: Mapping[str, Callable[[Problem], Sides]] = {
 
 
 class Statement(NamedTuple):
-  """A statement, and how far its sides are apart."""
-
   account: str
   statement: str
   difference: float
@@ -252,7 +249,6 @@ class Results(NamedTuple):
 
 @lab.float64_on_host()
 def measure(config: Config) -> Results:
-  """Computes both sides on a few of the test prompts."""
   chosen = {x: fn for x, fn in IDENTITIES.items() if x in config.accounts}
 
   def answers(problems):

@@ -43,8 +43,6 @@ class Gate(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """An inner learner."""
-
   account: str  # The paper behind it.
   # `(tokens, gates, length) -> [1]`: the answer to the last query from the
   # first `length` tokens.
@@ -252,7 +250,6 @@ def mirrored(layer: Layer) -> Layer:
 
 
 def random(key, memory: Memory, d_x: int) -> Layer:
-  """Random projections."""
   like = predicted(memory, d_x)
   queries, keys, values = (
     INIT_SCALE * jax.random.normal(k, w.shape, w.dtype)
@@ -299,8 +296,6 @@ def draw(key, count: int, size: int, config: Config, scale=1.0):
 
 
 class Prompts(NamedTuple):
-  """What all learners share."""
-
   training: tasks.RegressionPrompt  # Batches of each seed, `[S, P, B, ...]`.
   testing: tasks.RegressionPrompt  # Long prompts. Axes `[S, T, ...]`.
   # The same prompts at all scales, as short as in training. Axes `[S, A, T,
@@ -311,7 +306,6 @@ class Prompts(NamedTuple):
 
 @lab.once
 def draw_all(config: Config) -> Prompts:
-  """Draws what all learners share."""
   size = config.num_demonstrations
   shape = min(config.num_batches, config.num_steps), config.batch_size
 

@@ -25,8 +25,6 @@ Predictions = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 
 class Results(NamedTuple):
-  """Measured variances beside their closed forms."""
-
   data: Measurements  # The measurements of the first number of demonstrations.
   predicted: Predictions  # What they should be.
   # Measured over predicted, by map, condition and quantity.
@@ -162,7 +160,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Measured variance of one kernel value against its closed form."""
   data, names = results.data, list(results.data.conditions)[:-1][:3]
   figure, axes = drawing.subplots(
     2, len(names), figsize=(5 * len(names), 9), squeeze=False

@@ -61,8 +61,6 @@ PAPER_MAP = METHODS[0]
 
 
 class Record(NamedTuple):
-  """One map with one number of directions, in one condition."""
-
   method: Method
   num_directions: int  # Rows of its projection.
   condition: Condition
@@ -74,7 +72,6 @@ class Record(NamedTuple):
     return self.condition.units(self.errors[quantity])
 
   def means(self) -> dict[str, lab.Estimate]:
-    """The mean of each quantity over independent units."""
     return {quantity: mean(self.units(quantity)) for quantity in self.errors}
 
 
@@ -92,11 +89,9 @@ class Measurements:
     return next(iter(self.conditions.values())).keys.shape[1]
 
   def get(self, method: Method, condition: Condition, size: int) -> Record:
-    """Returns the record of `size` directions."""
     return self.records[method.name, condition.name, size]
 
   def sizes(self, method: Method) -> list[int]:
-    """Returns all numbers of directions that were measured."""
     return sorted(
       {size for name, _, size in self.records if name == method.name}
     )
@@ -128,8 +123,6 @@ class Measurements:
 
 
 class Data(NamedTuple):
-  """All measurements."""
-
   first: Measurements  # Every map, at the first number of demonstrations.
   second: Measurements  # The papers' map, at the second.
   layers: inputs.TrainedLayers  # The trained layers of the first.
@@ -244,7 +237,6 @@ def compare(
   directions: Float[Array, 'D R d'],
   conditions: Sequence[Condition],
 ) -> list[Record]:
-  """Compares one map and number of directions with softmax attention."""
   scores, log_scale = jax.device_get(
     estimate(
       method.feature_map,
@@ -342,6 +334,5 @@ def words(quantity: str) -> str:
 
 
 def error_bars(axis, x, found, index, **look) -> None:
-  """Draws estimates with their intervals, in the looks of one series."""
   own = drawing.look(index) | {'ms': 4, 'capsize': 2}
   drawing.bars(axis, x, found, **own | look)

@@ -38,8 +38,6 @@ UNITS = {
 
 
 class Results(NamedTuple):
-  """Errors of the papers' map, among others."""
-
   data: Measurements  # The measurements of the first number of demonstrations.
   # Closed forms by condition and quantity. Shapes `[D, R]`.
   predicted: Mapping[str, Mapping[str, np.ndarray]]
@@ -130,7 +128,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:
-  """Slopes of log error against log R, and the error at the reference."""
   rows = [
     {
       'inputs': name,
@@ -159,7 +156,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _draw_errors(config: Config, results: Results) -> Any:
-  """MSE, MAE and relative error against R."""
   figure, axes = drawing.subplots(2, 3, figsize=(14, 9), sharex=True)
   kinds = {
     'mse': ('mean squared error', ' [value units²]'),

@@ -18,7 +18,6 @@ measure = estimates.measured
 
 
 def claims(config: Config, results: Data) -> list[lab.Claim]:
-  """What is claimed of each kind of matrix in each condition."""
   size, sizes = config.reference_features, config.heatmap_features
   listed = []
   for (data, source), part in itertools.product(
@@ -137,7 +136,6 @@ def _draw_heatmaps(
 
 
 def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
-  """Exact against estimated entries, the largest tenth marked."""
   figure, axes = drawing.subplots(
     2, len(names), figsize=(3.7 * len(names), 7.6), squeeze=False
   )

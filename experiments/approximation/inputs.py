@@ -17,8 +17,6 @@ KERNELS = ('trained_directions', 'fresh_directions', 'exact_softmax')
 
 
 class Condition(NamedTuple):
-  """Queries, keys and values of every draw."""
-
   name: str  # Such as 'sd 0.5', or 'trained'.
   queries: np.ndarray  # Shape `[D, n, d_k]`.
   keys: np.ndarray  # Shape `[D, n, d_k]`.

@@ -25,8 +25,6 @@ VIEWS = 'directions', 'features'
 
 
 class Results(NamedTuple):
-  """All maps on the same inputs."""
-
   first: Measurements  # Every map, at the first number of demonstrations.
   second: Measurements  # The papers' map, at the second.
   # Each map's error over that of the papers', geometric means over R: one row
@@ -135,7 +133,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each map, number of directions, condition and quantity."""
   rows = []
   for data in (results.first, results.second):
     for (name, condition, size), record in data.records.items():
@@ -154,7 +151,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:
-  """Attention error over that of the papers' map, by map and condition."""
   rows: dict[str, dict[str, Any]] = {}
   for row in results.comparisons:
     cells = rows.setdefault(row['map'], {'map': row['map']})
@@ -165,7 +161,6 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Error of each map over that of the papers' map, at equal cost."""
   names = list(results.first.conditions)
   size = 2.3 * len(names) + 2.5, 5
   figure, axes = drawing.subplots(

@@ -10,8 +10,6 @@ from experiments.lab import Config, figures as drawing
 
 
 class Results(NamedTuple):
-  """The trained layers beside controlled norms."""
-
   layers: inputs.TrainedLayers
   own: estimates.Record  # Beside softmax, through their own directions.
   conditions: list[estimates.Condition]  # All inputs, the trained ones last.

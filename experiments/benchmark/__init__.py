@@ -105,7 +105,6 @@ PARTS = {
 
 
 def conclude(config, results, claims) -> str:
-  """How many goals are met, and which are not."""
   goals = tables(config, results['speed'])['goals']
   missed = [goal['what'] for goal in goals if goal['met'] is False]
   met = sum(goal['met'] is True for goal in goals)

@@ -188,7 +188,6 @@ def training(config: Config) -> Rows:
 
 
 def peer_loop(params, phi, prompts, *, is_compiled=False) -> timing.Call | None:
-  """The same steps by the peer."""
   return peers.training_loop(
     [np.asarray(array) for array in params],
     np.asarray(phi.projection),
@@ -209,7 +208,6 @@ class Comparison(NamedTuple):
 
 
 def modifications(config: Config) -> timing.Rows:
-  """Linear forms of all heads, quadratic ones of one head."""
   phi = timing.feature_map(config)
   arrays = timing.heads(config, config.length)
   one_head = tuple(array[:1] for array in arrays)
@@ -275,7 +273,6 @@ def quadratic(phi: features.PositiveFeatures) -> Comparison:
 
 
 def goals(compared: Comparison, seconds: timing.Seconds) -> list[Goal]:
-  """Ratios of times, modified to plain."""
   return [
     Goal(
       f'{name}: time / time of {plain}',

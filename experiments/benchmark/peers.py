@@ -17,7 +17,6 @@ Call = Callable[[], np.ndarray]
 
 
 def load(name: str) -> Any:
-  """The package, or None where it is not installed."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')

@@ -31,7 +31,6 @@ FOLDER = flags.DEFINE_string('folder', '', 'a written model, to be measured')
 
 
 def write(folder: pathlib.Path, num_layers: int, width: int) -> None:
-  """Writes a random Llama, as one safetensors file."""
   from safetensors.numpy import save_file
 
   rng, d_ff, words = np.random.default_rng(0), width * 11 // 4, 32_000

@@ -23,22 +23,17 @@ Seconds = dict[str, float]  # By call; absent peers are left out.
 
 
 class Compiled(NamedTuple):
-  """A compiled call without arguments, and the memory it needs."""
-
   call: Call  # Computes once and waits.
   temporary_mib: float  # Memory besides arguments and results, in MiB.
 
 
 class Goal(NamedTuple):
-  """A ratio that decides a claim."""
-
   what: str  # The ratio.
   value: float | None  # What was measured; None where the peer is missing.
   bound: float  # The least or the largest value that is good enough.
   at_least: bool = True  # Whether `bound` is the least.
 
   def row(self) -> dict[str, Any]:
-    """Returns the line of the table."""
     sign = '>=' if self.at_least else '<='
     line = {'what': self.what, 'goal': f'{sign} {self.bound:g}'}
     if self.value is None:
@@ -50,8 +45,6 @@ class Goal(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What one group of calls has shown."""
-
   group: str  # What was called.
   goals: Sequence[Goal]  # Ratios with their bounds.
   seconds: Seconds  # Of each call, and of the matrix product.
@@ -75,13 +68,11 @@ class Rows(NamedTuple):
 
 
 def speed_goal(seconds: Seconds, ours: str, peer: str, bound: float) -> Goal:
-  """So many times as fast as the peer."""
   value = ratio(seconds, peer, ours)
   return Goal(f'{ours}: speed / speed of {peer}', value, bound)
 
 
 def ratio(seconds: Seconds, first: str, second: str) -> float | None:
-  """Ratio of times; None where one is missing."""
   if first not in seconds or second not in seconds:
     return None
   return seconds[first] / seconds[second]
@@ -101,7 +92,6 @@ def fraction(config: Config, seconds: Seconds, name: str, operations: int):
 
 
 def compile_call(fn: Callable[..., Any], *arrays: Any) -> Compiled:
-  """Compiles `fn(*arrays)`, a JAX function, and calls it once."""
   executable = jax.jit(fn).lower(*arrays).compile()
   memory = executable.memory_analysis()
   temporary = math.nan if memory is None else memory.temp_size_in_bytes / MIB
@@ -146,7 +136,6 @@ def heads(config: Config, length: int) -> tuple[jax.Array, ...]:
 
 
 def by_map(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """`fn` of each head, one after the other."""
   return lambda *heads: jax.lax.map(lambda head: fn(*head), heads)
 
 
@@ -158,7 +147,6 @@ def feature_map(config: Config) -> features.PositiveFeatures:
 
 
 def matmul(config: Config) -> Call:
-  """The matrix product beside which all calls are timed."""
   shape = config.matmul_size, config.matmul_size
   matrix = jax.random.normal(jax.random.key(config.seed), shape, jnp.float32)
   return compile_call(jnp.dot, matrix, matrix).call
@@ -170,7 +158,6 @@ def beside_matmul(config: Any, calls: Mapping[str, Call | None]) -> Seconds:
 
 
 def machine() -> str:
-  """Describes cores, vector instructions and versions."""
   cpuinfo = pathlib.Path('/proc/cpuinfo')
   words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
   names = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'asimd': 'NEON'}

@@ -62,8 +62,6 @@ class Effects(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """Prompts of one kind, and what was found."""
-
   task: str
   size: int  # Demonstrations of a prompt, `S`.
   prompts: prompting.Prompts
@@ -79,8 +77,6 @@ class Ranks(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What was measured."""
-
   settings: list[Setting]  # The first one is described in detail.
   ranks: Mapping[str, Mapping[str, Ranks]]  # Its, by question and method.
 
@@ -116,7 +112,6 @@ def measure(config: Config) -> Results:
 
 
 def _measure(config, model, labels, task, size, prompts) -> Setting:
-  """Measures the prompts of one setting."""
   is_first = task == 'sentiment' and size == config.num_demonstrations
   arrays = jax.tree.map(jnp.asarray, prompts)
   num_rows = _num_rows(prompts)
@@ -139,7 +134,6 @@ def _measure(config, model, labels, task, size, prompts) -> Setting:
 
 
 def _num_rows(prompts: prompting.Prompts) -> int:
-  """How many rows the longest packed prompt has."""
   numbers = np.arange(prompts.positive.shape[1])[:, None, None]
   inside = prompts.segment_ids[None] == numbers
   behind = (np.cumsum(inside, axis=2) > 0) & ~inside & prompts.mask[None]
@@ -254,7 +248,6 @@ class Judged(NamedTuple):
 
 
 def judge(config: Config, setting: Setting) -> dict[str, Judged]:
-  """Judges all scores of one setting."""
   removed = setting.effects.removed
   centred = removed - removed.mean(axis=1, keepdims=True)
   largest = np.argmax(np.abs(removed), axis=1)
@@ -273,7 +266,6 @@ def judge(config: Config, setting: Setting) -> dict[str, Judged]:
 
 
 def agreement(results: Results) -> lab.Estimate:
-  """Of hiding a demonstration with deleting it."""
   effects = results.effects
   return statistics.mean(
     statistics.rank_correlation(effects.hidden, effects.removed)
@@ -382,7 +374,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 def _by_size(
   config: Config, results: Results, task: str, name: str
 ) -> dict[str, dict[str, lab.Estimate]]:
-  """A statistic of each score, by the number of demonstrations."""
   found: dict[str, dict[str, lab.Estimate]] = {}
   for setting in results.settings:
     if setting.task == task:
@@ -428,7 +419,6 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each demonstration of each prompt."""
   prompts, effects = results.prompts, results.effects._asdict()
   names = 'influence', 'contribution', 'removal_effect', 'attention'
   num_prompts, size = prompts.positive.shape
@@ -530,7 +520,6 @@ def _draw_scatter(results: Results) -> Any:
 
 
 def sentence(config: Config, results: Results) -> str:
-  """One paragraph, from the numbers."""
   found = [judge(config, setting) for setting in results.settings]
   asked = results.effects.difference > 0
   right = np.mean(asked == results.prompts.query_positive)

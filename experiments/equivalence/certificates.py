@@ -26,8 +26,6 @@ COUPLED = {
 
 
 class Row(NamedTuple):
-  """The certificate of one map."""
-
   name: str  # Of the map.
   data: str  # 'trained' layer, or the same rows at 'small norms'.
   certificate: equivalence.Certificate  # What `equivalence.verify` says.
@@ -40,7 +38,6 @@ class Row(NamedTuple):
 
 
 def measure(config: Config) -> list[Row]:
-  """Certificates of every map: at a trained layer, and at small norms."""
   found = one_step.trained(config)[config.num_demonstrations[0]]
   params, phi = jax.tree.map(lambda x: x[0], (found.params, found.phi))
   key = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
@@ -79,7 +76,6 @@ def measure(config: Config) -> list[Row]:
 def certified_maps(
   drawn: Mapping[str, Array],
 ) -> dict[str, FeatureMap | Kernel]:
-  """Every feature map, and the exact softmax kernel, by name."""
   maps: dict[str, FeatureMap | Kernel] = {
     f'positive, {name}': features.PositiveFeatures(projection)
     for name, projection in drawn.items()

@@ -33,8 +33,6 @@ class Descent(NamedTuple):
 
 
 class Descents(NamedTuple):
-  """The prompts of one length."""
-
   once: Descent  # One epoch, in float64.
   float64: Descent  # All epochs.
   float32: Descent  # All epochs.
@@ -140,7 +138,6 @@ def residuals(results: Results) -> dict[int, dict[str, float]]:
 
 
 def _curve_residual(found: Descents) -> float:
-  """The largest difference of a measured curve and its closed form."""
   pair = found.once, found.float64
   return float(np.max([np.max(x.curve_residual) for x in pair]))
 
@@ -200,7 +197,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _draw_predictions(results: Results) -> Any:
-  """True label, layer and dual model for a strip of held-out prompts."""
   figure, axes = drawing.subplots(
     len(results), 1, figsize=(9, 3.2 * len(results)), squeeze=False
   )
@@ -219,7 +215,6 @@ def _draw_predictions(results: Results) -> Any:
 
 
 def _draw_descent(config: Config, size: int, found: Descents) -> Any:
-  """Distance to the attention output along the steps, and its closed form."""
   figure, (left, right) = drawing.subplots(1, 2, figsize=(10, 4), sharey=True)
   once, many = found.once, found.float64
   _curves(left, np.arange(size + 1), once.distances, once.predicted, 1)

@@ -135,7 +135,6 @@ def _mse(found: Losses) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each N and epoch, losses by seed."""
   return [
     row
     for size, (*_, training, _) in results.items()
@@ -148,7 +147,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Loss on new prompts by epoch, over that of predicting 0."""
   figure, axis = drawing.subplots(figsize=(8, 4.2))
   epochs = np.arange(1, config.num_epochs + 1)
   ends = []

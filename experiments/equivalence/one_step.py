@@ -87,8 +87,6 @@ class OneStep(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """All held-out prompts of one length."""
-
   steps: Mapping[str, OneStep]  # By dtype.
   target: np.ndarray  # True labels. Shape `[S, P, d_y]`.
 

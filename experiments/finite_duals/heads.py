@@ -48,8 +48,6 @@ class Rows(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Errors of the heads, and what is known of each."""
-
   counts: tuple[int, ...]  # Features `R`.
   # By map and `R`, with the window and, of one `R`, 'alone'. Shape `[P, L, H]`.
   errors: dict[str, dict[int, np.ndarray]]
@@ -69,8 +67,6 @@ class Results(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=2)
 def collect(model, tokens, num_groups) -> Rows:
-  """Reads the rows of all heads off a forward pass."""
-
   def layer(stream, block):
     heads = transformer.heads(model.architecture, block, stream)
     stream = transformer.apply_block(model.architecture, block, stream)
@@ -172,7 +168,6 @@ def errors_of(
 
 
 def measure(config: Any) -> Results:
-  """Fits and judges all maps, one key-value head after another."""
   loaded = texts.load(config)
   model = loaded.model
   num_layers, _, num_groups, _ = model.blocks.key.weight.shape

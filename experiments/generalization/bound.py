@@ -94,7 +94,6 @@ def _kernel_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
 
 
 def kernel_norm(kernel, inputs, values) -> Float[Array, '']:
-  """The norm of the mean embedding of one sample."""
   sample = bounds.mean_embedding(kernel, inputs, values)
   nothing = bounds.mean_embedding(kernel, inputs[:1], 0 * values[:1])
   return bounds.gap_supremum(kernel, nothing, sample, radius=1.0).value
@@ -218,7 +217,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each map or kernel and N; numbers by seed."""
   sizes = list(results.gaps)
   return [
     row
@@ -232,7 +230,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Largest gap against N, with every bound."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5.2), sharey=True)
   sizes = list(results.gaps)
   for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):

@@ -32,8 +32,6 @@ class Setting(NamedTuple):
 
 
 class Constants(NamedTuple):
-  """What the bounds need to know of a setting and a kernel."""
-
   second_moment: np.ndarray  # `E[|v|^2 k(k, k)]`.
   value_bound: np.ndarray  # Largest norm `rho` of a value.
   feature_bound: np.ndarray  # Largest `sqrt(k(k, k))`, or a number above it.
@@ -61,8 +59,6 @@ class Samples(NamedTuple):
 
 
 class Drawn(NamedTuple):
-  """What all questions start from."""
-
   settings: Setting  # Of all seeds, at the largest width.
   by_size: Mapping[int, Samples]  # Samples by number of demonstrations.
   wide: Samples  # Samples of the largest width.

@@ -117,7 +117,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Running trace and gap, all runs and their median."""
   figure, axes = drawing.subplots(1, 2, figsize=(11, 5))
   looks = {
     'bounded': ('uniform in a cube', drawing.BLUE, '-', 's'),

@@ -70,7 +70,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each width and ball; numbers by seed."""
   return [
     {'kind': 'features', 'd_v': width, 'ball': ball}
     | {x: getattr(found, x).mean(axis=1) for x in ('supremum', 'complexity')}
@@ -80,7 +79,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Largest gap against the output width, for both balls."""
   figure, axis = drawing.subplots(figsize=(8, 5.6))
   widths = list(results)
   draw = functools.partial(bound.band, axis, widths)

@@ -188,7 +188,6 @@ def _fits(value: Any, kind: type, rule: Any) -> bool:
 
 
 def _range(kind: type, rule: Any) -> str:
-  """What a number may be, in words."""
   bounds = [
     f'{sign} {rule[key]:g}'
     for key, (sign, _) in _BOUNDS.items()
@@ -267,8 +266,6 @@ def from_flags(config_type: type[Config]) -> Config:
 
 
 class _ListParser(flags.ArgumentParser):
-  """Parses comma-separated values, each by another parser."""
-
   def __init__(self, item_parser: flags.ArgumentParser):
     super().__init__()
     self._item_parser = item_parser

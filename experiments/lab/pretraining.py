@@ -56,8 +56,6 @@ class LayerParams(NamedTuple):
 
 
 class Run(NamedTuple):
-  """One independent run: a layer, its features and its task."""
-
   params: LayerParams  # The trained part.
   phi: features.PositiveFeatures  # Drawn once and never again.
   task_matrix: Float[Array, 'd_y d_x']  # The B of the single-task setting.
@@ -250,8 +248,6 @@ def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """A distribution of prompts."""
-
   num_demonstrations: int  # Those of a prompt, `N`.
   input_distribution: str = 'uniform'  # One of `INPUTS`.
   multi_task: bool = False  # A task matrix for every prompt, or for a seed.

@@ -23,16 +23,12 @@ BOUNDS = {'float32': 1e-5, 'float64': 1e-12}
 
 
 class Forward(NamedTuple):
-  """The plain forward pass."""
-
   log_probs: np.ndarray  # Of the token after the prompt. Shape `[vocab]`.
   seconds: float  # Median of a few calls, compiled before.
   continuation: np.ndarray  # Likeliest tokens, one after the other, `[K]`.
 
 
 class Certified(NamedTuple):
-  """A certificate of a model on a prompt and its continuation."""
-
   certificate: equivalence.ModelCertificate  # Of all heads at all positions.
   seconds: float  # Of the certificate, compiled before.
   # Of the plain pass, behind the prompt and behind each token of its
@@ -47,8 +43,6 @@ class Certified(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What was measured."""
-
   loaded: prompts.Loaded  # Model and prompt.
   forward: Forward
   certified: Mapping[str, Certified]  # Certificates by dtype.
@@ -229,13 +223,11 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-  """Largest resident memory of this process so far."""
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def of_layers(results: Results) -> list[dict[str, Any]]:
-  """One row for each layer."""
   rows: list[dict[str, Any]] = []
   for layer in range(results.certified['float32'].certificate.num_layers):
     row: dict[str, Any] = {'layer': layer}
@@ -307,7 +299,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def caption(results: Results) -> str:
-  """What the figure shows."""
   found = results.certified['float32'].certificate
   return (
     'Largest distance between attention and its dual model after one gradient '

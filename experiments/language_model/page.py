@@ -19,16 +19,12 @@ MAX_SCALE = 1.7  # Pixels for each unit, at most.
 
 
 class Results(NamedTuple):
-  """What all questions found."""
-
   identity: identity.Results
   reading: reading.Results
   features: random_features.Results | None
 
 
 class Token(NamedTuple):
-  """A token on the page."""
-
   text: str  # What is shown; empty for blanks.
   value: float  # What was read from it.
   size: float  # The same over the largest, without sign.
@@ -77,7 +73,6 @@ def measure(config: Config) -> Results:
 
 
 def conclusions(config: Config, results: Results) -> list[str]:
-  """What to remember of each question, from the numbers."""
   sentences = (
     identity.sentence(config, results.identity),
     reading.sentence(config, results.reading),
@@ -87,7 +82,6 @@ def conclusions(config: Config, results: Results) -> list[str]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each layer: residuals, attribution, random features."""
   rows = identity.of_layers(results.identity)
   for layer, row in enumerate(rows):
     row['contribution'] = results.reading.of_heads[layer]
@@ -97,7 +91,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def pages(config: Config, results: Results) -> dict[str, str]:
-  """The page, `report.html`."""
   found, answer = results.reading, results.identity
   captions = {
     'residuals': identity.caption(answer),

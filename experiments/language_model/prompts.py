@@ -25,8 +25,6 @@ DEFAULT = pathlib.Path(__file__).with_name('prompt.txt')
 
 
 class Prompt(NamedTuple):
-  """A prompt, taken apart."""
-
   text: str  # What the model reads.
   # Begin and end of each demonstration, in characters; the blank line behind it
   # is a part of it. Shape `[S, 2]`.

@@ -179,8 +179,6 @@ class Shrunk(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Random features on the heads of a model."""
-
   counts: tuple[int, ...]  # Directions `R` that were tried.
   num_tokens: int  # Tokens of the prompt.
   # By `R` and `'map, projection'`. Shapes `[D, L, H]`.
@@ -281,7 +279,6 @@ def claims(config: Config, results: Results | None) -> list[lab.Claim]:
 
 
 def _median_interval(errors: np.ndarray) -> list[float]:
-  """95 % bootstrap interval of the median over heads."""
   return list(statistics.median(np.median(errors, axis=0))[1:])
 
 
@@ -312,7 +309,6 @@ def summary(config: Config, results: Results | None) -> dict[str, Any]:
 
 
 def of_layer(results: Results, layer: int) -> dict[str, Any]:
-  """What a row of metrics holds of a layer."""
   return {
     'median_feature_error': {
       count: {name: np.median(x[:, layer]) for name, x in rows.items()}
@@ -338,7 +334,6 @@ def sentence(config: Config, results: Results | None) -> str:
 
 
 def captions(results: Results | None) -> dict[str, str]:
-  """What each figure shows."""
   if results is None:
     return {}
   return {
@@ -368,7 +363,6 @@ def figures(config: Config, results: Results | None) -> list[lab.Figure]:
 
 
 def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
-  """Median and two quantiles of each row."""
   return [
     lab.Estimate(*np.quantile(row, [0.5, low, high]).tolist()) for row in rows
   ]

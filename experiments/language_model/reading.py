@@ -158,7 +158,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def demonstrations(results: Results) -> list[dict[str, Any]]:
-  """A row for each demonstration."""
   return [
     {
       'number': index + 1,
@@ -264,7 +263,6 @@ def sentence(config: Config, results: Results) -> str:
 
 
 def caption(results: Results) -> str:
-  """What the figure shows."""
   first, second = results.labels
   return (
     f'Left: what the logit of {first!r} less that of {second!r} loses without '

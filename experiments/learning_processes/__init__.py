@@ -78,7 +78,6 @@ PARTS = lab.parts(prompts, duals, ingredients, processes)
 
 
 def conclude(config, results, claims) -> str:
-  """One paragraph, computed from the numbers."""
   values = {name: claim.estimate.value for name, claim in claims.items()}
   worst = max(x for name, x in values.items() if ':first_step_' in name)
   parts = [

@@ -48,8 +48,6 @@ class Path(NamedTuple):
 
 
 class Results(NamedTuple):
-  """What dual models do on one kind of demonstrations."""
-
   # Relative errors of answers that should be attention, `[S, P]`.
   first_steps: Mapping[str, Any]
   relative_step_size: Any  # Attention's step size over the largest stable one.
@@ -57,8 +55,6 @@ class Results(NamedTuple):
 
 
 class Task(NamedTuple):
-  """What a dual model learns from one prompt."""
-
   keys: Any  # Features of the demonstrations. Shape `[N, R]`.
   values: Any  # Their labels. Shape `[N, d_v]`.
   query: Any  # Features of the query. Shape `[R]`.

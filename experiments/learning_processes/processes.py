@@ -139,8 +139,6 @@ def orthonormal_rows(weights: Float[Array, 'd R']) -> Float[Array, 'd R']:
 
 
 class KernelProblem(NamedTuple):
-  """Where contrastive kernel learning starts and ends."""
-
   start: Float[Array, 'd R']  # Orthonormal rows.
   best: Float[Array, '']  # The least loss.
   step_size: Float[Array, '']  # Half the inverse of the largest curvature.
@@ -192,7 +190,6 @@ def measure(config: Config) -> dict[str, Looks]:
 
 
 def _looks(config: Config, prompt: prompts.Prompt) -> Looks:
-  """Representations along the self-supervised processes of one prompt."""
   values, keys = prompt.values[:-1], prompt.views.keys
   first, second = pair = prompt.views.pair()
   step = values.T @ keys  # Attention's.

@@ -23,16 +23,12 @@ COMPARISON = 'Ren & Liu, arXiv:2310.13220v2, section 3 and Fig. 2'
 
 
 class Encoder(NamedTuple):
-  """What the self-supervised processes train."""
-
   weights: Float[Array, 'd R']  # `W`.
   predictor: Float[Array, 'd d']  # Linear.
   average: Float[Array, 'd R']  # Moving average of `W`, at first `W` itself.
 
 
 class Views(NamedTuple):
-  """Features of the tokens of one prompt."""
-
   keys: Float[Array, 'N R']  # Of the demonstrations' keys.
   values: Float[Array, 'N R']  # Of their values, read as inputs.
   query: Float[Array, ' R']  # Of the query.
@@ -202,7 +198,6 @@ def draw_curve(axis: Any, index: int, name: str, array: Any) -> None:
 
 
 def about(config: Config, interval: str) -> str:
-  """The last sentence of a caption."""
   return (
     f'{config.num_seeds} seeds of {config.num_prompts} prompts, N = '
     f'{config.num_demonstrations} demonstrations; {interval}: 95 % intervals.'

@@ -27,8 +27,6 @@ WAVE_LENGTH = 1e4
 
 
 class Results(NamedTuple):
-  """Two trained layers beside one step, on the same tasks."""
-
   steps: np.ndarray
   loss: Float[Array, 'S T']  # Of the records.
   loss_gd: Float[Array, '']  # Of the best step.

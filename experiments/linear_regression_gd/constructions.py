@@ -34,7 +34,6 @@ class Problem(NamedTuple):
 
 
 def measure(config: Config) -> Results:
-  """Compares on one random problem for each seed."""
   size, d_x, d_y = SIZES
 
   def errors(key):

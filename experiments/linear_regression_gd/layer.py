@@ -109,7 +109,6 @@ def _model(config: Config, name: str = 'linear') -> training.Model:
 
 
 def measure(config: Config) -> Results:
-  """Trains single layers, and compares with one step of gradient descent."""
   tasks = training.test_tasks(config)
   descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
   names = LAYERS if 'softmax' in config.parts else ['linear']

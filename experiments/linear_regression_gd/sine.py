@@ -32,8 +32,6 @@ class Learnt(NamedTuple):
 
 
 class Results(NamedTuple):
-  """Attention on a network, and one step on the last layer of a network."""
-
   steps: np.ndarray
   attention: Learnt
   descent: Learnt
@@ -129,7 +127,6 @@ def descent_on_network(width: int) -> training.Model:
 
 
 def measure(config: Config) -> Results:
-  """Trains both, and compares them on fresh waves."""
   lane = -2 if config.sine_shared_key else -1
   waves = source(config.num_demonstrations, phase_lane=lane)
   width = config.sine_width

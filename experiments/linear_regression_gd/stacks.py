@@ -110,7 +110,6 @@ def _compare(answer, records, factors, tasks: training.Tasks) -> dict[str, Any]:
 
 
 def claims(config: Config, results: list[Row]) -> list[lab.Claim]:
-  """Trained stacks against tuned descent of as many steps."""
   rows = []
   for row in results:
     name = f'{row.kind}-{row.num_layers}'

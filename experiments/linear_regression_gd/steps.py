@@ -54,7 +54,6 @@ class Tuned(NamedTuple):
 
 @lab.once
 def measure(config: Config) -> list[Tuned]:
-  """Tunes and evaluates GD and GD++ for every number of steps."""
   root = jax.random.fold_in(jax.random.key(config.seed), 2**16)
   counts = {0: config.num_tuning_tasks, 2: config.num_yardstick_tasks}
   inputs = [
@@ -240,7 +239,6 @@ def gap(config: Config, row: Tuned) -> dict[str, float | None]:
 
 
 def claims(config: Config, results: list[Tuned]) -> list[lab.Claim]:
-  """GD++ against GD, and all against the yardsticks."""
   better, reached = [], []  # Claims against GD stand first.
   for row in results:
     method = row.method.replace('+', 'p').replace(' ', '-').lower()

@@ -32,16 +32,12 @@ LARGEST_ACTIVATION = 10.0  # As published, for more than three layers.
 
 
 class Tasks(NamedTuple):
-  """Prompts of in-context regression."""
-
   # Rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
   tokens: Float[Array, 'B M D']
   targets: Float[Array, 'B 1']  # The labels of the queries.
 
 
 class Source(NamedTuple):
-  """Where the tasks of a training come from."""
-
   num_lanes: tuple[int, ...]  # Uniform numbers that a task takes, by shape.
   make: Callable[[Array], Tasks]  # Of U(-1, 1) numbers `[B, *num_lanes]`.
 
@@ -124,8 +120,6 @@ AnswerFn = Callable[[Any, Array], Array]  # (params, tokens [M, D]) -> [1]
 
 
 class Model(NamedTuple):
-  """A model of in-context learning."""
-
   init: Callable[[Any], Any]  # `key -> params`.
   answer: AnswerFn  # `(params, tokens [M, D]) -> [1]`.
 
@@ -182,8 +176,6 @@ def descent_answer(factors, rows):
 
 
 class Recipe(NamedTuple):
-  """How a model is trained."""
-
   num_steps: int
   record_every: int  # Steps between records.
   batch_size: int  # Fresh tasks of a step.
@@ -202,8 +194,6 @@ def cosine_recipe(
 
 
 class Trained(NamedTuple):
-  """What a training leaves."""
-
   records: Any  # Weights by seed and record, the first before training.
   steps: np.ndarray  # Of the records. Shape `[T]`.
   seconds: float  # Of training all seeds, compiling excluded.
@@ -314,8 +304,6 @@ class Alignment(NamedTuple):
 def alignment(
   answer: AnswerFn, records, tasks: Tasks, reference: Behaviour
 ) -> Alignment:
-  """Compares all records of all seeds with a reference."""
-
   def one(params):
     answers, slopes = behaviour(answer, params, tasks)
     return Alignment(
@@ -329,7 +317,6 @@ def alignment(
 
 
 def loss_rows(layer: str, steps, losses) -> list[dict[str, Any]]:
-  """Losses `[S, T]` as rows of `metrics.jsonl`."""
   axes = {'seed': range(len(losses)), 'step': steps}
   return lab.tidy({'layer': layer}, {'loss': losses}, **axes)
 

@@ -141,18 +141,15 @@ def wide_name(name: str) -> str:
 
 
 def layers(config: Config) -> dict[str, Layer]:
-  """All layers and controls, the plain one first."""
   wide = {wide_name(name): layer for name, layer in WIDE.items()}
   return {PLAIN: Layer(views(0.0, 0.0))} | MODIFIED | wide
 
 
 def published(config: Config) -> list[str]:
-  """The layers that the papers name."""
   return list(MODIFIED)
 
 
 def controls(config: Config) -> list[tuple[str, str]]:
-  """Pairs of a modification and its control."""
   return [(name, wide_name(name)) for name in WIDE]
 
 

@@ -169,7 +169,6 @@ def claim(
 
 
 def words(config: Config, measure: str) -> str:
-  """What a measure is, with its numbers."""
   return {
     'early': f'mean training loss of epochs 1-{config.early_epochs}',
     'held_out': 'loss on held-out prompts after training',
@@ -203,7 +202,6 @@ def memorisation(config: Config, results: Results) -> str:
 
 
 def setting(config: Config) -> str:
-  """One sentence of a caption."""
   return (
     f'{config.num_seeds} paired runs, N = {config.num_demonstrations}, '
     f'{config.input_distribution} inputs, fixed learning rate '

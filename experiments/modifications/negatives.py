@@ -80,7 +80,6 @@ def cells(config: Config, choice: str = LOWEST) -> list[tuple[int, float]]:
 
 
 def layers(config: Config) -> dict[str, Layer]:
-  """All layers and controls, the plain one first."""
   own = config.own_token_may_be_negative
   candidates_fn = anyone if own else operator.ne
 
@@ -103,12 +102,10 @@ def layers(config: Config) -> dict[str, Layer]:
 
 
 def published(config: Config) -> list[str]:
-  """The layers that the papers name."""
   return [name_of(LOWEST, *cell) for cell in cells(config)]
 
 
 def controls(config: Config) -> list[tuple[str, str]]:
-  """Pairs of a modification and its control."""
   return [
     (name_of(LOWEST, *cell), name_of(choice, *cell))
     for choice in CHOICES

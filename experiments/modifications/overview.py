@@ -48,8 +48,6 @@ TEST_STYLE = {
 
 
 class Row(NamedTuple):
-  """A layer beside another of its panel."""
-
   panel: str  # Their panel.
   layer: str  # Its name.
   control: str  # The name of the other.
@@ -59,7 +57,6 @@ class Row(NamedTuple):
 
   @property
   def cells(self) -> dict[str, str]:
-    """What tables show of the entries."""
     return {
       f'{measure}, {rate}': str(self.entries[rate][measure])
       for rate in RATES
@@ -68,15 +65,12 @@ class Row(NamedTuple):
 
 
 class Overview(NamedTuple):
-  """All panels, and all comparisons."""
-
   panels: Mapping[str, Results]  # Their results.
   layers: Sequence[Row]  # Every layer beside the plain one.
   controls: Sequence[Row]  # Every modification beside its control.
 
 
 def measure(config: Config) -> Overview:
-  """Compares the layers that the other questions have measured."""
   panels = {
     'regularised': regularised.measure(config).panel,
     'augmented': augmented.measure(config),
@@ -111,7 +105,6 @@ def measure(config: Config) -> Overview:
 
 
 def learning_rates(config: Config) -> list[float]:
-  """The rates to choose from."""
   return [config.rate * x for x in config.rate_factors]
 
 
@@ -174,7 +167,6 @@ def summary(config: Config, results: Overview) -> dict[str, Any]:
 
 
 def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
-  """One paragraph, from the numbers."""
   found = results['overview']
 
   def statements(rate, words):
@@ -214,7 +206,6 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
 
 
 def tables(config: Config, results: Overview) -> dict[str, Any]:
-  """Ratios of all layers to the plain one, and to their controls."""
   return {
     'layers': [
       {'layer': row.layer, 'params': row.num_params}
@@ -234,7 +225,6 @@ def tables(config: Config, results: Overview) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Overview) -> list[dict[str, Any]]:
-  """Training curves: one row for each layer, rate and epoch."""
   return [
     {
       'panel': panel,

@@ -56,19 +56,15 @@ class Untied(Layer):
 
 
 class Measured(NamedTuple):
-  """The panel, and how well the residual connection is one."""
-
   panel: Results  # Losses of all layers.
   identity: float  # Largest difference over the largest prediction.
 
 
 def name_of(form: str, alpha: float) -> str:
-  """Name of a regularised layer; `form` is printed or strict."""
   return f'{form} alpha={alpha:+g}'
 
 
 def untied_name(strength: float) -> str:
-  """Name of the control with a residual path of its own."""
   return f'untied residual {strength:g}'
 
 
@@ -80,7 +76,6 @@ def alphas(config: Config) -> list[float]:
 
 
 def layers(config: Config) -> dict[str, Layer]:
-  """All layers and controls, the plain one first."""
   forms = {
     'printed': modified.regularised_as_printed,
     'strict': modified.regularised,
@@ -100,12 +95,10 @@ def layers(config: Config) -> dict[str, Layer]:
 
 
 def published(config: Config) -> list[str]:
-  """The layers that the papers name."""
   return [name_of('printed', alpha) for alpha in alphas(config)]
 
 
 def controls(config: Config) -> list[tuple[str, str]]:
-  """Pairs of a modification and its control."""
   return [(name_of('printed', -x), untied_name(x)) for x in config.strengths]
 
 

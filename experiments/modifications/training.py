@@ -27,8 +27,6 @@ PROJECTION, VALUE = DIM * DIM, DIM * LABELS
 
 
 class Prompt(NamedTuple):
-  """What a layer reads."""
-
   tokens: Float[Array, 'n d_model']  # Demonstrations, then the query.
   noise: Float[Array, ' n']  # A random number for each token.
 
@@ -92,8 +90,6 @@ class Start(NamedTuple):
 
 @lab.once
 def start_of(config: Config) -> Start:
-  """Draws everything that training starts from."""
-
   def extra_keys(seed):
     key = jax.random.fold_in(jax.random.key(config.seed), seed)
     # `init_seeds` splits this key into three: the number 3 is unused.

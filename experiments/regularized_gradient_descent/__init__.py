@@ -94,7 +94,6 @@ PARTS = lab.parts(steps, epochs)
 
 
 def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
-  """One paragraph, computed from the numbers."""
   values = {
     name.split('/')[1]: claim.estimate.value for name, claim in claims.items()
   }

@@ -43,8 +43,6 @@ class Epochs(NamedTuple):
 
 
 class Results(NamedTuple):
-  """All curves."""
-
   step: steps.Results  # What one step does.
   # By E and reading of alpha, `[S, P, K, E + 1, d_y]`.
   curves: Mapping[int, Mapping[str, Epochs]]
@@ -203,7 +201,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _curves(config: Config, results: Results) -> lab.Figure:
-  """Deviation from the strict layer at the end of each epoch."""
   figure, axes = drawing.subplots(1, 2, figsize=(12.5, 5.6))
   count = config.dual_epochs[-1]
   marked = np.unique(np.linspace(0, count, 9).round().astype(int))

@@ -43,7 +43,6 @@ def layer(
   phi: features.PositiveFeatures,
   tokens: Float[Array, 'n d_model'],
 ) -> Layer:
-  """Projects a prompt."""
   query, keys, values = pretraining.project(params, tokens)
   values = values[:, -pretraining.LABEL_DIM :]
   weights = attention.weights(phi, query, keys)
@@ -166,7 +165,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  """Residual of one full-batch step against both layers and losses."""
   figure, axis = drawing.subplots(figsize=(9, 5.8))
   found = residuals(results)
   labels = {

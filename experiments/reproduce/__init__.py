@@ -37,8 +37,6 @@ LONGEST = (
 
 
 class Job(NamedTuple):
-  """One experiment of the page."""
-
   name: str  # Its module in `experiments`, and its folder.
   title: str  # Its heading.
   options: Mapping[str, Any] = {}  # Of its config, if not the default.
@@ -162,7 +160,6 @@ def _settings(config: Config, job: Job) -> Any:
 
 
 def _run_job(job: Job, settings: Any, folder: folders.Workdir) -> str:
-  """Runs one experiment; what it prints goes to a file."""
   module = importlib.import_module(f'experiments.{job.name}')
   with (
     open(folder / 'log.txt', 'w', encoding='utf-8') as log,
@@ -176,7 +173,6 @@ def _run_job(job: Job, settings: Any, folder: folders.Workdir) -> str:
 def _section(
   config: Config, job: Job, folder: folders.Workdir
 ) -> pages.Section:
-  """Reads what a finished run left."""
   options = {} if config.fast else job.options
   flags = [
     f'--{name}={",".join(map(str, x)) if isinstance(x, tuple) else x}'

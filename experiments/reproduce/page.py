@@ -85,7 +85,6 @@ meta_optimizer | Published measures of implicit finetuning do not test it. | On
 
 
 def _read(paragraph: str) -> Line:
-  """A paragraph of `TEXT`."""
   section, lead, text = judging.one_line(paragraph).split(' | ')
   found = re.findall(r'{(\S+) (\w+)}', text)
   words = {'yes': judging.REPRODUCED, 'no': judging.FAILED}
@@ -97,8 +96,6 @@ LINES = tuple(map(_read, re.split(r'\n(?! )', TEXT.strip())))
 
 
 class Conclusion(NamedTuple):
-  """A line with the numbers of this run."""
-
   section: str  # Experiment that shows it.
   lead: str  # What to remember.
   text: str  # What it rests on.
@@ -134,8 +131,6 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:
 
 
 class Section(NamedTuple):
-  """One experiment on the page."""
-
   name: str  # Short name, used as anchor.
   title: str  # Heading.
   command: str  # What runs it.
@@ -145,8 +140,6 @@ class Section(NamedTuple):
 
 
 class Image(NamedTuple):
-  """A figure on the page."""
-
   data: str  # Address that holds the image itself.
   link: str  # Of the file in full size, relative to the page.
   caption: str  # Full sentences.

@@ -72,7 +72,6 @@ class Results(NamedTuple):
 
 
 def measure(config: Config) -> Results:
-  """Every layer at one size, and the published one at all trained sizes."""
   steps = one_step.measure(config)
   few, middle = config.num_words[0], config.middle
   jobs = {(few, middle): tuple(LAYERS), (few, config.widths[0]): (PUBLISHED,)}
@@ -277,7 +276,6 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _draw_training(config: Config, results: Results) -> Any:
-  """Four metrics against steps, one column for each frame."""
   size = config.num_words[0], config.middle
   figure, axes = drawing.subplots(4, 2, figsize=(11, 12), sharex=True)
   steps = np.linspace(0, config.num_steps, config.num_records + 1)
@@ -349,7 +347,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  """One row for each layer, size, frame, repetition and record."""
   every = config.num_steps // config.num_records
   return [
     row

@@ -87,7 +87,6 @@ Results = Mapping[Size, Step]
 
 
 def sizes(config: Config) -> list[Size]:
-  """Where one gradient step is measured."""
   few, most = config.num_words[0], config.num_words[-1]
   found = [(n, config.middle) for n in config.num_words]
   found += [(most, d) for d in config.widths] + [(few, config.widths[0])]
