@@ -1,11 +1,8 @@
-"""Checks of user input, at trace time.
+"""Checks of user input that annotations cannot say, at trace time.
 
 Every check raises `ValueError` with the name of the argument, what it was,
 what was expected, and how to mend it. Values are looked at only when they are
-known: inside a caller's `jit` a check of values is skipped, a check of shapes
-is not. The compiled body of a door knows the values of its arguments, and
-remembers what to `look` at in the next call. Ranks, dtypes and shared axes
-stand in annotations, which `_door.door` reads.
+known: inside a caller's `jit` a check of values is skipped.
 """
 
 import contextlib

@@ -3,21 +3,15 @@
 This module alone imports flax; `import iclcl_jax` does not load it.
 
 One layer serves every attention of the library: `attention_fn` says how the
-rows are read, `key_view` and `value_view` where they come from. A modification
-without parameters is an `attention_fn`::
+rows are read, such as `functools.partial(modified.regularised(strength=0.1)
+.stream, phi)`, and `key_view` and `value_view` where they come from: modules,
+`Adapter` or one of Flax. `as_attention_fn` puts any attention into the
+attention modules of Flax itself.
 
-  functools.partial(modified.regularised(strength=0.1).stream, phi)
-
-A trained view of the tokens is a module: `Adapter`, or one of Flax.
-
-Layers are Linen modules; `as_nnx` makes NNX modules of them. They take tokens
-`[..., N, d_model]` with any batch axes, other tokens as `context`
-(cross-attention), and a `mask` of these. `kernel_init` initialises all
-matrices. `dtype` is that of the computation, None for what inputs and
-parameters promote to; `param_dtype` that of the parameters, None for that of
-the tokens.
-
-`as_attention_fn` puts any attention into the attention modules of Flax itself.
+Layers are Linen modules; `as_nnx` makes NNX modules of them. `kernel_init`
+initialises all matrices. `dtype` is that of the computation, None for what
+inputs and parameters promote to; `param_dtype` that of the parameters, None for
+that of the tokens.
 
 References:
   Ren & Liu, arXiv:2310.13220, eq. 2, and section 4.2: two layers in v1 (an
@@ -55,10 +49,10 @@ def as_attention_fn(
 ) -> Callable[..., Array]:
   """Makes an `attention_fn` for the attention modules of Flax.
 
-  It fits `flax.nnx.MultiHeadAttention`, which passes everything, and
-  `flax.linen.MultiHeadDotProductAttention`, which passes what the signature
-  names. Masks count where they are not 0. A decoder with a cache asks for one
-  query at a time, and its mask says which keys that query sees.
+  It fits `flax.nnx.MultiHeadAttention` and
+  `flax.linen.MultiHeadDotProductAttention`. Masks count where they are not 0. A
+  decoder with a cache asks for one query at a time, and its mask says which
+  keys that query sees.
 
   Args:
     attend, scale, chunk_size: as in `attention.dot_product_attention`.
@@ -286,9 +280,8 @@ class MultiHeadAttention(SelfAttention):
   """Heads of `SelfAttention`, made by `vmap`, and an output projection.
 
   Attributes are those of one head, and two more. Heads share `attention_fn`;
-  every one has parameters of its own in `key_view` and `value_view`. Make two
-  instances to view keys and values alike: one instance passed twice shares its
-  parameters in `SelfAttention`, not here.
+  every one has parameters of its own in `key_view` and `value_view`, also if
+  one instance is passed twice.
 
   Attributes:
     num_heads: number of heads `H`.

@@ -121,17 +121,12 @@ def ratio(difference: jax.Array, scale: jax.Array) -> jax.Array:
   return difference / jnp.where(scale > 0, scale, 1)
 
 
-def highest(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Runs `fn` under the highest matrix-product precision of the platform."""
-  return jax.default_matmul_precision('highest')(fn)
-
-
-def platform_default(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Runs `fn` under the platform's default precision, whatever that is."""
-  return jax.default_matmul_precision('default')(fn)
-
-
-HIGHEST = Arithmetic(name='highest', transform=highest)
+HIGHEST = Arithmetic(
+  name='highest',
+  transform=lambda fn: jax.default_matmul_precision('highest')(fn),
+)
 PLATFORM_DEFAULT = Arithmetic(
-  name='platform default', transform=platform_default, reduced_tolerance=2e-2
+  name='platform default',
+  transform=lambda fn: jax.default_matmul_precision('default')(fn),
+  reduced_tolerance=2e-2,
 )

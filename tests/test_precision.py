@@ -20,7 +20,10 @@ def plain(x, y):
 
 @pytest.mark.parametrize(
   ('wrap', 'setting'),
-  [(precision.highest, 'highest'), (precision.platform_default, 'default')],
+  [
+    (precision.HIGHEST.transform, 'highest'),
+    (precision.PLATFORM_DEFAULT.transform, 'default'),
+  ],
 )
 def test_precision_is_set_inside_and_restored_outside(wrap, setting):
   name = 'jax_default_matmul_precision'
@@ -33,7 +36,7 @@ def test_precision_is_set_inside_and_restored_outside(wrap, setting):
 
 
 def test_products_are_requested_at_highest_precision():
-  jaxpr = str(jax.make_jaxpr(precision.highest(plain))(*operands()))
+  jaxpr = str(jax.make_jaxpr(precision.HIGHEST.transform(plain))(*operands()))
   assert 'HIGHEST' in jaxpr
   assert 'HIGHEST' not in str(jax.make_jaxpr(plain)(*operands()))
 

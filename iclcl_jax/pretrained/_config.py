@@ -15,10 +15,6 @@ _gelu = functools.partial(jax.nn.gelu, approximate=False)
 _gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
 
-def _relu_squared(z: Array) -> Array:
-  return jax.nn.relu(z) ** 2
-
-
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu': _gelu,
   'gelu_accurate': _gelu_tanh,
@@ -28,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_python_tanh': _gelu_tanh,
   'gelu_pytorch_tanh': _gelu_tanh,
   'relu': jax.nn.relu,
-  'relu2': _relu_squared,
+  'relu2': lambda z: jax.nn.relu(z) ** 2,
   'silu': jax.nn.silu,
   'swish': jax.nn.silu,
 }

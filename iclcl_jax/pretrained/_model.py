@@ -15,6 +15,8 @@ from iclcl_jax.transformer import Architecture, Block, Linear, Norm
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
+_STATIC = {'static': True}
+
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,15 +48,11 @@ class LanguageModel:
   blocks: Block
   final_norm: Norm | None = None
   head: Linear | None = None
-  architecture: Architecture = dataclasses.field(metadata={'static': True})
-  context_length: int = dataclasses.field(metadata={'static': True})
-  tied: bool = dataclasses.field(default=False, metadata={'static': True})
-  embedding_scale: float = dataclasses.field(
-    default=1.0, metadata={'static': True}
-  )
-  logit_cap: float | None = dataclasses.field(
-    default=None, metadata={'static': True}
-  )
+  architecture: Architecture = dataclasses.field(metadata=_STATIC)
+  context_length: int = dataclasses.field(metadata=_STATIC)
+  tied: bool = dataclasses.field(default=False, metadata=_STATIC)
+  embedding_scale: float = dataclasses.field(default=1.0, metadata=_STATIC)
+  logit_cap: float | None = dataclasses.field(default=None, metadata=_STATIC)
 
   @property
   def num_layers(self) -> int:

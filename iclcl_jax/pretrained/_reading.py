@@ -1,10 +1,11 @@
 """What a reader of files hands over, and checked access to it."""
 
+import collections
 import fnmatch
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,7 +22,7 @@ _ALIGNMENT = 64  # Bytes.
 _TOGETHER = 'Check that config and tensors belong together.'
 
 
-class StoredTensors(Mapping[str, np.ndarray]):
+class StoredTensors(collections.UserDict[str, Any]):
   """Tensors in a file: each is read when it is taken, and not kept.
 
   Shape and dtype of each are known without reading it, from `specs`.
@@ -29,21 +30,16 @@ class StoredTensors(Mapping[str, np.ndarray]):
 
   def __init__(
     self,
-    specs: Mapping[str, jax.ShapeDtypeStruct],
+    specs: dict[str, jax.ShapeDtypeStruct],
     read: Callable[[str], np.ndarray],
   ):
-    self.specs, self._read = specs, read
+    self.data = self.specs = specs
+    self._read = read
 
   def __getitem__(self, name: str) -> np.ndarray:
     if name not in self.specs:
       raise KeyError(name)
     return self._read(name)
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.specs)
-
-  def __len__(self) -> int:
-    return len(self.specs)
 
 
 class Tensors:

@@ -1,8 +1,7 @@
 """Heads as dual models: one training set for each key-value head.
 
-The keys and values of a key-value head are its training set. The query heads
-that share it ask the same dual model and differ in their test inputs alone.
-Nothing here calls softmax attention.
+The query heads that share it differ in their test inputs alone. Nothing here
+calls softmax attention.
 """
 
 import jax

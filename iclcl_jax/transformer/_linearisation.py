@@ -13,8 +13,9 @@ mixture of experts   the gate of each expert, times its share
 
 and so is their composition: `y = u J + bias` for the sum `u` that the heads
 contribute. `J` moves into the labels of the dual models, `v_i W_O^h J`. It is
-no derivative: it holds `g(z) / z`, not `g'(z)`, and treats the deviation of a
-normalisation as a number. Derived here, where no source is named.
+no derivative: it holds `g(z) / z`, not `g'(z)`. Derived here, where no source
+is named. It depends on the query: means, deviations and gates are known only
+behind the forward pass at the token.
 """
 
 import functools
@@ -203,11 +204,10 @@ def apply_block_dual(
 
   .. math:: y_j = \Bigl(\sum_h f_h(q_j^h)\, W_O^h\Bigr) J_j + b_j
 
-  Every key-value head trains a dual model on its keys and values
-  (`predict_heads`), and its query heads ask it. What stands behind the heads is
-  the affine map of `linearise`. The map is applied once to the sum of the
-  predictions; in the labels (`fold_labels`) it gives the same numbers, at the
-  cost of a training set for each query. No softmax is computed.
+  with the predictions of `predict_heads` and the affine map of `linearise`. It
+  is applied once to the sum of the predictions; in the labels (`fold_labels`)
+  it gives the same numbers, at the cost of a training set for each query. No
+  softmax is computed.
 
   Example:
     >>> architecture, block = transformer.example()

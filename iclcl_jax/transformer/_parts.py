@@ -22,8 +22,23 @@ from iclcl_jax.types import Array, Bool, Float
 
 
 @dataclasses.dataclass(frozen=True)
-class _Normalisation:
-  """What both normalisations share: a linear part, scaled and shifted."""
+class RMSNorm:
+  r"""Divides by the root mean square: :math:`x\,\gamma / \mathrm{rms}(x)`.
+
+  Args:
+    epsilon: added to the mean square.
+    offset: added to the gain, 1 if the parameters are `gain - 1`.
+
+  Raises:
+    ValueError: if one of them is negative or not finite.
+
+  Example:
+    >>> RMSNorm(0.0)(Norm(jnp.ones(2)), jnp.array([3.0, 3.0])).tolist()
+    [1.0, 1.0]
+
+  References:
+    Zhang & Sennrich, arXiv:1910.07467, eq. 4.
+  """
 
   epsilon: float
   offset: float = 0.0
@@ -49,34 +64,11 @@ class _Normalisation:
     return result.astype(y.dtype) * parameters.scale
 
   def _spread(self, x: Array) -> Array:
-    """Returns what is divided by the root of its mean square."""
-    raise NotImplementedError
-
-
-class RMSNorm(_Normalisation):
-  r"""Divides by the root mean square: :math:`x\,\gamma / \mathrm{rms}(x)`.
-
-  Args:
-    epsilon: added to the mean square.
-    offset: added to the gain, 1 if the parameters are `gain - 1`.
-
-  Raises:
-    ValueError: if one of them is negative or not finite.
-
-  Example:
-    >>> RMSNorm(0.0)(Norm(jnp.ones(2)), jnp.array([3.0, 3.0])).tolist()
-    [1.0, 1.0]
-
-  References:
-    Zhang & Sennrich, arXiv:1910.07467, eq. 4.
-  """
-
-  def _spread(self, x: Array) -> Array:
     return x
 
 
-class LayerNorm(_Normalisation):
-  r"""Centres and divides by the deviation, then scales and shifts.
+class LayerNorm(RMSNorm):
+  r"""An `RMSNorm` of the centred token, that is, of its deviation.
 
   At one token it is the matrix
   :math:`P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)` and a bias.

@@ -1,12 +1,12 @@
 """What all families share: the layout of a Llama, part by part."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from iclcl_jax import transformer
@@ -329,9 +329,8 @@ def _split(linear: Linear, num_heads: int) -> Linear:
 
 def in_parts(linear: Linear, *sizes: int) -> list[Linear]:
   """Cuts the last axis of a joint projection of all layers."""
-  ends = np.cumsum(sizes)[:-1]
-  weights = jnp.split(linear.weight, ends, axis=-1)
-  if linear.bias is None:
-    return [Linear(weight) for weight in weights]
-  biases = jnp.split(linear.bias, ends, axis=-1)
-  return [Linear(*pair) for pair in zip(weights, biases, strict=True)]
+  ends = [0, *np.cumsum(sizes).tolist()]
+  return [
+    jax.tree.map(lambda x, part=slice(*pair): x[..., part], linear)
+    for pair in itertools.pairwise(ends)
+  ]
