@@ -77,7 +77,7 @@ def _make_door(
   def checked(*args, **kwargs):
     if _thread.is_inside:
       return body(*args, **kwargs)
-    arrays: _Arrays = []
+    arrays = []
     for name, position, read in readers:
       if position is not None and position < len(args):
         arrays += read(name, args[position])

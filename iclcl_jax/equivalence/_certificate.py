@@ -1,6 +1,7 @@
 """The certificate of one head and one query."""
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from iclcl_jax import losses, moments, precision
 from iclcl_jax._door import eager_door
 from iclcl_jax.equivalence import _verdict
-from iclcl_jax.equivalence._residuals import Theorem, measure
+from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.types import (
   Array,
   AttentionFn,
@@ -112,10 +113,18 @@ def verify(
     'holds'
   """
   _verdict.check_arithmetic(arithmetic)
-  tokens = phi, query, keys, values, num_query_tokens, mask
-  objective = loss, penalty, optimizer, learning_rate, attention_fn
-  theorem = Theorem(*tokens, *objective)
-  result = measure(theorem, arithmetic)
+  measure = functools.partial(
+    residuals,
+    phi,
+    num_query_tokens=num_query_tokens,
+    mask=mask,
+    loss=loss,
+    penalty=penalty,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    attention_fn=attention_fn,
+  )
+  result = arithmetic.transform(measure)(query, keys, values)
   instead = 'Use equivalence.residuals inside jit or vmap.'
   _verdict.check_concrete('verify', instead, result, mask)
   query, keys, values = map(jnp.asarray, (query, keys, values))

@@ -108,7 +108,7 @@ def verify_heads(
     _validate.at_least(1, num_queries=num_queries)
     rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
-  measured = _measure(phi, arithmetic, heads)
+  measured = arithmetic.transform(_measure)(phi, heads)
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
@@ -186,9 +186,8 @@ def _by_head(tokens, bias, mask, rows, stretch, is_causal):
 
 
 @compiled
-def _measure(phi, arithmetic, heads):
-  measure = functools.partial(_measure_row, phi)
-  return arithmetic.transform(functools.partial(map_rows, measure))(heads)
+def _measure(phi, heads):
+  return map_rows(functools.partial(_measure_row, phi), heads)
 
 
 def _measure_row(phi, keys, values, row: _Row):

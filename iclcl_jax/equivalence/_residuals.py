@@ -86,14 +86,18 @@ def residuals(
   the labels of its `modified.LossAttention` count beside the values, and
   `closed_form` is the attention that `modified.attention_from_loss` builds.
   """
+  _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
+  is_unit = _validate.is_concrete(learning_rate) and np.array_equal(
+    learning_rate, 1
+  )
   tokens = phi, query, keys, values, num_query_tokens, mask
   objective = loss, penalty, optimizer, learning_rate, attention_fn
-  return measure(Theorem(*tokens, *objective))
+  return _residuals(_Theorem(*tokens, *objective), is_unit)
 
 
 @_pytree.register
 @dataclasses.dataclass(frozen=True)
-class Theorem:
+class _Theorem:
   """Demonstrations and query-side tokens, and what the dual model descends."""
 
   phi: FeatureMap | Kernel
@@ -142,30 +146,8 @@ class Theorem:
     return {'keys': self.keys[rows], 'values': self.values[rows], 'mask': mask}
 
 
-def measure(
-  theorem: Theorem, arithmetic: precision.Arithmetic | None = None
-) -> Residuals:
-  """Computes both sides under an arithmetic; None for that of the caller."""
-  rate = theorem.learning_rate
-  is_unit = _validate.is_concrete(rate) and np.ndim(rate) == 0 and rate == 1
-  return _measure(theorem, arithmetic, bool(is_unit))
-
-
 @compiled
-def _measure(theorem: Theorem, arithmetic, is_unit: bool) -> Residuals:
-  def compute(query, keys, values):
-    tokens = {'query': query, 'keys': keys, 'values': values}
-    return _residuals(dataclasses.replace(theorem, **tokens), is_unit)
-
-  if arithmetic is not None:
-    compute = arithmetic.transform(compute)
-  return compute(theorem.query, theorem.keys, theorem.values)
-
-
-def _residuals(theorem: Theorem, is_unit: bool) -> Residuals:
-  _validate.check_num_query_tokens(
-    theorem.num_query_tokens, theorem.keys.shape[0]
-  )
+def _residuals(theorem: _Theorem, is_unit: bool) -> Residuals:
   output = _attention(theorem, is_unit)
   closed_form = _closed_form(theorem)
   autodiff = _autodiff(theorem)
@@ -185,7 +167,7 @@ def _residuals(theorem: Theorem, is_unit: bool) -> Residuals:
   )
 
 
-def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
+def _attention(theorem: _Theorem, is_unit: bool) -> Float[Array, ' d_v']:
   """Adds up scored values, in the attention given or implied by the loss."""
   attention_fn = theorem.attention_fn
   if attention_fn is not None:
@@ -204,7 +186,7 @@ def _attention(theorem: Theorem, is_unit: bool) -> Float[Array, ' d_v']:
   return theorem.answer(attention.kernel_attention)
 
 
-def _closed_form(theorem: Theorem) -> Float[Array, ' d_v']:
+def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
   """Applies the weights that sums over the demonstrations give."""
   if not theorem.is_linear:
     return _implied_attention(theorem)
@@ -217,7 +199,7 @@ def _closed_form(theorem: Theorem) -> Float[Array, ' d_v']:
   return dual.predict(theorem.phi, state, theorem.query)
 
 
-def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
+def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
   """Applies the weights that one step along `jax.grad` of the loss gives."""
   state = dual.one_step_autodiff(
     theorem.phi,
@@ -231,12 +213,12 @@ def _autodiff(theorem: Theorem) -> Float[Array, ' d_v']:
   return dual.predict(theorem.phi, state, theorem.query)
 
 
-def _implied_attention(theorem: Theorem) -> Float[Array, ' d_v']:
+def _implied_attention(theorem: _Theorem) -> Float[Array, ' d_v']:
   count = theorem.num_query_tokens
   return theorem.answer(theorem.implied, num_query_tokens=count)
 
 
-def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
+def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns each token's share of `|D|`, and the scaled normaliser `D`."""
   terms, _ = form_of(theorem.phi).score_terms(
     theorem.phi, theorem.query, theorem.keys, theorem.mask
@@ -245,7 +227,7 @@ def _shares(theorem: Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   return jnp.sum(jnp.abs(terms), axis=1) / jnp.abs(normaliser), normaliser
 
 
-def _amounts(theorem: Theorem) -> Float[Array, 'N d_v']:
+def _amounts(theorem: _Theorem) -> Float[Array, 'N d_v']:
   """Returns the size of what each token adds to the sums."""
   values = moments.visible(widen(jnp.asarray(theorem.values)), theorem.mask)
   if theorem.is_linear:
