@@ -46,15 +46,9 @@ NUM_HEADS = 4
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'repetitions', minimum=5, tiny=5)
-  num_queries: int = lab.option(
-    32, 'queries of a repetition', minimum=8, tiny=8
-  )
+  num_queries: int = lab.option(32, 'queries', minimum=8, tiny=8)
   width: int = lab.option(
-    256,
-    'width of an attention output',
-    minimum=8,
-    multiple_of=NUM_HEADS,
-    tiny=64,
+    256, 'width of an output', minimum=8, multiple_of=NUM_HEADS, tiny=64
   )
   num_draws: int = lab.count(8, 'draws of a null', tiny=2)
   noise: float = lab.option(

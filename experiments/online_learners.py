@@ -42,21 +42,13 @@ class Config(lab.Config):
   dim: int = lab.count(10, 'width d of the inputs', tiny=3)
   num_groups: int = lab.option(10, 'groups of tasks', minimum=5, tiny=5)
   tasks_per_group: int = lab.count(500, 'tasks of a group', tiny=20)
-  half_range: float = lab.option(
-    0.5, 'half-range a of the inputs, from U(-a, a)', minimum=1e-3
-  )
+  half_range: float = lab.option(0.5, 'a of inputs U(-a, a)', minimum=1e-3)
   tuning_length: int = lab.count(
-    10,
-    'number of demonstrations at which learners are tuned',
-    at_most='max_length',
-    tiny=4,
+    10, 'demonstrations of the tuning', at_most='max_length', tiny=4
   )
   max_length: int = lab.count(40, 'largest number of demonstrations', tiny=8)
   scales: tuple[float, ...] = lab.option(
-    (0.5, 0.75, 1.0, 1.5, 2.0),
-    'input scales, at the tuning length',
-    minimum=1e-3,
-    tiny=(1.0, 2.0),
+    (0.5, 0.75, 1.0, 1.5, 2.0), 'input scales', minimum=1e-3, tiny=(1.0, 2.0)
   )
 
 

@@ -42,9 +42,7 @@ NUM_VOTES = 500  # Largest scores that count, as in the paper.
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(5, 'independent runs', minimum=5)
-  hidden_widths: tuple[int, ...] = lab.count(
-    (64, 64), 'widths of the hidden layers', tiny=(8,)
-  )
+  hidden_widths: tuple[int, ...] = lab.count((64, 64), 'widths', tiny=(8,))
   num_steps: int = lab.count(1000, 'training steps', tiny=60)
   batch_size: int = lab.count(32, 'images of a training step', tiny=16)
   learning_rate: float = lab.option(0.05, 'step size of SGD', minimum=0)

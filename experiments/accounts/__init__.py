@@ -45,9 +45,7 @@ class Config(lab.Config):
   seed: int = lab.option(1, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   d_x: int = lab.count(5, 'width of the inputs, from U(-1, 1)', tiny=2)
-  noise: float = lab.option(
-    0.1, 'standard deviation of noise on labels', minimum=0
-  )
+  noise: float = lab.option(0.1, 'deviation of label noise', minimum=0)
   learners: tuple[str, ...] = lab.option(
     tuple(layers.MEMORIES),
     'learners to run; claims about others are left out',

@@ -59,10 +59,7 @@ from experiments.approximation import (
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_draws: int = lab.count(
-    60,
-    'draws of the directions, as many for every trained layer',
-    multiple_of='num_seeds',
-    tiny=20,
+    60, 'draws, as many for every layer', multiple_of='num_seeds', tiny=20
   )
   num_seeds: int = lab.count(10, 'trained layers', tiny=5)
   num_features: tuple[int, ...] = lab.option(
@@ -82,11 +79,7 @@ class Config(lab.Config):
     tiny=(48, 192),
   )
   reference_features: int = lab.option(
-    1200,
-    'number R, among num_features, at which layers are trained and entries are '
-    'compared',
-    minimum=2,
-    tiny=96,
+    1200, 'R of layers and entries, in num_features', minimum=2, tiny=96
   )
   standard_deviations: tuple[float, ...] = lab.option(
     (0.25, 0.5, 1.0, 1.5, 2.0),
@@ -95,13 +88,9 @@ class Config(lab.Config):
     tiny=(1.0,),
   )
   num_demonstrations: int = lab.count(15, 'demonstrations N of a prompt')
-  second_num_demonstrations: int = lab.count(
-    31, 'demonstrations N of the longer prompts', tiny=7
-  )
+  second_num_demonstrations: int = lab.count(31, 'N of longer prompts', tiny=7)
   num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=1)
-  learning_rate: float = lab.option(
-    0.003, 'step size of pretraining', minimum=0
-  )
+  learning_rate: float = lab.option(0.003, 'step of pretraining', minimum=0)
 
   def check(self):
     self.require(

@@ -35,26 +35,19 @@ from experiments.lab import tables as tabulating
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   length: int = lab.count(8192, 'tokens of a sequence', tiny=64)
-  growth: int = lab.option(
-    8, 'the longer sequence is so many times longer', minimum=2, tiny=2
-  )
+  growth: int = lab.option(8, 'factor of the longer length', minimum=2, tiny=2)
   num_heads: int = lab.count(8, 'heads', tiny=2)
   dim: int = lab.count(64, 'width of keys and values', tiny=8)
   num_features: int = lab.count(256, 'features of the attention', tiny=16)
   num_demonstrations: int = lab.count(
     1_000_000, 'demonstrations of the dual state', tiny=300
   )
-  layer_features: int = lab.count(
-    1200, 'features of the trained layer', tiny=32
-  )
+  layer_features: int = lab.count(1200, 'features of the layer', tiny=32)
   num_steps: int = lab.count(256, 'training steps of a call', tiny=4)
   num_seeds: int = lab.count(16, 'seeds trained together', tiny=2)
   matmul_size: int = lab.count(2048, 'rows and columns of the product', tiny=32)
   prompt_length: int = lab.option(
-    512,
-    'tokens that the language model reads; 0 leaves it out',
-    minimum=0,
-    tiny=0,
+    512, 'tokens of the language model; 0 leaves it out', minimum=0, tiny=0
   )
   repetitions: int = lab.count(9, 'calls whose median counts', tiny=2)
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)

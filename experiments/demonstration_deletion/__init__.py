@@ -48,9 +48,7 @@ from experiments.demonstration_deletion import ranks
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
-  num_prompts: int = lab.option(
-    200, 'prompts of the first task', minimum=5, tiny=6
-  )
+  num_prompts: int = lab.option(200, 'prompts, first task', minimum=5, tiny=6)
   num_demonstrations: int = lab.option(
     4, 'demonstrations of a prompt', minimum=3, maximum=16, tiny=3
   )

@@ -52,17 +52,12 @@ class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   num_demonstrations: tuple[int, ...] = lab.count(
-    (15, 31),
-    'demonstrations N of a prompt; each number is a run of its own',
-    distinct=True,
-    tiny=(3,),
+    (15, 31), 'demonstrations N, a run each', distinct=True, tiny=(3,)
   )
   input_distribution: str = lab.option(
     'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
   )
-  multi_task: bool = lab.option(
-    False, 'draw a fresh task matrix B for every prompt'
-  )
+  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
@@ -71,17 +66,12 @@ class Config(lab.Config):
     tiny=24,
   )
   learning_rate: float = lab.option(
-    0.0,
-    'step size of pretraining; 0 for that of the input distribution',
-    minimum=0,
+    0.0, 'step size of pretraining; 0: that of the inputs', minimum=0
   )
   num_features: int = lab.count(1200, 'positive random features R', tiny=16)
   num_test_prompts: int = lab.count(64, 'held-out prompts of a seed', tiny=4)
   num_dual_prompts: int = lab.count(
-    4,
-    'held-out prompts of a seed whose dual model is trained for many epochs',
-    at_most='num_test_prompts',
-    tiny=2,
+    4, 'prompts of a seed with many epochs', at_most='num_test_prompts', tiny=2
   )
   dual_epochs: int = lab.count(100, 'epochs E of the dual model', tiny=3)
   block_epochs: int = lab.count(25, 'epochs between checkpoints', tiny=1)

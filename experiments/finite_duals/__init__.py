@@ -45,25 +45,17 @@ class Config(lab.Config):
   num_tokens: int = lab.option(
     512, 'tokens of a text; its second half is judged', minimum=32, tiny=32
   )
-  num_texts: int = lab.option(
-    4, 'texts of each kind, all heads replaced', minimum=2, tiny=2
-  )
-  num_head_texts: int = lab.count(
-    2, 'texts on which single heads are judged', tiny=1
-  )
+  num_texts: int = lab.option(4, 'texts of each kind', minimum=2, tiny=2)
+  num_head_texts: int = lab.count(2, 'texts that judge single heads', tiny=1)
   counts: tuple[int, ...] = lab.count(
     (16, 32, 64, 128), 'features R', increasing=True, tiny=(4, 8)
   )
   num_features: int = lab.option(
-    64,
-    'features R of single numbers and of the chain, one of the counts',
-    tiny=8,
+    64, 'features R of single numbers and of the chain, in counts', tiny=8
   )
   window: int = lab.count(16, 'last tokens that are exact', tiny=4)
   train_steps: int = lab.count(400, 'steps of the learnt map', tiny=5)
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
-  )
+  model_path: str = lab.option('', 'GGUF file or folder; empty for SmolLM2')
 
 
 PARTS = lab.parts(heads, chain)

@@ -43,9 +43,7 @@ from experiments.generalization import bound, distribution, search, trace, width
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'distributions and maps', minimum=5, tiny=5)
-  num_samples: int = lab.option(
-    20, 'samples of demonstrations of each seed', minimum=2, tiny=3
-  )
+  num_samples: int = lab.option(20, 'samples of a seed', minimum=2, tiny=3)
   num_demonstrations: tuple[int, ...] = lab.count(
     (16, 32, 64, 128, 256, 512),
     'demonstrations N of a sample',
@@ -63,22 +61,14 @@ class Config(lab.Config):
     increasing=True,
     tiny=(1, 2, 4),
   )
-  width_demonstrations: int = lab.count(
-    256, 'demonstrations N where the width varies', tiny=8
-  )
+  width_demonstrations: int = lab.count(256, 'N where widths vary', tiny=8)
   num_features: int = lab.count(200, 'positive random features R', tiny=6)
-  num_signs: int = lab.count(
-    32, 'sign vectors of a Monte-Carlo estimate', tiny=4
-  )
+  num_signs: int = lab.count(32, 'sign vectors of an estimate', tiny=4)
   num_sign_samples: int = lab.count(
     4, 'most samples of a seed with such an estimate', tiny=2
   )
-  num_weights: int = lab.option(
-    256, 'random weights tried on each sample', minimum=2, tiny=4
-  )
-  delta: float = lab.option(
-    0.05, 'probability of failure of the bound', above=0, below=1
-  )
+  num_weights: int = lab.option(256, 'random weights tried', minimum=2, tiny=4)
+  delta: float = lab.option(0.05, 'failure probability', above=0, below=1)
   heavy_scale: float = lab.option(
     1.2,
     'standard deviation of keys of infinite mean kernel',

@@ -54,20 +54,12 @@ from iclcl_jax import pretrained
 class Config(lab.Config):
   prompt: str = lab.option('', 'text that the model reads')
   prompt_file: str = lab.option('', 'file that holds the text')
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
-  )
-  labels: str = lab.option(
-    '', 'two texts to compare, A,B; empty for those of the demonstrations'
-  )
+  model_path: str = lab.option('', 'GGUF file or folder; empty for SmolLM2')
+  labels: str = lab.option('', 'A,B to compare; empty: of the demonstrations')
   separator: str = lab.option('\n\n', 'what stands between blocks')
-  num_demonstrations: int = lab.option(
-    0, 'demonstrations that are kept, the first ones; 0 for all', minimum=0
-  )
+  num_demonstrations: int = lab.option(0, 'how many stay; 0: all', minimum=0)
   top_tokens: int = lab.count(10, 'likeliest next tokens to write', tiny=3)
-  greedy_tokens: int = lab.option(
-    8, 'tokens to continue the prompt by', minimum=0, tiny=3
-  )
+  greedy_tokens: int = lab.option(8, 'tokens to continue by', minimum=0, tiny=3)
   num_features: tuple[int, ...] = lab.option(
     (16, 64, 256),
     'random directions R to try on the heads; 0 for none',
@@ -78,9 +70,7 @@ class Config(lab.Config):
   feature_heads: int = lab.count(3, 'heads of a layer that are tried', tiny=2)
   feature_draws: int = lab.count(2, 'draws of the random directions')
   seed: int = lab.option(0, 'root of the random directions', minimum=0)
-  optional: bool = lab.option(
-    False, 'without the packaged weights, say so and exit with status 0'
-  )
+  optional: bool = lab.option(False, 'without packaged weights, exit with 0')
 
   def check(self):
     self.require(

@@ -68,31 +68,21 @@ class Config(lab.Config):
   d_x: int = lab.count(10, 'width of the inputs', tiny=2)
   num_demonstrations: int = lab.count(10, 'demonstrations of each task', tiny=4)
   half_range: float = size(0.5, 'half-range a of the inputs, from U(-a, a)')
-  batch_size: int = lab.count(
-    2048, 'fresh tasks of a step, single layers', tiny=64
-  )
+  batch_size: int = lab.count(2048, 'tasks of a step, single layers', tiny=64)
   num_steps: int = single(5000, 'training steps of the linear layer', tiny=300)
   softmax_steps: int = single(2000, 'training steps of softmax layers', tiny=50)
-  record_every: int = lab.count(
-    100, 'steps between records of single layers', tiny=50
-  )
-  learning_rate: float = size(
-    1e-3, 'learning rate of Adam, single layers', tiny=1e-2
-  )
+  record_every: int = lab.count(100, 'steps between records', tiny=50)
+  learning_rate: float = size(1e-3, 'of Adam, single layers', tiny=1e-2)
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
     10_000, 'tasks of every evaluation', minimum=2, tiny=200
   )
-  num_tuning_tasks: int = lab.count(
-    20_000, 'draws of inputs on which step sizes of GD are tuned'
-  )
+  num_tuning_tasks: int = lab.count(20_000, 'inputs on which GD is tuned')
   num_yardstick_tasks: int = lab.option(
     200_000, 'tasks on which losses of GD are measured', minimum=2
   )
   num_steps_of_gd: tuple[int, ...] = lab.option(
-    (2, 5),
-    'steps of GD and GD++, layers of stacks; the first also untied',
-    minimum=2,
+    (2, 5), 'steps of GD, layers of stacks; the first also untied', minimum=2
   )
   deep_steps: int = several(2000, 'training steps of stacks')
   deep_batch_size: int = lab.count(256, 'fresh tasks of a step, stacks')

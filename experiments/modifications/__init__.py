@@ -97,27 +97,18 @@ class Config(lab.Config):
   num_seeds: int = lab.option(
     10, 'independent runs; fewer than 10 decide no claim', minimum=3, tiny=3
   )
-  num_demonstrations: int = lab.count(
-    15, 'demonstrations N of a prompt', tiny=4
-  )
-  longer_num_demonstrations: int = lab.count(
-    31, 'demonstrations N of the test with longer prompts', tiny=6
-  )
+  num_demonstrations: int = lab.count(15, 'demonstrations N', tiny=4)
+  longer_num_demonstrations: int = lab.count(31, 'N of longer tests', tiny=6)
   input_scale: float = lab.option(
     1.5, 'factor of the inputs in the test with larger inputs', minimum=1e-3
   )
   input_distribution: str = lab.option(
     'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
   )
-  multi_task: bool = lab.option(
-    False, 'draw a fresh task matrix B for every prompt'
-  )
+  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(100, 'epochs of training', tiny=4)
   early_epochs: int = lab.count(
-    20,
-    'first epochs, which say how fast; as many last ones choose the rates',
-    at_most='num_epochs',
-    tiny=1,
+    20, 'first epochs; the last choose the rates', at_most='num_epochs', tiny=1
   )
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
@@ -129,20 +120,12 @@ class Config(lab.Config):
     0.0, 'fixed learning rate; 0 for that of the input distribution', minimum=0
   )
   rate_factors: tuple[float, ...] = lab.option(
-    (1.0, 10.0, 30.0, 50.0),
-    'learning rates to choose from, as multiples of the fixed one, 1 included',
-    minimum=1e-6,
-    distinct=True,
+    (1.0, 10.0, 30.0, 50.0), 'rates over the fixed', minimum=1e-6, distinct=True
   )
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
-  num_test_prompts: int = lab.count(
-    128, 'prompts of each test of a seed', tiny=2
-  )
+  num_test_prompts: int = lab.count(128, 'prompts of a test of a seed', tiny=2)
   strengths: tuple[float, ...] = lab.option(
-    (0.5, 0.1),
-    'absolute values of alpha of the regularised layers',
-    minimum=1e-6,
-    distinct=True,
+    (0.5, 0.1), 'sizes of the regularising alpha', minimum=1e-6, distinct=True
   )
   negative_counts: tuple[int, ...] = lab.count(
     (1, 3), 'negatives k, fewer than demonstrations', distinct=True

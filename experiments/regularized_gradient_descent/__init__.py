@@ -49,9 +49,7 @@ class Config(lab.Config):
 
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
-  num_demonstrations: int = lab.count(
-    15, 'demonstrations N of a prompt', tiny=3
-  )
+  num_demonstrations: int = lab.count(15, 'demonstrations N', tiny=3)
   alphas: tuple[float, ...] = lab.option(
     (-0.5, -0.1, 0.0, 0.1, 0.5),
     'strengths alpha of both signs, 0 among them',
@@ -66,9 +64,7 @@ class Config(lab.Config):
   input_distribution: str = lab.option(
     'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
   )
-  multi_task: bool = lab.option(
-    False, 'draw a fresh task matrix B for every prompt'
-  )
+  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(20, 'epochs of pretraining', tiny=2)
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
@@ -76,9 +72,7 @@ class Config(lab.Config):
     more_than='num_demonstrations',
     tiny=16,
   )
-  learning_rate: float = lab.option(
-    0.003, 'step size of pretraining', minimum=0
-  )
+  learning_rate: float = lab.option(0.003, 'step of pretraining', minimum=0)
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
   num_test_prompts: int = lab.count(4, 'held-out prompts of a seed', tiny=2)
   block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=1)

@@ -52,17 +52,13 @@ class Config(lab.Config):
     tiny=(2, 3),
   )
   num_tasks: int = lab.count(
-    100,
-    'tasks of a repetition, to choose the rate and again to judge it',
-    tiny=4,
+    100, 'tasks that choose the rate, and as many that judge it', tiny=4
   )
   num_steps: int = lab.count(
     320, 'training steps', multiple_of='num_records', tiny=4
   )
   num_records: int = lab.count(16, 'records during training', tiny=2)
-  learning_rate: float = lab.option(
-    0.03, 'step size of Adam, which decays to 0', minimum=0
-  )
+  learning_rate: float = lab.option(0.03, 'of Adam, decays to 0', minimum=0)
   words_per_batch: int = lab.count(800, 'tasks of a batch, times n', tiny=24)
   num_test: int = lab.count(16, 'test tasks of a trained layer', tiny=2)
 
