@@ -308,11 +308,11 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   drawing.legend(axes[0, 0], 3, 'outside upper center')
   caption = f"""Six metrics on synthetic activations of {config.num_queries}
     queries, means over {config.num_seeds} repetitions with 95 % intervals
-    (mostly smaller than the marks), next to the same metric with norm-matched
-    random updates and with updates of other queries. Noise: unrelated updates.
-    Forgetting: both halve the zero-shot output. Shared: one update for all
-    queries. Own: an update of each query. Only the last is evidence about a
-    query. For SimAM and Kendall random updates keep the zero-shot part."""
+    (mostly smaller than the marks), beside norm-matched random updates and
+    those of other queries. Noise: unrelated updates. Forgetting: both halve the
+    zero-shot output. Shared: one update for all queries. Own: an update of each
+    query, the only evidence about one. For SimAM and Kendall random updates
+    keep the zero-shot part."""
   return [lab.Figure('metrics', figure, caption)]
 
 

@@ -315,12 +315,11 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   axes[1].set_xlabel('scale of the inputs (dotted: where tuned)')
   axes[1].legend(loc='center left', bbox_to_anchor=(1.0, 0.5))
   caption = f"""Loss of untrained layers on linear regression in context, over
-    that of predicting 0: against the number of demonstrations (left) and
-    against the scale of the inputs at {config.tuning_length} demonstrations
-    (right). One number of each layer is tuned at {config.tuning_length}
-    demonstrations and scale 1, on other tasks. Means over {config.num_groups}
-    groups of {config.tasks_per_group} tasks with their 95 % intervals, mostly
-    narrower than the lines."""
+    that of predicting 0, against the number of demonstrations (left) and the
+    scale of the inputs at {config.tuning_length} demonstrations (right), where
+    one number of each layer is tuned at scale 1, on other tasks. Means over
+    {config.num_groups} groups of {config.tasks_per_group} tasks with their 95 %
+    intervals, mostly narrower than the lines."""
   return [lab.Figure('learners', figure, caption)]
 
 

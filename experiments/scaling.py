@@ -113,9 +113,6 @@ def answer() -> None:
 def collective_bytes(program: str) -> int:
   """Returns the bytes that the collectives of a compiled program produce.
 
-  Args:
-    program: its text, as `compiled.as_text()` gives it.
-
   Example:
     >>> collective_bytes('x = f32[2,3]{1,0} all-reduce(y), channel_id=1')
     24

@@ -159,8 +159,7 @@ def _one_seed(config: Config, digits: Digits, seed) -> Results:
 def share(shares: Any, num_images: int) -> lab.Estimate:
   """Mean share of all seeds with Wilson's 95 % interval, within `[0, 1]`.
 
-  All seeds are asked about the same `num_images` images, so these are counted
-  once.
+  All seeds are asked about the same images, so these are counted once.
   """
   mean, squared = float(np.mean(shares)), 1.959964**2 / num_images
   middle = (mean + squared / 2) / (1 + squared)
@@ -229,18 +228,18 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       'attended',
       _draw_attended(_digits(config), results),
       """Test images (left, with the predicted class) and the training images
-      that add most to, and take most from, the score of that class, with what
-      each contributes over all its visits. Inputs of the last layer are not
-      negative, so there an image supports its own class and opposes the others
-      by construction; which images are loudest is what can be learnt here. One
-      seed, the first test image of each predicted class.""",
+      that add most to, and take most from, its score, with what each
+      contributes over all its visits. Inputs of the last layer are not
+      negative, so an image supports its own class by construction; which ones
+      are loudest can be learnt here. One seed, the first test image of each
+      predicted class.""",
     ),
     lab.Figure(
       'votes',
       _draw_votes(results),
       f"""How often the class with the largest sum of absolute attention scores
       (the {NUM_VOTES} largest) is the predicted one, by layer: mean over
-      {config.num_recalled} test images, one dot for each of {config.num_seeds}
+      {config.num_recalled} test images, a dot for each of {config.num_seeds}
       seeds. Dashed: chance.""",
     ),
   ]

@@ -64,10 +64,7 @@ Results = Mapping[str, Learner]
 
 
 def measure(config: Config) -> Results:
-  """Tunes, trains and measures all memories, two programs at a time.
-
-  Most of each is compiling, on one core.
-  """
+  """Tunes, trains and measures all memories, two programs at a time."""
   names = [name for name in MEMORIES if name in config.learners]
   prompts = jax.block_until_ready(layers.draw_all(config))
   found = lab.in_threads(  # The slow ones first.
@@ -430,22 +427,19 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   drawing.legend(learners, 4)
   caption = f"""In-context linear regression by every account, on the same
     prompts (d = {config.d_x}, inputs from U(-1, 1), label noise
-    {config.noise:g}); losses over that of predicting 0. (a) The inner learners
-    that the accounts predict, their one or two numbers tuned at
-    {config.num_demonstrations} demonstrations (dotted line), at other numbers
-    of them; curves that coincide cover each other. (b) Layers whose projections
-    are trained: excess of their loss over that of the tuned inner learner, a
-    dot for each seed and the geometric mean; the axis is linear within 1 %
-    (grey) and logarithmic beyond. Right, how many seeds lie outside 5 % (dashed
-    lines), and the mean over seeds of the cosine of the derivatives of both
-    answers in the query. A softmax layer may find the mirror image of the
-    predicted one - queries and values with the other sign - which is as good
-    for symmetric inputs; then the cosine is to the mirror image. (c) Inputs
-    scaled at test time, and (d) more demonstrations than in training: lines are
-    tuned, markers trained. {config.num_seeds} seeds, each with
-    {config.num_test_prompts} test prompts of its own; shades and bars are 95 %
-    intervals of the mean. Means of losses are geometric; losses outside the
-    frames are left out."""
+    {config.noise:g}); losses over that of predicting 0. (a) The predicted inner
+    learners, tuned at {config.num_demonstrations} demonstrations (dotted line);
+    curves that coincide cover each other. (b) Layers whose projections are
+    trained: excess of their loss over that of the tuned inner learner, a dot
+    for each seed and the geometric mean; linear within 1 % (grey), logarithmic
+    beyond. Right, how many seeds lie outside 5 % (dashed), and the mean cosine
+    of the derivatives of both answers in the query. A softmax layer may find
+    the mirror image - queries and values with the other sign - as good for
+    symmetric inputs; then the cosine is to that. (c) Inputs scaled at test
+    time, (d) more demonstrations than in training: lines are tuned, markers
+    trained. {config.num_seeds} seeds, each with {config.num_test_prompts} test
+    prompts of its own, and 95 % intervals. Means of losses are geometric;
+    losses outside the frames are left out."""
   return [lab.Figure('accounts', figure, caption)]
 
 

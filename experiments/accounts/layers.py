@@ -347,12 +347,10 @@ def fit(
 ) -> Layer:
   """Tunes gates, then trains layers, both in one program.
 
-  Prompts are batches of all seeds, axes `[S, P, B, ...]`; a key for each seed.
-
-  Returns:
-    Layers with leading axes `[S, K]`: first those that keep the predicted
-    projections and learn the gates; then, if the memory is that of a layer,
-    those that start from random projections and learn everything.
+  From batches of all seeds, axes `[S, P, B, ...]`, and a key for each. Returns
+  layers with leading axes `[S, K]`: those that keep the predicted projections
+  and learn the gates; then, of the memory of a layer, random ones that learn
+  everything.
   """
   rates = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
   optimizer = optax.chain(

@@ -213,11 +213,7 @@ def measure(
   methods: Sequence[Method],
   num_features: Sequence[int],
 ) -> Measurements:
-  """Measures all maps at equal directions and at equal feature counts.
-
-  A record for each map, number of directions, and condition; the inputs of all
-  conditions have equal shapes.
-  """
+  """A record for each map, number of directions, and condition."""
 
   def of_method(method):
     return [

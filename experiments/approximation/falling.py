@@ -145,13 +145,13 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   data = results.data
-  caption = f"""Mean squared, mean absolute and relative error of the attention
-    matrix and of the output against the number of features R, at controlled
-    norms of queries and keys and at trained weights, by {PAPER_MAP.name}
-    features; beside each curve the fitted slope of log error against log R. -1
-    (squared) and -1/2 (absolute) are what averaging independent draws gives;
-    they are reached at small norms only. Dashed: first-order closed form; where
-    it is missing, it lies above the axes. {data.caption(data.conditions)}."""
+  caption = f"""Mean squared, mean absolute and relative error of attention
+    matrix and output against the number of features R, at controlled norms and
+    at trained weights, by {PAPER_MAP.name} features; beside each curve the
+    slope of log error against log R. Independent draws would give -1 (squared)
+    and -1/2 (absolute), which small norms alone reach. Dashed: first-order
+    closed form, unless it lies above the axes.
+    {data.caption(data.conditions)}."""
   return [lab.Figure('errors', _draw_errors(config, results), caption)]
 
 

@@ -59,10 +59,7 @@ class TrainedLayers(NamedTuple):
 def trained(
   config: Config, key: PRNGKeyArray, num_demonstrations: int
 ) -> TrainedLayers:
-  """Trains the papers' layer, and lets it read held-out prompts.
-
-  A prompt has `num_demonstrations` and a query. Consumes `key`.
-  """
+  """Trains the papers' layer, and lets it read held-out prompts."""
   count = config.reference_features
   roots = jax.random.split(key, (config.num_seeds, 4))
   runs = pretraining.init_runs(roots[:, 0], num_features=count)

@@ -29,11 +29,7 @@ COST = 4.5  # Forward passes that a certificate may cost.
 
 
 def measure(config: Config) -> timing.Rows:
-  """Measures SmolLM2, where its weights and the peer are installed.
-
-  A goal without its peer has no value, and without the weights there is no
-  call.
-  """
+  """Measures SmolLM2; a goal without weights or peer has no value."""
   group = f'language model, {config.prompt_length} tokens'
   try:
     path = pretrained.smollm2.weights_path()
@@ -49,13 +45,9 @@ def measure(config: Config) -> timing.Rows:
 def calls_of(
   path: str | os.PathLike[str], num_tokens: int, seed: int
 ) -> timing.Calls:
-  """Compiles the forward pass, the certificate, and the peer's pass.
+  """Compiles the forward pass, the certificate, and the peers' passes.
 
-  Of a GGUF file of a llama, on so many random tokens. A call takes no
-  arguments; it is None where the peer is not installed.
-
-  Raises:
-    ValueError: as `pretrained.load`.
+  Of a GGUF file, on random tokens; a call is None where a peer is missing.
   """
   model = pretrained.load(path).model
   rng = np.random.default_rng(seed)

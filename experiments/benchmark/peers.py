@@ -98,17 +98,8 @@ def training_loop(
 ) -> Call | None:
   """SGD of the papers' layer, from `params` again in every call.
 
-  Args:
-    params: query, key and value matrices. Shapes `[d_model, d_model]`.
-    projection: random directions. Shape `[R, d_model]`.
-    tokens: one prompt for each step. Shape `[P, n, d_model]`.
-    targets: label of each query. Shape `[P, d_y]`.
-    learning_rate: the step size.
-    is_compiled: whether `torch.compile` makes a program of the loss and its
-      gradient.
-
-  Returns:
-    A call that gives the loss of each step, or None.
+  Matrices `[d_model, d_model]`, directions `[R, d_model]`, a prompt for each
+  step `[P, n, d_model]` and labels `[P, d_y]`; the call gives the loss of each.
   """
   torch = load('torch')
   if torch is None:

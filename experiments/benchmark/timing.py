@@ -112,10 +112,9 @@ def repeated(call: Call, times: int) -> Call:
 
 
 def measure(calls: Mapping[str, Call | None], repetitions: int) -> Seconds:
-  """Returns the median seconds of calls that take turns; None is left out.
+  """Median seconds of calls that take turns; None is left out.
 
-  Before it is timed a call is made once untimed, so that it finds caches and
-  threads as it leaves them itself, not as its neighbour does.
+  Each follows an untimed call of its own, which leaves it caches and threads.
   """
   present = {name: call for name, call in calls.items() if call is not None}
   times: dict[str, list[float]] = {name: [] for name in present}

@@ -457,12 +457,11 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       'scatter',
       _draw_scatter(results),
       f"""What deleting a demonstration takes from the logit difference
-      (positive less negative label), against influence, direct logit
-      attribution, the closed-form removal from the dual states of all heads,
-      and against hiding its tokens at unchanged positions. One mark for each
-      demonstration of {config.num_prompts} prompts of
-      {config.num_demonstrations}; dashed: equality. Scales of the axes differ.
-      Pooled Pearson correlations: {pearson}.""",
+      (positive less negative label), against each score, and against hiding its
+      tokens at unchanged positions. One mark for each demonstration of
+      {config.num_prompts} prompts of {config.num_demonstrations}; dashed:
+      equality. Scales of the axes differ. Pooled Pearson correlations:
+      {pearson}.""",
     ),
   ]
 

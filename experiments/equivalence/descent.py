@@ -186,10 +186,10 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       f'descent_{size}',
       _draw_descent(config, size, found),
       f"""Distance of the dual prediction to the attention output along the
-      gradient steps on the contrastive loss, N = {size}, for
-      {found.once.distances[..., 0].size} held-out prompts of {config.num_seeds}
-      seeds, with its closed form, which it is to {_curve_residual(found):.0e}
-      (float64). It reaches 0 at the last step and need not fall before.""",
+      gradient steps, N = {size}, for {found.once.distances[..., 0].size}
+      held-out prompts of {config.num_seeds} seeds, with its closed form, which
+      it is to {_curve_residual(found):.0e} (float64). It is 0 at the last step
+      and need not fall before.""",
     )
     for size, found in results.items()
   ]

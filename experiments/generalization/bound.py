@@ -78,10 +78,7 @@ def feature_gap(
 
 
 def _kernel_gap(known: Known, inputs, signs, *, delta: float) -> Gap:
-  """Supremum and bounds for one sample, exact softmax kernel.
-
-  The square of the norm of the difference of the means, in three parts.
-  """
+  """Supremum and bounds for one sample, exact softmax kernel."""
   kernel = kernels.ExponentialKernel()
   _, values = distribution.read(known.setting, inputs, signs)
   mean_at = functools.partial(distribution.kernel_mean, known.setting.mixing)
@@ -253,14 +250,13 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   drawing.legend(axes[0], 3)
   caption = f"""Largest gap between the representation loss and its mean over N
     demonstrations, over all weights of Frobenius norm at most 1, in closed form
-    with exact expectations (black), and what bounds it: its expectation by w
-    sqrt(E[|v|^2 k(k,k)]/N) (green), the complexity term of the bound with
-    explicit constants (blue; black crosses: twice the Rademacher complexity by
-    Monte Carlo), both terms together (grey), and the published complexity term
-    with its constant set to 1 (orange). Means over {config.num_samples} samples
-    for each of {config.num_seeds} distributions and feature maps; bands are 95
-    % t-intervals over these. Values have width {config.width}, keys are uniform
-    in a cube."""
+    (black), and what bounds it: its expectation by w sqrt(E[|v|^2 k(k,k)]/N)
+    (green), the complexity term with explicit constants (blue; black crosses:
+    twice the Rademacher complexity by Monte Carlo), with the confidence term
+    (grey), and the published complexity term with its constant set to 1
+    (orange). Means over {config.num_samples} samples for each of
+    {config.num_seeds} seeds with 95 % t-intervals over these. Values have width
+    {config.width}, keys are uniform in a cube."""
   return [lab.Figure('gap', figure, caption)]
 
 

@@ -121,10 +121,7 @@ def _map(fn: Callable[..., Any], numbers: np.ndarray) -> Any:
 
 
 def known(setting: Setting, width: int) -> Known:
-  """What is known of settings `[S, ...]`, with values of some width.
-
-  The matrix B keeps its first rows alone, and has norm 1 again.
-  """
+  """All about settings `[S, ...]` cut to some width; B has norm 1 again."""
   mixing = setting.mixing[..., :width, :]
   norm = np.linalg.norm(mixing, axis=(-2, -1), keepdims=True)
   setting = setting._replace(mixing=mixing / norm)
@@ -137,10 +134,7 @@ def known(setting: Setting, width: int) -> Known:
 
 
 def over_samples(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Compiles `fn(known, inputs, signs)` for all samples `[S, D]`.
-
-  One sample at a time: `lax.map` over samples and seeds.
-  """
+  """`fn(known, inputs, signs)` of all samples `[S, D]`, one at a time."""
 
   def seed(arguments):
     known, samples = arguments

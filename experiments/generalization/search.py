@@ -159,10 +159,9 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   tried = summary(config, results)['search']
   caption = f"""Search for a violation of the bound: largest ratio of gap to
     bound over all {config.num_seeds * config.num_samples} samples at each N,
-    random features. On each sample: the worst weights of the ball in closed
-    form, the weights that one gradient step on its demonstrations finds, and
-    the best of {config.num_weights} random weights, half of them of rank one.
-    {tried['num_weights']} weights in all. Right: the same relative to the
-    complexity term alone, which bounds the gap only together with the
-    confidence term."""
+    random features. On each sample: the worst weights in closed form, those of
+    one gradient step on its demonstrations, and the best of
+    {config.num_weights} random ones, half of them of rank one;
+    {tried['num_weights']} weights in all. Right: relative to the complexity
+    term alone, which bounds the gap only together with the confidence term."""
   return [lab.Figure('search', figure, caption)]

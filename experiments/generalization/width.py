@@ -102,10 +102,10 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   frobenius, spectral = (f'{_growth(results, x).value:.2f}' for x in BALLS)
   caption = f"""Largest gap at N = {config.width_demonstrations} against the
     width of the values, whose mean square norm stays the same: in the Frobenius
-    ball (black) it scales with d_v to the power {frobenius}, in the ball of the
-    spectral norm (green) {spectral}. Their bounds scale with 0 (blue) and 1/2
-    (green); the published factor d, here times the bound of the Frobenius ball,
-    with 1 (orange). Bounds are complexity terms with explicit constants, random
-    features. Means over {config.num_samples} samples for each of
-    {config.num_seeds} seeds, with 95 % t-intervals."""
+    ball (black) it scales with d_v to the power {frobenius}, in the spectral
+    ball (green) {spectral}; their bounds with 0 (blue) and 1/2 (green), the
+    published factor d, here times the Frobenius bound, with 1 (orange).
+    Complexity terms with explicit constants, random features. Means over
+    {config.num_samples} samples for each of {config.num_seeds} seeds, with 95 %
+    t-intervals."""
   return [lab.Figure('width', figure, caption)]

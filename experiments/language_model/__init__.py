@@ -111,13 +111,8 @@ def closing(summary: Mapping[str, Any]) -> str:
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the experiment, as `lab.run` does, two parts at a time.
 
-  Returns:
-    The summary; `{'skipped': ...}` if the run is optional and the packaged
-    weights are not installed.
-
-  Raises:
-    ValueError: as `lab.run`; if a file is missing or truncated, the prompt is
-      empty or too long, or there are not two labels.
+  Returns `{'skipped': ...}` if the run is optional and the packaged weights are
+  not installed.
   """
   if config.optional and not config.model_path:
     try:

@@ -101,9 +101,8 @@ def certify(
 ) -> Certified:
   """Checks every head at every position, and runs the chain of dual models.
 
-  The dtype of the model is that of the certificate. The tokens are the prompt
-  and its continuation, `[N]`; the distributions behind the last `num_answers`
-  of them are kept.
+  On a prompt and its continuation `[N]`, in the dtype of the model; keeps the
+  distributions behind the last `num_answers` tokens.
   """
 
   def measure(model, tokens):
@@ -136,9 +135,7 @@ def _log_probs(model, states) -> Array:
 
 
 def total_variation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-  """Half the L1 distance of distributions, given as log-probabilities.
-
-  Of shapes `[..., vocab]`.
+  """Half the L1 distance of distributions, given as logs `[..., vocab]`.
 
   Example:
     >>> log = np.log(np.array([[0.5, 0.5], [0.25, 0.75]]))

@@ -50,8 +50,7 @@ def load(config: Config) -> Loaded:
   """Reads prompt and model, and checks that they fit.
 
   Raises:
-    ValueError: if a file is missing or truncated, the prompt is empty or too
-      long, or there are not two labels.
+    ValueError: if a file is missing or truncated, or the prompt is too long.
   """
   prompt = parse(
     read(config.prompt, config.prompt_file),
@@ -222,8 +221,6 @@ def printable(text_of: Callable[[Any], str], index: Label) -> str:
   r"""Text of a label without spaces, or its id where that shows nothing.
 
   Example:
-    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 0)
-    'a'
     >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 2)
     'token 2'
   """

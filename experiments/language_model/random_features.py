@@ -197,10 +197,7 @@ class Results(NamedTuple):
 
 @lab.once
 def measure(config: Config) -> Results | None:
-  """Tries random features on the heads, and predicts how many they need.
-
-  None if the config asks for no directions.
-  """
+  """Tries random features on the heads; None if `num_features` is 0."""
   if config.num_features == (0,):
     return None
   identity.first_pass(config)  # Not beside what is timed.
@@ -227,10 +224,7 @@ def measure(config: Config) -> Results | None:
 def shrink(
   inputs: HeadInputs, num_directions: int, num_draws: int, seed: int
 ) -> Shrunk:
-  """Compares measured with predicted errors as queries and keys shrink.
-
-  Of one head of every third layer, with Gaussian projections of `R` rows.
-  """
+  """Measured and predicted errors as queries and keys shrink, some heads."""
   queries, keys, values = (x[::3, :1] for x in inputs)
   measured, predicted = (
     {name: np.zeros(len(SHRINK_FACTORS)) for name in MAPS} for _ in range(2)
@@ -250,8 +244,6 @@ def shrink(
 
 def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
   """Log10 of the directions that reach `TARGET`, at least 0.
-
-  From predicted errors with `R` directions, of any shape.
 
   Example:
     >>> directions_needed(np.array([1.0]), 10).tolist()

@@ -125,10 +125,7 @@ def _weights(state: Any):
 
 
 def descend(loss, start, keys, values, length, num_steps: int):
-  """Weights `[T, d_v, R]` of a dual model along full-batch gradient descent.
-
-  The step size is fixed: that at which the first step has this length.
-  """
+  """Weights `[T, d_v, R]` along descent; the first step has this length."""
   whole = dual.one_step_autodiff(IDENTITY, start, keys, values, loss=loss)
   rate = length / jnp.linalg.norm(_weights(whole) - start.weights)
   return dual.train(
@@ -237,13 +234,13 @@ def figures(config: Config, results: Mapping[str, Results]) -> list[lab.Figure]:
   axes[1, 0].set_ylabel('answer and attention output,\nangle in degrees')
   axes[0, 0].set_ylim(-3, 92)
   drawing.legend(axes[0, 0], 4, handlelength=3.2)
-  caption = f"""Dual models that descend on four losses, full batch, along steps
-    of fixed size; the first step of all is equally long. Top: angle of the
-    change of the weights and attention's step. Bottom: angle of the answer to
-    the query and the attention output. On the contrastive loss both are zero at
-    every step. On the squared loss they are zero at the first step alone.
-    InfoNCE begins with centred values and the cosine with the query token, so
-    their first steps are other attentions. {prompts.about(config, 'shaded')}"""
+  caption = f"""Dual models that descend on four losses, full batch, in steps of
+    fixed size; all first steps are equally long. Top: angle of the change of
+    the weights and attention's step. Bottom: angle of the answer and the
+    attention output. Both are zero at every step of the contrastive loss, at
+    the first alone of the squared one. InfoNCE begins with centred values and
+    the cosine with the query token: other attentions.
+    {prompts.about(config, 'shaded')}"""
   return [lab.Figure('duals', figure, caption)]
 
 

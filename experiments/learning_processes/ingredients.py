@@ -26,10 +26,7 @@ def measure(config: Config) -> dict[str, Angles]:
 
 
 def _angles(prompt: prompts.Prompt) -> Angles:
-  """Angles of first steps with attention's, one ingredient at a time.
-
-  All from the same random weights, along the keys' view alone.
-  """
+  """Angles with attention of first steps from the same random weights."""
   keys, values = prompt.views.keys, prompt.values[:-1]
   _, second = prompt.views.pair()
   simsiam = processes.PROCESSES['SimSiam']

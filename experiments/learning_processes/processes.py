@@ -90,10 +90,9 @@ def train(
   pair: tuple[Array, Array],
   observe: Callable[[Encoder], Any],
 ) -> Any:
-  """Gradient descent on `cosine_loss`, from an encoder, on both views `[N, R]`.
+  """Descends on `cosine_loss` of both views `[N, R]`.
 
-  Returns what `observe(encoder)` saw before every step and after the last,
-  stacked.
+  Returns what `observe(encoder)` saw before every step and after the last.
   """
 
   def step(encoder):
@@ -311,12 +310,12 @@ def figures(config: Config, results: Mapping[str, Looks]) -> list[lab.Figure]:
   axes[0, 0].set_ylabel('spread of the outputs')
   axes[1, 0].set_ylabel("alignment with the\ndual model's predictions")
   drawing.legend(axes[0, 0], 3, handlelength=3.2)
-  caption = f"""Self-supervised learning on the same demonstrations, key and
-    value of a token being its two views. Top: spread of the outputs (0: all
-    point one way); the first point is the untrained start. Bottom: linear
-    centred kernel alignment of the outputs with the dual model's predictions
-    (1: equal up to rotation and scale). The black dashed line is the dual model
-    after its one step. {prompts.about(config, 'shaded')}"""
+  caption = f"""Self-supervised learning on the same demonstrations, whose keys
+    and values are the two views. Top: spread of the outputs (0: all point one
+    way); the first point is the untrained start. Bottom: linear centred kernel
+    alignment with the dual model's predictions (1: equal up to rotation and
+    scale). Dashed: the dual model after its one step.
+    {prompts.about(config, 'shaded')}"""
   return [lab.Figure('processes', figure, caption)]
 
 

@@ -199,8 +199,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure.colorbar(image, ax=right, label='attention')
   size = config.alternating_size
   caption = f"""Inputs and labels as separate tokens, {size} demonstrations in
-    {size} dimensions. Left: loss of a softmax layer followed by a linear one,
-    mean and 95 % interval over {config.num_seeds} seeds. Right: mean attention
-    of the first layer of the best seed; squares mark the other token of a
-    pair."""
+    {size} dimensions. Left: loss of a softmax layer, then a linear one, mean
+    and 95 % interval over {config.num_seeds} seeds. Right: mean attention of
+    the first layer of the best seed; squares: the other token of a pair."""
   return [lab.Figure('alternating', figure, caption)]

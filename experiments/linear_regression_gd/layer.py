@@ -356,20 +356,20 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
       _draw_training(config, results),
       f"""Training from a small random start: loss on {config.num_test_tasks:,}
       fixed tasks (left) and Model cos with one step of gradient descent
-      (right), one thin line for each of {config.num_seeds} seeds, a marked line
-      for the median. Dashed: one step with the best step size; dash-dotted: the
-      same on centred inputs; dotted: predicting 0. The linear layer was trained
-      for {config.num_steps:,} steps{softmax}.""",
+      (right), thin lines for {config.num_seeds} seeds, a marked one for the
+      median. Dashed: one step with the best step size; dash-dotted: on centred
+      inputs; dotted: predicting 0. The linear layer was trained for
+      {config.num_steps:,} steps{softmax}.""",
     ),
     lab.Figure(
       'generalisation',
       _draw_generalisation(results),
-      f"""Left: loss when context and query are scaled by a factor that training
-      never saw (1 is training): the trained linear layer (mean and 95 %
-      interval over {config.num_seeds} seeds), one step of gradient descent with
-      the step size fitted at 1, and its closed form. Right: loss of the layers
-      between trained weights (0) and constructed ones (1), thin lines for
-      seeds, both rescaled to unit query-key products.""",
+      f"""Left: loss when context and query are scaled by a factor (1 is
+      training): the trained linear layer (mean and 95 % interval over
+      {config.num_seeds} seeds), one step of gradient descent with the step size
+      fitted at 1, and its closed form. Right: loss between trained weights (0)
+      and constructed ones (1), thin lines for seeds, both rescaled to unit
+      query-key products.""",
     ),
     lab.Figure(
       'products',

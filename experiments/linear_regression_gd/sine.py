@@ -103,10 +103,7 @@ def attention_on_network(width: int) -> training.Model:
 
 
 def descent_on_network(width: int) -> training.Model:
-  """A network on inputs, then one step of GD on its last layer.
-
-  Network, start of the last layer, and step size are trained.
-  """
+  """A network, then one step of GD on its last layer; all are trained."""
 
   def init(key):
     keys = jax.random.split(key)
@@ -244,9 +241,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   right.plot(*context, 'ko', ms=7, label='demonstrations', zorder=3)
   right.set(xlabel='input of the query', ylabel='prediction')
   figure.legend(loc='outside upper center', ncols=4)
-  caption = f"""Sine waves. Left: loss of a network with one layer of linear
-    self-attention on top, and of one gradient step on the last layer of a
-    network whose start and step size are trained, mean and 95 % interval over
-    {config.num_seeds} seeds. Right: predictions of all seeds of both along one
-    task."""
+  caption = f"""Sine waves. Left: loss of linear self-attention on a network,
+    and of one gradient step on the last layer of a network whose start and step
+    size are trained, mean and 95 % interval over {config.num_seeds} seeds.
+    Right: predictions of all seeds of both along one task."""
   return [lab.Figure('sine', figure, caption)]

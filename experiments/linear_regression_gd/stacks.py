@@ -187,7 +187,7 @@ def figures(config: Config, results: list[Row]) -> list[lab.Figure]:
     axis.legend()
   caption = f"""Linear self-attention of several layers, looped (all layers
     share their weights) or untied: loss on {config.num_test_tasks:,} fixed
-    tasks against training steps, mean and 95 % interval over {config.num_seeds}
-    seeds. Every layer starts as the trained single layer. Lines: tuned gradient
-    descent and GD++ of as many steps on the same tasks."""
+    tasks, mean and 95 % interval over {config.num_seeds} seeds. Every layer
+    starts as the trained single layer. Lines: tuned gradient descent and GD++
+    of as many steps."""
   return [lab.Figure('stacks', figure, caption)]

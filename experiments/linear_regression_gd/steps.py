@@ -107,8 +107,7 @@ def _eigenvalues(key, count: int, config: Config) -> np.ndarray:
 def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
   """Best factors on one set of inputs, losses on the other, by method.
 
-  Returns:
-    Factors `[methods, 2, K]`, gradients that are left, losses `[methods, B]`.
+  Factors `[methods, 2, K]`, gradients that are left, losses `[methods, B]`.
   """
   tasks = training.linear_tasks(config)
   best = float(account.optimal_learning_rate(tasks))
@@ -148,10 +147,7 @@ def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
 
 
 def tune(loss_fn, start) -> tuple[Any, Any]:
-  """Minimises `logs -> []` by L-BFGS.
-
-  Returns the best point found, and the gradient that is left there.
-  """
+  """Minimises `logs -> []` by L-BFGS: the best point, and its gradient."""
   optimizer = optax.lbfgs(
     linesearch=optax.scale_by_zoom_linesearch(NUM_SEARCH_STEPS)
   )
@@ -313,10 +309,9 @@ def figures(config: Config, results: list[Tuned]) -> list[lab.Figure]:
       'steps',
       figure,
       f"""Loss of tuned gradient descent and GD++ against the number of steps,
-      tasks and queries integrated out over {config.num_yardstick_tasks:,} draws
-      of the inputs, with 95 % intervals (smaller than the marks), and the
-      losses of an independent computation on 20,000 tasks (crosses). With one
-      step all are the same; untied means a step size and a contraction for each
-      step.""",
+      over {config.num_yardstick_tasks:,} draws of the inputs, with 95 %
+      intervals (smaller than the marks), and that of an independent computation
+      on 20,000 tasks (crosses). With one step all are the same; untied: a step
+      size and a contraction for each step.""",
     )
   ]

@@ -290,10 +290,7 @@ def mean_distance(rows: Float[Array, 'B d']) -> Float[Array, '']:
 
 
 class Alignment(NamedTuple):
-  """Losses of all records of all seeds, and how alike a reference they are.
-
-  Mean distance of predictions and of slopes, and mean cosine of slopes.
-  """
+  """Losses, mean distances of predictions and slopes, cosine of slopes."""
 
   loss: Float[Array, 'S T']
   preds_diff: Float[Array, 'S T']

@@ -143,11 +143,7 @@ def claim(
   judged: str = '',
   note: str = '',
 ) -> lab.Claim:
-  """A statement at one of `RATES`; undecided if the plain layer learnt nothing.
-
-  The rule: ten or more paired runs; better, poorer or comparable by the 95 %
-  interval of the ratio to the plain layer, see `verdict`.
-  """
+  """A statement at a rate; undecided if the plain layer learnt nothing."""
   name, measured, expected, text = statement
   entry = entry or results.compare(rate, measured, name)
   judged = judged or fits(expected, entry.verdict)
@@ -218,10 +214,7 @@ def curves(
   shown: list[str],
   prefix: str = '',
 ) -> lab.Figure:
-  """Draws the training curves of the plain layer and of those that are shown.
-
-  The prefix of their names is left out beside their curves.
-  """
+  """Training curves of the layers shown, whose prefix is left out."""
   figure, axis = drawing.subplots(figsize=(7.5, 4.6))
   fixed = config.rate_factors.index(1.0)
   epochs, ends = np.arange(1, config.num_epochs + 1), []

@@ -225,12 +225,12 @@ def _curves(config: Config, results: Results) -> lab.Figure:
     for reading, end in ends(config, results, count).items()
   }
   said = '; '.join(f'{title}: {found[x]}' for x, title in TITLES.items())
-  caption = f"""Distance between the prediction of the dual model and the
-    regularised layer (strict form), relative to the output of the layer, at the
-    end of each of {count} epochs of batch 1 with a ridge. Lines: gradient
-    descent, mean over {config.num_seeds} pretrained layers with 95 %
-    t-intervals over these; markers: closed form. The right axis is linear up to
-    1, then logarithmic. After the last epoch it is, {said}."""
+  caption = f"""Distance between the dual model and the strict regularised
+    layer, relative to the output of the layer, at the end of each of {count}
+    epochs of batch 1 with a ridge. Lines: gradient descent, mean over
+    {config.num_seeds} pretrained layers with 95 % t-intervals; markers: closed
+    form. The right axis is linear up to 1, then logarithmic. After the last
+    epoch it is, {said}."""
   return lab.Figure('epochs', figure, caption)
 
 
@@ -255,10 +255,10 @@ def _predictions(config: Config, results: Results) -> lab.Figure:
     axis.label_outer()
   drawing.legend(axes[0], 3)
   task = '' if config.multi_task else ' on one task matrix, which they memorise'
-  caption = f"""Predicted labels of held-out prompts: the regularised layer in
-    its strict form (circles) and as printed (triangles), the dual model after
-    one full-batch step with a ridge (crosses) and after {count} epochs of batch
-    1 (diamonds). The layers were pretrained without a ridge for
+  caption = f"""Predicted labels of held-out prompts: the regularised layer,
+    strict (circles) and as printed (triangles), the dual model after one
+    full-batch step with a ridge (crosses) and after {count} epochs of batch 1
+    (diamonds). The layers were pretrained without a ridge for
     {config.num_epochs} epochs{task}."""
   return lab.Figure('predictions', figure, caption)
 

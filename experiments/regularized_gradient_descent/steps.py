@@ -194,11 +194,11 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   caption = f"""Largest residual between a regularised layer and its dual model
     after ONE full-batch gradient step in float64, one marker for each of
     {config.num_seeds} pretrained layers (largest of {config.num_test_prompts}
-    held-out prompts; drawn at {floor:.0e} if it is smaller). Largest of all:
+    held-out prompts; at least {floor:.0e}). Largest of all:
     {largest['strict_ridge']} for the strict form and the ridge,
-    {largest['printed_ridge']} for the printed form (A - alpha I) V and the
-    ridge, {largest['printed_pair']} for the printed form and a loss with one
-    more pair, which un-learns the query's own label at the test input."""
+    {largest['printed_ridge']} for the printed form and the ridge,
+    {largest['printed_pair']} for the printed form and a loss with one more
+    pair, which un-learns the query's own label at the test input."""
   return [lab.Figure('exact', figure, caption)]
 
 

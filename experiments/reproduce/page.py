@@ -103,10 +103,7 @@ class Conclusion(NamedTuple):
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[Conclusion]:
-  """The conclusions, with the numbers of a run, from the records of all claims.
-
-  A line whose claims have other verdicts, or none, says so.
-  """
+  """The conclusions with the numbers of a run, or what is judged otherwise."""
   known = {claim['id']: claim for claim in claims}
 
   def value(name):
@@ -154,11 +151,7 @@ def page(
 ) -> str:
   """Builds the page: HTML with every image inside.
 
-  Args:
-    sections: all experiments.
-    diagrams: `{file, caption}` of the drawings, relative to `report`.
-    report: folder of the page.
-    fast: whether the settings are tiny, which the page then says on top.
+  Of diagrams `{file, caption}`, relative to `report`, the folder of the page.
 
   Raises:
     ValueError: if a figure is missing.

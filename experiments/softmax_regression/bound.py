@@ -116,10 +116,9 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   axis.legend()
   caption = f"""How far a prediction moves for a move of the weights of size
     one: the published bound, the constant to which its lemmas lead, the true
-    constant, and the largest ratio that was observed (n = {NUM_WORDS}, d =
-    {WIDTH}, at most {np.max(results.share):.2f} of the constant of the same
-    document). The vertical axis is linear between -2 and 2, logarithmic
-    beyond."""
+    constant, and the largest observed ratio (n = {NUM_WORDS}, d = {WIDTH}, at
+    most {np.max(results.share):.2f} of the constant of the same document). The
+    vertical axis is linear between -2 and 2, logarithmic beyond."""
   return [lab.Figure('bound', figure, caption)]
 
 

@@ -120,8 +120,7 @@ def train(
 ) -> dict[str, Curves]:
   """Trains layers on the same fresh tasks, for all frames and seeds.
 
-  Rates are the step sizes of gradient descent, one for each frame; the curves
-  are by name.
+  Beside gradient descent with one rate for each frame.
   """
   schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
