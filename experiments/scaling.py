@@ -55,6 +55,8 @@ class Config(lab.Config):
   num_runs: int = lab.option(5, 'timed runs', minimum=2)
 
   def check(self):
+    compared = self.devices[0] == 1 < len(self.devices)
+    self.require(compared, 'devices', '1, and more to compare it with')
     self.require(
       all(self.num_demonstrations % (LESS * n) == 0 for n in self.devices),
       'num_demonstrations',

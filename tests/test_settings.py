@@ -19,6 +19,7 @@ BAD = {
     ('scales', (0.0, 1.0), r'scales is 0\.0; expected a finite number >='),
     ('learners', ('mamba',), "learners is 'mamba'; expected 'softmax' or"),
     ('learners', (), 'learners is empty; expected at least 1 value'),
+    ('learners', ('SGD (4 epochs)',), 'expected one that is trained'),
     ('accounts', ('Bach',), "accounts is 'Bach'; expected 'Ren & Liu' or"),
   ],
   'approximation': [
@@ -94,8 +95,8 @@ BAD = {
   ],
   'learning_processes': [
     ('num_seeds', 9, 'num_seeds is'),
-    ('num_demonstrations', 1, 'num_demonstrations is'),
-    ('num_features', 0, 'num_features is'),
+    ('num_demonstrations', 4, 'num_demonstrations is'),
+    ('num_features', 11, 'num_features is'),
     ('num_process_steps', 0, 'num_process_steps is'),
     ('learning_rate', 0.0, 'learning_rate is'),
     ('momentum', 1.5, 'momentum is'),
@@ -168,6 +169,8 @@ BAD = {
     ('num_runs', 1, 'num_runs is 1; expected an integer >= 2'),
     ('num_demonstrations', 100, 'num_demonstrations is 100; expected a mult'),
     ('devices', (2, 1), 'devices is 2,1; expected increasing'),
+    ('devices', (2, 4), r'devices is \(2, 4\); expected 1, and more'),
+    ('devices', (1,), r'devices is \(1,\); expected 1, and more'),
   ],
   'softmax_regression': [
     ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),

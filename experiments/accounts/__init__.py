@@ -83,6 +83,8 @@ class Config(lab.Config):
   num_test_prompts: int = lab.count(500, 'test prompts of each seed', tiny=8)
 
   def check(self):
+    trained = any(layers.MEMORIES[x].is_layer for x in self.learners)
+    self.require(trained, 'learners', 'one that is trained, such as softmax')
     needs = {'lengths': self.num_demonstrations, 'scales': 1.0}
     for name, needed in needs.items():
       self.require(

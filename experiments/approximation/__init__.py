@@ -59,7 +59,7 @@ from experiments.approximation import (
 class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_draws: int = lab.count(
-    60, 'draws, as many for every layer', multiple_of='num_seeds', tiny=20
+    60, 'draws of directions', multiple_of='num_seeds', tiny=20
   )
   num_seeds: int = lab.count(10, 'trained layers', tiny=5)
   num_features: tuple[int, ...] = lab.option(
@@ -79,7 +79,7 @@ class Config(lab.Config):
     tiny=(48, 192),
   )
   reference_features: int = lab.option(
-    1200, 'R of layers and entries, in num_features', minimum=2, tiny=96
+    1200, 'R of trained layers, in num_features', minimum=2, tiny=96
   )
   standard_deviations: tuple[float, ...] = lab.option(
     (0.25, 0.5, 1.0, 1.5, 2.0),

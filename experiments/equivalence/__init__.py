@@ -71,7 +71,7 @@ class Config(lab.Config):
   num_features: int = lab.count(1200, 'positive random features R', tiny=16)
   num_test_prompts: int = lab.count(64, 'held-out prompts of a seed', tiny=4)
   num_dual_prompts: int = lab.count(
-    4, 'prompts of a seed with many epochs', at_most='num_test_prompts', tiny=2
+    4, 'prompts of many dual epochs', at_most='num_test_prompts', tiny=2
   )
   dual_epochs: int = lab.count(100, 'epochs E of the dual model', tiny=3)
   block_epochs: int = lab.count(25, 'epochs between checkpoints', tiny=1)

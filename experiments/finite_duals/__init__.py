@@ -46,7 +46,7 @@ class Config(lab.Config):
     512, 'tokens of a text; its second half is judged', minimum=32, tiny=32
   )
   num_texts: int = lab.option(4, 'texts of each kind', minimum=2, tiny=2)
-  num_head_texts: int = lab.count(2, 'texts that judge single heads', tiny=1)
+  num_head_texts: int = lab.count(2, 'texts for single heads', tiny=1)
   counts: tuple[int, ...] = lab.count(
     (16, 32, 64, 128), 'features R', increasing=True, tiny=(4, 8)
   )

@@ -172,13 +172,9 @@ def measure(config: Any) -> Results:
   model = loaded.model
   num_layers, _, num_groups, _ = model.blocks.key.weight.shape
   calibration = collect(model, loaded.calibration, num_groups)
-  judged = jax.tree.map(
-    lambda *x: jnp.stack(x),
-    *(
-      collect(model, tokens, num_groups)
-      for tokens in loaded.reviews[: config.num_head_texts]
-    ),
-  )
+  few = loaded.reviews[: config.num_head_texts]
+  rows = [collect(model, tokens, num_groups) for tokens in few]
+  judged = jax.tree.map(lambda *x: jnp.stack(x), *rows)
   outputs = softmax_outputs(judged)
   learner = texts.learner(config)
   alone = finite_duals.WindowedLearner(num_sinks=0, window=0)
@@ -333,14 +329,9 @@ def tables(config: Any, results: Results) -> dict[str, Any]:
   maps = [
     {'map': name, 'features': r, 'median': float(np.median(x.mean(axis=0)))}
     | {'90 %': float(np.quantile(x.mean(axis=0), 0.9))}
-    for name, errors in results.errors.items()
+    for name, errors in [*results.errors.items(), (WINDOW, {0: results.window})]
     for r, x in errors.items()
   ]
-  window = results.window.mean(axis=0)
-  maps.append(
-    {'map': WINDOW, 'features': 0, 'median': float(np.median(window))}
-    | {'90 %': float(np.quantile(window, 0.9))}
-  )
   return {f'heads_r{count}': leaderboard, 'maps': maps}
 
 

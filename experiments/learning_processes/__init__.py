@@ -55,9 +55,10 @@ class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(16, 'independent runs', minimum=10, tiny=10)
   num_prompts: int = lab.count(2, 'prompts of a seed', tiny=1)
-  num_demonstrations: int = lab.option(15, 'N of a prompt', minimum=2, tiny=6)
-  num_features: int = lab.count(256, 'positive random features R', tiny=16)
-  num_training_prompts: int = lab.count(1280, 'prompts of training', tiny=4)
+  # Orthonormal rows, one for each of 12 outputs, need as many columns.
+  num_demonstrations: int = lab.option(15, 'N of a prompt', minimum=5, tiny=6)
+  num_features: int = lab.option(256, 'random features R', minimum=12, tiny=16)
+  num_training_prompts: int = lab.count(1280, 'training prompts', tiny=4)
   num_dual_steps: int = lab.count(200, 'steps of the dual models', tiny=12)
   num_process_steps: int = lab.count(1000, 'self-supervised steps', tiny=15)
   learning_rate: float = lab.option(1.0, 'step of SimSiam and BYOL', above=0)

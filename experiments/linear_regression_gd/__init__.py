@@ -72,7 +72,7 @@ class Config(lab.Config):
   num_steps: int = single(5000, 'training steps of the linear layer', tiny=300)
   softmax_steps: int = single(2000, 'training steps of softmax layers', tiny=50)
   record_every: int = lab.count(100, 'steps between records', tiny=50)
-  learning_rate: float = size(1e-3, 'of Adam, single layers', tiny=1e-2)
+  learning_rate: float = size(1e-3, 'rate of Adam, single layers', tiny=1e-2)
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')
   num_test_tasks: int = lab.option(
     10_000, 'tasks of every evaluation', minimum=2, tiny=200
