@@ -66,7 +66,7 @@ Residuals = Mapping[str, float]
 @lab.float64_on_host()
 def measure_identities(config: Config) -> Residuals:
   rng = np.random.default_rng(config.seed)
-  size, width = 2 * config.max_length, config.dim
+  size, width = max(2 * config.max_length, config.dim), config.dim
   arrays = rng.normal(size=(3, size, width)) / width**0.5
   tokens = learners.Stream(*map(jnp.asarray, arrays))
   rates, decays = jnp.asarray(rng.uniform(0.2, 1, size=(2, size)))

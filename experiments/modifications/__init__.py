@@ -108,7 +108,7 @@ class Config(lab.Config):
   multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(100, 'epochs of training', tiny=4)
   early_epochs: int = lab.count(
-    20, 'epochs judged first; the last tune rates', at_most='num_epochs', tiny=1
+    20, 'first epochs; last ones tune rates', at_most='num_epochs', tiny=1
   )
   tokens_per_epoch: int = lab.count(
     pretraining.TOKENS_PER_EPOCH,
@@ -120,7 +120,10 @@ class Config(lab.Config):
     0.0, 'fixed learning rate; 0 for that of the input distribution', minimum=0
   )
   rate_factors: tuple[float, ...] = lab.option(
-    (1.0, 10.0, 30.0, 50.0), 'multiples of the rate', minimum=1e-6, distinct=True
+    (1.0, 10.0, 30.0, 50.0),
+    'multiples of the rate',
+    minimum=1e-6,
+    distinct=True,
   )
   num_features: int = lab.count(1200, 'positive random features R', tiny=8)
   num_test_prompts: int = lab.count(128, 'prompts of a test of a seed', tiny=2)
