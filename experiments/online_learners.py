@@ -336,22 +336,11 @@ def _means(results: Results, name: str, axis: int) -> dict[str, np.ndarray]:
   return {k: getattr(x, name).mean(axis=axis) for k, x in results.items()}
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  sizes = range(1, config.max_length + 1)
-  losses = _means(results, 'by_length', axis=0)
-  return lab.tidy(
-    {},
-    {'loss': list(losses.values())},
-    layer=list(losses),
-    num_demonstrations=sizes,
-  )
-
-
 PARTS = {
   'identities': lab.Part(
     measure_identities, identity_claims, summary=identity_summary
   ),
-  'comparison': lab.Part(measure, claims, figures, summary, metrics=metrics),
+  'comparison': lab.Part(measure, claims, figures, summary),
 }
 
 

@@ -86,14 +86,8 @@ def pages(config: Config, results: list[timing.Rows]) -> dict[str, str]:
   return {'table.md': '\n\n'.join([f'{timing.machine()}.', *found]) + '\n'}
 
 
-def metrics(config: Config, results: list[timing.Rows]) -> list[dict[str, Any]]:
-  return tables(config, results)['timings']
-
-
 PARTS = {
-  'speed': lab.Part(
-    measure, summary=summary, tables=tables, metrics=metrics, pages=pages
-  )
+  'speed': lab.Part(measure, summary=summary, tables=tables, pages=pages)
 }
 
 

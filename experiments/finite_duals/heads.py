@@ -260,7 +260,7 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
   window = results.window.mean(axis=0)
   source = 'ours; Ren & Liu, arXiv:2310.13220, features in place of the softmax'
   where = f"""{window.size} heads, {results.num_features} features, first token
-    and window exact"""
+      and window exact"""
   found = {
     'error': (TARGET, results.of(OWN)),
     'error-transferred': (TARGET, results.of(JUDGED)),

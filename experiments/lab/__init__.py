@@ -15,60 +15,38 @@ returns typed results, which `claims(config, results)` judges,
 """
 
 from experiments.lab.claims import (
-  Claim,
-  Found,
-  at_least,
-  at_most,
-  judge,
-  one_line,
-  statements,
-  within,
+  Claim as Claim,
+  Found as Found,
+  at_least as at_least,
+  at_most as at_most,
+  judge as judge,
+  one_line as one_line,
+  statements as statements,
+  within as within,
 )
 from experiments.lab.compiling import (
-  compile_quickly,
-  compile_unoptimised,
-  compute,
-  distance,
-  float64_on_host,
-  largest_errors,
+  compile_quickly as compile_quickly,
+  compile_unoptimised as compile_unoptimised,
+  compute as compute,
+  distance as distance,
+  float64_on_host as float64_on_host,
+  largest_errors as largest_errors,
 )
-from experiments.lab.config import Config, count, option
-from experiments.lab.figures import Figure, style
-from experiments.lab.loops import scan_blocks
-from experiments.lab.runner import Part, in_threads, main, once, parts, run
-from experiments.lab.statistics import Estimate, exactly
-from experiments.lab.tables import tidy
-from experiments.lab.workdir import Workdir
-
-__all__ = [
-  'Claim',
-  'Config',
-  'Estimate',
-  'Figure',
-  'Found',
-  'Part',
-  'Workdir',
-  'at_least',
-  'at_most',
-  'compile_quickly',
-  'compile_unoptimised',
-  'compute',
-  'count',
-  'distance',
-  'exactly',
-  'float64_on_host',
-  'in_threads',
-  'judge',
-  'largest_errors',
-  'main',
-  'once',
-  'one_line',
-  'option',
-  'parts',
-  'run',
-  'scan_blocks',
-  'statements',
-  'style',
-  'tidy',
-  'within',
-]
+from experiments.lab.config import (
+  Config as Config,
+  count as count,
+  option as option,
+)
+from experiments.lab.figures import Figure as Figure, style as style
+from experiments.lab.loops import scan_blocks as scan_blocks
+from experiments.lab.runner import (
+  Part as Part,
+  in_threads as in_threads,
+  main as main,
+  once as once,
+  parts as parts,
+  run as run,
+)
+from experiments.lab.statistics import Estimate as Estimate, exactly as exactly
+from experiments.lab.tables import tidy as tidy
+from experiments.lab.workdir import Workdir as Workdir

@@ -31,16 +31,10 @@ VERDICTS = REPRODUCED, FAILED, UNDECIDED = (
 def judge(
   estimate: Estimate, *, at_least: float = -ANY, at_most: float = ANY
 ) -> str:
-  """Judges an estimate against a range.
+  """Judges an estimate against the range that a claim allows.
 
-  Args:
-    estimate: a number with its interval.
-    at_least: lower end of the range that the claim allows.
-    at_most: upper end of that range.
-
-  Returns:
-    'reproduced' if the interval lies in the range, 'not reproduced' if it lies
-    outside or is not a number, else 'undecided'.
+  'reproduced' if the interval lies in the range, 'not reproduced' if it lies
+  outside or is not a number, else 'undecided'.
   """
   _, low, high = estimate
   if at_least <= low and high <= at_most:
@@ -189,9 +183,6 @@ def one_line(text: str) -> str:
 
 def check(claims: Sequence[Mapping[str, Any]]) -> None:
   """Checks claims, as records of a summary.
-
-  Args:
-    claims: what a summary holds.
 
   Raises:
     ValueError: if one lacks a field, has another verdict, or shares its id.

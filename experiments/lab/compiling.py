@@ -34,15 +34,9 @@ def distance(a: jax.Array, b: jax.Array) -> jax.Array:
 def largest_errors(
   fn: Callable[[Any], Any], seed: int, num_problems: int
 ) -> Any:
-  """What `fn(key)`, a tree of errors, is at most on random problems.
+  """The largest errors that `fn(key)`, a tree, has on random problems.
 
-  Args:
-    fn: draws a problem, and returns errors.
-    seed: root of the keys.
-    num_problems: how many.
-
-  Returns:
-    The tree of the largest errors, in float64.
+  In float64; `seed` is the root of the keys.
   """
 
   @compile_quickly
@@ -56,15 +50,7 @@ def largest_errors(
 def compile_quickly(
   fn: Callable[..., Any], *, static_argnames: str | Sequence[str] = ()
 ) -> Callable[..., Any]:
-  """`jax.jit` for what runs once: less compiling, perhaps slower code.
-
-  Args:
-    fn: function to compile.
-    static_argnames: as in `jax.jit`.
-
-  Returns:
-    The compiled function. The same arithmetic, up to rounding.
-  """
+  """`jax.jit` for what runs once: less compiling, perhaps slower code."""
   return jax.jit(
     fn, static_argnames=static_argnames, compiler_options=_quick_options()
   )

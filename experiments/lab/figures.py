@@ -92,14 +92,7 @@ def look(index: int) -> dict[str, Any]:
 
 
 def band(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
-  """Draws a line of estimates with the band of their intervals.
-
-  Args:
-    axis: where to draw.
-    x: places. Shape `[n]`.
-    estimates: one for each place.
-    **look: of the line, as `axis.plot` takes it.
-  """
+  """Draws estimates at places `[n]` as a line with the band of intervals."""
   value, low, high = np.array(estimates).T
   (line,) = axis.plot(x, value, **look)
   axis.fill_between(
@@ -137,27 +130,12 @@ def log_axes(axis: Any, sizes: Any, **look: Any) -> None:
 
 
 def means(axis: Any, x: Any, samples: Any, **look: Any) -> None:
-  """Draws means over runs with the band of their intervals.
-
-  Args:
-    axis: where to draw.
-    x: places. Shape `[n]`.
-    samples: one row for each run. Shape `[S, n]`.
-    **look: as in `band`.
-  """
+  """Draws means over runs `[S, n]` as `band` does."""
   band(axis, x, [mean(column) for column in np.transpose(samples)], **look)
 
 
 def runs(axis: Any, x: Any, samples: Any, index: int, **more: Any) -> None:
-  """Draws a thin line for each run and a marked one for their median.
-
-  Args:
-    axis: where to draw.
-    x: places. Shape `[n]`.
-    samples: one row for each run. Shape `[S, n]`.
-    index: number of the series, see `look`.
-    **more: of the median, as `axis.plot` takes it.
-  """
+  """Draws a thin line for each run `[S, n]` and a marked one for the median."""
   own = look(index) | {'mfc': 'white'}
   axis.plot(x, np.transpose(samples), color=own['color'], lw=0.6, alpha=0.6)
   axis.plot(x, np.median(samples, axis=0), **own | more)
@@ -166,10 +144,7 @@ def runs(axis: Any, x: Any, samples: Any, index: int, **more: Any) -> None:
 def strip(axis: Any, rows: Mapping[str, Any], num_cases: int = 20) -> None:
   """Draws labels of a few prompts of every seed, in the order of the first.
 
-  Args:
-    axis: where to draw.
-    rows: true and predicted labels by name. Shapes `[S, P, d_y]`.
-    num_cases: how many prompts are shown, if there are as many.
+  Rows are true and predicted labels `[S, P, d_y]` by name.
   """
   first = next(iter(rows.values()))
   few = max(1, num_cases // len(first))
@@ -194,14 +169,10 @@ def forest(
   reference: float | None = None,
   **look: Any,
 ) -> None:
-  """Draws estimates as rows with their intervals, the first on top.
+  """Draws estimates by name as rows with their intervals, the first on top.
 
-  Args:
-    axis: where to draw.
-    rows: estimates by name; the names become the labels of the axis.
-    offset: moves the rows down, for a second series.
-    reference: where to draw a vertical line, such as 1 for ratios.
-    **look: as `axis.errorbar` takes it.
+  `offset` moves the rows down, for a second series; `reference` is where to
+  draw a vertical line, such as 1 for ratios.
   """
   places = np.arange(len(rows)) + offset
   value, low, high = np.array(list(rows.values())).T

@@ -174,8 +174,7 @@ def train(
     record_every: steps between records.
 
   Returns:
-    The weights with a leading axis of records, the first before training, the
-    last after it.
+    The weights by record, the first before training, the last after it.
   """
 
   def step(carry, _):

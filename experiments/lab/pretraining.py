@@ -97,19 +97,8 @@ def draw_prompts(
 ) -> tasks.RegressionPrompt:
   """Draws the prompt of each step from `jax.random.fold_in(key, step)`.
 
-  A step's prompt does not depend on the other steps, so a resumed run sees the
-  prompts of an uninterrupted one.
-
-  Args:
-    key: root of all steps.
-    steps: step numbers. Shape `[P]`.
-    task_fn: `key -> B`: `lambda key: task_matrix` for one task,
-      `draw_task` for a fresh one in every prompt.
-    num_demonstrations: number of demonstrations `N`.
-    input_fn: distribution of the inputs, see `tasks.linear_regression`.
-
-  Returns:
-    Prompts with a leading axis of `P`.
+  A step's prompt does not depend on the others, so a resumed run sees the same.
+  `task_fn` maps a key to B: `draw_task`, or `lambda key: task_matrix` for one.
 
   Example:
     >>> def draw(key):
@@ -255,11 +244,7 @@ class Prompts:
   def draw(
     self, keys: PRNGKeyArray, task_matrices: Array, steps: Array
   ) -> tasks.RegressionPrompt:
-    """Draws the prompts of some steps for all seeds, see `draw_prompts`.
-
-    From root keys `[S]`, task matrices `[S, d_y, d_x]` and step numbers `[P]`:
-    leading axes `[S, P]`.
-    """
+    """Draws prompts `[S, P]` of some steps, see `draw_prompts`."""
     input_fn, _ = INPUTS[self.input_distribution]
 
     def of_seed(arguments):
@@ -288,12 +273,9 @@ def pretrain(
 ) -> tuple[LayerParams, np.ndarray]:
   """Trains the layers of all seeds by SGD, one new prompt a step.
 
-  Every prompt is new, so its loss before its step is a held-out loss. An epoch
-  has as many tokens, whatever `N`.
-
-  Returns:
-    The trained layers, and by epoch and seed the mean loss and that of
-    predicting 0. Shape `[E, 2, S]`.
+  Every prompt is new: its loss is a held-out one. Epochs have as many tokens,
+  whatever `N`. Returns layers, and losses beside those of predicting 0 `[E, 2,
+  S]`.
 
   Raises:
     ValueError: if a loss is not finite.
@@ -326,11 +308,9 @@ def pretrain(
 
 
 def for_all(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Applies `fn(params, phi, tokens)` to the prompts of all seeds.
+  """Applies `fn(params, phi, tokens)` to prompts `[S, P, n, d_model]`.
 
-  Returns the function of layers with a leading axis of seeds `[S, ...]` and
-  prompts `[S, P, n, d_model]`. It holds one prompt of every seed at a time:
-  `vmap` over seeds inside `lax.map` over prompts.
+  Layers have an axis of seeds; one prompt of every seed is held at a time.
   """
 
   def swap(tree):
@@ -390,8 +370,7 @@ def over_prompts(
 ) -> Any:
   """Calls `fn(params, phi, tokens)` for all layers and held-out prompts.
 
-  In a dtype, and if so wanted for a few prompts of a seed alone. NumPy arrays
-  with leading axes `[S, P]`.
+  In a dtype, perhaps for a few prompts of a seed; NumPy arrays `[S, P, ...]`.
   """
   params, phi, tokens = layers.cast(dtype)
   return compute(for_all(fn), params, phi, tokens[:, :num_prompts])

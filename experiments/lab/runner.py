@@ -64,15 +64,7 @@ class Part(NamedTuple):
 
 
 def parts(*questions: types.ModuleType) -> dict[str, Part]:
-  """Reads the parts of an experiment off the modules that answer them.
-
-  Args:
-    *questions: modules, whose functions are named like the attributes of
-      `Part`.
-
-  Returns:
-    The parts, by the names of their modules.
-  """
+  """Reads parts off modules whose functions are named like its attributes."""
 
   def part(module):
     return Part(
@@ -102,15 +94,7 @@ def in_threads(
 
 
 def once(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """Lets parts share a measurement: computed once a run, by the first.
-
-  Args:
-    fn: `(config) -> results`, what several parts start from, such as trained
-      layers.
-
-  Returns:
-    The same function, which remembers its results until the run ends.
-  """
+  """Lets parts share a measurement `(config) -> results`, made once a run."""
   known: dict[Any, Any] = {}
   lock = threading.Lock()
   _ONCE.append(known)
@@ -288,12 +272,9 @@ def _claims_text(summary: Mapping[str, Any]) -> str:
 def main(experiment: Any) -> None:
   """Runs an experiment as a command: one flag for each field of its config.
 
-  Exits with status 1 on bad input, with the message of its `ValueError`, and
-  if the summary says `'holds': False`.
-
-  Args:
-    experiment: a module with a docstring, a `Config` and a
-      `run(config, workdir) -> summary`.
+  Exits with status 1 on bad input, with the message of its `ValueError`, and if
+  the summary says `'holds': False`. A module with a docstring, a `Config` and
+  `run(config, workdir) -> summary`.
   """
   if {'--help', '-help', '-h', '--h'} & set(sys.argv[1:]):
     print(usage(experiment))

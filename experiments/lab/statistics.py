@@ -16,13 +16,7 @@ NUM_RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-  """A number and its 95 % interval; without one, both ends are the number.
-
-  Attributes:
-    value: the number.
-    low: lower end.
-    high: upper end.
-  """
+  """A number and its 95 % interval; without one, both ends are the number."""
 
   value: float
   low: float
@@ -58,13 +52,8 @@ def exactly(value: Any) -> Estimate:
 def mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
   """The mean over independent runs with its 95 % t-interval.
 
-  Args:
-    samples: one number for each run, at least two.
-    num_comparisons: widens the interval (Bonferroni), so that so many hold
-      together with 95 %.
-
-  Returns:
-    The estimate.
+  `num_comparisons` widens the interval (Bonferroni), so that so many hold
+  together with 95 %.
 
   Raises:
     ValueError: if there are fewer than two runs.
@@ -85,15 +74,7 @@ def mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
 def geometric_mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
   """The geometric mean over runs, with the t-interval of the mean log.
 
-  Args:
-    samples: one positive number for each run, at least two.
-    num_comparisons: as in `mean`.
-
-  Returns:
-    The estimate; infinite, with ends that are no numbers, if a run diverged.
-
-  Raises:
-    ValueError: as `mean`.
+  As `mean`; infinite, with ends that are no numbers, if a run diverged.
   """
   samples = np.asarray(samples, np.float64)
   if not np.all(np.isfinite(samples)):
@@ -134,14 +115,8 @@ def bootstrap(
 ) -> Estimate:
   """A statistic of means over runs, with a percentile interval.
 
-  All calls use the same resamples, so that comparisons are paired.
-
-  Args:
-    statistic: maps means `[B, ...]` to numbers `[B]`.
-    samples: one row for each run. Shape `[D, ...]`.
-
-  Returns:
-    The statistic of the means over all runs, with its interval.
+  It maps means `[B, ...]` to numbers `[B]`; samples `[D, ...]` are a row for
+  each run. All calls use the same resamples: comparisons are paired.
   """
   means = np.tensordot(_resamples(samples.shape[0]), samples, axes=1)
   value = statistic(samples.mean(axis=0)[None])[0]

@@ -11,21 +11,10 @@ import numpy as np
 
 from experiments.lab.workdir import Workdir, write_text
 
+NAMES = 'backslash', 'asciitilde', 'asciicircum', 'less', 'greater'
 _LATEX = str.maketrans(
-  {
-    '\\': r'\textbackslash{}',
-    '&': r'\&',
-    '%': r'\%',
-    '$': r'\$',
-    '#': r'\#',
-    '_': r'\_',
-    '{': r'\{',
-    '}': r'\}',
-    '~': r'\textasciitilde{}',
-    '^': r'\textasciicircum{}',
-    '<': r'\textless{}',
-    '>': r'\textgreater{}',
-  }
+  {x: f'\\{x}' for x in '&%$#_{}'}
+  | {x: rf'\text{name}{{}}' for x, name in zip('\\~^<>', NAMES, strict=True)}
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,9 +29,6 @@ def tidy(
     where: what every row says, such as the name of a layer.
     values: the arrays by name; what lies behind the first axes stays together.
     **axes: what the places of each axis are, in order.
-
-  Returns:
-    The rows: where, the place on each axis, and the values there.
 
   Example:
     >>> tidy({'layer': 'a'}, {'loss': [0.5, 0.25]}, step=[0, 10])[1]['loss']

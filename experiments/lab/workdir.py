@@ -17,13 +17,6 @@ Workdir = pathlib.Path
 def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
   """Makes the workdir, or checks that it belongs to the same config.
 
-  Args:
-    config: the config of this run, a dataclass.
-    workdir: folder of all results; `~` means the home folder.
-
-  Returns:
-    The folder.
-
   Raises:
     ValueError: if it can't be written, or holds results of another config.
   """
@@ -74,12 +67,6 @@ def leave_nothing(folder: Workdir) -> None:
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
   """Reads an object that a run has left.
-
-  Args:
-    file: its path.
-
-  Returns:
-    The object.
 
   Raises:
     ValueError: if it cannot be read, with what to delete.

@@ -276,10 +276,6 @@ def summary(config: Config, results: list[Tuned]) -> dict[str, Any]:
   return {'steps_of_gd': [x._asdict() | gap(config, x) for x in results]}
 
 
-def metrics(config: Config, results: list[Tuned]) -> list[dict[str, Any]]:
-  return [row._asdict() for row in results]
-
-
 def sentence(config: Config, results: list[Tuned]) -> str:
   parts = [f'{x.method} {x.loss:.4f} after {x.num_steps}' for x in results]
   return f'Tuned step sizes reach, in expectation: {", ".join(parts)} steps.'
