@@ -247,19 +247,12 @@ class FeatureBudget:
   output_error: float | None
   verdict: str
 
-  @property
-  def in_regime(self) -> bool | None:
-    """Whether `output_error` can be trusted; None without values."""
-    if self.output_error is None:
-      return None
-    return self.output_error <= LARGEST_VALID_ERROR
-
   def __str__(self) -> str:
     error = 'no values given'
-    if self.in_regime:
+    if self.output_error is not None:
       error = f'{self.output_error:.2g}'
-    elif self.in_regime is False:
-      error = f'out of regime (above {LARGEST_VALID_ERROR:g})'
+      if self.output_error > LARGEST_VALID_ERROR:
+        error = f'out of regime (above {LARGEST_VALID_ERROR:g})'
     needed = f'directions for {self.target_error:.3g}'
     rows = {
       'squared norm': (self.squared_norm_median, self.squared_norm_90),

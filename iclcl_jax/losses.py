@@ -211,10 +211,17 @@ _VALUES = np.array([[8, -6], [4, 12], [-10, 5], [3, -2]]) / 8
 
 
 def check_sum(loss: Loss) -> None:
-  """Checks that a loss declared a sum over demonstrations behaves as one.
+  """Checks that a loss is declared a sum over demonstrations, and behaves so.
 
   Losses that hold traced or fixed-size arrays cannot be tried.
   """
+  if not is_sum_over_demonstrations(loss):
+    raise ValueError(
+      'loss is not declared a sum over demonstrations, so rows cannot be left '
+      'out (a mask, or an incomplete batch). Declare it with '
+      'losses.sum_over_demonstrations, or pass whole batches without mask. An '
+      'attention also takes a loss with a keyword mask [N].'
+    )
   with jax.ensure_compile_time_eval():
     try:
       is_sum = _is_sum(loss, _PREDICTIONS, _VALUES, np.array([2, 0, 3, 1]))

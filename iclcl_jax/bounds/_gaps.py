@@ -293,7 +293,14 @@ def expected_loss(
   forms.form_of(phi, state)
   forms.form_of(phi, population, name='population')
   if isinstance(state, DualState) and isinstance(population, DualState):
-    return -_inner_product_of_weights(state, population)
+    dtype = accumulation_dtype(state.mass.dtype)
+    a, b = jax.tree.map(lambda x: x.astype(dtype), (state, population))
+    exponent = a.log_scale + b.log_scale
+    top = moments.largest(exponent)
+    scaled = a.weights * b.weights * jnp.exp(exponent - top)[None]
+    # In two steps, each finite: weights of zero stay zero at any scale.
+    root = jnp.minimum(jnp.exp(top / 2), jnp.finfo(top.dtype).max)
+    return -(jnp.sum(scaled) * root * root).astype(state.mass.dtype)
   labels = population.coefficients  # type: ignore[union-attr]
   keys = population.keys  # type: ignore[union-attr]
   dtype, one = accumulation_dtype(labels.dtype), jnp.ones((), labels.dtype)
@@ -303,14 +310,3 @@ def expected_loss(
 
   predictions = moments.map_chunks(predict, keys, CHUNK_SIZE)
   return -jnp.sum(labels.astype(dtype) * predictions).astype(labels.dtype)
-
-
-def _inner_product_of_weights(a: DualState, b: DualState) -> Float[Array, '']:
-  dtype = a.weights.dtype
-  a, b = jax.tree.map(lambda x: x.astype(accumulation_dtype(x.dtype)), (a, b))
-  exponent = a.log_scale + b.log_scale
-  top = moments.largest(exponent)
-  scaled = a.weights * b.weights * jnp.exp(exponent - top)[None]
-  # In two steps, each finite: weights of zero stay zero at any scale.
-  root = jnp.minimum(jnp.exp(top / 2), jnp.finfo(top.dtype).max)
-  return (jnp.sum(scaled) * root * root).astype(dtype)

@@ -93,12 +93,11 @@ def log_positive(name: str, number: Positive, dtype) -> Float[Array, '']:
 
 def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
   """Returns the log of each row's norm; no square under- or overflows."""
-  top = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1))
-  empty = top == 0
-  top = jnp.where(empty, 1, top)
-  squares = jnp.sum((rows / top[:, None]) ** 2, axis=1)
-  logs = jnp.log(top) + jnp.log(jnp.where(empty, 1, squares)) / 2
-  return jnp.where(empty, -jnp.inf, logs)
+  log_top, rows = jax.vmap(_split_scale)(rows)
+  squares = jnp.sum(rows**2, axis=1)
+  is_empty = squares == 0
+  logs = log_top + jnp.log(jnp.where(is_empty, 1, squares)) / 2
+  return jnp.where(is_empty, -jnp.inf, logs)
 
 
 def count(rows: Float[Array, 'N d']) -> Float[Array, '']:

@@ -181,12 +181,6 @@ def _check_objective(
   losses.check_loss(loss)
   _validate.check_real_scalar('loss', loss, values, values)
   losses.check_penalty(penalty)
-  if masked and not losses.is_sum_over_demonstrations(loss):
-    raise ValueError(
-      'loss is not declared a sum over demonstrations, so rows cannot be '
-      'left out (a mask, or an incomplete batch). Declare it with '
-      'losses.sum_over_demonstrations, or pass whole batches without mask.'
-    )
   if masked:
     losses.check_sum(loss)
 

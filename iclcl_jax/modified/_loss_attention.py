@@ -110,7 +110,8 @@ class LossAttention(Attention):
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
-    self._check_mask(mask)
+    if mask is not None and not losses.declares_mask(self.loss):
+      losses.check_sum(self.loss)
     original, values = values, widen(jnp.asarray(values))
     if num_query_tokens:
       start = _start(phi, keys, values, num_query_tokens, mask)
@@ -139,7 +140,6 @@ class LossAttention(Attention):
         phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
       )
     self._check_zero(values)
-    self._check_mask(mask)
     positions = jnp.arange(keys.shape[0])
 
     def answer(query, keys, values, seen):
@@ -153,6 +153,8 @@ class LossAttention(Attention):
 
     if losses.declares_mask(self.loss):
       return moments.map_chunks(answer_at, (queries, positions), chunk_size)
+    if mask is not None:
+      losses.check_sum(self.loss)  # It is none.
     # A loss of unknown form has to see a prefix alone.
     prefixes = range(1, keys.shape[0] + 1)
     return jnp.stack(
@@ -182,17 +184,6 @@ class LossAttention(Attention):
     _validate.check_real_scalar('loss', loss, values, values)
     slopes = jax.grad(loss)(predictions, values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
-
-  def _check_mask(self, mask) -> None:
-    if mask is None or losses.declares_mask(self.loss):
-      return
-    if not losses.is_sum_over_demonstrations(self.loss):
-      raise ValueError(
-        'mask leaves rows out, but the loss is not declared a sum over '
-        'demonstrations. Declare it with losses.sum_over_demonstrations, give '
-        'it a keyword mask [N], or pass the visible rows alone.'
-      )
-    losses.check_sum(self.loss)
 
   def _check_penalty(self, keys, values):
     """The slope at zero weights, refused where it does not exist."""
