@@ -246,7 +246,7 @@ def _recover(key, config) -> dict[str, Any]:
   return {
     'observed': found.percent,
     'chance': found.chance,
-    'lift': found.lift,
+    'lift': found.percent - found.chance,
     'permuted': jnp.mean(null),
   }
 

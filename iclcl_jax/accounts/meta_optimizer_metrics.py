@@ -242,11 +242,6 @@ class Recovery(NamedTuple):
   percent: Float[Array, '']
   chance: Float[Array, '']
 
-  @property
-  def lift(self) -> Float[Array, '']:
-    """Returns Rec2FTP less its chance level, in points."""
-    return self.percent - self.chance
-
 
 @door
 def recovery(

@@ -9,19 +9,8 @@ import jax.numpy as jnp
 from iclcl_jax import _validate, dual, forms, moments
 from iclcl_jax._door import door
 from iclcl_jax._program import compiled
-from iclcl_jax.bounds._norms import (
-  CHUNK_SIZE,
-  FROBENIUS,
-  Ball,
-  LogValue,
-  Positive,
-  count,
-  log_diagonal,
-  log_norm,
-  log_norms,
-  log_positive,
-  state_norms,
-)
+from iclcl_jax.bounds import _norms
+from iclcl_jax.bounds._norms import FROBENIUS, Ball, LogValue, Positive
 from iclcl_jax.precision import accumulation_dtype
 from iclcl_jax.types import (
   Array,
@@ -58,15 +47,15 @@ def rademacher_bound(
   """
   keys, values = jnp.asarray(keys), jnp.asarray(values)
   dtype = accumulation_dtype(values.dtype)
-  diagonal = log_diagonal(phi, keys)
-  lengths = log_norm(values.astype(dtype))
-  size = count(values)
+  diagonal = _norms.log_diagonal(phi, keys)
+  lengths = _norms.log_norm(values.astype(dtype))
+  size = _norms.count(values)
   rank = jnp.minimum(values.shape[1], size)
   if _validate.is_feature_map(phi):
     row = jax.ShapeDtypeStruct(keys.shape[1:], keys.dtype)
     rank = jnp.minimum(rank, jax.eval_shape(phi, row).shape[0])
   bound = (
-    log_positive('radius', radius, dtype)
+    _norms.log_positive('radius', radius, dtype)
     + jax.nn.logsumexp(diagonal + 2 * lengths) / 2
     + jnp.log(ball.growth(rank))
     - jnp.log(size)
@@ -108,9 +97,9 @@ def rademacher_draws(
     return jax.random.rademacher(row_key, (num_draws,), values.dtype)
 
   labels = jax.vmap(signs)(jnp.arange(len(values)))[..., None] * values[:, None]
-  logs = log_norms(phi, keys, labels, ball)
-  size = jnp.log(count(values))
-  logs = logs + (log_positive('radius', radius, logs.dtype) - size)
+  logs = _norms.log_norms(phi, keys, labels, ball)
+  size = jnp.log(_norms.count(values))
+  logs = logs + (_norms.log_positive('radius', radius, logs.dtype) - size)
   return LogValue(logs.astype(values.dtype))
 
 
@@ -164,8 +153,8 @@ def generalization_bound(
   """
   values = jnp.asarray(values)
   complexity = rademacher_bound(phi, keys, values, radius=radius, ball=ball)
-  rate = _log_rate(2, delta, count(values))
-  log_bound = log_positive('loss_bound', loss_bound, rate.dtype)
+  rate = _log_rate(2, delta, _norms.count(values))
+  log_bound = _norms.log_positive('loss_bound', loss_bound, rate.dtype)
   confidence = log_bound + math.log(6) + rate
   return GeneralizationBound(
     LogValue(complexity.log_value + math.log(2)),
@@ -198,9 +187,9 @@ def one_sided_bound(
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations)
   size = jnp.asarray(num_demonstrations, float)
-  log_radius = log_positive('radius', radius, size.dtype)
-  log_moment = log_positive('second_moment', second_moment, size.dtype)
-  log_bound = log_positive('loss_bound', loss_bound, size.dtype)
+  log_radius = _norms.log_positive('radius', radius, size.dtype)
+  log_moment = _norms.log_positive('second_moment', second_moment, size.dtype)
+  log_bound = _norms.log_positive('loss_bound', loss_bound, size.dtype)
   return GeneralizationBound(
     LogValue(log_radius + (log_moment - jnp.log(size)) / 2),
     LogValue(log_bound + math.log(2) + _log_rate(1, delta, size)),
@@ -209,7 +198,7 @@ def one_sided_bound(
 
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
   """Returns `log sqrt(log(sides / delta) / (2 N))`."""
-  log_delta = log_positive('delta', delta, size.dtype)
+  log_delta = _norms.log_positive('delta', delta, size.dtype)
   return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2
 
 
@@ -230,11 +219,11 @@ def mean_embedding(
     >>> state.weights.tolist()
     [[0.5, 0.5]]
   """
-  values, size = jnp.asarray(values), count(values)
+  values, size = jnp.asarray(values), _norms.count(values)
   labels = (values.astype(size.dtype) / size).astype(values.dtype)
   form, keys = forms.form_of(phi), jnp.asarray(keys)
   state = form.empty(phi, keys, labels)
-  return form.absorb(phi, state, keys, labels, None, CHUNK_SIZE)
+  return form.absorb(phi, state, keys, labels, None, _norms.CHUNK_SIZE)
 
 
 @compiled
@@ -268,10 +257,12 @@ def gap_supremum(
   opposite = form.with_weights(sample, -form.get_weights(sample))
   both = form.merge(population, opposite)
   if isinstance(both, DualState):
-    log_gap = state_norms(both, 1, ball)[0]
+    log_gap = _norms.state_norms(both, 1, ball)[0]
   else:
-    log_gap = log_norms(phi, both.keys, both.coefficients[:, None], ball)[0]
-  log_gap = log_gap + log_positive('radius', radius, log_gap.dtype)
+    log_gap = _norms.log_norms(
+      phi, both.keys, both.coefficients[:, None], ball
+    )[0]
+  log_gap = log_gap + _norms.log_positive('radius', radius, log_gap.dtype)
   return LogValue(log_gap.astype(dtype))
 
 
@@ -308,5 +299,5 @@ def expected_loss(
   def predict(key):
     return dual.predict(phi, state, key, normaliser=one).astype(dtype)
 
-  predictions = moments.map_chunks(predict, keys, CHUNK_SIZE)
+  predictions = moments.map_chunks(predict, keys, _norms.CHUNK_SIZE)
   return -jnp.sum(labels.astype(dtype) * predictions).astype(labels.dtype)

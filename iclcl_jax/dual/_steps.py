@@ -217,8 +217,7 @@ def train(
     optimizer: an optax transformation, with its learning rate.
     num_epochs: passes over the demonstrations.
     batch_size: demonstrations in a step, at most `N`.
-    loss: `loss(predictions, values) -> []`, evaluated on the batch.
-    penalty: as in `one_step_autodiff`, added in every step.
+    loss, penalty: as in `one_step_autodiff`, of the batch in every step.
     observe: a function of the state, such as a prediction with a fixed
       `normaliser`, that is called after every step; None for none.
 

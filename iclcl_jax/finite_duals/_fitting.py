@@ -5,21 +5,10 @@ import jax.numpy as jnp
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
-from iclcl_jax.finite_duals._maps import (
-  BalancedFeatures,
-  ExponentialFeatures,
-  LandmarkFeatures,
-)
+from iclcl_jax.finite_duals import _maps
 from iclcl_jax.moments import zero_log_scale
 from iclcl_jax.precision import widen
-from iclcl_jax.types import (
-  Array,
-  Bool,
-  FeatureMap,
-  Float,
-  Int,
-  PRNGKeyArray,
-)
+from iclcl_jax.types import Array, Bool, FeatureMap, Float, Int, PRNGKeyArray
 
 
 @door
@@ -29,7 +18,7 @@ def fit_landmarks(
   *,
   num_landmarks: int,
   far: Bool[Array, 'M N'] | None = None,
-) -> LandmarkFeatures:
+) -> _maps.LandmarkFeatures:
   r"""Chooses landmarks among keys by what calibration queries attend to.
 
   With attention weights :math:`A_{mi} = e^{q_m^\top k_i/\sqrt{d_k}}/Z_m` over
@@ -68,7 +57,7 @@ def fit_landmarks(
   if far is not None:
     attended = jnp.where(far, attended, 0)
   chosen = _pivots(attended.T @ attended, num_landmarks)
-  return LandmarkFeatures(keys[chosen], queries, log_normalisers)
+  return _maps.LandmarkFeatures(keys[chosen], queries, log_normalisers)
 
 
 def _scores(queries: Array, keys: Array) -> Array:
@@ -104,7 +93,7 @@ def train_features(
   num_steps: int = 400,
   learning_rate: float = 1e-2,
   batch_size: int = 128,
-) -> ExponentialFeatures:
+) -> _maps.ExponentialFeatures:
   """Learns exponential features by the attention of calibration queries.
 
   The loss is the cross-entropy between the distributions over the keys that a
@@ -151,7 +140,7 @@ def train_features(
   )
   directions = (queries[m] + keys[n]) / keys.shape[1] ** 0.5
   bias = -jnp.sum(directions**2, axis=1) / 4 * keys.shape[1] ** 0.5
-  start = ExponentialFeatures(directions, directions, bias, bias)
+  start = _maps.ExponentialFeatures(directions, directions, bias, bias)
 
   def loss(phi, rows):
     learnt = jnp.where(far[rows], _log_kernels(phi, queries[rows], keys), 0)
@@ -179,7 +168,7 @@ def train_features(
   return jax.lax.scan(step, carry, steps)[0][0]
 
 
-def _log_kernels(phi: ExponentialFeatures, queries, keys) -> Array:
+def _log_kernels(phi: _maps.ExponentialFeatures, queries, keys) -> Array:
   """Returns `log phi_q(q_m) . phi_k(k_n)`. Shape `[M, N]`."""
   rows = queries @ phi.query_weight.T + phi.query_bias[None]
   columns = keys @ phi.key_weight.T + phi.key_bias[None]
@@ -195,7 +184,7 @@ def _log_kernels(phi: ExponentialFeatures, queries, keys) -> Array:
 @door
 def balance(
   queries: Float[Array, 'M d_k'], keys: Float[Array, 'N d_k'], phi: FeatureMap
-) -> BalancedFeatures:
+) -> _maps.BalancedFeatures:
   r"""Centres and balances queries and keys for a map of the softmax kernel.
 
   The matrix is the one for which :math:`E|A(q-\mu_q)|^2 +
@@ -224,7 +213,7 @@ def balance(
   of_keys = _second_moment(keys - key_mean[None])
   root, inverse_root = (_power(of_queries, p) for p in (0.5, -0.5))
   square = inverse_root @ _power(root @ of_keys @ root, 0.5) @ inverse_root
-  return BalancedFeatures(
+  return _maps.BalancedFeatures(
     phi, query_mean, key_mean, _power(square, 0.5), _power(square, -0.5)
   )
 

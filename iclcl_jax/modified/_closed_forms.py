@@ -16,12 +16,9 @@ from iclcl_jax.types import Array, View
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Regularised(Attention):
-  r"""Attention that takes from the query side.
+  r"""Attention that takes from the query side, see `regularised`.
 
-  .. math:: h = \sum_i a_i v_i - \alpha \sum_t a_t v_t - \gamma v_q,
-
-  the second sum over the query side, :math:`v_q` its last row. Of a whole
-  sequence, each token its own query side, :math:`H = (A - \alpha\,
+  Of a whole sequence, each token its own query side, :math:`H = (A - \alpha\,
   \mathrm{diag}(A) - \gamma I)\,V`. Numerator, normaliser and own score of a row
   come from one reading of the moments.
   """

@@ -251,10 +251,7 @@ def attention_from_loss(
      u_i = -\eta\, \partial L/\partial f(k_i)
 
   Args:
-    loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`, differentiable in
-      the predictions.
-    penalty: `penalty(weights [d_v, R]) -> []`. With a kernel, the weights are
-      those of an orthonormal basis of the span of the keys.
+    loss, penalty: as in `dual.one_step_autodiff`.
     optimizer: an optax transformation that is linear in gradient and weights;
       None for `optax.sgd(1.0)`. Its first step is taken. The sign belongs to
       it: `optax.identity()` and `optax.scale(1.0)` ASCEND the loss, which gives

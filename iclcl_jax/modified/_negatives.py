@@ -144,11 +144,8 @@ def negative(
 class TokenNegative(Attention):
   r"""Attention whose tokens push each other away, see `token_negative`.
 
-  `stream` and `causal` are plain attention with other labels,
-
-  .. math:: u_i = v_i - \frac{\beta}{|N(i)|} \sum_{j\in N(i)} v_j,
-
-  The call is an error: one query does not bring those of the other tokens.
+  `stream` and `causal` are plain attention to the labels :math:`(I - M) V`. The
+  call is an error: one query does not bring those of the other tokens.
   """
 
   choice: Choice
