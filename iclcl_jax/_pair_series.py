@@ -10,10 +10,8 @@ norms and unit directions at a fixed angle, uniformly rotated together. With
 where :math:`s = 2 r_1 r_2 / (r_1^2 + r_2^2)`, a function of the polar angle of
 :math:`(r_1, r_2)`, has the density :math:`\propto \sin(a)^{d-1}` in
 :math:`s = \sin a`. Negative `t` stands for imaginary `z`, that is for cosines.
-The average over `s` is a quadrature of a smooth positive function; expanding
-in powers of `c` instead would cancel.
-
-NumPy in float64, on the host: these are a dozen numbers of a diagnosis.
+The average over `s` is a quadrature of a smooth positive function, in NumPy;
+expanding in powers of `c` instead would cancel.
 """
 
 import functools

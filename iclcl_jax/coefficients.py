@@ -220,10 +220,9 @@ def causal_sums(
 def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
   """Returns `exponent` less its largest, which becomes exactly 0.
 
-  A compiler may compute a small product twice and round it differently. At
-  exponents of 1e9 in float32 that is a difference of 64 and more, and `exp`
-  would overflow, or leave nothing at all. So the largest of up to 1024 is found
-  by its index; with more keys such exponents may give NaN under `jit`.
+  A compiler may compute a small product twice and round it differently, which
+  `exp` does not survive at exponents of 1e9 in float32. So the largest of up to
+  1024 is found by its index; with more keys such exponents may give NaN.
   """
   below = exponent - largest(exponent)
   size = exponent.shape[0]

@@ -92,10 +92,7 @@ def labels(
   values: Float[Array, 'N d_v'], mask: Mask | None = None
 ) -> Float[Array, 'N _']:
   """Appends 1 to every value: labels of the weights and the mass together."""
-  values = jnp.asarray(values)
-  ones = jnp.ones((values.shape[0], 1), values.dtype)
-  augmented = jnp.concatenate([values, ones], axis=1)
-  return visible(augmented, mask)
+  return visible(jnp.pad(values, ((0, 0), (0, 1)), constant_values=1), mask)
 
 
 def split_chunks(arrays: Any, chunk_size: int) -> tuple[Any, Any]:

@@ -44,9 +44,8 @@ def orthogonal(
 ) -> Float[Array, 'R d']:
   r"""Draws blocks of orthogonal rows, each marginally standard normal.
 
-  A block is :math:`\mathrm{diag}(\chi)\, Q` with `Q` Haar-distributed (QR with
-  the sign fix, as in :func:`jax.random.orthogonal`) and independent
-  chi-distributed norms with `d` degrees of freedom, one for each direction.
+  A block is :math:`\mathrm{diag}(\chi)\, Q` with `Q` Haar-distributed and
+  independent chi-distributed norms with `d` degrees of freedom.
 
   Example:
     >>> w = orthogonal(jax.random.key(0), 3, 3)
@@ -116,10 +115,8 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _simplex_corners(dim: int, dtype) -> Float[Array, 'd d']:
   ones = jnp.ones(dim, dtype).at[-1].set(0)
-  shift = (dim**0.5 + 1) / (dim - 1) ** 1.5
-  corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - (
-    shift * ones
-  )[None]
+  shift = (dim**0.5 + 1) / (dim - 1) ** 1.5 * ones
+  corners = (dim / (dim - 1)) ** 0.5 * jnp.eye(dim, dtype=dtype) - shift[None]
   return corners.at[-1].set(ones / (dim - 1) ** 0.5)
 
 

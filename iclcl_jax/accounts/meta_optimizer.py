@@ -117,9 +117,8 @@ def momentum_values(
 ) -> Float[Array, 'N d_v']:
   r"""Sums past values with decay: :math:`m_t = \eta\,(m_{t-1} + v_{t-1})`.
 
-  In linear time, with weights `eta^(t - i)` of `v_i`. They sum to up to
-  `eta / (1 - eta)`: nine at 0.9, beside a softmax of mass one. The first token
-  gets zeros.
+  The weights `eta^(t - i)` sum to up to `eta / (1 - eta)`, beside a softmax of
+  mass one. The first token gets zeros.
   """
   _validate.below_one(decay=decay)
   factor = jnp.asarray(decay, values.dtype)

@@ -71,8 +71,7 @@ def partial_update_similarity(
 ) -> Float[Array, '']:
   """Returns SimAOU of the parts of the updates orthogonal to the baseline.
 
-  NaN if an update has no such part, or none that is larger than the rounding of
-  the activations.
+  NaN if an update has no such part that is larger than rounding.
   """
   rounding = 16 * float(jnp.finfo(zero_shot.dtype).eps)
   outputs = jnp.stack([in_context, finetuned, zero_shot])
@@ -182,8 +181,8 @@ def permuted_null(
 ) -> Float[Array, ' draws']:
   """Draws the metric with each finetuned update taken from another query.
 
-  It keeps what all queries share, so a metric above `random_null` but not above
-  this one says nothing of the query. There are two queries or more.
+  It keeps what all queries share: a metric above `random_null` alone says
+  nothing of the query. There are two queries or more.
   """
   count = in_context.shape[0]
   if count < 2:

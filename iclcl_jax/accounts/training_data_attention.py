@@ -11,8 +11,8 @@ whose values are its error signals (not the labels), times the weight
 `recall` attends to them, `attribute` says what each training example adds. The
 inputs of a layer, `[d_in]`, have a 1 appended, whose weights are the biases.
 
-The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam has
-no such form: it rescales entry by entry, which destroys the outer products.
+The optimizer is SGD with heavy-ball momentum and coupled weight decay. Adam,
+which rescales entry by entry, has no such form.
 
 References:
   Irie, Csordas & Schmidhuber, arXiv:2202.05798, section 3, Corollary 3.1 and

@@ -19,9 +19,8 @@ A query that sees no key (everything masked) gets zeros. Inputs of 16 bits are
 multiplied as they are and summed in float32; outputs have the inputs' dtype.
 
 Heads and batches are the caller's: `jax.vmap`, or `jax.lax.map` for one after
-the other. On CPU the streams are faster and smaller by `jax.lax.map`
-(`experiments.benchmark` prints both), since a chunk of one head fills the
-cores and a product of many small matrices does not.
+the other, by which streams are faster and smaller on CPU
+(`experiments.benchmark` prints both).
 
 `jax.export` takes a symbolic number of tokens: any for one query, a multiple of
 the chunk size for many, `jax.export.symbolic_shape('64*b')`.

@@ -123,8 +123,7 @@ class Removal(NamedTuple):
 
   Attributes:
     state: the remaining state.
-    amplification: factor by which rounding errors of the state have grown,
-      at least 1; infinite if the mass is lost. Shape `[]`.
+    amplification: by which rounding errors have grown. Shape `[]`.
   """
 
   state: State

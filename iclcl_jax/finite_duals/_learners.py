@@ -94,9 +94,7 @@ class WindowedLearner:
   def is_far(self, place: Array, places: Array) -> Array:
     """Whether a query reads keys by features: neither sinks nor in the window.
 
-    Args:
-      place: positions of queries.
-      places: of keys; the shapes broadcast.
+    The positions of queries, `place`, and of keys, `places`, broadcast.
     """
     return (places >= self.num_sinks) & (place - places >= self.window)
 
@@ -150,17 +148,15 @@ class WindowedLearner:
     places = state.used - self.window + jnp.arange(len(near))
     later = places >= self.num_sinks
     sinks, sink_keys, sink_values = self._sinks(state, keys, values)
-    exact = (
-      jnp.concatenate([sink_keys, near]),
-      jnp.concatenate([sink_values, labels]),
-    )
+    exact_keys = jnp.concatenate([sink_keys, near])
+    exact_labels = jnp.concatenate([sink_values, labels])
     rows = moments.scaled_rows(phi, near, later)
 
     def answer(query, place):
       far = self.is_far(place, places)
       seen = jnp.concatenate([sinks <= place, later & ~far & (places <= place)])
       readings = (
-        self._read_exactly(query, *exact, seen),
+        self._read_exactly(query, exact_keys, exact_labels, seen),
         _read_rows(phi, query, rows, labels, far),
         moments.read(phi, state.features, query),
       )

@@ -112,7 +112,6 @@ class LandmarkFeatures(features.FromScaled):
       return weights * target / (gram @ weights + tiny)
 
     start = jnp.full_like(target, jnp.sum(target) / (jnp.sum(gram) + tiny))
-
     weights = jax.lax.fori_loop(0, _NUM_STEPS, step, start)
     found = weights > 0
     logs = log_scale + jnp.log(jnp.where(found, weights, 1))

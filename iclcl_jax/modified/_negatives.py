@@ -11,19 +11,11 @@ import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, moments
 from iclcl_jax._door import door
+from iclcl_jax.modified import _selection
 from iclcl_jax.modified._attention import Attention, check_own
-from iclcl_jax.modified._selection import (
-  Candidates,
-  Choice,
-  Renormalisation,
-  Selection,
-  lowest_scores,
-  make_choice,
-  raise_others,
-  share,
-)
+from iclcl_jax.modified._selection import Candidates, Choice, Renormalisation
 from iclcl_jax.precision import cast_like, widen
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, Selection
 
 
 @_pytree.register
@@ -98,8 +90,8 @@ def negative(
   *,
   num_negatives: int | Array,
   strength: float | Array,
-  select: Selection = lowest_scores,
-  renormalise: Renormalisation = raise_others,
+  select: Selection = _selection.lowest_scores,
+  renormalise: Renormalisation = _selection.raise_others,
   candidates_fn: Candidates = operator.ne,
 ) -> Negative:
   r"""Makes attention that pushes away from the tokens that matter least.
@@ -130,7 +122,7 @@ def negative(
     >>> found.round(4).tolist()
     [[-1.5], [3.0], [7.5]]
   """
-  choice = make_choice(num_negatives, strength, select, candidates_fn)
+  choice = Choice.checked(num_negatives, strength, select, candidates_fn)
   expected = (
     '(weights [N], negatives [N], visible [N], strength) -> [N], such as '
     'modified.raise_others'
@@ -157,7 +149,7 @@ class TokenNegative(Attention):
       # Scores rank the tokens as weights do.
       scores, visible = look(*row)
       chosen = self.choice.choose(scores, row[1], visible)
-      lost = share(self.choice.strength, chosen, values.dtype)
+      lost = _selection.share(self.choice.strength, chosen, values.dtype)
       return values[row[1]] - lost @ values
 
     rows = queries, jnp.arange(values.shape[0])
@@ -188,7 +180,7 @@ def token_negative(
   *,
   num_negatives: int | Array,
   strength: float | Array,
-  select: Selection = lowest_scores,
+  select: Selection = _selection.lowest_scores,
   candidates_fn: Candidates = operator.ne,
 ) -> TokenNegative:
   r"""Makes the printed formula: every token has negatives of its own.
@@ -205,7 +197,7 @@ def token_negative(
     >>> attend.stream(kernels.ExponentialKernel(), x, x, values).tolist()
     [[1.0], [1.0]]
   """
-  choice = make_choice(num_negatives, strength, select, candidates_fn)
+  choice = Choice.checked(num_negatives, strength, select, candidates_fn)
   return TokenNegative(choice=choice)
 
 

@@ -117,15 +117,37 @@ def share(total, chosen, dtype) -> Float[Array, ' N']:
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-  """Which tokens are negatives of a token, and what they lose: see `negative`.
-
-  The number of negatives is traced in a sweep.
-  """
+  """Which tokens are negatives of a token, and what they lose: see `negative`."""
 
   num_negatives: int | Array
   strength: float | Array
   select: Selection
   candidates_fn: Candidates
+
+  @classmethod
+  def checked(cls, num_negatives, strength, select, candidates_fn) -> 'Choice':
+    """Makes one of what a caller says, which it checks."""
+    dtype = getattr(num_negatives, 'dtype', None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+      _validate.at_least(0, num_negatives=num_negatives)
+    _validate.non_negative(num_negatives=num_negatives)
+    _validate.finite(strength=strength)
+    expected = (
+      '(weights [N], candidates [N], count) -> [N], such as '
+      'modified.lowest_scores or modified.random_choice(key)'
+    )
+    _validate.check_function('select', select, 3, expected)
+    expected = (
+      '(position [], positions [N]) -> [N], such as jnp.not_equal. A mask is '
+      'lambda position, positions: mask[positions]'
+    )
+    _validate.check_function('candidates_fn', candidates_fn, 2, expected)
+    return cls(
+      num_negatives=num_negatives,
+      strength=strength,
+      select=_pytree.function(select),
+      candidates_fn=_pytree.function(candidates_fn),
+    )
 
   def choose(self, weights, position, mask) -> Array:
     """At most `k` of the candidates, and never all visible tokens."""
@@ -153,30 +175,6 @@ class Choice:
       one = select(candidates & ~chosen, 1)
       chosen = chosen | (one & (index < limit))
     return chosen
-
-
-def make_choice(num_negatives, strength, select, candidates_fn) -> Choice:
-  dtype = getattr(num_negatives, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-    _validate.at_least(0, num_negatives=num_negatives)
-  _validate.non_negative(num_negatives=num_negatives)
-  _validate.finite(strength=strength)
-  expected = (
-    '(weights [N], candidates [N], count) -> [N], such as '
-    'modified.lowest_scores or modified.random_choice(key)'
-  )
-  _validate.check_function('select', select, 3, expected)
-  expected = (
-    '(position [], positions [N]) -> [N], such as jnp.not_equal. A mask is '
-    'lambda position, positions: mask[positions]'
-  )
-  _validate.check_function('candidates_fn', candidates_fn, 2, expected)
-  return Choice(
-    num_negatives=num_negatives,
-    strength=strength,
-    select=_pytree.function(select),
-    candidates_fn=_pytree.function(candidates_fn),
-  )
 
 
 def _check_choice(name: str, chosen, size: int) -> None:

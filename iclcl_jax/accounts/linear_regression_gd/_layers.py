@@ -6,7 +6,6 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from iclcl_jax import _validate
 from iclcl_jax._door import door
@@ -313,7 +312,7 @@ def construct_copy(
   d_x: int,
   d_y: int = 1,
   sharpness: float | Array = 1e3,
-  dtype: DTypeLike = float,
+  dtype=float,
 ) -> SelfAttention:
   """Constructs the softmax layer that writes each label next to its input.
 
