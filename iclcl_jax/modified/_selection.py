@@ -117,7 +117,7 @@ def share(total, chosen, dtype) -> Float[Array, ' N']:
 @_pytree.register
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-  """Which tokens are negatives of a token, and what they lose: see `negative`."""
+  """The negatives of a token, and what they lose; see `negative`."""
 
   num_negatives: int | Array
   strength: float | Array
