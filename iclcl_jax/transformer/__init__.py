@@ -34,7 +34,6 @@ from iclcl_jax.transformer._forward import (
   apply_blocks as apply_blocks,
   attend as attend,
   complete as complete,
-  feed_forward as feed_forward,
   heads as heads,
 )
 from iclcl_jax.transformer._linearisation import (
@@ -67,7 +66,6 @@ from iclcl_jax.transformer._types import (
   Layer as Layer,
   Linear as Linear,
   Norm as Norm,
-  Normalization as Normalization,
   Norms as Norms,
   Rotary as Rotary,
   gated as gated,

@@ -20,6 +20,7 @@ from iclcl_jax.types import (
   Kernel,
   KernelDualState,
   Mask,
+  Reading,
   State,
 )
 
@@ -218,16 +219,14 @@ def _read_all(phi, state, queries, sinks, has_seen) -> Array:
   """
 
   def read(query, sink):
-    numerator, denominator, log_scale = forms.form_of(phi).read(
-      phi, state, query
-    )
-    denominator = jnp.where(has_seen, denominator, 1)
+    reading = forms.form_of(phi).read(phi, state, query)
+    one = jnp.ones_like(reading.denominator)
+    mass = jnp.where(has_seen, reading.denominator, one)
+    reading = reading._replace(denominator=mass)
     if sink is not None:
-      sink = sink.astype(numerator.dtype)
-      largest = jnp.maximum(log_scale, sink)
-      numerator = numerator * jnp.exp(log_scale - largest)
-      denominator = denominator * jnp.exp(log_scale - largest)
-      denominator = denominator + jnp.exp(sink - largest)
-    return jnp.where(has_seen, numerator, 0) / denominator
+      nothing = jnp.zeros_like(reading.numerator)
+      unlearnt = Reading(nothing, one, sink.astype(one.dtype))
+      reading = forms.add_readings(reading, unlearnt)
+    return jnp.where(has_seen, reading.numerator, 0) / reading.denominator
 
   return jax.vmap(read)(queries, sinks)

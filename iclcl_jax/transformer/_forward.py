@@ -213,17 +213,12 @@ def apply_blocks(
 
 
 def feed_forward(
-  architecture: Architecture, block: Block, tokens: Float[Array, 'N d_model']
-) -> Float[Array, 'N d_model']:
-  """Applies the feed-forward network alone: plain, gated, or a mixture.
+  architecture: Architecture, block: Block, tokens: Array
+) -> Array:
+  """Applies the feed-forward network: plain, gated, or a mixture.
 
-  All experts are computed, and those that are not chosen count for nothing.
-
-  Args:
-    tokens: what the network reads. Shape `[N, d_model]`.
-
-  References:
-    Shazeer, arXiv:2002.05202, eq. 6 (gated); arXiv:1701.06538 (mixture).
+  All experts are computed, and those that are not chosen count for nothing
+  (Shazeer, arXiv:2002.05202, eq. 6; arXiv:1701.06538).
   """
   hidden = apply_linear(block.up, tokens)
   hidden = hidden_layer(architecture, block, tokens)(hidden)
@@ -274,11 +269,8 @@ def per_unit(shares: Array, hidden: Array) -> Array:
 
 
 def apply_linear(linear: Linear, rows: Array) -> Array:
-  return add_bias(linear, rows @ linear.weight)
-
-
-def add_bias(linear: Linear, rows: Array) -> Array:
-  return rows if linear.bias is None else rows + linear.bias[None]
+  result = rows @ linear.weight
+  return result if linear.bias is None else result + linear.bias[None]
 
 
 def merge_heads(
@@ -287,7 +279,7 @@ def merge_heads(
   """Projects outputs of heads: the sum of `h W_O^h` over heads, and a bias."""
   rows = jnp.swapaxes(outputs, 0, 1).reshape(outputs.shape[1], -1)
   weight = output.weight.reshape(rows.shape[1], -1)
-  return add_bias(output, rows @ weight)
+  return apply_linear(Linear(weight, output.bias), rows)
 
 
 def normalise(

@@ -267,21 +267,6 @@ class Decoder:
 
 
 def family(
-  **options: Any,
-) -> Callable[[Callable[[Decoder], LanguageModel]], Reader]:
-  """Makes a reader of checkpoints of a function of an open decoder."""
-
-  def make_reader(make):
-    return lambda checkpoint, dtype=None: make(
-      _open(checkpoint, dtype, **options)
-    )
-
-  return make_reader
-
-
-def _open(
-  checkpoint: Checkpoint,
-  dtype: Any,
   *,
   prefix: str = 'model.',
   layer: str = 'layers.{}.',
@@ -291,35 +276,43 @@ def _open(
   groups: int | None = None,
   norm_bias: bool = False,
   inputs_first: bool = False,
-) -> Decoder:
-  """Reads the sizes of a model, and looks at its tensors as `Tensors` does.
+) -> Callable[[Callable[[Decoder], LanguageModel]], Reader]:
+  """Makes a reader of checkpoints of a function of an open decoder.
 
   `names` are those of settings that the family calls otherwise. `d_k` and
   `groups` are taken where the config does not say them: None for an equal part
   of the residual stream, and for one group for each query head.
   """
-  config = Config(checkpoint.config, names=names)
-  config.require('is_decoder', False, True)  # Both see the past alone.
-  d_model = config.count('hidden_size')
-  heads = config.count('num_attention_heads')
-  groups = config.count('num_key_value_heads', groups or heads)
-  if heads % groups:
-    raise config.error(
-      'num_key_value_heads', groups, f'a divisor of {heads} heads'
+
+  def open_decoder(checkpoint: Checkpoint, dtype: Any) -> Decoder:
+    config = Config(checkpoint.config, names=names)
+    config.require('is_decoder', False, True)  # Both see the past alone.
+    d_model = config.count('hidden_size')
+    heads = config.count('num_attention_heads')
+    shared = config.count('num_key_value_heads', groups or heads)
+    if heads % shared:
+      raise config.error(
+        'num_key_value_heads', shared, f'a divisor of {heads} heads'
+      )
+    width = d_k
+    if width is None and config.get('head_dim') is None:
+      if d_model % heads:
+        expected = f'a multiple of {heads} heads'
+        raise config.error('hidden_size', d_model, expected)
+      width = d_model // heads
+    tensors = Tensors(
+      checkpoint.tensors,
+      num_layers=config.count('num_hidden_layers'),
+      prefix=prefix,
+      ignored=(*_TABLES, *ignored),
+      dtype=dtype,
     )
-  if d_k is None and config.get('head_dim') is None:
-    if d_model % heads:
-      raise config.error('hidden_size', d_model, f'a multiple of {heads} heads')
-    d_k = d_model // heads
-  tensors = Tensors(
-    checkpoint.tensors,
-    num_layers=config.count('num_hidden_layers'),
-    prefix=prefix,
-    ignored=(*_TABLES, *ignored),
-    dtype=dtype,
+    sizes = d_model, heads, shared, config.count('head_dim', width)
+    return Decoder(config, tensors, *sizes, layer, norm_bias, inputs_first)
+
+  return lambda make: (
+    lambda checkpoint, dtype=None: make(open_decoder(checkpoint, dtype))
   )
-  sizes = d_model, heads, groups, config.count('head_dim', d_k)
-  return Decoder(config, tensors, *sizes, layer, norm_bias, inputs_first)
 
 
 def _split(linear: Linear, num_heads: int) -> Linear:
