@@ -362,24 +362,21 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
-    'spearman_delete': _by_size(config, results, 'sentiment', 'spearman'),
-    'spearman_delete_other_task': _by_size(config, results, 'kind', 'spearman'),
-    'sign_delete': _by_size(config, results, 'sentiment', 'sign'),
-    'sign_delete_other_task': _by_size(config, results, 'kind', 'sign'),
+    **_by_size(config, results),
     'accuracy_of_model': np.mean(positive == results.prompts.query_positive),
     'fraction_answered_positive': np.mean(positive),
   }
 
 
-def _by_size(
-  config: Config, results: Results, task: str, name: str
-) -> dict[str, dict[str, lab.Estimate]]:
-  found: dict[str, dict[str, lab.Estimate]] = {}
+def _by_size(config: Config, results: Results) -> dict[str, Any]:
+  """Means of each score, by the number of demonstrations."""
+  found: dict[str, Any] = {}
   for setting in results.settings:
-    if setting.task == task:
-      for score, judged in judge(config, setting).items():
-        estimate = statistics.mean(getattr(judged, name))
-        found.setdefault(score, {})[str(setting.size)] = estimate
+    task = '' if setting.task == 'sentiment' else '_other_task'
+    for score, judged in judge(config, setting).items():
+      for name in ('spearman', 'sign'):
+        own = found.setdefault(f'{name}_delete{task}', {}).setdefault(score, {})
+        own[str(setting.size)] = statistics.mean(getattr(judged, name))
   return found
 
 
@@ -438,20 +435,19 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   pearson = ', '.join(f'{x:.2f}' for x in _pearson(results.effects).values())
+  each = '; '.join(
+    f'{x.task}, {x.size} demonstrations: {len(x.prompts.tokens)} prompts'
+    for x in results.settings
+  )
   return [
     lab.Figure(
       'scores',
       _draw_scores(config, results),
-      'How well each score ranks the demonstrations of a prompt as deleting '
-      'them does: Spearman correlation, mean over prompts with its 95% '
-      't-interval. Filled circles: read from the model; open squares: without '
-      'it; the dashed line is no relation, the dotted one what is asked of '
-      'influence. A task and a number of demonstrations each: '
-      + '; '.join(
-        f'{x.task}, {x.size}: {len(x.prompts.tokens)} prompts'
-        for x in results.settings
-      )
-      + '.',
+      f"""How well each score ranks the demonstrations of a prompt as deleting
+      them does: Spearman correlation, mean over prompts with its 95%
+      t-interval. Filled circles: read from the model; open squares: without it;
+      the dashed line is no relation, the dotted one what is asked of influence.
+      {each}.""",
     ),
     lab.Figure(
       'scatter',

@@ -84,19 +84,16 @@ def measure(config: Any) -> Results:
       for name, results in measured.items()
     }
   kept = (learner.num_sinks + learner.window) * 2 * width
-  return Results(
-    found,
-    count,
-    {'state': count * (width + 2) + kept, 'cache': 2 * width},
-  )
+  floats = {'state': count * (width + 2) + kept, 'cache': 2 * width}
+  return Results(found, count, floats)
 
 
 def _of(results: Results, kind: str, name: str, key: str) -> lab.Estimate:
   """Mean over texts, of ratios the geometric one."""
-  average = statistics.mean
+  samples = results.found[kind][name][key]
   if key == 'perplexity_ratio':
-    average = statistics.geometric_mean
-  return average(results.found[kind][name][key])
+    return statistics.geometric_mean(samples)
+  return statistics.mean(samples)
 
 
 def claims(config: Any, results: Results) -> list[lab.Claim]:
@@ -155,13 +152,11 @@ def sentence(config: Any, results: Results) -> str:
     values = [_of(results, kind, name, key).value for key in TARGETS]
     return f'{values[0]:.2f} and {values[1]:.2f}'
 
-  return (
-    'With all heads replaced, the next token changes by a total variation of, '
-    f'and perplexity by a factor of, {said("reviews", heads.JUDGED)} on other '
-    f'reviews and {said("plots", heads.JUDGED)} on plots; '
-    f'{said("reviews", heads.WINDOW)} and {said("plots", heads.WINDOW)} with '
-    'the window alone.'
-  )
+  return f"""With all heads replaced, the next token changes by a total
+    variation of, and perplexity by a factor of, {said('reviews', heads.JUDGED)}
+    on other reviews and {said('plots', heads.JUDGED)} on plots;
+    {said('reviews', heads.WINDOW)} and {said('plots', heads.WINDOW)} with the
+    window alone."""
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
@@ -182,13 +177,8 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
     axis.set_ylim(0, None)
   axes[1].set_ylim(0.9, None)
   axes[0].legend()
-  return [
-    lab.Figure(
-      'chain',
-      figure,
-      f'All heads of all layers replaced, {results.num_features} features for '
-      f'each key-value head, first token and last {config.window} exact: mean '
-      'over texts with its interval, in the second half of a text. Landmarks '
-      'were fitted to other reviews; own ones to the very text.',
-    )
-  ]
+  caption = f"""All heads of all layers replaced, {results.num_features}
+    features for each key-value head, first token and last {config.window}
+    exact: mean over texts with its interval, in second halves. Landmarks were
+    fitted to other reviews; own ones to the very text."""
+  return [lab.Figure('chain', figure, caption)]

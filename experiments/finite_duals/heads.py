@@ -284,20 +284,21 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
   )
 
 
+def _median(errors: np.ndarray) -> lab.Estimate:
+  return statistics.median(errors.mean(axis=0))
+
+
 def summary(config: Any, results: Results) -> dict[str, Any]:
   count = results.num_features
   rows = {
-    name: {r: statistics.median(x.mean(axis=0)) for r, x in errors.items()}
+    name: {r: _median(x) for r, x in errors.items()}
     for name, errors in results.errors.items()
   }
+  own = f'median_error_r{count}_sink{config.window}'
   return {
-    f'median_error_r{count}_sink{config.window}': rows[OWN][count].value,
-    f'median_error_r{count}_sink{config.window}_transferred': rows[JUDGED][
-      count
-    ].value,
-    'median_error_window_only': statistics.median(
-      results.window.mean(axis=0)
-    ).value,
+    own: rows[OWN][count].value,
+    f'{own}_transferred': rows[JUDGED][count].value,
+    'median_error_window_only': _median(results.window).value,
     'median_error': rows,
     'log10_directions_needed': {
       k: np.quantile(x, [0.1, 0.5, 0.9]) for k, x in results.log_needed.items()
@@ -340,44 +341,36 @@ def sentence(config: Any, results: Results) -> str:
   window = np.median(results.window.mean(axis=0))
   random = np.median(results.of(RANDOM))
   needed = {k: np.median(x) for k, x in results.log_needed.items()}
-  return (
-    f'With {results.num_features} landmarks of another text, the first token '
-    f'and the last {config.window} exactly, the median head is off by '
-    f'{error:.2f} ({own:.2f} with landmarks of its own text); the window alone '
-    f'is off by {window:.2f}, and with as many random features by '
-    f'{random:.2f}: for .1 the budget asks for 10^{needed[RANDOM]:.0f} of '
-    f'them, balanced 10^{needed[BALANCED]:.0f}.'
-  )
+  return f"""With {results.num_features} landmarks of another text, the first
+    token and the last {config.window} exactly, the median head is off by
+    {error:.2f} ({own:.2f} with landmarks of its own text); the window alone is
+    off by {window:.2f}, and with as many random features by {random:.2f}: for
+    .1 the budget asks for 10^{needed[RANDOM]:.0f} of them, balanced
+    10^{needed[BALANCED]:.0f}."""
 
 
 def figures(config: Any, results: Results) -> list[lab.Figure]:
   figure, axes = drawing.subplots(1, 2, figsize=(13, 5))
   _draw_counts(axes[0], results)
   _draw_heads(axes[1], results)
-  return [
-    lab.Figure(
-      'heads',
-      figure,
-      'Errors of single heads on texts that maps were not fitted to (unless '
-      'they are called own). Left: median over heads with its interval, by the '
-      'number of features; crosses without first token and window. Right: '
-      f'each head with {results.num_features} landmarks beside its window '
-      'alone; the colour is the effective number of tokens that it attends to.',
-    )
-  ]
+  caption = f"""Errors of single heads on texts that maps were not fitted to
+    (unless they are called own). Left: median over heads with its interval;
+    crosses without first token and window. Right: each head with
+    {results.num_features} landmarks beside its window alone; the colour is the
+    effective number of tokens that it attends to."""
+  return [lab.Figure('heads', figure, caption)]
 
 
 def _draw_counts(axis, results: Results) -> None:
   for index, name in enumerate(MAPS):
     errors = results.errors[name]
     look = drawing.look(index)
-    bands = [statistics.median(x.mean(axis=0)) for x in errors.values()]
+    bands = list(map(_median, errors.values()))
     drawing.band(axis, list(errors), bands, label=name, **look)
     alone = np.median(results.of(name + ALONE))
-    axis.plot(
-      results.num_features, alone, 'x', color=look['color'], ms=8, mew=2
-    )
-  window = statistics.median(results.window.mean(axis=0))
+    cross = {'color': look['color'], 'ms': 8, 'mew': 2}
+    axis.plot(results.num_features, alone, 'x', **cross)
+  window = _median(results.window)
   axis.axhline(window.value, color=drawing.BLACK, ls=':', lw=2, label=WINDOW)
   axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
   axis.set_yscale('log')

@@ -297,9 +297,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 def caption(results: Results) -> str:
   found = results.certified['float32'].certificate
-  return (
-    'Largest distance between attention and its dual model after one gradient '
-    f'step, for each of {found.num_heads} heads over {found.num_positions} '
-    'positions, relative to what rounding can cause; a cross marks the largest '
-    'one.'
-  )
+  return lab.one_line(f"""Largest distance between attention and its dual model
+    after one gradient step, for each of {found.num_heads} heads over
+    {found.num_positions} positions, relative to what rounding can cause; a
+    cross marks the largest one.""")

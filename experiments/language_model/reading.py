@@ -264,15 +264,12 @@ def sentence(config: Config, results: Results) -> str:
 
 def caption(results: Results) -> str:
   first, second = results.labels
-  return (
-    f'Left: what the logit of {first!r} less that of {second!r} loses without '
-    'a demonstration. Bars: influence, the prediction to first order (none for '
-    '†, which holds the first token, where idle heads rest); diamonds: '
-    'measured, by deleting it from the prompt; circles: what '
-    'the heads of the last position read from it, which is no prediction. '
-    'Right: what each head reads at the last position, with gates and '
-    'normalisations frozen.'
-  )
+  return lab.one_line(f"""Left: what the logit of {first!r} less that of
+    {second!r} loses without a demonstration. Bars: influence, the prediction to
+    first order (none for †, which holds the first token, where idle heads
+    rest); diamonds: measured, by deletion; circles: what the heads of the last
+    position read from it, which is no prediction. Right: what each head reads
+    at the last position, with gates and normalisations frozen.""")
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

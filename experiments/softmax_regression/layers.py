@@ -254,20 +254,15 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   runs = f'means over {config.num_seeds} repetitions with 95 % intervals'
-  during = (
-    'Self-attention layers during training, against one gradient step on '
-    f'softmax regression with the best common rate (n = {config.num_words[0]} '
-    f'words of width {config.middle}): {runs}. Left: target independent of the '
-    'document, predicted for the same words. Right: the words of a new '
-    'document. Preds diff and Model diff are divided by the size of what the '
-    'step does, so 1 means as far away as no step at all. Curves that leave a '
-    'panel start above it.'
-  )
-  sizes = (
-    f'Loss after one gradient step, relative to the start: {runs}. Dotted: the '
-    'linearised closed form for the frame in place. Diamonds and crosses: the '
-    f'layer with {PUBLISHED.split(", ")[1]}, trained {config.num_steps} steps.'
-  )
+  during = f"""Self-attention layers during training, against one gradient step
+    on softmax regression with the best common rate (n = {config.num_words[0]}
+    words of width {config.middle}): {runs}. Left: target independent of the
+    document, predicted for the same words. Right: the words of a new document.
+    Preds diff and Model diff are divided by the size of what the step does: 1
+    is as far as no step at all. Curves that leave a panel start above it."""
+  sizes = f"""Loss after one gradient step, relative to the start: {runs}.
+    Dotted: the linearised closed form for the frame in place. Diamonds and
+    crosses: the layer with two heads, trained {config.num_steps} steps."""
   return [
     lab.Figure('training', _draw_training(config, results), during),
     lab.Figure('sizes', _draw_sizes(config, results), sizes),
