@@ -168,12 +168,6 @@ ORDERS = (
 )
 
 
-class Layer(NamedTuple):
-  # `(tokens, parameter) -> [N, 1]`, its answers after each token.
-  predict: Callable[[learners.Stream, jax.Array], jax.Array]
-  parameter: str  # What is tuned.
-
-
 def _one_step(tokens, rate):
   """Linear attention with the step of a mean loss, `eta / N`."""
   count = jnp.arange(1, tokens.keys.shape[0] + 1, dtype=tokens.keys.dtype)
@@ -187,34 +181,25 @@ def _softmax(tokens, sharpness):
   return jnp.cumsum(weights * tokens.values, 0) / jnp.cumsum(weights, 0)
 
 
-LAYERS = {
-  'softmax (Nadaraya-Watson)': Layer(_softmax, 'sharpness'),
-  'linear attention': Layer(_one_step, 'step size times N'),
-  'decay .95': Layer(
-    lambda tokens, rate: (
-      rate * learners.linear_recurrence(tokens, decays=DECAY)
-    ),
-    'step size',
+# `(tokens, number) -> [N, 1]`: the answers after each token, with a number that
+# is tuned: sharpness, step size (of linear attention times N), or ridge.
+LAYERS: Mapping[str, Callable[[learners.Stream, jax.Array], jax.Array]] = {
+  'softmax (Nadaraya-Watson)': _softmax,
+  'linear attention': _one_step,
+  'decay .95': lambda tokens, rate: (
+    rate * learners.linear_recurrence(tokens, decays=DECAY)
   ),
-  'delta rule': Layer(
-    lambda tokens, rate: learners.delta_recurrence(tokens, rates=rate),
-    'step size',
+  'delta rule': lambda tokens, rate: learners.delta_recurrence(
+    tokens, rates=rate
   ),
-  'gated delta rule, .95': Layer(
-    lambda tokens, rate: learners.delta_recurrence(
-      tokens, rates=rate, decays=DECAY
-    ),
-    'step size',
+  'gated delta rule, .95': lambda tokens, rate: learners.delta_recurrence(
+    tokens, rates=rate, decays=DECAY
   ),
-  'delta rule, momentum .5': Layer(
-    lambda tokens, rate: learners.descend(
-      tokens, loss=losses.squared, rates=rate, momentum=MOMENTUM
-    ),
-    'step size',
+  'delta rule, momentum .5': lambda tokens, rate: learners.descend(
+    tokens, loss=losses.squared, rates=rate, momentum=MOMENTUM
   ),
-  'least squares (mesa)': Layer(
-    lambda tokens, ridge: learners.recursive_least_squares(tokens, ridge=ridge),
-    'ridge',
+  'least squares (mesa)': lambda tokens, ridge: (
+    learners.recursive_least_squares(tokens, ridge=ridge)
   ),
 }
 
@@ -247,7 +232,7 @@ def measure(config: Config) -> Results:
       values = x[:-1] @ w
       queries = jnp.broadcast_to(x[-1][None], x[:-1].shape)
       tokens = learners.Stream(queries, x[:-1], values[:, None])
-      return (layer.predict(tokens, parameter)[:, 0] - x[-1] @ w) ** 2
+      return (layer(tokens, parameter)[:, 0] - x[-1] @ w) ** 2
 
     squared = jax.vmap(error)(inputs, weights)
     zero = jnp.mean(jnp.sum(inputs[:, -1] * weights, 1) ** 2)

@@ -91,8 +91,6 @@ from experiments.modifications import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
-  """Settings of the experiment; the defaults are the paper's, where known."""
-
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(
     10, 'independent runs; fewer than 10 decide no claim', minimum=3, tiny=3

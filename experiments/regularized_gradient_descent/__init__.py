@@ -45,8 +45,6 @@ from experiments.regularized_gradient_descent import epochs, steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(lab.Config):
-  """Settings of the experiment; the defaults are the paper's, where known."""
-
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   num_demonstrations: int = lab.count(15, 'demonstrations N', tiny=3)
