@@ -196,9 +196,8 @@ def _compile(config: Config, size: int):
 def _residuals(config: Config, size: int) -> list[float]:
   """The certificate across devices, in float64.
 
-  One side is attention on one device. The other descends on every device, by
-  `jax.grad`, and merges what the query reads there. The residual is relative to
-  the sum of what was added.
+  Attention on one device beside a descent by `jax.grad` on every device, whose
+  readings are merged; relative to the sum of what was added.
   """
   phi, queries, *rows = _draw(config, size, jnp.float64)
   query = queries[0]

@@ -87,10 +87,7 @@ def predictions(
 def kernel_relative_mse(
   method: Method, num_directions: int, condition: Condition
 ) -> np.ndarray:
-  """Variance of the kernel estimate over the squared kernel, mean over pairs.
-
-  A number for each draw `[D]`, with so many rows of the projection.
-  """
+  """Variance of the kernel estimate over its square, mean over pairs `[D]`."""
   trigonometric = method.feature_map is features.TrigonometricFeatures
   squares = condition.squared_norms(-1 if trigonometric else 1)
   log_squares = np.log(np.maximum(squares, 1e-12))
@@ -111,11 +108,7 @@ def kernel_relative_mse(
 def first_order_mse(
   method: Method, condition: Condition
 ) -> dict[str, np.ndarray]:
-  """First-order mean squared errors of ONE of independent directions.
-
-  `attention_mse` and `output_mse` of every draw `[D]`, to be divided by the
-  number of directions.
-  """
+  """First-order `attention_mse` and `output_mse` of ONE direction, `[D]`."""
   _, weights, outputs = condition.exact()
   identity: Any = np.eye(weights.shape[2])
   predict = functools.partial(

@@ -158,11 +158,7 @@ def estimate(
   queries: Float[Array, 'D C n d_k'],
   keys: Float[Array, 'D C n d_k'],
 ) -> tuple[Float[Array, 'D C n n'], Float[Array, 'D C n']]:
-  """Estimates the kernel of all draws and conditions, in one program.
-
-  With a projection for every draw. Returns `(scores, log_scale)`: the estimates
-  are `scores * exp(log_scale)`.
-  """
+  """Estimates `scores * exp(log_scale)` of the kernel, in one program."""
 
   def one_draw(arrays):
     directions, queries, keys = arrays

@@ -51,8 +51,7 @@ def search(
 ) -> Tried:
   """Searches the ball for weights whose gap is large.
 
-  The weights of one step and the worst ones go through both losses, which
-  share no code with the supremum.
+  One step and the worst weights go through both losses, not the supremum.
   """
   # Fresh weights for each sample, from its own bits.
   bits = jax.lax.bitcast_convert_type(inputs[0, 0], np.uint32)[0]

@@ -41,8 +41,7 @@ def sizes(config: Config) -> np.ndarray:
 def measure(config: Config) -> Results:
   """Traces and gaps of keys uniform in a cube and normal with some scales.
 
-  Values are independent signs, whose mean embedding vanishes, so that the gap
-  is the norm of that of the sample.
+  Values are signs, so that the gap is the norm of the mean embedding.
   """
   root = jax.random.fold_in(jax.random.key(config.seed), config.num_seeds)
   counts, gap_sizes = sizes(config), config.num_demonstrations

@@ -148,8 +148,8 @@ def kernel_problem(
 ) -> KernelProblem:
   """Solves kernel learning from the span of the rows of `weights`.
 
-  The loss is a quadratic form of each row of the weights, the same for all;
-  its least value for orthonormal rows is a sum of the lowest eigenvalues.
+  The loss is one quadratic form of each row: for orthonormal rows it is at
+  least a sum of the lowest eigenvalues.
   """
   curvature = jax.hessian(lambda row: kernel_loss(row[None], *pair))(weights[0])
   eigenvalues = jnp.linalg.eigvalsh(curvature)

@@ -111,8 +111,7 @@ def measure(config: Config) -> Measured:
 def residual_identity(config: Config, panel: Results) -> float:
   """The printed form with `alpha < 0` beside a residual connection.
 
-  A plain layer, plus `-alpha` times the value of the query's token; at trained
-  layers of all runs and rates, in float64.
+  A plain layer plus `-alpha` times the value of the query's token, in float64.
   """
   alpha = -max(config.strengths)
   name = name_of('printed', alpha)

@@ -351,8 +351,8 @@ def _mean_ratio(losses: np.ndarray, zero: np.ndarray) -> np.ndarray:
 def choose_rates(losses: np.ndarray) -> np.ndarray:
   """Chooses each layer's rate in each run by the other runs alone.
 
-  From training losses `[S, V, L]`, infinite where training diverged: for each
-  run and layer the rate of lowest geometric mean over the other runs, `[S, V]`.
+  From training losses `[S, V, L]`, perhaps infinite: the rate of lowest
+  geometric mean over the other runs, `[S, V]`.
   """
   logs = np.log(losses)
   others = ~np.eye(logs.shape[0], dtype=bool)

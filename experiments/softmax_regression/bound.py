@@ -30,11 +30,10 @@ class Results(NamedTuple):
 
 @lab.float64_on_host()
 def measure(config: Config) -> Results:
-  """Searches the largest ratio for documents and weights of each radius.
+  """Searches the largest ratio for each radius.
 
-  For each radius: `NUM_PAIRS` documents and weights of that norm, some of whose
-  words stand out, and a small move of the weights in the direction that moves
-  the prediction most.
+  Over `NUM_PAIRS` documents and weights of that norm, some of whose words stand
+  out, for a small move of the weights that moves the prediction most.
   """
 
   def one(key, radius):

@@ -35,11 +35,10 @@ class Tasks(NamedTuple):
 
 
 def draw(key: Any, size: Size, frame: Any) -> Tasks:
-  """Draws one task, with so many words of such a width; consumes the key.
+  """Draws one task of `n` words of width `d`; consumes the key.
 
-  The frame is 0 for a target that has nothing to do with its document, judged
-  in place; 1 for a target that a hidden vector makes, judged on a new document
-  with the same vector.
+  Frame 0: a target that has nothing to do with its document, judged in place;
+  1: that of a hidden vector, judged on a new document with the same one.
   """
   keys = jax.random.split(key, 4)
   document = jax.random.normal(keys[0], size) / size[1] ** 0.5
