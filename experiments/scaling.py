@@ -222,8 +222,7 @@ def _residuals(config: Config, size: int) -> list[float]:
 def pods() -> list[dict[str, Any]]:
   """The model on paper: one step of all heads on demonstrations in a pod.
 
-  A chip reads its tokens once, multiplies them by the directions and adds outer
-  products; then a ring all-reduces the states.
+  A chip reads and multiplies its tokens; then a ring all-reduces the states.
   """
   rows = []
   for chips, exponent in [(c, e) for c in CHIPS for e in range(5, 10)]:

@@ -149,8 +149,7 @@ def gd_plus_plus(tokens, gates, length) -> Float[Array, ' 1']:
 def softmax_regression(tokens, gates, length) -> Float[Array, ' 1']:
   r"""One step of softmax regression: documents of inputs, targets of labels.
 
-  The labels are logits of a target :math:`b = \mathrm{softmax}(y)`, and the
-  answer is the query's logit, up to the step size.
+  The target is the softmax of the labels, the answer the query's logit.
   """
   target = _softmax_of(tokens.values[:, 0], tokens, length)
   uniform = _seen(tokens, length) / length.astype(target.dtype)
@@ -241,11 +240,7 @@ def predicted(memory: Memory, d_x: int) -> Layer:
 
 
 def mirrored(layer: Layer) -> Layer:
-  """Queries and values with the other sign.
-
-  As good on average where inputs are symmetric about 0, and the same layer if
-  it is linear in the query.
-  """
+  """Queries and values with the other sign: as good for symmetric inputs."""
   return layer._replace(queries=-layer.queries, values=-layer.values)
 
 

@@ -180,8 +180,7 @@ def draw_directions(
 ) -> Directions:
   """Draws what `measure` needs, the sizes of a projection in one program.
 
-  Maps of one projection share directions; sizes share no block of them.
-  Consumes `key`.
+  Maps of one projection share directions; sizes share none. Consumes `key`.
   """
   dim = pretraining.TOKEN_DIM
   result: Directions = {}
@@ -281,10 +280,7 @@ def _errors(
 def split_by_size(
   exact: np.ndarray, error: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Mean errors `[D]` of the largest tenth of entries `[D, n]`, and of others.
-
-  Entries are ranked by the absolute value of the exact ones.
-  """
+  """Mean errors `[D]` of the largest tenth of entries `[D, n]`, and others."""
   order = np.argsort(-np.abs(exact), axis=1)
   ranked = np.take_along_axis(error, order, axis=1)
   size = -(-exact.shape[1] // 10)

@@ -90,8 +90,8 @@ def errors_of(
 ) -> dict[str, np.ndarray]:
   """Relative errors of attention by random features of `R` directions.
 
-  By `'map, projection'`; projections are given by name, such as `PROJECTIONS`.
-  Shapes `[D, L, H]`, a number for each draw of each projection.
+  By `'map, projection'`, such as of `PROJECTIONS`; a number for each draw, `[D,
+  L, H]`.
   """
   root = jax.random.fold_in(jax.random.key(seed), num_directions)
   dim = inputs.keys.shape[-1]

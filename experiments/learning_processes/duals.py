@@ -82,9 +82,9 @@ def measure(config: Config) -> dict[str, Results]:
 def _paths(task: Task, size, num_steps) -> dict[str, Path]:
   """Dual models of four losses, along many steps.
 
-  The first three start from `W_0 = 0`, the cosine from the query's token. All
-  first steps are as long as that of the contrastive loss at its step size,
-  `min(1 / D, 1 / largest eigenvalue)`: stable for the squared loss.
+  From `W_0 = 0`, the cosine from the query's token. First steps are as long as
+  that of the contrastive loss at `min(1 / D, 1 / largest eigenvalue)`, which is
+  stable for the squared loss.
   """
   data = task.keys, task.values
   step = _weights(dual.one_step(IDENTITY, task.zero, *data))

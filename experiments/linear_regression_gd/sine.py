@@ -46,9 +46,8 @@ class Results(NamedTuple):
 def source(num_demonstrations: int, *, phase_lane: int) -> training.Source:
   """Sine waves `A sin(x + phase)`: A of U(.1, .5), phase of U(0, pi).
 
-  Inputs are from U(-5, 5). The phase is made of the number `phase_lane`: -1 for
-  one of its own, -2 for that of the amplitude, so that one fixes the other, as
-  in the released code.
+  Inputs are of U(-5, 5). The phase is made of the number `phase_lane`: -1 for
+  its own, -2 for that of the amplitude, as in the released code.
   """
 
   def make(uniform):

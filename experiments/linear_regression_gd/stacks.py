@@ -47,8 +47,7 @@ def measure(config: Config) -> list[Row]:
   """Trains stacks: looped ones, and an untied one of the first depth.
 
   Every layer starts as the trained single layer of its seed: from small random
-  weights, three of five stacks of five layers never leave the plateau of
-  predicting 0.
+  weights, three of five stacks of five never leave the plateau of predicting 0.
   """
   kinds = [('looped', number) for number in config.num_steps_of_gd]
   kinds.append(('untied', config.num_steps_of_gd[0]))

@@ -135,9 +135,8 @@ def stack_model(
 ) -> Model:
   """Self-attention alone: small truncated normal weights, by distinct layer.
 
-  Tokens have width `d_model`, weights are linear or softmax. If layers share
-  their weights `num_distinct` is 1, else `num_layers`; `init_scale` is a factor
-  of the published initial weights.
+  Tokens have width `d_model`. Layers that share their weights are one distinct
+  layer; `init_scale` is a factor of the published initial weights.
   """
 
   def init(key):
@@ -213,8 +212,7 @@ def train(
 ) -> Trained:
   """Trains all seeds, and keeps the weights every `record_every` steps.
 
-  The label sets the random numbers of this training apart; initial weights of
-  every seed have a leading axis `S`, and are drawn if None.
+  The label sets its random numbers apart; initial weights are drawn if None.
   """
   optimizer = optax.chain(
     optax.clip_by_global_norm(recipe.clip),

@@ -168,8 +168,7 @@ def measure_panel(
 ) -> Results:
   """Trains the layers of a panel with all rates and seeds, and tests them.
 
-  Layers are in the order of all results, the plain one first; the name of the
-  panel is that of its checkpoints.
+  The plain layer comes first; the name is that of its checkpoints.
 
   Raises:
     ValueError: if the plain layer diverges at the fixed rate.
