@@ -121,18 +121,11 @@ def within(low: float, high: float, value: Any) -> Found:
 def statements(
   prefix: str, text: str, found: Mapping[str, Found], *, runs: str = 'seeds'
 ) -> list[Claim]:
-  """Claims, from their words and what was found.
+  """Claims, from their words and what was found, by name.
 
-  Args:
-    prefix: of all ids.
-    text: a paragraph for each claim, `name [source] claim | statistic`, whose
-      further lines are indented; the lab adds how runs are averaged, and the
-      range that decides.
-    found: what was found, by name; a claim without it is left out.
-    runs: what the runs are, in the plural.
-
-  Returns:
-    The claims, in the order of their words.
+  The text has a paragraph for each, `name [source] claim | statistic`, whose
+  further lines are indented; the lab adds how `runs` are averaged, and the
+  range that decides. A claim of which nothing was found is left out.
 
   Raises:
     ValueError: if a paragraph is no claim, or what was found has no words.

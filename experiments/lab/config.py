@@ -49,25 +49,11 @@ def option(
 ) -> Any:
   """A field of a config: its default, its help text and what it may be.
 
-  Args:
-    default: the value without a flag: bool, int, float, str, or a tuple of one
-      of these.
-    text: the help text of the flag.
-    minimum: least value, of each item of a tuple.
-    maximum: largest value, likewise.
-    above: bound that a value must exceed, likewise.
-    below: bound that a value must stay under, likewise.
-    choices: the values that are allowed, likewise.
-    min_items: how many items a tuple has at least.
-    distinct: whether the items of a tuple must differ.
-    increasing: whether they must increase.
-    at_most: name of an option that a value must not exceed.
-    more_than: name of one that it must exceed, or all of its items.
-    multiple_of: number, or name of an option, of which it is a multiple.
-    tiny: the value in a tiny run, if it is another one.
-
-  Returns:
-    A dataclass field.
+  The default is a bool, int, float, str, or a tuple of one of these; bounds and
+  choices hold for each item of a tuple, `min_items`, `distinct` and
+  `increasing` for the tuple. `at_most` and `multiple_of` name other options,
+  `more_than` one that it must exceed, or all of its items. `tiny` is the value
+  in a tiny run, if it is another one.
   """
   rule = {
     'minimum': minimum,

@@ -193,10 +193,8 @@ def label_ends(
 ) -> None:
   """Writes names beside the right edge of a log axis, without overlap.
 
-  Args:
-    axis: where to draw; its limits must not change any more.
-    labels: `(y, text, colour)` of each line at its right end.
-    gap: least distance of two names, as a share of the height.
+  Labels are `(y, text, colour)` at the right end of each line, `gap` the least
+  distance of two as a share of the height; limits must not change any more.
   """
   low, high = np.log(axis.get_ylim())
   ends = sorted((np.log(y) - low) / (high - low) for y, _, _ in labels)

@@ -56,10 +56,7 @@ def scan_blocks(
       the compiled loop, where a closure would make them its constants.
 
   Returns:
-    `(carry, outputs)`, outputs stacked along a leading axis of `num_steps`.
-
-  Raises:
-    ValueError: if a checkpoint cannot be read.
+    Carry and outputs, stacked along a leading axis of `num_steps`.
   """
   import tqdm
 
@@ -162,19 +159,10 @@ def train(
 ) -> Any:
   """Takes steps of an optimizer, and keeps the weights every now and then.
 
-  A pure function: `jax.vmap` or `jax.lax.map` trains several runs.
-
-  Args:
-    loss_fn: `(params, batch) -> []`.
-    params: the weights before training.
-    draw_fn: `source -> (source, batch)`, where the batches come from.
-    source: state of the source before the first batch.
-    optimizer: of optax.
-    num_steps: number of steps, a multiple of `record_every`.
-    record_every: steps between records.
-
-  Returns:
-    The weights by record, the first before training, the last after it.
+  A pure function: `jax.vmap` or `jax.lax.map` trains several runs. A batch of
+  `loss_fn(params, batch)` is what `draw_fn` makes, beside the next state, of a
+  source. Returns the weights by record, the first before training, the last
+  after it; `num_steps` is a multiple of `record_every`.
   """
 
   def step(carry, _):

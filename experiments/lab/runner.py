@@ -121,21 +121,13 @@ def run(
   """Runs the parts of an experiment, and writes all that they say.
 
   Writes `config.json`, `metrics.jsonl`, `summary.json`, `figures/` and
-  `tables/`. A finished run is not run again: its results are read. A killed
-  one resumes its loops (`lab.scan_blocks`).
+  `tables/`. A finished run is not run again: its results are read. A killed one
+  resumes its loops (`lab.scan_blocks`).
 
-  Args:
-    parts: the questions, by name.
-    config: settings.
-    folder: the workdir.
-    conclude: `(config, results by part, claims by id) -> conclusion`, one
-      paragraph whose first sentence stands alone; by default the sentences of
-      the parts.
-    closing: `(summary) -> text`, printed after conclusion and claims.
-    workers: how many parts are measured at a time, in threads.
-
-  Returns:
-    The summary, as written to `summary.json`.
+  The conclusion, one paragraph whose first sentence stands alone, is that of
+  `conclude(config, results by part, claims by id)`, else the sentences of the
+  parts; `closing(summary)` is printed last. So many `workers` are threads that
+  measure parts. Returns the summary.
 
   Raises:
     ValueError: if the workdir cannot be used, or a part refuses the config;
