@@ -1,10 +1,9 @@
 """Sequence layers as online learners: identities, and what each one learns.
 
-Two questions. Is each published recurrence, and its parallel form, the inner
-gradient step (or exact solve) that it is said to be? A residual says so
-(`identities`). And how well does each of them, untrained, learn a linear
-regression in context (`comparison`)? The same tasks for all, one number tuned
-for each layer at one length, then other lengths and input scales::
+Is each published recurrence, and its parallel form, the inner gradient step (or
+exact solve) that it is said to be (`identities`)? And how well does each of
+them, untrained, learn a linear regression in context (`comparison`)? One number
+is tuned for each layer at one length, then come other lengths and scales::
 
   python -m experiments.online_learners --workdir=out/online_learners
 

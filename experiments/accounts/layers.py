@@ -1,10 +1,9 @@
 r"""The accounts as layers, and their tuning and training.
 
-A memory is what a layer does between projections and answer: it reads a stream
-of keys and values and answers the query from the first `n` of them, for several
-`n`. Its gates are the few numbers of its inner learner. With the projections
-that the account predicts - keys and queries are the inputs, values the labels -
-a memory is the account's learner, and its gates are tuned; with trained
+A memory is what a layer does between projections and answer: it answers the
+query from the first `n` keys and values, for several `n`. Its gates are the few
+numbers of its inner learner. Where keys and queries are the inputs and values
+the labels, it is the account's learner, and its gates are tuned; with trained
 projections it is a layer.
 """
 

@@ -1,12 +1,10 @@
 """How fast are attention, modified attention, the dual model and training?
 
 Regularised and augmented attention are linear in the length with a feature map,
-as plain attention is. Negative samples are chosen by score, so that every score
-of a row must be computed, with a feature map too: they are compared with plain
-attention whose scores are written out, in the same blocks of queries. Negatives
-of each query need one pass over the scores. Those of each token need a pass
-that chooses, then plain attention with the labels that follow: with a kernel
-that is a second pass.
+as plain attention is. Negative samples need every score of a row: they are
+compared with plain attention whose scores are written out, in the same blocks
+of queries. Negatives of each query take one pass over the scores, those of each
+token, with a kernel, a second one.
 """
 
 import functools

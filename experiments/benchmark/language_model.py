@@ -1,10 +1,9 @@
 """What does a real language model cost, and its certificate?
 
-SmolLM2-135M in float32, the forward pass of one prompt up to the next token's
-logits, beside `transformers` on the same weights: eager, with PyTorch's fused
-attention, and compiled; and the
-certificate of all heads at all positions, closed form and `jax.grad`, together
-with the chain of dual models, as a multiple of that forward pass.
+SmolLM2-135M in float32, the forward pass up to the next token's logits, beside
+`transformers` on the same weights: eager, with PyTorch's fused attention, and
+compiled; and the certificate of all heads at all positions with the chain of
+dual models, as a multiple of that forward pass.
 """
 
 import os

@@ -2,14 +2,11 @@ r"""The papers' layer and its training on in-context linear regression.
 
 One self-attention layer with positive random features, without residual,
 output matrix or feed-forward part. It reads N demonstrations `[s_i ; y_i]` and
-a query `[s_q ; 0]`; its prediction is the label part of the query's output
-row. It is trained by SGD, one prompt a step, on the squared error of that
-label.
+a query `[s_q ; 0]`; the label part of the query's output is its prediction,
+whose squared error SGD descends, one prompt a step.
 
-The layer is a pure function of ONE run (one seed). `init_seeds`, `Prompts` and
-`pretrain` are the same for many: `jax.vmap` trains them together, while random
-things are drawn with `jax.lax.map` over seeds, since a hash of many keys at
-once takes seconds to compile.
+The layer is a pure function of ONE run (one seed); `jax.vmap` trains many, but
+`jax.lax.map` draws for them: a hash of many keys takes seconds to compile.
 
 The numbers that the papers leave open are chosen here: entries of B from
 N(0, 1), `d_x = 11`, `d_y = 1`, entries of the projections from N(0, 1/12).

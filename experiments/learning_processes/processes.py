@@ -1,14 +1,11 @@
 """Do the self-supervised processes collapse, and what do they represent?
 
-SimSiam, BYOL and kernel learning are gradient descent on the weights of
-`f(x) = W phi(x)` and see two views of the same tokens, their keys and their
-values, through the same features. They differ in what `f` is compared with:
-
-SimSiam, BYOL
-  the second view of the token, through `W` itself (behind a stop-gradient) or
-  through a moving average of it; a predictor; cosine similarity.
-contrastive kernel learning
-  an anchor, its other view, another token's view; orthonormal rows of `W`.
+SimSiam, BYOL and kernel learning descend on the weights of `f(x) = W phi(x)`
+and see two views of the same tokens, their keys and their values. They compare
+`f` with the second view, through `W` itself (SimSiam, behind a stop-gradient)
+or a moving average of it (BYOL), by a predictor and cosines; or an anchor with
+its other view and another token's, with orthonormal rows of `W` (kernel
+learning).
 
 References:
   Chen & He, arXiv:2011.10566, eq. 1 to 4 (SimSiam); Grill et al.,

@@ -1,10 +1,10 @@
 """Trains and tests layers side by side: a panel is one compiled program.
 
-Every layer is attention of `iclcl_jax.modified` on the projections of one
-token row each. All layers, learning rates and seeds of a panel take each SGD
-step together, on the same prompt of their seed; layers of one structure share
-one `vmap`. Only the query's label is predicted, so only the label column of the
-value projection is ever read. A run (seed) is the unit of every interval.
+Every layer is attention of `iclcl_jax.modified` on projected tokens. All
+layers, learning rates and seeds take each SGD step together, on the same prompt
+of their seed; layers of one structure share one `vmap`. Only the label column
+of the value projection is ever read. A run (seed) is the unit of every
+interval.
 """
 
 import dataclasses

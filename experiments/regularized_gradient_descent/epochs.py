@@ -1,10 +1,9 @@
 """Where do many epochs of batch 1 with a ridge end, beside the layer?
 
 E epochs with step size 1 / E and a ridge in every visit, of strength alpha or
-alpha / N: by gradient descent, and by the closed form. A relative deviation of
-a seed (a pretrained layer with its features and task) is the root of its mean
-square over the held-out prompts, over that of the layer's output; intervals are
-95 % t-intervals over seeds.
+alpha / N: by gradient descent, and by the closed form. A relative deviation is
+a root mean square over the held-out prompts of a seed, over that of the layer's
+output; intervals are 95 % t-intervals over seeds.
 
 References:
   Ren & Liu, arXiv:2310.13220v1, Fig. 10 (batch 1, E epochs).
