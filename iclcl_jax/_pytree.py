@@ -1,11 +1,8 @@
 """Registers dataclasses as pytrees whose structures compare by class.
 
-`jax.tree_util.register_dataclass` does the same, but in jax 0.10 the structures
-of two such classes compare equal when their fields do, and a cache of `jit`
-that is keyed by structure may then, if their hashes meet, call the function
-that was compiled for the other class: a feature map would answer for another.
-Custom nodes compare their class, and functions in their structure by
-`_sameness`.
+With `jax.tree_util.register_dataclass` those of two classes may compare equal
+in jax 0.10, and `jit` calls what was compiled for the other. Functions in a
+structure compare by `_sameness`.
 """
 
 import dataclasses

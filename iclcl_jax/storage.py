@@ -21,10 +21,7 @@ _KINDS: dict[str, Any] = {x.__name__: x for x in (DualState, KernelDualState)}
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
-  """Saves a state to one file, all or nothing.
-
-  The file is written under a temporary name in the same folder and then
-  renamed: a reader finds the old state or the new one, never half of one.
+  """Saves a state to one file: readers find the old state or the new one.
 
   Args:
     path: the file; an existing one is replaced.

@@ -48,15 +48,11 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   calls: list[dict[str, Any]] = []
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.disable_jit())
-    places: list[tuple[Any, str]] = [
-      (module, 'dot_product_attention') for module in (jax.nn, attention)
-    ]
-    places += [(holder, 'attention_fn') for holder in _holders(models, set())]
-    if 'equinox.nn._attention' in sys.modules:
-      module = sys.modules['equinox.nn._attention']
-      places.append((module, 'dot_product_attention'))
-    for owner, name in places:
-      stack.enter_context(_recording(calls, owner, name))
+    for module in jax.nn, attention, sys.modules.get('equinox.nn._attention'):
+      if module is not None:
+        stack.enter_context(_recording(calls, module, 'dot_product_attention'))
+    for holder in _holders(models, set()):
+      stack.enter_context(_recording(calls, holder, 'attention_fn'))
     if 'flax.linen' in sys.modules:
 
       def intercept(call, args, kwargs, context):
@@ -93,13 +89,14 @@ def record(
 
   @functools.wraps(attention_fn)
   def recorded(*args, **kwargs):
-    if getattr(_thread, 'is_inside', False):
-      return attention_fn(*args, **kwargs)
+    is_inside = getattr(_thread, 'is_inside', False)
     _thread.is_inside = True
     try:
       result = attention_fn(*args, **kwargs)
     finally:
-      _thread.is_inside = False
+      _thread.is_inside = is_inside
+    if is_inside:
+      return result
     named = dict(zip(names, args, strict=False)) | kwargs
     tokens = [*args[:3], *(named[name] for name in names[len(args) : 3])]
     output, *rest = result if isinstance(result, tuple) else (result,)

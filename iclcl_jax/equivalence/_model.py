@@ -1,10 +1,4 @@
-"""Certificates of whole models: every head at every position of every layer.
-
-Three paths for each head and position: softmax attention, the closed-form dual
-model, and the dual model whose weights come from `jax.grad` of the contrastive
-loss of the tokens that the position sees. Then the whole stack once more, as a
-chain of dual models.
-"""
+"""Certificates of whole models: every head at every position of every layer."""
 
 import dataclasses
 import functools

@@ -122,8 +122,7 @@ def generate(
   """Continues a prompt by the likeliest token each time.
 
   One prompt; `jax.vmap` over tokens and masks makes batches of prompts that
-  were padded to one length on either side. The cost of a token does not grow
-  with those before it, except for their attention.
+  were padded to one length on either side.
 
   Args:
     num_tokens: how many to append.

@@ -56,21 +56,11 @@ _CUTS |= {'llama3': _CUTS['llama-bpe'], 'deepseek-r1-qwen': _CUTS['qwen2']}
 
 
 def tokenizer_of(file: GGUFFile) -> Tokenizer:
-  """Builds the tokenizer that a GGUF file carries.
+  """Builds the tokenizer that a GGUF file carries; `ValueError` for others.
 
-  Byte-level BPE (`gpt2`), or that of SentencePiece with bytes for characters
-  that are in no piece (`llama`).
-
-  Args:
-    file: of `gguf.open_gguf`.
-
-  Raises:
-    ValueError: if the file carries another kind of tokenizer or none, or
-      `tokenizers` is not installed.
-
-  References:
-    Sennrich et al., arXiv:1508.07909 (byte-pair encoding); Kudo & Richardson,
-    arXiv:1808.06226 (SentencePiece).
+  Byte-level BPE (`gpt2`; Sennrich et al., arXiv:1508.07909), or that of
+  SentencePiece with bytes for characters that are in no piece (`llama`; Kudo &
+  Richardson, arXiv:1808.06226).
   """
   tokenizers = import_reader('tokenizers')
   stated = file.metadata.items()

@@ -153,20 +153,18 @@ def _common_dtype(specs: Sequence[Any], dtype: Any) -> np.dtype:
   if dtype is None:
     found = {np.dtype(spec.dtype) for spec in specs}
     widest = np.float64 if np.dtype(np.float64) in found else np.float32
-    return _canonical(found.pop() if len(found) == 1 else np.dtype(widest))
+    common = found.pop() if len(found) == 1 else widest
+    return jax.dtypes.canonicalize_dtype(common)
   _validate.check_float_dtype('dtype', dtype)
   wanted = np.dtype(dtype)
-  if _canonical(wanted) != wanted:
+  read = jax.dtypes.canonicalize_dtype(wanted)
+  if read != wanted:
     raise ValueError(
-      f'dtype is {wanted}, which JAX would read as {_canonical(wanted)}; '
+      f'dtype is {wanted}, which JAX would read as {read}; '
       "expected 64-bit types to be enabled: jax.config.update('jax_enable_x64'"
       ', True) before loading.'
     )
   return wanted
-
-
-def _canonical(dtype: np.dtype) -> np.dtype:
-  return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 class Checkpoint(NamedTuple):

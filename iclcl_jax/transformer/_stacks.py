@@ -24,8 +24,6 @@ from iclcl_jax.types import Array, Float
 def with_constants(architecture: Architecture, blocks: Block) -> Block:
   """Adds to a stack of blocks the numbers in which its layers differ.
 
-  A scan over the result is one compiled block, whatever the layers have.
-
   Args:
     architecture: with one layer for all, or as many as the stack has.
 
