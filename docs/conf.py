@@ -192,8 +192,12 @@ def generate(app):
   pages = {f'api/{name}.rst': api_page(name, m) for name, m in MODULES.items()}
   pages |= {'api/index.md': api_index(), 'tests.rst': tests_page()}
   pages |= {'citation.md': citation_page()}
+  index = (DOCS / 'index.md').read_text()
   for path in [*ROOT.glob('[BC]*.md'), *ROOT.glob('colabs/*.ipynb')]:
     text = path.read_text().replace('](docs/', '](../')
+    is_listed = f'generated/{path.stem.lower()}' in index
+    if path.suffix == '.md' and not is_listed:
+      text = f'---\norphan: true\n---\n{text}'
     pages[path.name.lower()] = text
   for path in GENERATED.rglob('*'):
     if path.is_file() and str(path.relative_to(GENERATED)) not in pages:
