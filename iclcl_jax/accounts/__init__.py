@@ -5,6 +5,9 @@ not those of the annotations, a count is below 1, or a number is not finite or
 outside of the range that is given with it; what else they refuse is said with
 each.
 
+`implicit_weight_update` - what a context does to a token is a rank-one change
+of the weights behind the heads.
+
 `linear_regression_gd` - linear self-attention with constructed weights does
 gradient descent on the context, one step a layer.
 
@@ -22,6 +25,7 @@ its own training history.
 """
 
 from iclcl_jax.accounts import (
+  implicit_weight_update as implicit_weight_update,
   linear_regression_gd as linear_regression_gd,
   meta_optimizer as meta_optimizer,
   meta_optimizer_metrics as meta_optimizer_metrics,
