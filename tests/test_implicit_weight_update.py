@@ -7,8 +7,7 @@ import pytest
 
 from iclcl_jax import pretrained, transformer
 from iclcl_jax.accounts import implicit_weight_update as account
-from tests import families
-from tests import transformer_blocks as made
+from tests import families, transformer_blocks as made
 from tests.tolerances import IDENTITY
 
 CONTEXT = np.arange(made.SIZE) < 4

@@ -268,6 +268,30 @@ def test_neutral_settings_are_plain_attention(name, dtype):
     _close(output, plain, dtype, 0.1)
 
 
+def test_a_second_step_is_the_gradient_of_its_loss():
+  """Two steps along `jax.grad` on weights, the loss written out."""
+  generator = np.random.default_rng(3)
+  phi = features.PositiveFeatures(jnp.asarray(generator.normal(size=(8, 4))))
+  query = jnp.asarray(generator.normal(size=4))
+  keys = jnp.asarray(generator.normal(size=(6, 4)))
+  values = jnp.asarray(generator.normal(size=(6, 2)))
+  rows = jax.vmap(phi)(keys)
+  normalisers = rows @ jnp.sum(rows, axis=0)
+
+  def loss(weights):
+    left = values - rows @ weights.T / normalisers[:, None]
+    return jnp.sum(normalisers[:, None] * left**2) / 2
+
+  zero = jnp.zeros((2, 8))
+  first = zero - jax.grad(loss)(zero)
+  second = first - 0.7 * jax.grad(loss)(first) + 0.2 * (first - zero)
+  expected = second @ phi(query) / (jnp.sum(rows, axis=0) @ phi(query))
+  attend = modified.second_step(learning_rate=0.7, momentum=0.2)
+  np.testing.assert_allclose(attend(phi, query, keys, values), expected, 1e-12)
+  with pytest.raises(ValueError, match='num_query_tokens is 1; expected 0'):
+    attend(phi, query, keys, values, num_query_tokens=1)
+
+
 def test_the_query_side_of_regularised_attention():
   phi, query, keys, values = _problem(0, (3, 4, 2, 8), jnp.float64)
   strict, printed = (

@@ -80,6 +80,20 @@ def token_negative_matrix(weights, values, visible):
   return weights @ (values - mixing @ values)
 
 
+def second_step_outputs(kernel, queries, keys, values, visible):
+  """Row by row: labels that attention has not learnt, read at the keys."""
+
+  def attend(queries, seen, labels):
+    scores = np.array([[kernel(k, q) for k in keys] for q in queries]) * seen
+    return scores @ labels / scores.sum(1, keepdims=True)
+
+  rows = []
+  for query, seen in zip(queries, visible, strict=True):
+    left = values - attend(keys, seen, values)
+    rows.append(attend(query[None], seen, 1.2 * values + 0.7 * left)[0])
+  return np.stack(rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
   """A modification, its matrix form, and the query side of one query."""
@@ -116,6 +130,12 @@ CASES = {
     modified.token_negative(num_negatives=2, strength=0.3),
     token_negative_matrix,
     num_query_tokens=None,  # One query does not bring the others.
+  ),
+  'second step': Case(
+    modified.second_step(learning_rate=0.7, momentum=0.2),
+    second_step_outputs,
+    num_query_tokens=0,
+    left_of_one=1.2,
   ),
   'loss': Case(
     modified.attention_from_loss(losses.squared, learning_rate=0.6),
@@ -212,6 +232,9 @@ def expected_of(case, door, name, arrays, mask):
   visible = visible_by(door, mask)
   if case == 'augmented':
     keys = 2 * keys
+  if case == 'second step':
+    kernel, form = MAPS[name][1], CASES[case].matrix
+    return form(kernel, queries, keys, values, visible)
   weights = matrix(name, queries, keys, visible)
   return CASES[case].matrix(weights, values, visible)
 
@@ -516,7 +539,8 @@ def test_nothing_of_size_n_squared_is_held():
 @ALL_CASES
 def test_bad_input_names_the_argument(case, door):
   fn, (queries, keys, values) = getattr(CASES[case].attend, door), draw()
-  if (case, door) not in [('augmented', 'stream'), ('loss', 'stream')]:
+  own = 'augmented', 'loss', 'second step'  # Queries of their own.
+  if door == 'causal' or case not in own:
     with pytest.raises(ValueError, match='queries and keys disagree in N'):
       fn(POSITIVE, queries[:3], keys, values)
   with pytest.raises(ValueError, match='chunk_size'):

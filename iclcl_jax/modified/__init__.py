@@ -19,6 +19,7 @@ References:
   Ren & Liu, arXiv:2310.13220: section 4 (from losses to layers), 4.1
   (`regularised`, derived strictly, and as printed in v2), 4.2 (`augmented`),
   4.3 (`negative`, by scores of one query as in v1; `token_negative`, v2).
+  `second_step` is not theirs.
 """
 
 from iclcl_jax.modified._attention import Attention as Attention
@@ -38,6 +39,10 @@ from iclcl_jax.modified._negatives import (
   TokenNegative as TokenNegative,
   negative as negative,
   token_negative as token_negative,
+)
+from iclcl_jax.modified._second_step import (
+  SecondStep as SecondStep,
+  second_step as second_step,
 )
 from iclcl_jax.modified._selection import (
   highest_scores as highest_scores,

@@ -9,6 +9,7 @@ padding, which may be on either side and which positions do not count, and
 from iclcl_jax.pretrained import (
   attribution as attribution,
   finite as finite,
+  learning as learning,
   smollm2 as smollm2,
 )
 from iclcl_jax.pretrained._decoding import (

@@ -91,6 +91,7 @@ def attend(
   key_positions: Int[Array, ' N'],
   *,
   mask: Mask | None = None,
+  rates: Float[Array, 'M N'] | None = None,
 ) -> Float[Array, 'H M d_k']:
   r"""Attends with all heads, softmax with the scale :math:`1/\sqrt{d_k}`.
 
@@ -102,6 +103,8 @@ def attend(
     query_positions: of the queries. Shape `[M]`.
     key_positions: of the keys. Shape `[N]`.
     mask: valid keys. Shape `[N]`; None for all.
+    rates: factor of each kernel value: the rate with which the dual model of
+      a query learns a key, 0 not at all. Shape `[M, N]`; None for 1.
 
   Example:
     >>> architecture, _ = transformer.example()
@@ -115,6 +118,8 @@ def attend(
   queries, keys, values, sinks, window = heads
   _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
   seen = visibility(architecture, query_positions, key_positions, mask, window)
+  if rates is not None:
+    seen &= rates > 0
   keys, values = (moments.visible(x, mask) for x in (keys, values))
   num_heads, num_queries, width = queries.shape
   num_groups, num_keys, _ = keys.shape
@@ -123,6 +128,9 @@ def attend(
   scores = scores.reshape(num_heads, num_queries, num_keys)
   if architecture.score_cap is not None:
     scores = kernels.cap(scores, architecture.score_cap)
+  if rates is not None:
+    logs = jnp.log(jnp.where(rates > 0, rates, 1))
+    scores = scores + logs.astype(scores.dtype)[None]
   scores = jnp.where(seen[None], scores, jnp.finfo(scores.dtype).min)
   if sinks is not None:
     column = sinks.astype(scores.dtype)[:, None, None]

@@ -28,7 +28,7 @@ from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
 Removal = Literal['delete', 'hide']
-_NONE = -2  # A segment without tokens.
+NONE = -2  # A segment without tokens.
 _ROUNDING = 64  # So that many prompts share a program.
 
 
@@ -98,7 +98,7 @@ def influence(
     Pruthi et al., arXiv:2002.08484 (TracIn), the same first order for the
     examples of a training set.
   """
-  return _difference(
+  return _of_segments(
     lambda question: _influence(model, question, num_segments, removal),
     *(model, tokens, segment_ids, label, other_label),
     *(num_segments, removal, mask),
@@ -108,46 +108,80 @@ def influence(
 def _influence(
   model: LanguageModel, question: _Question, num_segments: int, removal: Removal
 ) -> Float[Array, 'L H S']:
-  architecture = model.architecture
-  valid, positions = question.without(_NONE, removal)
+  _, positions = question.without(NONE, removal)
 
-  def read(block, x, kept, positions):
-    heads = transformer.heads(architecture, block, x, positions=positions)
-    heads = heads._replace(values=widen(heads.values))  # Differences follow.
-    return transformer.attend(
-      architecture, heads, positions, positions, mask=kept
-    )
+  def terms(block, x, outputs, slopes):
+    def term(segment):
+      kept, moved = question.without(segment, removal)
+      lost = outputs - read(model, block, x, kept, moved)
+      return jnp.einsum('htd,htd->h', slopes, jnp.where(kept[:, None], lost, 0))
+
+    return jax.lax.map(term, jnp.arange(num_segments, dtype='int32')).T
+
+  return first_order(model, question, positions, terms)[0]
+
+
+def first_order(
+  model: LanguageModel,
+  question: _Question,
+  positions: Array,
+  term: Callable[..., Any],
+  *rows: Any,
+) -> tuple[Any, Float[Array, '']]:
+  """Carries the slope of an answer back through the blocks.
+
+  Args:
+    term: `(block, x, outputs, slopes, *row) -> result` of the stream before a
+      block, its heads' outputs, and the answer's slope in them, `[H, N, d_k]`.
+    *rows: arrays with a leading axis `L`.
+
+  Returns:
+    The results, with a leading axis `L`, and the answer.
+  """
+  architecture, valid = model.architecture, question.valid
 
   def complete(block, x, outputs):
     outputs = cast_like(outputs, x)
     return transformer.complete(architecture, block, x, outputs)
 
-  def backward(gradient, block, x):
+  def backward(gradient, block, x, *row):
     outputs, through_heads = jax.vjp(
-      lambda x: read(block, x, valid, positions), x
+      lambda x: read(model, block, x, valid, positions), x
     )
     _, through_rest = jax.vjp(functools.partial(complete, block), x, outputs)
-    direct, of_outputs = through_rest(gradient)
-
-    def term(segment):
-      kept, moved = question.without(segment, removal)
-      lost = outputs - read(block, x, kept, moved)
-      lost = jnp.where(kept[:, None], lost, 0)
-      return jnp.einsum('htd,htd->h', of_outputs, lost)
-
-    terms = jax.lax.map(term, jnp.arange(num_segments, dtype='int32')).T
-    return direct + through_heads(of_outputs)[0], terms
+    direct, slopes = through_rest(gradient)
+    result = term(block, x, outputs, slopes, *row)
+    return direct + through_heads(slopes)[0], result
 
   last, streams = scan_layers(
     model, question.tokens, valid, lambda block, x, *_: x
   )
-  gradient = jax.grad(lambda x: _answer(model, question, x[question.places]))
-  return transformer.scan_blocks(
-    architecture, model.blocks, backward, gradient(last), streams, reverse=True
+  answer, gradient = jax.value_and_grad(
+    lambda x: answer_of(model, question, x[question.places])
+  )(last)
+  results = transformer.scan_blocks(
+    architecture, model.blocks, backward, gradient, streams, *rows, reverse=True
   )[1]
+  return results, answer
 
 
-def _answer(
+def read(
+  model: LanguageModel,
+  block: transformer.Block,
+  x: Array,
+  kept: Array,
+  positions: Array,
+  rates: Array | None = None,
+) -> Float[Array, 'H N d_k']:
+  """Reads the heads of a block, widened: differences follow."""
+  heads = transformer.heads(model.architecture, block, x, positions=positions)
+  heads = heads._replace(values=widen(heads.values))
+  return transformer.attend(
+    model.architecture, heads, positions, positions, mask=kept, rates=rates
+  )
+
+
+def answer_of(
   model: LanguageModel, question: _Question, rows: Float[Array, 'T d_model']
 ) -> Float[Array, '']:
   states = _forward.normalise(model.architecture, model.final_norm, rows)
@@ -226,7 +260,7 @@ def _effects_of_removal(
     answers = _answers(model, question, num_segments, removal, num_rows)
     return answers[-1] - answers[:-1]
 
-  return _difference(
+  return _of_segments(
     effects,
     *(model, tokens, segment_ids, label, other_label),
     *(num_segments, removal, mask),
@@ -241,12 +275,12 @@ def _answers(
   A token has a row of its own where something before it is missing.
   """
   architecture = model.architecture
-  segments = jnp.array([*range(num_segments), _NONE], 'int32')
+  segments = jnp.array([*range(num_segments), NONE], 'int32')
 
   def world(segment):
     begun = jnp.cumsum(question.segment_ids == segment) > 0
     kept, positions = question.without(segment, removal)
-    return kept & (begun | (segment == _NONE)), kept, positions
+    return kept & (begun | (segment == NONE)), kept, positions
 
   stands, kept, positions = jax.vmap(world)(segments)
   shape = stands.shape
@@ -282,13 +316,13 @@ def _answers(
   x = _model.embed_at(model, question.tokens[token], row_positions)
   x = moments.visible(x, kept[owner, token])
   x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x)
-  answers = jax.vmap(lambda read: _answer(model, question, x[read]))(
+  answers = jax.vmap(lambda read: answer_of(model, question, x[read]))(
     rows[:, question.places]
   )
   return jnp.where(jnp.sum(stands) <= num_rows, answers, jnp.nan)
 
 
-def _difference(
+def _of_segments(
   of_question: Callable[[_Question], Array],
   model: LanguageModel,
   tokens: Array,
@@ -299,13 +333,11 @@ def _difference(
   removal: Removal,
   mask: Array | None,
 ) -> Array:
-  """Checks a prompt and its labels; returns what one loses less the other.
+  """Checks a prompt; returns what an answer loses without each segment.
 
-  Single tokens are one question. The last axis is that of segments; without the
-  one whose token is read nothing is left to read.
+  The last axis is that of segments; without the one whose token is read
+  nothing is left to read.
   """
-  if other_label is None:
-    raise ValueError('other_label is None; expected the ids of another label.')
   _model.check_causal_prompt(model, tokens, mask)
   check_segments(segment_ids, num_segments)
   _validate.look(_check_query, mask, segment_ids)
@@ -315,6 +347,32 @@ def _difference(
     )
   _model.check_room(model, len(tokens), mask, 0, shorter=removal == 'delete')
   segment_ids = jnp.asarray(segment_ids, 'int32')
+  result = difference(
+    of_question, model, tokens, segment_ids, label, other_label, mask
+  )
+  last = segment_ids[_model.last_valid(tokens, mask)]
+  is_read = jnp.arange(num_segments, dtype='int32') == last
+  factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
+  return jnp.einsum('...s,s->...s', result, factors)
+
+
+def difference(
+  of_question: Callable[[_Question], Any],
+  model: LanguageModel,
+  tokens: Array,
+  segment_ids: Array | None,
+  label: Label,
+  other_label: Label,
+  mask: Array | None,
+) -> Any:
+  """Returns what is found of a label, less what is found of the other.
+
+  Single tokens are one question. Without `segment_ids` all tokens are the rest.
+  """
+  if other_label is None:
+    raise ValueError('other_label is None; expected the ids of another label.')
+  if segment_ids is None:
+    segment_ids = jnp.full(len(tokens), -1, 'int32')
 
   def answer(ids, other_ids):
     ids, whole, valid, places = append(model, tokens, ids, mask)
@@ -325,13 +383,10 @@ def _difference(
     )
 
   if check_labels(model, label, other_label):
-    result = answer(label, None) - answer(other_label, None)
-  else:
-    result = answer(label, jnp.asarray(other_label, tokens.dtype)[None])
-  read = segment_ids[_model.last_valid(tokens, mask)]
-  is_read = jnp.arange(num_segments, dtype='int32') == read
-  factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
-  return jnp.einsum('...s,s->...s', result, factors)
+    return jax.tree.map(
+      jnp.subtract, answer(label, None), answer(other_label, None)
+    )
+  return answer(label, jnp.asarray(other_label, tokens.dtype)[None])
 
 
 def _check_query(mask: Any, segment_ids: Any) -> None:
