@@ -217,7 +217,7 @@ def make(
   kinds = _kinds(config.seed, num_prompts, size)
   stock = _short_reviews(config, tokenizer, task, kinds)
   drawn = [[stock[bool(kind)].pop() for kind in row] for row in kinds]
-  return _pad([_encode(tokenizer, task, row) for row in drawn], kinds)
+  return pad([encode(tokenizer, task, row) for row in drawn], kinds)
 
 
 def _kinds(seed: int, num_prompts: int, size: int) -> np.ndarray:
@@ -255,7 +255,7 @@ def _short_reviews(
   return stock
 
 
-def _encode(
+def encode(
   tokenizer: Tokenizer, task: Task, row: list[Review]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ids of one prompt and the demonstration that each belongs to."""
@@ -270,7 +270,7 @@ def _encode(
   return tokenizer.encode(text), segment_ids
 
 
-def _pad(
+def pad(
   encoded: list[tuple[np.ndarray, np.ndarray]], kinds: np.ndarray
 ) -> Prompts:
   """Stacks prompts of different lengths."""
