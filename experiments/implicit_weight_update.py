@@ -83,7 +83,7 @@ def measure(config: Config) -> Results:
   )
   rows = [
     (tokens[mask], segments[mask])
-    for tokens, segments, mask in zip(*prompts[:3], strict=False)
+    for tokens, mask, segments in zip(*prompts[:3], strict=True)
   ]
   rows = [
     (jnp.asarray(x), np.arange(len(x)) <= np.flatnonzero(segments >= 0)[-1])
@@ -223,11 +223,11 @@ PARTS = {'implicit': lab.Part(measure, claims, figures, summary)}
 def conclude(config: Config, results, claims) -> str:
   found = results['implicit']
   residual = found.residual
-  return f"""Without its context the model with changed weights is the model with
-    it, up to {residual['float32']:.1e} (float32) and {residual['float64']:.1e}
-    (float64), at all layers and positions. The change that belongs to one token
-    leaves {_layers(found.borrowed):.2f} of the error if the next token borrows
-    it."""
+  return f"""Without its context, the model with changed weights is the model
+    with it, up to {residual['float32']:.1e} (float32) and
+    {residual['float64']:.1e} (float64), at all layers and positions. The change
+    that belongs to one token leaves {_layers(found.borrowed):.2f} of the error
+    if the next token borrows it."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

@@ -310,6 +310,13 @@ class FunctionFeatures(FromScaled):
     return jnp.atleast_1d(log_scale), features
 
 
+def key_side(phi: Any) -> Any:
+  """Returns the map that reads queries as keys; one of a single tower as is."""
+  if hasattr(phi, 'scaled_query'):
+    return FunctionFeatures(phi.scaled)
+  return phi
+
+
 def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
   """Makes a feature map of the function that computes its features.
 

@@ -226,9 +226,7 @@ def _start(phi, keys, values, num_query_tokens: int, mask):
 
 
 def _evaluate(phi, state, keys) -> Float[Array, 'N d_v']:
-  form = form_of(phi)
-  if hasattr(phi, 'scaled_query'):  # Keys are read as keys.
-    phi = features.FunctionFeatures(phi.scaled)
+  form, phi = form_of(phi), features.key_side(phi)
 
   def evaluate(key):
     reading = form.read(phi, state, key)
