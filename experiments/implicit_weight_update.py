@@ -9,7 +9,11 @@ token serves the next one, and how large it is::
 
   python -m experiments.implicit_weight_update --workdir=out/implicit
 
-It takes about a minute on two cores. NUMBERS
+It takes two minutes of CPU time. Expect residuals of 6.6e-6 (float32) and 6e-15
+(float64), and that a token leaves .78 [.73, .83] of the error if it borrows the
+change of the token before it (1 is no change at all; medians over tokens and 30
+layers, mean over four prompts): a part is common to both, most is not. The
+change of `up` is 1.3 % of its norm.
 
 The dual states of the same context are the other exact description. They are
 the same for all queries, they can be added, removed and merged, and they grow
@@ -123,10 +127,6 @@ def _borrow(model, tokens, context):
   def layer(x, block):
     update = account.weight_update(architecture, block, x, context)
 
-    def error(changed, exact):
-      found = account.apply_update(architecture, block, x, changed)
-      return jnp.linalg.norm(found - exact, axis=1)
-
     exact = transformer.apply_block(architecture, block, x)
     before = jax.tree.map(lambda rows: jnp.roll(rows, 1, axis=0), update)
     # Its own shift and reading, but the matrix of the token before it.
@@ -148,7 +148,11 @@ def _borrow(model, tokens, context):
       borrow, (x, outputs, update.shift, before.read, before.change)
     )
     none = update._replace(change=jnp.zeros_like(update.change))
-    ratio = jnp.linalg.norm(lent - exact, axis=1) / error(none, exact)
+    plain = account.apply_update(architecture, block, x, none)
+    ratio, without = (
+      jnp.linalg.norm(found - exact, axis=1) for found in (lent, plain)
+    )
+    ratio = ratio / without
     grown = jnp.linalg.norm(update.change @ block.up.weight, axis=1)
     size = grown / jnp.linalg.norm(update.read, axis=1)
     behind = jnp.roll(~context, 1) & ~context  # So is the token before it.
