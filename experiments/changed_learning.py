@@ -56,7 +56,10 @@ class Config(lab.Config):
     12, 'of them whose change is predicted', at_most='num_prompts', tiny=4
   )
   num_demonstrations: int = lab.option(
-    8, 'demonstrations of a prompt', minimum=2, maximum=16, tiny=2
+    8, 'words that a prompt shows', minimum=2, maximum=16, tiny=2
+  )
+  num_reviews: int = lab.option(
+    4, 'reviews that a prompt shows', minimum=2, maximum=16, tiny=2
   )
   num_orders: int = lab.option(
     3, 'orders of the same demonstrations', minimum=2, tiny=2
@@ -139,10 +142,11 @@ def measure(config: Config) -> Results:
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
   reviews = prompting.TASKS['sentiment']
-  size, count = config.num_demonstrations, config.num_prompts
+  count = config.num_prompts
+  size = max(config.num_demonstrations, config.num_reviews)
   rows = [
     _words(config, tokenizer),
-    prompting.make(config, tokenizer, reviews, count, size),
+    prompting.make(config, tokenizer, reviews, count, config.num_reviews),
   ]
   prompts = _stack(config, tokenizer, rows, (GROUPS, reviews))
   arrays = jax.tree.map(jnp.asarray, prompts)

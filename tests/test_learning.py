@@ -139,19 +139,17 @@ def test_another_loss_in_one_head_is_another_model():
 @pytest.mark.parametrize('pad', [(0, 3), (2, 1)])
 @pytest.mark.parametrize('kind', ['rates', 'alone', 'attend'])
 def test_padding_changes_nothing(kind, pad):
-  def of(segments):
+  def of(segments, mask=None):
     return {
       'rates': learning.with_rates(segments, jnp.array([0.5, 0.0, 2.0])),
-      'alone': learning.alone(segments, num_segments=3),
+      'alone': learning.alone(segments, num_segments=3, mask=mask),
       'attend': learning.Learning(attend=modified.second_step()),
     }[kind]
 
   model = model_of()
   fill = functools.partial(np.pad, pad_width=pad)
   mask = fill(np.ones(len(TOKENS), bool))
-  how = of(fill(SEGMENTS, constant_values=-1))
-  if kind == 'alone' and pad[0]:  # Padding stands before all, and counts.
-    how = how.__class__(rates=how.rates, positions=how.positions - pad[0])
+  how = of(fill(SEGMENTS, constant_values=-1), mask)
   expected = logits(model, TOKENS, of(SEGMENTS))
   found = logits(model, fill(TOKENS), how, None, mask)[mask]
   np.testing.assert_allclose(found, expected, **TIGHT)

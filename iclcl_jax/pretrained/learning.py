@@ -98,6 +98,7 @@ def alone(
   *,
   num_segments: int,
   share_positions: bool = True,
+  mask: Bool[Array, ' N'] | None = None,
 ) -> Learning:
   """Encodes each demonstration without the others, and merges their states.
 
@@ -111,6 +112,7 @@ def alone(
     share_positions: whether all stand in the place of the first, and what is
       behind them behind the longest: then their order changes nothing. Models
       whose embeddings hold positions keep those.
+    mask: which tokens are no padding, as it is given to `logits`. Shape `[N]`.
 
   Example:
     >>> segments = jnp.array([-1, 0, 0, 1, -1])
@@ -130,6 +132,7 @@ def alone(
     return learning
 
   def count(members):
+    members = members if mask is None else members & mask
     return jnp.cumsum(members, axis=-1, dtype='int32')
 
   # Where a token stands in its demonstration, and where all end.
@@ -243,9 +246,8 @@ def _run(
 
   x = _model.embed_at(model, tokens, positions)
   chosen = _chosen(model, heads)
-  return transformer.scan_blocks(architecture, model.blocks, layer, x, chosen)[
-    0
-  ]
+  x, _ = transformer.scan_blocks(architecture, model.blocks, layer, x, chosen)
+  return x
 
 
 def _outputs(
