@@ -96,12 +96,11 @@ def updated_block(
 ) -> Block:
   """Changes the first weights of a block's network, by a matrix of rank one.
 
+  Those of `gate`, `up` and `router`. A token that the network reads as zeros
+  has no such change: the weights stay.
+
   Args:
     read, change: of one token, as `weight_update` gives them.
-
-  Returns:
-    The block with `gate`, `up` and `router` changed. A token that the network
-    reads as zeros has no such change: the weights stay.
 
   Example:
     >>> _, block = transformer.example()
@@ -130,14 +129,8 @@ def apply_update(
 ) -> Float[Array, 'N d_model']:
   """Applies a block without the context, with each token's own weights.
 
-  The changed weights are formed, token after token.
-
-  Args:
-    x: the stream before the block. Shape `[N, d_model]`.
-    update: of these tokens.
-
-  Returns:
-    The stream behind the block: that of the block with the context.
+  The changed weights are formed, token after token. Returns the stream behind
+  the block: that of the block with the context.
   """
 
   def complete(row):

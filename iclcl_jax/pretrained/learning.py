@@ -135,14 +135,10 @@ def alone(
     members = members if mask is None else members & mask
     return jnp.cumsum(members, axis=-1, dtype='int32')
 
-  # Where a token stands in its demonstration, and where all end.
-  numbers = jnp.arange(num_segments, dtype='int32')
-  members = segment_ids[None] == numbers[:, None]
-  within = jnp.max(jnp.where(members, count(members) - 1, 0), axis=0)
-  start = count(before)[-1]
-  end = start + jnp.max(count(members)[:, -1])
-  places = jnp.where(inside, start + within, end + count(behind) - 1)
-  positions = jnp.where(before, count(before) - 1, places)
+  # The place of a token in its demonstration, and the length of the longest.
+  place = jnp.diagonal(count(own))
+  longest = jnp.where(behind, jnp.max(place), 0)
+  positions = count(before) + place + longest + count(behind) - 1
   return dataclasses.replace(learning, positions=positions)
 
 
