@@ -40,7 +40,6 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def check_concrete(name: str, array: Any) -> None:
-  """Raises if the values cannot be read on the host."""
   if not is_concrete(array):
     raise ValueError(
       f'{name} is traced; expected concrete numbers, which are read on the '
@@ -168,7 +167,6 @@ def check_dtypes(
 
 
 def check_float_dtype(name: str, dtype: Any) -> None:
-  """Checks that `dtype` is a floating-point dtype."""
   try:
     is_floating = jnp.issubdtype(dtype, jnp.floating)
   except TypeError:
@@ -251,7 +249,6 @@ below_one = functools.partial(_check_scalars, {'minimum': 0, 'below': 1})
 
 
 def check_optimizer(optimizer: Any) -> None:
-  """Checks that an optimizer is an optax transformation."""
   is_transformation = callable(getattr(optimizer, 'init', None)) and callable(
     getattr(optimizer, 'update', None)
   )
@@ -327,7 +324,6 @@ def check_real_scalar(
 
 
 def check_feature_map(name: str, phi: Any) -> None:
-  """Checks that `phi` follows the `FeatureMap` protocol."""
   if not is_feature_map(phi, name):
     raise ValueError(
       f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '
@@ -357,7 +353,6 @@ def is_feature_map(phi: Any, name: str = 'phi') -> bool:
 
 
 def describe(tree: Any) -> str:
-  """Describes types, dtypes and shapes of a result."""
   if isinstance(tree, tuple):
     return f'({", ".join(map(describe, tree))})'
   if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
@@ -366,7 +361,6 @@ def describe(tree: Any) -> str:
 
 
 def check_key(name: str, key: Any) -> None:
-  """Checks that `key` is one typed random key."""
   dtype = getattr(key, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
     found = f'is a {type(key).__name__}'

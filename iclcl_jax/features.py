@@ -59,7 +59,6 @@ class FromScaled:
 
   @widened
   def __call__(self, x: Vector) -> Float[Array, ' R']:
-    """Returns the features of `x`. Shape `[R]`."""
     log_scale, features = self.scaled(x)  # type: ignore[attr-defined]
     return jnp.exp(log_scale) * features
 

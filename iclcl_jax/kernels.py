@@ -24,7 +24,6 @@ class FromLog:
 
   @widened
   def __call__(self, x: Vector, y: Vector) -> Float[Array, '']:
-    """Returns `k(x, y)`. Shape `[]`."""
     return jnp.exp(self.log_kernel(x, y))  # type: ignore[attr-defined]
 
 

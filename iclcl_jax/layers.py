@@ -120,7 +120,6 @@ def as_attention_fn(
 
 
 def _precision(precision: Any):
-  """Sets the precision of products, given as Flax takes it."""
   if precision is None:
     return contextlib.nullcontext()
   if isinstance(precision, tuple):  # One for each operand.

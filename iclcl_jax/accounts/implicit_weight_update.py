@@ -181,6 +181,5 @@ def residuals(
 
 
 def _stream(architecture: Architecture, block: Block, parts) -> Array:
-  """The stream that the output of the network is added to."""
   norms = block.attention_norms
   return _forward.normalise(architecture, norms.sum, parts['attention_sum'])

@@ -197,7 +197,6 @@ def one_sided_bound(
 
 
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
-  """Returns `log sqrt(log(sides / delta) / (2 N))`."""
   log_delta = _norms.log_positive('delta', delta, size.dtype)
   return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2
 

@@ -101,7 +101,6 @@ def log_norm(rows: Float[Array, 'N d']) -> Float[Array, ' N']:
 
 
 def count(rows: Float[Array, 'N d']) -> Float[Array, '']:
-  """Counts the rows, in their dtype or float32."""
   return jnp.asarray(rows.shape[0], accumulation_dtype(rows.dtype))
 
 
@@ -209,7 +208,6 @@ def _kernel_norms(kernel, keys, labels, ball):
 
 
 def _cosine(kernel, row, other) -> Float[Array, '']:
-  """Returns the cosine of two features; 0 where one vanishes."""
   (x, length, is_seen), (y, other_length, is_also_seen) = row, other
   seen = is_seen & is_also_seen
   exponent = jnp.where(seen, length + other_length, 0)

@@ -107,7 +107,6 @@ def record(
 
 
 def _note(calls, query, key, value, output, named) -> jax.Array:
-  """Appends a call; returns the output, which under `jit` depends on it."""
   rank = query.ndim
   bias = named.get('bias')
   arrays = {
@@ -145,7 +144,6 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
 
 
 def _mask(query, key, named) -> jax.Array | None:
-  """Returns who sees whom, less what `is_causal` says; None for all."""
   axis = -3 if query.ndim > 2 else -2
   size, num_keys = query.shape[axis], key.shape[axis]
   masks = []
@@ -170,7 +168,6 @@ def _with_rank(x: jax.Array, rank: int) -> jax.Array:
 
 @contextlib.contextmanager
 def _recording(calls, owner: Any, name: str) -> Iterator[None]:
-  """Replaces a function that an object or module holds, for a while."""
   held = vars(owner)  # Modules of the frameworks refuse setattr.
   function = held.get(name)
   if callable(function):

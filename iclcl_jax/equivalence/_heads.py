@@ -230,7 +230,6 @@ class _Biased:
 
 
 def _check_tokens(query, key, value, output) -> list[Array]:
-  """Checks the layout; returns arrays of JAX."""
   query, key, value, output = map(jnp.asarray, (query, key, value, output))
   _layout.check_layout(query, key, value)
   expected = (*query.shape[:-1], value.shape[-1])

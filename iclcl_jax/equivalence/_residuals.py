@@ -168,7 +168,6 @@ def _residuals(theorem: _Theorem, is_unit: bool) -> Residuals:
 
 
 def _attention(theorem: _Theorem, is_unit: bool) -> Float[Array, ' d_v']:
-  """Adds up scored values, in the attention given or implied by the loss."""
   attention_fn = theorem.attention_fn
   if attention_fn is not None:
     expected = '(phi, query, keys, values, mask=None) -> output'
@@ -187,7 +186,6 @@ def _attention(theorem: _Theorem, is_unit: bool) -> Float[Array, ' d_v']:
 
 
 def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
-  """Applies the weights that sums over the demonstrations give."""
   if not theorem.is_linear:
     return _implied_attention(theorem)
   state = dual.one_step(
@@ -200,7 +198,6 @@ def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
 
 
 def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
-  """Applies the weights that one step along `jax.grad` of the loss gives."""
   state = dual.one_step_autodiff(
     theorem.phi,
     theorem.start,
@@ -228,7 +225,6 @@ def _shares(theorem: _Theorem) -> tuple[Float[Array, ' N'], Float[Array, '']]:
 
 
 def _amounts(theorem: _Theorem) -> Float[Array, 'N d_v']:
-  """Returns the size of what each token adds to the sums."""
   values = moments.visible(widen(jnp.asarray(theorem.values)), theorem.mask)
   if theorem.is_linear:
     return jnp.abs(values)

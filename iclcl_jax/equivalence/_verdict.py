@@ -71,5 +71,4 @@ def judge(
 
 
 def table(title: str, rows: dict[str, str]) -> str:
-  """Returns a title and indented rows of names and values."""
   return '\n'.join([title] + [f'  {k:<31} {v}' for k, v in rows.items()])

@@ -65,7 +65,6 @@ def _scores(queries: Array, keys: Array) -> Array:
 
 
 def _pivots(gram: Array, count: int) -> Int[Array, ' R']:
-  """Returns the first pivots of a Cholesky decomposition."""
   tiny = jnp.finfo(gram.dtype).tiny
 
   def choose(carry, index):
@@ -219,14 +218,12 @@ def balance(
 
 
 def _second_moment(rows: Array) -> Array:
-  """Returns `E x x^T`, with a small ridge: few rows have rank below `d_k`."""
   moment = rows.T @ rows / rows.shape[0]
   ridge = 1e-4 * jnp.trace(moment) / len(moment)
   return moment + ridge * jnp.eye(len(moment), dtype=moment.dtype)
 
 
 def _power(matrix: Array, power: float) -> Array:
-  """Returns a power of a positive definite matrix."""
   eigenvalues, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
   least = jnp.finfo(matrix.dtype).eps * eigenvalues[-1]  # Rounding is below 0.
   return (basis * jnp.maximum(eigenvalues, least)[None] ** power) @ basis.T

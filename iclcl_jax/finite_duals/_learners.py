@@ -196,7 +196,6 @@ class WindowedLearner:
 
 
 def _read_rows(phi, query, rows, labels, seen) -> Reading:
-  """Reads the features of rows that no state holds yet."""
   query_scale, query_features = moments.scaled_query(phi, query)
   log_scale, found = rows
   neutral = moments.zero_log_scale(log_scale.dtype)

@@ -33,7 +33,6 @@ class NystroemFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' 1'], Float[Array, ' R']]:
-    """Returns the largest exponent of `e^(|y|^2/2) g(L, y)`, and the rest."""
     y, rows = (z / x.shape[0] ** 0.25 for z in (x, self.landmarks))
     exponent = rows @ y - jnp.sum(rows**2, axis=1) / 2
     log_scale = largest(exponent)
@@ -100,7 +99,6 @@ class LandmarkFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
-    """Returns the logs of the weights, and 1, or 0 for those of 0: `[R]`."""
     attended = self._attended(self.landmarks)
     gram = attended.T @ attended
     exponent = self.queries @ x / x.shape[0] ** 0.5 - self.log_normalisers
@@ -123,7 +121,6 @@ class LandmarkFeatures(features.FromScaled):
   def scaled_query(
     self, x: Vector
   ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
-    """Returns `(l_r . q / sqrt(d_k), ones)`. Shapes `[R]`."""
     log_scale = self.landmarks @ x / x.shape[0] ** 0.5
     return log_scale, jnp.ones_like(log_scale)
 
@@ -152,7 +149,6 @@ class ExponentialFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
-    """Returns `(log phi_k(x), ones)`. Shapes `[R]`."""
     log_scale = self.key_weight @ x + self.key_bias
     return log_scale, jnp.ones_like(log_scale)
 
@@ -161,7 +157,6 @@ class ExponentialFeatures(features.FromScaled):
   def scaled_query(
     self, x: Vector
   ) -> tuple[Float[Array, ' R'], Float[Array, ' R']]:
-    """Returns `(log phi_q(x), ones)`. Shapes `[R]`."""
     log_scale = self.query_weight @ x + self.query_bias
     return log_scale, jnp.ones_like(log_scale)
 
@@ -199,7 +194,6 @@ class BalancedFeatures(features.FromScaled):
   @eager_door
   @widened
   def scaled(self, x: Vector) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
-    """Returns those of the balanced key, its own factor in the scale."""
     log_scale, found = self.phi.scaled(self.inverse @ (x - self.key_mean))
     return log_scale + self.query_mean @ x / x.shape[0] ** 0.5, found
 
@@ -208,7 +202,6 @@ class BalancedFeatures(features.FromScaled):
   def scaled_query(
     self, x: Vector
   ) -> tuple[Float[Array, ' _'], Float[Array, ' R']]:
-    """Returns those of the balanced query, its own factor in the scale."""
     centred = x - self.query_mean
     log_scale, found = self.phi.scaled(self.matrix @ centred)
     return log_scale + self.key_mean @ centred / x.shape[0] ** 0.5, found

@@ -140,7 +140,6 @@ class Augmented(Attention):
     )
 
   def _views(self, keys, values, mask):
-    """Both sides, row by row; raises if a result is no such row."""
     new_keys = jax.vmap(self.augment_keys)(keys)
     _validate.check_result('augment_keys', new_keys, keys.shape)
     new_values = jax.vmap(self.augment_values)(values)

@@ -186,7 +186,6 @@ class LossAttention(Attention):
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
 
   def _check_penalty(self, keys, values):
-    """The slope at zero weights, refused where it does not exist."""
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     zero = np.zeros((values.shape[1], keys.shape[1]), dtype)
     return _finite_slope('penalty', self.penalty, zero)
@@ -279,7 +278,6 @@ def attention_from_loss(
 
 
 def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
-  """Returns step size and decay of an optimizer that is linear, or raises."""
   _validate.check_optimizer(optimizer)
   with jax.ensure_compile_time_eval():
     tried = _try_steps(optimizer, _GRADIENT, _WEIGHTS)

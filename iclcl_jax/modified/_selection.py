@@ -109,7 +109,6 @@ def scale_others(weights, negatives, visible, strength) -> Float[Array, ' N']:
 
 
 def share(total, chosen, dtype) -> Float[Array, ' N']:
-  """Divides a total in equal parts among the chosen."""
   count = jnp.maximum(jnp.sum(chosen), 1).astype(dtype)
   return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
 

@@ -18,8 +18,6 @@ _GENERATION = re.compile(r'(\{%[-+]?\s*)(end)?generation\b')
 
 
 class ChatTemplate(NamedTuple):
-  """How a model was trained to read conversations."""
-
   source: str  # Jinja, as the files of the model have it.
   tokens: Mapping[str, str]  # What it may ask for, such as `bos_token`.
 

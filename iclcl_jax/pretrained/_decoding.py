@@ -211,7 +211,6 @@ def _extend(
   positions: Int[Array, ' N'],
   mask: Bool[Array, ' N'],
 ) -> tuple[Float[Array, 'N d_model'], KeyValueCache]:
-  """Reads tokens into the next slots; returns their hidden states too."""
   tokens, cache = vary_as((tokens, cache), model, positions, mask)
   start = cache.length
   cache = cache._replace(
@@ -243,5 +242,4 @@ def _extend(
 
 
 def _write(slots: Array, new: Array, *place: Array | int) -> Array:
-  """Fills slots from a place on, in place under `jit`."""
   return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), place)

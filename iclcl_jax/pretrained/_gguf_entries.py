@@ -39,7 +39,6 @@ class Entries(Config):
     shapes: Mapping[str, Shape],
     read: Callable[[str], np.ndarray],
   ):
-    """Takes what a file says; `read` reads the tensor of a name."""
     super().__init__(
       {key: _plain(value) for key, value in metadata.items()},
       label=lambda key: f'{path}: the metadata {key!r}',
@@ -68,15 +67,12 @@ class Entries(Config):
 
   @property
   def head_width(self) -> int:
-    """The width of a head, an equal part of the residual stream."""
     return self.base['hidden_size'] // self.base['num_attention_heads']
 
   def has(self, kind: str) -> bool:
-    """Whether there is a tensor of this name, in a block or outside."""
     return any(f'.{name}'.endswith(f'.{kind}') for name in self.shapes)
 
   def rope(self, width: int) -> Fields:
-    """Reads the angles of the rotation: `rope_parameters` of Hugging Face."""
     theta = self.number('rope.freq_base', 10000.0)
     rope: Fields = {'rope_type': 'default', 'rope_theta': theta}
     rotated = self.count('rope.dimension_count', width)

@@ -175,7 +175,6 @@ class Layout(NamedTuple):
   blocks: str = 'model.layers'  # Where the blocks are at Hugging Face.
 
   def name_of(self, tensor: str) -> str | None:
-    """Returns the Hugging Face name of a tensor, None if it has none."""
     block = re.match(r'blk\.\d+(?=\.)', tensor)
     theirs = tensor[block.end() :] if block else tensor
     table = dict(pair.split('=') for pair in self.names.split())
@@ -199,7 +198,6 @@ class Layout(NamedTuple):
 
 
 def _kind(tensor: str) -> str:
-  """Returns the last two parts of a name, such as `attn_q.weight`."""
   return '.'.join(tensor.split('.')[-2:])
 
 

@@ -117,7 +117,6 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
 
 
 def _list(entries, name: str, kind: type, size: int | None = None) -> list:
-  """Reads a list of the metadata, one entry for each of `size` tokens."""
   found = entries.get(name)
   fits = isinstance(found, list) and all(type(x) is kind for x in found)
   if not fits or len(found) != (size or len(found)):
@@ -164,7 +163,6 @@ def _merges(
 
 
 def _add_special(backend, tokenizers, tokens, kinds) -> None:
-  """Declares the tokens that byte pairs must not be merged into."""
   make = functools.partial(tokenizers.AddedToken, normalized=False)
   pairs = list(zip(tokens, kinds, strict=True))
   backend.add_special_tokens(
@@ -176,7 +174,6 @@ def _add_special(backend, tokenizers, tokens, kinds) -> None:
 
 
 def _add_ends(entries, backend, tokenizers, tokens, *, bos: bool) -> None:
-  """Puts the tokens around a text that the model was trained with."""
   template, special = ['$A'], []
   for name, place, default in (('bos', 0, bos), ('eos', 2, False)):
     if entries.switch(f'add_{name}_token', default):

@@ -221,7 +221,6 @@ def last_valid(
 
 
 def check_model(model: Any) -> None:
-  """Checks that a model is one, and not the pair that `load` returns."""
   expected = (
     'a pretrained.LanguageModel. Unpack what load returns: model, tokenizer = '
     'pretrained.load(path)'
@@ -230,7 +229,6 @@ def check_model(model: Any) -> None:
 
 
 def check_head(model: LanguageModel) -> None:
-  """Checks that the model predicts tokens."""
   check_model(model)
   if model.head is None and not model.tied:
     raise ValueError(
@@ -279,7 +277,6 @@ def check_prompt(
 
 
 def check_length(model: LanguageModel, length: int) -> None:
-  """Checks that a number of tokens fits into the context."""
   if not 0 < length <= model.context_length:
     found = f'{length} tokens are asked of' if length else 'tokens is empty for'
     raise ValueError(
@@ -306,7 +303,6 @@ def check_text(
 
 
 def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
-  """Checks that all ids, where they are known, are in the vocabulary."""
   size = model.vocabulary_size
 
   def check(ids: Any) -> None:

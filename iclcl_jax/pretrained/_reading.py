@@ -83,7 +83,6 @@ class Tensors:
   def take(
     self, template: str, shape: Shape, arrange: Arrange = np.asarray
   ) -> Array:
-    """Takes a tensor stored with `shape`; those of all layers are stacked."""
     is_stack = '{}' in template
     names = [template.format(n) for n in range(self.num_layers)]
     names = names if is_stack else [template]
@@ -149,7 +148,6 @@ def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def _common_dtype(specs: Sequence[Any], dtype: Any) -> np.dtype:
-  """The requested dtype, or that of the tensors."""
   if dtype is None:
     found = {np.dtype(spec.dtype) for spec in specs}
     widest = np.float64 if np.dtype(np.float64) in found else np.float32
@@ -180,7 +178,6 @@ class Checkpoint(NamedTuple):
 
 
 def import_reader(name: str) -> Any:
-  """Imports a package, or a module of it, that only readers of files need."""
   try:
     return importlib.import_module(name)
   except ImportError as error:

@@ -247,7 +247,6 @@ def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
 def _read(
   finite: FiniteModel, state: FiniteState | None, tokens: Int[Array, ' N']
 ) -> tuple[Float[Array, 'N d_model'], FiniteState]:
-  """Reads tokens behind a state; returns what the last norm makes of them."""
   _check_finite(finite)
   model = finite.model
   _check(model, tokens)
@@ -267,7 +266,6 @@ def _read(
 
 
 def _layer(model, learner, maps, states, stream, block, positions):
-  """Applies a block whose heads extend their states, `[G]`."""
   heads = _heads(model, block, stream, positions)
   if states is None:
     states = jax.vmap(learner.start)(maps, heads.keys, heads.values)
@@ -299,7 +297,6 @@ def _heads(model, block, stream, positions) -> transformer.Heads:
 
 
 def _check_finite(finite: Any) -> None:
-  """Checks that a finite model is one, and that its maps fit its heads."""
   _validate.check_type('finite', finite, FiniteModel, 'what finite.fit returns')
   _model.check_model(finite.model)
   axes = finite.model.blocks.key.weight.shape
@@ -325,7 +322,6 @@ def _check_used(context_length: int, used: Array) -> None:
 
 
 def _check(model: LanguageModel, tokens: Array) -> None:
-  """Checks a text, and that the heads are plain softmax attention."""
   _model.check_causal_prompt(model, tokens, None)
   architecture = model.architecture
   found = {

@@ -98,8 +98,6 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _reader_type(gguf: Any) -> type:
-  """Makes the reader of the package stop at the end of the file."""
-
   class Reader(gguf.GGUFReader):
     def _get(self, offset, dtype, count=1, override_order=None):
       self.data = np.asarray(self.data)  # Of a memmap, views are slow to make.
@@ -176,7 +174,6 @@ def checkpoint_of(file: GGUFFile) -> Checkpoint:
 
 
 def _dequantised(path: pathlib.Path, tensor: Any) -> np.ndarray:
-  """Copies a tensor as float32, in NumPy's order of axes."""
   if np.issubdtype(tensor.data.dtype, np.floating):
     return np.array(tensor.data, np.float32)
   try:

@@ -227,7 +227,6 @@ def _run(
   heads: Array | None,
   valid: Array,
 ) -> Float[Array, 'N d_model']:
-  """Runs the blocks, with the chosen heads learning otherwise."""
   architecture = model.architecture
   positions = _model.positions_of(tokens, valid)
 
@@ -303,7 +302,6 @@ def _extend(learning: Learning, question: Any) -> Learning:
 
 
 def _check(model: LanguageModel, tokens: Array, learning: Any, mask) -> None:
-  """Checks a prompt, and that the heads of the model can learn like that."""
   _model.check_causal_prompt(model, tokens, mask)
   _validate.check_type('learning', learning, Learning, 'a learning.Learning')
   size = tokens.shape[0]

@@ -90,7 +90,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _sharded(directory: pathlib.Path) -> StoredTensors:
-  """Finds the tensors of all shards, as the index lists them."""
   index = directory / _INDEX
   weight_map = read_json(index).get('weight_map')
   if not isinstance(weight_map, dict) or not all(
@@ -122,8 +121,6 @@ def _sharded(directory: pathlib.Path) -> StoredTensors:
 
 
 def _specs(path: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """Reads names, shapes and dtypes of one file."""
-
   def spec(part: Any) -> jax.ShapeDtypeStruct:
     dtype = _DTYPES[part.get_dtype()]
     return jax.ShapeDtypeStruct(tuple(part.get_shape()), dtype)
@@ -138,7 +135,6 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def _within(path: pathlib.Path, use: Callable[[Any], _T]) -> _T:
-  """Opens one file for as long as `use` reads from it."""
   safetensors = import_reader('safetensors')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:

@@ -32,7 +32,6 @@ class Tokenizer:
   def __init__(
     self, backend: Any, chat_template: _chat.ChatTemplate | None = None
   ):
-    """Wraps a `tokenizers.Tokenizer`."""
     self.backend, self.chat_template = backend, chat_template
     self.special_tokens: Mapping[str, int] = {
       token.content: index

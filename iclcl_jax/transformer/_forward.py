@@ -272,7 +272,6 @@ def expert_shares(
 
 
 def per_unit(shares: Array, hidden: Array) -> Array:
-  """Repeats the shares `[N, E]` for the hidden units of each expert."""
   return jnp.repeat(shares, hidden.shape[1] // shares.shape[1], axis=1)
 
 
@@ -293,7 +292,6 @@ def merge_heads(
 def normalise(
   architecture: Architecture, parameters: Norm | None, rows: Array
 ) -> Array:
-  """Normalises rows; without parameters they stay as they are."""
   if parameters is None:
     return rows
 
@@ -330,8 +328,6 @@ def visibility(
   mask: Mask | None,
   window: Array | None,
 ) -> Array:
-  """Returns which query sees which key. Shape `[M, N]`."""
-
   def sees(query_position, key_position):
     result = architecture.visible(query_position, key_position)
     _validate.check_result('architecture.visible', result, ())

@@ -143,8 +143,6 @@ def fold_labels(
 def _apply(
   architecture, block, point, learnt, stream, *, with_biases=False
 ) -> Array:
-  """Applies the affine map of a block to what heads add, and to the stream."""
-
   def shifted(row, bias):
     return row + bias if with_biases and bias is not None else row
 

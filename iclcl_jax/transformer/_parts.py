@@ -47,12 +47,10 @@ class RMSNorm:
     _validate.non_negative(epsilon=self.epsilon, offset=self.offset)
 
   def __call__(self, parameters: Norm, x: Array) -> Array:
-    """Returns the normalised token."""
     row = self.linear_part(parameters, x, x)
     return row if parameters.bias is None else row + parameters.bias
 
   def linear_part(self, parameters: Norm, x: Array, y: Array) -> Array:
-    """Returns `y P(x)`, where `self(parameters, x) = x P(x) + bias`."""
     _validate.check_array('x', x, 'd_model')
     x, wide = widen(x), widen(y)
     scale = _common_scale(x)
@@ -167,7 +165,6 @@ class ClampedGating:
     _validate.positive(limit=self.limit)
 
   def __call__(self, activation, gate: Array, up: Array) -> Array:
-    """Returns the hidden layer."""
     gate = jnp.minimum(gate, self.limit)
     return activation(gate) * (jnp.clip(up, -self.limit, self.limit) + 1)
 

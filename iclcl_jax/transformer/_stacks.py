@@ -155,7 +155,6 @@ _OPTIONAL = ('gate', 'router')
 def check_block(
   architecture: Architecture, block: Block, x: Float[Array, 'N d_model']
 ) -> None:
-  """Checks one block and that it fits the sequence that it reads."""
   _check_architecture(architecture)
   sizes = {'d_model': x.shape[1]}
   for path, array, axes in _arrays(block):
@@ -194,7 +193,6 @@ def check_block(
 def check_blocks(
   architecture: Architecture, blocks: Block, x: Float[Array, 'N d_model']
 ) -> None:
-  """Checks a stack of blocks and that it fits the sequence that it reads."""
   _check_stack(blocks)
   one = jax.tree.map(
     lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks
@@ -226,7 +224,6 @@ def _check_stack(blocks: Block) -> int:
 
 
 def check_groups(name: str, heads: int, key_name: str, groups: int) -> None:
-  """Checks that key-value heads serve equal numbers of query heads."""
   if groups == 0 or heads % groups:
     raise ValueError(
       f'{name} has {heads} heads and {key_name} has {groups}; expected a '
@@ -258,7 +255,6 @@ def _arrays(block: Block) -> Iterator[tuple[str, Any, str]]:
 
 
 def _of(path: str, part: Any, kind: Any, axes: str, bias_axes: str = ''):
-  """Yields the arrays of a linear map, or of a norm if there is one."""
   if part is not None or kind is Linear:
     _validate.check_type(path, part, kind, f'a transformer.{kind.__name__}')
     yield f'{path}.{kind._fields[0]}', part[0], axes

@@ -173,7 +173,6 @@ def read(
   positions: Array,
   rates: Array | None = None,
 ) -> Float[Array, 'H N d_k']:
-  """Reads the heads of a block, widened: differences follow."""
   heads = transformer.heads(model.architecture, block, x, positions=positions)
   heads = heads._replace(values=widen(heads.values))
   return transformer.attend(

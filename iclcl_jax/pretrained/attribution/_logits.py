@@ -221,7 +221,6 @@ def _label_direction(model, label, other_label) -> tuple[Array, Array | float]:
 def _carry_back(
   model: LanguageModel, readings: HeadReadings, direction: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-  """Carries the direction through the blocks, from the last to the first."""
   architecture = model.architecture
 
   def step(above, block, point, outputs, removed):

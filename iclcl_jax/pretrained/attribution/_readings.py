@@ -143,7 +143,6 @@ def _members(
 
 
 def check_segments(segment_ids: Array, num_segments: int) -> None:
-  """Checks which demonstration each token belongs to."""
   _validate.at_least(1, num_segments=num_segments)
 
   def check(segment_ids: Any) -> None:
@@ -274,7 +273,6 @@ def _gradients(
   values: Float[Array, 'N d_k'],
   members: Bool[Array, 'S N'],
 ) -> DemonstrationGradients:
-  """Gradients of one dual model, each relative to its largest key."""
   chosen = members.astype(keys.dtype)
   exponents = keys @ keys.T / keys.shape[1] ** 0.5
   scales = jnp.max(chosen * jnp.diagonal(exponents)[None] / 2, axis=1)

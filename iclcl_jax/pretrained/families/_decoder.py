@@ -33,8 +33,6 @@ _PROJECTIONS = tuple(f'self_attn.{name}_proj' for name in 'qkvo')
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """A checkpoint that is being read."""
-
   config: Config
   tensors: Tensors
   d_model: int
@@ -52,7 +50,6 @@ class Decoder:
   def linear(
     self, name: str, inputs: Shape, outputs: Shape, *, bias: bool
   ) -> Linear:
-    """Takes an affine map `[*inputs, *outputs]` of all layers."""
     sizes = math.prod(inputs), math.prod(outputs)
 
     def arrange(weight):
@@ -122,7 +119,6 @@ class Decoder:
     }
 
   def norm(self, name: str, width: int | None = None) -> Norm:
-    """Takes a normalisation, with `{}` in its name that of all layers."""
     shape = (width or self.d_model,)
     scale = self.tensors.take(f'{name}.weight', shape)
     if not self.norm_bias:
@@ -316,7 +312,6 @@ def family(
 
 
 def _split(linear: Linear, num_heads: int) -> Linear:
-  """Cuts the last axis into heads."""
   return jax.tree.map(lambda x: x.reshape(*x.shape[:-1], num_heads, -1), linear)
 
 
