@@ -132,7 +132,8 @@ def alone(
     return learning
 
   def count(members):
-    members = members if mask is None else members & mask
+    if mask is not None:
+      members &= jnp.broadcast_to(mask, members.shape)
     return jnp.cumsum(members, axis=-1, dtype='int32')
 
   # The place of a token in its demonstration, and the length of the longest.
