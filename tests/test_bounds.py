@@ -228,18 +228,6 @@ def test_theorem_has_its_constants():
   )
 
 
-def test_one_sided_bound_has_its_constants():
-  bound = bounds.one_sided_bound(3.0, 50, radius=0.3, loss_bound=2.0, delta=0.1)
-  np.testing.assert_allclose(
-    bound.complexity.value, 0.3 * math.sqrt(3.0 / 50), rtol=1e-12
-  )
-  np.testing.assert_allclose(
-    bound.confidence.value,
-    2.0 * math.sqrt(2 * math.log(1 / 0.1) / 50),
-    rtol=1e-12,
-  )
-
-
 @functools.cache
 def gaps(name):
   """Compiled: gap of a state, supremum, and losses."""
@@ -592,8 +580,6 @@ def gap(phi, population, sample, **options):
      lambda: total(delta=1.0)),
     ('ball is a str; expected a Ball', lambda: total(ball='frobenius')),
     ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),
-    ('num_demonstrations is 0', lambda: bounds.one_sided_bound(1.0, 0, **GOOD)),
-    ('second_moment is -1', lambda: bounds.one_sided_bound(-1.0, 3, **GOOD)),
     ('num_draws is 0', lambda: signs(num_draws=0)),
     ('key is a int', lambda: signs(key=0)),
     ('ball is a NoneType; expected', lambda: signs(ball=None)),

@@ -176,10 +176,10 @@ def test_transformations_and_half_precision():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'how': 'rates'}, r'learning is a str; expected a learning.Learning'),
+    ({'how': 'rates'}, r'learning is a str; expected a Learning'),
     (
       {'how': learning.Learning(rates=jnp.ones((3, 3)))},
-      'learning.rates and tokens disagree in N',
+      'tokens and learning.rates disagree in N',
     ),
     (
       {'how': learning.Learning(rates=-jnp.ones((12, 12)))},
@@ -187,7 +187,7 @@ def test_transformations_and_half_precision():
     ),
     (
       {'how': learning.Learning(positions=jnp.arange(3))},
-      'learning.positions and tokens disagree in N',
+      'tokens and learning.positions disagree in N',
     ),
     (
       {'how': learning.Learning(attend=losses.squared)},

@@ -43,7 +43,6 @@ from iclcl_jax.bounds._gaps import (
   gap_supremum as gap_supremum,
   generalization_bound as generalization_bound,
   mean_embedding as mean_embedding,
-  one_sided_bound as one_sided_bound,
   rademacher_bound as rademacher_bound,
   rademacher_draws as rademacher_draws,
 )

@@ -162,40 +162,6 @@ def generalization_bound(
   )
 
 
-def one_sided_bound(
-  second_moment: Positive,
-  num_demonstrations: int,
-  *,
-  radius: Positive,
-  loss_bound: Positive,
-  delta: float | Array,
-) -> GeneralizationBound:
-  r"""Bounds the gap of the Frobenius ball where the distribution is known.
-
-  .. math:: L - \hat L \le w\sqrt{E[|v|^2 k(k,k)] / N}
-     + 2B\sqrt{\log(1/\delta) / (2N)}
-
-  The supremum of `L - L_hat` is a norm (`gap_supremum`), so no symmetrisation
-  is needed; the first term alone bounds its expectation. The `second_moment` is
-  :math:`E[|v|^2 k(k,k)] > 0`.
-
-  Example:
-    >>> bound = one_sided_bound(
-    ...     4.0, 100, radius=1.0, loss_bound=1.0, delta=0.05)
-    >>> round(float(bound.complexity.value), 6)
-    0.2
-  """
-  _validate.at_least(1, num_demonstrations=num_demonstrations)
-  size = jnp.asarray(num_demonstrations, float)
-  log_radius = _norms.log_positive('radius', radius, size.dtype)
-  log_moment = _norms.log_positive('second_moment', second_moment, size.dtype)
-  log_bound = _norms.log_positive('loss_bound', loss_bound, size.dtype)
-  return GeneralizationBound(
-    LogValue(log_radius + (log_moment - jnp.log(size)) / 2),
-    LogValue(log_bound + math.log(2) + _log_rate(1, delta, size)),
-  )
-
-
 def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
   log_delta = _norms.log_positive('delta', delta, size.dtype)
   return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2

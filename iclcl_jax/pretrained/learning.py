@@ -15,7 +15,6 @@ answer gains: predicted to first order, and as it is.
 =====================================  =====================================
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _pytree, _validate, modified, moments, transformer
+from iclcl_jax import _validate, modified, moments, transformer
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.pretrained import _model
@@ -35,9 +34,7 @@ from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Learning:
+class Learning(NamedTuple):
   """How heads learn from the tokens of one prompt.
 
   Attributes:
@@ -140,7 +137,7 @@ def alone(
   place = jnp.diagonal(count(own))
   longest = jnp.where(behind, jnp.max(place), 0)
   positions = count(before) + place + longest + count(behind) - 1
-  return dataclasses.replace(learning, positions=positions)
+  return learning._replace(positions=positions)
 
 
 @door
@@ -202,16 +199,14 @@ def effect_on_answer(
 
   def of_question(question):
     changed = _extend(learning, question)
-    valid, positions = question.without(_influence.NONE, 'hide')
+    valid = question.valid
 
     def term(block, x, outputs, slopes, chosen):
       gained = _outputs(model, changed, block, x, valid) - outputs
       gained = jnp.where(valid[:, None], gained, 0)
       return jnp.where(chosen, jnp.einsum('htd,htd->h', slopes, gained), 0)
 
-    predicted, plain = _influence.first_order(
-      model, question, positions, term, chosen
-    )
+    predicted, plain = _influence.first_order(model, question, term, chosen)
     x = _run(model, changed, question.tokens, heads, valid)
     actual = _influence.answer_of(model, question, x[question.places])
     return Effect(predicted, actual - plain)
@@ -299,35 +294,25 @@ def _extend(learning: Learning, question: Any) -> Learning:
     rest = len(question.tokens) - len(positions)
     after = positions[last] + 1 + jnp.arange(rest, dtype=positions.dtype)
     positions = jnp.concatenate([positions, after])
-  return dataclasses.replace(learning, rates=rates, positions=positions)
+  return learning._replace(rates=rates, positions=positions)
 
 
 def _check(model: LanguageModel, tokens: Array, learning: Any, mask) -> None:
   _model.check_causal_prompt(model, tokens, mask)
-  _validate.check_type('learning', learning, Learning, 'a learning.Learning')
-  size = tokens.shape[0]
   if learning.positions is not None:
-    _model.check_room(model, size, mask, 0, shorter=True)
-    _validate.check_kind(
-      'learning.positions', learning.positions, 'N', _validate.INTEGER
-    )
-    found = learning.positions.shape[0]
-    _validate.check_same('N', 'learning.positions', found, 'tokens', size)
+    _model.check_room(model, len(tokens), mask, 0, shorter=True)
   if learning.rates is not None:
-    _validate.check_array('learning.rates', learning.rates, 'N N')
-    for found in learning.rates.shape:
-      _validate.check_same('N', 'learning.rates', found, 'tokens', size)
     _validate.look(_check_rates, learning.rates)
   if learning.attend is None:
     return
   expected = 'an attention of modified, such as modified.second_step()'
   kind = modified.Attention
   _validate.check_type('learning.attend', learning.attend, kind, expected)
-  has_windows = any(x.window is not None for x in model.architecture.layers)
+  windows = [layer.window for layer in model.architecture.layers]
   for name, has in {
     'rates': learning.rates is not None,
     'sinks without tokens in the model': model.blocks.sinks is not None,
-    'windows in the model': has_windows,
+    'windows in the model': any(windows),
   }.items():
     if has:
       raise ValueError(

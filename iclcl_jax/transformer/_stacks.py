@@ -193,6 +193,7 @@ def check_block(
 def check_blocks(
   architecture: Architecture, blocks: Block, x: Float[Array, 'N d_model']
 ) -> None:
+  """Checks a stack of blocks and that it fits the sequence that it reads."""
   _check_stack(blocks)
   one = jax.tree.map(
     lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks

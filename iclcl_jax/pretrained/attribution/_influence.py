@@ -108,7 +108,6 @@ def influence(
 def _influence(
   model: LanguageModel, question: _Question, num_segments: int, removal: Removal
 ) -> Float[Array, 'L H S']:
-  _, positions = question.without(NONE, removal)
 
   def terms(block, x, outputs, slopes):
     def term(segment):
@@ -118,13 +117,12 @@ def _influence(
 
     return jax.lax.map(term, jnp.arange(num_segments, dtype='int32')).T
 
-  return first_order(model, question, positions, terms)[0]
+  return first_order(model, question, terms)[0]
 
 
 def first_order(
   model: LanguageModel,
   question: _Question,
-  positions: Array,
   term: Callable[..., Any],
   *rows: Any,
 ) -> tuple[Any, Float[Array, '']]:
@@ -139,6 +137,7 @@ def first_order(
     The results, with a leading axis `L`, and the answer.
   """
   architecture, valid = model.architecture, question.valid
+  positions = _model.positions_of(question.tokens, valid)
 
   def complete(block, x, outputs):
     outputs = cast_like(outputs, x)
