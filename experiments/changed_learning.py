@@ -83,12 +83,13 @@ def _of_rates(segment_ids, size: int) -> list[learning.Learning]:
   )
   merged = learning.alone(segment_ids, num_segments=size)
   kept = jnp.arange(len(segment_ids), dtype=merged.positions.dtype)
-  plain = learning.Learning(rates=jnp.ones_like(hidden.rates), positions=kept)
+  ones = jnp.ones((len(segment_ids),) * 2, jnp.float32)
+  plain = learning.Learning(rates=ones, positions=kept)
   return [
     plain,
-    *(dataclasses.replace(x, positions=kept) for x in (hidden, half, double)),
+    *(x._replace(positions=kept) for x in (hidden, half, double)),
     merged,
-    dataclasses.replace(merged, positions=kept),
+    merged._replace(positions=kept),
   ]
 
 
@@ -243,20 +244,17 @@ def _stack(config: Config, tokenizer, rows, tasks) -> Prompts:
     rest = length - prompts.tokens.shape[1]
     ids = [tokenizer.single_id(label) for label in task.labels]
     columns = prompts.tokens, prompts.segment_ids.astype(np.int32)
-    found.append(
-      Prompts(
-        *(
-          np.pad(
-            np.take_along_axis(x[:, None], places, axis=2),
-            [(0, 0), (0, 0), (0, rest)],
-            constant_values=fill,
-          )
-          for x, fill in zip(columns, (0, -1), strict=True)
-        ),
-        np.pad(prompts.mask, [(0, 0), (0, rest)]),
-        np.tile(ids, (len(places), 1)),
+    tokens, segment_ids = (
+      np.pad(
+        np.take_along_axis(x[:, None], places, axis=2),
+        [(0, 0), (0, 0), (0, rest)],
+        constant_values=fill,
       )
+      for x, fill in zip(columns, (0, -1), strict=True)
     )
+    mask = np.pad(prompts.mask, [(0, 0), (0, rest)])
+    labels = np.tile(ids, (len(places), 1))
+    found.append(Prompts(tokens, segment_ids, mask, labels))
   return jax.tree.map(lambda *x: np.concatenate(x), *found)
 
 
@@ -336,7 +334,7 @@ def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
     results.asked, np.arange(len(results.right))[results.of(task)]
   )
   change = results.answers[arm][:, 0] - results.answers[PLAIN][:, 0]
-  found = {
+  found: dict[str, Any] = {
     'area': areas(results, task, arm),
     'accuracy_calibrated': statistics.proportion(
       (answers[:, 0] > np.median(answers[:, 0])) == right
@@ -423,8 +421,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:
-  columns = 'area', 'gain', 'accuracy_calibrated', 'prediction'
-  columns += 'deviation_over_orders', 'perplexity_ratio'
+  columns = ['area', 'gain', 'accuracy_calibrated', 'prediction']
+  columns += ['deviation_over_orders', 'perplexity_ratio']
   return {
     'changed_learning': [
       {'task': task, 'learning': arm}
