@@ -82,7 +82,7 @@ def _of_rates(segment_ids, size: int) -> list[learning.Learning]:
     for rate in (0.0, 0.5, 2.0)
   )
   merged = learning.alone(segment_ids, num_segments=size)
-  kept = jnp.arange(len(segment_ids), dtype=merged.positions.dtype)
+  kept = jnp.arange(len(segment_ids), dtype='int32')
   ones = jnp.ones((len(segment_ids),) * 2, jnp.float32)
   plain = learning.Learning(rates=ones, positions=kept)
   return [
