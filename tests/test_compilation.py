@@ -36,7 +36,7 @@ from iclcl_jax.accounts import (
   softmax_regression,
   training_data_attention as history,
 )
-from iclcl_jax.pretrained import attribution
+from iclcl_jax.pretrained import attribution, learning
 from tests import examples, oracles_pretrained
 from tests.test_public_functions import public_functions
 
@@ -186,6 +186,7 @@ CALLS = {
   'modified.regularised': lambda: modified.regularised(strength=0.5)(
     PHI, W, X, V
   ),
+  'modified.second_step': lambda: modified.second_step()(PHI, W, X, V),
   'modified.augmented': lambda: modified.augmented(
     augment_values=lambda v: 2 * v
   )(PHI, W, X, V),
@@ -218,6 +219,12 @@ CALLS = {
   ),
   'attribution.direct': lambda: attribution.direct_logit_attribution(
     model(), read(), 3, 4
+  ),
+  'learning.logits': lambda: learning.logits(
+    model(), TOKENS, learning.with_rates(SEGMENTS, jnp.ones(2))
+  ),
+  'learning.effect': lambda: learning.effect_on_answer(
+    model(), TOKENS, learning.alone(SEGMENTS, num_segments=2), 1, 2
   ),
   'attribution.influence': lambda: attribution.influence(
     model(), TOKENS, SEGMENTS, 3, 4, num_segments=2
