@@ -126,27 +126,14 @@ def _borrow(model, tokens, context):
 
   def layer(x, block):
     update = account.weight_update(architecture, block, x, context)
-
     exact = transformer.apply_block(architecture, block, x)
-    before = jax.tree.map(lambda rows: jnp.roll(rows, 1, axis=0), update)
-    # Its own shift and reading, but the matrix of the token before it.
-    matrix = functools.partial(account.updated_block, block)
-
-    def borrow(row):
-      x, outputs, shift, read, change = row
-      own = account.WeightUpdate(
-        outputs[:, None],
-        jnp.zeros_like(x)[None],
-        jnp.zeros_like(x)[None],
-        shift[None],
-      )
-      changed = matrix(read, change)
-      return account.apply_update(architecture, changed, x[None], own)[0]
-
-    outputs = jnp.swapaxes(update.outputs, 0, 1)
-    lent = jax.lax.map(
-      borrow, (x, outputs, update.shift, before.read, before.change)
-    )
+    # Its own reading and shift, but the weights of the token before it.
+    before = {
+      name: jnp.roll(getattr(update, name), 1, axis=0)
+      for name in ('read', 'change')
+    }
+    borrowed = update._replace(**before)
+    lent = account.apply_update(architecture, block, x, borrowed)
     none = update._replace(change=jnp.zeros_like(update.change))
     plain = account.apply_update(architecture, block, x, none)
     ratio, without = (
@@ -156,9 +143,12 @@ def _borrow(model, tokens, context):
     grown = jnp.linalg.norm(update.change @ block.up.weight, axis=1)
     size = grown / jnp.linalg.norm(update.read, axis=1)
     behind = jnp.roll(~context, 1) & ~context  # So is the token before it.
-    pair = (jnp.nanmedian(jnp.where(behind, x, jnp.nan)) for x in (ratio, size))
-    ratio, size = pair
-    return exact, (ratio, size / jnp.linalg.norm(block.up.weight))
+
+    def median(rows):
+      return jnp.nanmedian(jnp.where(behind, rows, jnp.nan))
+
+    size = median(size) / jnp.linalg.norm(block.up.weight)
+    return exact, (median(ratio), size)
 
   x = pretrained.embed(model, tokens)
   return transformer.scan_blocks(architecture, model.blocks, layer, x)[1]

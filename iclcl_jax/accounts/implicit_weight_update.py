@@ -79,8 +79,7 @@ def weight_update(
     outputs = transformer.attend(
       architecture, heads, positions, positions, mask=mask
     )
-    parts, tokens = _forward.pass_through(architecture, block, x, outputs)
-    return outputs, tokens, _stream(architecture, block, parts)
+    return outputs, *_forward.pass_through(architecture, block, x, outputs)[1:]
 
   _, tokens, stream = read(None)
   outputs, tokens_without, stream_without = read(~context)
@@ -136,7 +135,7 @@ def apply_update(
   def complete(row):
     x, outputs, read, change, shift = row
     changed = updated_block(block, read, change)
-    parts, _ = _forward.pass_through(
+    parts, _, _ = _forward.pass_through(
       architecture, changed, x[None], outputs[:, None]
     )
     total = parts['ffn_sum'] + shift[None]
@@ -178,8 +177,3 @@ def residuals(
     return (behind, without), residual
 
   return transformer.scan_blocks(architecture, blocks, step, (x, x))[1]
-
-
-def _stream(architecture: Architecture, block: Block, parts) -> Array:
-  norms = block.attention_norms
-  return _forward.normalise(architecture, norms.sum, parts['attention_sum'])

@@ -155,14 +155,14 @@ def complete(
   Args:
     outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
   """
-  passed, _ = pass_through(architecture, block, x, outputs)
+  passed, _, _ = pass_through(architecture, block, x, outputs)
   return normalise(architecture, block.ffn_norms.sum, passed['ffn_sum'])
 
 
 def pass_through(
   architecture: Architecture, block: Block, x: Array, outputs: Array
-) -> tuple[dict[str, Array], Array]:
-  """Returns fields of `Linearisation`, and what the network's layers read."""
+) -> tuple[dict[str, Array], Array, Array]:
+  """Returns fields of `Linearisation`, what the network reads, and adds to."""
   normed = functools.partial(normalise, architecture)
   attended = merge_heads(block.output, outputs)
   attention_sum = x + normed(block.attention_norms.output, attended)
@@ -170,13 +170,17 @@ def pass_through(
   ffn_input = x if architecture.parallel else stream
   tokens = normed(block.ffn_norms.input, ffn_input)
   ffn_output = feed_forward(architecture, block, tokens)
-  return {
-    'attended': attended,
-    'attention_sum': attention_sum,
-    'ffn_input': ffn_input,
-    'ffn_output': ffn_output,
-    'ffn_sum': stream + normed(block.ffn_norms.output, ffn_output),
-  }, tokens
+  return (
+    {
+      'attended': attended,
+      'attention_sum': attention_sum,
+      'ffn_input': ffn_input,
+      'ffn_output': ffn_output,
+      'ffn_sum': stream + normed(block.ffn_norms.output, ffn_output),
+    },
+    tokens,
+    stream,
+  )
 
 
 @door

@@ -77,7 +77,7 @@ def linearise(
     Ren & Liu, arXiv:2310.13220, one Transformer layer (ReLU); other
     activations and normalisations derived here.
   """
-  passed, tokens = _forward.pass_through(architecture, block, x, outputs)
+  passed, tokens, _ = _forward.pass_through(architecture, block, x, outputs)
   gate, shift, shares = _gate(architecture, block, tokens)
   return Linearisation(gate=gate, shift=shift, shares=shares, **passed)
 

@@ -28,7 +28,7 @@ from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
 Removal = Literal['delete', 'hide']
-NONE = -2  # A segment without tokens.
+_NONE = -2  # A segment without tokens.
 _ROUNDING = 64  # So that many prompts share a program.
 
 
@@ -108,7 +108,6 @@ def influence(
 def _influence(
   model: LanguageModel, question: _Question, num_segments: int, removal: Removal
 ) -> Float[Array, 'L H S']:
-
   def terms(block, x, outputs, slopes):
     def term(segment):
       kept, moved = question.without(segment, removal)
@@ -273,12 +272,12 @@ def _answers(
   A token has a row of its own where something before it is missing.
   """
   architecture = model.architecture
-  segments = jnp.array([*range(num_segments), NONE], 'int32')
+  segments = jnp.array([*range(num_segments), _NONE], 'int32')
 
   def world(segment):
     begun = jnp.cumsum(question.segment_ids == segment) > 0
     kept, positions = question.without(segment, removal)
-    return kept & (begun | (segment == NONE)), kept, positions
+    return kept & (begun | (segment == _NONE)), kept, positions
 
   stands, kept, positions = jax.vmap(world)(segments)
   shape = stands.shape
