@@ -340,19 +340,7 @@ def areas(
     ]
     return found[0] - found[1] if against else found[0]
 
-  draws = np.random.default_rng(0).integers(len(right), size=(500, len(right)))
-  low, high = np.quantile(of(draws), [0.025, 0.975])
-  return lab.Estimate(float(of(np.arange(len(right)))), float(low), float(high))
-
-
-def _agreement(predicted: np.ndarray, actual: np.ndarray) -> lab.Estimate:
-  """Correlation over prompts, with its interval over resampled ones."""
-  size = len(predicted)
-  draws = np.random.default_rng(0).integers(size, size=(2000, size))
-  found = statistics.correlation(predicted[draws], actual[draws])
-  low, high = np.quantile(found, [0.025, 0.975])
-  value = float(statistics.correlation(predicted, actual))
-  return lab.Estimate(value, float(low), float(high))
+  return statistics.resampled(of, len(right), num_resamples=500)
 
 
 def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
@@ -371,8 +359,11 @@ def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
   }
   if arm != PLAIN:
     found['gain'] = areas(results, task, arm, PLAIN)
-    found['prediction'] = _agreement(
-      results.predicted[arm][inside], change[results.asked[inside]]
+    predicted = results.predicted[arm][inside]
+    actual = change[results.asked[inside]]
+    found['prediction'] = statistics.resampled(
+      lambda rows: statistics.correlation(predicted[rows], actual[rows]),
+      len(predicted),
     )
   if arm in ORDERED:
     spread = np.std(answers, axis=1, ddof=1)
@@ -391,8 +382,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     return lab.statements('changed-learning-', text, {name: found})
 
   made: list[lab.Claim] = []
-  for task in TASKS:
-    rows = {arm: _row(results, task, arm) for arm in ARMS}
+  for task, rows in summary(config, results).items():
     merged = rows[ALONE]
     made += state(
       'taught',
@@ -453,9 +443,9 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
   return {
     'changed_learning': [
       {'task': task, 'learning': arm}
-      | {x: _row(results, task, arm).get(x, '') for x in columns}
-      for task in TASKS
-      for arm in ARMS
+      | {column: row.get(column, '') for column in columns}
+      for task, rows in summary(config, results).items()
+      for arm, row in rows.items()
     ]
   }
 

@@ -105,9 +105,27 @@ def proportion(successes: Any) -> Estimate:
 def median(samples: Any) -> Estimate:
   """The median of samples `[S]`, with a percentile interval of resamples."""
   samples = np.ravel(samples)
-  draws = np.random.default_rng(0).choice(samples, (2000, samples.size))
-  low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-  return Estimate(float(np.median(samples)), float(low), float(high))
+  return resampled(lambda rows: np.median(samples[rows], axis=-1), samples.size)
+
+
+def resampled(
+  statistic: Callable[[np.ndarray], Any],
+  num_runs: int,
+  *,
+  num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+  """A statistic of runs, with a percentile interval of resampled ones.
+
+  Args:
+    statistic: maps numbers of runs `[..., S]` to values `[...]`.
+    num_runs: how many there are, `S`.
+    num_resamples: how often they are drawn.
+  """
+  shape = num_resamples, num_runs
+  draws = np.random.default_rng(0).integers(num_runs, size=shape)
+  low, high = np.quantile(statistic(draws), [0.025, 0.975])
+  value = statistic(np.arange(num_runs))
+  return Estimate(float(value), float(low), float(high))
 
 
 def bootstrap(
