@@ -13,7 +13,9 @@ import json
 
 import pytest
 
+from experiments.demonstration_deletion import prompts
 from experiments.lab import claims
+from tests import pretrained_files as files
 
 
 def tiny_run(experiment):
@@ -23,6 +25,37 @@ def tiny_run(experiment):
   def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tiny')
     return experiment.run(experiment.Config.tiny(), folder), folder
+
+  return tiny
+
+
+def small_config(experiment, labels):
+  """A fixture: tiny settings, and a small random model that has the labels.
+
+  Tests that need it are skipped where the real reviews are not installed.
+  """
+
+  @pytest.fixture(scope='module')
+  def config(tmp_path_factory):
+    try:
+      prompts.corpus_path()
+    except ValueError as error:
+      pytest.skip(str(error))
+    path = tmp_path_factory.mktemp('model') / 'small'
+    return dataclasses.replace(
+      experiment.Config.tiny(), model_path=files.write_model(path, labels)
+    )
+
+  return config
+
+
+def small_run(experiment):
+  """A fixture: the summary and the folder of the run of `config`."""
+
+  @pytest.fixture(scope='module')
+  def tiny(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('out')
+    return experiment.run(config, folder), folder
 
   return tiny
 

@@ -1,34 +1,19 @@
 """`experiments.changed_learning`: a small random model, real texts."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import sklearn.metrics
 
 from experiments import changed_learning as experiment
-from experiments.demonstration_deletion import prompts
-from tests import experiment_battery, pretrained_files as files
+from tests import experiment_battery
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  try:
-    prompts.corpus_path()
-  except ValueError as error:
-    pytest.skip(str(error))
-  path = tmp_path_factory.mktemp('model') / 'small'
-  labels = [' Positive', ' Negative', ' A', ' B']
-  model = files.write_model(path, labels)
-  return dataclasses.replace(experiment.Config.tiny(), model_path=model)
-
-
-@pytest.fixture(scope='module')
-def tiny(config, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('out')
-  return experiment.run(config, workdir), workdir
+config = experiment_battery.small_config(
+  experiment, [' Positive', ' Negative', ' A', ' B']
+)
+tiny = experiment_battery.small_run(experiment)
 
 
 def test_tiny_run_is_complete(tiny, config):

@@ -29,19 +29,10 @@ def corpus():
     pytest.skip(str(error))
 
 
-@pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  path = tmp_path_factory.mktemp('model') / 'small'
-  return dataclasses.replace(
-    experiment.Config.tiny(),
-    model_path=files.write_model(path, [*TASK.labels, ' Review', ' Plot']),
-  )
-
-
-@pytest.fixture(scope='module')
-def tiny(config, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('out')
-  return experiment.run(config, workdir), workdir
+config = experiment_battery.small_config(
+  experiment, [*TASK.labels, ' Review', ' Plot']
+)
+tiny = experiment_battery.small_run(experiment)
 
 
 @pytest.fixture(scope='module')

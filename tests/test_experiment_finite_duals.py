@@ -6,28 +6,14 @@ import numpy as np
 import pytest
 
 from experiments import finite_duals as experiment
-from experiments.demonstration_deletion import prompts
 from experiments.finite_duals import chain, heads, texts
-from tests import experiment_battery, pretrained_files as files
+from tests import experiment_battery
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  try:
-    prompts.corpus_path()
-  except ValueError as error:
-    pytest.skip(str(error))
-  path = tmp_path_factory.mktemp('model') / 'small'
-  model = files.write_model(path, [' Positive', ' Negative'])
-  return dataclasses.replace(experiment.Config.tiny(), model_path=model)
-
-
-@pytest.fixture(scope='module')
-def tiny(config, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('out')
-  return experiment.run(config, workdir), workdir
+config = experiment_battery.small_config(experiment, [' Positive', ' Negative'])
+tiny = experiment_battery.small_run(experiment)
 
 
 def test_tiny_run_is_complete(tiny, config):
