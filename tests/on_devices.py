@@ -211,6 +211,7 @@ def cases_of_modified(phi):
     'attention_from_loss': modified.attention_from_loss(losses.squared),
     'augmented': modified.augmented(augment_values=jnp.tanh),
     'regularised': modified.regularised(strength=0.5),
+    'second_step': modified.second_step(learning_rate=0.7, momentum=0.2),
     'negative': negative(),
     'token_negative': modified.token_negative(num_negatives=2, strength=0.5),
   }
