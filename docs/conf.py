@@ -178,7 +178,7 @@ def citation_page():
     body = ''.join(f'  {k} = {{{v}}},\n' for k, v in fields.items() if v)
     return f'@{kind}{{{key},\n{body}}}\n'
 
-  entries = [entry('misc', 'iclcl_jax', cff, f'Version {cff["version"]}')]
+  entries = [entry('misc', 'iclcl_jax', cff, f'Version {release}')]
   for source in cff['references']:
     key = source['authors'][0]['family-names'].lower() + str(source['year'])
     entries += [entry('article', key, source, source['notes'])]

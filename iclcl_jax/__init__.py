@@ -29,7 +29,7 @@ from iclcl_jax import (
   types,
 )
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
   'accounts',

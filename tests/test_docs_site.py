@@ -69,7 +69,7 @@ def test_a_page_asks_nothing_of_the_network(site):
     ('devices.html', "('devices',)"),
     ('generated/citation.html', '@article{ren2024'),
     ('generated/api/iclcl_jax.modified.html', 'class Attention'),
-    ('generated/changelog.html', '0.1.0'),
+    ('generated/changelog.html', '0.2.0'),
     ('howto/own.html', 'features.from_log(jax.nn.log_softmax)'),
     ('frameworks.html', 'equivalence.verify_heads(**call)'),
     ('howto/attribution.html', '--prompt_file=mine.txt --labels='),
