@@ -7,6 +7,7 @@ does not know (bfloat16) are stored as their bits, with the dtype's name.
 import os
 import pathlib
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,20 +44,9 @@ def save(path: str | os.PathLike[str], state: State) -> None:
   kind = type(state).__name__
   expected = 'a DualState or a KernelDualState, such as dual.zero_shot returns'
   _validate.check_type('state', state, (DualState, KernelDualState), expected)
-  if not _validate.is_concrete(state):
-    raise ValueError(
-      'state is traced; expected concrete arrays. Return it from the '
-      'transformed function (jit, vmap, grad), then save it.'
-    )
   arrays = dict(zip(state._fields, state[:3], strict=False))
   _check_shapes('state', kind, arrays)
-  contents = {'format': np.asarray(_FORMAT), 'kind': np.asarray(kind)}
-  for name, array in arrays.items():
-    stored, bits = np.asarray(array), f'u{array.dtype.itemsize}'
-    is_native = stored.dtype.isbuiltin == 1
-    contents[name] = stored if is_native else stored.view(bits)
-    contents[f'{name}.dtype'] = np.asarray(np.dtype(array.dtype).name)
-  _write(pathlib.Path(path), contents)
+  write(path, kind, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> State:
@@ -68,19 +58,7 @@ def load(path: str | os.PathLike[str]) -> State:
       an array, has arrays whose shapes disagree, or holds float64 while JAX
       computes in float32.
   """
-  contents = _read(pathlib.Path(path))
-  kind = str(contents.get('kind', np.asarray('')))
-  if str(contents.get('format', np.asarray(''))) != _FORMAT:
-    raise ValueError(
-      f'{path} holds no state of a dual model (no format {_FORMAT!r}); '
-      'expected a file that storage.save wrote.'
-    )
-  if kind not in _KINDS:
-    raise ValueError(
-      f'{path} holds a {kind!r}; expected one of {", ".join(_KINDS)}.'
-    )
-  fields = _KINDS[kind]._fields[:3]
-  arrays = {name: _from_bits(path, name, contents) for name in fields}
+  kind, arrays = read(path, {k: v._fields[:3] for k, v in _KINDS.items()})
   _check_shapes(str(path), kind, arrays)
   return _KINDS[kind](*map(jnp.asarray, arrays.values()))
 
@@ -107,6 +85,65 @@ def _check_shapes(owner: str, kind: str, arrays: dict) -> None:
     )
 
 
+def write(
+  path: str | os.PathLike[str], kind: str, arrays: Mapping[str, Any]
+) -> None:
+  """Writes named arrays to one file, all or nothing, and what they are."""
+  path = pathlib.Path(path)
+  if not _validate.is_concrete(arrays):
+    raise ValueError(
+      f'the {kind} is traced; expected concrete arrays. Return it from the '
+      'transformed function (jit, vmap, grad), then save it.'
+    )
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f'path is {str(path)!r}, but there is no folder {str(path.parent)!r}. '
+      'Create it first.'
+    )
+  contents = {'format': np.asarray(_FORMAT), 'kind': np.asarray(kind)}
+  for name, array in arrays.items():
+    stored, bits = np.asarray(array), f'u{array.dtype.itemsize}'
+    is_native = stored.dtype.isbuiltin == 1
+    contents[name] = stored if is_native else stored.view(bits)
+    contents[f'{name}.dtype'] = np.asarray(np.dtype(array.dtype).name)
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    with open(temporary, 'xb') as file:
+      np.savez(file, allow_pickle=False, **contents)  # type: ignore[arg-type]
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read(
+  path: str | os.PathLike[str], kinds: Mapping[str, Sequence[str]]
+) -> tuple[str, dict[str, np.ndarray]]:
+  """Reads what `write` wrote: the kind, one of these, and its named arrays."""
+  with open(path, 'rb') as file:
+    try:
+      archive = np.load(file, allow_pickle=False)
+      contents = {name: archive[name] for name in archive.files}
+    except Exception as error:  # Whatever a damaged archive raises.
+      raise ValueError(
+        f'{path} is no readable state: it is corrupt, truncated, or of '
+        f'another format ({type(error).__name__}: {error}). Save the state '
+        'again.'
+      ) from error
+  if str(contents.get('format', '')) != _FORMAT:
+    raise ValueError(
+      f'{path} holds no state of a dual model (no format {_FORMAT!r}); '
+      'expected a file that this library saved.'
+    )
+  kind = str(contents.get('kind', ''))
+  if kind not in kinds:
+    raise ValueError(
+      f'{path} holds a {kind!r}; expected one of {", ".join(kinds)}.'
+    )
+  return kind, {name: _from_bits(path, name, contents) for name in kinds[kind]}
+
+
 def _from_bits(path, name: str, contents: dict[str, np.ndarray]) -> np.ndarray:
   missing = [k for k in (name, f'{name}.dtype') if k not in contents]
   if missing:
@@ -130,33 +167,3 @@ def _from_bits(path, name: str, contents: dict[str, np.ndarray]) -> np.ndarray:
       'float32.'
     )
   return array
-
-
-def _write(path: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
-  if not path.parent.is_dir():
-    raise FileNotFoundError(
-      f'path is {str(path)!r}, but there is no folder {str(path.parent)!r}. '
-      'Create it first.'
-    )
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
-  try:
-    with open(temporary, 'xb') as file:
-      np.savez(file, allow_pickle=False, **contents)  # type: ignore[arg-type]
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with open(path, 'rb') as file:
-    try:
-      archive = np.load(file, allow_pickle=False)
-      return {name: archive[name] for name in archive.files}
-    except Exception as error:  # Whatever a damaged archive raises.
-      raise ValueError(
-        f'{path} is no readable state: it is corrupt, truncated, or of '
-        f'another format ({type(error).__name__}: {error}). Save the state '
-        'again.'
-      ) from error

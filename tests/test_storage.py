@@ -201,7 +201,7 @@ def test_only_concrete_consistent_states_are_saved(tmp_path):
   ):
     with pytest.raises(ValueError, match=message):
       storage.save(path, bad)
-  with pytest.raises(ValueError, match='state is traced'):
+  with pytest.raises(ValueError, match='DualState is traced'):
     jax.jit(lambda state: storage.save(path, state))(state)
   assert os.listdir(tmp_path) == []
 

@@ -8,8 +8,6 @@ far that changes the predictions is measured by `experiments.finite_duals`.
 import dataclasses
 import functools
 import os
-import pathlib
-import uuid
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _pytree, _validate, finite_duals, transformer
+from iclcl_jax import (
+  _pytree,
+  _validate,
+  finite_duals,
+  kernels,
+  storage,
+  transformer,
+)
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
-from iclcl_jax.pretrained._reading import import_reader
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, FeatureMap, Float
 
@@ -29,7 +33,6 @@ _KINDS = {
   kind.__name__: kind
   for kind in (finite_duals.LandmarkFeatures, finite_duals.ExponentialFeatures)
 }
-_FORMAT = 'iclcl_jax.finite.1'
 
 
 @_pytree.register
@@ -90,6 +93,8 @@ def fit(
   _validate.check_type(
     'learner', learner, finite_duals.WindowedLearner, 'a WindowedLearner'
   )
+  kind = kernels.ExponentialKernel
+  _validate.check_type('learner.kernel', learner.kernel, kind, kind.__name__)
   positions = jnp.arange(tokens.shape[0])
   far = learner.is_far(positions[:, None], positions[None])
 
@@ -173,7 +178,7 @@ def generate(
 
 
 def save(path: str | os.PathLike[str], finite: FiniteModel) -> None:
-  """Saves the maps and the learner to a safetensors file, all or nothing.
+  """Saves the maps and the learner to a file, as `storage.save` does a state.
 
   The language model is not saved: it is where it was loaded from.
   """
@@ -183,62 +188,27 @@ def save(path: str | os.PathLike[str], finite: FiniteModel) -> None:
     raise ValueError(
       f'finite.maps is a {kind}; expected one of {", ".join(_KINDS)}.'
     )
-  path = pathlib.Path(path)
-  if not path.parent.is_dir():
-    raise ValueError(
-      f'{path.parent} is no folder; expected one. Make it first.'
-    )
-  if not _validate.is_concrete(finite.maps):
-    raise ValueError('finite is traced; expected concrete arrays, outside jit.')
-  arrays = {
-    field.name: np.asarray(getattr(finite.maps, field.name))
-    for field in dataclasses.fields(finite.maps)  # type: ignore[arg-type]
-  }
   learner = finite.learner
-  about = {
-    'format': _FORMAT,
-    'kind': kind,
-    'num_sinks': str(learner.num_sinks),
-    'window': str(learner.window),
-  }
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-  try:
-    import_reader('safetensors.numpy').save_file(arrays, temporary, about)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  sizes = np.array([learner.num_sinks, learner.window], np.int32)
+  storage.write(path, kind, vars(finite.maps) | {'learner': sizes})
 
 
 def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
   """Loads what `save` wrote, for the model that it was fitted to.
 
   Raises:
-    ValueError: if the file is no such file, or of a model of another shape.
+    OSError: if there is no such file.
+    ValueError: as `storage.load`, or if it is of a model of another shape.
   """
-  safetensors = import_reader('safetensors')
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      about: dict[str, Any] = file.metadata() or {}
-      arrays = {
-        name: jnp.asarray(file.get_tensor(name)) for name in list(file.keys())
-      }
-  except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(
-      f'{path} is missing, truncated or no safetensors file ({error}); '
-      'expected one that finite.save wrote.'
-    ) from error
-  kind = _KINDS.get(about.get('kind', ''))
-  names = [] if kind is None else [f.name for f in dataclasses.fields(kind)]
-  if about.get('format') != _FORMAT or set(arrays) != set(names):
-    raise ValueError(
-      f'{path} holds no finite model; expected a file that finite.save wrote.'
-    )
+  names = {k: [f.name for f in dataclasses.fields(_KINDS[k])] for k in _KINDS}
+  kind, arrays = storage.read(
+    path, {k: [*fields, 'learner'] for k, fields in names.items()}
+  )
+  num_sinks, window = arrays.pop('learner').tolist()
   finite = FiniteModel(
     model=model,
-    maps=kind(**arrays),  # type: ignore[misc]
-    learner=finite_duals.WindowedLearner(
-      num_sinks=int(about['num_sinks']), window=int(about['window'])
-    ),
+    maps=_KINDS[kind](**jax.tree.map(jnp.asarray, arrays)),
+    learner=finite_duals.WindowedLearner(num_sinks=num_sinks, window=window),
   )
   _check_finite(finite)
   return finite
