@@ -1,17 +1,16 @@
 """What every modified attention is: an object with three doors."""
 
-import abc
 from typing import ClassVar
 
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, moments
+from iclcl_jax import _validate, attention, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
 
 
-class Attention(abc.ABC):
+class Attention:
   """An attention: one query, many queries, or every token after the last.
 
   Queries, keys and values of one place belong to one token where a modification
@@ -31,10 +30,11 @@ class Attention(abc.ABC):
   in `N + M` for a feature map, unless the class says otherwise; for a kernel it
   is that of all `M N` scores, of which `[chunk_size, N]` are held.
 
-  A new one is a frozen dataclass, registered as a pytree, with the methods
-  `_one`, `_many` and `_causal`. They are given checked arrays in which masked
-  rows are zero, values in float32 at least. Its settings that are numbers are
-  leaves: `jax.vmap` over stacked attentions sweeps them.
+  A new one is a frozen dataclass, registered as a pytree, with the method
+  `_learnt` if it changes what each token teaches, or else with `_one`, `_many`
+  and `_causal`. They are given checked arrays in which masked rows are zero,
+  values in float32 at least. Its settings that are numbers are leaves:
+  `jax.vmap` over stacked attentions sweeps them.
   """
 
   # How many rows the query side has unless the call says so.
@@ -101,17 +101,29 @@ class Attention(abc.ABC):
     outputs = self._causal(phi, jnp.asarray(queries), *rows, chunk_size, mask)
     return cast_like(outputs, values)
 
-  @abc.abstractmethod
-  def _one(self, phi, query, keys, values, num_query_tokens, mask) -> Array:
-    """Answers one query."""
+  def _learnt(self, phi, keys, values, chunk_size, mask) -> tuple[Array, Array]:
+    """Returns keys and labels to attend to in place of keys and values."""
+    raise NotImplementedError(f'{type(self).__name__} defines no _learnt.')
 
-  @abc.abstractmethod
+  def _one(self, phi, query, keys, values, num_query_tokens, mask) -> Array:
+    """Answers one query. Shape `[d_v]`."""
+    del num_query_tokens  # A plain step learns both sides alike.
+    keys, labels = self._learnt(phi, keys, values, 1024, mask)
+    return attention.kernel_attention(phi, query, keys, labels, mask=mask)
+
   def _many(self, phi, queries, keys, values, chunk_size, mask) -> Array:
     """Answers many queries. Shape `[M, d_v]`."""
+    keys, labels = self._learnt(phi, keys, values, chunk_size, mask)
+    return attention.stream_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
 
-  @abc.abstractmethod
   def _causal(self, phi, queries, keys, values, chunk_size, mask) -> Array:
-    """Answers every token. Shape `[N, d_v]`."""
+    """Answers every token: what one teaches depends on no other."""
+    keys, labels = self._learnt(phi, keys, values, chunk_size, mask)
+    return attention.causal_kernel_attention(
+      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
+    )
 
 
 def visible_rows(

@@ -122,24 +122,8 @@ class Augmented(Attention):
   augment_keys: View
   augment_values: View
 
-  def _one(self, phi, query, keys, values, num_query_tokens, mask):
-    del num_query_tokens  # A plain step learns both sides alike.
-    keys, values = self._views(keys, values, mask)
-    return attention.kernel_attention(phi, query, keys, values, mask=mask)
-
-  def _many(self, phi, queries, keys, values, chunk_size, mask):
-    keys, values = self._views(keys, values, mask)
-    return attention.stream_kernel_attention(
-      phi, queries, keys, values, chunk_size=chunk_size, mask=mask
-    )
-
-  def _causal(self, phi, queries, keys, values, chunk_size, mask):
-    keys, values = self._views(keys, values, mask)
-    return attention.causal_kernel_attention(
-      phi, queries, keys, values, chunk_size=chunk_size, mask=mask
-    )
-
-  def _views(self, keys, values, mask):
+  def _learnt(self, phi, keys, values, chunk_size, mask):
+    del phi, chunk_size
     new_keys = jax.vmap(self.augment_keys)(keys)
     _validate.check_result('augment_keys', new_keys, keys.shape)
     new_values = jax.vmap(self.augment_values)(values)

@@ -124,21 +124,15 @@ class LossAttention(Attention):
     labels = jnp.concatenate([slopes, kept])
     return cast_like(moments.visible(labels, mask), original)
 
-  def _many(self, phi, queries, keys, values, chunk_size, mask):
+  def _learnt(self, phi, keys, values, chunk_size, mask):
     self._check_leaves_zero(keys, values)
-    labels = self.labels(phi, keys, values, mask=mask)
-    return attention.stream_kernel_attention(
-      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
-    )
+    return keys, self.labels(phi, keys, values, mask=mask)
 
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
-    self._check_leaves_zero(keys, values)
     if losses.is_sum_over_demonstrations(self.loss):
       losses.check_sum(self.loss)
-      labels = self.labels(phi, keys, values, mask=mask)
-      return attention.causal_kernel_attention(
-        phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
-      )
+      return super()._causal(phi, queries, keys, values, chunk_size, mask)
+    self._check_leaves_zero(keys, values)
     self._check_zero(values)
     positions = jnp.arange(keys.shape[0])
 

@@ -33,14 +33,7 @@ class SecondStep(Attention):
         f'num_query_tokens is {num_query_tokens}; expected 0: both steps start '
         'from zero weights.'
       )
-    labels = self._labels(phi, keys, values, 1024, mask)
-    return attention.kernel_attention(phi, query, keys, labels, mask=mask)
-
-  def _many(self, phi, queries, keys, values, chunk_size, mask):
-    labels = self._labels(phi, keys, values, chunk_size, mask)
-    return attention.stream_kernel_attention(
-      phi, queries, keys, labels, chunk_size=chunk_size, mask=mask
-    )
+    return super()._one(phi, query, keys, values, 0, mask)
 
   def _causal(self, phi, queries, keys, values, chunk_size, mask):
     positions = jnp.arange(keys.shape[0])
@@ -53,7 +46,7 @@ class SecondStep(Attention):
 
     return moments.map_chunks(answer, (queries, positions), chunk_size)
 
-  def _labels(self, phi, keys, values, chunk_size, mask) -> Array:
+  def _learnt(self, phi, keys, values, chunk_size, mask):
     phi, options = features.key_side(phi), {'chunk_size': chunk_size}
     outputs = attention.stream_kernel_attention(
       phi, keys, keys, values, mask=mask, **options
@@ -61,7 +54,7 @@ class SecondStep(Attention):
     rate, momentum = (
       jnp.asarray(x, values.dtype) for x in (self.learning_rate, self.momentum)
     )
-    return (1 + momentum) * values + rate * (values - outputs)
+    return keys, (1 + momentum) * values + rate * (values - outputs)
 
 
 def second_step(
