@@ -27,6 +27,7 @@ os.environ['PYTHONPATH'] = f'{ROOT}:{os.environ.get("PYTHONPATH", "")}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import iclcl_jax  # noqa: E402
+from colabs import head  # noqa: E402
 
 project = 'iclcl_jax'
 author = copyright = 'The iclcl_jax developers'
@@ -187,6 +188,13 @@ def citation_page():
   )
 
 
+def on_site(text):
+  """A notebook whose links stay on the site, and which loads no badge."""
+  text = text.replace(f'[![Open in Colab]({head.BADGE})]', '[Open in Colab]')
+  text = text.replace(f'{head.REPOSITORY}/blob/main/docs/', '../')
+  return re.sub(rf'(next: .*?\]\(){head.COLAB}/blob/main/colabs/', r'\1', text)
+
+
 def generate(app):
   """Writes the pages that are made of other files, where they have changed."""
   pages = {f'api/{name}.rst': api_page(name, m) for name, m in MODULES.items()}
@@ -194,7 +202,7 @@ def generate(app):
   pages |= {'citation.md': citation_page()}
   index = (DOCS / 'index.md').read_text()
   for path in [*ROOT.glob('[BC]*.md'), *ROOT.glob('colabs/*.ipynb')]:
-    text = path.read_text().replace('](docs/', '](../')
+    text = on_site(path.read_text()).replace('](docs/', '](../')
     is_listed = f'generated/{path.stem.lower()}' in index
     if path.suffix == '.md' and not is_listed:
       text = f'---\norphan: true\n---\n{text}'

@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+from colabs import head
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob('colabs/*.ipynb'))
 
@@ -28,6 +30,19 @@ def test_notebook_carries_no_outputs_and_is_short(path):
   assert not any(cell.outputs or cell.execution_count for cell in cells)
   lines = [line for cell in cells for line in cell.source.splitlines()]
   assert len([line for line in lines if line.strip()]) <= 60
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_top_of_notebook_is_the_one_that_is_written(path):
+  assert path.read_text() == head.with_head(path), 'run python colabs/head.py'
+
+
+def test_links_to_colab_follow_the_address_of_the_repository():
+  readme = (ROOT / 'README.md').read_text()
+  assert readme == head.with_address(readme), 'run python colabs/head.py'
+  assert head.with_address(f'{head.COLAB.rpartition("/")[0]}/other/blob/x') == (
+    f'{head.COLAB}/blob/x'
+  )
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
