@@ -65,7 +65,8 @@ def installation(extras: list[str], model: bool) -> str:
     "  pip = ' '.join([sys.executable, '-m pip install -q', *jax])",
     "  source = '..' if os.path.exists('../iclcl_jax') else 'iclcl_jax'",
     f"  address = 'iclcl_jax{options} @ git+{REPOSITORY}'",
-    f'  !{{pip}} -qq "{{source}}{options}" || {{pip}} "{{address}}"',
+    f'  !{{pip}} "{{source}}{options}" 2>{{os.devnull}}'
+    ' || {pip} "{address}"',
   ]
   if model:
     data = (ROOT / 'data-packages.txt').read_text()
@@ -96,6 +97,7 @@ def with_head(path: pathlib.Path) -> str:
     ('needs', 'markdown', f'{SIZES[model]} {PRECISION}'),
     ('install', 'code', installation(extras, model)),
   ]
+  notebook['metadata']['language_info']['pygments_lexer'] = 'ipython3'
   notebook['cells'] = [cell_of(*parts) for parts in head] + cells
   return json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
 
