@@ -203,6 +203,7 @@ def generate(app):
   index = (DOCS / 'index.md').read_text()
   for path in [*ROOT.glob('[BC]*.md'), *ROOT.glob('colabs/*.ipynb')]:
     text = on_site(path.read_text()).replace('](docs/', '](../')
+    text = re.sub(r'\]\([BC]\w+\.md', lambda link: link[0].lower(), text)
     is_listed = f'generated/{path.stem.lower()}' in index
     if path.suffix == '.md' and not is_listed:
       text = f'---\norphan: true\n---\n{text}'

@@ -35,7 +35,7 @@ PAGES = sorted(
     ('docs/index.md', 10),
     ('docs/theory.md', 5),
     ('docs/howto/features.md', 5),
-    ('docs/howto/own.md', 10),
+    ('docs/howto/own.md', 25),
     ('docs/howto/paper.md', 5),
     ('docs/howto/projection.md', 10),
     ('docs/howto/tolerance.md', 5),
@@ -89,10 +89,19 @@ def test_equation_names_tests_and_functions_that_exist(row):
 
 @pytest.mark.parametrize(
   'path',
-  ['README.md', 'BUILD.md', *PAGES],
+  ['README.md', 'BUILD.md', 'CONTRIBUTING.md', *PAGES],
 )
 def test_relative_links_lead_somewhere(path):
   text = (ROOT / path).read_text()
   for link in re.findall(r'\]\(([^)#]+)\)', text):
     if not link.startswith('http'):
       assert ((ROOT / path).parent / link).exists(), link
+
+
+def test_the_readme_cites_what_the_citation_file_cites():
+  titles = re.findall(
+    r'title: "?(.+?)"?\n', (ROOT / 'CITATION.cff').read_text()
+  )
+  readme = (ROOT / 'README.md').read_text()
+  assert len(titles) == 2
+  assert all(f'{{{{{title}}}}}' in readme for title in titles)

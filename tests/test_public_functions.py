@@ -181,8 +181,9 @@ def uses_of_others():
     code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
     source = re.sub(r'(?m)^(\s*)[%!].*', r'\1pass', '\n'.join(code))
     yield Uses({}, ast.parse(source)).found
-  for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
-    yield Uses({}, ast.parse(examples_in(path.read_text()))).found
+  for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]:
+    if 'generated' not in path.parts:
+      yield Uses({}, ast.parse(examples_in(path.read_text()))).found
 
 
 def uses_of_forms():
