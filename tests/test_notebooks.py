@@ -1,6 +1,8 @@
 """Notebooks run from top to bottom, carry no outputs, and stay short."""
 
 import pathlib
+import re
+from importlib import util
 
 import nbclient
 import nbformat
@@ -48,10 +50,13 @@ def test_links_to_colab_follow_the_address_of_the_repository():
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings('ignore')  # Of the Jupyter machinery, not ours.
 def test_notebook_runs(path, tmp_path, monkeypatch):
+  notebook = _read(path)
+  modules = re.search("MODULES = '(.+)'", _code(notebook)[0].source)[1]
+  if missing := [name for name in modules.split() if not util.find_spec(name)]:
+    pytest.skip(f'{missing} are missing, and a test installs nothing')
   monkeypatch.setenv('FAST', '1')
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv('MPLBACKEND', 'Agg')
-  notebook = _read(path)
   nbclient.NotebookClient(
     notebook,
     timeout=600,
