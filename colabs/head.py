@@ -25,8 +25,8 @@ PRECISION = (
   'the first cell asks for the highest precision, which costs nothing on a CPU.'
 )
 SIZES = {
-  True: 'SmolLM2-135M: 93 MB to download, 0.5 GiB of float32 parameters, 2 GiB '
-  'of memory at most with all that is computed here.',
+  True: 'Loads SmolLM2-135M: 93 MB to download, 0.5 GiB of float32 parameters, '
+  '2 GiB of memory at most with all that is computed here.',
   False: 'No model is loaded; half a GiB of memory is enough.',
 }
 
