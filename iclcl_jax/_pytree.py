@@ -1,4 +1,4 @@
-"""Registers dataclasses as pytrees whose structures compare by class.
+"""Dataclasses as pytrees whose structures compare by class.
 
 With `jax.tree_util.register_dataclass` those of two classes may compare equal
 in jax 0.10, and `jit` calls what was compiled for the other. Functions in a
@@ -7,27 +7,47 @@ structure compare by `_sameness`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 
 from iclcl_jax._sameness import Static
 
-_T = TypeVar('_T')
+_ClassT = TypeVar('_ClassT', bound=type)
+_MOST_SHOWN = 4  # Numbers of an array, entries of a sequence.
 
 
-def register(cls: type[_T]) -> type[_T]:
-  """Registers a frozen dataclass; fields are children unless marked static.
+def static(**options: Any) -> Any:
+  """Returns a field that is part of the structure; `options` as of `field`."""
+  return dataclasses.field(metadata={'static': True}, **options)
 
-  Those with `metadata={'static': True}` are part of the structure.
+
+@dataclass_transform(
+  frozen_default=True,
+  eq_default=False,
+  field_specifiers=(static, dataclasses.field),
+)
+def dataclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
+  """Makes a frozen dataclass that is a pytree and has a short repr.
+
+  Its fields are children unless they are `static`. Two of them are equal if
+  they are the same object.
   """
-  fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-  static = tuple(f.name for f in fields if f.metadata.get('static'))
-  data = tuple(f.name for f in fields if f.name not in static)
+  if cls is None:
+    return lambda cls: dataclass(cls, kw_only=kw_only)
+  make = dataclasses.dataclass(
+    frozen=True, eq=False, repr=False, kw_only=kw_only
+  )
+  cls = make(cls)
+  cls = cls if '__repr__' in vars(cls) else with_short_repr(cls)
+  fields = dataclasses.fields(cls)
+  names = tuple(f.name for f in fields if f.metadata.get('static'))
+  data = tuple(f.name for f in fields if f.name not in names)
 
   def flatten(node):
     children = tuple(getattr(node, name) for name in data)
-    structure = (getattr(node, name) for name in static)
+    structure = (getattr(node, name) for name in names)
     return children, tuple(Static(x) if callable(x) else x for x in structure)
 
   def flatten_with_keys(node):
@@ -37,8 +57,8 @@ def register(cls: type[_T]) -> type[_T]:
 
   def unflatten(structure, children):
     node = object.__new__(cls)  # Children may be anything: nothing to check.
-    names, values = (*static, *data), (*structure, *children)
-    for name, value in zip(names, values, strict=True):
+    fields, values = (*names, *data), (*structure, *children)
+    for name, value in zip(fields, values, strict=True):
       value = value.value if isinstance(value, Static) else value
       object.__setattr__(node, name, value)
     return node
@@ -57,3 +77,38 @@ def function(fn: Callable[..., Any]) -> Callable[..., Any]:
   """
   is_pytree = not jax.tree_util.all_leaves([fn])
   return fn if is_pytree else jax.tree_util.Partial(Static(fn))
+
+
+def with_short_repr(cls: _ClassT) -> _ClassT:
+  """Gives a dataclass or a `NamedTuple` a repr without its many numbers.
+
+  It has dtypes and shapes in their place, and no fields that are None.
+  """
+  cls.__repr__ = _short  # type: ignore[assignment]
+  return cls
+
+
+def _short(node: Any) -> str:
+  if dataclasses.is_dataclass(node):
+    names = [field.name for field in dataclasses.fields(node)]
+  else:
+    names = node._fields
+  fields = {name: getattr(node, name) for name in names}
+  shown = [f'{k}={_show(x)}' for k, x in fields.items() if x is not None]
+  return f'{type(node).__name__}({", ".join(shown)})'
+
+
+def _show(value: Any) -> str:
+  if isinstance(value, jax.Array | np.ndarray):
+    if np.size(value) > _MOST_SHOWN or isinstance(value, jax.core.Tracer):
+      return f'{value.dtype}{list(value.shape)}'
+    return str(value.tolist()) if value.dtype.kind in 'biuf' else str(value)
+  if hasattr(value, '_fields') or (
+    dataclasses.is_dataclass(value) and not isinstance(value, type)
+  ):
+    return _short(value)
+  if isinstance(value, tuple):
+    parts = [_show(x) for x in value[:_MOST_SHOWN]]
+    rest = len(value) - len(parts)
+    return f'({", ".join(parts)}{f", and {rest} more" if rest else ""})'
+  return getattr(value, '__qualname__', repr(value))

@@ -63,6 +63,9 @@ class Static:
   def __call__(self, *args, **kwargs):
     return self.value(*args, **kwargs)
 
+  def __repr__(self):
+    return getattr(self.value, '__qualname__', repr(self.value))
+
   @property
   def __wrapped__(self):  # Where `inspect` looks for a signature.
     return self.value

@@ -33,7 +33,6 @@ References:
   (`IdentityFeatures`).
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -80,8 +79,7 @@ def _project(
   return y @ projection.astype(x.dtype).T, jnp.sum(y * y) / 2
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class PositiveFeatures(FromScaled):
   r"""Positive random features of the softmax kernel.
 
@@ -115,8 +113,7 @@ class PositiveFeatures(FromScaled):
     return jax.nn.logsumexp(projected) - squares - log_count
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class FeatureKernel(kernels.FromLog):
   r"""The kernel of a positive feature map, in log space.
 
@@ -153,8 +150,7 @@ class FeatureKernel(kernels.FromLog):
     return jax.nn.logsumexp(x_scale + y_scale, b=x_features * y_features)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class HyperbolicFeatures(FromScaled):
   r"""Positive random features, each direction used with both signs.
 
@@ -177,8 +173,7 @@ class HyperbolicFeatures(FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class TrigonometricFeatures(FromScaled):
   r"""Random Fourier features of the softmax kernel, of either sign.
 
@@ -201,8 +196,7 @@ class TrigonometricFeatures(FromScaled):
     return half_square[None], waves / self.projection.shape[0] ** 0.5
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class EluPlusOneFeatures(FromScaled):
   r"""The map of the linear Transformer: `elu(x) + 1`, elementwise.
 
@@ -223,8 +217,7 @@ class EluPlusOneFeatures(FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class TaylorFeatures(FromScaled):
   r"""All scaled monomials up to order `p`: the truncated exponential kernel.
 
@@ -240,7 +233,7 @@ class TaylorFeatures(FromScaled):
     (15,)
   """
 
-  order: int = dataclasses.field(default=2, metadata={'static': True})
+  order: int = _pytree.static(default=2)
 
   def __post_init__(self):
     _validate.at_least(0, order=self.order)
@@ -274,8 +267,7 @@ def _monomials(dim: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
   return indices, np.asarray(factors)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class IdentityFeatures(FromScaled):
   """The input itself: linear attention.
 
@@ -295,8 +287,7 @@ class IdentityFeatures(FromScaled):
     return jnp.zeros(1, x.dtype), x
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class FunctionFeatures(FromScaled):
   """The map that `from_function` and `from_log` make of a function."""
 

@@ -9,8 +9,6 @@ References:
   Katharopoulos et al., arXiv:2006.16236 (linear).
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate
@@ -27,8 +25,7 @@ class FromLog:
     return jnp.exp(self.log_kernel(x, y))  # type: ignore[attr-defined]
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class ExponentialKernel(FromLog):
   r"""The softmax kernel :math:`\exp(x^\top y / \sqrt{d_k})`.
 
@@ -44,8 +41,7 @@ class ExponentialKernel(FromLog):
     return x @ y / x.shape[0] ** 0.5
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class CappedExponentialKernel(FromLog):
   r"""The softmax kernel of capped scores, :math:`\exp(c \tanh(t / c))`.
 
@@ -64,7 +60,7 @@ class CappedExponentialKernel(FromLog):
     Gemma Team, arXiv:2408.00118, section 2 (logit soft-capping).
   """
 
-  limit: float = dataclasses.field(metadata={'static': True})
+  limit: float = _pytree.static()
 
   def __post_init__(self):
     _validate.positive(limit=self.limit)
@@ -81,8 +77,7 @@ def cap(scores: Array, limit: float) -> Array:
   return limit * jnp.tanh(scores / limit)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class GaussianKernel(FromLog):
   r"""The Gaussian kernel :math:`\exp(-|x-y|^2 / (2\sqrt{d_k}))`.
 
@@ -101,8 +96,7 @@ class GaussianKernel(FromLog):
     return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class LinearKernel:
   """The inner product `x . y`, without scale: the kernel of linear attention.
 

@@ -26,6 +26,8 @@ from jaxtyping import (
   PRNGKeyArray as PRNGKeyArray,
 )
 
+from iclcl_jax import _pytree
+
 Mask: TypeAlias = Bool[Array, ' N']
 Vector: TypeAlias = Float[Array, ' d_k']
 
@@ -80,6 +82,7 @@ class Kernel(Protocol):
     ...
 
 
+@_pytree.with_short_repr
 class DualState(NamedTuple):
   r"""A trained dual model, for every query at once.
 
@@ -103,6 +106,7 @@ class DualState(NamedTuple):
   log_scale: Float[Array, ' R']
 
 
+@_pytree.with_short_repr
 class KernelDualState(NamedTuple):
   r"""The exact-kernel twin of `DualState`: coefficients over the keys.
 
@@ -128,6 +132,7 @@ class KernelDualState(NamedTuple):
 State: TypeAlias = DualState | KernelDualState
 
 
+@_pytree.with_short_repr
 class Reading(NamedTuple):
   """What a query finds: `numerator * exp(log_scale)`, and so on.
 

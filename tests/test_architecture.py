@@ -56,6 +56,7 @@ SAME_FLOOR = {
   ('_program', '_validate'),
   ('_program', '_sameness'),
   ('_pytree', '_sameness'),
+  ('types', '_pytree'),
   ('coefficients', 'moments'),
   ('forms', 'moments'),
   ('forms', 'coefficients'),

@@ -1,7 +1,5 @@
 """Causal attention where log-features rise by hundreds inside one chunk."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,7 @@ from iclcl_jax import _pytree, attention, dual, kernels
 from tests import tolerances
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class LogLinearFeatures:
   """`exp(W x) * signs`: log-features as steep as the inputs."""
 

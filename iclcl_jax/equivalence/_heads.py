@@ -215,8 +215,7 @@ def _measure_row(phi, keys, values, row: _Row):
   return residual, amount, jnp.where(sees, result.condition, 1), sees
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class _Biased:
   """The kernel `k(x, y) exp(b)`; `b` is the last coordinate of the key."""
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import precision, transformer
+from iclcl_jax import _pytree, precision, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax.equivalence import _verdict
 from iclcl_jax.types import Array, Float, Mask
@@ -17,6 +17,7 @@ from iclcl_jax.types import Array, Float, Mask
 _LARGEST_CHAIN_ERROR = 0.1
 
 
+@_pytree.with_short_repr
 class ModelResiduals(NamedTuple):
   """Both sides of the identity for a whole model.
 

@@ -1,6 +1,5 @@
 """Both sides of the identity for one head and one query."""
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,8 +94,7 @@ def residuals(
   return _residuals(_Theorem(*tokens, *objective), is_unit)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True)
+@_pytree.dataclass
 class _Theorem:
   """Demonstrations and query-side tokens, and what the dual model descends."""
 

@@ -20,9 +20,8 @@ from iclcl_jax.types import (
   Reading,
 )
 
-_STATIC = {'static': True}
 
-
+@_pytree.with_short_repr
 class WindowState(NamedTuple):
   """What is kept of a sequence, whatever its length.
 
@@ -43,8 +42,7 @@ class WindowState(NamedTuple):
   used: Int[Array, '']
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class WindowedLearner:
   r"""Causal attention that is exact near and far, and finite between.
 
@@ -69,8 +67,8 @@ class WindowedLearner:
     (a window beside features).
   """
 
-  num_sinks: int = dataclasses.field(default=1, metadata=_STATIC)
-  window: int = dataclasses.field(default=16, metadata=_STATIC)
+  num_sinks: int = _pytree.static(default=1)
+  window: int = _pytree.static(default=16)
   kernel: Kernel = dataclasses.field(default_factory=kernels.ExponentialKernel)
 
   def __post_init__(self):

@@ -1,7 +1,5 @@
 """Feature maps that are made for the queries and keys of a head."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +13,7 @@ from iclcl_jax.types import Array, FeatureMap, Float, Vector
 _NUM_STEPS = 60
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class NystroemFeatures(features.FromScaled):
   r"""The symmetric map of `R` landmarks, see `nystroem`.
 
@@ -69,8 +66,7 @@ def nystroem(
   return NystroemFeatures(landmarks, (basis * scale[None]) @ basis.T)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class LandmarkFeatures(features.FromScaled):
   r"""Two towers over `R` landmarks, all features non-negative.
 
@@ -129,8 +125,7 @@ class LandmarkFeatures(features.FromScaled):
     return jnp.exp(exponent - self.log_normalisers[:, None])
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class ExponentialFeatures(features.FromScaled):
   r"""Learnt exponentials of two towers, see `train_features`.
 
@@ -161,8 +156,7 @@ class ExponentialFeatures(features.FromScaled):
     return log_scale, jnp.ones_like(log_scale)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@_pytree.dataclass
 class BalancedFeatures(features.FromScaled):
   r"""A map of the softmax kernel behind two affine maps, see `balance`.
 

@@ -1,6 +1,5 @@
 """A ridge on the dual weights, and other views of keys and values."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -13,8 +12,7 @@ from iclcl_jax.precision import widen
 from iclcl_jax.types import Array, View
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class Regularised(Attention):
   r"""Attention that takes from the query side, see `regularised`.
 
@@ -114,8 +112,7 @@ def regularised_as_printed(*, strength: float | Array) -> Regularised:
   return Regularised(residual=strength)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class Augmented(Attention):
   """Attention to augmented views of the demonstrations, see `augmented`."""
 

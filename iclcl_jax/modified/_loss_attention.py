@@ -1,6 +1,5 @@
 """From a loss to the attention that one gradient step on it implies."""
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +34,13 @@ from iclcl_jax.types import (
 if TYPE_CHECKING:
   import optax
 
-_STATIC = {'static': True}
 # An optimizer is tried on multiples of a gradient and of weights.
 _GRADIENT = np.array([[1.0, -2.0], [0.5, 3.0]])
 _WEIGHTS = np.array([[2.0, 1.0], [-1.0, 0.25]])
 _FACTORS = (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1e4, 1e4)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class LossAttention(Attention):
   """The attention that one gradient step on a loss implies.
 
@@ -65,8 +62,8 @@ class LossAttention(Attention):
     decay: the part of `W_0` that the optimizer's weight decay removes.
   """
 
-  loss: Loss = dataclasses.field(metadata=_STATIC)
-  penalty: Penalty | None = dataclasses.field(metadata=_STATIC)
+  loss: Loss = _pytree.static()
+  penalty: Penalty | None = _pytree.static()
   step_size: float | Array
   decay: float | Array
 

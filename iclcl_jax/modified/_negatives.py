@@ -4,7 +4,6 @@ Selection reads every score of a row, so the time of all doors that choose is
 quadratic in `N`, with a feature map too.
 """
 
-import dataclasses
 import operator
 
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask, Selection
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class Negative(Attention):
   """Attention that pushes each query away from others, see `negative`.
 
@@ -131,8 +129,7 @@ def negative(
   return Negative(choice=choice, renormalise=_pytree.function(renormalise))
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class TokenNegative(Attention):
   r"""Attention whose tokens push each other away, see `token_negative`.
 

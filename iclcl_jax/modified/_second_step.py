@@ -1,7 +1,5 @@
 """Attention of a second step, on the squared loss."""
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from iclcl_jax import _pytree, _validate, attention, features, moments
@@ -9,8 +7,7 @@ from iclcl_jax.modified._attention import Attention
 from iclcl_jax.types import Array
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class SecondStep(Attention):
   r"""Attention of two steps of gradient descent on a squared loss.
 

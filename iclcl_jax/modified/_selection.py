@@ -1,6 +1,5 @@
 """Who the negatives of a token are, and who gets what they lose."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -86,8 +85,7 @@ def share(total, chosen, dtype) -> Float[Array, ' N']:
   return jnp.where(chosen, jnp.asarray(total, dtype) / count, 0)
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class Choice:
   """The negatives of a token, and what they lose; see `negative`."""
 

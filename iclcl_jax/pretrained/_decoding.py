@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from iclcl_jax import _validate, transformer
+from iclcl_jax import _pytree, _validate, transformer
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
@@ -17,6 +17,7 @@ from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
 
+@_pytree.with_short_repr
 class KeyValueCache(NamedTuple):
   """Keys and values of the tokens so far, in `S` slots filled from the left.
 

@@ -1,6 +1,5 @@
 """A language model as a pytree of parameters, and its forward pass."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -15,11 +14,8 @@ from iclcl_jax.transformer import Architecture, Block, Linear, Norm
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float
 
-_STATIC = {'static': True}
 
-
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class LanguageModel:
   """A Transformer with its embeddings; `from_checkpoint` makes them.
 
@@ -48,11 +44,11 @@ class LanguageModel:
   blocks: Block
   final_norm: Norm | None = None
   head: Linear | None = None
-  architecture: Architecture = dataclasses.field(metadata=_STATIC)
-  context_length: int = dataclasses.field(metadata=_STATIC)
-  tied: bool = dataclasses.field(default=False, metadata=_STATIC)
-  embedding_scale: float = dataclasses.field(default=1.0, metadata=_STATIC)
-  logit_cap: float | None = dataclasses.field(default=None, metadata=_STATIC)
+  architecture: Architecture = _pytree.static()
+  context_length: int = _pytree.static()
+  tied: bool = _pytree.static(default=False)
+  embedding_scale: float = _pytree.static(default=1.0)
+  logit_cap: float | None = _pytree.static(default=None)
 
   @property
   def num_layers(self) -> int:

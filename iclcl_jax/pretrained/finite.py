@@ -35,8 +35,7 @@ _KINDS = {
 }
 
 
-@_pytree.register
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@_pytree.dataclass(kw_only=True)
 class FiniteModel:
   """A language model, and what its heads read in place of the softmax.
 
@@ -52,6 +51,7 @@ class FiniteModel:
   learner: finite_duals.WindowedLearner
 
 
+@_pytree.with_short_repr
 class FiniteState(NamedTuple):
   """All that is kept of a text.
 

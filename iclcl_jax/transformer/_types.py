@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from iclcl_jax import _validate, kernels
+from iclcl_jax import _pytree, _validate, kernels
 from iclcl_jax.types import Array, Bool, Float, Kernel
 
 
@@ -86,6 +86,7 @@ class Constants(NamedTuple):
   window: Any = None
 
 
+@_pytree.with_short_repr
 class Block(NamedTuple):
   """Parameters of one Transformer block.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _validate, transformer
+from iclcl_jax import _pytree, _validate, transformer
 from iclcl_jax._door import door
 from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
@@ -21,6 +21,7 @@ from iclcl_jax.types import Array, Bool, Float
 Label: TypeAlias = int | Int[Array, ''] | Int[Array, ' T']
 
 
+@_pytree.with_short_repr
 class LogitAttribution(NamedTuple):
   """The difference of two logits, before any cap, as a sum.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from iclcl_jax import _validate, kernels, moments, transformer
+from iclcl_jax import _pytree, _validate, kernels, moments, transformer
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
@@ -16,6 +16,7 @@ from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float
 
 
+@_pytree.with_short_repr
 class HeadReadings(NamedTuple):
   """The readings of the last position, head by head, segment by segment.
 
@@ -201,6 +202,7 @@ def _read_segments(
   )
 
 
+@_pytree.with_short_repr
 class DemonstrationGradients(NamedTuple):
   r"""The gradients of the demonstrations in each key-value head's dual model.
 
