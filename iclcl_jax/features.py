@@ -325,7 +325,8 @@ def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
     >>> phi(jnp.array([1.0, -2.0])).tolist()
     [1.0, 0.0, 0.0, 2.0]
   """
-  return _from(_plain, fn, 'x [d_k] -> phi(x) [R]')
+  _validate.check_function('fn', fn, 1, 'x [d_k] -> phi(x) [R]')
+  return FunctionFeatures(jax.tree_util.Partial(_plain, _pytree.function(fn)))
 
 
 def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
@@ -339,13 +340,9 @@ def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
     >>> phi(jnp.zeros(2)).tolist()
     [1.0, 1.0, 1.0, 1.0]
   """
-  return _from(_exponential, fn, 'x [d_k] -> log phi(x) [R]')
-
-
-def _from(scaled, fn, signature: str) -> FunctionFeatures:
-  _validate.check_function('fn', fn, 1, signature)
-  fn = _pytree.function(fn)
-  return FunctionFeatures(jax.tree_util.Partial(scaled, fn))
+  _validate.check_function('fn', fn, 1, 'x [d_k] -> log phi(x) [R]')
+  scaled = jax.tree_util.Partial(_exponential, _pytree.function(fn))
+  return FunctionFeatures(scaled)
 
 
 def _plain(fn, x):

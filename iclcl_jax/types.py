@@ -16,7 +16,14 @@ and heads.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  NamedTuple,
+  Protocol,
+  TypeAlias,
+  runtime_checkable,
+)
 
 from jaxtyping import (
   Array as Array,
@@ -37,6 +44,13 @@ AttentionFn: TypeAlias = Callable[..., Array]
 Loss: TypeAlias = Callable[..., Array]
 # `(weights [d_v, R]) -> []`.
 Penalty: TypeAlias = Callable[[Array], Array]
+# Of optax, which is not loaded before it is used.
+if TYPE_CHECKING:
+  import optax
+
+  Optimizer: TypeAlias = optax.GradientTransformation
+else:
+  Optimizer = Any
 # `(key, num_features, dim, *, dtype) -> [R, d]`.
 Projection: TypeAlias = Callable[..., Array]
 # `(queries [N, d_k], keys [N, d_k], values [N, d_v]) -> [N, d_v]`.

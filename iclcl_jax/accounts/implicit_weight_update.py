@@ -25,12 +25,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from iclcl_jax import precision, transformer
 from iclcl_jax._door import door
 from iclcl_jax.transformer import Architecture, Block, _forward
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 
 class WeightUpdate(NamedTuple):

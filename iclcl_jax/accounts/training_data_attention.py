@@ -27,12 +27,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _validate, attention, features
 from iclcl_jax._door import door
 from iclcl_jax._program import compiled
-from iclcl_jax.types import Array, Float, PRNGKeyArray
+from iclcl_jax.types import Array, Float, Int, PRNGKeyArray
 
 _INNER_PRODUCT = features.IdentityFeatures()
 Params = tuple[Float[Array, 'd_out d_in'], ...]

@@ -153,18 +153,15 @@ def generalization_bound(
   """
   values = jnp.asarray(values)
   complexity = rademacher_bound(phi, keys, values, radius=radius, ball=ball)
-  rate = _log_rate(2, delta, _norms.count(values))
+  size = _norms.count(values)
+  log_delta = _norms.log_positive('delta', delta, size.dtype)
+  rate = (jnp.log(math.log(2) - log_delta) - jnp.log(2 * size)) / 2
   log_bound = _norms.log_positive('loss_bound', loss_bound, rate.dtype)
   confidence = log_bound + math.log(6) + rate
   return GeneralizationBound(
     LogValue(complexity.log_value + math.log(2)),
     LogValue(confidence.astype(values.dtype)),
   )
-
-
-def _log_rate(sides: int, delta, size: Float[Array, '']) -> Float[Array, '']:
-  log_delta = _norms.log_positive('delta', delta, size.dtype)
-  return (jnp.log(math.log(sides) - log_delta) - jnp.log(2 * size)) / 2
 
 
 @door

@@ -1,7 +1,7 @@
 """The zero-shot state, one gradient step from it, and many."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,10 @@ from iclcl_jax.types import (
   Kernel,
   Loss,
   Mask,
+  Optimizer,
   Penalty,
   State,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 
 @door
@@ -125,7 +123,7 @@ def one_step_autodiff(
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
   learning_rate: float | Array = 1.0,
-  optimizer: 'optax.GradientTransformation | None' = None,
+  optimizer: Optimizer | None = None,
   mask: Mask | None = None,
 ) -> State:
   r"""Takes one gradient step on any loss, by `jax.grad`.
@@ -199,7 +197,7 @@ def train(
   keys: Float[Array, 'N d_k'],
   values: Float[Array, 'N d_v'],
   *,
-  optimizer: 'optax.GradientTransformation',
+  optimizer: Optimizer,
   num_epochs: int,
   batch_size: int,
   loss: Loss = losses.contrastive,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,12 @@ from iclcl_jax.types import (
   Kernel,
   Loss,
   Mask,
+  Optimizer,
   Penalty,
 )
 
-if TYPE_CHECKING:
-  import optax
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Certificate(_verdict.Judged):
   """The result of `verify`.
 
@@ -54,9 +51,10 @@ class Certificate(_verdict.Judged):
   relative_error: float
   condition: float
 
-  def __str__(self) -> str:
+  def _rows(self) -> dict[str, str]:
     tokens = f'{self.num_demonstrations} + {self.num_query_tokens}'
-    rows = {
+    return {
+      'title': f'attention = one gradient step: {self.phi}',
       'demonstrations + query tokens': tokens,
       'arithmetic': f'{self.dtype}, {self.precision}',
       'residual': f'{self.residual:.1e} (tolerance {self.tolerance:.0e})',
@@ -64,7 +62,6 @@ class Certificate(_verdict.Judged):
       'condition of normaliser': f'{self.condition:.3g}',
       'verdict': self.verdict,
     }
-    return _verdict.table(f'attention = one gradient step: {self.phi}', rows)
 
 
 @eager_door
@@ -78,7 +75,7 @@ def verify(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
+  optimizer: Optimizer | None = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
   arithmetic: precision.Arithmetic = precision.HIGHEST,

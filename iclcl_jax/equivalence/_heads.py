@@ -35,20 +35,16 @@ class HeadsCertificate(_verdict.Judged):
   sizes: tuple[int, int, int, int]
   residual: np.ndarray
 
-  def __str__(self) -> str:
+  def _rows(self) -> dict[str, str]:
     worst = int(np.argmax(self.residual))
     residual = f'{self.residual[worst]:.1e} in head {worst}'
-    return _verdict.table(
-      f'every head = one gradient step: {self.phi}',
-      {
-        'sequences, heads, queries, keys': ', '.join(map(str, self.sizes)),
-        'arithmetic': f'{self.dtype}, {self.precision}',
-        'largest residual': f'{residual} (tolerance {self.tolerance:.0e})',
-        'verdict': self.verdict,
-      },
-    )
-
-  __repr__ = __str__
+    return {
+      'title': f'every head = one gradient step: {self.phi}',
+      'sequences, heads, queries, keys': ', '.join(map(str, self.sizes)),
+      'arithmetic': f'{self.dtype}, {self.precision}',
+      'largest residual': f'{residual} (tolerance {self.tolerance:.0e})',
+      'verdict': self.verdict,
+    }
 
 
 def verify_heads(

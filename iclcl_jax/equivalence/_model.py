@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _pytree, precision, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax.equivalence import _verdict
-from iclcl_jax.types import Array, Float, Mask
+from iclcl_jax.types import Array, Float, Int, Mask
 
 _LARGEST_CHAIN_ERROR = 0.1
 
@@ -39,7 +38,7 @@ class ModelResiduals(NamedTuple):
   chain: Float[Array, 'N d_model']
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ModelCertificate(_verdict.Judged):
   """The result of `verify_model`.
 
@@ -83,11 +82,12 @@ class ModelCertificate(_verdict.Judged):
       'holds': self.holds,
     }
 
-  def __str__(self) -> str:
+  def _rows(self) -> dict[str, str]:
     sizes = f'{self.num_layers}, {self.num_heads}, {self.num_positions}'
     limit = f'(tolerance {self.tolerance:.0e})'
     chain_limit = f'(tolerance {self.chain_tolerance:.0e})'
-    rows = {
+    return {
+      'title': 'every head = one gradient step',
       'layers, heads, positions': sizes,
       'arithmetic': f'{self.dtype}, {self.precision}',
       'residual of closed form': f'{self.max_residual_closed_form:.1e} {limit}',
@@ -95,7 +95,6 @@ class ModelCertificate(_verdict.Judged):
       'relative error of chain': f'{self.max_chain_error:.1e} {chain_limit}',
       'verdict': self.verdict,
     }
-    return _verdict.table('every head = one gradient step', rows)
 
 
 @door

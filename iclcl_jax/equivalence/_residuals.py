@@ -1,7 +1,7 @@
 """Both sides of the identity for one head and one query."""
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,12 +29,10 @@ from iclcl_jax.types import (
   Kernel,
   Loss,
   Mask,
+  Optimizer,
   Penalty,
   State,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 
 class Residuals(NamedTuple):
@@ -72,7 +70,7 @@ def residuals(
   mask: Mask | None = None,
   loss: Loss = losses.contrastive,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
+  optimizer: Optimizer | None = None,
   learning_rate: float | Array = 1.0,
   attention_fn: AttentionFn | None = None,
 ) -> Residuals:
@@ -106,7 +104,7 @@ class _Theorem:
   mask: Array | None
   loss: Loss
   penalty: Penalty | None
-  optimizer: 'optax.GradientTransformation | None'
+  optimizer: Optimizer | None
   learning_rate: float | Array
   attention_fn: AttentionFn | None
 

@@ -1,6 +1,7 @@
 """What certificates share: the rule of the verdict, and their print."""
 
 import dataclasses
+import html
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,14 +10,31 @@ import numpy as np
 from iclcl_jax import _validate, precision
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Judged:
-  """What every certificate says, see `Certificate`."""
+  """What every certificate says, see `Certificate`; prints as a table."""
 
   tolerance: float
   dtype: str
   precision: str
   verdict: str
+
+  def _rows(self) -> dict[str, str]:
+    """Returns what is printed, the title first."""
+    raise NotImplementedError
+
+  def __str__(self) -> str:
+    (_, title), *rows = self._rows().items()
+    return '\n'.join([title, *(f'  {k:<31} {v}' for k, v in rows)])
+
+  __repr__ = __str__
+
+  def _repr_html_(self) -> str:
+    (_, title), *rows = (
+      (html.escape(k), html.escape(v)) for k, v in self._rows().items()
+    )
+    cells = ''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in rows)
+    return f'<table><caption>{title}</caption>{cells}</table>'
 
   @property
   def holds(self) -> bool:
@@ -68,7 +86,3 @@ def judge(
   rest = residual if unexplained is None else unexplained
   is_small = rest <= max(tolerance, reduced or 0.0)
   return 'precision-limited' if is_small else 'fails'
-
-
-def table(title: str, rows: dict[str, str]) -> str:
-  return '\n'.join([title] + [f'  {k:<31} {v}' for k, v in rows.items()])

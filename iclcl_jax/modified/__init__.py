@@ -26,9 +26,11 @@ from iclcl_jax.modified._attention import Attention as Attention
 from iclcl_jax.modified._closed_forms import (
   Augmented as Augmented,
   Regularised as Regularised,
+  SecondStep as SecondStep,
   augmented as augmented,
   regularised as regularised,
   regularised_as_printed as regularised_as_printed,
+  second_step as second_step,
 )
 from iclcl_jax.modified._loss_attention import (
   LossAttention as LossAttention,
@@ -39,10 +41,6 @@ from iclcl_jax.modified._negatives import (
   TokenNegative as TokenNegative,
   negative as negative,
   token_negative as token_negative,
-)
-from iclcl_jax.modified._second_step import (
-  SecondStep as SecondStep,
-  second_step as second_step,
 )
 from iclcl_jax.modified._selection import (
   highest_scores as highest_scores,

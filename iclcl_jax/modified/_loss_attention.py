@@ -1,7 +1,7 @@
 """From a loss to the attention that one gradient step on it implies."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,9 @@ from iclcl_jax.types import (
   Kernel,
   Loss,
   Mask,
+  Optimizer,
   Penalty,
 )
-
-if TYPE_CHECKING:
-  import optax
 
 # An optimizer is tried on multiples of a gradient and of weights.
 _GRADIENT = np.array([[1.0, -2.0], [0.5, 3.0]])
@@ -229,7 +227,7 @@ def attention_from_loss(
   loss: Loss,
   *,
   penalty: Penalty | None = None,
-  optimizer: 'optax.GradientTransformation | None' = None,
+  optimizer: Optimizer | None = None,
   learning_rate: float | Array = 1.0,
 ) -> LossAttention:
   r"""Builds the attention that one gradient step on a loss implies.
@@ -268,7 +266,7 @@ def attention_from_loss(
   )
 
 
-def _linear(optimizer: 'optax.GradientTransformation') -> tuple[float, float]:
+def _linear(optimizer: Optimizer) -> tuple[float, float]:
   _validate.check_optimizer(optimizer)
   with jax.ensure_compile_time_eval():
     tried = _try_steps(optimizer, _GRADIENT, _WEIGHTS)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from iclcl_jax import _pytree, _validate, transformer
 from iclcl_jax._door import door
@@ -14,7 +13,7 @@ from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.transformer._forward import normalise
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 
 @_pytree.with_short_repr

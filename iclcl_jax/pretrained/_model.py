@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _pytree, _validate, kernels, transformer
 from iclcl_jax._door import door
 from iclcl_jax.transformer import Architecture, Block, Linear, Norm
 from iclcl_jax.transformer._forward import normalise
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 
 @_pytree.dataclass(kw_only=True)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import (
   _pytree,
@@ -27,7 +26,7 @@ from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.transformer._forward import normalise
-from iclcl_jax.types import Array, FeatureMap, Float
+from iclcl_jax.types import Array, FeatureMap, Float, Int
 
 _KINDS = {
   kind.__name__: kind

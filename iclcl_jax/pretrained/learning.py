@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _validate, modified, moments, transformer
 from iclcl_jax._door import door
@@ -31,7 +30,7 @@ from iclcl_jax.pretrained.attribution import _influence
 from iclcl_jax.pretrained.attribution._logits import Label
 from iclcl_jax.pretrained.attribution._readings import check_segments
 from iclcl_jax.transformer._forward import normalise
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 
 class Learning(NamedTuple):

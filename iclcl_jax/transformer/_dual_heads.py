@@ -6,7 +6,6 @@ calls softmax attention.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from iclcl_jax import _validate, coefficients, dual, forms, losses, moments
 from iclcl_jax._door import door
@@ -17,6 +16,7 @@ from iclcl_jax.types import (
   Array,
   FeatureMap,
   Float,
+  Int,
   Kernel,
   KernelDualState,
   Mask,

@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from iclcl_jax import _validate, kernels, moments
 from iclcl_jax._door import door
 from iclcl_jax.precision import cast_like, product, widen
 from iclcl_jax.transformer import _parts, _stacks
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
-from iclcl_jax.types import Array, Float, Mask
+from iclcl_jax.types import Array, Float, Int, Mask
 
 
 class Heads(NamedTuple):

@@ -23,13 +23,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int
 
 from iclcl_jax import moments
 from iclcl_jax._door import door
 from iclcl_jax.transformer import _dual_heads, _forward, _stacks, _types
 from iclcl_jax.transformer._types import Architecture, Block, Norm
-from iclcl_jax.types import Array, FeatureMap, Float, Kernel, Mask
+from iclcl_jax.types import Array, FeatureMap, Float, Int, Kernel, Mask
 
 
 class Linearisation(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _validate, moments, transformer
 from iclcl_jax._door import door, eager_door
@@ -25,7 +24,7 @@ from iclcl_jax.pretrained.attribution._readings import (
   scan_layers,
 )
 from iclcl_jax.transformer import _forward
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 Removal = Literal['delete', 'hide']
 _NONE = -2  # A segment without tokens.

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _pytree, _validate, transformer
 from iclcl_jax._door import door
@@ -16,7 +15,7 @@ from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.transformer._forward import normalise
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 Label: TypeAlias = int | Int[Array, ''] | Int[Array, ' T']
 

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from iclcl_jax import _pytree, _validate, kernels, moments, transformer
 from iclcl_jax._door import door
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.transformer import _forward
-from iclcl_jax.types import Array, Bool, Float
+from iclcl_jax.types import Array, Bool, Float, Int
 
 
 @_pytree.with_short_repr
