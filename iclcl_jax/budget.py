@@ -165,10 +165,8 @@ def predicted_output_error(
   :math:`z_j = (q + k_j)/d_k^{1/4}`; for hyperbolic ones it is `cosh`, for
   trigonometric ones `cosh` with `q - k_j`. That is the first order: trust it up
   to `LARGEST_VALID_ERROR`. Beyond, one key takes all the weight, and the true
-  error of positive maps saturates at order 1.
-
-  Returns:
-    The root mean square of the error over the one of the output.
+  error of positive maps saturates at order 1. Returned is the root mean square
+  of the error over the one of the output.
 
   Example:
     >>> round(predicted_output_error(

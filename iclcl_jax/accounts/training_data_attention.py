@@ -58,14 +58,13 @@ class Remains(NamedTuple):
 def init_network(
   key: PRNGKeyArray, widths: Sequence[int], *, dtype=jnp.float32
 ) -> Params:
-  """Draws a ReLU network; the last column of each matrix is its bias.
+  """Draws a ReLU network: matrices `[d_out, d_in + 1]`.
+
+  Their entries have variance `2 / d_in`; the last column, the bias, is 0.
 
   Args:
     key: consumed.
     widths: widths of input, hidden layers and output.
-
-  Returns:
-    Matrices `[d_out, d_in + 1]`, entries of variance `2 / d_in`, biases 0.
   """
   _validate.check_float_dtype('dtype', dtype)
   if len(widths) < 2:

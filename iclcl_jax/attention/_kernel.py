@@ -62,7 +62,7 @@ def kernel_attention(
   *,
   mask: Mask | None = None,
 ) -> Float[Array, ' d_v']:
-  r"""Attends to `keys` with the kernel :math:`\phi(q)^\top\phi(k)`.
+  r"""Attends to `keys` with the kernel :math:`\phi(q)^\top\phi(k)`: `[d_v]`.
 
   .. math:: h = \sum_i v_i\, \phi(k_i)^\top\phi(q) \big/
      \sum_i \phi(k_i)^\top\phi(q)
@@ -73,9 +73,6 @@ def kernel_attention(
     keys: training inputs of the dual model. Shape `[N, d_k]`.
     values: their labels. Shape `[N, d_v]`.
     mask: valid keys. Shape `[N]`; None for all.
-
-  Returns:
-    The attention output. Shape `[d_v]`.
 
   Example:
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])

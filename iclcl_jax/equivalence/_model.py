@@ -160,10 +160,8 @@ def verify_model(
   states of the forward pass. Runs eagerly; in reduced precision, or in a 16-bit
   dtype, a small residual is 'precision-limited'.
 
-  Arguments are those of `model_residuals`, and the `arithmetic` of `verify`.
-
-  Raises:
-    ValueError: if no token is valid.
+  Arguments are those of `model_residuals`, and the `arithmetic` of `verify`. It
+  is a `ValueError` if no token is valid.
 
   Example:
     >>> architecture, block = transformer.example()

@@ -122,11 +122,7 @@ class WindowedLearner:
     *,
     chunk_size: int = 64,
   ) -> tuple[WindowState, Float[Array, 'N d_v']]:
-    """Reads `N` more tokens, and answers at each of them.
-
-    Returns:
-      The state past them, of the same size, and the outputs `[N, d_v]`.
-    """
+    """Reads `N` more tokens; returns the state past them, and `[N, d_v]`."""
     _validate.at_least(1, chunk_size=chunk_size)
     step = jax.checkpoint(lambda state, chunk: self._extend(phi, state, *chunk))
     chunks, rest = moments.split_chunks((queries, keys, values), chunk_size)

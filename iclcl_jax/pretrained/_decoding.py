@@ -43,13 +43,10 @@ def prefill(
   cache_length: int,
   mask: Bool[Array, ' N'] | None = None,
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
-  """Reads a whole prompt into a new cache.
+  """Reads a whole prompt; returns the logits after it, and a new cache.
 
   Args:
     cache_length: number of slots, at least that of the tokens.
-
-  Returns:
-    The logits after the last valid token, and the cache.
 
   Raises:
     ValueError: if the prompt is empty or has an id outside the vocabulary, the
@@ -76,15 +73,12 @@ def prefill(
 def decode_step(
   model: LanguageModel, cache: KeyValueCache, token: int | Int[Array, '']
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
-  """Reads one more token.
+  """Reads one more token; returns the logits after it, and the longer cache.
 
   Args:
     model: the model that filled the cache.
     cache: what came before; one slot must be free.
     token: the id. Shape `[]`.
-
-  Returns:
-    The logits after the token, and the longer cache.
 
   Raises:
     ValueError: if the cache is full or the id is outside the vocabulary; looked
@@ -119,16 +113,11 @@ def generate(
   num_tokens: int,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Int[Array, ' T']:
-  """Continues a prompt by the likeliest token each time.
+  """Continues a prompt by the likeliest token each time: new ids `[T]`.
 
-  One prompt; `jax.vmap` over tokens and masks makes batches of prompts that
-  were padded to one length on either side.
-
-  Args:
-    num_tokens: how many to append.
-
-  Returns:
-    The new ids; the caller cuts them at an end-of-text token. Shape `[T]`.
+  So many as `num_tokens`; the caller cuts them at an end-of-text token. One
+  prompt: `jax.vmap` over tokens and masks makes batches of prompts that were
+  padded to one length on either side.
 
   Raises:
     ValueError: if the prompt is empty or has an id outside the vocabulary, the
@@ -161,16 +150,13 @@ def score_labels(
   *,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, ' K']:
-  """Scores the texts that may stand behind a prompt, of any length each.
+  """Returns log-probabilities `[K]` of texts that may stand behind a prompt.
 
-  The prompt is read once.
+  Of any length each: the sum over its tokens. The prompt is read once.
 
   Args:
     labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
       add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
-
-  Returns:
-    Log-probability of each text, the sum over its tokens. Shape `[K]`.
 
   Raises:
     ValueError: as `generate`; if there is no label, or one has no token.

@@ -104,10 +104,9 @@ def embed_at(
 def positions_of(
   tokens: Int[Array, ' N'], mask: Bool[Array, ' N'] | None = None
 ) -> Int[Array, ' N']:
-  """Returns the position of each token: how many valid ones stand before it.
+  """Returns the position of each token, `[N]`: how many valid ones before it.
 
-  Returns:
-    The positions, whichever side the padding is on. Shape `[N]`.
+  The padding may be on either side.
 
   Example:
     >>> tokens = jnp.array([0, 0, 7, 8])
@@ -130,14 +129,8 @@ def hidden_states(
   """Runs the blocks over a prompt, as an encoder answers it.
 
   One sequence; `jax.vmap` makes batches, with a mask for each. Only one block
-  is compiled.
-
-  Returns:
-    The last block's output after the final normalisation. Rows of padding mean
-    nothing. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: as `embed`.
+  is compiled. Returns the last block's output after the final normalisation,
+  `[N, d_model]`; rows of padding mean nothing. Raises `ValueError` as `embed`.
   """
   x = embed(model, tokens, mask=mask, token_types=token_types)
   positions = positions_of(tokens, mask)
@@ -151,13 +144,9 @@ def hidden_states(
 def unembed(
   model: LanguageModel, states: Float[Array, 'N d_model']
 ) -> Float[Array, 'N vocab']:
-  """Maps hidden states to logits `[N, vocab]` over the vocabulary.
+  """Maps rows of `hidden_states` to logits `[N, vocab]` over the vocabulary.
 
-  Args:
-    states: rows of `hidden_states`. Shape `[N, d_model]`.
-
-  Raises:
-    ValueError: if the model is an encoder.
+  Raises `ValueError` if the model is an encoder.
   """
   check_head(model)
   if model.head is None:
@@ -177,13 +166,10 @@ def logits(
   *,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, 'N vocab']:
-  """Scores the token after each token of a prompt.
+  """Scores the token after each token of a prompt: logits `[N, vocab]`.
 
-  Returns:
-    The logits. Rows of padding mean nothing. Shape `[N, vocab]`.
-
-  Raises:
-    ValueError: as `embed`, and if the model is an encoder.
+  Rows of padding mean nothing. Raises `ValueError` as `embed` does, and if the
+  model is an encoder.
   """
   return unembed(model, hidden_states(model, tokens, mask=mask))
 
@@ -195,12 +181,9 @@ def next_token_logits(
   *,
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, ' vocab']:
-  """Scores the token after a prompt, without the head at other positions.
+  """Scores the token after the last valid one of a prompt: logits `[vocab]`.
 
-  Raises `ValueError` as `logits` does.
-
-  Returns:
-    The logits after the last valid token. Shape `[vocab]`.
+  Without the head at other positions. Raises `ValueError` as `logits` does.
   """
   states = hidden_states(model, tokens, mask=mask)
   return unembed(model, states[last_valid(tokens, mask)][None])[0]

@@ -112,11 +112,8 @@ def _reader_type(gguf: Any) -> type:
 def checkpoint_of(file: GGUFFile) -> Checkpoint:
   """Describes an open GGUF file as a checkpoint of Hugging Face.
 
-  Args:
-    file: of :func:`open_gguf`. It stays open as long as the tensors live.
-
-  Raises:
-    ValueError: as :func:`read_gguf`.
+  The `file`, of :func:`open_gguf`, stays open as long as the tensors live.
+  Raises `ValueError` as :func:`read_gguf` does.
   """
   count = file.metadata.get('split.count', 1)
   if count not in (0, 1):

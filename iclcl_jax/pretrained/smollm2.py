@@ -41,10 +41,7 @@ def weights_path() -> pathlib.Path:
 def load(*, dtype: Any = None) -> Pretrained:
   """Loads SmolLM2-135M-Instruct from the installed package.
 
-  Args:
-    dtype: of the parameters; float32 by default.
-
-  Raises:
-    ValueError: as :func:`weights_path` and `pretrained.load`.
+  Parameters are float32 unless a `dtype` is given. Raises `ValueError` as
+  :func:`weights_path` and `pretrained.load` do.
   """
   return load_path(weights_path(), dtype=dtype)

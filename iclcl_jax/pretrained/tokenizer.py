@@ -70,11 +70,8 @@ class Tokenizer:
   def single_id(self, text: str) -> int:
     """Returns the id of a text that is one token, such as a label.
 
-    Args:
-      text: the text; a label within a line usually begins with a space.
-
-    Raises:
-      ValueError: if the text is more than one token, or empty.
+    A label within a line usually begins with a space. Raises `ValueError` if
+    the text is more than one token, or empty.
     """
     ids = self.encode(text, add_special_tokens=False)
     if len(ids) != 1:
@@ -92,8 +89,7 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of token ids, special tokens included.
 
-    Raises:
-      ValueError: if an id is outside of the vocabulary.
+    Raises `ValueError` if an id is outside of the vocabulary.
     """
     numbers = [int(index) for index in np.asarray(list(ids), np.int64)]
     for index in numbers:
@@ -140,15 +136,9 @@ class Tokenizer:
 def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
   """Reads the tokenizer of a directory in the layout of Hugging Face.
 
-  Padding and truncation that the file may ask for are switched off: a token
-  must not vanish unseen.
-
-  Args:
-    directory: it holds `tokenizer.json`.
-
-  Raises:
-    ValueError: if the file is missing or corrupt, or `tokenizers` is not
-      installed.
+  Its `tokenizer.json`: a file that is missing or corrupt is a `ValueError`, as
+  is a missing package `tokenizers`. Padding and truncation that the file may
+  ask for are switched off: a token must not vanish unseen.
   """
   path = pathlib.Path(directory) / _FILE
   if not path.is_file():

@@ -44,11 +44,8 @@ def predict_heads(
   with coefficients :math:`c_i = v_i` from one gradient step on the contrastive
   loss of the tokens that the query sees. With `transformer.causal` and no
   positions of the caller's own this is one online pass over the tokens,
-  otherwise a state for each query.
-
-  Returns:
-    The predictions, which are the heads' attention outputs. Shape
-    `[H, N, d_k]`; zero for a query that sees no token.
+  otherwise a state for each query. The predictions are the heads' attention
+  outputs; those of a query that sees no token are zero.
 
   Example:
     >>> architecture, block = transformer.example()

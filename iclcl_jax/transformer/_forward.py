@@ -151,8 +151,7 @@ def complete(
 ) -> Float[Array, 'N d_model']:
   """Applies what stands behind the heads: projection and feed-forward network.
 
-  Args:
-    outputs: of the heads, see `attend`. Shape `[H, N, d_k]`.
+  The `outputs` of the heads are those of `attend`.
   """
   passed, _, _ = pass_through(architecture, block, x, outputs)
   return normalise(architecture, block.ffn_norms.sum, passed['ffn_sum'])

@@ -155,8 +155,7 @@ def bidirectional(
 class ClampedGating:
   """Hidden layer `activation(min(gate, c)) (clip(up, -c, c) + 1)`, as gpt-oss.
 
-  Args:
-    limit: the number `c`.
+  The `limit` is the number `c`.
   """
 
   limit: float

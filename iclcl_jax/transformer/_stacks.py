@@ -24,14 +24,8 @@ from iclcl_jax.types import Array, Float
 def with_constants(architecture: Architecture, blocks: Block) -> Block:
   """Adds to a stack of blocks the numbers in which its layers differ.
 
-  Args:
-    architecture: with one layer for all, or as many as the stack has.
-
-  Returns:
-    The blocks with `constants`; without any if one layer serves all.
-
-  Raises:
-    ValueError: if there are several layers, but not `L`.
+  As `constants`; there are none if the architecture has one layer for all. It
+  is a `ValueError` if it has several, but not `L`.
   """
   _check_architecture(architecture)
   num_layers = _check_stack(blocks)
@@ -59,14 +53,13 @@ def scan_blocks(
 ) -> tuple[Any, Any]:
   """Scans over a stack of blocks: one compiled block, whatever they have.
 
+  Returns the last carry, and the results with a leading axis `L`.
+
   Args:
     step: `(carry, block, *row) -> (carry, result)`.
     carry: what the first step takes.
     *rows: arrays with a leading axis `L`, or trees of them.
     reverse: whether the last block comes first.
-
-  Returns:
-    The last carry, and the results with a leading axis `L`.
   """
   inputs = (with_constants(architecture, blocks), *rows)
   return jax.lax.scan(

@@ -64,7 +64,7 @@ def influence(
   removal: Removal = 'delete',
   mask: Bool[Array, ' N'] | None = None,
 ) -> Float[Array, 'L H S']:
-  r"""Predicts what the answer loses if a demonstration is removed.
+  r"""Predicts what the answer loses without a demonstration: `[L, H, S]`.
 
   .. math:: I_{lhs} = \sum_t \frac{\partial y}{\partial o_{lht}} \cdot
     \bigl(o_{lht} - o^{\setminus s}_{lht}\bigr)
@@ -85,9 +85,6 @@ def influence(
     label, other_label: ids of the labels, `[]` or `[T]` each.
     removal: 'delete' moves later tokens up as if the text were gone (influence
       leaves position embeddings that are added to tokens); 'hide' moves none.
-
-  Returns:
-    The terms. Shape `[L, H, S]`.
 
   Raises:
     ValueError: as `attribute`; if the last token belongs to a demonstration
@@ -126,13 +123,12 @@ def first_order(
 ) -> tuple[Any, Float[Array, '']]:
   """Carries the slope of an answer back through the blocks.
 
+  Returns the results of `term`, with a leading axis `L`, and the answer.
+
   Args:
     term: `(block, x, outputs, slopes, *row) -> result` of the stream before a
       block, its heads' outputs, and the answer's slope in them, `[H, N, d_k]`.
     *rows: arrays with a leading axis `L`.
-
-  Returns:
-    The results, with a leading axis `L`, and the answer.
   """
   architecture, valid = model.architecture, question.valid
   positions = _model.positions_of(question.tokens, valid)
@@ -204,7 +200,7 @@ def effects_of_removal(
   mask: Bool[Array, ' N'] | None = None,
   num_rows: int | None = None,
 ) -> Float[Array, ' S']:
-  """Computes what the answer loses if each demonstration is removed.
+  """Computes what the answer loses without each demonstration: `[S]`.
 
   The answer is the log-probability of a label less that of the other. It is
   computed exactly, for all removals in one pass over a packed prompt: behind
@@ -217,9 +213,6 @@ def effects_of_removal(
     num_rows: rows of the packed prompt, one program for all prompts; by default
       what these demonstrations need, or what any could, under `jit` and `vmap`.
       With too few rows all effects are NaN.
-
-  Returns:
-    The answer less the one without the demonstration. Shape `[S]`.
   """
   if num_rows is not None:
     _validate.at_least(len(tokens), num_rows=num_rows)

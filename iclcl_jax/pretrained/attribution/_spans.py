@@ -13,15 +13,13 @@ def mark_spans(
 ) -> np.ndarray:
   """Returns the demonstration of each token of `tokenizer.encode(text)`.
 
-  A token belongs to the span in which it begins.
+  Numbers from 0, -1 for none, int32, `[N]`. A token belongs to the span in
+  which it begins.
 
   Args:
     tokenizer: of the model.
     text: the prompt.
     spans: begin and end (exclusive) of each demonstration, in characters.
-
-  Returns:
-    Numbers of demonstrations, -1 for none, int32. Shape `[N]`.
 
   Raises:
     ValueError: if there is no span, or one is empty, reaches outside of the
