@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import html.parser
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from experiments.language_model import (
   random_features,
   reading,
 )
-from iclcl_jax import pretrained
-from tests import experiment_battery, pretrained_files as files
+from iclcl_jax import pretrained, transformer
+from tests import experiment_battery, families, pretrained_files as files
 
 # Two labels, ' t' and ' the', that are one token of the small model.
 PROMPT = 'ok = the\n\nhe = t\n\n12 = the\n\nkk = t\n\nhe = the\n\nok ='
@@ -211,6 +212,23 @@ def test_heads_of_the_study_are_those_of_the_model(loaded):
   alike = inputs._replace(queries=0 * inputs.queries)
   np.testing.assert_allclose(random_features.mean_errors(alike), 0, atol=1e-6)
   assert np.all(random_features.mean_errors(inputs) > 1e-3)
+
+
+@pytest.mark.parametrize('name', ['smollm3', 'gemma2-biased', 'gpt_oss'])
+def test_features_are_not_tried_on_other_heads_than_softmax(name, monkeypatch):
+  model, tokens = families.model_of(name, 'float32'), jnp.arange(9)
+  loaded = SimpleNamespace(model=model, tokens=tokens)
+  monkeypatch.setattr(prompts, 'load', lambda config: loaded)
+  assert random_features.measure(TINY) is None
+  # Their layers differ, and are read all the same.
+  inputs = random_features.collect(model, tokens, num_heads=2)
+  _, first = transformer.scan_blocks(
+    model.architecture,
+    model.blocks,
+    lambda x, block: (x, transformer.heads(model.architecture, block, x)),
+    pretrained.embed(model, tokens),
+  )
+  np.testing.assert_allclose(inputs.keys[0, 0], first.keys[0, 0], atol=1e-5)
 
 
 def test_a_prompt_without_demonstrations_compares_the_likeliest(config):

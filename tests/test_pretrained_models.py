@@ -285,6 +285,16 @@ def test_missing_or_misshapen_tensor_is_named(name, tensor):
     pretrained.from_checkpoint(Checkpoint(config, tensors))
 
 
+@pytest.mark.parametrize(
+  ('wrong', 'dtype'), [(np.nan, 'float32'), (-np.inf, None), (1e30, 'float16')]
+)
+def test_weights_that_are_no_finite_numbers_are_named(wrong, dtype):
+  config, tensors = checkpoint_of('llama')
+  tensors['model.layers.1.mlp.up_proj.weight'][2, 3] = wrong
+  with pytest.raises(ValueError, match=r'layers.1.mlp.up_proj.*NaN or infin'):
+    pretrained.from_checkpoint(Checkpoint(config, tensors), dtype=dtype)
+
+
 @pytest.mark.parametrize('name', ['llama', 'gpt2', 'bert'])
 def test_unexpected_tensor_is_named(name):
   config, tensors = checkpoint_of(name)

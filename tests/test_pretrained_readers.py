@@ -342,6 +342,8 @@ def test_an_index_that_disagrees_with_its_shards_is_an_error(
     (b'{}', r'hf: .*model_type.*is missing'),
     (b'{"model_type": "mamba"}', r"hf: .*'mamba'; expected one of bert, "),
     (b'{"quantization_config": {}}', 'quantised weights'),
+    (b'{"quantization_config": null}', r'model_type.*is missing'),
+    (b'{"text_config": {}}', r'reads more than text.*GGUF'),
   ],
 )
 def test_wrong_config_is_an_error(sharded, content, message):
@@ -461,4 +463,7 @@ def test_non_contiguous_arrays_are_not_how_files_are_written(tmp_path, arrays):
 
 def test_a_directory_of_another_kind_is_named(tmp_path):
   with pytest.raises(ValueError, match=r'config\.json is missing'):
+    pretrained.load(tmp_path)
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'an adapter; .*merge_and_unload'):
     pretrained.load(tmp_path)

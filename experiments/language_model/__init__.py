@@ -64,7 +64,8 @@ class Config(lab.Config):
   greedy_tokens: int = lab.option(8, 'tokens to continue by', minimum=0, tiny=3)
   num_features: tuple[int, ...] = lab.option(
     (16, 64, 256),
-    'random directions R to try on the heads; 0 for none',
+    'random directions R to try on the heads; 0 for none, as where heads have '
+    'windows, sinks or capped scores',
     minimum=0,
     distinct=True,
     tiny=(64,),

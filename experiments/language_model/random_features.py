@@ -76,7 +76,7 @@ def collect(
 
   def read(model, tokens):
     x = pretrained.embed(model, tokens)
-    return jax.lax.scan(step, x, model.blocks)[1]
+    return transformer.scan_blocks(model.architecture, model.blocks, step, x)[1]
 
   return lab.compute(read, model, tokens)
 
@@ -197,11 +197,18 @@ class Results(NamedTuple):
 
 @lab.once
 def measure(config: Config) -> Results | None:
-  """Tries random features on the heads; None if `num_features` is 0."""
-  if config.num_features == (0,):
+  """Tries random features on the heads; None if `num_features` is 0.
+
+  None, too, if a head is no softmax over the whole prompt.
+  """
+  loaded = prompts.load(config)
+  model, size = loaded.model, len(loaded.tokens)
+  windows = [layer.window or size for layer in model.architecture.layers]
+  is_capped = model.architecture.score_cap is not None
+  is_plain = min(windows) >= size and model.blocks.sinks is None
+  if config.num_features == (0,) or is_capped or not is_plain:
     return None
   identity.first_pass(config)  # Not beside what is timed.
-  loaded = prompts.load(config)
   inputs = collect(loaded.model, loaded.tokens, config.feature_heads)
   counts = tuple(sorted(config.num_features))
   errors = {

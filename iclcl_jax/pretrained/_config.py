@@ -136,8 +136,8 @@ class Config:
       raise self.error(name, found, f'{size} entries, one for each layer')
     for entry in found:
       if entry not in kinds:
-        expected = f'one of {", ".join(map(repr, kinds))}'
-        raise self.error(f'entry of {name}', entry, expected)
+        expected = f'for each layer one of {", ".join(map(repr, kinds))}'
+        raise self.error(name, found, expected)
     return found
 
   def numbers(self, name: str, size: int) -> list[float]:

@@ -60,7 +60,8 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
 
   Byte-level BPE (`gpt2`; Sennrich et al., arXiv:1508.07909), or that of
   SentencePiece with bytes for characters that are in no piece (`llama`; Kudo &
-  Richardson, arXiv:1808.06226).
+  Richardson, arXiv:1808.06226), or words cut into the longest pieces that the
+  vocabulary has (`bert`; Devlin et al., arXiv:1810.04805).
   """
   tokenizers = import_reader('tokenizers')
   stated = file.metadata.items()
@@ -69,41 +70,51 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer:
     label=lambda name: f'{file.path}: the metadata {_PREFIX + name!r}',
     fix=USE_DIRECTORY,
   )
-  kind = entries.choice('model', {'gpt2': 'gpt2', 'llama': 'llama'})
+  kind = entries.choice('model', {k: k for k in ('gpt2', 'llama', 'bert')})
   cut = entries.choice('pre', _CUTS) if kind == 'gpt2' else None
   tokens = _list(entries, 'tokens', str)
   gemma = str(file.metadata.get('general.architecture')).startswith('gemma')
   if gemma:  # Its runs of spaces stand there as spaces.
     tokens = ['▁' * len(t) if t and not t.strip(' ') else t for t in tokens]
+  kinds = _list(entries, 'token_type', int, len(tokens))
+  if kind == 'bert':
+    tokens = [_piece(*pair) for pair in zip(tokens, kinds, strict=True)]
   vocabulary = {token: index for index, token in enumerate(tokens)}
   if len(vocabulary) != len(tokens):
     found = f'a list of {len(tokens)} tokens of which {len(vocabulary)} differ'
     raise entries.error('tokens', found, 'each once')
-  kinds = _list(entries, 'token_type', int, len(tokens))
-  if cut:
+  make, options = tokenizers.models.BPE, dict[str, Any]()
+  if kind == 'bert':
+    make = tokenizers.models.WordPiece
+    options = {'unk_token': tokens[_named(entries, tokens, 'unknown')]}
+  elif cut:
     merges = [tuple(m.split(' ')) for m in _list(entries, 'merges', str)]
-    options: dict[str, Any] = {'ignore_merges': cut.whole}
+    options = {'merges': merges, 'ignore_merges': cut.whole}
   else:
     scores = _list(entries, 'scores', float, len(tokens))
     if gemma:  # Its merges follow the order of the pieces, not their scores.
       scores = [-float(index) for index in range(len(tokens))]
-    merges = _merges(vocabulary, scores)
+    options = {'merges': _merges(vocabulary, scores), 'byte_fallback': True}
     unknown = tokens[kinds.index(_UNKNOWN)] if _UNKNOWN in kinds else None
-    options = {'byte_fallback': True, 'fuse_unk': True, 'unk_token': unknown}
+    options |= {'fuse_unk': True, 'unk_token': unknown}
   try:
-    model = tokenizers.models.BPE(vocab=vocabulary, merges=merges, **options)
+    model = make(vocab=vocabulary, **options)
   except Exception as error:  # The package raises plain exceptions.
     raise ValueError(
       f'{file.path}: vocabulary and merges of the tokenizer disagree '
       f'({error}). Convert the model again.'
     ) from error
   backend = tokenizers.Tokenizer(model)
-  if cut:
-    _cut_bytes(backend, tokenizers, cut)
+  if kind == 'bert':
+    _cut_words(entries, backend, tokenizers, cased='A' in vocabulary)
+  elif cut:
+    composed = entries.switch('normalizer.nfc', cut.composed)
+    _cut_bytes(backend, tokenizers, cut._replace(composed=composed))
   else:
     _cut_pieces(backend, tokenizers, entries.switch('add_space_prefix', True))
   _add_special(backend, tokenizers, tokens, kinds)
-  _add_ends(entries, backend, tokenizers, tokens, bos=cut.bos if cut else True)
+  bos, eos = cut.bos if cut else True, kind == 'bert'
+  _add_ends(entries, backend, tokenizers, tokens, bos=bos, eos=eos)
   named = {
     f'{ours}_token': entries.get(f'{theirs}_token_id')
     for ours, theirs in _chat.GGUF_NAMES.items()
@@ -122,6 +133,25 @@ def _list(entries, name: str, kind: type, size: int | None = None) -> list:
   if not fits or len(found) != (size or len(found)):
     raise entries.error(name, found, f'a list of {size or ""} {kind.__name__}')
   return found
+
+
+def _piece(token: str, kind: int) -> str:
+  """Marks what goes on a word by `##`; the file marks what begins one."""
+  if kind in (_UNKNOWN, _CONTROL):
+    return token
+  return token[1:] if token.startswith('▁') else f'##{token}'
+
+
+def _cut_words(entries, backend, tokenizers, *, cased: bool) -> None:
+  """Lets words be cut; capitals stay if the vocabulary is `cased`."""
+  lower = entries.switch('normalizer.lowercase', not cased)
+  backend.normalizer = tokenizers.normalizers.BertNormalizer(
+    lowercase=lower,
+    strip_accents=entries.switch('normalizer.strip_accents', lower),
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  backend.decoder = tokenizers.decoders.WordPiece()
+  entries.switch('add_sep_token', True)  # Between the texts of a pair.
 
 
 def _cut_bytes(backend, tokenizers, cut: _Cut) -> None:
@@ -173,14 +203,24 @@ def _add_special(backend, tokenizers, tokens, kinds) -> None:
   )
 
 
-def _add_ends(entries, backend, tokenizers, tokens, *, bos: bool) -> None:
+def _named(entries, tokens, name: str, other: str | None = None) -> int:
+  """Reads the id of a token that texts need, by either of two names."""
+  default = entries.get(f'{other}_token_id')
+  index = entries.count(f'{name}_token_id', default, least=0)
+  if index >= len(tokens):
+    expected = f'an id below {len(tokens)}, for texts need it'
+    raise entries.error(f'{name}_token_id', index, expected)
+  return index
+
+
+def _add_ends(
+  entries, backend, tokenizers, tokens, *, bos: bool, eos: bool
+) -> None:
   template, special = ['$A'], []
-  for name, place, default in (('bos', 0, bos), ('eos', 2, False)):
+  ends = ('bos', 'cls', 0, bos), ('eos', 'seperator', 2, eos)
+  for name, other, place, default in ends:
     if entries.switch(f'add_{name}_token', default):
-      index = entries.count(f'{name}_token_id', least=0)
-      if index >= len(tokens):
-        expected = f'an id below {len(tokens)}, for it stands around texts'
-        raise entries.error(f'{name}_token_id', index, expected)
+      index = _named(entries, tokens, name, other)
       template.insert(place, tokens[index])
       special.append((tokens[index], index))
   if special:

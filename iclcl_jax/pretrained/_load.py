@@ -43,6 +43,12 @@ def from_checkpoint(
     ValueError: if the family is unknown, a variant of the architecture is not
       supported, or a tensor is missing, unexpected, or of another shape.
   """
+  if 'text_config' in checkpoint.config:
+    raise ValueError(
+      "config['text_config'] is one part of a model that reads more than text; "
+      'expected a model of text alone. Read a GGUF file of it, which has no '
+      'other part.'
+    )
   make = Config(checkpoint.config).choice('model_type', FAMILIES)
   return make(checkpoint, dtype)
 

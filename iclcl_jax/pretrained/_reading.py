@@ -92,7 +92,14 @@ class Tensors:
       row = arrange(self._take(name))
       if n == 0:
         stack = _aligned((len(names), *row.shape), self._dtype)
-      stack[n] = row
+      with np.errstate(all='ignore'):
+        stack[n] = row
+        total = np.sum(stack[n], dtype=np.float64)  # Needs no memory.
+      if not np.isfinite(total):
+        raise ValueError(
+          f'tensor {name!r} holds NaN or infinity as {self._dtype}; expected '
+          'finite numbers. Copy the file again, or take a wider dtype.'
+        )
     return jax.device_put(stack if is_stack else stack[0])
 
   def head(

@@ -80,7 +80,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
       f'{path} is no GGUF file, or a truncated or corrupt one '
       f'({type(error).__name__}: {error}). Its size is {path.stat().st_size} '
       'bytes; compare it with the source (a pointer of Git LFS is not the file '
-      'itself), and copy or install the file again.'
+      'itself), and copy or install the file again. A model in the layout of '
+      'Hugging Face is loaded by its directory.'
     ) from error
   if reader.byte_order == 'S':
     raise ValueError(

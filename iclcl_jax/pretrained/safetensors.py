@@ -20,7 +20,7 @@ from iclcl_jax.pretrained._reading import (
   import_reader,
 )
 
-_CONFIG = 'config.json'
+_ADAPTER, _CONFIG = 'adapter_config.json', 'config.json'
 _WHOLE = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
 # What the format calls the dtypes that NumPy and ml_dtypes have.
@@ -51,8 +51,13 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       model is quantised, or `safetensors` is not installed.
   """
   directory = pathlib.Path(directory)
+  if (directory / _ADAPTER).is_file():
+    raise ValueError(
+      f'{directory / _ADAPTER} describes an adapter; expected a whole model. '
+      'Write one with peft: model.merge_and_unload().save_pretrained(...).'
+    )
   config = read_json(directory / _CONFIG)
-  if 'quantization_config' in config:
+  if config.get('quantization_config') is not None:
     raise ValueError(
       f'{directory / _CONFIG} describes quantised weights '
       '(quantization_config); expected float32, float16 or bfloat16. Use the '

@@ -125,6 +125,13 @@ class Tokenizer:
         f'{_SETTINGS} nor in the metadata of a GGUF file; expected that of an '
         'instruct model. Encode plain text for a base model.'
       )
+    if isinstance(messages, str) or not all(
+      isinstance(message, Mapping) and 'role' in message for message in messages
+    ):
+      raise ValueError(
+        f'messages is {messages!r:.200}; expected a list of dicts, each with a '
+        "role and a content: [{'role': 'user', 'content': '2+2?'}]."
+      )
     return _chat.render(self.chat_template, messages, add_generation_prompt)
 
   def _encoding(self, text: str, *, add_special_tokens: bool = True) -> Any:
