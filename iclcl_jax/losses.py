@@ -13,7 +13,8 @@ that make one if a number is not finite or out of its range.
 References:
   Ren & Liu, arXiv:2310.13220: Theorem 3.1 (`contrastive`, without its factor
   `1 / (eta D)`), section 4 (why it is unbounded: `cosine`), 4.1 (`ridge`), 4.3
-  (`negatives`; those of each token in v2), where no other source is named.
+  (`negatives`; those of each token in v2); Schlag et al., arXiv:2102.11174
+  (`squared`); van den Oord et al., arXiv:1807.03748, eq. 4 (`info_nce`).
 """
 
 import inspect
@@ -88,9 +89,6 @@ def squared(
   Example:
     >>> float(squared(jnp.zeros((2, 3)), jnp.ones((2, 3))))
     3.0
-
-  References:
-    Schlag et al., arXiv:2102.11174.
   """
   return jnp.sum((predictions - values) ** 2) / 2
 
@@ -108,9 +106,6 @@ def info_nce(temperature: float = 1.0) -> Loss:
   Example:
     >>> round(float(info_nce()(jnp.zeros((2, 1)), jnp.ones((2, 1)))), 4)
     1.3863
-
-  References:
-    van den Oord et al., arXiv:1807.03748, eq. 4.
   """
   _validate.positive(temperature=temperature)
 

@@ -24,6 +24,13 @@ the other, by which streams are faster and smaller on CPU
 
 `jax.export` takes a symbolic number of tokens: any for one query, a multiple of
 the chunk size for many, `jax.export.symbolic_shape('64*b')`.
+
+References:
+  Vaswani et al., arXiv:1706.03762, eq. 1 (softmax); Ren & Liu,
+  arXiv:2310.13220, eq. 12 (kernel); Katharopoulos et al., arXiv:2006.16236, eq.
+  4, without its denominator (linear) and 9 (carried moments); Choromanski et
+  al., arXiv:2009.14794, eq. 4 (streamed); Ainslie et al., arXiv:2305.13245
+  (heads that share keys).
 """
 
 from iclcl_jax.attention._kernel import (

@@ -37,9 +37,6 @@ def softmax_attention(
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])
     >>> softmax_attention(jnp.ones(4), keys, values).tolist()
     [2.0]
-
-  References:
-    Vaswani et al., arXiv:1706.03762, eq. 1.
   """
   # A masked NaN would return in the gradient.
   keys = moments.visible(jnp.asarray(keys), mask)
@@ -79,9 +76,6 @@ def kernel_attention(
     >>> phi = features.EluPlusOneFeatures()
     >>> kernel_attention(phi, jnp.ones(4), keys, values).tolist()
     [2.0]
-
-  References:
-    Ren & Liu, arXiv:2310.13220, eq. 12.
   """
   weights, _ = scores(phi, query, keys, mask)
   numerator, denominator = _sums(weights, values, mask)
@@ -106,9 +100,6 @@ def linear_attention(
     >>> phi = features.IdentityFeatures()
     >>> linear_attention(phi, jnp.ones(4), keys, values).tolist()
     [16.0]
-
-  References:
-    Katharopoulos et al., arXiv:2006.16236, eq. 4, without its denominator.
   """
   weights, log_scale = scores(phi, query, keys, mask)
   numerator, _ = _sums(weights, values, mask)
@@ -136,9 +127,6 @@ def stream_kernel_attention(
     >>> phi = features.EluPlusOneFeatures()
     >>> stream_kernel_attention(phi, jnp.ones((3, 4)), keys, values).shape
     (3, 1)
-
-  References:
-    Choromanski et al., arXiv:2009.14794, eq. 4.
   """
   _validate.at_least(1, chunk_size=chunk_size)
   read = reader(phi, keys, values, chunk_size, mask)
@@ -181,9 +169,6 @@ def causal_kernel_attention(
     >>> phi, values = features.EluPlusOneFeatures(), jnp.array([[1.0], [3.0]])
     >>> causal_kernel_attention(phi, x, x, values).tolist()
     [[1.0], [2.0]]
-
-  References:
-    Katharopoulos et al., arXiv:2006.16236, eq. 9 (carried moments).
   """
   _validate.at_least(1, chunk_size=chunk_size)
   form = form_of(phi, start, name='start')

@@ -99,9 +99,6 @@ def dot_product_attention(
     ...   dot_product_attention(x, x, x, attend=way, is_causal=True).shape
     (2, 6, 4, 8)
     (2, 6, 4, 8)
-
-  References:
-    Ainslie et al., arXiv:2305.13245 (heads that share keys).
   """
   query, key, value = map(jnp.asarray, (query, key, value))
   check_layout(query, key, value)

@@ -17,6 +17,12 @@ encoder: the identity is exact, however well a map imitates the softmax.
 `WindowedLearner` is the sum of two learners: the first tokens and the last ones
 exactly, all others by features. `pretrained.finite` makes a language model of
 them.
+
+References:
+  Lee & Seung, NIPS 2000 (multiplicative steps); Zhang et al., arXiv:2402.04347
+  (attention distilled into features) and arXiv:2410.10254 (a window beside
+  them); Williams & Seeger, NIPS 2000, and Xiong et al., arXiv:2102.03902
+  (`nystroem`); Xiao et al., arXiv:2309.17453 (sinks).
 """
 
 from iclcl_jax.finite_duals._fitting import (

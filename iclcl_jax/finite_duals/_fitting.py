@@ -117,9 +117,6 @@ def train_features(
     ...   num_steps=2)
     >>> phi(x[0]).shape
     (3,)
-
-  References:
-    Zhang et al., arXiv:2402.04347 (attention distilled into features).
   """
   import optax
 

@@ -61,10 +61,6 @@ class WindowedLearner:
     >>> values = jnp.array([[1.0], [3.0], [5.0], [7.0]])
     >>> learner.causal(phi, x, x, values)[:2].tolist()
     [[1.0], [2.0]]
-
-  References:
-    Xiao et al., arXiv:2309.17453 (sinks); Zhang et al., arXiv:2410.10254
-    (a window beside features).
   """
 
   num_sinks: int = _pytree.static(default=1)

@@ -54,9 +54,6 @@ def nystroem(
     >>> phi = finite_duals.nystroem(keys)
     >>> print((phi(keys[0]) @ phi(keys[1])).round(4))  # exp(0)
     1.0
-
-  References:
-    Williams & Seeger, NIPS 2000; Xiong et al., arXiv:2102.03902.
   """
   rows = landmarks / landmarks.shape[1] ** 0.25
   squares = jnp.sum((rows[:, None] - rows[None]) ** 2, axis=2)
@@ -83,9 +80,6 @@ class LandmarkFeatures(features.FromScaled):
     landmarks: chosen keys :math:`l_r`. Shape `[R, d_k]`.
     queries: calibration queries :math:`q_m`. Shape `[M, d_k]`.
     log_normalisers: :math:`\log Z_m` over the keys of each. Shape `[M]`.
-
-  References:
-    Lee & Seung, NIPS 2000 (multiplicative steps).
   """
 
   landmarks: Float[Array, 'R d_k']

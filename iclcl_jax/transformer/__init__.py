@@ -22,6 +22,16 @@ Arguments, where a function does not describe them:
 ================  ===========================================================
 
 All functions raise `ValueError` where ranks, sizes or dtypes disagree.
+
+References:
+  Ren & Liu, arXiv:2310.13220: Theorem 3.1, head by head, one Transformer layer
+  (ReLU), several attention layers; other activations, normalisations and gates
+  derived here. Katharopoulos et al., arXiv:2006.16236, eq. 9 (online). Blocks:
+  Vaswani et al., arXiv:1706.03762, section 3; Xiong et al., arXiv:2002.04745
+  (both placements of the normalisation); Ainslie et al., arXiv:2305.13245
+  (grouped queries); Zhang & Sennrich, arXiv:1910.07467, eq. 4 (`RMSNorm`); Ba
+  et al., arXiv:1607.06450, eq. 3 (`LayerNorm`); Su et al., arXiv:2104.09864,
+  eq. 15 and 34, with halves in place of neighbours (`Rotary`).
 """
 
 from iclcl_jax.transformer._dual_heads import (

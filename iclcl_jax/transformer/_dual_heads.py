@@ -52,10 +52,6 @@ def predict_heads(
     >>> heads = transformer.heads(architecture, block, jnp.ones((3, 4)))
     >>> predict_heads(architecture, heads).shape
     (2, 3, 2)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head; Katharopoulos et
-    al., arXiv:2006.16236, eq. 9 (online).
   """
   is_causal = architecture.visible is _parts.causal and positions is None
   # One state does not forget what leaves a window.
@@ -84,9 +80,6 @@ def predict_heads_autodiff(
     >>> pair = predict_heads, predict_heads_autodiff
     >>> bool(jnp.allclose(*(predict(architecture, heads) for predict in pair)))
     True
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1, head by head.
   """
   return _answer(answer_by_gradients, architecture, heads, positions, mask, phi)
 

@@ -53,10 +53,6 @@ def heads(
     >>> architecture, block = transformer.example()
     >>> heads(architecture, block, jnp.ones((3, 4))).queries.shape
     (2, 3, 2)
-
-  References:
-    Vaswani et al., arXiv:1706.03762, section 3.2.2; Ainslie et al.,
-    arXiv:2305.13245 (grouped queries).
   """
   _stacks.check_block(architecture, block, x)
   positions = default_positions(x, positions)
@@ -110,9 +106,6 @@ def attend(
     >>> x, t = jnp.ones((1, 3, 2)), jnp.arange(3)
     >>> attend(architecture, transformer.Heads(x, x, x), t, t)[0, 0].tolist()
     [1.0, 1.0]
-
-  References:
-    Vaswani et al., arXiv:1706.03762, eq. 1.
   """
   queries, keys, values, sinks, window = heads
   _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
@@ -196,10 +189,6 @@ def apply_block(
     >>> architecture, block = transformer.example()
     >>> apply_block(architecture, block, jnp.ones((3, 4))).shape
     (3, 4)
-
-  References:
-    Vaswani et al., arXiv:1706.03762, section 3; Xiong et al.,
-    arXiv:2002.04745 (both placements of the normalisation).
   """
   x = moments.visible(x, mask)
   positions = default_positions(x, positions)

@@ -71,10 +71,6 @@ def linearise(
     ...     architecture, block, jnp.ones((3, 4)), jnp.ones((2, 3, 2)))
     >>> point.gate.shape
     (3, 3)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, one Transformer layer (ReLU); other
-    activations and normalisations derived here.
   """
   passed, tokens, _ = _forward.pass_through(architecture, block, x, outputs)
   gate, shift, shares = _gate(architecture, block, tokens)
@@ -210,10 +206,6 @@ def apply_block_dual(
     >>> architecture, block = transformer.example()
     >>> apply_block_dual(architecture, block, jnp.ones((3, 4))).shape
     (3, 4)
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1 and one Transformer layer;
-    normalisations and gates derived here.
   """
   x = moments.visible(x, mask)
   heads = _forward.heads(architecture, block, x, positions=positions)
@@ -244,9 +236,6 @@ def apply_blocks_dual(
 
   The training sets of a layer are made of the predictions of the layer before,
   so every token's prediction is needed, the demonstrations' too.
-
-  References:
-    Ren & Liu, arXiv:2310.13220, several attention layers.
   """
   options = {'positions': positions, 'mask': mask, 'phi': phi}
   return _stacks.chain(apply_block_dual, architecture, blocks, x, **options)

@@ -35,9 +35,6 @@ class RMSNorm:
   Example:
     >>> RMSNorm(0.0)(Norm(jnp.ones(2)), jnp.array([3.0, 3.0])).tolist()
     [1.0, 1.0]
-
-  References:
-    Zhang & Sennrich, arXiv:1910.07467, eq. 4.
   """
 
   epsilon: float
@@ -78,9 +75,6 @@ class LayerNorm(RMSNorm):
   Example:
     >>> LayerNorm(0.0)(Norm(jnp.ones(2)), jnp.array([1.0, 3.0])).tolist()
     [-1.0, 1.0]
-
-  References:
-    Ba et al., arXiv:1607.06450, eq. 3.
   """
 
   def _spread(self, x: Array) -> Array:
@@ -100,9 +94,6 @@ def rotary_frequencies(width: int, base: float = 1e4) -> tuple[float, ...]:
   Example:
     >>> rotary_frequencies(4, 100.0)
     (1.0, 0.1)
-
-  References:
-    Su et al., arXiv:2104.09864, eq. 15.
   """
   _validate.check_scalar('base', base, minimum=1)
   _validate.at_least(2, width=width)

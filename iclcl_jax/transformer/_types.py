@@ -169,9 +169,6 @@ class Rotary:
     beyond: `(position, rotation)`: the first position for which the whole
       sequence takes another rotation, of as many pairs and the same scale; None
       if one serves all lengths.
-
-  References:
-    Su et al., arXiv:2104.09864, eq. 34, with halves in place of neighbours.
   """
 
   frequencies: tuple[float, ...]

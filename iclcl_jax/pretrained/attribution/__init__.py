@@ -21,8 +21,11 @@ Layers are streamed by `jax.lax.scan`. No attention map of all layers is held,
 and nothing of shape `[L, H, N, d_model]`.
 
 References:
-  Elhage et al., A Mathematical Framework for Transformer Circuits (2021);
-  Ren & Liu, arXiv:2310.13220, Theorem 3.1.
+  Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
+  direct paths; Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
+  demonstrations (its drop of the loss derived here); Pruthi et al.,
+  arXiv:2002.08484 (TracIn), the first order of `influence` for the examples of
+  a training set.
 """
 
 from iclcl_jax.pretrained.attribution._influence import (

@@ -89,10 +89,6 @@ def influence(
   Raises:
     ValueError: as `attribute`; if the last token belongs to a demonstration
       (NaN under `jit` and `vmap`), or deletion may change how tokens rotate.
-
-  References:
-    Pruthi et al., arXiv:2002.08484 (TracIn), the same first order for the
-    examples of a training set.
   """
   return _of_segments(
     lambda question: _influence(model, question, num_segments, removal),

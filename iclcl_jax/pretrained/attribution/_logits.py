@@ -82,10 +82,6 @@ def direct_logit_attribution(
 
   Raises:
     ValueError: if the model has no head, or a label is not in the vocabulary.
-
-  References:
-    Elhage et al., A Mathematical Framework for Transformer Circuits (2021),
-    direct paths; maps of the blocks derived in `transformer.linearise`.
   """
   check_labels(model, label, other_label, ranks=(0,))
   row, bias = _label_direction(model, label, other_label)

@@ -71,10 +71,6 @@ def read_heads(
   Raises:
     ValueError: as `pretrained.logits`; if `segment_ids` do not fit the tokens.
       Values are looked at outside of `jit` and `vmap`.
-
-  References:
-    Ren & Liu, arXiv:2310.13220, Theorem 3.1: the step is a sum over
-    demonstrations.
   """
   members = _members(model, tokens, segment_ids, num_segments, mask)
   position = _model.last_valid(tokens, mask)
@@ -249,10 +245,6 @@ def demonstration_gradients(
 
   Takes what `read_heads` takes, and raises `ValueError` as it does; tokens that
   the last position does not see count for nothing.
-
-  References:
-    Ren & Liu, arXiv:2310.13220, the loss of Theorem 3.1; its drop in one step
-    derived here.
   """
   members = _members(model, tokens, segment_ids, num_segments, mask)
   if model.architecture.score_cap is not None:
