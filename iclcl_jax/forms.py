@@ -19,8 +19,7 @@ def form_of(
 ) -> Form:
   """Returns the arithmetic of `phi`: sums of features, or rows of a kernel.
 
-  Raises:
-    ValueError: if `phi` is neither, or the state, `name`, is of the other form.
+  It is a `ValueError` if `phi` is neither, or the state of the other form.
 
   Example:
     >>> form_of(kernels.ExponentialKernel()).__name__

@@ -94,11 +94,8 @@ def updated_block(
 ) -> Block:
   """Changes the first weights of a block's network, by a matrix of rank one.
 
-  Those of `gate`, `up` and `router`. A token that the network reads as zeros
-  has no such change: the weights stay.
-
-  Args:
-    read, change: of one token, as `weight_update` gives them.
+  Those of `gate`, `up` and `router`, by what `weight_update` gives of a token.
+  One that the network reads as zeros has no such change: the weights stay.
 
   Example:
     >>> _, block = transformer.example()
@@ -154,15 +151,9 @@ def residuals(
   """Compares blocks without the context and with changed weights, with it.
 
   The chain without the context reads what it made itself: errors add up.
-
-  Args:
-    blocks: a stack of blocks.
-    x: the stream before the first. Shape `[N, d_model]`.
-    context: which tokens are hidden. Shape `[N]`.
-
-  Returns:
-    Largest difference of a token behind each block, relative to its largest
-    entry before or behind. Shape `[L, N]`.
+  Returns the largest difference of a token behind each block, relative to its
+  largest entry before or behind, `[L, N]`. Arguments are those of
+  `weight_update`, for a stack of blocks.
   """
 
   def step(carry, block):

@@ -28,15 +28,9 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   and of what is passed here, `equinox.nn.MultiheadAttention`, and any function
   wrapped by `record`. `jax.jit` is off inside, so that no program hides one.
 
-  Args:
-    *models: objects that hold an `attention_fn` at any depth, NNX models say.
-
-  Yields:
-    A list that receives the arguments of `verify_heads`, a dict for each
-    attention in order of execution.
-
-  Raises:
-    ValueError: behind the block, if no attention was seen.
+  Takes objects that hold an `attention_fn` at any depth, NNX models say. Yields
+  a list that receives the arguments of `verify_heads`, a dict for each
+  attention in order of execution; none is a `ValueError` behind the block.
 
   Example:
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')

@@ -72,11 +72,9 @@ def verify_heads(
 
   Args:
     output: what the model's attention returned. Shape `[..., T, N, d_v]`.
-    phi: the feature map or kernel that the model is said to use.
+    phi: the feature map or kernel that the model is said to use; a `ValueError`
+      if it has no place for scale or bias.
     num_queries: how many of each head are checked, evenly spaced; None for all.
-
-  Raises:
-    ValueError: if `phi` has no place for scale or bias.
 
   Example:
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8), 'f4')

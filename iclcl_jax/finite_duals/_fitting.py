@@ -23,7 +23,8 @@ def fit_landmarks(
 
   With attention weights :math:`A_{mi} = e^{q_m^\top k_i/\sqrt{d_k}}/Z_m` over
   all keys, landmarks are the pivots of a Cholesky decomposition of
-  :math:`A^\top A`: each time the key that the chosen ones explain least.
+  :math:`A^\top A`: each time the key that the chosen ones explain least. The
+  map holds the queries, since keys are fitted to what they attend to.
 
   Args:
     queries: of all heads that share the keys, one after another. Shape
@@ -32,9 +33,6 @@ def fit_landmarks(
     num_landmarks: how many keys `R`, at most `N`.
     far: pairs that features will serve, see `WindowedLearner.is_far`; the
       choice is by them. Shape `[M, N]`; None for all.
-
-  Returns:
-    The map. It holds the queries, since keys are fitted to what they attend to.
 
   Example:
     >>> keys = jax.random.normal(jax.random.key(0), (8, 4))

@@ -75,14 +75,8 @@ def decode_step(
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
   """Reads one more token; returns the logits after it, and the longer cache.
 
-  Args:
-    model: the model that filled the cache.
-    cache: what came before; one slot must be free.
-    token: the id. Shape `[]`.
-
-  Raises:
-    ValueError: if the cache is full or the id is outside the vocabulary; looked
-      at outside of `jit` and `vmap`.
+  By the model that filled the cache. A full one, or an id outside the
+  vocabulary, is a `ValueError`; looked at outside of `jit` and `vmap`.
   """
   _model.check_model(model)
   expected = 'the KeyValueCache that prefill or decode_step returned'

@@ -36,14 +36,8 @@ def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:
 
   Quantised tensors are dequantised to float32, each when it is taken from the
   mapping. Where converters change a tensor (the order of the rows of queries
-  and keys, one added to Gemma's scales), the change is undone.
-
-  Args:
-    path: the file.
-
-  Returns:
-    Config and float32 tensors, as of a Hugging Face checkpoint. Without
-    `output.weight` in the file the embeddings are tied.
+  and keys, one added to Gemma's scales), the change is undone. Without
+  `output.weight` in the file the embeddings are tied.
 
   Raises:
     ValueError: if there is no such file, it is no GGUF file, is truncated, of

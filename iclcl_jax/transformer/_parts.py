@@ -25,12 +25,8 @@ from iclcl_jax.types import Array, Bool, Float
 class RMSNorm:
   r"""Divides by the root mean square: :math:`x\,\gamma / \mathrm{rms}(x)`.
 
-  Args:
-    epsilon: added to the mean square.
-    offset: added to the gain, 1 if the parameters are `gain - 1`.
-
-  Raises:
-    ValueError: if one of them is negative or not finite.
+  The `epsilon` is added to the mean square, the `offset` to the gain: 1 if the
+  parameters are `gain - 1`. A negative number is a `ValueError`.
 
   Example:
     >>> RMSNorm(0.0)(Norm(jnp.ones(2)), jnp.array([3.0, 3.0])).tolist()
@@ -68,9 +64,7 @@ class LayerNorm(RMSNorm):
   At one token it is the matrix
   :math:`P = (I - 11^\top/d)\,\mathrm{diag}(\gamma) / \sigma(x)` and a bias.
 
-  Args:
-    epsilon: added to the variance.
-    offset: as of `RMSNorm`, with its errors.
+  The `epsilon` is added to the variance; the `offset` is that of `RMSNorm`.
 
   Example:
     >>> LayerNorm(0.0)(Norm(jnp.ones(2)), jnp.array([1.0, 3.0])).tolist()
@@ -84,12 +78,8 @@ class LayerNorm(RMSNorm):
 def rotary_frequencies(width: int, base: float = 1e4) -> tuple[float, ...]:
   r"""Returns the angles :math:`b^{-2i/d}` of the pairs of `d` coordinates.
 
-  Args:
-    width: how many coordinates are rotated, the first ones of a head.
-    base: the number `b`.
-
-  Raises:
-    ValueError: if `base` is below 1, or the width odd.
+  The `width` `d`, an even one, is that of the part of a head which is rotated;
+  the `base` `b` is at least 1. Others are a `ValueError`.
 
   Example:
     >>> rotary_frequencies(4, 100.0)
