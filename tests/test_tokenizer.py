@@ -12,6 +12,7 @@ from iclcl_jax import pretrained
 from iclcl_jax.pretrained._gguf_tokenizer import tokenizer_of
 from iclcl_jax.pretrained.gguf import open_gguf
 from tests import pretrained_files as files
+from tests.test_pretrained_fuzz import limits
 
 END, START = 0, 1
 TEXT = 'the 2012 oak, naïve 🙂\n'
@@ -256,6 +257,7 @@ CUTS = {
   'smaug-bpe': "I|'M| in| |202|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
   'dbrx': "I|'M| in| |202|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
   'qwen2': "I|'M| in| |2|0|2|4|,| ça| va| HELLOWorlD| | x|\n\n| y|'all",
+  'tekken': "I|'M| in| |2|0|2|4|,| ça| va| HELLOWorl|D| | x|\n\n| y|'all",
   'gpt-4o': "I'M| in| |202|4|,| ça| va| HELLOWorl|D| | x|\n\n| y|'all",
 }
 
@@ -305,6 +307,17 @@ def test_pieces_are_those_of_sentencepiece(pieces):
   tokens = [PIECES[index] for index in words.encode('the catx é')]
   assert tokens == ['<s>', *first, '▁cat', 'x', '▁', '<0xC3>', '<0xA9>']
   assert words.special_tokens == {'<unk>': 0, '<s>': 1, '</s>': 2}
+
+
+def test_pieces_of_any_length_are_read_soon(tmp_path):
+  long = {
+    'tokens': [*PIECES, 'a' * 500_000],
+    'scores': [0.0] * (1 + len(PIECES)),
+  }
+  long |= {'token_type': [*SENTENCES['tokenizer.ggml.token_type'], 1]}
+  changes = {f'tokenizer.ggml.{name}': value for name, value in long.items()}
+  with limits() as loads:
+    assert loads(lambda _: gguf_tokenizer(tmp_path, SENTENCES | changes), 0)
 
 
 @hypothesis.given(st.text())

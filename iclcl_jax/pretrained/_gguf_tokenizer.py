@@ -1,5 +1,6 @@
 """Tokenizers that GGUF files carry: vocabulary, merges or scores, and rules."""
 
+import bisect
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,11 @@ _CUTS = {
   'dbrx': _Cut([_THREE]),
   'qwen2': _Cut([_ONE], composed=True),
   'gpt-4o': _Cut([_CASED], whole=True),
+  'tekken': _Cut(
+    [_CASED.replace(f'{_SHORT}?', '').replace('{1,3}', '')],
+    whole=True,
+    bos=True,
+  ),
 }
 _CUTS |= {'llama3': _CUTS['llama-bpe'], 'deepseek-r1-qwen': _CUTS['qwen2']}
 
@@ -181,9 +187,9 @@ def _merges(
   vocabulary: Mapping[str, int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
   """Returns the pairs that make pieces, those of the best pieces first."""
-  pairs = []
+  pairs, sizes = [], sorted({len(piece) for piece in vocabulary} - {0})
   for piece, index in vocabulary.items():
-    for n in range(1, len(piece)):
+    for n in sizes[: bisect.bisect_left(sizes, len(piece))]:
       left, right = piece[:n], piece[n:]
       if left in vocabulary and right in vocabulary:
         lengths = -len(left), -len(right)
