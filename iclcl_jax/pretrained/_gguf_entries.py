@@ -81,6 +81,7 @@ class Entries(Config):
     kind = self.get('rope.scaling.type', 'linear')
     factor = self.number('rope.scale_linear', 1.0)
     factor = self.number('rope.scaling.factor', factor)
+    self.require('rope.scale_linear', factor)  # Its older name.
     context = self.base['max_position_embeddings']
     original = self.count('rope.scaling.original_context_length', context)
     # What divides the frequencies: once for all prompts, or for two lengths.
@@ -93,7 +94,8 @@ class Entries(Config):
       factors.get('freqs', factors.get(f'factors_{x}'))
       for x in ('short', 'long')
     )
-    if short and long and (factor == 1 or kind == 'longrope'):
+    plain = 'none', 'linear', 'yarn'
+    if short and long and factor == 1 and kind in (*plain, 'longrope'):
       return rope | {
         'rope_type': 'longrope',
         'short_factor': short,
@@ -101,10 +103,10 @@ class Entries(Config):
         'original_max_position_embeddings': original,
         'attention_factor': self.number('rope.scaling.attn_factor', 1.0),
       }
-    if factors or kind not in ('none', 'linear', 'yarn'):
+    if factors or kind not in plain:
       expected = (
-        f'linear or yarn with the factor {factor}, or tensors of factors for '
-        f'all frequencies alone; there are {list(factors)}'
+        f'linear or yarn, or tensors of factors for all frequencies alone; the '
+        f'factor is {factor}, and there are {list(factors)}'
       )
       raise self.error('rope.scaling.type', kind, expected)
     if kind == 'none' or factor == 1:
