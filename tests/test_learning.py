@@ -85,6 +85,22 @@ def test_the_slope_in_the_rates_is_that_of_the_prediction():
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_a_rate_of_zero_has_its_slope(name):
+  model = model_of(name)
+
+  @jax.jit
+  def answer(rates):
+    how = learning.with_rates(SEGMENTS, rates)
+    return learning.effect_on_answer(model, TOKENS, how, *LABELS).actual
+
+  rates, step = jnp.array([1.0, 0.5, 0.0]), 1e-6
+  found = jax.grad(answer)(rates)
+  moved = jnp.stack([answer(row) for row in rates[None] + step * jnp.eye(3)])
+  np.testing.assert_allclose(found, (moved - answer(rates)) / step, rtol=1e-3)
+  assert abs(found[2]) > 1e-3
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_demonstrations_alone_have_no_order(name):
   model = model_of(name)
   order = [0, 7, 8, 9, 1, 2, 3, 4, 5, 6, 10, 11]

@@ -18,6 +18,9 @@ from iclcl_jax.transformer import _parts, _stacks
 from iclcl_jax.transformer._types import Architecture, Block, Linear, Norm
 from iclcl_jax.types import Array, Float, Int, Mask
 
+# Of a key with the rate 0, so that its slope is finite.
+_LARGEST_LOG_WEIGHT = 30.0
+
 
 class Heads(NamedTuple):
   """Queries, keys and values of the heads of one block.
@@ -109,9 +112,8 @@ def attend(
   """
   queries, keys, values, sinks, window = heads
   _stacks.check_groups('heads.queries', len(queries), 'heads.keys', len(keys))
-  seen = visibility(architecture, query_positions, key_positions, mask, window)
-  if rates is not None:
-    seen &= rates > 0
+  shown = visibility(architecture, query_positions, key_positions, mask, window)
+  seen = shown if rates is None else shown & (rates > 0)
   keys, values = (moments.visible(x, mask) for x in (keys, values))
   num_heads, num_queries, width = queries.shape
   num_groups, num_keys, _ = keys.shape
@@ -120,15 +122,24 @@ def attend(
   scores = scores.reshape(num_heads, num_queries, num_keys)
   if architecture.score_cap is not None:
     scores = kernels.cap(scores, architecture.score_cap)
+  plain = scores
   if rates is not None:
-    logs = jnp.log(jnp.where(rates > 0, rates, 1))
-    scores = scores + logs.astype(scores.dtype)[None]
+    rates = rates.astype(scores.dtype)
+    scores = scores + jnp.log(jnp.where(rates > 0, rates, 1))[None]
   scores = jnp.where(seen[None], scores, jnp.finfo(scores.dtype).min)
   if sinks is not None:
     column = sinks.astype(scores.dtype)[:, None, None]
     column = jnp.broadcast_to(column, (num_heads, num_queries, 1))
     scores = jnp.concatenate([scores, column], axis=2)
   weights = jax.nn.softmax(scores)[..., :num_keys]
+  if rates is not None:  # A rate of 0 has a slope: what the key would weigh.
+    log_total = jax.nn.logsumexp(scores, axis=2, keepdims=True)
+    would = jnp.exp(jnp.minimum(plain - log_total, _LARGEST_LOG_WEIGHT))
+    zero = jnp.where(
+      shown & (rates == 0), rates - jax.lax.stop_gradient(rates), 0
+    )
+    weights = weights + zero[None] * would
+    weights = weights / (1 + jnp.sum(zero[None] * would, axis=2, keepdims=True))
   weights = jnp.where(jnp.any(seen, axis=1)[None, :, None], weights, 0)
   weights = weights.reshape(num_groups, -1, num_keys)
   outputs = cast_like(product(weights, values), values)
