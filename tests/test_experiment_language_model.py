@@ -214,6 +214,19 @@ def test_heads_of_the_study_are_those_of_the_model(loaded):
   assert np.all(random_features.mean_errors(inputs) > 1e-3)
 
 
+def test_capped_scores_have_no_loss_that_drops():
+  loaded = SimpleNamespace(
+    model=families.model_of('gemma2', 'float32'),
+    tokens=jnp.arange(9),
+    segments=np.array([-1, 0, 0, 0, 1, 1, -1, -1, -1]),
+    prompt=SimpleNamespace(demonstration_labels=['a', 'b']),
+  )
+  labels = [jnp.array([3]), jnp.array([4, 5])]
+  *others, shares = reading._of_demonstrations(loaded, labels)
+  assert np.all(np.isnan(shares))
+  assert np.all(np.isfinite(others))
+
+
 @pytest.mark.parametrize('name', ['smollm3', 'gemma2-biased', 'gpt_oss'])
 def test_features_are_not_tried_on_other_heads_than_softmax(name, monkeypatch):
   model, tokens = families.model_of(name, 'float32'), jnp.arange(9)

@@ -42,7 +42,7 @@ class Results(NamedTuple):
   # first order, summed over heads. Shape `[S]`.
   removal: np.ndarray
   # Share of a demonstration in the loss drop of a dual model, mean over layers
-  # and key-value heads. Shape `[S]`.
+  # and key-value heads; NaN if scores are capped. Shape `[S]`.
   drop_shares: np.ndarray
 
   @property
@@ -133,13 +133,16 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
   def measure(model, tokens, segments, labels):
     prompt, size = (model, tokens, segments), {'num_segments': count}
     parts = attribution.attribute(*prompt, *labels, **size)
-    gradients = attribution.demonstration_gradients(*prompt, **size)
+    shares = jnp.full((1, 1, count), jnp.nan)  # A capped kernel has no norm.
+    if model.architecture.score_cap is None:
+      gradients = attribution.demonstration_gradients(*prompt, **size)
+      shares = gradients.drop_shares
     influence = attribution.influence(*prompt, *labels, **size)
     return (
       jnp.sum(influence, axis=(0, 1)),
       attribution.effects_of_removal(*prompt, *labels, **size),
       jnp.sum(parts.removal_effects, axis=(0, 1)),
-      jnp.mean(gradients.drop_shares, axis=(0, 1)),
+      jnp.mean(shares, axis=(0, 1)),
     )
 
   segments = jnp.asarray(loaded.segments)
