@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from experiments import demonstration_deletion as experiment
 from experiments.demonstration_deletion import prompts as prompting, ranks
 from iclcl_jax import pretrained
-from tests import experiment_battery, pretrained_files as files
+from tests import experiment_battery, families, pretrained_files as files
 
 TASK = prompting.TASKS['sentiment']
 
@@ -193,3 +194,16 @@ def test_models_that_do_not_fit_leave_nothing_behind(tmp_path):
     with pytest.raises(ValueError, match=message):
       experiment.run(config, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_capped_scores_have_no_loss_that_drops():
+  prompt = SimpleNamespace(
+    tokens=jnp.arange(9),
+    segment_ids=jnp.array([-1, 0, 0, 0, 1, 1, -1, -1, -1]),
+    mask=jnp.ones(9, bool),
+    positive=jnp.array([True, False]),
+  )
+  model = families.model_of('gemma2', 'float32')
+  found = ranks.one_prompt(model, [3, 4], prompt, 9, is_first=True)
+  assert found.loss_drop is None
+  assert np.all(np.isfinite(found.hidden))

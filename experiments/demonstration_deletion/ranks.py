@@ -54,8 +54,9 @@ class Effects(NamedTuple):
   removal_effect: Any  # Likewise. Shape `[P, S]`.
   attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
   removed: Any  # What is lost if it is deleted. Shape `[P, S]`.
-  # In the first setting alone: share of the dual loss drop, mean over heads;
-  # what is lost if no token may attend to it, and its influence on that.
+  # In the first setting alone: share of the dual loss drop, mean over heads,
+  # None if scores are capped; what is lost if no token may attend to it, and its
+  # influence on that.
   loss_drop: Any = None
   hidden: Any = None
   influence_hidden: Any = None
@@ -179,9 +180,12 @@ def one_prompt(
   )
   if not is_first:
     return found
-  gradients = attribution.demonstration_gradients(*question[:3], **options)
+  drop = None
+  if model.architecture.score_cap is None:  # Others have no norm.
+    gradients = attribution.demonstration_gradients(*question[:3], **options)
+    drop = jnp.mean(gradients.drop_shares, axis=(0, 1))
   return found._replace(
-    loss_drop=jnp.mean(gradients.drop_shares, axis=(0, 1)),
+    loss_drop=drop,
     hidden=effects('hide'),
     influence_hidden=influence('hide'),
   )
@@ -418,6 +422,7 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   prompts, effects = results.prompts, results.effects._asdict()
   names = 'influence', 'contribution', 'removal_effect', 'attention'
+  names += 'loss_drop', 'removed', 'hidden'
   num_prompts, size = prompts.positive.shape
   whole = np.broadcast_to(effects['difference'][:, None], (num_prompts, size))
   return lab.tidy(
@@ -426,7 +431,7 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
       'positive': prompts.positive,
       'num_tokens': prompts.lengths,
       'logit_difference': whole,
-      **{x: effects[x] for x in (*names, 'loss_drop', 'removed', 'hidden')},
+      **{x: effects[x] for x in names if effects[x] is not None},
     },
     prompt=range(num_prompts),
     demonstration=range(size),
