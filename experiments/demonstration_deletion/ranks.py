@@ -55,8 +55,8 @@ class Effects(NamedTuple):
   attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
   removed: Any  # What is lost if it is deleted. Shape `[P, S]`.
   # In the first setting alone: share of the dual loss drop, mean over heads,
-  # None if scores are capped; what is lost if no token may attend to it, and its
-  # influence on that.
+  # None if scores are capped; what is lost if no token may attend to it, and
+  # its influence on that.
   loss_drop: Any = None
   hidden: Any = None
   influence_hidden: Any = None
@@ -180,7 +180,7 @@ def one_prompt(
   )
   if not is_first:
     return found
-  drop = None
+  drop: Any = None
   if model.architecture.score_cap is None:  # Others have no norm.
     gradients = attribution.demonstration_gradients(*question[:3], **options)
     drop = jnp.mean(gradients.drop_shares, axis=(0, 1))
