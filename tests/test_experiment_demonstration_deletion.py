@@ -204,6 +204,6 @@ def test_capped_scores_have_no_loss_that_drops():
     positive=jnp.array([True, False]),
   )
   model = families.model_of('gemma2', 'float32')
-  found = ranks.one_prompt(model, [3, 4], prompt, 9, is_first=True)
+  found = ranks.one_prompt(model, [3, 4], prompt, 40, is_first=True)
   assert found.loss_drop is None
   assert np.all(np.isfinite(found.hidden))

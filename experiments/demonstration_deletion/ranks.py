@@ -421,8 +421,10 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   prompts, effects = results.prompts, results.effects._asdict()
-  names = 'influence', 'contribution', 'removal_effect', 'attention'
-  names += 'loss_drop', 'removed', 'hidden'
+  names = (
+    *('influence', 'contribution', 'removal_effect', 'attention'),
+    *('loss_drop', 'removed', 'hidden'),
+  )
   num_prompts, size = prompts.positive.shape
   whole = np.broadcast_to(effects['difference'][:, None], (num_prompts, size))
   return lab.tidy(
