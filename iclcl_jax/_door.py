@@ -62,6 +62,17 @@ def host_door(function: _FunctionT) -> _FunctionT:
   return _make_door(function, function, on_host=True)
 
 
+def call_outside(
+  function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+  """Calls a caller's function, in which a door checks as it does outside."""
+  was_inside, _thread.is_inside = _thread.is_inside, False
+  try:
+    return function(*args, **kwargs)
+  finally:
+    _thread.is_inside = was_inside
+
+
 def _make_door(
   function: _FunctionT, body: Callable[..., Any], *, on_host: bool
 ) -> _FunctionT:

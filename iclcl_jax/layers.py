@@ -116,6 +116,8 @@ def as_attention_fn(
         chunk_size=chunk_size,
       )
 
+  # What is recorded is the call inside, which says all that is set here.
+  attention_fn.is_layout_door = True  # type: ignore[attr-defined]
   return attention_fn
 
 

@@ -17,6 +17,7 @@ References:
   (`squared`); van den Oord et al., arXiv:1807.03748, eq. 4 (`info_nce`).
 """
 
+import functools
 import inspect
 from typing import Any, TypeVar
 
@@ -214,8 +215,8 @@ def check_sum(loss: Loss) -> None:
     raise ValueError(
       'loss is not declared a sum over demonstrations, so rows cannot be left '
       'out (a mask, or an incomplete batch). Declare it with '
-      'losses.sum_over_demonstrations, or pass whole batches without mask. An '
-      'attention also takes a loss with a keyword mask [N].'
+      'losses.sum_over_demonstrations, give it a keyword mask [N], or pass '
+      'whole batches without mask.'
     )
   with jax.ensure_compile_time_eval():
     try:
@@ -229,6 +230,15 @@ def check_sum(loss: Loss) -> None:
       'sum_i l(predictions[i], values[i]). Use jnp.sum instead of jnp.mean, '
       'or remove the declaration.'
     )
+
+
+def of_visible(loss: Loss, mask: Mask | None) -> Loss:
+  """Returns a loss of which masked rows, of zeros, are no part."""
+  if mask is not None and declares_mask(loss):
+    return functools.partial(loss, mask=mask)
+  if mask is not None:
+    check_sum(loss)
+  return loss
 
 
 @compiled

@@ -544,6 +544,28 @@ def test_masked_rows_are_as_if_absent(name, step):
 
 
 @BOTH
+def test_a_loss_with_a_mask_leaves_rows_out(name):
+  phi, (query, keys, values) = PHIS[name](), make_tokens()
+  start = zero_shot(phi, keys[:1], values[:1])
+  options = {'loss': losses.info_nce(), 'learning_rate': 0.5}
+  masked = one_step_autodiff(
+    phi, start, keys, values, mask=jnp.arange(N) < 4, **options
+  )
+  alone = one_step_autodiff(phi, start, keys[:4], values[:4], **options)
+  same_model(phi, masked, alone, query)
+
+  def train(keys, values):
+    options = {'optimizer': optax.sgd(0.5), 'loss': losses.info_nce()}
+    return dual.train(
+      phi, start, keys, values, num_epochs=1, batch_size=4, **options
+    )
+
+  whole = train(keys[:4], values[:4])
+  rest = one_step_autodiff(phi, whole, keys[4:], values[4:], **options)
+  same_model(phi, train(keys, values), rest, query)
+
+
+@BOTH
 def test_nothing_visible_leaves_the_start(name):
   phi, (query, keys, values) = PHIS[name](), make_tokens()
   start = zero_shot(phi, keys[:2], values[:2])

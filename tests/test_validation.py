@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from iclcl_jax import (
+  _pytree,
   attention,
   dual,
   equivalence,
@@ -293,6 +294,12 @@ OPTIONS_OUT_OF_RANGE = [
     lambda *x, mask=None: None,
     r'returned a NoneType',
   ),
+  (
+    equivalence.verify,
+    'attention_fn',
+    lambda *x, mask=None: jnp.zeros(D_V, 'complex64'),
+    r'returned complex64',
+  ),
 ]
 
 
@@ -304,6 +311,51 @@ OPTIONS_OUT_OF_RANGE = [
 def test_a_bad_option_is_named(function, option, value, message):
   with pytest.raises(ValueError, match=f'{option} {message}'):
     call(function, good(), **{option: value})
+
+
+FROM_LOSS = modified.attention_from_loss(losses.squared)
+
+
+@pytest.mark.parametrize('phi', [PHI, KERNEL])
+@pytest.mark.parametrize(
+  'door',
+  [
+    attention.stream_kernel_attention,
+    attention.causal_kernel_attention,
+    FROM_LOSS.stream,
+    FROM_LOSS.causal,
+    modified.regularised(strength=0.1).stream,
+  ],
+)
+def test_a_door_of_many_queries_does_not_answer_one(phi, door):
+  with pytest.raises(ValueError, match=r'queries has shape \[4\]; expected \['):
+    call(equivalence.verify, good(phi), phi=phi, attention_fn=door)
+
+
+@_pytree.dataclass
+class Own(modified.Attention):
+  """An attention that answers anything with the same."""
+
+  answer: object
+
+  def _one(self, *_):
+    return self.answer
+
+  _many = _causal = _one
+
+
+@pytest.mark.parametrize('answer', [jnp.zeros((1, D_V)), 0.0, (1, 2), None])
+def test_an_attention_of_ones_own_returns_its_shape(answer):
+  own, tokens = Own(answer), good()
+  rows = tokens['keys'], tokens['values']
+  for door, first, name, shape in (
+    (own, 'query', '_one', r'\[3\]'),
+    (own.stream, 'queries', '_many', r'\[5, 3\]'),
+    (own.causal, 'queries', '_causal', r'\[5, 3\]'),
+  ):
+    message = rf'Own\.{name} returned .*; expected an array of shape {shape}'
+    with pytest.raises(ValueError, match=message):
+      door(PHI, tokens[first], *rows)
 
 
 def test_traced_hyper_parameters_pass():

@@ -16,6 +16,8 @@ from iclcl_jax import (
   features,
   kernels,
   layers,
+  losses,
+  modified,
   precision,
 )
 from tests import tolerances
@@ -118,17 +120,88 @@ ELU = features.EluPlusOneFeatures()
 SOFTMAX = kernels.ExponentialKernel()
 
 
-def test_attention_of_the_library_in_a_model_is_captured():
+@losses.sum_over_demonstrations
+def margin(predictions, values):
+  return jnp.sum(jax.nn.softplus(1 - predictions * values))
+
+
+def from_loss(loss, **options):
+  return functools.partial(modified.attention_from_loss(loss, **options), ELU)
+
+
+@pytest.mark.parametrize(
+  ('attention_fn', 'is_causal'),
+  [
+    (functools.partial(attention.causal_kernel_attention, ELU), True),
+    (functools.partial(attention.stream_kernel_attention, SOFTMAX), False),
+    (functools.partial(modified.attention_from_loss(margin).causal, ELU), True),
+  ],
+)
+def test_the_layer_of_the_library_is_captured(attention_fn, is_causal):
+  layer = layers.MultiHeadAttention(
+    attention_fn, num_heads=2, key_dim=4, value_dim=3
+  )
+  x = jax.random.normal(jax.random.key(1), (BATCH, SIZE, WIDTH), 'f4')
+  model = layers.as_nnx(layer, x, rngs=nnx.Rngs(0))
+  with equivalence.capture() as calls:
+    model(x)
+  (call,) = calls
+  assert call['is_causal'] == is_causal
+  assert equivalence.verify_heads(**call).holds
+
+
+@pytest.mark.parametrize('with_record', [False, True])
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'is_causal': True, 'scale': 0.3},
+    {'attend': ELU, 'is_causal': True, 'scale': 0.3},
+    {'attend': kernels.GaussianKernel()},
+    {'attend': from_loss(margin, learning_rate=0.3), 'is_causal': True},
+    {'attend': from_loss(losses.info_nce()), 'is_causal': True},
+  ],
+)
+def test_attention_of_the_library_says_itself_what_it_is(settings, with_record):
+  calls, fn = [], layers.as_attention_fn(**settings)
   model = nnx.MultiHeadAttention(
     HEADS,
     WIDTH,
     decode=False,
     rngs=nnx.Rngs(0),
-    attention_fn=layers.as_attention_fn(ELU),
+    attention_fn=equivalence.record(fn, calls) if with_record else fn,
   )
-  with equivalence.capture(model) as calls:
-    model(jnp.ones((BATCH, SIZE, WIDTH), jnp.float32))
-  assert equivalence.verify_heads(**calls[0], phi=ELU).holds
+  x = jax.random.normal(jax.random.key(1), (BATCH, SIZE, WIDTH), 'f4')
+  if with_record:
+    model(x)
+  else:
+    with equivalence.capture(model) as calls:
+      model(x)
+  (call,) = calls
+  certificate = equivalence.verify_heads(**call)
+  assert certificate.holds, str(certificate)
+  assert not equivalence.verify_heads(
+    **call | {'phi': SOFTMAX, 'scale': 1}
+  ).holds
+
+
+def test_one_token_at_a_time_is_captured_with_what_it_sees():
+  model = nnx.MultiHeadAttention(
+    HEADS,
+    WIDTH,
+    decode=True,
+    rngs=nnx.Rngs(0),
+    attention_fn=layers.as_attention_fn(ELU, is_causal=True),
+  )
+  model.init_cache((BATCH, SIZE, WIDTH), jnp.float32)
+  with (
+    jax.numpy_dtype_promotion('standard'),
+    equivalence.capture(model) as calls,
+  ):
+    for token in jax.random.normal(jax.random.key(1), (3, BATCH, 1, WIDTH)):
+      model(token.astype(jnp.float32))
+  assert [equivalence.verify_heads(**call).holds for call in calls] == [
+    True
+  ] * 3
 
 
 def test_a_mask_that_is_not_stated_is_told_under_any_map():
@@ -407,6 +480,7 @@ def test_recording_under_transformations(transform):
     {'local_window_size': 1, 'mask': PADDED},
     {'local_window_size': (2, 0), 'is_causal': True},
     {'key_value_seq_lengths': np.array([2, 5], np.int32), 'scale': 0.7},
+    {'query_seq_lengths': np.array([2, 5], np.int32), 'is_causal': True},
     {'bias': ALIBI, 'mask': PADDED},
   ],
 )
@@ -414,9 +488,13 @@ def test_recording_under_transformations(transform):
 def test_capture_knows_the_options_of_jax(module, options):
   with jax.numpy_dtype_promotion('standard'), equivalence.capture() as calls:
     module.dot_product_attention(*tokens(), **options)
-  (call,) = calls
-  certificate = equivalence.verify_heads(**call)
-  assert certificate.holds, str(certificate)
+  with jax.numpy_dtype_promotion('standard'):
+    attend = functools.partial(module.dot_product_attention, **options)
+    equivalence.record(attend, calls)(*tokens())
+  for call in calls:
+    certificate = equivalence.verify_heads(**call)
+    assert certificate.holds, str(certificate)
+  assert len(calls) == 2
 
 
 def test_capture_restores_and_does_not_stay_silent():

@@ -230,10 +230,7 @@ def _any_mask(kernel, chunk_size, queries, keys, values, mask):
 
 def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
   """Answers as `_exact` does, by any attention, head after head."""
-  if scale is not None:
-    _validate.positive(scale=scale)
-    root = jnp.sqrt(jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype))
-    query, key = root * query, root * key
+  query, key = stretched(query, key, scale)
   size = query.shape[1], key.shape[1]
   if mask is not None:
     mask = mask | np.zeros((1, 1, 1, size[1]), bool)  # Rows of full length.
@@ -265,6 +262,15 @@ def _by_doors(doors, query, key, value, mask, scale, is_causal, window):
     output = jnp.where(rows, output, 0)
     output = jnp.where(fits, output, jnp.nan)
   return output
+
+
+def stretched(query, key, scale) -> tuple[Array, Array]:
+  """Returns what a feature map or kernel sees of a scale of the scores."""
+  if scale is None:
+    return query, key
+  _validate.positive(scale=scale)
+  root = jnp.sqrt(jnp.asarray(scale * query.shape[-1] ** 0.5, query.dtype))
+  return root * query, root * key
 
 
 def _read_mask(mask, is_causal: bool, name: str):

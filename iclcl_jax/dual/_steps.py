@@ -143,7 +143,7 @@ def one_step_autodiff(
       which leaves linear transformations (SGD, momentum, weight decay) exact.
 
   Raises:
-    ValueError: if a masked loss is no declared sum.
+    ValueError: if a masked loss is no declared sum, and takes no mask either.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -160,7 +160,8 @@ def one_step_autodiff(
     optimizer = optax.sgd(1.0)
   _validate.check_optimizer(optimizer)
   form = form_of(phi, state)
-  _check_objective(loss, penalty, values, masked=mask is not None)
+  _check_objective(loss, penalty, values)
+  loss = losses.of_visible(loss, mask)
   state = see(phi, state, keys, values, mask)
   rows = jnp.arange(keys.shape[0])
   gradient = form.gradient(phi, state, keys, values, rows, mask, loss)
@@ -173,14 +174,12 @@ def one_step_autodiff(
 
 
 def _check_objective(
-  loss: Loss, penalty: Penalty | None, values: Array, *, masked: bool
+  loss: Loss, penalty: Penalty | None, values: Array
 ) -> None:
   """Checks that a state can descend a loss and a penalty of its weights."""
   losses.check_loss(loss)
   _validate.check_real_scalar('loss', loss, values, values)
   losses.check_penalty(penalty)
-  if masked:
-    losses.check_sum(loss)
 
 
 class Trajectory(NamedTuple):
@@ -246,7 +245,7 @@ def train(
     _validate.check_function('observe', observe, 1, expected)
   form = form_of(phi, state)
   padding = -size % batch_size
-  _check_objective(loss, penalty, values[:batch_size], masked=padding > 0)
+  _check_objective(loss, penalty, values[:batch_size])
   state = see(phi, state, keys, values)
   steps_per_epoch = (size + padding) // batch_size
 
@@ -255,7 +254,8 @@ def train(
     rows = index % steps_per_epoch * batch_size + jnp.arange(batch_size)
     valid = rows < size if padding else None
     rows = jnp.minimum(rows, size - 1)
-    gradient = form.gradient(phi, state, keys, values, rows, valid, loss)
+    visible = losses.of_visible(loss, valid)
+    gradient = form.gradient(phi, state, keys, values, rows, valid, visible)
     if penalty is not None:
       gradient = gradient + form.penalty_gradient(phi, state, penalty)
     weights = form.get_weights(state)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _validate, attention
+from iclcl_jax import _validate, attention, modified
 from iclcl_jax.attention import _layout
 
 _thread = threading.local()
+_DOORS = attention.stream_kernel_attention, attention.causal_kernel_attention
 
 
 @contextlib.contextmanager
@@ -79,7 +80,21 @@ def record(
       `[T, d]`. A mask of numbers is True where it is not 0.
     calls: receives a dict of arguments of `verify_heads` for each call.
   """
-  names = list(inspect.signature(attention_fn).parameters)
+  if hasattr(attention_fn, 'is_layout_door'):
+
+    @functools.wraps(attention_fn)
+    def watched(*args, **kwargs):
+      with _recording(calls, attention, 'dot_product_attention'):
+        return attention_fn(*args, **kwargs)
+
+    return watched
+  parameters = inspect.signature(attention_fn).parameters
+  names, stated = list(parameters), _stated(attention_fn)
+  defaults = {
+    name: parameter.default  # A partial function's keywords are such, too.
+    for name, parameter in parameters.items()
+    if parameter.default is not parameter.empty
+  }
 
   @functools.wraps(attention_fn)
   def recorded(*args, **kwargs):
@@ -91,7 +106,7 @@ def record(
       _thread.is_inside = is_inside
     if is_inside:
       return result
-    named = dict(zip(names, args, strict=False)) | kwargs
+    named = defaults | stated | dict(zip(names, args, strict=False)) | kwargs
     tokens = [*args[:3], *(named[name] for name in names[len(args) : 3])]
     output, *rest = result if isinstance(result, tuple) else (result,)
     output = _note(calls, *tokens, output, named)
@@ -103,6 +118,13 @@ def record(
 def _note(calls, query, key, value, output, named) -> jax.Array:
   rank = query.ndim
   bias = named.get('bias')
+  settings = {'is_causal': bool(named.get('is_causal', False))}
+  scale, attend = named.get('scale'), named.get('attend')
+  if attend is None:
+    settings['scale'] = scale
+  else:
+    query, key = _layout.stretched(query, key, scale)
+    settings |= _learner(attend)
   arrays = {
     'query': query,
     'key': key,
@@ -110,10 +132,6 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     'output': output,
     'mask': _mask(query, key, named),
     'bias': None if bias is None else _with_rank(jnp.asarray(bias), rank),
-  }
-  settings = {
-    'is_causal': bool(named.get('is_causal', False)),
-    'scale': named.get('scale'),
   }
 
   def store(arrays):
@@ -137,17 +155,42 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
   return jnp.where(is_stored, output, jnp.nan)
 
 
+def _stated(attention_fn) -> dict[str, Any]:
+  """Returns what a door of the library, with its map, says of itself."""
+  bound = inspect.unwrap(attention_fn)  # A layer may hand on what records.
+  door: Any = getattr(bound, 'func', None)
+  owner = getattr(door, '__self__', None)
+  if door not in _DOORS and not isinstance(owner, modified.Attention):
+    return {}
+  (phi,) = bound.args
+  attend = phi if owner is None else functools.partial(owner, phi)
+  return {'attend': attend, 'is_causal': 'causal' in door.__name__}
+
+
+def _learner(attend) -> dict[str, Any]:
+  """Returns what an attention of the library learns: map, loss, and rate."""
+  if not isinstance(attend, functools.partial):
+    return {'phi': attend}
+  settings = {'phi': attend.args[0]}
+  if isinstance(attend.func, modified.LossAttention):
+    rate = attend.func.step_size
+    settings |= {'loss': attend.func.loss, 'learning_rate': rate}
+  return settings
+
+
 def _mask(query, key, named) -> jax.Array | None:
   axis = -3 if query.ndim > 2 else -2
   size, num_keys = query.shape[axis], key.shape[axis]
   masks = []
   if named.get('mask') is not None:
     masks.append(jnp.asarray(named['mask']).astype(bool))
-  lengths = named.get('key_value_seq_lengths')
-  if lengths is not None:
-    batch = query.shape[:-3]
-    valid = _layout.within('key_value_seq_lengths', lengths, batch, num_keys)
-    masks.append(valid[:, None, None])
+  for name, total, axes in (
+    ('query_seq_lengths', size, (1, 3)),
+    ('key_value_seq_lengths', num_keys, (1, 2)),
+  ):
+    valid = _layout.within(name, named.get(name), query.shape[:-3], total)
+    if valid is not None:
+      masks.append(jnp.expand_dims(valid, axes))
   window = named.get('local_window_size')
   if window is not None:
     window = np.broadcast_to(window, 2).tolist()

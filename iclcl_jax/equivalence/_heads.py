@@ -8,13 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, _validate, attention, kernels, precision
+from iclcl_jax import (
+  _pytree,
+  _validate,
+  attention,
+  kernels,
+  losses,
+  precision,
+)
 from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence import _verdict
 from iclcl_jax.equivalence._diagnosis import diagnose, map_rows
 from iclcl_jax.equivalence._residuals import residuals
-from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel
+from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel, Loss
 
 _SOFTMAX = kernels.ExponentialKernel()
 
@@ -54,6 +61,8 @@ def verify_heads(
   output: Float[Array, '... T N d_v'],
   *,
   phi: FeatureMap | Kernel = _SOFTMAX,
+  loss: Loss = losses.contrastive,
+  learning_rate: float | Array = 1.0,
   bias: Float[Array, '... N T S'] | None = None,
   mask: Bool[Array, '... N T S'] | None = None,
   is_causal: bool = False,
@@ -67,13 +76,14 @@ def verify_heads(
   finds them), in the layout of `attention.dot_product_attention` and with its
   `bias` (ALiBi, say), `mask`, `is_causal` and `scale`. Each output is compared
   with the dual model of the keys that its query sees, in closed form and with
-  weights from `jax.grad` of the contrastive loss; queries that see none are
-  left out. Scale and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
+  weights from `jax.grad` of the loss; queries that see none are left out. Scale
+  and bias belong to the kernel, :math:`\exp(s\,q^\top k + b)`.
 
   Args:
     output: what the model's attention returned. Shape `[..., T, N, d_v]`.
     phi: the feature map or kernel that the model is said to use; a `ValueError`
       if it has no place for scale or bias.
+    loss, learning_rate: as in `modified.attention_from_loss`.
     num_queries: how many of each head are checked, evenly spaced; None for all.
 
   Example:
@@ -102,7 +112,7 @@ def verify_heads(
     _validate.at_least(1, num_queries=num_queries)
     rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
-  measured = arithmetic.transform(_measure)(phi, heads)
+  measured = arithmetic.transform(_measure)(phi, heads, loss, learning_rate)
   residual, amount, condition, sees = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
@@ -180,11 +190,12 @@ def _by_head(tokens, bias, mask, rows, stretch, is_causal):
 
 
 @compiled
-def _measure(phi, heads):
-  return map_rows(functools.partial(_measure_row, phi), heads)
+def _measure(phi, heads, loss, learning_rate):
+  measure = functools.partial(_measure_row, phi, loss, learning_rate)
+  return map_rows(measure, heads)
 
 
-def _measure_row(phi, keys, values, row: _Row):
+def _measure_row(phi, loss, learning_rate, keys, values, row: _Row):
   """Returns residual, size of the scores, condition, and if a key is seen."""
   query, mask = row.query, row.mask
   amount = jnp.abs(keys) @ jnp.abs(query) / query.shape[0] ** 0.5
@@ -198,6 +209,8 @@ def _measure_row(phi, keys, values, row: _Row):
     keys,
     values,
     mask=mask,
+    loss=loss,
+    learning_rate=learning_rate,
     attention_fn=lambda *_, **__: row.output,
   )
   weights = jnp.zeros_like(amount)

@@ -17,7 +17,7 @@ from iclcl_jax import (
   moments,
   precision,
 )
-from iclcl_jax._door import eager_door
+from iclcl_jax._door import call_outside, eager_door
 from iclcl_jax._program import compiled
 from iclcl_jax.forms import form_of
 from iclcl_jax.precision import widen
@@ -135,7 +135,8 @@ class _Theorem:
   def answer(self, attend: AttentionFn, **options: Any) -> Array:
     if self.mask is not None:
       options['mask'] = self.mask
-    return attend(self.phi, self.query, self.keys, self.values, **options)
+    tokens = self.phi, self.query, self.keys, self.values
+    return call_outside(attend, *tokens, **options)
 
   def _tokens(self, rows: slice) -> dict[str, Array | None]:
     mask = None if self.mask is None else self.mask[rows]

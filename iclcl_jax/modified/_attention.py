@@ -62,7 +62,7 @@ class Attention:
     _validate.check_num_query_tokens(count, size, num_demonstrations=0)
     rows = visible_rows(mask, keys, values)
     output = self._one(phi, jnp.asarray(query), *rows, count, mask)
-    return cast_like(output, values)
+    return self._checked('_one', output, values, ())
 
   @door
   def stream(
@@ -79,7 +79,7 @@ class Attention:
     _validate.at_least(1, chunk_size=chunk_size)
     rows = visible_rows(mask, keys, values)
     outputs = self._many(phi, jnp.asarray(queries), *rows, chunk_size, mask)
-    return cast_like(outputs, values)
+    return self._checked('_many', outputs, values, queries.shape[:1])
 
   @door
   def causal(
@@ -99,6 +99,12 @@ class Attention:
     _validate.at_least(1, chunk_size=chunk_size)
     rows = visible_rows(mask, keys, values)
     outputs = self._causal(phi, jnp.asarray(queries), *rows, chunk_size, mask)
+    return self._checked('_causal', outputs, values, queries.shape[:1])
+
+  def _checked(self, method, outputs, values, rows: tuple[int, ...]) -> Array:
+    name = f'{type(self).__name__}.{method}'
+    width = getattr(outputs, 'shape', ())[-1:] or values.shape[1:]  # Of views.
+    _validate.check_result(name, outputs, (*rows, *width))
     return cast_like(outputs, values)
 
   def _learnt(self, phi, keys, values, chunk_size, mask) -> tuple[Array, Array]:

@@ -1,6 +1,5 @@
 """From a loss to the attention that one gradient step on it implies."""
 
-import functools
 from typing import Any
 
 import jax
@@ -105,8 +104,6 @@ class LossAttention(Attention):
     """
     _validate.check_num_query_tokens(num_query_tokens, keys.shape[0])
     size = keys.shape[0] - num_query_tokens
-    if mask is not None and not losses.declares_mask(self.loss):
-      losses.check_sum(self.loss)
     original, values = values, widen(jnp.asarray(values))
     if num_query_tokens:
       start = _start(phi, keys, values, num_query_tokens, mask)
@@ -163,13 +160,10 @@ class LossAttention(Attention):
 
   def _labels(self, predictions, values, mask):
     """Minus the gradient with respect to the predictions, times the step."""
-    loss = self.loss
-    if mask is not None:
-      mask = mask[: values.shape[0]]
-      values = moments.visible(values, mask)
-      predictions = moments.visible(predictions, mask)
-      if losses.declares_mask(loss):
-        loss = functools.partial(loss, mask=mask)
+    mask = None if mask is None else mask[: values.shape[0]]
+    loss = losses.of_visible(self.loss, mask)
+    values = moments.visible(values, mask)
+    predictions = moments.visible(predictions, mask)
     _validate.check_real_scalar('loss', loss, values, values)
     slopes = jax.grad(loss)(predictions, values)
     return -jnp.asarray(self.step_size, slopes.dtype) * slopes
