@@ -52,16 +52,13 @@ def as_attention_fn(
   It fits `flax.nnx.MultiHeadAttention` and
   `flax.linen.MultiHeadDotProductAttention`. Masks count where they are not 0. A
   decoder with a cache asks for one query at a time, and its mask says which
-  keys that query sees.
+  keys that query sees. Dropout of attention weights, which nothing here forms,
+  is a `ValueError`, and so are weights that are to be sown.
 
   Args:
     attend, scale, chunk_size: as in `attention.dot_product_attention`.
     is_causal: whether token `t` sees the tokens `0..t` alone. Set it in a
       decoder: its causal mask is traced, and cannot be read unseen.
-
-  Returns:
-    A function that raises a `ValueError` for dropout of attention weights,
-    which nothing here forms, and where weights are to be sown.
 
   Example:
     >>> from flax import nnx

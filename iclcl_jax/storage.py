@@ -25,13 +25,10 @@ def save(path: str | os.PathLike[str], state: State) -> None:
   """Saves a state to one file: readers find the old state or the new one.
 
   Args:
-    path: the file; an existing one is replaced.
-    state: the state. Leading axes that all arrays share (heads, a batch) are
-      kept; free rows of a fixed capacity become masked ones.
-
-  Raises:
-    ValueError: if `state` is no state, is traced, or its shapes disagree.
-    OSError: if `path` is a folder, or lies in none.
+    path: the file; an existing one is replaced, a folder is an `OSError`.
+    state: a concrete one; others are a `ValueError`. Leading axes that all
+      arrays share (heads, a batch) are kept; free rows of a fixed capacity
+      become masked ones.
 
   Example:
     >>> import tempfile

@@ -119,14 +119,11 @@ def train(
   Args:
     params: the network before training.
     inputs: training examples. Shape `[n, d]`.
-    labels: their classes. Shape `[n]`.
-    batches: rows of the examples of each step. Shape `[T, B]`.
+    labels: their classes; `ValueError` if one is out of range. Shape `[n]`.
+    batches: rows of the examples of each step, likewise. Shape `[T, B]`.
     learning_rate: the step size `eta`.
     momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
     weight_decay: the factor `lambda`, added to the gradient (coupled).
-
-  Raises:
-    ValueError: if a label or a row of the batches is out of range.
   """
   _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
   _validate.below_one(momentum=momentum)

@@ -132,6 +132,7 @@ def one_step_autodiff(
      \nabla_W\, \bigl[L(W\phi(K), V) + P(W)\bigr]_{W_0}
 
   This is the definition; `one_step` is the fast path for `losses.contrastive`.
+  A masked loss is a declared sum, or takes the mask: else it is a `ValueError`.
 
   Args:
     loss: `loss(predictions [N, d_v], values [N, d_v]) -> []`.
@@ -141,9 +142,6 @@ def one_step_autodiff(
     optimizer: an optax transformation; None for `optax.sgd(1.0)`. It sees
       gradient and weights divided by the state's scale, feature by feature,
       which leaves linear transformations (SGD, momentum, weight decay) exact.
-
-  Raises:
-    ValueError: if a masked loss is no declared sum, and takes no mask either.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)
@@ -216,11 +214,8 @@ def train(
     batch_size: demonstrations in a step, at most `N`.
     loss, penalty: as in `one_step_autodiff`, of the batch in every step.
     observe: a function of the state, such as a prediction with a fixed
-      `normaliser`, that is called after every step; None for none.
-
-  Returns:
-    The trained state; with `observe` a `Trajectory`, whose observations have a
-    leading axis of `num_epochs * ceil(N / batch_size)`.
+      `normaliser`, that is called after every step, `num_epochs * ceil(N /
+      batch_size)` times. With it a `Trajectory` is returned, else the state.
 
   Example:
     >>> import optax

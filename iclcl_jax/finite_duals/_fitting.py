@@ -100,8 +100,7 @@ def train_features(
 
   Args:
     key: of the pairs and batches.
-    queries: Shape `[M, d_k]`.
-    keys: Shape `[N, d_k]`.
+    queries, keys: of a calibration text. Shapes `[M, d_k]` and `[N, d_k]`.
     num_features: how many `R`.
     seen: which query sees which key. Shape `[M, N]`.
     far: pairs that features serve, among them. Shape `[M, N]`.

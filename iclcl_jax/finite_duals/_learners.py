@@ -27,10 +27,8 @@ class WindowState(NamedTuple):
 
   Attributes:
     features: the dual model of the tokens that left the window.
-    sink_keys: of the first `S` tokens. Shape `[S, d_k]`.
-    sink_values: Shape `[S, d_v]`.
-    keys: of the last `w` tokens, the oldest first. Shape `[w, d_k]`.
-    values: Shape `[w, d_v]`.
+    sink_keys, sink_values: of the first `S` tokens.
+    keys, values: of the last `w` tokens, the oldest first.
     used: how many tokens were read. Shape `[]`.
   """
 

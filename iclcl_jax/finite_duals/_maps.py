@@ -124,10 +124,6 @@ class ExponentialFeatures(features.FromScaled):
   r"""Learnt exponentials of two towers, see `train_features`.
 
   .. math:: \phi_q(q) = e^{W_q q + b_q}, \qquad \phi_k(k) = e^{W_k k + b_k}
-
-  Attributes:
-    query_weight, key_weight: Shape `[R, d_k]`.
-    query_bias, key_bias: Shape `[R]`.
   """
 
   query_weight: Float[Array, 'R d_k']

@@ -235,12 +235,9 @@ def attention_from_loss(
     optimizer: an optax transformation that is linear in gradient and weights;
       None for `optax.sgd(1.0)`. Its first step is taken. The sign belongs to
       it: `optax.identity()` and `optax.scale(1.0)` ASCEND the loss, which gives
-      minus the attention.
+      minus the attention. A first step that is zero, or not proportional to the
+      gradient, is a `ValueError`.
     learning_rate: factor of the update.
-
-  Raises:
-    ValueError: if the optimizer's first step is zero or not proportional to the
-      gradient.
 
   Example:
     >>> attend = attention_from_loss(losses.contrastive)

@@ -21,8 +21,7 @@ class KeyValueCache(NamedTuple):
   """Keys and values of the tokens so far, in `S` slots filled from the left.
 
   Attributes:
-    keys: rotated keys. Shape `[L, G, S, d_k]`.
-    values: the values. Shape `[L, G, S, d_k]`.
+    keys, values: of each layer and key-value head; keys are rotated.
     positions: position of the token in each slot. Shape `[S]`.
     mask: slots that hold a token which is no padding. Shape `[S]`.
     length: number of slots in use. Shape `[]`.

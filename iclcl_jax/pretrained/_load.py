@@ -14,12 +14,7 @@ from iclcl_jax.pretrained.families import FAMILIES
 
 
 class Pretrained(NamedTuple):
-  """A language model with its tokenizer.
-
-  Attributes:
-    model: its parameters, a pytree.
-    tokenizer: from text to the ids that the model reads, and back.
-  """
+  """A language model, a pytree of parameters, with its tokenizer."""
 
   model: LanguageModel
   tokenizer: tokenizer.Tokenizer

@@ -70,9 +70,8 @@ def embed(
 ) -> Float[Array, 'N d_model']:
   """Embeds the tokens of a prompt: the input `[N, d_model]` of the first block.
 
-  Raises:
-    ValueError: if the prompt is empty, longer than the context, or has an id
-      outside the vocabulary; ids are looked at outside of `jit` and `vmap`.
+  A prompt that is empty, longer than the context, or has an id outside the
+  vocabulary is a `ValueError`; ids are looked at outside of `jit` and `vmap`.
   """
   check_prompt(model, tokens, mask)
   return embed_at(model, tokens, positions_of(tokens, mask), token_types)

@@ -52,15 +52,10 @@ class FiniteModel:
 
 @_pytree.with_short_repr
 class FiniteState(NamedTuple):
-  """All that is kept of a text.
-
-  Attributes:
-    heads: a `finite_duals.WindowState` of each key-value head, `[L, G]`.
-    used: how many tokens were read. Shape `[]`.
-  """
+  """All that is kept of a text: the state of each head, `[L, G]`."""
 
   heads: finite_duals.WindowState
-  used: Int[Array, '']
+  used: Int[Array, '']  # How many tokens were read.
 
 
 @door
@@ -195,9 +190,7 @@ def save(path: str | os.PathLike[str], finite: FiniteModel) -> None:
 def load(path: str | os.PathLike[str], model: LanguageModel) -> FiniteModel:
   """Loads what `save` wrote, for the model that it was fitted to.
 
-  Raises:
-    OSError: if there is no such file.
-    ValueError: as `storage.load`, or if it is of a model of another shape.
+  Raises what `storage.load` does; `ValueError` for a model of another shape.
   """
   names = {k: [f.name for f in dataclasses.fields(_KINDS[k])] for k in _KINDS}
   kind, arrays = storage.read(

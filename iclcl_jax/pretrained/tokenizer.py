@@ -42,16 +42,14 @@ class Tokenizer:
     self.vocab_size = 1 + max(vocabulary.values(), default=-1)
 
   def encode(self, text: str, *, add_special_tokens: bool = True) -> np.ndarray:
-    """Returns token ids of `text`, with what the model expects around it.
+    """Returns int32 ids `[N]` of `text`, with what the model expects around it.
+
+    An empty text has none if the model wants no special tokens around it.
 
     Args:
       text: any text. Names of special tokens in it become these tokens.
       add_special_tokens: whether the tokens around a text are added; not to
         what `chat` returns, where they stand already.
-
-    Returns:
-      The ids, int32. Shape `[N]`; empty for an empty text if the model wants
-      no special tokens around it.
     """
     encoding = self._encoding(text, add_special_tokens=add_special_tokens)
     return np.asarray(encoding.ids, np.int32)
@@ -59,10 +57,9 @@ class Tokenizer:
   def spans(self, text: str) -> np.ndarray:
     """Returns which characters of `text` each of its tokens covers.
 
-    Returns:
-      Begin and end (exclusive) in characters for the tokens of
-      `encode(text)`, int32. Shape `[N, 2]`; tokens that were added around the
-      text cover nothing, bytes of one character all cover that character.
+    Begin and end (exclusive) for the tokens of `encode(text)`, int32, `[N, 2]`;
+    tokens that were added around the text cover nothing, bytes of one character
+    all cover that character.
     """
     offsets = self._encoding(text).offsets
     return np.asarray(offsets, np.int32).reshape(-1, 2)

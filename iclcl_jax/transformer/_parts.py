@@ -152,9 +152,8 @@ class ClampedGating:
 def example() -> tuple[Architecture, Block]:
   """Makes a small block of the Llama family, all weights 1, for examples.
 
-  Returns:
-    The architecture, and a block with `d_model = 4`, two query heads of width
-    2 that share one key-value head, and `d_ff = 3`.
+  It has `d_model = 4`, `d_ff = 3`, and two query heads of width 2 that share
+  one key-value head.
 
   Example:
     >>> architecture, block = example()

@@ -324,11 +324,8 @@ def construct_copy(
 
   Args:
     sharpness: the score of the successor, before the division by the square
-      root of `2 N + 1`; the others have 0.
-
-  Raises:
-    ValueError: if `sharpness` overflows `dtype`, or leaves the successor less
-      than half of the attention, which copies nothing.
+      root of `2 N + 1`; the others have 0. A `ValueError` if it overflows
+      `dtype`, or leaves the successor less than half of the attention.
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)

@@ -78,10 +78,8 @@ def direct_logit_attribution(
     readings: of one position.
     label: token id whose logit counts.
     other_label: token id whose logit is subtracted; None for the mean of all
-      logits.
-
-  Raises:
-    ValueError: if the model has no head, or a label is not in the vocabulary.
+      logits. Both are in the vocabulary of a model with a head: others are a
+      `ValueError`.
   """
   check_labels(model, label, other_label, ranks=(0,))
   row, bias = _label_direction(model, label, other_label)

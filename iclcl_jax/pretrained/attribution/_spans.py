@@ -19,11 +19,9 @@ def mark_spans(
   Args:
     tokenizer: of the model.
     text: the prompt.
-    spans: begin and end (exclusive) of each demonstration, in characters.
-
-  Raises:
-    ValueError: if there is no span, or one is empty, reaches outside of the
-      text, has no token that begins in it, or overlaps with another.
+    spans: begin and end (exclusive) of each demonstration, in characters; at
+      least one. One that is empty, reaches outside of the text, has no token
+      that begins in it, or overlaps with another is a `ValueError`.
   """
   if not isinstance(spans, Sequence) or not spans:
     raise ValueError(
