@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from iclcl_jax import dual, equivalence, features, kernels, modified
+from iclcl_jax import dual, equivalence, features, kernels, losses, modified
 from tests import families
 
 KERNEL = kernels.ExponentialKernel()
@@ -41,9 +41,8 @@ def test_a_model_shows_shapes_and_no_numbers(name):
       'SecondStep(learning_rate=1.0, momentum=0.5)',
     ),
     (
-      modified.augmented(augment_values=jnp.tanh),
-      'Augmented(augment_keys=Partial(_unchanged), '
-      'augment_values=Partial(tanh))',
+      modified.attention_from_loss(losses.squared),
+      'LossAttention(loss=squared, step_size=1.0, decay=0.0)',
     ),
   ],
 )
