@@ -148,12 +148,9 @@ State: TypeAlias = DualState | KernelDualState
 
 @_pytree.with_short_repr
 class Reading(NamedTuple):
-  """What a query finds: `numerator * exp(log_scale)`, and so on.
+  """What a query finds: `W phi(q) = numerator * exp(log_scale)`.
 
-  Attributes:
-    numerator: `W phi(q)`, scaled. Shape `[d_v]`.
-    denominator: `z . phi(q)`, scaled. Shape `[]`.
-    log_scale: common scale of both. Shape `[]`.
+  And `z . phi(q)`, the denominator, on the same scale.
   """
 
   numerator: Float[Array, ' d_v']

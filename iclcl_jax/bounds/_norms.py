@@ -19,10 +19,8 @@ _NUM_ROWS = 64
 class LogValue(NamedTuple):
   """A number above 0 stored as its logarithm, so that it cannot overflow.
 
-  Results may be 0, whose logarithm is `-inf`; arguments may not.
-
-  Attributes:
-    log_value: the logarithm. Shape `[]`, or `[P]` for several numbers.
+  Results may be 0, whose logarithm is `-inf`; arguments may not. Its shape is
+  `[]`, or `[P]` for several numbers.
 
   Example:
     >>> LogValue(jnp.array(0.0)).value.tolist()

@@ -119,12 +119,7 @@ def merge(a: State, b: State) -> State:
 
 
 class Removal(NamedTuple):
-  """A state without one demonstration.
-
-  Attributes:
-    state: the remaining state.
-    amplification: by which rounding errors have grown. Shape `[]`.
-  """
+  """A state without one demonstration, and how rounding errors have grown."""
 
   state: State
   amplification: Float[Array, '']
@@ -147,10 +142,8 @@ def remove(
 
   The `learning_rate` is that with which it was absorbed. Inside `jit` a lost
   mass is not an error: `amplification` is then infinite and the state is NaN.
-
-  Raises:
-    ValueError: if no digit is left (the mass is lost), or a kernel's state has
-      no such row. A feature map's state keeps none to find.
+  Outside it is a `ValueError` if no digit is left (the mass is lost), or a
+  kernel's state has no such row. A feature map's state keeps none to find.
 
   Example:
     >>> kernel, x, v = kernels.ExponentialKernel(), jnp.ones((2, 4)), jnp.eye(2)

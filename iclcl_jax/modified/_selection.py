@@ -49,10 +49,36 @@ def _smallest(criterion, candidates, count):
   criterion = jax.lax.stop_gradient(criterion)
   criterion = jnp.where(candidates, criterion, jnp.inf)
   if isinstance(count, int):
-    _, chosen = jax.lax.top_k(-criterion, count)
-    return jnp.zeros_like(candidates).at[chosen].set(True) & candidates
+    return _first(criterion, count) & candidates
   ranks = jnp.argsort(jnp.argsort(criterion))
   return (ranks < jnp.asarray(count, ranks.dtype)) & candidates
+
+
+def _first(criterion, count: int):
+  """The `count` least entries, one after the other.
+
+  In two levels, the least row minimum and then the least of that row: all are
+  read once, by `min`. On a CPU `lax.top_k` takes half as long again and more.
+  """
+  size = criterion.shape[0]
+  width = 1 << (size.bit_length() // 2)  # Lengths are round in base 2.
+  rows = jnp.pad(criterion, (0, -size % width), constant_values=jnp.inf)
+  rows = rows.reshape(-1, width)
+  least, places = jnp.min(rows, axis=1), jnp.arange(width)
+  found: list[Array] = []
+  for _ in range(count):
+    row = jnp.argmin(least)
+    indices = row * width + places
+    entries = rows[row]
+    if found:
+      taken = jnp.stack(found)[:, None] == indices[None]
+      entries = jnp.where(jnp.any(taken, axis=0), jnp.inf, entries)
+    place = jnp.argmin(entries)
+    found.append(indices[place])
+    rest = jnp.where(places == place, jnp.inf, entries)
+    least = least.at[row].set(jnp.min(rest))
+  chosen = jnp.zeros(size, bool)
+  return chosen.at[jnp.array(found, int)].set(True)
 
 
 def unnormalised(weights, negatives, visible, strength) -> Float[Array, ' N']:

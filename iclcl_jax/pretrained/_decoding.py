@@ -151,8 +151,7 @@ def score_labels(
     labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
       add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
 
-  Raises:
-    ValueError: as `generate`; if there is no label, or one has no token.
+  Raises `ValueError` as `generate`; if there is no label, or one has no token.
   """
   if not isinstance(labels, Sequence) or not labels:
     raise ValueError(

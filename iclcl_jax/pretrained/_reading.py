@@ -173,15 +173,10 @@ def _common_dtype(specs: Sequence[Any], dtype: Any) -> np.dtype:
 
 
 class Checkpoint(NamedTuple):
-  """A model on disk, in the layout and with the names of Hugging Face.
+  """A model on disk, in the layout and with the names of Hugging Face."""
 
-  Attributes:
-    config: the content of `config.json`: `model_type`, `hidden_size`, ...
-    tensors: arrays by name, such as `model.layers.0.self_attn.q_proj.weight`.
-  """
-
-  config: Mapping[str, Any]
-  tensors: Mapping[str, np.ndarray]
+  config: Mapping[str, Any]  # The content of `config.json`.
+  tensors: Mapping[str, np.ndarray]  # By name: `lm_head.weight`, for one.
 
 
 def import_reader(name: str) -> Any:

@@ -43,12 +43,7 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-  """Parameters of a normalisation.
-
-  Attributes:
-    scale: factor of each coordinate. Shape `[d_model]`.
-    bias: shift of each coordinate, or None. Shape `[d_model]`.
-  """
+  """Factor and shift, or None, of each coordinate of a normalised row."""
 
   scale: Float[Array, ' d_model']
   bias: Float[Array, ' d_model'] | None = None

@@ -86,9 +86,8 @@ def influence(
     removal: 'delete' moves later tokens up as if the text were gone (influence
       leaves position embeddings that are added to tokens); 'hide' moves none.
 
-  Raises:
-    ValueError: as `attribute`; if the last token belongs to a demonstration
-      (NaN under `jit` and `vmap`), or deletion may change how tokens rotate.
+  Raises `ValueError` as `attribute`; if the last token is of a demonstration
+  (NaN under `jit` and `vmap`), or deletion may change how tokens rotate.
   """
   return _of_segments(
     lambda question: _influence(model, question, num_segments, removal),
