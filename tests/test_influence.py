@@ -37,24 +37,30 @@ def model_of(name, dtype='float64'):
   )
 
 
-@functools.partial(lab.compile_quickly, static_argnames=('removal', 'rows'))
-def both(model, tokens, segments, mask, labels, removal, rows=None):
-  arguments = model, tokens, segments, *labels
-  options = {'num_segments': 3, 'removal': removal, 'mask': mask}
-  return (
-    attribution.influence(*arguments, **options),
-    attribution.effects_of_removal(*arguments, num_rows=rows, **options),
+def compile_of(function, *static):
+  """Compiles a function of `attribution`, for prompts of three segments."""
+  return lab.compile_quickly(
+    functools.partial(function, num_segments=3),
+    static_argnames=('removal', *static),
   )
 
 
-def measured(name, removal, labels=LABELS, pad=(0, 0), rows=None, dtype=None):
-  """What the library says, of a prompt padded on both sides."""
+influence = compile_of(attribution.influence)
+effects = compile_of(attribution.effects_of_removal, 'num_rows')
+
+
+def arguments_of(name, labels=LABELS, pad=(0, 0), segments=SEGMENTS):
+  """A model and a prompt that is padded on both sides."""
   fill = functools.partial(np.pad, pad_width=pad)
-  mask = fill(np.ones(len(TOKENS), bool))
-  segments = fill(SEGMENTS, constant_values=1)
-  model = model_of(name, dtype or 'float64')
+  arrays = fill(TOKENS), fill(segments, constant_values=1)
+  mask = {'mask': fill(np.ones(len(TOKENS), bool))}
+  return (model_of(name), *arrays, *labels), mask
+
+
+def measured(function, name, removal, labels=LABELS, pad=(0, 0), **options):
+  arguments, mask = arguments_of(name, labels, pad)
   return jax.device_get(
-    both(model, fill(TOKENS), segments, mask, labels, removal, rows)
+    function(*arguments, removal=removal, **mask, **options)
   )
 
 
@@ -68,16 +74,22 @@ def answers(model, labels, removal):
     end = len(TOKENS) + np.arange(len(ids) - 1)
     if removal == 'hide':
       places = np.append(places, end).astype(int)
-    x = _model_input(model, text, places)
-    x = transformer.apply_blocks(
-      model.architecture, model.blocks, x, positions=jnp.asarray(places)
-    )
-    states = jnp.stack([normalise(model, row) for row in x[-len(ids) :]])
-    scores = jax.nn.log_softmax(pretrained.unembed(model, states))
+    scores = last_scores(model, text, places)[-len(ids) :]
     return sum(row[i] for row, i in zip(scores, ids, strict=True))
 
   kept = [SEGMENTS != number for number in (-2, 0, 1, 2)]
-  return jnp.stack([score(k, labels[0]) - score(k, labels[1]) for k in kept])
+  return np.stack([score(k, labels[0]) - score(k, labels[1]) for k in kept])
+
+
+@lab.compile_quickly
+def last_scores(model, text, places):
+  """Log-probabilities of the tokens behind each of the last three."""
+  x = _model_input(model, text, places)
+  x = transformer.apply_blocks(
+    model.architecture, model.blocks, x, positions=places
+  )
+  states = jnp.stack([normalise(model, row) for row in x[-3:]])
+  return jax.nn.log_softmax(pretrained.unembed(model, states))
 
 
 def _model_input(model, text, places):
@@ -91,20 +103,13 @@ def normalise(model, row):
   return model.architecture.normalization(model.final_norm, row)
 
 
+@pytest.mark.parametrize('labels', [LABELS, WORDS], ids=['tokens', 'strings'])
 @pytest.mark.parametrize(('name', 'removal'), CASES)
-def test_effects_are_those_of_the_shorter_prompt(name, removal):
-  for labels in (LABELS, WORDS):
-    found = measured(name, removal, labels)[1]
-    ids = tuple(tuple(np.atleast_1d(x).tolist()) for x in labels)
-    whole, *others = answers_of(name, ids, removal)
-    np.testing.assert_allclose(found, whole - others, rtol=0, atol=1e-11)
-
-
-@functools.cache
-def answers_of(name, labels, removal):
-  return jax.device_get(
-    lab.compile_quickly(lambda m: answers(m, labels, removal))(model_of(name))
-  )
+def test_effects_are_those_of_the_shorter_prompt(name, removal, labels):
+  found = measured(effects, name, removal, labels)
+  ids = [np.atleast_1d(label) for label in labels]
+  whole, *others = answers(model_of(name), ids, removal)
+  np.testing.assert_allclose(found, whole - others, rtol=0, atol=1e-11)
 
 
 @functools.partial(lab.compile_quickly, static_argnames='removal')
@@ -121,20 +126,21 @@ def derivative(model, removal):
       architecture, heads, positions, positions, mask=mask
     )
 
+  def step(x, layer):
+    block, strengths = layer
+    outputs = attend(block, x, jnp.arange(size), None)
+    lost = jax.vmap(
+      lambda places, seen: jnp.where(
+        seen[:, None], outputs - attend(block, x, places, seen), 0
+      )
+    )(moved, kept)
+    change = jnp.einsum('hs,shtd->htd', strengths, jax.lax.stop_gradient(lost))
+    return transformer.complete(architecture, block, x, outputs + change), None
+
   def answer(strengths):
     x = pretrained.embed(model, TOKENS)
     blocks = transformer.with_constants(architecture, model.blocks)
-    for layer in range(model.num_layers):
-      block = jax.tree.map(lambda leaf: leaf[layer], blocks)  # noqa: B023
-      outputs = attend(block, x, jnp.arange(size), None)
-      for number in range(3):
-        without = attend(block, x, moved[number], kept[number])
-        lost = jax.lax.stop_gradient(outputs - without)
-        lost = jnp.where(kept[number][None, :, None], lost, 0)
-        outputs = (
-          outputs + jnp.expand_dims(strengths[layer, :, number], (1, 2)) * lost
-        )
-      x = transformer.complete(architecture, block, x, outputs)
+    x, _ = jax.lax.scan(step, x, (blocks, strengths))
     row = pretrained.unembed(model, normalise(model, x[-1])[None])[0]
     return row[LABELS[0]] - row[LABELS[1]]
 
@@ -144,7 +150,7 @@ def derivative(model, removal):
 
 @pytest.mark.parametrize(('name', 'removal'), CASES)
 def test_influence_is_a_derivative(name, removal):
-  found = measured(name, removal)[0]
+  found = measured(influence, name, removal)
   expected = derivative(model_of(name), removal)
   scale = np.max(np.abs(expected))
   assert scale > 1e-3
@@ -152,31 +158,34 @@ def test_influence_is_a_derivative(name, removal):
 
 
 def test_removals_differ_where_positions_count():
-  gap = measured('gemma2', 'delete')[0] - measured('gemma2', 'hide')[0]
-  assert np.max(np.abs(gap)) > 1e-3
+  deleted, hidden = (
+    measured(influence, 'gemma2', removal) for removal in ('delete', 'hide')
+  )
+  assert np.max(np.abs(deleted - hidden)) > 1e-3
 
 
-@pytest.mark.parametrize('pad', [(2, 0), (1, 2)])
+@pytest.mark.parametrize('pad', [(3, 0), (1, 2)])
 def test_padding_and_room_change_nothing(pad):
   """Padding may bear the number of a demonstration."""
-  found = measured('gemma2', 'delete', pad=pad, rows=55)
-  for ours, expected in zip(found, measured('gemma2', 'delete'), strict=True):
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-11)
+  for function, room in ((influence, {}), (effects, {'num_rows': 55})):
+    found = measured(function, 'gemma2', 'delete', pad=pad, **room)
+    expected = measured(function, 'gemma2', 'delete')
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
 
 
 def test_too_little_room_is_no_number():
-  influence, effects = measured('gemma2', 'delete', rows=20)
-  assert np.all(np.isnan(effects))
-  assert np.all(np.isfinite(influence))
+  found = measured(effects, 'gemma2', 'delete', num_rows=20)
+  assert np.all(np.isnan(found))
 
 
-def test_nothing_is_read_in_a_demonstration():
+@pytest.mark.parametrize('function', [influence, effects])
+def test_nothing_is_read_in_a_demonstration(function):
   """Where its numbers are not known, and bytes hold them."""
   segments = np.where(SEGMENTS < 0, 2, SEGMENTS).astype('uint8')
-  mask = np.ones(len(TOKENS), bool)
-  for found in both(model_of('gemma2'), TOKENS, segments, mask, LABELS, 'hide'):
-    assert np.all(np.isnan(found[..., 2]))
-    assert np.all(np.isfinite(found[..., :2]))
+  arguments, mask = arguments_of('gemma2', segments=segments)
+  found = function(*arguments, removal='hide', **mask)
+  assert np.all(np.isnan(found[..., 2]))
+  assert np.all(np.isfinite(found[..., :2]))
 
 
 def test_masked_tokens_have_no_part_in_a_gradient():
@@ -205,12 +214,11 @@ def test_masked_tokens_have_no_part_in_a_gradient():
   assert np.any(found != 0)
 
 
-def test_a_demonstration_without_tokens_has_no_effect():
+@pytest.mark.parametrize('function', [influence, effects])
+def test_a_demonstration_without_tokens_has_no_effect(function):
   segments = np.where(SEGMENTS == 1, -1, SEGMENTS)
-  mask = np.ones(len(TOKENS), bool)
-  found = both(model_of('gemma2'), TOKENS, segments, mask, LABELS, 'delete')
-  assert np.all(found[0][..., 1] == 0)
-  assert found[1][1] == 0
+  arguments, mask = arguments_of('gemma2', segments=segments)
+  assert np.all(function(*arguments, removal='delete', **mask)[..., 1] == 0)
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,16 @@ def compile_unoptimised() -> None:
   To be called before JAX computes anything. XLA aborts on a flag that it does
   not know, so newer versions are left alone; flags of the environment win.
   """
-  if jax.__version_info__ >= (0, 11):
+  if jax.__version_info__ >= (0, 13):
     return
-  flags = (
+  flags = [
     '--xla_backend_optimization_level=0',
-    '--xla_cpu_use_fusion_emitters=false',
     '--xla_cpu_parallel_codegen_split_count=1',
     '--xla_cpu_enable_concurrency_optimized_scheduler=false',
-    os.environ.get('XLA_FLAGS', ''),
-  )
+  ]
+  if jax.__version_info__ < (0, 11):
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+  flags.append(os.environ.get('XLA_FLAGS', ''))
   os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
 
 
