@@ -51,12 +51,13 @@ def _write(state, new: KernelDualState) -> KernelDualState:
   _validate.look(functools.partial(_check_free, capacity), state.used, more)
   used = state.used + more
   rows = state.used + jnp.arange(size, dtype=used.dtype)
-  rows = jnp.where(rows < used, rows, capacity)
+  # Rows beyond the last fall on it, and what is written there is NaN.
+  rows = jnp.where(rows < used, jnp.minimum(rows, capacity - 1), capacity)
+  written = jnp.where(used > capacity, jnp.nan, new.coefficients)
   keys, coefficients, mass = (
     old.at[rows].set(x.astype(old.dtype), mode='drop')
-    for old, x in zip(state[:3], new[:3], strict=True)
+    for old, x in zip(state[:3], (new.keys, written, new.mass), strict=True)
   )
-  coefficients = jnp.where(used > capacity, jnp.nan, coefficients)
   return KernelDualState(keys, coefficients, mass, used)
 
 

@@ -497,6 +497,31 @@ def test_capture_knows_the_options_of_jax(module, options):
   assert len(calls) == 2
 
 
+@pytest.mark.parametrize('transform', [jax.checkpoint, jax.jit])
+def test_what_a_traced_attention_has_learnt_is_recorded(transform):
+  calls = []
+
+  @transform
+  def model(phi, scale):
+    by_loss = functools.partial(modified.attention_from_loss(margin), phi)
+    fns = [
+      functools.partial(attention.dot_product_attention, attend=attend)
+      for attend in (phi, by_loss, None)
+    ]
+    return [equivalence.record(fn, calls)(*tokens(), scale=scale) for fn in fns]
+
+  phi = features.PositiveFeatures(
+    jax.random.normal(jax.random.key(3), (7, 4), 'f4')
+  )
+  model(phi, jnp.float32(0.3))
+  assert len(calls) == 3
+  for call in calls:
+    assert not any(
+      isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(call)
+    )
+    assert equivalence.verify_heads(**call).holds
+
+
 def test_capture_restores_and_does_not_stay_silent():
   function = jax.nn.dot_product_attention
   with (

@@ -120,11 +120,11 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
   bias = named.get('bias')
   settings = {'is_causal': bool(named.get('is_causal', False))}
   scale, attend = named.get('scale'), named.get('attend')
-  if attend is None:
-    settings['scale'] = scale
-  else:
+  learner = {'scale': scale} if attend is None else _learner(attend)
+  leaves, structure = jax.tree.flatten(learner)
+  traced = [isinstance(x, jax.core.Tracer) for x in leaves]
+  if attend is not None:
     query, key = _layout.stretched(query, key, scale)
-    settings |= _learner(attend)
   arrays = {
     'query': query,
     'key': key,
@@ -132,16 +132,21 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     'output': output,
     'mask': _mask(query, key, named),
     'bias': None if bias is None else _with_rank(jnp.asarray(bias), rank),
+    'learner': [x for x, is_traced in zip(leaves, traced) if is_traced],
   }
 
   def store(arrays):
     arrays = jax.tree.map(np.asarray, arrays)
     batch = arrays['query'].shape[:-rank]
+    # One learner for all: no axis of a batch.
+    known = iter(x[(0,) * len(batch)] for x in arrays.pop('learner'))
+    filled = [next(known) if t else x for x, t in zip(leaves, traced)]
+    learner = jax.tree.unflatten(structure, filled)
     if rank == 2:  # One head: the last axis of vmap, if any, has the others.
       for name in ('query', 'key', 'value', 'output'):
         x = arrays[name] if batch else arrays[name][None]
         arrays[name] = np.swapaxes(x, -3, -2)
-    calls.append(arrays | settings)
+    calls.append(arrays | settings | learner)
     return np.ones(batch, bool)
 
   if _validate.is_concrete(arrays):
