@@ -169,7 +169,7 @@ def remove(
 
 def read(kernel, state, query) -> Reading:
   """Returns `sum_i c_i k(k_i, q)` and `sum_i m_i k(k_i, q)`."""
-  weights, log_scale = scores(kernel, query, state.keys, state.mass > 0)
+  weights, log_scale = _weigh(kernel, query, state.keys, state.mass > 0)
   coefficients, mass = widen((state.coefficients, state.mass))
   return Reading(coefficients.T @ weights, mass @ weights, log_scale)
 
@@ -178,7 +178,18 @@ def scores(
   kernel, query, keys, mask=None
 ) -> tuple[Float[Array, ' N'], Float[Array, '']]:
   """Returns `k(k_i, q)` for every key and their common log-scale."""
-  keys = visible(keys, mask)  # A masked NaN would return in the gradient.
+  if mask is None:
+    return _weigh(kernel, query, keys, mask)
+  # A masked NaN would return in the gradient. Keys are cleared whoever is
+  # masked: queries with masks of their own share them.
+  is_finite = jnp.all(jnp.isfinite(keys), axis=1)
+  keys = visible(keys, is_finite)
+  weights, log_scale = _weigh(kernel, query, keys, mask)
+  return jnp.where(is_finite | ~mask, weights, jnp.nan), log_scale
+
+
+def _weigh(kernel, query, keys, mask):
+  """Returns the `scores` of keys that are finite where they are masked."""
   has_log = hasattr(kernel, 'log_kernel')
   fn = kernel.log_kernel if has_log else kernel
   weights = jax.vmap(lambda key: evaluate(fn, key, query))(keys)

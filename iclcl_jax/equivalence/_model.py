@@ -122,26 +122,33 @@ def model_residuals(
   """
   transformer.check_blocks(architecture, blocks, x)
   valid = jnp.ones(x.shape[0], bool) if mask is None else mask
+  predict = functools.partial(
+    transformer.predict_heads, architecture, positions=positions, mask=mask
+  )
 
   def step(streams, block):
-    forward, chain = (jnp.where(valid[:, None], x, 0) for x in streams)
-    heads = transformer.heads(architecture, block, forward, positions=positions)
-    output, measured = _check_heads(architecture, heads, positions, mask)
-    forward = transformer.complete(architecture, block, forward, output)
-    chain = transformer.apply_block_dual(
-      architecture, block, chain, positions=positions, mask=mask
+    streams = jnp.where(valid[None, :, None], streams, 0)
+    read = functools.partial(transformer.heads, architecture, block)
+    heads = jax.vmap(functools.partial(read, positions=positions))(streams)
+    answers = jax.vmap(predict)(heads)
+    heads = jax.tree.map(lambda x: x[0], heads)
+    output, *measured = _check_heads(
+      architecture, heads, answers[0], positions, mask
+    )
+    forward = transformer.complete(architecture, block, streams[0], output)
+    chain = transformer.complete_dual(
+      architecture, block, streams[1], answers[1]
     )
     # The relative error of every token, in the largest coordinate.
     error = jnp.max(jnp.abs(chain - forward), axis=1)
     error = precision.ratio(error, jnp.max(jnp.abs(forward), axis=1))
-    error = jnp.max(jnp.where(valid, error, 0))
-    closed_form, autodiff = jnp.where(valid[None, None], measured, 0)
-    return (forward, chain), (closed_form, autodiff, error)
+    measured = [jnp.where(valid, x, 0) for x in (*measured, error)]
+    return jnp.stack([forward, chain]), measured
 
-  streams, measured = transformer.scan_blocks(
-    architecture, blocks, step, (x, x)
+  (forward, chain), (*measured, error) = transformer.scan_blocks(
+    architecture, blocks, step, jnp.stack([x, x])
   )
-  return ModelResiduals(*measured, *streams)
+  return ModelResiduals(*measured, jnp.max(error, axis=1), forward, chain)
 
 
 @eager_door
@@ -225,35 +232,35 @@ def certificate_of(
   )
 
 
-def _check_heads(architecture, heads, positions, mask):
-  """Returns attention `[H, N, d_k]` and both residuals `[2, H, N]`."""
-  num_groups, size = heads.keys.shape[:2]
-  where = jnp.arange(size) if positions is None else positions
+def _check_heads(architecture, heads, closed_forms, positions, mask):
+  """Returns attention `[H, N, d_k]` and both residuals, `[H, N]` each."""
+  where = jnp.arange(closed_forms.shape[1]) if positions is None else positions
 
-  def attend(group):
-    return transformer.attend(architecture, group, where, where, mask=mask)
-
-  def check(group):
-    output = attend(group)
-    terms = attend(group._replace(values=jnp.abs(group.values)))
-    scale = jnp.max(terms + jnp.abs(output), axis=-1)
-    ways = transformer.predict_heads, transformer.predict_heads_autodiff
-    models = jnp.stack(
-      [way(architecture, group, positions=positions, mask=mask) for way in ways]
+  def check(group, closed_form):
+    both = jnp.concatenate([group.values, jnp.abs(group.values)], axis=-1)
+    outputs = transformer.attend(
+      architecture, group._replace(values=both), where, where, mask=mask
     )
-    distance = jnp.max(jnp.abs(models - output[None]), axis=-1)
-    return output, precision.ratio(distance, scale[None])
+    output, terms = jnp.split(outputs, 2, axis=-1)
+    scale = jnp.max(terms + jnp.abs(output), axis=-1)
+    autodiff = transformer.predict_heads_autodiff(
+      architecture, group, positions=positions, mask=mask
+    )
+    distances = (
+      jnp.max(jnp.abs(model - output), axis=-1)
+      for model in (closed_form, autodiff)
+    )
+    return output, *(precision.ratio(x, scale) for x in distances)
 
   # One key-value head and the query heads that share it at a time.
   apart = jax.tree.map(
-    lambda x: x.reshape(num_groups, -1, *x.shape[1:]),
-    heads._replace(window=None),
+    lambda x: x.reshape(len(heads.keys), -1, *x.shape[1:]),
+    (heads._replace(window=None), closed_forms),
   )
-  outputs, measured = jax.lax.map(
-    lambda group: check(group._replace(window=heads.window)), apart
+  checked = jax.lax.map(
+    lambda x: check(x[0]._replace(window=heads.window), x[1]), apart
   )
-  measured = jnp.swapaxes(measured, 0, 1).reshape(2, -1, size)
-  return outputs.reshape(heads.queries.shape), measured
+  return [jax.lax.collapse(x, 0, 2) for x in checked]
 
 
 def _chain_tolerance(num_layers: int, tolerance: float) -> float:

@@ -51,6 +51,7 @@ from iclcl_jax.transformer._linearisation import (
   apply_block_dual as apply_block_dual,
   apply_blocks_dual as apply_blocks_dual,
   bias_of as bias_of,
+  complete_dual as complete_dual,
   fold_labels as fold_labels,
   linearise as linearise,
   map_label as map_label,

@@ -143,7 +143,7 @@ def attend(
   weights = jnp.where(jnp.any(seen, axis=1)[None, :, None], weights, 0)
   weights = weights.reshape(num_groups, -1, num_keys)
   outputs = cast_like(product(weights, values), values)
-  return outputs.reshape(queries.shape)
+  return outputs.reshape(num_heads, num_queries, values.shape[2])
 
 
 @door

@@ -184,6 +184,25 @@ def _gate(architecture, block, tokens):
 
 
 @door
+def complete_dual(
+  architecture: Architecture,
+  block: Block,
+  x: Float[Array, 'N d_model'],
+  outputs: Float[Array, 'H N d_k'],
+) -> Float[Array, 'N d_model']:
+  """Does what `complete` does, by the affine map of `linearise`.
+
+  The map is applied once, to the sum of the heads' `outputs` and the residual
+  stream; in the labels (`fold_labels`) it gives the same numbers, at the cost
+  of a training set for each query.
+  """
+  points = linearise(architecture, block, x, outputs)
+  learnt = _forward.merge_heads(block.output, outputs)
+  apply = functools.partial(_apply, architecture, block, with_biases=True)
+  return jax.vmap(apply)(points, learnt, x)
+
+
+@door
 def apply_block_dual(
   architecture: Architecture,
   block: Block,
@@ -197,10 +216,8 @@ def apply_block_dual(
 
   .. math:: y_j = \Bigl(\sum_h f_h(q_j^h)\, W_O^h\Bigr) J_j + b_j
 
-  with the predictions of `predict_heads` and the affine map of `linearise`. It
-  is applied once to the sum of the predictions; in the labels (`fold_labels`)
-  it gives the same numbers, at the cost of a training set for each query. No
-  softmax is computed.
+  with the predictions of `predict_heads` and the affine map of `linearise`,
+  applied by `complete_dual`. No softmax is computed.
 
   Example:
     >>> architecture, block = transformer.example()
@@ -212,14 +229,7 @@ def apply_block_dual(
   outputs = _dual_heads.predict_heads(
     architecture, heads, positions=positions, mask=mask, phi=phi
   )
-  points = linearise(architecture, block, x, outputs)
-  learnt = _forward.merge_heads(block.output._replace(bias=None), outputs)
-
-  def complete(point, learnt, x):
-    label = map_label(architecture, block, point, learnt)
-    return label + bias_of(architecture, block, point, x)
-
-  return jax.vmap(complete)(points, learnt, x)
+  return complete_dual(architecture, block, x, outputs)
 
 
 @door
