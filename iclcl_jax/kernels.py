@@ -45,11 +45,9 @@ class ExponentialKernel(FromLog):
 class CappedExponentialKernel(FromLog):
   r"""The softmax kernel of capped scores, :math:`\exp(c \tanh(t / c))`.
 
-  It is positive, but not positive definite: no feature map has it for an inner
-  product, and it spans no function space. Coefficients need neither.
-
-  Args:
-    limit: the number `c > 0`; the score is `t = x . y / sqrt(d_k)`.
+  The limit `c > 0` caps the score `t = x . y / sqrt(d_k)`. It is positive, but
+  not positive definite: no feature map has it for an inner product, and it
+  spans no function space. Coefficients need neither.
 
   Example:
     >>> kernel = CappedExponentialKernel(2.0)

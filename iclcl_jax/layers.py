@@ -55,10 +55,8 @@ def as_attention_fn(
   keys that query sees. Dropout of attention weights, which nothing here forms,
   is a `ValueError`, and so are weights that are to be sown.
 
-  Args:
-    attend, scale, chunk_size: as in `attention.dot_product_attention`.
-    is_causal: whether token `t` sees the tokens `0..t` alone. Set it in a
-      decoder: its causal mask is traced, and cannot be read unseen.
+  Arguments are those of `attention.dot_product_attention`. Set `is_causal` in a
+  decoder: its causal mask is traced, and cannot be read unseen.
 
   Example:
     >>> from flax import nnx

@@ -154,11 +154,8 @@ def negatives(mixing: Float[Array, ' N'] | Float[Array, 'N N']) -> Loss:
   .. math:: L(W) = -\sum_i
      \Bigl(v_i - \sum_j m_{ij} v_j\Bigr)^\top W\phi(k_i)
 
-  It is no sum over demonstrations.
-
-  Args:
-    mixing: `m`: how strongly each token is a negative of all, `[N]`, or in row
-      `i` of token `i`, `[N, N]`.
+  It is no sum over demonstrations. The `mixing` `m` is how strongly each token
+  is a negative of all, `[N]`, or in row `i` of token `i`, `[N, N]`.
 
   Example:
     >>> loss = negatives(jnp.array([0.5, 0.0]))

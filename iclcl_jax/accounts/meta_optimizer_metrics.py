@@ -113,11 +113,9 @@ def kendall(
   """Returns Kendall's tau-a of two orders of at least two training tokens.
 
   It is `(concordant - discordant) / (N (N - 1) / 2)`; ties count as neither.
-
-  Args:
-    in_context: attention logits on the demonstration tokens, summed over heads.
-    finetuned: inner products of the final query with the training tokens'
-      queries at their own step.
+  The orders are of the attention logits on the demonstrations, summed over
+  heads, and of the inner products of the final query with the training tokens'
+  queries at their own step.
   """
   size = len(in_context)
   if size < 2:

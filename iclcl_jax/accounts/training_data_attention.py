@@ -60,11 +60,8 @@ def init_network(
 ) -> Params:
   """Draws a ReLU network: matrices `[d_out, d_in + 1]`.
 
-  Their entries have variance `2 / d_in`; the last column, the bias, is 0.
-
-  Args:
-    key: consumed.
-    widths: widths of input, hidden layers and output.
+  For the widths of input, hidden layers and output. Entries have the variance
+  `2 / d_in`; the last column, the bias, is 0.
   """
   _validate.check_float_dtype('dtype', dtype)
   if len(widths) < 2:

@@ -137,10 +137,8 @@ def generalization_bound(
      + 3\cdot 2B\sqrt{\log(2/\delta) / (2N)}
 
   By symmetrisation and bounded differences, for independent demonstrations.
-
-  Args:
-    loss_bound: `B > 0`, at least `|v . W phi(k)|` for ALL `W` of the ball and
-      all demonstrations that can occur; the papers' `rho ** 2`.
+  The `loss_bound` `B > 0` is at least `|v . W phi(k)|` for ALL `W` of the ball
+  and all demonstrations that can occur; the papers' `rho ** 2`.
 
   Example:
     >>> bound = generalization_bound(

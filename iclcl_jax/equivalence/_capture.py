@@ -71,14 +71,12 @@ def record(
 ) -> Callable[..., Any]:
   """Wraps an attention function so that it notes arguments and outputs.
 
-  The wrapper works under `jit`, `vmap`, `scan` and `grad`, and may stand where
-  a module takes an `attention_fn`.
-
-  Args:
-    attention_fn: `(query, key, value, ...) -> output`, in the layout and with
-      the argument names of `jax.nn.dot_product_attention`, or of one head,
-      `[T, d]`. A mask of numbers is True where it is not 0.
-    calls: receives a dict of arguments of `verify_heads` for each call.
+  The function `(query, key, value, ...) -> output` has the layout and argument
+  names of `jax.nn.dot_product_attention`, or those of one head, `[T, d]`; a
+  mask of numbers is True where it is not 0. The wrapper works under `jit`,
+  `vmap`, `scan` and `grad`, and may stand where a module takes an
+  `attention_fn`. For each call `calls` receives the arguments of
+  `verify_heads`.
   """
   if hasattr(attention_fn, 'is_layout_door'):
 
@@ -122,7 +120,9 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
   scale, attend = named.get('scale'), named.get('attend')
   learner = {'scale': scale} if attend is None else _learner(attend)
   leaves, structure = jax.tree.flatten(learner)
-  traced = [isinstance(x, jax.core.Tracer) for x in leaves]
+  traced = {
+    i: x for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)
+  }
   if attend is not None:
     query, key = _layout.stretched(query, key, scale)
   arrays = {
@@ -132,15 +132,15 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     'output': output,
     'mask': _mask(query, key, named),
     'bias': None if bias is None else _with_rank(jnp.asarray(bias), rank),
-    'learner': [x for x, is_traced in zip(leaves, traced) if is_traced],
+    'learner': traced,
   }
 
   def store(arrays):
     arrays = jax.tree.map(np.asarray, arrays)
     batch = arrays['query'].shape[:-rank]
-    # One learner for all: no axis of a batch.
-    known = iter(x[(0,) * len(batch)] for x in arrays.pop('learner'))
-    filled = [next(known) if t else x for x, t in zip(leaves, traced)]
+    first = (0,) * len(batch)  # One learner for all of a batch.
+    known = {i: x[first] for i, x in arrays.pop('learner').items()}
+    filled = [known.get(i, x) for i, x in enumerate(leaves)]
     learner = jax.tree.unflatten(structure, filled)
     if rank == 2:  # One head: the last axis of vmap, if any, has the others.
       for name in ('query', 'key', 'value', 'output'):

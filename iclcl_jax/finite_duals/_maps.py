@@ -43,11 +43,9 @@ def nystroem(
   r"""Makes the Nystroem map of landmarks, exact among the landmarks.
 
   The kernel is written as :math:`e^{|x|^2/2}` times a Gaussian kernel times
-  :math:`e^{|y|^2/2}`, and only the Gaussian one is inverted.
-
-  Args:
-    landmarks: chosen keys, such as those of `fit_landmarks`. Shape `[R, d_k]`.
-    cutoff: eigenvalues below this share of the largest one are left out.
+  :math:`e^{|y|^2/2}`, and only the Gaussian one is inverted. The landmarks are
+  keys, such as `fit_landmarks` chooses; eigenvalues below the `cutoff`, a share
+  of the largest one, are left out.
 
   Example:
     >>> keys = jnp.eye(4)

@@ -143,13 +143,9 @@ def augmented(
 
   .. math:: h = \sum_i g_1(v_i)\,K(g_2(k_i), q) \big/ \sum_i K(g_2(k_i), q)
 
-  Queries are not augmented. Views with numbers of their own, such as a
-  `jax.tree_util.Partial`, keep them as leaves.
-
-  Args:
-    augment_keys: `g_2`, a function of one key `[d_k]`.
-    augment_values: `g_1`, a function of one value `[d_v]`; its result may have
-      another width, that of the attention's output.
+  Functions of one key `[d_k]` and of one value `[d_v]`; the value's view may
+  have another width, that of the output. Queries are not augmented. Views with
+  numbers of their own, such as a `jax.tree_util.Partial`, keep them as leaves.
 
   Example:
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])

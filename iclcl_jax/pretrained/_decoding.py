@@ -44,13 +44,10 @@ def prefill(
 ) -> tuple[Float[Array, ' vocab'], KeyValueCache]:
   """Reads a whole prompt; returns the logits after it, and a new cache.
 
-  Args:
-    cache_length: number of slots, at least that of the tokens.
-
-  Raises:
-    ValueError: if the prompt is empty or has an id outside the vocabulary, the
-      cache is shorter than the prompt or longer than the context, the model is
-      an encoder, or rotates otherwise in prompts as long as the cache.
+  It is a `ValueError` if the prompt is empty or has an id outside the
+  vocabulary, the cache of `cache_length` slots is shorter than the prompt or
+  longer than the context, or the model is an encoder, or rotates otherwise in
+  prompts as long as the cache.
   """
   _model.check_causal_prompt(model, tokens, mask)
   num_tokens = tokens.shape[0]
@@ -110,12 +107,9 @@ def generate(
 
   So many as `num_tokens`; the caller cuts them at an end-of-text token. One
   prompt: `jax.vmap` over tokens and masks makes batches of prompts that were
-  padded to one length on either side.
-
-  Raises:
-    ValueError: if the prompt is empty or has an id outside the vocabulary, the
-      continued prompt does not fit into the context, or the model is an
-      encoder.
+  padded to one length on either side. It is a `ValueError` if the prompt is
+  empty or has an id outside the vocabulary, the continued prompt does not fit
+  into the context, or the model is an encoder.
   """
   _validate.at_least(1, num_tokens=num_tokens)
   scores, cache = prefill(

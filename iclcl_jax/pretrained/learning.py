@@ -150,15 +150,10 @@ def logits(
 ) -> Float[Array, 'N vocab']:
   """Scores the token after each token, with heads that learn otherwise.
 
-  Args:
-    learning: how they do.
-    heads: which do; None for all.
-    mask: as in `pretrained.logits`.
-
-  Raises:
-    ValueError: as `pretrained.logits`; if the learning is of another number of
-      tokens, or has rates and an attention both; if it has an attention, and
-      the model has sinks or windows, which no attention of a loss knows.
+  With `heads` these heads alone. The mask and what is a `ValueError` are as in
+  `pretrained.logits`; so is learning of another number of tokens, or with rates
+  and an attention both, and an attention where the model has sinks or windows,
+  which no attention of a loss knows.
   """
   _check(model, tokens, learning, mask)
   valid = jnp.ones(tokens.shape, bool) if mask is None else mask

@@ -105,16 +105,12 @@ class Tokenizer:
   ) -> str:
     """Returns a conversation as the prompt that an instruct model expects.
 
-    Templates write the tokens around a text themselves, so encode the prompt
-    with `add_special_tokens=False`.
-
-    Args:
-      messages: each with a `role`, such as `user`, and a `content`.
-      add_generation_prompt: whether the prompt ends where the model answers.
-
-    Raises:
-      ValueError: if the files of the model have no chat template, it doesn't
-        take these messages, or `jinja2` is not installed.
+    Messages have a `role`, such as `user`, and a `content`; with
+    `add_generation_prompt` the prompt ends where the model answers. Templates
+    write the tokens around a text themselves, so encode the prompt with
+    `add_special_tokens=False`. It is a `ValueError` if the files of the model
+    have no chat template, it doesn't take these messages, or `jinja2` is not
+    installed.
     """
     if self.chat_template is None:
       raise ValueError(

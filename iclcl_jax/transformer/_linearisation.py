@@ -90,12 +90,9 @@ def map_label(
 
   with the normalisations of the sublayers' inputs :math:`P`, outputs
   :math:`Q_i` and sums :math:`P_i`, each the identity where there is none.
-  Beside a parallel network it is :math:`Q_1`. A part of the residual stream
+  Beside a parallel network it is :math:`Q_1`. The `row` is a label behind the
+  output projection; a part of the residual `stream`, to which it is added,
   takes the same way from behind :math:`Q_1` on.
-
-  Args:
-    row: a label, behind the output projection. Shape `[d_model]`.
-    stream: a part of the stream, to which it is added. Shape `[d_model]`.
   """
   stream = jnp.zeros_like(row) if stream is None else stream
   return _apply(architecture, block, point, row, stream)

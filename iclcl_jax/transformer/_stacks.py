@@ -53,13 +53,9 @@ def scan_blocks(
 ) -> tuple[Any, Any]:
   """Scans over a stack of blocks: one compiled block, whatever they have.
 
-  Returns the last carry, and the results with a leading axis `L`.
-
-  Args:
-    step: `(carry, block, *row) -> (carry, result)`.
-    carry: what the first step takes.
-    *rows: arrays with a leading axis `L`, or trees of them.
-    reverse: whether the last block comes first.
+  By `step(carry, block, *row) -> (carry, result)`, the last block first if
+  `reverse`, with rows of arrays that have a leading axis `L`, or of trees of
+  them. Returns the last carry, and the results with a leading axis `L`.
   """
   inputs = (with_constants(architecture, blocks), *rows)
   return jax.lax.scan(

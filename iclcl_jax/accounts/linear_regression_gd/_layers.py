@@ -23,9 +23,8 @@ def make_tokens(
 ) -> Float[Array, 'N_plus_1 D']:
   """Puts a regression problem into tokens `(x_i, y_i)`, the query last.
 
-  Args:
-    initial: weights `W_0` before the first step, None for 0: the query row is
-      `(x_q, -W_0 x_q)`. Give `construct` the same. Shape `[d_y, d_x]`.
+  With weights `W_0` before the first step, `initial` (None for 0), the query
+  row is `(x_q, -W_0 x_q)`. Give `construct` the same.
 
   Example:
     >>> make_tokens(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones(3)).shape

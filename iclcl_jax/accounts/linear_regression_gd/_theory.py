@@ -153,10 +153,8 @@ def descend_plus_plus(
 ) -> Float[Array, ' d_y']:
   r"""Returns the prediction of GD++ from 0, which also moves inputs at a step.
 
-  Args:
-    learning_rates: step sizes `eta`. Shape `[K]`.
-    contractions: factors `gamma` of `x <- (I - gamma X^T X) x`; the last does
-      not matter. Shape `[K]`.
+  Steps of the sizes `eta`, each followed by `x <- (I - gamma X^T X) x` with its
+  contraction `gamma`; the last contraction does not matter.
   """
 
   def step(carry, factors):
