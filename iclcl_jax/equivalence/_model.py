@@ -145,10 +145,11 @@ def model_residuals(
     measured = [jnp.where(valid, x, 0) for x in (*measured, error)]
     return jnp.stack([forward, chain]), measured
 
-  (forward, chain), (*measured, error) = transformer.scan_blocks(
+  (forward, chain), (closed_form, autodiff, error) = transformer.scan_blocks(
     architecture, blocks, step, jnp.stack([x, x])
   )
-  return ModelResiduals(*measured, jnp.max(error, axis=1), forward, chain)
+  error = jnp.max(error, axis=1)
+  return ModelResiduals(closed_form, autodiff, error, forward, chain)
 
 
 @eager_door
