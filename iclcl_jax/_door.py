@@ -44,10 +44,9 @@ _thread = _Thread()
 def door(function: _FunctionT) -> _FunctionT:
   """Checks the arguments of a function by their annotations.
 
-  They are read once, when the function is defined; docs/architecture.md says
-  what they mean. Scalars are left to the function. A door that is called inside
-  another one checks nothing: what it is given was checked, or is the library's
-  own. The body is compiled, see `_program.compiled`.
+  See docs/architecture.md. Scalars are left to the function. A door that is
+  called inside another one checks nothing: what it is given was checked, or is
+  the library's own. The body is compiled, see `_program.compiled`.
   """
   return _make_door(function, _program.compiled(function), on_host=False)
 

@@ -24,10 +24,7 @@ _MAX_REAL, _MAX_IMAGINARY = 200.0, 400.0
 
 
 def scaled_covariance(t: np.ndarray, dim: int, cosine: float) -> np.ndarray:
-  r"""Returns :math:`e^{-|t|} (e^{-t} \rho(t, c) - 1)`, of the shape of `t`.
-
-  The relative covariance, scaled so that it neither under- nor overflows.
-  """
+  r"""Returns :math:`e^{-|t|} (e^{-t} \rho(t, c) - 1)`: never overflows."""
   t = np.clip(t, -_MAX_IMAGINARY, _MAX_REAL)
   small = np.abs(t) <= 1
   near = _power_series(np.where(small, t, 0.0), dim, cosine)

@@ -22,15 +22,12 @@ _NUMBERS = (jax.Array, np.ndarray, np.inexact, float)
 def compiled(function: _FunctionT) -> _FunctionT:
   """Returns the function as one program for each kind of call.
 
-  Arrays and Python floats, wherever they are in the arguments, are operands of
-  the program. So are integers where an array could be passed. All else is the
-  kind of call: structures, sizes, None, dtypes, and functions, which count as
-  the same where `_sameness` says so. What the function asks `_validate.look` to
-  check is checked at every call.
+  Arrays and floats are operands of the program, integers where an array could
+  be passed. All else is the kind of call: structures, sizes, None, dtypes, and
+  functions, by `_sameness`. What `_validate.look` checks is checked every time.
 
-  The function runs as Python where an argument is traced, so that it composes
-  with transformations; where a kind has no hash; and where it cannot be traced,
-  because it, or a function that it was given, reads values or raises an error.
+  The function runs as Python where an argument is traced, where a kind has no
+  hash, and where it cannot be traced: it reads values or raises an error.
   """
   body = _mesh.in_auto_axes(function)
   indices = _indices(inspect.signature(function).parameters)

@@ -29,11 +29,7 @@ def static(**options: Any) -> Any:
   field_specifiers=(static, dataclasses.field),
 )
 def dataclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
-  """Makes a frozen dataclass that is a pytree and has a short repr.
-
-  Its fields are children unless they are `static`. Two of them are equal if
-  they are the same object.
-  """
+  """Makes a frozen pytree, whose fields are children unless `static`."""
   if cls is None:
     return lambda cls: dataclass(cls, kw_only=kw_only)
   make = dataclasses.dataclass(
@@ -70,20 +66,13 @@ def dataclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
 
 
 def function(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a callable as a pytree: itself, or a `jax.tree_util.Partial` of it.
-
-  Arrays of a callable pytree stay leaves; any other function becomes part of
-  the structure.
-  """
+  """Returns a callable pytree as it is, another as a part of the structure."""
   is_pytree = not jax.tree_util.all_leaves([fn])
   return fn if is_pytree else jax.tree_util.Partial(Static(fn))
 
 
 def with_short_repr(cls: _ClassT) -> _ClassT:
-  """Gives a dataclass or a `NamedTuple` a repr without its many numbers.
-
-  It has dtypes and shapes in their place, and no fields that are None.
-  """
+  """Gives a class a repr of dtypes and shapes, without fields that are None."""
   cls.__repr__ = _short  # type: ignore[assignment]
   return cls
 

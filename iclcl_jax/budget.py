@@ -112,10 +112,9 @@ def log_relative_variance_at(
   infinity where the estimate is exact.
 
   Args:
-    feature_map: the class `features.PositiveFeatures`, `HyperbolicFeatures` or
-      `TrigonometricFeatures`.
-    projection_fn: the function `projections.gaussian`, `orthogonal` or
-      `simplex`.
+    feature_map: `features.PositiveFeatures`, `HyperbolicFeatures` or
+      `TrigonometricFeatures`, the class.
+    projection_fn: `projections.gaussian`, `orthogonal` or `simplex`.
     squared_norms: `v`, or for trigonometric features `u`, of one pair or many.
 
   Example:
@@ -217,8 +216,7 @@ class FeatureBudget:
   """What random features of given queries and keys can reach.
 
   Attributes:
-    feature_map, projection: their names.
-    num_directions: rows `R` of the projection.
+    feature_map, projection, num_directions: names of both, and rows `R`.
     target_error: relative standard deviation of a kernel value to aim at.
     squared_norm_median, squared_norm_90: median of `v` (or `u`) over the pairs,
       and its 90 % quantile.

@@ -311,12 +311,9 @@ def from_function(fn: Callable[[Array], Any]) -> FunctionFeatures:
   """Makes a feature map of the function that computes its features.
 
   Also a decorator. Features that may overflow belong to `from_log`, or are
-  returned with their scale.
-
-  Args:
-    fn: `x [d_k] -> phi(x) [R]`, of either sign, or `x -> (log_scale,
-      features)` with a `log_scale` of shape `[]`, `[1]` or `[R]`. Arrays of a
-      callable pytree (`jax.tree_util.Partial`, a module) stay leaves.
+  returned with their scale: `fn` is `x [d_k] -> phi(x) [R]`, of either sign, or
+  `x -> (log_scale, features)` with a `log_scale` of shape `[]`, `[1]` or `[R]`.
+  Arrays of a callable pytree (`jax.tree_util.Partial`, a module) stay leaves.
 
   Example:
     >>> @from_function

@@ -132,8 +132,7 @@ class Adapter(nn.Module):
   .. math:: g(x) = x W + c\,\sigma(x M_1)\, M_2
 
   Attributes:
-    width: width `d` of the rows.
-    hidden_dim: width between the layers.
+    width, hidden_dim: of the rows, and between the layers.
     scale: the factor `c`; with 0 the view is the plain projection.
     activation: the function `sigma`, entry by entry.
 
@@ -193,10 +192,8 @@ class SelfAttention(nn.Module):
     attention_fn: `(queries [N, d_k], keys [N, d_k], values [N, d_v]) ->
       [N, d_v]`, such as `functools.partial(attention.stream_kernel_attention,
       phi)`.
-    key_dim: width `d_k` of queries and keys.
-    value_dim: width `d_v` of values.
-    key_view: module that makes keys of the tokens; None for a projection.
-    value_view: module that makes values of the tokens; None for a projection.
+    key_dim, value_dim: widths `d_k` of queries and keys, and `d_v` of values.
+    key_view, value_view: modules that make them; None for a projection.
 
   Example:
     >>> phi = features.EluPlusOneFeatures()
@@ -277,11 +274,8 @@ class MultiHeadAttention(SelfAttention):
 
   Attributes are those of one head, and two more. Heads share `attention_fn`;
   every one has parameters of its own in `key_view` and `value_view`, also if
-  one instance is passed twice.
-
-  Attributes:
-    num_heads: number of heads `H`.
-    output_dim: width of the output; None for that of the tokens.
+  one instance is passed twice. `num_heads` is `H`; `output_dim` is the width of
+  the output, None for that of the tokens.
 
   Example:
     >>> phi = features.EluPlusOneFeatures()

@@ -106,9 +106,8 @@ class Arithmetic:
   Attributes:
     name: what certificates print.
     transform: turns a function into one that computes in this arithmetic.
-    reduced_tolerance: None for full precision. Otherwise the residual that the
-      reduced precision explains; a residual below it is reported as
-      precision-limited, which is neither a pass nor a failure.
+    reduced_tolerance: the residual that reduced precision explains, below which
+      a verdict is 'precision-limited'; None for full precision.
   """
 
   name: str

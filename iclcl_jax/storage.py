@@ -49,11 +49,9 @@ def save(path: str | os.PathLike[str], state: State) -> None:
 def load(path: str | os.PathLike[str]) -> State:
   """Loads a state, of the kind and the dtypes with which `save` wrote it.
 
-  Raises:
-    OSError: if there is no such file.
-    ValueError: if the file is corrupt or truncated, holds something else, lacks
-      an array, has arrays whose shapes disagree, or holds float64 while JAX
-      computes in float32.
+  Raises `OSError` if there is no such file, `ValueError` if it is corrupt or
+  truncated, holds something else, lacks an array, has arrays whose shapes
+  disagree, or holds float64 while JAX computes in float32.
   """
   kind, arrays = read(path, {k: v._fields[:3] for k, v in _KINDS.items()})
   _check_shapes(str(path), kind, arrays)

@@ -14,10 +14,8 @@ from iclcl_jax.types import Array, Float, PRNGKeyArray
 class RegressionPrompt(NamedTuple):
   """One prompt of in-context linear regression, `y = B s`.
 
-  Attributes:
-    tokens: demonstrations `[s_i ; y_i]`, then the query `[s_q ; 0]`. Shape
-      `[N + 1, d_x + d_y]`.
-    target: the label `B s_q` of the query. Shape `[d_y]`.
+  The tokens `[N + 1, d_x + d_y]` are demonstrations `[s_i ; y_i]`, then the
+  query `[s_q ; 0]`; the target is its label `B s_q`.
   """
 
   tokens: Float[Array, 'n d_model']
@@ -42,9 +40,7 @@ def linear_regression(
   One fixed `task_matrix` for all prompts is the papers' setting.
 
   Args:
-    key: consumed.
     num_demonstrations: number of demonstrations `N >= 0`.
-    task_matrix: the matrix `B`.
     input_fn: distribution of the inputs: `uniform` or `jax.random.normal`.
 
   Example:

@@ -38,9 +38,8 @@ class WeightUpdate(NamedTuple):
   Attributes:
     outputs: of the heads that do not see the context. Shape `[H, N, d_k]`.
     read: what the network reads then, :math:`z_0`. Shape `[N, d_model]`.
-    change: what the context adds to it, :math:`z - z_0`. Shape `[N, d_model]`.
-    shift: what the context adds to the stream beside the network. Shape
-      `[N, d_model]`.
+    change, shift: what the context adds to it, :math:`z - z_0`, and to the
+      stream beside the network, likewise.
   """
 
   outputs: Float[Array, 'H N d_k']
@@ -88,9 +87,7 @@ def weight_update(
 
 
 def updated_block(
-  block: Block,
-  read: Float[Array, ' d_model'],
-  change: Float[Array, ' d_model'],
+  block: Block, read: Float[Array, ' d_model'], change: Float[Array, ' d_model']
 ) -> Block:
   """Changes the first weights of a block's network, by a matrix of rank one.
 

@@ -227,8 +227,8 @@ class Recovery(NamedTuple):
   """How many of the examples that finetuning gains are recovered in context.
 
   Attributes:
-    recovered: right finetuned and in context, wrong zero-shot: a count.
-    gained: right finetuned, wrong zero-shot: a count.
+    gained, recovered: how many are wrong zero-shot and right finetuned, and of
+      these right in context.
     percent: Rec2FTP, `100 recovered / gained`; NaN if nothing is gained.
     chance: the same over ALL that zero-shot gets wrong: what Rec2FTP is if the
       two have nothing to do with each other.

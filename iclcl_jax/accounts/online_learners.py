@@ -68,7 +68,6 @@ def descend(
      \quad W_t = \tilde W + M_t
 
   Args:
-    tokens: the stream.
     loss: inner loss `loss(predictions [1, d_v], values [1, d_v]) -> []`.
     rates: step sizes `beta`, one or one for each token.
     decays: factors `g` of the state, one, one for each token, or one for each
@@ -151,8 +150,7 @@ def linear_recurrence(
   .. math:: O = c \odot (Q W_0^\top) + (\Gamma \odot Q K^\top)\, V, \qquad
      \Gamma_{ij} = \prod_{l=j+1}^{i} g_l
 
-  Args:
-    chunk_size: tokens that are answered together; None for one by one.
+  so many tokens together as `chunk_size`; None for one by one.
   """
   if chunk_size is None:
     return _recur(lambda weights, key, value, _: value, tokens, 1.0, decays)
@@ -217,10 +215,7 @@ def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
 
 
 def _by_chunks(labels_fn, tokens, rates, decays, chunk_size):
-  """Runs linear attention with these labels, chunk after chunk.
-
-  The last chunk is filled with tokens of rate 0.
-  """
+  """Runs linear attention with these labels; rates of 0 fill the last chunk."""
   _validate.at_least(1, chunk_size=chunk_size)
   start = _zero_state(tokens)
   rates, decays = _broadcast_gates(tokens, rates, decays)

@@ -113,14 +113,13 @@ def train(
   .. math:: m_{t+1} = \mu m_t + (g_t + \lambda W_t), \quad
      W_{t+1} = W_t - \eta\, m_{t+1}
 
+  with the `momentum` :math:`\mu` in `[0, 1)` and the coupled `weight_decay`
+  :math:`\lambda`.
+
   Args:
-    params: the network before training.
-    inputs: training examples. Shape `[n, d]`.
-    labels: their classes; `ValueError` if one is out of range. Shape `[n]`.
+    inputs, labels: training examples `[n, d]` and their classes `[n]`;
+      `ValueError` if one is out of range.
     batches: rows of the examples of each step, likewise. Shape `[T, B]`.
-    learning_rate: the step size `eta`.
-    momentum: the factor `mu` of the heavy ball, in `[0, 1)`.
-    weight_decay: the factor `lambda`, added to the gradient (coupled).
   """
   _validate.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
   _validate.below_one(momentum=momentum)

@@ -159,10 +159,9 @@ def causal_kernel_attention(
   Where a key rises above the past by more than half the range of the dtype's
   exponents, its chunk is answered row by row, which is slower.
 
-  Args:
-    start: the state of the tokens before position 0, which all positions see;
-      None for no such tokens. So a long prompt is read part by part, or by many
-      devices (`dual.prefix_merge`).
+  `start` is the state of the tokens before position 0, which all positions see:
+  so a long prompt is read part by part, or by many devices
+  (`dual.prefix_merge`).
 
   Example:
     >>> x = jnp.zeros((2, 4))

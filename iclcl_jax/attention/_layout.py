@@ -63,13 +63,10 @@ def dot_product_attention(
   shared by the heads hides from every query, goes nowhere.
 
   Args:
-    query: queries of `N` heads. Shape `[..., T, N, H]`, any number of batch
-      axes `...`, also none.
-    key: keys of `K` heads, each of which serves `N / K` heads of queries.
-      Shape `[..., S, K, H]`.
+    query: `[..., T, N, H]`, of `N` heads, with any batch axes or none.
+    key: `[..., S, K, H]`, of `K` heads, each for `N / K` heads of queries.
     value: their values. Shape `[..., S, K, d_v]`.
-    bias: added to the scores; exact softmax alone. Broadcastable to
-      `[..., N, T, S]`.
+    bias: of the scores `[..., N, T, S]`, or broadcast; exact softmax alone.
     mask: True where a query sees a key. Broadcastable to `[..., N, T, S]`. A
       kernel reads any. Sums over keys, of a feature map or of an attention
       from a loss, read key padding `[..., 1, 1, S]`, and masks over `[T, S]`

@@ -44,8 +44,7 @@ class Ball(NamedTuple):
   Attributes:
     dual_norm: `sup <W, M>` over the unit ball, a function of `M [d_v, R]`.
     gram_dual_norm: the same as a function of `M M^T [d_v, d_v]`.
-    growth: largest ratio of the dual norm to the Frobenius norm, a function of
-      the rank.
+    growth: largest ratio of it to the Frobenius norm, a function of the rank.
   """
 
   dual_norm: Callable[[Array], Array]

@@ -35,8 +35,7 @@ def empty(
   r"""Returns the dual model that has seen nothing: :math:`W = 0`.
 
   Args:
-    keys: any keys, of which the width and the dtype are read. Shape `[n, d_k]`.
-    values: any values, of which the width is read. Shape `[n, d_v]`.
+    keys, values: any; widths and dtype are read. `[n, d_k]` and `[n, d_v]`.
     capacity: how many tokens the state of a kernel holds, so that it keeps its
       shape and can be the carry of a `lax.scan`; None for one that grows. A
       token beyond is a `ValueError`, or NaN where the state is traced. The

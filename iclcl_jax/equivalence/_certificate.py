@@ -30,8 +30,7 @@ class Certificate(_verdict.Judged):
 
   Attributes:
     phi: name of the feature map or kernel.
-    num_demonstrations: demonstrations `N`.
-    num_query_tokens: query-side tokens.
+    num_demonstrations, num_query_tokens: of each side.
     attention, closed_form, autodiff, residual, relative_error, condition: as in
       `Residuals`.
     tolerance: the residual that rounding explains in this dtype.
@@ -88,17 +87,11 @@ def verify(
   normaliser are verdicts of their own.
 
   Args:
-    phi: feature map or kernel.
-    query: the test input. Shape `[d_k]`.
-    keys: keys of demonstrations, then of query-side tokens. Shape `[N, d_k]`.
-    values: their values. Shape `[N, d_v]`.
+    phi, query, keys, values, mask: as in `attention.kernel_attention`.
     num_query_tokens: how many of the last rows belong to the query side and
       give `W_0`.
-    mask: valid tokens. Shape `[N]`; None for all.
-    loss: what the dual model descends.
-    penalty: of its weights, `penalty(weights) -> []`.
-    optimizer: a linear optax transformation; None for `optax.sgd(1.0)`.
-    learning_rate: factor of the update.
+    loss, penalty, optimizer, learning_rate: as in
+      `modified.attention_from_loss`.
     attention_fn: the attention to be certified, such as
       `modified.regularised(strength=0.5)`; None for the attention that the loss
       implies.

@@ -8,14 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import (
-  _pytree,
-  _validate,
-  attention,
-  kernels,
-  losses,
-  precision,
-)
+from iclcl_jax import _pytree, _validate, attention, kernels, losses, precision
 from iclcl_jax._program import compiled
 from iclcl_jax.attention import _layout
 from iclcl_jax.equivalence import _verdict

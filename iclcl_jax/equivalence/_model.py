@@ -21,14 +21,11 @@ class ModelResiduals(NamedTuple):
   """Both sides of the identity for a whole model.
 
   Attributes:
-    closed_form: backward-stable residual of attention against the closed-form
-      dual model, see `Residuals`. Shape `[L, H, N]`; 0 at masked positions.
-    autodiff: the same against the dual model with weights from `jax.grad`.
-      Shape `[L, H, N]`.
+    closed_form, autodiff: backward-stable residual of attention against both
+      dual models, see `Residuals`. Shape `[L, H, N]`; 0 at masked positions.
     chain_error: largest relative error of a token's hidden state behind each
       layer of the chain of dual models. Shape `[L]`.
-    forward: hidden states of the forward pass. Shape `[N, d_model]`.
-    chain: hidden states of the chain. Shape `[N, d_model]`.
+    forward, chain: hidden states of both. Shape `[N, d_model]`.
   """
 
   closed_form: Float[Array, 'L H N']
@@ -43,12 +40,10 @@ class ModelCertificate(_verdict.Judged):
   """The result of `verify_model`.
 
   Attributes:
-    num_layers: layers `L`.
-    num_heads: heads of all layers together.
+    num_layers, num_heads: layers, and heads of all of them together.
     num_positions: tokens `N`, masked ones not counted.
     residuals: what was measured, array by array.
-    max_residual_closed_form: over all layers, heads and positions.
-    max_residual_autodiff: the same with weights from `jax.grad`.
+    max_residual_closed_form, max_residual_autodiff: the largest.
     max_chain_error: largest relative error of a hidden state of the chain.
     tolerance, dtype, precision, verdict: as in `Certificate`.
     chain_tolerance: `num_layers` times that, at most 0.1: each layer reads the

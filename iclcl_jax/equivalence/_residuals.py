@@ -40,8 +40,7 @@ class Residuals(NamedTuple):
 
   Attributes:
     attention: the attention output. Shape `[d_v]`.
-    closed_form: prediction of the closed-form dual model. Shape `[d_v]`.
-    autodiff: prediction of the autodiff dual model. Shape `[d_v]`.
+    closed_form, autodiff: predictions of the dual models. Shape `[d_v]`.
     residual: largest difference of the three, relative to the sum of absolute
       values of everything that was added (backward stable). Shape `[]`.
     relative_error: the same difference relative to the output alone, which

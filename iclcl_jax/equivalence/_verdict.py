@@ -73,10 +73,8 @@ def judge(
 ) -> str:
   """Returns 'holds', 'precision-limited' or 'fails'.
 
-  Only full precision can show that an identity holds. Where 16-bit inputs,
-  reduced arithmetic or the rounding of large scores explain the residual, it is
-  precision-limited, which is neither a pass nor a failure. `unexplained` is the
-  part that rounding of the scores does not explain; None for all of it.
+  Only full precision can show that an identity holds. `unexplained` is the part
+  that rounding of the scores does not explain; None for all of it.
   """
   tolerance = precision.tolerance(dtype)
   reduced = arithmetic.reduced_tolerance

@@ -27,9 +27,7 @@ def fit_landmarks(
   map holds the queries, since keys are fitted to what they attend to.
 
   Args:
-    queries: of all heads that share the keys, one after another. Shape
-      `[M, d_k]`.
-    keys: Shape `[N, d_k]`.
+    queries: `[M, d_k]`, of all heads that share the keys `[N, d_k]`, in turn.
     num_landmarks: how many keys `R`, at most `N`.
     far: pairs that features will serve, see `WindowedLearner.is_far`; the
       choice is by them. Shape `[M, N]`; None for all.
@@ -99,11 +97,9 @@ def train_features(
   random attended pairs.
 
   Args:
-    key: of the pairs and batches.
     queries, keys: of a calibration text. Shapes `[M, d_k]` and `[N, d_k]`.
-    num_features: how many `R`.
-    seen: which query sees which key. Shape `[M, N]`.
-    far: pairs that features serve, among them. Shape `[M, N]`.
+    seen, far: which query sees which key, and which of these pairs features
+      serve. Shape `[M, N]`.
     num_steps, learning_rate, batch_size: of Adam, `batch_size` queries a step.
 
   Example:
@@ -183,12 +179,8 @@ def balance(
   The matrix is the one for which :math:`E|A(q-\mu_q)|^2 +
   E|A^{-\top}(k-\mu_k)|^2` is least, which the variance of random features grows
   with. How many directions that leaves is what `budget` says of the rows that
-  :meth:`BalancedFeatures.rows` returns.
-
-  Args:
-    queries: Shape `[M, d_k]`.
-    keys: Shape `[N, d_k]`.
-    phi: such as `features.PositiveFeatures`.
+  :meth:`BalancedFeatures.rows` returns. `phi` is a map of the softmax kernel,
+  such as `features.PositiveFeatures`.
 
   Example:
     >>> x = jax.random.normal(jax.random.key(0), (8, 4))

@@ -25,11 +25,8 @@ from iclcl_jax.types import (
 class WindowState(NamedTuple):
   """What is kept of a sequence, whatever its length.
 
-  Attributes:
-    features: the dual model of the tokens that left the window.
-    sink_keys, sink_values: of the first `S` tokens.
-    keys, values: of the last `w` tokens, the oldest first.
-    used: how many tokens were read. Shape `[]`.
+  The dual model of the tokens that left the window, the first `S` tokens, the
+  last `w`, the oldest first, and how many were read.
   """
 
   features: DualState
@@ -49,8 +46,7 @@ class WindowedLearner:
   `W` of features. The two readings add, so it is one learner.
 
   Attributes:
-    num_sinks: how many first tokens are kept.
-    window: how many last tokens are kept; 0 for none.
+    num_sinks, window: how many first and last tokens are kept, or 0.
     kernel: of the tokens that are kept.
 
   Example:

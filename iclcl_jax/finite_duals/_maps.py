@@ -74,10 +74,8 @@ class LandmarkFeatures(features.FromScaled):
   these queries attend as they attend to the key. Weights are fitted by
   multiplicative steps, so that normalisers stay positive. See `fit_landmarks`.
 
-  Attributes:
-    landmarks: chosen keys :math:`l_r`. Shape `[R, d_k]`.
-    queries: calibration queries :math:`q_m`. Shape `[M, d_k]`.
-    log_normalisers: :math:`\log Z_m` over the keys of each. Shape `[M]`.
+  The landmarks :math:`l_r` are chosen keys `[R, d_k]`, the calibration queries
+  `[M, d_k]`, and `log_normalisers` :math:`\log Z_m` over the keys of each.
   """
 
   landmarks: Float[Array, 'R d_k']
@@ -158,8 +156,7 @@ class BalancedFeatures(features.FromScaled):
   Attributes:
     phi: such as `features.PositiveFeatures`.
     query_mean, key_mean: Shape `[d_k]`.
-    matrix: :math:`A`, symmetric. Shape `[d_k, d_k]`.
-    inverse: its inverse. Shape `[d_k, d_k]`.
+    matrix, inverse: :math:`A`, symmetric, and its inverse. Shape `[d_k, d_k]`.
   """
 
   phi: FeatureMap

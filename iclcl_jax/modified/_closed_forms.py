@@ -213,11 +213,9 @@ def second_step(
 ) -> SecondStep:
   r"""Makes the attention of a second step, on what the first has left.
 
-  Without momentum and with a rate of 1 it is Tukey's twicing of the attention.
-
-  Args:
-    learning_rate: :math:`\eta` of the second step; 0 for attention itself.
-    momentum: :math:`\mu`, how much of the first step the second repeats.
+  Without momentum and with a rate of 1 it is Tukey's twicing of the attention,
+  with a rate :math:`\eta = 0` attention itself; the second step repeats
+  :math:`\mu` (momentum) of the first.
 
   Example:
     >>> keys, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])

@@ -53,10 +53,8 @@ class LossAttention(Attention):
   with a keyword `mask [N]` (`losses.info_nce`) is evaluated in blocks of
   prefixes; one without is written out for each, which takes long to compile.
 
-  Attributes:
-    loss, penalty: as in `attention_from_loss`.
-    step_size: the step of the optimizer, times the learning rate.
-    decay: the part of `W_0` that the optimizer's weight decay removes.
+  The `step_size` is that of the optimizer times the learning rate, the `decay`
+  the part of `W_0` that its weight decay removes.
   """
 
   loss: Loss = _pytree.static()

@@ -205,11 +205,8 @@ def _own(keys, num_query_tokens: int) -> Array:
 
 
 def _looking_at_all(phi, keys, mask):
-  """Returns `(query, position) -> (scores [N], mask)`, up to a common scale.
-
-  The features of all keys are computed once and held, `[N, R]`; under `vmap`
-  the scores of a block of queries are one product of matrices.
-  """
+  """Returns `(query, position) -> (scores [N], mask)`, up to a common scale."""
+  # Features are held: under `vmap` scores are one product of matrices.
   if not _validate.is_feature_map(phi):
     return lambda query, _: (attention.scores(phi, query, keys, mask)[0], mask)
   key_scale, key_features = moments.scaled_rows(phi, keys, mask)

@@ -25,10 +25,7 @@ class ChatTemplate(NamedTuple):
 def from_settings(
   source: Any, settings: Mapping[str, Any]
 ) -> ChatTemplate | None:
-  """Reads a template, or the default of a list of several; None without one.
-
-  The settings hold tokens by name, as strings or with a `content`.
-  """
+  """Reads a template, or the default of a list of several; None without one."""
   if isinstance(source, list):
     named = [entry for entry in source if isinstance(entry, dict)]
     source = {e.get('name'): e.get('template') for e in named}.get('default')
@@ -48,11 +45,7 @@ def render(
   messages: Sequence[Mapping[str, Any]],
   add_generation_prompt: bool,
 ) -> str:
-  """Writes a conversation as the prompt of a model.
-
-  The template is code of others: it runs in Jinja's sandbox and sees only
-  plain copies of the messages.
-  """
+  """Writes a prompt in a sandbox, of plain copies: a template is no friend."""
   jinja2 = import_reader('jinja2')
   extensions = ['jinja2.ext.loopcontrols']
   environment = import_reader('jinja2.sandbox').ImmutableSandboxedEnvironment(

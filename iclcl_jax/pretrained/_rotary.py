@@ -28,10 +28,7 @@ def rotary_of(
   partial: float | None = None,
   base_name: str = 'rope_theta',
 ) -> Rotary:
-  """Makes a rotation of its settings; others are read from the config.
-
-  `partial` is None where all of a head is always rotated.
-  """
+  """Makes a rotation of settings and config; `partial` None: of whole heads."""
   rope = Config(settings, label='the rotary setting {!r}'.format)
   stated = config.number(base_name, rope.number('rope_theta', base))
   base = rope.number('rope_theta', stated)

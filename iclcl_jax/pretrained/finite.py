@@ -38,11 +38,8 @@ _KINDS = {
 class FiniteModel:
   """A language model, and what its heads read in place of the softmax.
 
-  Attributes:
-    model: the language model.
-    maps: feature map of each key-value head. Its arrays have leading axes
-      `[L, G]`.
-    learner: which tokens are kept exactly.
+  The `maps` of all key-value heads have arrays with leading axes `[L, G]`; the
+  `learner` says which tokens are kept exactly.
   """
 
   model: LanguageModel
@@ -77,10 +74,9 @@ def fit(
     num_landmarks: features of each key-value head.
     learner: which tokens are kept exactly; None for the first and 16 last.
 
-  Raises:
-    ValueError: if the model is an encoder, or has what the landmarks of a
-      softmax kernel do not imitate: capped scores, sinks without tokens,
-      windows, rotations that depend on the length of the text.
+  Raises `ValueError` if the model is an encoder, or has what the landmarks of a
+  softmax kernel do not imitate: capped scores, sinks without tokens, windows,
+  rotations that depend on the length of the text.
   """
   _check(model, tokens)
   learner = finite_duals.WindowedLearner() if learner is None else learner

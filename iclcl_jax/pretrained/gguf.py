@@ -39,12 +39,9 @@ def read_gguf(path: str | os.PathLike[str]) -> Checkpoint:
   and keys, one added to Gemma's scales), the change is undone. Without
   `output.weight` in the file the embeddings are tied.
 
-  Raises:
-    ValueError: if there is no such file, it is no GGUF file, is truncated, of
-      the byte order of other machines or one part of a split one, holds another
-      architecture, lacks metadata, has an entry that is not understood and may
-      change the arithmetic, a tensor of unknown name or quantisation, or `gguf`
-      is not installed.
+  Raises `ValueError` if the file is missing, truncated, of another byte order
+  or one part of a split one, lacks metadata, or holds what is not understood
+  and may change the arithmetic; or if `gguf` is not installed.
 
   References:
     Su et al., arXiv:2104.09864, eq. 34 (rotation of neighbouring pairs).

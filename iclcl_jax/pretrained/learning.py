@@ -54,10 +54,8 @@ class Learning(NamedTuple):
 class Effect(NamedTuple):
   """What another learning adds to an answer.
 
-  Attributes:
-    predicted: through each head alone, to first order. Their sum predicts
-      `actual`; single terms may cancel. Shape `[L, H]`.
-    actual: what it adds. Shape `[]`.
+  `predicted` `[L, H]` is through each head alone, to first order: the sum
+  predicts what it adds, `actual`; single terms may cancel.
   """
 
   predicted: Float[Array, 'L H']
@@ -71,11 +69,8 @@ def with_rates(
   """Lets every demonstration be learnt with a rate of its own.
 
   By all tokens but its own, which see each other as before; a rate of 0 hides
-  the demonstration.
-
-  Args:
-    segment_ids: demonstration of each token, -1 for the rest. Shape `[N]`.
-    rates: of the demonstrations, none negative. Shape `[S]`.
+  the demonstration. Rates `[S]` are not negative; `segment_ids` `[N]` are the
+  demonstration of each token, -1 for the rest.
 
   Example:
     >>> segments = jnp.array([-1, 0, 0, -1])

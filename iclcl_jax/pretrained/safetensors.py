@@ -42,10 +42,9 @@ def read_safetensors(directory: str | os.PathLike[str]) -> Checkpoint:
       `model.safetensors` or its shards with their index. Tensors come as they
       are stored, each read when it is taken from the mapping, and not kept.
 
-  Raises:
-    ValueError: if the directory, the config, the weights or a shard are
-      missing, a file is truncated or corrupt, index and shards disagree, the
-      model is quantised, or `safetensors` is not installed.
+  Raises `ValueError` if a file or a shard is missing, truncated or corrupt,
+  index and shards disagree, the model is quantised, or `safetensors` is not
+  installed.
   """
   directory = pathlib.Path(directory)
   if (directory / _ADAPTER).is_file():

@@ -23,7 +23,6 @@ class Tokenizer:
   holds. Build it with :func:`read_tokenizer`, or `load` a model with it.
 
   Attributes:
-    backend: the wrapped tokenizer.
     special_tokens: ids of the tokens that stand for no text, by name.
     vocab_size: one more than the largest id.
     chat_template: how the model reads conversations, or None.
@@ -44,12 +43,9 @@ class Tokenizer:
   def encode(self, text: str, *, add_special_tokens: bool = True) -> np.ndarray:
     """Returns int32 ids `[N]` of `text`, with what the model expects around it.
 
-    An empty text has none if the model wants no special tokens around it.
-
-    Args:
-      text: any text. Names of special tokens in it become these tokens.
-      add_special_tokens: whether the tokens around a text are added; not to
-        what `chat` returns, where they stand already.
+    Names of special tokens in the text become these tokens. Without
+    `add_special_tokens` none are put around it, as for what `chat` returns,
+    where they stand already.
     """
     encoding = self._encoding(text, add_special_tokens=add_special_tokens)
     return np.asarray(encoding.ids, np.int32)

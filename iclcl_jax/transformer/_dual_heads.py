@@ -204,8 +204,7 @@ def _read_all(phi, state, queries, sinks, has_seen) -> Array:
   """Predicts for the query heads that share a state. Shape `[r, d_v]`.
 
   As `dual.predict`; zeros from a state that has seen no token. A sink is a
-  demonstration with the label 0, the same for all queries: it adds to the
-  normaliser alone.
+  demonstration with the label 0: it adds to the normaliser alone.
   """
 
   def read(query, sink):

@@ -29,10 +29,8 @@ class Heads(NamedTuple):
     queries: rotated queries, `M = N` of one block. Shape `[H, M, d_k]`.
     keys: rotated keys. Shape `[G, N, d_k]`.
     values: the values. Shape `[G, N, d_k]`.
-    sinks: score of a key without value that each head sees, or None. Shape
-      `[H]`.
-    window: a query sees what is fewer positions away, or None for all. Shape
-      `[]`.
+    sinks: scores `[H]` of a key without value that each head sees, or None.
+    window: `[]`: a query sees what is fewer positions away; None for all.
   """
 
   queries: Float[Array, 'H M d_k']
@@ -98,8 +96,7 @@ def attend(
 
   Args:
     heads: keys and values may be more, such as those of a cache.
-    query_positions: of the queries. Shape `[M]`.
-    key_positions: of the keys. Shape `[N]`.
+    query_positions, key_positions: of both. Shapes `[M]` and `[N]`.
     mask: valid keys. Shape `[N]`; None for all.
     rates: factor of each kernel value: the rate with which the dual model of
       a query learns a key, 0 not at all. Shape `[M, N]`; None for 1.
@@ -153,10 +150,7 @@ def complete(
   x: Float[Array, 'N d_model'],
   outputs: Float[Array, 'H N d_k'],
 ) -> Float[Array, 'N d_model']:
-  """Applies what stands behind the heads: projection and feed-forward network.
-
-  The `outputs` of the heads are those of `attend`.
-  """
+  """Applies what stands behind the heads' `outputs`: projection and network."""
   passed, _, _ = pass_through(architecture, block, x, outputs)
   return normalise(architecture, block.ffn_norms.sum, passed['ffn_sum'])
 

@@ -32,10 +32,8 @@ from iclcl_jax.types import Array, Bool, Float, Kernel
 class Linear(NamedTuple):
   """An affine map, applied as `x @ weight + bias`.
 
-  Attributes:
-    weight: its matrix. Shape `[in, out]`; those of the attention keep their
-      heads apart, see `Block`.
-    bias: its shift, or None. Shape `[out]`.
+  The weight is `[in, out]`, and those of the attention keep their heads apart,
+  see `Block`; the bias is `[out]`, or None.
   """
 
   weight: Array
@@ -52,10 +50,8 @@ class Norm(NamedTuple):
 class Norms(NamedTuple):
   """Normalisations around a sublayer `f`: `sum(x + output(f(input(x))))`.
 
-  Attributes:
-    input: of what `f` reads (pre-norm), or None.
-    output: of what `f` returns, or None.
-    sum: of the residual stream with it (post-norm), or None.
+  Of what `f` reads (pre-norm), of what it returns, and of the residual stream
+  with it (post-norm); each may be None.
   """
 
   input: Norm | None = None
@@ -71,8 +67,7 @@ class Constants(NamedTuple):
       holds from the position `switch` on. Shape `[F]` or `[2, F]`.
     scale: factor of the rotated coordinates, or None. Shape `[]`.
     switch: the first position that needs the second row, or None. Shape `[]`.
-    window: a query sees what is fewer positions away, or None for all. Shape
-      `[]`.
+    window: `[]`: a query sees what is fewer positions away; None for all.
   """
 
   frequencies: Any = None
@@ -90,8 +85,7 @@ class Block(NamedTuple):
   Attributes:
     attention_norms: normalisations around the attention.
     query: weight `[d_model, H, d_k]`, bias `[H, d_k]`.
-    key: weight `[d_model, G, d_k]`, bias `[G, d_k]`.
-    value: weight `[d_model, G, d_k]`, bias `[G, d_k]`.
+    key, value: weights `[d_model, G, d_k]`, biases `[G, d_k]`.
     output: weight `[H, d_k, d_model]`, bias `[d_model]`.
     ffn_norms: normalisations around the feed-forward network.
     gate: the branch under the activation of a gated network (SwiGLU), or None.

@@ -46,11 +46,8 @@ def make_alternating_tokens(
   """Puts a regression problem into tokens `x_1, y_1, ..., x_N, y_N, x_q`.
 
   A row is `(position, input, label)`: rows of inputs have label 0, rows of
-  labels have input 0.
-
-  Args:
-    positions: code of each place: one-hot (`jnp.eye(2 * N + 1)`) for
-      `construct_copy`. Shape `[2 N + 1, d_p]`.
+  labels have input 0. Positions `[2 N + 1, d_p]` are the code of each place,
+  one-hot (`jnp.eye(2 * N + 1)`) for `construct_copy`.
 
   Example:
     >>> make_alternating_tokens(
@@ -174,7 +171,6 @@ def attend(
      \big((E W_q^h)(C W_k^h)^\top (C W_v^h)\big) W_p^h
 
   Args:
-    layer: weights of the layer.
     tokens: rows `E`; the context `C` is all but the last. Shape `[M, D]`.
     weights_fn: `(scores [Q, K], visible [Q, K], d_k) -> [Q, K]`, row by row:
       `linear_weights`, `softmax_weights`, or one of your own. `visible` may
@@ -226,8 +222,7 @@ def predict(
 
   Args:
     layers: weights, stacked along a leading axis of layers; see `repeat`.
-    d_y: width of a label, less than that of the tokens.
-    weights_fn: as in `attend`.
+    d_y, weights_fn: width of a label; as in `attend`.
 
   Example:
     >>> rows = jnp.asarray([[1.0, 2.0], [3.0, 0.0]])  # (x_1, y_1), (x_q, 0)
@@ -287,10 +282,9 @@ def construct(
   query's token hold: call `make_tokens` with the SAME `initial`. With another
   the layers descend from neither. The layer takes its dtype.
 
-  Args:
-    contraction: the factor `gamma` of GD++, a step from `W_0 = 0` that also
-      moves every input, the query's too, to `(I - gamma X^T X) x_j`: a sum that
-      is not divided by `N`.
+  The `contraction` `gamma` of GD++ is for a step from `W_0 = 0` that also moves
+  every input, the query's too, to `(I - gamma X^T X) x_j`: a sum that is not
+  divided by `N`.
   """
   _validate.finite(learning_rate=learning_rate, contraction=contraction)
   _validate.at_least(1, num_demonstrations=num_demonstrations)
@@ -319,12 +313,9 @@ def construct_copy(
   label that stands there; the last row, the query, looks at the first, where
   no label stands. Use it with `softmax_weights` and all rows visible. The
   layers of `construct`, widened by `widen`, then descend: rows of labels have
-  no input and are silent.
-
-  Args:
-    sharpness: the score of the successor, before the division by the square
-      root of `2 N + 1`; the others have 0. A `ValueError` if it overflows
-      `dtype`, or leaves the successor less than half of the attention.
+  no input and are silent. The `sharpness` is the score of the successor, before
+  the division by the root of `2 N + 1`; the others have 0. It is a `ValueError`
+  if it overflows `dtype`, or leaves the successor less than half.
   """
   _validate.at_least(1, num_demonstrations=num_demonstrations, d_x=d_x, d_y=d_y)
   _validate.check_float_dtype('dtype', dtype)

@@ -27,13 +27,8 @@ class Moments(NamedTuple):
 class LinearTasks:
   """Random tasks `y = w . x` with independent, symmetric coordinates.
 
-  The entries of `w` have variance 1.
-
-  Attributes:
-    d_x: width of the inputs.
-    num_demonstrations: number of context rows `N`.
-    moments: of the coordinates of inputs and query.
-    noise_variance: of noise on the labels of the context.
+  The entries of `w` have variance 1, the coordinates of inputs and query these
+  `moments`; labels of the `num_demonstrations` context rows have this noise.
   """
 
   d_x: int

@@ -179,10 +179,7 @@ class Decoder:
     settings: Mapping[str, Any] | None = None,
     **options: Any,
   ) -> Rotary:
-    """Reads the rotation that all layers share.
-
-    The `base` and the `settings` stand in for a config that does not say.
-    """
+    """Reads the rotation of all layers; `base` and `settings` are defaults."""
     config = self.config
     new, old = config.object('rope_parameters'), config.object('rope_scaling')
     if {**new, **old} != {**old, **new}:

@@ -20,10 +20,7 @@ _PROJECTIONS = (
 
 
 @_decoder.family(
-  prefix='bert.',
-  layer='encoder.layer.{}.',
-  ignored=_IGNORED,
-  norm_bias=True,
+  prefix='bert.', layer='encoder.layer.{}.', ignored=_IGNORED, norm_bias=True
 )
 def from_bert(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes an encoder of LayerNorm after each sublayer and GELU."""

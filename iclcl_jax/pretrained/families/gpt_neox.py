@@ -12,8 +12,7 @@ def from_gpt_neox(decoder: _decoder.Decoder) -> LanguageModel:
   """Makes a model of the family `gpt_neox` (arXiv:2204.06745)."""
   config = decoder.config
   rotation = decoder.rotary(
-    base_name='rotary_emb_base',
-    partial=config.number('rotary_pct', 0.25),
+    base_name='rotary_emb_base', partial=config.number('rotary_pct', 0.25)
   )
   # Others ignore this name of the base.
   base = config.get('rotary_emb_base', 1e4)
