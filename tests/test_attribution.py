@@ -375,6 +375,8 @@ TEXT = 'one two three four'
 def test_a_token_belongs_to_the_span_in_which_it_begins():
   found = attribution.mark_spans(Words(), TEXT, [(0, 5), (7, 18)])
   assert found.tolist() == [-1, 0, 0, 1, 1]
+  texts = attribution.mark_spans(Words(), TEXT, ['one t', (7, 9), ' four'])
+  assert texts.tolist() == [-1, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -382,6 +384,11 @@ def test_a_token_belongs_to_the_span_in_which_it_begins():
   [
     ([], r'spans is \[\]; expected a list of at least'),
     ([(0, 4), (3, 9)], r'overlaps with spans.0.'),
+    ('one', "spans is 'one'; expected a list"),
+    (
+      [' two', 'one'],
+      r'spans.1. is .one., which the text does not hold behind',
+    ),
     ([(3, 3)], 'begin < end'),
     ([(-1, 3)], '0 <= begin'),
     ([(0, 19)], 'the number of characters'),

@@ -1,6 +1,7 @@
 """What the documents say is run, and what they name exists."""
 
 import doctest
+import os
 import pathlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 import iclcl_jax
+from iclcl_jax import pretrained
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = [
@@ -48,7 +50,12 @@ def test_code_prints_what_it_says():
   # In a process of its own: documents speak of JAX's default settings.
   command = [sys.executable, '-m', 'doctest', *EXAMPLES]
   result = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, check=False
+    [sys.executable, '-m', 'doctest', str(ROOT / path)],
+    cwd=tmp_path,  # Where they may write.
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert result.returncode == 0, result.stdout + result.stderr
 

@@ -1,7 +1,6 @@
 """`experiments.language_model`: a small model in full, SmolLM2 where it is."""
 
 import dataclasses
-import functools
 import html.parser
 import json
 from types import SimpleNamespace
@@ -183,10 +182,6 @@ def test_page_escapes_the_prompt(config):
   text = page.pages(hostile, page.measure(hostile))['report.html']
   assert '&lt;' in text
   assert '<script' not in text
-  token = functools.partial(page.token, value=1.0, size=1.0, is_first=False)
-  assert token('\n', is_numbered=False)[0::7] == ('', '\n')
-  assert token('\n', is_numbered=True)[0::7] == ('↵', '\n')
-  assert token(' x', is_numbered=True)[0::6] == ('x', ' ')
 
 
 def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
@@ -222,9 +217,9 @@ def test_capped_scores_have_no_loss_that_drops():
     prompt=SimpleNamespace(demonstration_labels=['a', 'b']),
   )
   labels = [jnp.array([3]), jnp.array([4, 5])]
-  *others, shares = reading._of_demonstrations(loaded, labels)
+  removal, shares = reading._of_demonstrations(loaded, labels)
   assert np.all(np.isnan(shares))
-  assert np.all(np.isfinite(others))
+  assert np.all(np.isfinite(removal))
 
 
 @pytest.mark.parametrize('name', ['smollm3', 'gemma2-biased', 'gpt_oss'])
@@ -263,18 +258,19 @@ def test_labels_of_several_tokens_are_compared(config, loaded):
   found = reading.measure(strings)
   tokens = loaded.tokenizer.encode(PROMPT)
   expected = []
-  for label, ids in zip(found.labels, found.label_ids, strict=True):
+  for label, ids in zip(found.page.labels, found.label_ids, strict=True):
     assert loaded.tokenizer.decode(ids) == f' {label}'
     whole = jnp.asarray(np.append(tokens, ids))
     scores = table_of(loaded.model, whole)[len(tokens) - 1 : -1]
     expected.append(float(np.exp(scores[np.arange(len(ids)), ids].sum())))
-  np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
+  probabilities = np.exp(found.page.log_probabilities)
+  np.testing.assert_allclose(probabilities, expected, rtol=1e-4)
   assert expected[0] > expected[1]
   terms = found.of_demonstrations.sum() + found.rest
   terms += found.embedding + found.biases
   np.testing.assert_allclose(terms, found.logit_difference, atol=1e-4)
   assert found.identity_error < 1e-5
-  assert np.all(np.abs(found.deletion) > 0)
+  assert np.all(np.abs(found.page.effects) > 0)
 
 
 def test_demonstrations_are_found_and_cut():

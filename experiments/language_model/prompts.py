@@ -8,7 +8,7 @@ as `Sentiment:`; its last word is then its label. All other blocks instruct.
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -40,7 +40,6 @@ class Loaded(NamedTuple):
   tokenizer: pretrained.Tokenizer  # Its words.
   prompt: Prompt  # The prompt, taken apart.
   tokens: Array  # Its ids. Shape `[N]`.
-  token_texts: list[str]  # The characters that each token covers.
   segments: np.ndarray  # Demonstration of each token, -1 for the rest, `[N]`.
   labels: tuple[Label, Label] | None  # The two labels; None if not two.
 
@@ -76,7 +75,6 @@ def load(config: Config) -> Loaded:
     tokenizer,
     prompt,
     jnp.asarray(tokens),
-    [prompt.text[begin:end] for begin, end in tokenizer.spans(prompt.text)],
     segments,
     labels(prompt, config.labels, tokenizer),
   )
@@ -215,14 +213,3 @@ def likelier_first(
     pair = tuple(np.argsort(-log_probs, kind='stable')[:2].tolist())
   first, second = sorted(pair, key=lambda index: -log_probs[index])
   return first, second
-
-
-def printable(text_of: Callable[[Any], str], index: Label) -> str:
-  r"""Text of a label without spaces, or its id where that shows nothing.
-
-  Example:
-    >>> printable(lambda index: [' a', '\n', '\ufffd'][index], 2)
-    'token 2'
-  """
-  text = text_of(index).strip()
-  return text if text and '\ufffd' not in text else f'token {index}'

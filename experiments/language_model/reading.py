@@ -22,22 +22,10 @@ class Results(NamedTuple):
   """
 
   loaded: prompts.Loaded  # Model and prompt.
+  page: attribution.Page  # What the library found, and shows.
   label_ids: tuple[prompts.Label, prompts.Label]  # What is compared.
-  labels: tuple[str, str]  # Their texts.
-  probabilities: list[float]  # Theirs, behind the prompt.
-  logit_difference: float  # Logit of the first label less that of the second.
   # What the sum of all terms lacks, over the sum of their absolute values.
   identity_error: float
-  of_tokens: np.ndarray  # What the heads read from each token. Shape `[N]`.
-  of_heads: np.ndarray  # What each head reads, from the whole prompt, `[L, H]`.
-  # What the difference loses without a demonstration: predicted to first order,
-  # and measured. Shape `[S]`.
-  influence: np.ndarray
-  deletion: np.ndarray
-  of_demonstrations: np.ndarray  # What the heads read from each. Shape `[S]`.
-  rest: float  # What they read from all other tokens, those of a label too.
-  embedding: float  # Of the last token itself.
-  biases: float  # Of all blocks and of the head.
   # What the difference loses if each head alone forgets the demonstration, to
   # first order, summed over heads. Shape `[S]`.
   removal: np.ndarray
@@ -46,14 +34,56 @@ class Results(NamedTuple):
   drop_shares: np.ndarray
 
   @property
+  def logit_difference(self) -> float:
+    """Logit of the first label less that of the second."""
+    return float(self.page.attribution.logit_difference)
+
+  @property
+  def of_tokens(self) -> np.ndarray:
+    """What the heads of the last position read from each token. Shape `[N]`."""
+    return np.einsum(
+      'lhn->n', self.page.attribution.contributions, dtype=np.float64
+    )
+
+  @property
+  def of_demonstrations(self) -> np.ndarray:
+    """What they read from each demonstration. Shape `[S]`."""
+    numbers = np.arange(len(self.page.names))
+    return (self.loaded.segments == numbers[:, None]) @ self.of_tokens
+
+  @property
   def screened(self) -> np.ndarray:
     """The demonstrations whose deletion influence can predict.
 
     Not the one that holds the first token: idle heads rest there, and without
     it everything changes.
     """
-    numbers = np.arange(len(self.influence))
+    numbers = np.arange(len(self.page.names))
     return numbers[numbers != self.loaded.segments[0]]
+
+  @property
+  def of_heads(self) -> np.ndarray:
+    """What each head reads, from the whole prompt. Shape `[L, H]`."""
+    found = self.page.attribution
+    heads = np.sum(found.contributions, 2, dtype=np.float64)
+    return np.asarray(heads + found.rest)
+
+  @property
+  def rest(self) -> float:
+    """What the heads read outside of demonstrations, in a label too."""
+    demonstrations = self.of_demonstrations
+    return float(self.of_heads.sum() - demonstrations.sum())
+
+  @property
+  def embedding(self) -> float:
+    """Of the last token itself."""
+    return float(self.page.attribution.embedding)
+
+  @property
+  def biases(self) -> float:
+    """Of all blocks and of the head."""
+    found = self.page.attribution
+    return float(found.biases.sum(dtype=np.float64) + found.final_bias)
 
 
 @lab.once
@@ -62,49 +92,26 @@ def measure(config: Config) -> Results:
   """Takes the difference of two logits behind the prompt apart."""
   forward, _ = identity.first_pass(config)
   loaded = prompts.load(config)
-  model, tokens, segments = loaded.model, loaded.tokens, loaded.segments
   log_probs = _log_probabilities(loaded, forward.log_probs)
   pair = prompts.likelier_first(loaded.labels, log_probs)
-
-  def of_tokens(model, tokens, labels):
-    numbers = jnp.arange(len(tokens))
-    return attribution.attribute(
-      model, tokens, numbers, *labels, num_segments=len(tokens)
-    )
-
-  labels = [jnp.asarray(ids) for ids in pair]
-  found = lab.compute(of_tokens, model, tokens, labels)
+  spans = loaded.prompt.spans.tolist()
+  page = attribution.page(
+    loaded.model, loaded.tokenizer, loaded.prompt.text, spans, pair
+  )
+  found = page.attribution
   terms = (
     *(found.contributions, found.rest, found.embedding),
     *(found.biases, found.final_bias),
   )
   flat = np.concatenate([np.ravel(x).astype(np.float64) for x in terms])
   difference = float(found.logit_difference)
-  rows = found.contributions.sum((0, 1), dtype=np.float64)
-  influence, deletion, removal, shares = _of_demonstrations(loaded, labels)
-  first, second = (
-    prompts.printable(
-      lambda ids: loaded.tokenizer.decode(np.atleast_1d(ids)), label
-    )
-    for label in pair
-  )
+  labels = [jnp.asarray(ids) for ids in pair]
+  removal, shares = _of_demonstrations(loaded, labels)
   return Results(
     loaded=loaded,
+    page=page,
     label_ids=pair,
-    labels=(first, second),
-    probabilities=[float(np.exp(log_probs[i])) for i in pair],
-    logit_difference=difference,
     identity_error=float(abs(flat.sum() - difference) / np.abs(flat).sum()),
-    of_tokens=rows,
-    of_heads=found.contributions.sum(2, dtype=np.float64) + found.rest,
-    influence=influence,
-    deletion=deletion,
-    of_demonstrations=np.array(
-      [rows[segments == index].sum() for index in range(len(removal))]
-    ),
-    rest=float(rows[segments < 0].sum() + found.rest.sum(dtype=np.float64)),
-    embedding=float(found.embedding),
-    biases=float(found.biases.sum(dtype=np.float64) + found.final_bias),
     removal=removal,
     drop_shares=shares,
   )
@@ -125,10 +132,10 @@ def _log_probabilities(loaded: prompts.Loaded, of_tokens: np.ndarray) -> Any:
 
 
 def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
-  """Influence, effect of deletion, removal from heads, share of loss drop."""
+  """Removal from heads, and share of the loss drop."""
   count = len(loaded.prompt.demonstration_labels)
   if not count:
-    return [np.zeros(0)] * 4
+    return [np.zeros(0)] * 2
 
   def measure(model, tokens, segments, labels):
     prompt, size = (model, tokens, segments), {'num_segments': count}
@@ -137,10 +144,7 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
     if model.architecture.score_cap is None:
       gradients = attribution.demonstration_gradients(*prompt, **size)
       shares = gradients.drop_shares
-    influence = attribution.influence(*prompt, *labels, **size)
     return (
-      jnp.sum(influence, axis=(0, 1)),
-      attribution.effects_of_removal(*prompt, *labels, **size),
       jnp.sum(parts.removal_effects, axis=(0, 1)),
       jnp.mean(shares, axis=(0, 1)),
     )
@@ -166,10 +170,10 @@ def demonstrations(results: Results) -> list[dict[str, Any]]:
       'number': index + 1,
       'label': label,
       'holds_first_token': index == results.loaded.segments[0],
-      'influence': results.influence[index],
+      'influence': results.page.influence[index],
       'contribution': results.of_demonstrations[index],
       'removal_effect': results.removal[index],
-      'deletion_effect': results.deletion[index],
+      'deletion_effect': results.page.effects[index],
       'loss_drop_share': results.drop_shares[index],
     }
     for index, label in enumerate(results.loaded.prompt.demonstration_labels)
@@ -179,10 +183,10 @@ def demonstrations(results: Results) -> list[dict[str, Any]]:
 def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'attribution': {
-      'labels': results.labels,
+      'labels': results.page.labels,
       'label_ids': results.label_ids,
       'labels_note': labels_note(config, results),
-      'label_probabilities': results.probabilities,
+      'label_probabilities': np.exp(results.page.log_probabilities),
       'logit_difference': results.logit_difference,
       'identity_error': results.identity_error,
       'demonstrations': demonstrations(results),
@@ -194,7 +198,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
       'embedding': results.embedding,
       'biases': results.biases,
       'rank_correlation_with_deletion': {
-        'influence': rank_correlation(results, results.influence),
+        'influence': rank_correlation(results, results.page.influence),
         'contribution': rank_correlation(results, results.of_demonstrations),
         'removal_effect': rank_correlation(results, results.removal),
       },
@@ -224,35 +228,26 @@ def labels_note(config: Config, results: Results) -> str:
   )
 
 
-def first_token_note(results: Results) -> str:
-  """What was read from the first token, and whose number holds it."""
-  number = results.loaded.segments[0] + 1
-  holder = f'demonstration {number}' if number else 'the rest of the prompt'
-  return (
-    f'{results.of_tokens[0]:+.2f} was read from the first token, where heads '
-    f'rest that find nothing to read; it counts for {holder}'
-  )
-
-
 def rank_correlation(results: Results, predicted: np.ndarray) -> float | None:
   """With the effect of deletion; None for fewer than four demonstrations."""
-  rows = results.screened
+  rows, measured = results.screened, results.page.effects
   if len(rows) < 4:
     return None
-  found = statistics.rank_correlation(predicted[rows], results.deletion[rows])
+  found = statistics.rank_correlation(predicted[rows], measured[rows])
   return float(found)
 
 
 def sentence(config: Config, results: Results) -> str:
   """What to remember of this question; nothing without demonstrations."""
-  predicted, measured = results.influence, results.deletion
+  page = results.page
+  predicted, measured = page.influence, page.effects
   screened = results.screened
   if not screened.size:
     return ''
   best = screened[np.argmax(np.abs(predicted[screened]))]
   text = f"""Of {screened.size} demonstrations behind the first token, number
     {best + 1} matters most to the logit difference of
-    {results.logit_difference:.2f} in favour of {results.labels[0]!r}: without
+    {results.logit_difference:.2f} in favour of {page.labels[0]!r}: without
     it the difference would lose {predicted[best]:+.2f}, says the influence;
     deleted, it loses {measured[best]:+.2f}."""
   ranks = [
@@ -266,7 +261,7 @@ def sentence(config: Config, results: Results) -> str:
 
 
 def caption(results: Results) -> str:
-  first, second = results.labels
+  first, second = results.page.labels
   return lab.one_line(f"""Left: what the logit of {first!r} less that of
     {second!r} loses without a demonstration. Bars: influence, the prediction to
     first order (none for †, which holds the first token, where idle heads
@@ -276,14 +271,14 @@ def caption(results: Results) -> str:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  count = max(len(results.of_demonstrations), 1)
+  count = max(len(results.page.names), 1)
   height = max(5.4, 2.2 + 0.42 * min(count + 2, MAX_BARS))
   figure, (left, right) = drawing.subplots(
     1, 2, figsize=(13, height), width_ratios=(1, 1.25)
   )
   _bars(left, results)
   _discs(right, results)
-  first, second = results.labels
+  first, second = results.page.labels
   figure.suptitle(
     f'Logit of "{first}" less that of "{second}": '
     f'{results.logit_difference:.2f}'
@@ -296,7 +291,8 @@ def _bars(axis, results: Results) -> None:
   labels = results.loaded.prompt.demonstration_labels[:MAX_BARS]
   shown = len(labels)
   names = [f'{index + 1}  {label}' for index, label in enumerate(labels)]
-  values, places = results.influence[:shown].copy(), np.arange(shown)
+  page = results.page
+  values, places = page.influence[:shown].copy(), np.arange(shown)
   for index in set(places) - set(results.screened):
     values[index], names[index] = 0, f'{names[index]} †'
   for chosen, color, hatch, text in (
@@ -307,7 +303,7 @@ def _bars(axis, results: Results) -> None:
     bars = {'color': color, 'edgecolor': edge, 'hatch': hatch, 'label': text}
     axis.barh(places[chosen], values[chosen], height=0.62, **bars)
   for array, marker, label in (
-    (results.deletion, 'D', 'deleted from the prompt, measured'),
+    (page.effects, 'D', 'deleted from the prompt, measured'),
     (results.of_demonstrations, 'o', 'read by the last position'),
   ):
     look = {'color': drawing.BLACK, 'mfc': 'white', 'ms': 7, 'mew': 1.6}
@@ -315,7 +311,7 @@ def _bars(axis, results: Results) -> None:
   axis.axvline(0, color=drawing.GREY, linewidth=1)
   axis.set_yticks(places, names)
   axis.invert_yaxis()
-  axis.set_xlabel(f'logits towards "{results.labels[0]}"')
+  axis.set_xlabel(f'logits towards "{page.labels[0]}"')
   axis.set_title('lost without a demonstration')
   axis.legend(loc='upper center', bbox_to_anchor=(0.4, -0.12), ncols=2)
 

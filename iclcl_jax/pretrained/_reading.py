@@ -23,10 +23,7 @@ _TOGETHER = 'Check that config and tensors belong together.'
 
 
 class StoredTensors(collections.UserDict[str, Any]):
-  """Tensors in a file: each is read when it is taken, and not kept.
-
-  Shape and dtype of each are known without reading it, from `specs`.
-  """
+  """Tensors in a file, read when taken; `specs` are known without reading."""
 
   def __init__(
     self,
@@ -184,7 +181,6 @@ def import_reader(name: str) -> Any:
     return importlib.import_module(name)
   except ImportError as error:
     raise ValueError(
-      f'reading this file needs the package {name.partition(".")[0]!r}, which '
-      f"can't be imported ({error}). Install it: pip install "
-      "'iclcl_jax[lm]'."
+      f"this needs the package {name.partition('.')[0]!r}, which can't be "
+      f"imported ({error}). Install it: pip install 'iclcl_jax[lm]'."
     ) from error

@@ -1,7 +1,8 @@
 r"""Which demonstrations taught a language model its answer.
 
 What a prompt shows is cut into segments: the demonstrations, and the rest. The
-last position is read. Four questions:
+last position is read. Four questions, and `page` shows what the answer to the
+first three is:
 
 * `influence`: what does the answer lose if a demonstration is deleted? To first
   order, through the dual models of all heads at all later tokens. It finds the
@@ -37,6 +38,7 @@ from iclcl_jax.pretrained.attribution._logits import (
   attribute as attribute,
   direct_logit_attribution as direct_logit_attribution,
 )
+from iclcl_jax.pretrained.attribution._page import Page as Page, page as page
 from iclcl_jax.pretrained.attribution._readings import (
   DemonstrationGradients as DemonstrationGradients,
   HeadReadings as HeadReadings,

@@ -118,12 +118,9 @@ def first_order(
 ) -> tuple[Any, Float[Array, '']]:
   """Carries the slope of an answer back through the blocks.
 
-  Returns the results of `term`, with a leading axis `L`, and the answer.
-
-  Args:
-    term: `(block, x, outputs, slopes, *row) -> result` of the stream before a
-      block, its heads' outputs, and the answer's slope in them, `[H, N, d_k]`.
-    *rows: arrays with a leading axis `L`.
+  Returns the answer, and before it what `term(block, x, outputs, slopes, *row)`
+  returns of the stream before a block, its heads' outputs, and the answer's
+  slope in them `[H, N, d_k]`; with a leading axis `L`, as the rows have.
   """
   architecture, valid = model.architecture, question.valid
   positions = _model.positions_of(question.tokens, valid)
@@ -202,12 +199,10 @@ def effects_of_removal(
   the prompt stand, for each demonstration, copies of the tokens after it that
   do not see it. Tokens before a demonstration stand there once.
 
-  Takes what `influence` takes, and raises `ValueError` as it does.
-
-  Args:
-    num_rows: rows of the packed prompt, one program for all prompts; by default
-      what these demonstrations need, or what any could, under `jit` and `vmap`.
-      With too few rows all effects are NaN.
+  Takes what `influence` takes, and raises `ValueError` as it does. `num_rows`
+  are those of the packed prompt, one program for all prompts; by default what
+  these demonstrations need, or what any could, under `jit` and `vmap`. With too
+  few rows all effects are NaN.
   """
   if num_rows is not None:
     _validate.at_least(len(tokens), num_rows=num_rows)
@@ -254,10 +249,7 @@ def _effects_of_removal(
 def _answers(
   model, question: _Question, num_segments: int, removal: Removal, num_rows
 ) -> Float[Array, ' W']:
-  """Answers in all worlds: without each demonstration, and the prompt itself.
-
-  A token has a row of its own where something before it is missing.
-  """
+  """Answers without each demonstration, and behind the prompt itself."""
   architecture = model.architecture
   segments = jnp.array([*range(num_segments), _NONE], 'int32')
 
@@ -272,7 +264,8 @@ def _answers(
     num_rows = stands.size
   else:  # Tokens of the label stand in all worlds.
     num_rows = min(num_rows + shape[0] * (len(question.ids) - 1), stands.size)
-  # Row of each token of each world, and world and token of each row.
+  # Row of each token of each world, and world and token of each row: a token
+  # has one of its own where something before it is missing.
   rows = (jnp.cumsum(stands) - 1).reshape(shape)
   rows = jnp.where(stands, rows, rows[-1:])
   flat = jnp.flatnonzero(stands, size=num_rows, fill_value=0)
@@ -317,11 +310,7 @@ def _of_segments(
   removal: Removal,
   mask: Array | None,
 ) -> Array:
-  """Checks a prompt; returns what an answer loses without each segment.
-
-  The last axis is that of segments; without the one whose token is read
-  nothing is left to read.
-  """
+  """Returns what is lost without each segment, NaN for the one that is read."""
   _model.check_causal_prompt(model, tokens, mask)
   check_segments(segment_ids, num_segments)
   _validate.look(_check_query, mask, segment_ids)

@@ -13,6 +13,7 @@ from iclcl_jax._mesh import vary_as
 from iclcl_jax._program import compiled
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained.attribution import _html
 from iclcl_jax.pretrained.attribution._readings import HeadReadings, read_heads
 from iclcl_jax.transformer._forward import normalise
 from iclcl_jax.types import Array, Bool, Float, Int
@@ -57,6 +58,12 @@ class LogitAttribution(NamedTuple):
     blocks = self.contributions, self.rest, self.biases
     return sum(map(jnp.sum, blocks), self.embedding + self.final_bias)
 
+  def _repr_html_(self) -> str | None:
+    """Returns what a notebook shows: bars, and a map of heads."""
+    if np.ndim(self.contributions) != 3:  # Of several prompts.
+      return None
+    return _html.show('attribution.html', found=jax.device_get(self))
+
 
 @compiled
 def direct_logit_attribution(
@@ -74,12 +81,10 @@ def direct_logit_attribution(
   normalisations frozen, and :math:`g_L` from final normalisation and head.
 
   Args:
-    model: the model that gave the readings.
-    readings: of one position.
+    readings: of one position of this model, which has a head.
     label: token id whose logit counts.
     other_label: token id whose logit is subtracted; None for the mean of all
-      logits. Both are in the vocabulary of a model with a head: others are a
-      `ValueError`.
+      logits. An id outside of the vocabulary is a `ValueError`.
   """
   check_labels(model, label, other_label, ranks=(0,))
   row, bias = _label_direction(model, label, other_label)

@@ -29,10 +29,8 @@ class HeadReadings(NamedTuple):
     removed_outputs: output of the head whose dual state never saw the segment;
       zeros if nothing else is seen. Shape `[L, H, S, d_k]`.
     points: where each block is read, for `transformer.map_label`.
-    stream: residual stream of the position before each block. Shape
-      `[L, d_model]`.
-    last: residual stream of the position behind the last block. Shape
-      `[d_model]`.
+    stream, last: residual stream of the position before each block, and behind
+      the last one. Shapes `[L, d_model]` and `[d_model]`.
     sink_shares: share of a sink in the normaliser, or None. Shape `[L, H]`.
   """
 
@@ -163,9 +161,8 @@ def _read_segments(
 ) -> tuple[Array, Array, Array, Array, Array | None]:
   """Reads one dual state for each segment, and merges them.
 
-  Returns what each adds to the output, log shares, the log normaliser, for each
-  segment the output of all others merged, and the share of a sink: a
-  demonstration with the label 0.
+  Returns what each adds to the output, log shares, the log normaliser, the
+  output without each, and the share of a sink, a demonstration with label 0.
   """
   (num_heads, width), num_groups = query.shape, keys.shape[0]
   rows = (query / width**0.5).reshape(num_groups, -1, width)
@@ -238,9 +235,8 @@ def demonstration_gradients(
   tokens of a demonstration. The norm is :math:`\langle G_s, G_s \rangle^{1/2}`.
   The loss is linear, so one step of all takes
   :math:`\sum_{s,t} \langle G_s, G_t \rangle` from it, of which
-  :math:`\sum_t \langle G_s, G_t \rangle` is due to the step of `s`. Kernels
-  are evaluated relative to the largest key of each demonstration, so nothing
-  overflows; heads that share keys and values share the dual model.
+  :math:`\sum_t \langle G_s, G_t \rangle` is due to the step of `s`. Heads that
+  share keys and values share the dual model.
 
   Takes what `read_heads` takes, and raises `ValueError` as it does; tokens that
   the last position does not see count for nothing.

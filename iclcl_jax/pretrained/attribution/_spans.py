@@ -9,7 +9,7 @@ from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 
 def mark_spans(
-  tokenizer: Tokenizer, text: str, spans: Sequence[tuple[int, int]]
+  tokenizer: Tokenizer, text: str, spans: Sequence[str | tuple[int, int]]
 ) -> np.ndarray:
   """Returns the demonstration of each token of `tokenizer.encode(text)`.
 
@@ -17,20 +17,27 @@ def mark_spans(
   which it begins.
 
   Args:
-    tokenizer: of the model.
-    text: the prompt.
-    spans: begin and end (exclusive) of each demonstration, in characters; at
-      least one. One that is empty, reaches outside of the text, has no token
-      that begins in it, or overlaps with another is a `ValueError`.
+    spans: each demonstration, at least one: its text, which is looked for
+      behind the one before, or begin and end (exclusive) in characters. One
+      that is empty, is not in the text, has no token that begins in it, or
+      overlaps with another is a `ValueError`.
   """
-  if not isinstance(spans, Sequence) or not spans:
+  if not isinstance(spans, Sequence) or isinstance(spans, str) or not spans:
     raise ValueError(
-      f'spans is {spans!r}; expected a list of at least one pair, begin and '
-      'end (exclusive) of each demonstration in characters.'
+      f'spans is {spans!r}; expected a list of at least one demonstration, its '
+      'text or a pair, begin and end (exclusive) in characters.'
     )
   begins, ends = tokenizer.spans(text).T
-  result = np.full(len(begins), -1, np.int32)
+  result, end = np.full(len(begins), -1, np.int32), 0
   for number, span in enumerate(spans):
+    if isinstance(span, str):
+      begin = text.find(span, end)
+      if begin < 0:
+        raise ValueError(
+          f'spans[{number}] is {span!r:.200}, which the text does not hold '
+          f'behind character {end}; expected demonstrations in their order.'
+        )
+      span = begin, begin + len(span)
     try:
       begin, end = map(operator.index, span)
       fits = 0 <= begin < end <= len(text)
