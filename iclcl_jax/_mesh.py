@@ -16,9 +16,8 @@ _FunctionT = TypeVar('_FunctionT', bound=Callable[..., Any])
 def vary_as(tree: _T, *others: Any) -> _T:
   """Lets arrays vary over the mesh axes over which they or others vary.
 
-  Inside `jax.shard_map` a carry of `lax.scan` that starts from a constant
-  varies over no axis, and after a step over those of what was added: `scan`
-  wants one type.
+  A carry of `lax.scan` that starts from a constant varies over none, and after
+  a step over those of what was added: `scan` wants one type.
   """
   arrays = [x for x in jax.tree.leaves((tree, others)) if hasattr(x, 'dtype')]
   axes = frozenset().union(*map(_varying_axes, arrays))

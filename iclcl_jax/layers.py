@@ -1,6 +1,4 @@
-"""Flax layers: they hold parameters, the arithmetic stays below.
-
-This module alone imports flax; `import iclcl_jax` does not load it.
+"""Flax layers, of parameters alone; `import iclcl_jax` does not load flax.
 
 One layer serves every attention of the library: `attention_fn` says how the
 rows are read, such as `functools.partial(modified.regularised(strength=0.1)

@@ -24,11 +24,9 @@ _KINDS: dict[str, Any] = {x.__name__: x for x in (DualState, KernelDualState)}
 def save(path: str | os.PathLike[str], state: State) -> None:
   """Saves a state to one file: readers find the old state or the new one.
 
-  Args:
-    path: the file; an existing one is replaced, a folder is an `OSError`.
-    state: a concrete one; others are a `ValueError`. Leading axes that all
-      arrays share (heads, a batch) are kept; free rows of a fixed capacity
-      become masked ones.
+  An existing file is replaced, a folder is an `OSError`, and a state that is
+  not concrete a `ValueError`. Leading axes that all arrays share (heads, a
+  batch) are kept; free rows of a fixed capacity become masked ones.
 
   Example:
     >>> import tempfile

@@ -43,21 +43,33 @@ EXAMPLES = {
 }
 
 
-def test_code_prints_what_it_says():
-  for path, least in EXAMPLES.items():
-    text = (ROOT / path).read_text()
-    assert len(doctest.DocTestParser().get_examples(text)) > least
-  # In a process of its own: documents speak of JAX's default settings.
-  command = [sys.executable, '-m', 'doctest', *EXAMPLES]
+def run_examples(paths, folder):
+  """In a process of its own: documents speak of JAX's default settings."""
   result = subprocess.run(
-    [sys.executable, '-m', 'doctest', str(ROOT / path)],
-    cwd=tmp_path,  # Where they may write.
+    [sys.executable, '-m', 'doctest', *(str(ROOT / path) for path in paths)],
+    cwd=folder,  # Where they may write.
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     check=False,
   )
   assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_code_prints_what_it_says(tmp_path):
+  for path, least in EXAMPLES.items():
+    text = (ROOT / path).read_text()
+    assert len(doctest.DocTestParser().get_examples(text)) > least
+  run_examples(EXAMPLES, tmp_path)
+
+
+def test_the_page_of_a_prompt_is_made_as_it_is_said(tmp_path):
+  try:
+    pretrained.smollm2.weights_path()
+  except ValueError as error:
+    pytest.skip(str(error))
+  run_examples(['docs/howto/attribution.md'], tmp_path)
+  assert 'Which demonstration matters' in (tmp_path / 'page.html').read_text()
 
 
 ARCHITECTURE = (ROOT / 'docs/architecture.md').read_text()

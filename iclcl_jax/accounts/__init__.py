@@ -1,9 +1,8 @@
 """The neighbouring accounts of in-context learning, one module each.
 
-Their functions raise `ValueError` where ranks, sizes or dtypes of arrays are
-not those of the annotations, a count is below 1, or a number is not finite or
-outside of the range that is given with it; what else they refuse is said with
-each.
+Their functions raise `ValueError` where arrays are not those of the
+annotations, a count is below 1, or a number is not finite or outside of its
+range; what else they refuse is said with each.
 
 * `implicit_weight_update` - what a context does to a token is a rank-one change
   of the weights behind the heads.

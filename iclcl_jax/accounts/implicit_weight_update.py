@@ -59,10 +59,8 @@ def weight_update(
 ) -> WeightUpdate:
   """Returns what stands for the context at every token of a block.
 
-  Args:
-    x: the stream before the block. Shape `[N, d_model]`.
-    context: which tokens are hidden; no position moves. Shape `[N]`.
-    positions: of the tokens; None for `0, ..., N - 1`. Shape `[N]`.
+  `x` `[N, d_model]` is the stream before the block. The `context` `[N]` are the
+  tokens that are hidden; no position moves, None for `0, ..., N - 1`.
 
   Example:
     >>> architecture, block = transformer.example()

@@ -81,10 +81,9 @@ class Config:
     fix: str = 'Check config.json, or choose another model.',
     names: Mapping[str, str] | None = None,
   ):
-    """Takes the content; a field that is null counts as absent.
+    """Takes the content, where null is absent, and what messages advise.
 
-    `label` is what messages call a field, `fix` what they advise; `names` are
-    those of fields that are read under another one.
+    `names` are those of fields that are read under another one.
     """
     self.fields = {k: v for k, v in fields.items() if v is not None}
     self._null = set(fields) - set(self.fields)

@@ -160,9 +160,8 @@ def _minus_one(kind: str, array: np.ndarray, base: Fields) -> np.ndarray:
 class Layout(NamedTuple):
   """How one architecture is stored.
 
-  `names` are pairs `theirs=ours` of names of tensors, with or without `.weight`
-  and `.bias`; those in a block begin with a point. `undo` undoes what
-  converters do to a tensor of a kind, such as `attn_q.weight`.
+  `names` are pairs `theirs=ours` of names of tensors; those in a block begin
+  with a point. `undo` undoes what converters do, to an `attn_q.weight` say.
   """
 
   settings: Callable[[Entries], Fields]  # Makes the config of Hugging Face.

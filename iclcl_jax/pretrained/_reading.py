@@ -42,8 +42,7 @@ class StoredTensors(collections.UserDict[str, Any]):
 class Tensors:
   """The tensors of a checkpoint, each checked and read when it is taken.
 
-  Names are those of the family, without prefix; `{}` in a template stands for
-  the number of a layer.
+  Names are those of the family, without prefix; `{}` is the number of a layer.
   """
 
   def __init__(

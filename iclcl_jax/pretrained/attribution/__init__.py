@@ -1,12 +1,10 @@
 r"""Which demonstrations taught a language model its answer.
 
 What a prompt shows is cut into segments: the demonstrations, and the rest. The
-last position is read. Four questions, and `page` shows what the answer to the
-first three is:
+last position is read. Four questions; `page` answers all but the last in one:
 
 * `influence`: what does the answer lose if a demonstration is deleted? To first
-  order, through the dual models of all heads at all later tokens. It finds the
-  single deletions that matter, and their sign.
+  order, through the dual models of all heads at all later tokens.
 * `effects_of_removal`: what does it lose exactly? One pass, packed.
 * `read_heads` and `direct_logit_attribution`, both by `attribute`: what did the
   heads at the last position read in each segment? A decomposition of the

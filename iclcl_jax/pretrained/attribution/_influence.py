@@ -18,11 +18,8 @@ from iclcl_jax._program import compiled
 from iclcl_jax.precision import cast_like, widen
 from iclcl_jax.pretrained import _model
 from iclcl_jax.pretrained._model import LanguageModel
+from iclcl_jax.pretrained.attribution import _readings
 from iclcl_jax.pretrained.attribution._logits import Label, append, check_labels
-from iclcl_jax.pretrained.attribution._readings import (
-  check_segments,
-  scan_layers,
-)
 from iclcl_jax.transformer import _forward
 from iclcl_jax.types import Array, Bool, Float, Int
 
@@ -138,7 +135,7 @@ def first_order(
     result = term(block, x, outputs, slopes, *row)
     return direct + through_heads(slopes)[0], result
 
-  last, streams = scan_layers(
+  last, streams = _readings.scan_layers(
     model, question.tokens, valid, lambda block, x, *_: x
   )
   answer, gradient = jax.value_and_grad(
@@ -312,7 +309,7 @@ def _of_segments(
 ) -> Array:
   """Returns what is lost without each segment, NaN for the one that is read."""
   _model.check_causal_prompt(model, tokens, mask)
-  check_segments(segment_ids, num_segments)
+  _readings.check_segments(segment_ids, num_segments)
   _validate.look(_check_query, mask, segment_ids)
   if removal not in get_args(Removal):
     raise ValueError(

@@ -59,7 +59,6 @@ class LogitAttribution(NamedTuple):
     return sum(map(jnp.sum, blocks), self.embedding + self.final_bias)
 
   def _repr_html_(self) -> str | None:
-    """Returns what a notebook shows: bars, and a map of heads."""
     if np.ndim(self.contributions) != 3:  # Of several prompts.
       return None
     return _html.show('attribution.html', found=jax.device_get(self))

@@ -66,8 +66,7 @@ def read_heads(
     num_segments: number of demonstrations `S`.
     mask: the last valid token is read: mask later ones to read another.
 
-  Raises `ValueError` as `pretrained.logits`; if `segment_ids` do not fit the
-  tokens. Values are looked at outside of `jit` and `vmap`.
+  Raises `ValueError` as `pretrained.logits`, or if `segment_ids` do not fit.
   """
   members = _members(model, tokens, segment_ids, num_segments, mask)
   position = _model.last_valid(tokens, mask)

@@ -231,9 +231,8 @@ class Decoder:
   ) -> LanguageModel:
     """Puts a model together and checks that nothing of the checkpoint is left.
 
-    `block` and `architecture` are parts of those of `transformer`; equal
-    `layers` become one. `tied` says whether the embedding serves as head, and
-    `context` how long it is, where the config does not.
+    Equal `layers` become one. `tied` says whether the embedding serves as head,
+    and `context` how long it is, where the config does not.
     """
     config, tensors = self.config, self.tensors
     shape = config.count('vocab_size'), self.d_model
