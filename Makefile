@@ -20,7 +20,7 @@ demo: env
 	  --optional --num_demonstrations=4 --greedy_tokens=4 --num_features=0
 
 test: env
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_FLAGS)
 
 lint: env
 	$(BIN)/ruff format --check .

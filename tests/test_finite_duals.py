@@ -295,6 +295,7 @@ def test_derivatives_are_finite_and_right():
   learner = finite_duals.WindowedLearner(num_sinks=1, window=2)
   rows = tokens()
 
+  @jax.jit
   def loss(*rows):
     return jnp.sum(learner.causal(phi, *rows, chunk_size=5) ** 2)
 

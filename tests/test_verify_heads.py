@@ -150,15 +150,19 @@ def test_the_layer_of_the_library_is_captured(attention_fn, is_causal):
   assert equivalence.verify_heads(**call).holds
 
 
-@pytest.mark.parametrize('with_record', [False, True])
+FROM_MARGIN = from_loss(margin, learning_rate=0.3)
+
+
 @pytest.mark.parametrize(
-  'settings',
+  ('settings', 'with_record'),
   [
-    {'is_causal': True, 'scale': 0.3},
-    {'attend': ELU, 'is_causal': True, 'scale': 0.3},
-    {'attend': kernels.GaussianKernel()},
-    {'attend': from_loss(margin, learning_rate=0.3), 'is_causal': True},
-    {'attend': from_loss(losses.info_nce()), 'is_causal': True},
+    ({'is_causal': True, 'scale': 0.3}, False),
+    ({'attend': ELU, 'is_causal': True, 'scale': 0.3}, False),
+    ({'attend': ELU, 'is_causal': True, 'scale': 0.3}, True),
+    ({'attend': kernels.GaussianKernel()}, False),
+    ({'attend': FROM_MARGIN, 'is_causal': True}, False),
+    ({'attend': FROM_MARGIN, 'is_causal': True}, True),
+    ({'attend': from_loss(losses.info_nce()), 'is_causal': True}, False),
   ],
 )
 def test_attention_of_the_library_says_itself_what_it_is(settings, with_record):
