@@ -18,8 +18,6 @@ from iclcl_jax.types import Array, Float, KernelDualState, Reading
 
 # Evaluations of the trained function that are held at a time.
 _CHUNK_SIZE = 256
-# Among so many keys an index is found in no time; among more it is slow.
-_MOST_INDEXED = 1024
 
 
 def empty(kernel, keys, values, capacity=None) -> KernelDualState:
@@ -232,19 +230,12 @@ def causal_sums(
 def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
   """Returns `exponent` less its largest, which becomes exactly 0.
 
-  A compiler may compute a small product twice and round it differently, which
-  `exp` does not survive at exponents of 1e9 in float32. So the largest of up to
-  1024 is found by its index; with more keys such exponents may give NaN.
+  A compiler may fuse the subtraction with a product before it, which then is
+  not rounded, and `exp` does not survive that at exponents of 1e9 in float32:
+  what is left of the largest is taken from all.
   """
-  below = exponent - largest(exponent)
-  size = exponent.shape[0]
-  if not (isinstance(size, int) and 0 < size <= _MOST_INDEXED):
-    return below
-  is_largest = jnp.arange(exponent.shape[0]) == jnp.argmax(exponent)
-  below = jnp.where(below > 0, 0, below)
-  is_largest &= exponent > zero_log_scale(exponent.dtype)  # Not of -inf.
-  own = exponent - jax.lax.stop_gradient(exponent)
-  return jnp.where(is_largest, own, below)
+  below = jnp.minimum(exponent - largest(exponent), 0)
+  return below - largest(below)
 
 
 def evaluate(kernel, x, y) -> Float[Array, '']:
