@@ -234,7 +234,7 @@ def relative(exponent: Float[Array, ' N']) -> Float[Array, ' N']:
   not rounded, and `exp` does not survive that at exponents of 1e9 in float32:
   what is left of the largest is taken from all.
   """
-  below = jnp.minimum(exponent - largest(exponent), 0)
+  below = exponent - largest(exponent)
   return below - largest(below)
 
 

@@ -38,7 +38,7 @@ class ExponentialKernel(FromLog):
   @widened
   def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns the scaled score `x . y / sqrt(d_k)`."""
-    return x @ y / x.shape[0] ** 0.5
+    return x @ (y / x.shape[0] ** 0.5)
 
 
 @_pytree.dataclass
@@ -67,7 +67,7 @@ class CappedExponentialKernel(FromLog):
   @widened
   def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns the capped score."""
-    return cap(x @ y / x.shape[0] ** 0.5, self.limit)
+    return cap(x @ (y / x.shape[0] ** 0.5), self.limit)
 
 
 def cap(scores: Array, limit: float) -> Array:
@@ -91,7 +91,7 @@ class GaussianKernel(FromLog):
   @widened
   def log_kernel(self, x: Vector, y: Vector) -> Float[Array, '']:
     """Returns the logarithm of the kernel."""
-    return -jnp.sum((x - y) ** 2) / (2 * x.shape[0] ** 0.5)
+    return -jnp.sum(((x - y) / (4 * x.shape[0]) ** 0.25) ** 2)
 
 
 @_pytree.dataclass

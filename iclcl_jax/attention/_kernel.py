@@ -41,7 +41,7 @@ def softmax_attention(
   # A masked NaN would return in the gradient.
   keys = moments.visible(jnp.asarray(keys), mask)
   values = moments.visible(jnp.asarray(values), mask)
-  exponent = product(keys, jnp.asarray(query)) / query.shape[0] ** 0.5
+  exponent = product(keys, jnp.asarray(query) / query.shape[0] ** 0.5)
   if mask is not None:
     exponent = jnp.where(mask, exponent, jnp.finfo(exponent.dtype).min)
   weights = jax.nn.softmax(coefficients.relative(exponent))
