@@ -20,7 +20,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_debug_key_reuse', True)
 
 
-MAX_MEMORY = 2**31  # Bytes of a worker beyond which it forgets.
+MAX_MEMORY = 5 * 2**28  # Bytes of a worker beyond which it forgets.
 
 
 def pytest_runtest_teardown():
