@@ -29,7 +29,7 @@ def static(**options: Any) -> Any:
   field_specifiers=(static, dataclasses.field),
 )
 def dataclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
-  """Makes a frozen pytree, whose fields are children unless `static`."""
+  """Makes a class of settings: a frozen pytree, fields `static` or leaves."""
   if cls is None:
     return lambda cls: dataclass(cls, kw_only=kw_only)
   make = dataclasses.dataclass(

@@ -34,6 +34,7 @@ from jaxtyping import (
 )
 
 from iclcl_jax import _pytree
+from iclcl_jax._pytree import dataclass as dataclass, static as static
 
 Mask: TypeAlias = Bool[Array, ' N']
 Vector: TypeAlias = Float[Array, ' d_k']

@@ -22,6 +22,7 @@ from experiments import lab
 from experiments.lab import (
   config as options,
   loops,
+  runner,
   statistics,
   tables,
   workdir,
@@ -620,3 +621,15 @@ def test_tidy_rows_name_their_place_on_every_axis():
     'j': 2,
     'x': [10, 11],
   }
+
+
+def test_a_recorded_command_has_the_flags_that_differ():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Options(lab.Config):
+    sizes: tuple[int, ...] = lab.count((15, 31), 'lengths')
+    name: str = lab.option('a', 'a text')
+
+  plain = runner.command_of(Options())
+  assert plain.endswith(' --workdir=DIR')
+  command = runner.command_of(Options(sizes=(3, 4), name='b c'))
+  assert command == f"{plain} --sizes=3,4 '--name=b c'"

@@ -5,6 +5,7 @@ import contextvars
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 import textwrap
 import threading
@@ -224,13 +225,18 @@ def _measure(parts, config, path, workers, seconds) -> dict[str, Any]:
 
 
 def command_of(config: Any) -> str:
-  """The command that runs the experiment of a config."""
+  """The command that runs a config: a flag for what is not the default."""
   module = type(config).__module__
   if module == '__main__':  # An experiment of one file, run as a command.
     spec = sys.modules['__main__'].__spec__
     module = module if spec is None else spec.name
-  name = '.'.join(module.split('.')[:2])
-  return f'python -m {name} --workdir=DIR'
+  words = ['python', '-m', '.'.join(module.split('.')[:2]), '--workdir=DIR']
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value != field.default:
+      text = ','.join(map(str, value)) if isinstance(value, tuple) else value
+      words.append(shlex.quote(f'--{field.name}={text}'))
+  return ' '.join(words)
 
 
 def report(
