@@ -627,9 +627,10 @@ def test_a_recorded_command_has_the_flags_that_differ():
   @dataclasses.dataclass(frozen=True, kw_only=True)
   class Options(lab.Config):
     sizes: tuple[int, ...] = lab.count((15, 31), 'lengths')
-    name: str = lab.option('a', 'a text')
+    name: str = lab.option('a', 'a text', tiny='b')
 
   plain = runner.command_of(Options())
   assert plain.endswith(' --workdir=DIR')
   command = runner.command_of(Options(sizes=(3, 4), name='b c'))
   assert command == f"{plain} --sizes=3,4 '--name=b c'"
+  assert runner.command_of(Options.tiny()) == f'{plain} --tiny'

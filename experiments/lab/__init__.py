@@ -41,6 +41,7 @@ from experiments.lab.figures import Figure as Figure, style as style
 from experiments.lab.loops import scan_blocks as scan_blocks
 from experiments.lab.runner import (
   Part as Part,
+  command_of as command_of,
   in_threads as in_threads,
   main as main,
   once as once,

@@ -231,6 +231,8 @@ def command_of(config: Any) -> str:
     spec = sys.modules['__main__'].__spec__
     module = module if spec is None else spec.name
   words = ['python', '-m', '.'.join(module.split('.')[:2]), '--workdir=DIR']
+  if config == type(config).tiny() != type(config)():
+    return ' '.join([*words, '--tiny'])
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if value != field.default:

@@ -8,7 +8,6 @@ References:
   Ren & Liu, arXiv:2310.13220, section 4.2; v1, Fig. 5 centre; v2, Fig. 3c.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -26,7 +25,7 @@ from experiments.modifications.training import (
   draw_matrix,
   measure_panel,
 )
-from iclcl_jax import modified, projections
+from iclcl_jax import modified, projections, types
 
 HIDDEN_DIM = 4 * DIM  # Of the two-layer maps of keys.
 G1, G2, BOTH = 'g1 (values)', 'g2 (keys)', 'g1 and g2'
@@ -47,8 +46,7 @@ def views(keys: float, values: float) -> modified.Augmented:
   )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@types.dataclass
 class TwoLayer(Layer):
   """Keys `linear * x W_K + GELU(x M1) M2`; heavy trains no `W_K`."""
 
@@ -72,8 +70,7 @@ class TwoLayer(Layer):
     return self.linear * super().keys(params, tokens) + two_layer
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@types.dataclass
 class Wide(Layer):
   """A plain layer of another `d_k`; columns beyond it are not read."""
 

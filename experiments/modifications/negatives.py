@@ -26,7 +26,7 @@ from experiments.modifications.comparison import (
   Statement,
 )
 from experiments.modifications.training import Layer, measure_panel
-from iclcl_jax import modified
+from iclcl_jax import modified, types
 
 LOWEST, RANDOM, HIGHEST = 'lowest', 'random', 'highest'
 UNNORMALISED = 'lowest unnormalised'
@@ -42,8 +42,7 @@ def _by_noise(noise, weights, candidates, count):
   return modified.lowest_scores(noise, candidates, count)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@types.dataclass
 class ByNoise(Layer):
   """Negatives are chosen by the prompt's noise instead of by score."""
 

@@ -9,7 +9,6 @@ References:
   Ren & Liu, arXiv:2310.13220, section 4.1; v1, Fig. 5 left; v2, Fig. 3b.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +27,12 @@ from experiments.modifications.training import (
   measure_panel,
   tests_of,
 )
-from iclcl_jax import features, modified
+from iclcl_jax import features, modified, types
 
 NUM_IDENTITY_PROMPTS = 4  # Of each run.
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@types.dataclass
 class Untied(Layer):
   """The plain layer and a linear path from the query with its own matrix."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from experiments import lab
 from experiments.lab import Config, pretraining
 from experiments.modifications.comparison import Results
-from iclcl_jax import features, modified
+from iclcl_jax import features, modified, types
 from iclcl_jax.types import Array, Float, Kernel, PRNGKeyArray
 
 DIM, LABELS = pretraining.TOKEN_DIM, pretraining.LABEL_DIM
@@ -31,8 +31,7 @@ class Prompt(NamedTuple):
   noise: Float[Array, ' n']  # A random number for each token.
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@types.dataclass
 class Layer:
   """One attention on projected tokens; a pytree, whose settings are leaves."""
 
@@ -227,7 +226,7 @@ def _groups(config, layers) -> list[_Group]:
   rates = config.rate * np.asarray(config.rate_factors)
   alike: dict[Any, list[str]] = {}
   for name, layer in layers.items():
-    alike.setdefault((type(layer), jax.tree.structure(layer)), []).append(name)
+    alike.setdefault(jax.tree.structure(layer), []).append(name)
 
   def stack(*settings):
     dtype = jnp.int32 if isinstance(settings[0], int) else jnp.float32

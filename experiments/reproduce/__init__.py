@@ -173,17 +173,11 @@ def _run_job(job: Job, settings: Any, folder: folders.Workdir) -> str:
 def _section(
   config: Config, job: Job, folder: folders.Workdir
 ) -> pages.Section:
-  options = {} if config.fast else job.options
-  flags = [
-    f'--{name}={",".join(map(str, x)) if isinstance(x, tuple) else x}'
-    for name, x in options.items()
-  ]
-  command = ['python', '-m', f'experiments.{job.name}', '--workdir=DIR']
   summary = folders.read_json(folder / 'summary.json')
   return pages.Section(
     name=job.name,
     title=job.title,
-    command=' '.join(command + flags),
+    command=lab.command_of(_settings(config, job)),
     folder=folder,
     summary=summary,
     seconds=summary['seconds']['total'],
