@@ -118,13 +118,15 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
   bias = named.get('bias')
   settings = {'is_causal': bool(named.get('is_causal', False))}
   scale, attend = named.get('scale'), named.get('attend')
-  learner = {'scale': scale} if attend is None else _learner(attend)
+  if attend is None:
+    learner = {'scale': scale}
+  else:
+    learner = _learner(attend)
+    query, key = _layout.stretched(query, key, scale)
   leaves, structure = jax.tree.flatten(learner)
   traced = {
     i: x for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)
   }
-  if attend is not None:
-    query, key = _layout.stretched(query, key, scale)
   arrays = {
     'query': query,
     'key': key,
