@@ -290,7 +290,9 @@ def test_missing_or_misshapen_tensor_is_named(name, tensor):
 )
 def test_weights_that_are_no_finite_numbers_are_named(wrong, dtype):
   config, tensors = checkpoint_of('llama')
-  tensors['model.layers.1.mlp.up_proj.weight'][2, 3] = wrong
+  name = 'model.layers.1.mlp.up_proj.weight'
+  tensors[name] = tensors[name].copy()  # Others share the one that is there.
+  tensors[name][2, 3] = wrong
   with pytest.raises(ValueError, match=r'layers.1.mlp.up_proj.*NaN or infin'):
     pretrained.from_checkpoint(Checkpoint(config, tensors), dtype=dtype)
 
