@@ -364,7 +364,7 @@ def test_padding_changes_no_gradient():
 class Words:
   """A tokenizer that cuts at blanks, after one added token."""
 
-  def spans(self, text):
+  def spans(self, text, *, add_special_tokens):
     edges = [0, *(i for i, c in enumerate(text) if c == ' '), len(text)]
     return np.array([(0, 0), *itertools.pairwise(edges)])
 

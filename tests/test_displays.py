@@ -1,5 +1,6 @@
 """What objects show of themselves: short, and escaped."""
 
+import copy
 import html.parser
 import re
 import sys
@@ -18,7 +19,7 @@ from iclcl_jax import (
   modified,
   pretrained,
 )
-from iclcl_jax.pretrained import attribution
+from iclcl_jax.pretrained import _chat, attribution, tokenizer
 from iclcl_jax.pretrained.attribution import _html
 from tests import families, pretrained_files as files
 
@@ -103,6 +104,18 @@ def model(tmp_path_factory):
   """A random model, and a tokenizer of bytes."""
   path = tmp_path_factory.mktemp('model') / 'small'
   return pretrained.load(files.write_model(path, ['<added>']))
+
+
+@pytest.fixture
+def chat(model):
+  """Its tokenizer, which puts a token before a text, as a template does."""
+  backend = copy.deepcopy(model.tokenizer.backend)
+  index = backend.token_to_id('<added>')
+  backend.post_processor = files.tokenizers.processors.TemplateProcessing(
+    single='<added> $A', special_tokens=[('<added>', index)]
+  )
+  source = "<added>{% for x in messages %}{{ x['content'] }}{% endfor %}"
+  return tokenizer.Tokenizer(backend, _chat.ChatTemplate(source, {}))
 
 
 @pytest.fixture(scope='module')
@@ -243,6 +256,41 @@ def test_prompts_without_demonstrations_and_labels_of_several_tokens(model):
   np.testing.assert_allclose(
     page.attribution.total, page.attribution.logit_difference, atol=1e-4
   )
+
+
+def test_the_tokens_of_a_chat_template_stand_once(model, chat):
+  text = chat.chat([{'role': 'user', 'content': 'ok = the\n\nok ='}])
+  spans, index = ['ok = the\n\n'], chat.encode('')[0]
+  found = attribution.page(
+    model.model, chat, text, spans, LABELS, add_special_tokens=False
+  )
+  tokens = chat.encode(text, add_special_tokens=False)
+  assert tokens.tolist().count(index) == 1
+  assert ''.join(found.pieces) == text
+  assert len(found.segment_ids) == len(tokens)
+  np.testing.assert_array_equal(
+    found.segment_ids,
+    attribution.mark_spans(chat, text, spans, add_special_tokens=False),
+  )
+  scores = pretrained.score_labels(
+    model.model, tokens, [chat.encode(x)[1:] for x in LABELS]
+  )
+  np.testing.assert_allclose(found.log_probabilities, scores, rtol=1e-5)
+  twice = attribution.page(model.model, chat, text, spans, LABELS)
+  assert ''.join(twice.pieces) == f'<added>{text}'
+
+
+def test_a_page_encodes_its_prompt_once(model, monkeypatch):
+  texts = []
+  encode = tokenizer.Tokenizer.encoding
+
+  def noting(self, text, add_special_tokens=True):
+    texts.append(text)
+    return encode(self, text, add_special_tokens)
+
+  monkeypatch.setattr(tokenizer.Tokenizer, 'encoding', noting)
+  attribution.page(*model, PROMPT, DEMONSTRATIONS, LABELS)
+  assert sorted(texts) == sorted([PROMPT, *LABELS])
 
 
 def test_the_first_demonstration_has_no_bar_if_it_holds_the_first_token(model):

@@ -47,18 +47,24 @@ class Tokenizer:
     `add_special_tokens` none are put around it, as for what `chat` returns,
     where they stand already.
     """
-    encoding = self._encoding(text, add_special_tokens=add_special_tokens)
+    encoding = self.encoding(text, add_special_tokens)
     return np.asarray(encoding.ids, np.int32)
 
-  def spans(self, text: str) -> np.ndarray:
+  def spans(self, text: str, *, add_special_tokens: bool = True) -> np.ndarray:
     """Returns which characters of `text` each of its tokens covers.
 
-    Begin and end (exclusive) for the tokens of `encode(text)`, int32, `[N, 2]`;
+    Begin and end (exclusive) for the tokens of `encode`, int32, `[N, 2]`;
     tokens that were added around the text cover nothing, bytes of one character
     all cover that character.
     """
-    offsets = self._encoding(text).offsets
+    offsets = self.encoding(text, add_special_tokens).offsets
     return np.asarray(offsets, np.int32).reshape(-1, 2)
+
+  def encoding(self, text: str, add_special_tokens: bool = True) -> Any:
+    """Returns ids and offsets together, as `tokenizers` has them."""
+    expected = 'a string. Encode several texts one by one'
+    _validate.check_type('text', text, str, expected)
+    return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
   def single_id(self, text: str) -> int:
     """Returns the id of a text that is one token, such as a label.
@@ -122,11 +128,6 @@ class Tokenizer:
         "role and a content: [{'role': 'user', 'content': '2+2?'}]."
       )
     return _chat.render(self.chat_template, messages, add_generation_prompt)
-
-  def _encoding(self, text: str, *, add_special_tokens: bool = True) -> Any:
-    expected = 'a string. Encode several texts one by one'
-    _validate.check_type('text', text, str, expected)
-    return self.backend.encode(text, add_special_tokens=add_special_tokens)
 
 
 def read_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:

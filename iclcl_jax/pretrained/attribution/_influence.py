@@ -88,7 +88,7 @@ def influence(
   """
   return _of_segments(
     lambda question: _influence(model, question, num_segments, removal),
-    *(model, tokens, segment_ids, label, other_label),
+    *(model, tokens, segment_ids, (label, other_label)),
     *(num_segments, removal, mask),
   )
 
@@ -238,7 +238,7 @@ def _effects_of_removal(
 
   return _of_segments(
     effects,
-    *(model, tokens, segment_ids, label, other_label),
+    *(model, tokens, segment_ids, (label, other_label)),
     *(num_segments, removal, mask),
   )
 
@@ -297,15 +297,7 @@ def _answers(
 
 
 def _of_segments(
-  of_question: Callable[[_Question], Array],
-  model: LanguageModel,
-  tokens: Array,
-  segment_ids: Array,
-  label: Label,
-  other_label: Label,
-  num_segments: int,
-  removal: Removal,
-  mask: Array | None,
+  of_question, model, tokens, segment_ids, labels, num_segments, removal, mask
 ) -> Array:
   """Returns what is lost without each segment, NaN for the one that is read."""
   _model.check_causal_prompt(model, tokens, mask)
@@ -317,9 +309,8 @@ def _of_segments(
     )
   _model.check_room(model, len(tokens), mask, 0, shorter=removal == 'delete')
   segment_ids = jnp.asarray(segment_ids, 'int32')
-  result = difference(
-    of_question, model, tokens, segment_ids, label, other_label, mask
-  )
+  asked = of_question, model, tokens, segment_ids, *labels, mask
+  result = difference(*asked)
   last = segment_ids[_model.last_valid(tokens, mask)]
   is_read = jnp.arange(num_segments, dtype='int32') == last
   factors = jnp.where(is_read, jnp.nan, jnp.ones((), result.dtype))
@@ -327,13 +318,7 @@ def _of_segments(
 
 
 def difference(
-  of_question: Callable[[_Question], Any],
-  model: LanguageModel,
-  tokens: Array,
-  segment_ids: Array | None,
-  label: Label,
-  other_label: Label,
-  mask: Array | None,
+  of_question, model, tokens, segment_ids, label, other_label, mask
 ) -> Any:
   """Returns what is found of a label, less what is found of the other.
 

@@ -13,7 +13,7 @@ import numpy as np
 from iclcl_jax.pretrained import _decoding
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _html, _influence, _logits
-from iclcl_jax.pretrained.attribution._spans import mark_spans
+from iclcl_jax.pretrained.attribution._spans import mark
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 # Characters that no page can hold, and the pictures that stand for them.
@@ -75,6 +75,8 @@ def page(
   text: str,
   spans: Sequence[str | tuple[int, int]],
   labels: Sequence[str | int | Sequence[int]],
+  *,
+  add_special_tokens: bool = True,
 ) -> Page:
   """Shows which demonstrations of a prompt taught a model its answer.
 
@@ -89,6 +91,7 @@ def page(
       the first token: begin the text with a line of its own.
     labels: two answers to compare, as they stand behind the prompt, often with
       a space before them, as ' Positive'; or their token ids.
+    add_special_tokens: False for what `Tokenizer.chat` returns, as in `encode`.
 
   Raises `ValueError` as these functions, or if there are not two labels. To
   show the page needs `jinja2`, of the extra `iclcl_jax[lm]`.
@@ -97,20 +100,20 @@ def page(
     raise ValueError(
       f"labels is {labels!r}; expected two, such as (' Positive', ' Negative')."
     )
-  tokens, count = jnp.asarray(tokenizer.encode(text)), len(spans)
-  ids = [_ids(tokenizer, label) for label in labels]
-  segments = np.full(len(tokens), -1, np.int32)
-  losses = np.zeros((2, 0))
+  encoding, count = tokenizer.encoding(text, add_special_tokens), len(spans)
+  tokens = jnp.asarray(encoding.ids, 'int32')
+  answers = [_ids(tokenizer, label) for label in labels]
+  segments, losses = np.full(len(tokens), -1, np.int32), np.zeros((2, 0))
   if count:
-    segments = mark_spans(tokenizer, text, spans)
-    question: Any = model, tokens, jnp.asarray(segments), *ids
+    segments = mark(text, encoding.offsets, spans)
+    question: Any = model, tokens, jnp.asarray(segments), *answers
     predicted = _influence.influence(*question, num_segments=count)
     measured = _influence.effects_of_removal(*question, num_segments=count)
     losses = np.asarray([predicted.sum((0, 1)), measured])
-  question = model, tokens, jnp.arange(len(tokens)), *ids
+  question = model, tokens, jnp.arange(len(tokens)), *answers
   read = _logits.attribute(*question, num_segments=len(tokens))
-  texts = [jnp.atleast_1d(x) for x in ids]
-  pieces, starts = _cut(tokenizer, text, tokens.tolist())
+  texts = [jnp.atleast_1d(x) for x in answers]
+  pieces, starts = _cut(tokenizer, text, encoding)
   owned = list(zip(segments[np.array(starts)], pieces, strict=True))
   return Page(
     pieces=pieces,
@@ -148,7 +151,7 @@ def _name(text: str) -> str:
 
 
 def _cut(
-  tokenizer: Tokenizer, text: str, tokens: Sequence[int]
+  tokenizer: Tokenizer, text: str, encoding: Any
 ) -> tuple[list[str], list[int]]:
   """Cuts a text where tokens begin; returns the pieces, and their first tokens.
 
@@ -156,9 +159,9 @@ def _cut(
   """
   pieces: list[str] = []
   starts, end = [], 0
-  for index, (begin, stop) in enumerate(tokenizer.spans(text).tolist()):
+  for index, (begin, stop) in enumerate(encoding.offsets):
     is_added = begin == stop
-    new = tokenizer.token(tokens[index]) if is_added else text[end:stop]
+    new = tokenizer.token(encoding.ids[index]) if is_added else text[end:stop]
     if is_added or not pieces or not _continues(pieces[-1], new):
       pieces.append('')
       starts.append(index)

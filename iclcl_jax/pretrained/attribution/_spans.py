@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +10,13 @@ from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 
 def mark_spans(
-  tokenizer: Tokenizer, text: str, spans: Sequence[str | tuple[int, int]]
+  tokenizer: Tokenizer,
+  text: str,
+  spans: Sequence[str | tuple[int, int]],
+  *,
+  add_special_tokens: bool = True,
 ) -> np.ndarray:
-  """Returns the demonstration of each token of `tokenizer.encode(text)`.
+  """Returns the demonstration of each token that `tokenizer.encode` returns.
 
   Numbers from 0, -1 for none, int32, `[N]`. A token belongs to the span in
   which it begins.
@@ -22,12 +27,18 @@ def mark_spans(
       that is empty, is not in the text, has no token that begins in it, or
       overlaps with another is a `ValueError`.
   """
+  edges = tokenizer.spans(text, add_special_tokens=add_special_tokens)
+  return mark(text, edges, spans)
+
+
+def mark(text: str, edges: Any, spans: Sequence[Any]) -> np.ndarray:
+  """Does so for tokens whose begin and end in the text are `edges`."""
   if not isinstance(spans, Sequence) or isinstance(spans, str) or not spans:
     raise ValueError(
       f'spans is {spans!r}; expected a list of at least one demonstration, its '
       'text or a pair, begin and end (exclusive) in characters.'
     )
-  begins, ends = tokenizer.spans(text).T
+  begins, ends = np.reshape(edges, (-1, 2)).T
   result, end = np.full(len(begins), -1, np.int32), 0
   for number, span in enumerate(spans):
     if isinstance(span, str):
