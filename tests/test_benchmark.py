@@ -28,7 +28,7 @@ def test_every_goal_is_measured_or_named_as_not_measured(tmp_path, capsys):
 
   markdown = (tmp_path / 'table.md').read_text()
   printed = capsys.readouterr().out
-  assert len(summary['goals']) == 25
+  assert len(summary['goals']) == 28
   for row in summary['goals']:
     what = row['what']
     needs = ['torch'] if 'torch' in what else []
