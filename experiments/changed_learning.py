@@ -375,37 +375,36 @@ def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
   return found
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   def state(name, task, words, found):
     name = f'{name}-{task}'.replace(' ', '-').replace(',', '')
     text = f'{name} {words.format(task)}'
     return lab.statements('changed-learning-', text, {name: found})
 
-  made: list[lab.Claim] = []
   for task, rows in summary(config, results).items():
     merged = rows[ALONE]
-    made += state(
+    yield from state(
       'taught',
       task,
       """[control] demonstrations teach the task of {} | area under the curve
       without them less that with them, resampled prompts""",
       lab.at_most(0, rows[WITHOUT]['gain']),
     )
-    made += state(
+    yield from state(
       'no-order',
       task,
       f"""[{MERGED}] demonstrations encoded alone and merged have no order, {{}}
       | largest deviation of the log-odds over orders""",
       lab.at_most(1e-3, merged['largest_deviation']),
     )
-    made += state(
+    yield from state(
       'order',
       task,
       f"""[{MERGED}] in sequence their order matters, {{}} | deviation of the
       log-odds over orders, mean over prompts""",
       lab.at_least(0.1, rows[PLAIN]['deviation_over_orders']),
     )
-    made += state(
+    yield from state(
       'merging',
       task,
       f"""[{MERGED}] merging costs no accuracy, {{}} | area under the curve less
@@ -413,7 +412,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       lab.at_least(-0.05, merged['gain']),
     )
     for arm in ARMS[1:]:
-      made += state(
+      yield from state(
         f'predicted-{arm}',
         task,
         f"""[ours] first order predicts the change of the answer: {arm}, {{}} |
@@ -421,14 +420,13 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         lab.at_least(0.6, rows[arm]['prediction']),
       )
     for arm in (DOUBLE, *OF_LOSSES):
-      made += state(
+      yield from state(
         f'gain-{arm}',
         task,
         f"""[ours] the answer is better with: {arm}, {{}} | area under the curve
         less that of the model as it is, resampled prompts""",
         lab.at_least(BETTER, rows[arm]['gain']),
       )
-  return made
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
@@ -473,17 +471,12 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     reference=1,
   )
   axes[2].set_xlabel('perplexity of plain text, ratio')
-  return [
-    lab.Figure(
-      'changed_learning',
-      figure,
-      f"""All heads of the model learn otherwise. Left: how well the log-odds
-      order {config.num_prompts} prompts by their label, interval over
-      resampled prompts; grey: chance. Middle: change of the log-odds, to first
-      order and as it is, for {config.num_predicted} prompts of both tasks; on
-      the line they agree. Right: price on {config.num_texts} texts.""",
-    )
-  ]
+  caption = f"""All heads of the model learn otherwise. Left: how well the
+    log-odds order {config.num_prompts} prompts by their label, interval over
+    resampled prompts; grey: chance. Middle: change of the log-odds, to first
+    order and as it is, for {config.num_predicted} prompts of both tasks; on the
+    line they agree. Right: price on {config.num_texts} texts."""
+  return [lab.Figure('changed_learning', figure, caption)]
 
 
 PARTS = {'learning': lab.Part(measure, claims, figures, summary, tables=tables)}

@@ -198,17 +198,12 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     drawing.means(axis, layers, rows, **drawing.look(0))
     axis.set(xlabel='layer', ylabel=label, ylim=(0, None))
   axes[1].axhline(1, color=drawing.GREY, linewidth=1)
-  return [
-    lab.Figure(
-      'implicit',
-      figure,
-      f"""Left: norm of the change that stands for the context, over that of the
-      weights. Right: error of a block with the change of the token before, over
-      that without any change (grey: no better than none). Medians over the
-      tokens behind the context, mean over {config.num_prompts} prompts with its
-      interval.""",
-    )
-  ]
+  caption = f"""Left: norm of the change that stands for the context, over that
+    of the weights. Right: error of a block with the change of the token before,
+    over that without any change (grey: no better than none). Medians over the
+    tokens behind the context, mean over {config.num_prompts} prompts with its
+    interval."""
+  return [lab.Figure('implicit', figure, caption)]
 
 
 PARTS = {'implicit': lab.Part(measure, claims, figures, summary)}

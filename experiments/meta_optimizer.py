@@ -267,18 +267,18 @@ def estimates(results: Results) -> dict[str, dict[str, Any]]:
   return found | {'Rec2FTP': {k: statistics.mean(x) for k, x in recovery}}
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   """All controls of a metric: no paper claims them."""
-  found, rows = estimates(results), []
+  found = estimates(results)
   for name, (case, words) in itertools.product(METRICS, NULL_CASES.items()):
     key = f'{name} {case}'.lower().replace(',', '').replace(' ', '-')
-    rows += lab.statements(
+    yield from lab.statements(
       'meta-optimizer-',
       f"""{key} [control] null is 0: {name} of {words} | mean over queries and
       repetitions""",
       {key: lab.within(-NEGLIGIBLE, NEGLIGIBLE, found[name][case]['observed'])},
     )
-  return rows + lab.statements(
+  yield from lab.statements(
     'meta-optimizer-',
     """recovery [control] null is 0: Rec2FTP of answers that have nothing to do
     with each other | percent, mean over repetitions""",
@@ -320,13 +320,10 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   return {'nulls': estimates(results)}
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   axes = {'repetition': range(config.num_seeds), 'case': CASES}
-  return [
-    row
-    for name, scores in results.scores.items()
-    for row in lab.tidy({'metric': name}, scores._asdict(), **axes)
-  ]
+  for name, scores in results.scores.items():
+    yield from lab.tidy({'metric': name}, scores._asdict(), **axes)
 
 
 PARTS = {

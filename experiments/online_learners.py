@@ -265,19 +265,18 @@ def judged_length(config: Config) -> int:
   return min(2 * config.dim, config.max_length)
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  at, rows = judged_length(config), []
+def claims(config: Config, results: Results) -> lab.Claims:
+  at = judged_length(config)
   for better, worse, source in ORDERS:
     losses = (results[x].by_length[:, at - 1] for x in (better, worse))
     name = f'{better}-beats-{worse}'
-    rows += lab.statements(
+    yield from lab.statements(
       'online-learners-',
       f"""{name} [{source}] {better} learns better in context than {worse} |
       loss ratio after {at} demonstrations, geometric mean over groups of
       tasks""",
       {name: lab.at_most(1.0, statistics.paired_ratio(*losses))},
     )
-  return rows
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

@@ -223,25 +223,19 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
+  attended = """Test images (left, with the predicted class) and the training
+    images that add most to, and take most from, its score, with what each
+    contributes over all its visits. Inputs of the last layer are not negative,
+    so an image supports its own class by construction; which ones are loudest
+    can be learnt here. One seed, the first test image of each predicted
+    class."""
+  votes = f"""How often the class with the largest sum of absolute attention
+    scores (the {NUM_VOTES} largest) is the predicted one, by layer: mean over
+    {config.num_recalled} test images, a dot for each of {config.num_seeds}
+    seeds. Dashed: chance."""
   return [
-    lab.Figure(
-      'attended',
-      _draw_attended(_digits(config), results),
-      """Test images (left, with the predicted class) and the training images
-      that add most to, and take most from, its score, with what each
-      contributes over all its visits. Inputs of the last layer are not
-      negative, so an image supports its own class by construction; which ones
-      are loudest can be learnt here. One seed, the first test image of each
-      predicted class.""",
-    ),
-    lab.Figure(
-      'votes',
-      _draw_votes(results),
-      f"""How often the class with the largest sum of absolute attention scores
-      (the {NUM_VOTES} largest) is the predicted one, by layer: mean over
-      {config.num_recalled} test images, a dot for each of {config.num_seeds}
-      seeds. Dashed: chance.""",
-    ),
+    lab.Figure('attended', _draw_attended(_digits(config), results), attended),
+    lab.Figure('votes', _draw_votes(results), votes),
   ]
 
 

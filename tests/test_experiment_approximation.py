@@ -128,7 +128,7 @@ def test_maps_rank_as_their_variances(small):
 
 
 def test_metrics_have_all_maps_and_count_their_features():
-  rows = maps.metrics(SMALL_NORMS, maps.measure(SMALL_NORMS))
+  rows = list(maps.metrics(SMALL_NORMS, maps.measure(SMALL_NORMS)))
   assert {row['map'] for row in rows} == {m.name for m in estimates.METHODS}
   for row in rows:
     cost = 1 if row['map'].startswith('positive') else 2

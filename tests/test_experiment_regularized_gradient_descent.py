@@ -23,7 +23,10 @@ def results():
 
 
 def verdicts(results):
-  claims = steps.claims(TINY, results.step) + epochs.claims(TINY, results)
+  claims = [
+    *steps.claims(TINY, results.step),
+    *epochs.claims(TINY, results),
+  ]
   return {x.id.split('/')[1]: x.verdict for x in claims}
 
 

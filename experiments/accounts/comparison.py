@@ -361,20 +361,17 @@ def _closed_form(config: Config) -> list[float]:
   ]
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   seeds = range(config.num_seeds)
-  return [
-    row
-    for name, learner in results.items()
+  for name, learner in results.items():
     for values, axis in (
       (learner.loss, {'num_demonstrations': config.lengths}),
       (learner.scaled, {'scale': config.scales}),
-    )
-    for kind, losses in zip(NAMES, values, strict=False)
-    for row in lab.tidy(
-      {'learner': name, 'kind': kind}, {'loss': losses}, seed=seeds, **axis
-    )
-  ]
+    ):
+      for kind, losses in zip(NAMES, values, strict=False):
+        yield from lab.tidy(
+          {'learner': name, 'kind': kind}, {'loss': losses}, seed=seeds, **axis
+        )
 
 
 # Every learner has a marker and, within a colour, a line style.

@@ -280,19 +280,17 @@ def _problems(config: Config) -> Problem:
   return Problem(*map(jnp.asarray, parts))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  rows = []
+def claims(config: Config, results: Results) -> lab.Claims:
   for account in dict.fromkeys(row.account for row in results.identities):
     own = [row for row in results.identities if row.account == account]
     name, said = account.replace(' ', '-'), '; '.join(x.statement for x in own)
     largest = max(row.difference for row in own)
-    rows += lab.statements(
+    yield from lab.statements(
       'accounts-identities-',
       f"""{name} [{account}] {said} | largest difference of both sides over the
       largest answer, float64""",
       {name: lab.at_most(EXACT, largest)},
     )
-  return rows
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

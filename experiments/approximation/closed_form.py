@@ -124,18 +124,17 @@ def first_order_mse(
   }
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   """Judged where the closed form can be seen.
 
   At larger norms the variance is carried by draws rarer than one in the number
   of draws: the ratio is reported, and decides nothing.
   """
-  rows = []
   for method, by_condition in results.ratios.items():
     for name, quantities in by_condition.items():
       norm = results.data.conditions[name].squared_norms().mean()
       if norm <= LARGEST_JUDGED_NORM:
-        rows += estimates.statements(
+        yield from estimates.statements(
           name,
           '\n'.join(
             f"""{quantity} [closed-form variance of each map]
@@ -145,7 +144,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
           ),
           {k: lab.within(0.85, 1.15, x) for k, x in quantities.items()},
         )
-  return rows
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

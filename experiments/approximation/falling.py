@@ -74,8 +74,8 @@ def slopes(
   }
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  sizes, listed = config.num_features, []
+def claims(config: Config, results: Results) -> lab.Claims:
+  sizes = config.num_features
   ranks = 'Spearman correlation of mean error and R'
   conditions = results.data.conditions.items()
   for (name, condition), part in itertools.product(conditions, PARTS):
@@ -84,7 +84,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       for kind in ('mse', 'mae', 'relative')
     )
     slope = statistics.bootstrap(statistics.log_slope(sizes), mse)
-    listed += estimates.statements(
+    yield from estimates.statements(
       name,
       f"""
       mse [{SOURCE}] {part} MSE falls with the number of features | {ranks}
@@ -101,7 +101,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         'level': lab.at_most(LOW_LEVEL, estimates.mean(relative[:, -1])),
       },
     )
-  return listed
 
 
 def _ranks(errors: np.ndarray, sizes: Sequence[int]) -> lab.Estimate:

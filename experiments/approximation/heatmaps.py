@@ -17,9 +17,8 @@ PARTS = 'attention', 'output'
 measure = estimates.measured
 
 
-def claims(config: Config, results: Data) -> list[lab.Claim]:
+def claims(config: Config, results: Data) -> lab.Claims:
   size, sizes = config.reference_features, config.heatmap_features
-  listed = []
   for (data, source), part in itertools.product(
     ((results.first, 'v1 Figs. 4, 6 and 7'), (results.second, 'v1 Fig. 9')),
     PARTS,
@@ -48,7 +47,7 @@ def claims(config: Config, results: Data) -> list[lab.Claim]:
       if part == 'output':  # Outputs pass through zero.
         del found['relative']
       ends, tokens = f'at R = {size}', f'{data.num_tokens} tokens'
-      listed += estimates.statements(
+      yield from estimates.statements(
         condition.name,
         f"""
         fit [{source}] {part} entries fit, {tokens} | Pearson correlation of
@@ -65,7 +64,6 @@ def claims(config: Config, results: Data) -> list[lab.Claim]:
         """,
         found,
       )
-  return listed
 
 
 def figures(config: Config, results: Data) -> list[lab.Figure]:

@@ -132,8 +132,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  rows = []
+def metrics(config: Config, results: Results) -> lab.Metrics:
   for data in (results.first, results.second):
     for (name, condition, size), record in data.records.items():
       row = {
@@ -146,8 +145,7 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
       for quantity, errors in record.errors.items():
         row[quantity] = np.mean(errors)
         row[f'{quantity}_median'] = np.median(errors)
-      rows.append(row)
-  return rows
+      yield row
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:

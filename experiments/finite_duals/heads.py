@@ -376,8 +376,7 @@ def _draw_counts(axis, results: Results) -> None:
   axis.set_yscale('log')
   drawing.plain_ticks(axis.yaxis)
   drawing.size_axis(axis, results.counts)
-  axis.set_xlabel('features R')
-  axis.set_ylabel('relative error of a head')
+  axis.set(xlabel='features R', ylabel='relative error of a head')
   axis.legend(fontsize='small', ncols=2)
 
 

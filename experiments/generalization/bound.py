@@ -165,8 +165,7 @@ def _tightness(results: Results) -> np.ndarray:
   return np.mean(shares, axis=0)
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  listed = []
+def claims(config: Config, results: Results) -> lab.Claims:
   for kind, words in KINDS.items():
     found, shares = curves(results.gaps, kind), _shares(results, kind)
     fall = slope(list(results.gaps), found.supremum)
@@ -174,7 +173,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       statistics.proportion(shares[x] > 1) for x in ('total', 'complexity_term')
     ]
     ratio = np.mean(found.supremum / found.expected, axis=1)
-    listed += statements(
+    yield from statements(
       f"""
       rate_{kind} [THEOREM] the largest gap over the ball falls like N^-1/2:
         {words} | slope of log mean supremum against log N
@@ -193,13 +192,12 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
         f'expected_{kind}': lab.at_most(1, ratio),
       },
     )
-  tight = statements(
+  yield from statements(
     """complexity_tight [THEOREM] the closed form of the complexity is tight up
     to sqrt(2), and above it | Monte-Carlo complexity over closed form, mean
     over N""",
     {'complexity_tight': lab.within(2**-0.5, 1, _tightness(results))},
   )
-  return listed + tight
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
@@ -212,17 +210,14 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   sizes = list(results.gaps)
-  return [
-    row
-    for kind in KINDS
-    for row in lab.tidy(
+  for kind in KINDS:
+    yield from lab.tidy(
       {'kind': kind},
       {k: x.T for k, x in curves(results.gaps, kind)._asdict().items()},
       num_demonstrations=sizes,
     )
-  ]
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

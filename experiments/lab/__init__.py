@@ -16,6 +16,7 @@ returns typed results, which `claims(config, results)` judges,
 
 from experiments.lab.claims import (
   Claim as Claim,
+  Claims as Claims,
   Found as Found,
   at_least as at_least,
   at_most as at_most,
@@ -40,6 +41,7 @@ from experiments.lab.config import (
 from experiments.lab.figures import Figure as Figure, style as style
 from experiments.lab.loops import scan_blocks as scan_blocks
 from experiments.lab.runner import (
+  Metrics as Metrics,
   Part as Part,
   command_of as command_of,
   in_threads as in_threads,

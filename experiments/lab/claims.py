@@ -95,6 +95,9 @@ class Claim:
     }
 
 
+Claims = Iterable[Claim]
+
+
 class Found(NamedTuple):
   """What was found, and the range that decides."""
 

@@ -78,11 +78,7 @@ count = functools.partial(option, minimum=1)  # A number of something, or some.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Base of all configs: checks every field against its option.
-
-  Raises:
-    ValueError: if a value is out of range; the message names the flag.
-  """
+  """Base of all configs: checks every field against its option."""
 
   if TYPE_CHECKING:  # A question reads the options of its experiment.
 

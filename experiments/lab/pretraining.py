@@ -61,9 +61,6 @@ class Run(NamedTuple):
 def init_run(key: PRNGKeyArray, *, num_features: int = 1200) -> Run:
   """Draws a run in float32, with so many features `R`; consumes the key.
 
-  Raises:
-    ValueError: if `num_features < 1`.
-
   Example:
     >>> jax.eval_shape(init_run, jax.random.key(0)).phi.projection.shape
     (1200, 12)
@@ -120,9 +117,6 @@ def project(
   """Returns the query of the last token, and keys and values of all tokens.
 
   Arguments of the functions of `iclcl_jax`.
-
-  Raises:
-    ValueError: if `tokens` is no matrix, or not as wide as the layer.
   """
   _validate.check_array('tokens', tokens, 'n d_model')
   _validate.check_same(
@@ -181,9 +175,6 @@ def train(
   """Takes one SGD step on each of `P` prompts, in order.
 
   Returns the trained layer, and the loss of each prompt before its step.
-
-  Raises:
-    ValueError: if `learning_rate` is negative or not finite.
   """
   _validate.check_scalar('learning_rate', learning_rate, minimum=0)
 
@@ -273,9 +264,6 @@ def pretrain(
   Every prompt is new: its loss is a held-out one. Epochs have as many tokens,
   whatever `N`. Returns layers, and losses beside those of predicting 0 `[E, 2,
   S]`.
-
-  Raises:
-    ValueError: if a loss is not finite.
   """
   size, runs = prompts.num_demonstrations, seeds.runs
   num_prompts = tokens_per_epoch // (size + 1)

@@ -25,7 +25,9 @@ from experiments.lab import (
   tables as tabulating,
   workdir,
 )
-from experiments.lab.claims import Claim
+from experiments.lab.claims import Claim, Claims
+
+Metrics = Iterable[Mapping[str, Any]]
 
 
 def _nothing(config: Any, results: Any) -> Any:
@@ -41,25 +43,25 @@ class Part(NamedTuple):
 
   Attributes:
     measure: `(config) -> results`, a NamedTuple declared beside it.
-    claims: `(config, results) -> [Claim, ...]`.
+    claims: `(config, results)` -> `Claim`s, a list or a generator.
     figures: `(config, results) -> [Figure, ...]`, called under `lab.style`.
     summary: `(config, results) -> {key: value}`, what this question adds to
       `summary.json`. Mappings of several parts under one key become one, and a
       run holds (`holds`) if it does for each of them.
     tables: `(config, results) -> {name: rows}`; each becomes
       `tables/<name>.csv` and `.tex`.
-    metrics: `(config, results) -> rows` of `metrics.jsonl`.
+    metrics: `(config, results) -> rows` of `metrics.jsonl`, likewise.
     pages: `(config, results) -> {file name: text}`, further files.
     sentence: `(config, results) -> text`, what to remember of this question;
       the conclusion is made of these unless the experiment has its own.
   """
 
   measure: Callable[[Any], Any]
-  claims: Callable[[Any, Any], Sequence[Claim]] = _nothing
+  claims: Callable[[Any, Any], Claims] = _nothing
   figures: Callable[[Any, Any], Sequence[drawing.Figure]] = _nothing
   summary: Callable[[Any, Any], Mapping[str, Any]] = _nothing
   tables: Callable[[Any, Any], Mapping[str, tabulating.Rows]] = _nothing
-  metrics: Callable[[Any, Any], Sequence[Mapping[str, Any]]] = _nothing
+  metrics: Callable[[Any, Any], Metrics] = _nothing
   pages: Callable[[Any, Any], Mapping[str, str]] = _nothing
   sentence: Callable[[Any, Any], str] = _nothing
 

@@ -54,9 +54,6 @@ def mean(samples: Any, *, num_comparisons: int = 1) -> Estimate:
 
   `num_comparisons` widens the interval (Bonferroni), so that so many hold
   together with 95 %.
-
-  Raises:
-    ValueError: if there are fewer than two runs.
   """
   samples = np.asarray(samples, np.float64)
   if samples.ndim != 1 or samples.size < 2:

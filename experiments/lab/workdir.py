@@ -15,11 +15,7 @@ Workdir = pathlib.Path
 
 
 def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
-  """Makes the workdir, or checks that it belongs to the same config.
-
-  Raises:
-    ValueError: if it can't be written, or holds results of another config.
-  """
+  """Makes the workdir, or checks that it belongs to the same config."""
   if not os.fspath(workdir):
     raise ValueError(
       'workdir is empty; expected the path of a folder, --workdir=DIR.'
@@ -66,11 +62,7 @@ def leave_nothing(folder: Workdir) -> None:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Reads an object that a run has left.
-
-  Raises:
-    ValueError: if it cannot be read, with what to delete.
-  """
+  """Reads an object that a run has left."""
   try:
     found = json.loads(file.read_text())
     if not isinstance(found, dict):

@@ -46,11 +46,7 @@ class Loaded(NamedTuple):
 
 @lab.once
 def load(config: Config) -> Loaded:
-  """Reads prompt and model, and checks that they fit.
-
-  Raises:
-    ValueError: if a file is missing or truncated, or the prompt is too long.
-  """
+  """Reads prompt and model, and checks that they fit."""
   prompt = parse(
     read(config.prompt, config.prompt_file),
     separator=config.separator,
@@ -84,10 +80,6 @@ def read(prompt: str, prompt_file: str) -> str:
   """Returns the text of a prompt, or of a file; else that of this package.
 
   One line break at the end of a file is dropped, as editors add it.
-
-  Raises:
-    ValueError: if both are given, the file cannot be read, or the text is
-      empty.
   """
   if prompt and prompt_file:
     raise ValueError(
@@ -118,9 +110,6 @@ def parse(
   text: str, *, separator: str = '\n\n', num_demonstrations: int = 0
 ) -> Prompt:
   r"""Finds the demonstrations of a prompt; keeps the first so many (0: all).
-
-  Raises:
-    ValueError: if the prompt has fewer demonstrations than are to be kept.
 
   Example:
     >>> prompt = parse('Sun: day\n\nMoon: night\n\nStar:')
@@ -176,9 +165,6 @@ def labels(
 
   Those of `chosen`, two texts with a comma between them, else the two different
   labels of the demonstrations; None if these have not two.
-
-  Raises:
-    ValueError: if `chosen` are not two.
   """
   words = [word.strip() for word in chosen.split(',')] if chosen else []
   if chosen and (len(set(words)) != 2 or not all(words)):

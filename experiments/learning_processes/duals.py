@@ -186,8 +186,8 @@ def _cosine_step(prompt: prompts.Prompt):
   return added * jnp.exp(log_scale)
 
 
-def claims(config: Config, results: Mapping[str, Results]) -> list[lab.Claim]:
-  rows, last = [], config.num_dual_steps
+def claims(config: Config, results: Mapping[str, Results]) -> lab.Claims:
+  last = config.num_dual_steps
   for data, result in results.items():
     path, source = result.paths['contrastive'], prompts.COMPARISON
     largest = np.max([path.weights_angle, path.answer_angle])
@@ -199,8 +199,8 @@ def claims(config: Config, results: Mapping[str, Results]) -> list[lab.Claim]:
       f'first_step_{name} {words} | largest relative error of the answer'
       for name, words in FIRST_STEPS.items()
     )
-    rows += prompts.statements(data, text, errors)
-    rows += prompts.statements(
+    yield from prompts.statements(data, text, errors)
+    yield from prompts.statements(
       data,
       f"""schedule [{REN}v1, section 5] on the contrastive loss every later step
       repeats the first | largest angle of weights and attention, degrees""",
@@ -209,14 +209,13 @@ def claims(config: Config, results: Mapping[str, Results]) -> list[lab.Claim]:
     for name, step in itertools.product(OTHERS, sorted({min(10, last), last})):
       key = f'{name}_after_{step}_steps'
       angles = result.paths[name].first_answer_angle[..., step - 1]
-      rows += prompts.statements(
+      yield from prompts.statements(
         data,
         f"""{key} [{source}] after {step} steps on the {name} loss the answer
         still points where the attention of the first step points | angle in
         degrees""",
         {key: lab.at_most(CLOSE, angles)},
       )
-  return rows
 
 
 def figures(config: Config, results: Mapping[str, Results]) -> list[lab.Figure]:
@@ -262,10 +261,7 @@ def summary(config: Config, results: Mapping[str, Results]) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Mapping[str, Results]) -> list[Any]:
-  return [
-    row
-    for data, result in results.items()
-    for name, path in result.paths.items()
-    for row in prompts.curve_rows(data, 'duals', name, path._asdict())
-  ]
+def metrics(config: Config, results: Mapping[str, Results]) -> lab.Metrics:
+  for data, result in results.items():
+    for name, path in result.paths.items():
+      yield from prompts.curve_rows(data, 'duals', name, path._asdict())

@@ -52,10 +52,9 @@ def _angles(prompt: prompts.Prompt) -> Angles:
   }
 
 
-def claims(config: Config, results: Mapping[str, Angles]) -> list[lab.Claim]:
-  rows = []
+def claims(config: Config, results: Mapping[str, Angles]) -> lab.Claims:
   for data, angles in results.items():
-    rows += prompts.statements(
+    yield from prompts.statements(
       data,
       f"""
       cosine_parts_from_attention [{prompts.COMPARISON}] the normalised cosine
@@ -68,7 +67,6 @@ def claims(config: Config, results: Mapping[str, Angles]) -> list[lab.Claim]:
         'SimSiam_parts_from_attention': lab.at_least(80, angles[SIMSIAM]),
       },
     )
-  return rows
 
 
 def figures(config: Config, results: Mapping[str, Angles]) -> list[lab.Figure]:

@@ -239,8 +239,7 @@ def alignment(a: Float[Array, 'N d'], b: Float[Array, 'N d']) -> Array:
   return cross / (own[0] * own[1])
 
 
-def claims(config: Config, results: Mapping[str, Looks]) -> list[lab.Claim]:
-  rows = []
+def claims(config: Config, results: Mapping[str, Looks]) -> lab.Claims:
   for data, looks in results.items():
     spread = looks[DUAL]['output_spread'] / looks[DUAL]['target_spread']
     kept = {
@@ -248,7 +247,7 @@ def claims(config: Config, results: Mapping[str, Looks]) -> list[lab.Claim]:
       for name, look in looks.items()
       if name != DUAL
     }
-    rows += prompts.statements(
+    yield from prompts.statements(
       data,
       f"""
       dual_keeps_the_spread_of_its_targets [{prompts.COMPARISON}] one step of
@@ -273,7 +272,7 @@ def claims(config: Config, results: Mapping[str, Looks]) -> list[lab.Claim]:
     for missing in ('predictor', 'stop-gradient', 'both'):
       name, key = f'SimSiam without {missing}', f'SimSiam_without_{missing}'
       less = kept[name] - kept['SimSiam']
-      rows += prompts.statements(
+      yield from prompts.statements(
         data,
         f"""
         {key}_collapses [{SIMSIAM}] {name} collapses | spread of outputs, end /
@@ -286,7 +285,6 @@ def claims(config: Config, results: Mapping[str, Looks]) -> list[lab.Claim]:
           f'{key}_loses_spread': lab.at_most(0, less),
         },
       )
-  return rows
 
 
 def figures(config: Config, results: Mapping[str, Looks]) -> list[lab.Figure]:
@@ -316,10 +314,7 @@ def figures(config: Config, results: Mapping[str, Looks]) -> list[lab.Figure]:
   return [lab.Figure('processes', figure, caption)]
 
 
-def metrics(config: Config, results: Mapping[str, Looks]) -> list[Any]:
-  return [
-    row
-    for data, looks in results.items()
-    for name, look in looks.items()
-    for row in prompts.curve_rows(data, 'processes', name, look)
-  ]
+def metrics(config: Config, results: Mapping[str, Looks]) -> lab.Metrics:
+  for data, looks in results.items():
+    for name, look in looks.items():
+      yield from prompts.curve_rows(data, 'processes', name, look)

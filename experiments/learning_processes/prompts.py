@@ -192,8 +192,7 @@ def draw_curve(axis: Any, index: int, name: str, array: Any) -> None:
   look = drawing.look(index) | {'linewidth': 2, 'label': name}
   estimates = [statistics.mean(rows[:, step]) for step in shown]
   drawing.band(axis, shown + 1, estimates, markevery=(index % 3, 6), **look)
-  axis.set_xscale('log')
-  axis.set_xlim(left=0.95)
+  axis.set(xscale='log', xlim=(0.95, None))
   axis.xaxis.set_major_formatter('{x:g}')
 
 

@@ -1,6 +1,7 @@
 """Do constructed layers descend? Their residuals against gradient descent."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +12,16 @@ from experiments.linear_regression_gd import training
 from experiments.linear_regression_gd.training import OSWALD
 from iclcl_jax import attention
 from iclcl_jax.accounts import linear_regression_gd as account
-from iclcl_jax.types import Array
 
 EXACT = 1e-12
 SIZES = 7, 5, 3  # Demonstrations, inputs, labels.
 
 
-class Results(NamedTuple):
-  """Largest relative errors of what is constructed, in float64."""
-
-  layers: Any  # One and four against GD from any `W_0`, and against GD++.
-  copy: Any  # It and two layers on separate tokens against two steps.
-  kernel: Any  # The layer on features against a step of kernel regression.
+# Largest relative errors of what is constructed, in float64, by claim.
+Errors = Mapping[str, Any]
 
 
-class Problem(NamedTuple):
-  """A regression. Shapes `[N, d_x]`, `[N, d_y]`, `[d_x]`."""
-
-  inputs: Array
-  labels: Array
-  query: Array
-
-
-def measure(config: Config) -> Results:
+def measure(config: Config) -> Errors:
   size, d_x, d_y = SIZES
 
   def errors(key):
@@ -42,18 +30,19 @@ def measure(config: Config) -> Results:
       jax.random.normal(k, shape, jnp.float64)
       for k, shape in zip(jax.random.split(key, 4), shapes, strict=True)
     )
-    posed = Problem(*problem)
     layers = [
-      error for n in (1, 4) for error in _layer_errors(posed, initial, n)
+      error for n in (1, 4) for error in _layer_errors(problem, initial, n)
     ]
-    return Results(
-      jnp.max(jnp.stack(layers)), _copy_error(posed), _kernel_error(posed)
-    )
+    return {
+      'construction': jnp.max(jnp.stack(layers)),
+      'copy-construction': _copy_error(*problem),
+      'kernel-construction': _kernel_error(*problem),
+    }
 
   return lab.largest_errors(errors, config.seed, config.num_seeds)
 
 
-def _layer_errors(problem: Problem, initial, num_steps: int):
+def _layer_errors(problem, initial, num_steps: int):
   """Layers against GD from `W_0`, and against GD++."""
   (inputs, labels, query), (d_y, d_x) = problem, initial.shape
   size, rates = len(inputs), jnp.full(num_steps, 0.5)
@@ -72,12 +61,12 @@ def _layer_errors(problem: Problem, initial, num_steps: int):
   yield lab.distance(account.predict(layers, tokens, d_y=d_y), answer)
 
 
-def _copy_error(problem: Problem):
+def _copy_error(inputs, labels, query):
   """A copy layer and two layers on separate tokens against two steps."""
-  inputs, labels, query = problem
   (size, d_x), d_y = inputs.shape, labels.shape[1]
   length = 2 * size + 1
-  rows = account.make_alternating_tokens(*problem, jnp.eye(length))
+  codes = jnp.eye(length)
+  rows = account.make_alternating_tokens(inputs, labels, query, codes)
   copy = account.construct_copy(size, d_x=d_x, d_y=d_y, dtype=jnp.float64)
   rows = account.attend(
     copy,
@@ -91,9 +80,8 @@ def _copy_error(problem: Problem):
   return lab.distance(account.predict(layers, rows, d_y=d_y), weights @ query)
 
 
-def _kernel_error(problem: Problem):
+def _kernel_error(inputs, labels, query):
   """The layer on features against a step of kernel regression."""
-  inputs, labels, query = problem
   d_y = labels.shape[1]
 
   def feature_map(x):
@@ -111,7 +99,7 @@ def _kernel_error(problem: Problem):
   return lab.distance(answer, step / len(inputs))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, errors: Errors) -> lab.Claims:
   return training.statements(
     f"""
     construction [{OSWALD}, proposition 1] constructed layers do gradient
@@ -124,22 +112,17 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       features of a network is one step of kernel regression | largest relative
       error, float64
     """,
-    {
-      'construction': lab.at_most(EXACT, results.layers),
-      'copy-construction': lab.at_most(EXACT, results.copy),
-      'kernel-construction': lab.at_most(EXACT, results.kernel),
-    },
+    {name: lab.at_most(EXACT, error) for name, error in errors.items()},
   )
 
 
-def summary(config: Config, results: Results) -> dict[str, Any]:
+def summary(config: Config, errors: Errors) -> dict[str, Any]:
   return {
-    'construction_residual_float64': results.layers,
-    'copy_residual_float64': results.copy,
-    'kernel_residual_float64': results.kernel,
+    f'{name.removesuffix("-construction")}_residual_float64': error
+    for name, error in errors.items()
   }
 
 
-def sentence(config: Config, results: Results) -> str:
+def sentence(config: Config, errors: Errors) -> str:
   return f"""Constructed linear self-attention does gradient descent up to
-    {results.layers:.1e} (float64)."""
+    {errors['construction']:.1e} (float64)."""

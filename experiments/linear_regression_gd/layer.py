@@ -322,15 +322,12 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   seeds = range(config.num_seeds)
-  return [
-    row
-    for name, (steps, _, found) in results.curves.items()
-    for row in lab.tidy(
+  for name, (steps, _, found) in results.curves.items():
+    yield from lab.tidy(
       {'layer': name}, found._asdict(), seed=seeds, step=steps
     )
-  ]
 
 
 def sentence(config: Config, results: Results) -> str:
@@ -350,35 +347,26 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   softmax = ''
   if 'softmax_2' in results.curves:
     softmax = f', those of softmax for {config.softmax_steps:,}'
+  during = f"""Training from a small random start: loss on
+    {config.num_test_tasks:,} fixed tasks (left) and Model cos with one step of
+    gradient descent (right), thin lines for {config.num_seeds} seeds, a marked
+    one for the median. Dashed: one step with the best step size; dash-dotted:
+    on centred inputs; dotted: predicting 0. The linear layer was trained for
+    {config.num_steps:,} steps{softmax}."""
+  generalisation = f"""Left: loss when context and query are scaled by a factor
+    (1 is training): the trained linear layer (mean and 95 % interval over
+    {config.num_seeds} seeds), one step of gradient descent with the step size
+    fitted at 1, and its closed form. Right: loss between trained weights (0)
+    and constructed ones (1), thin lines for seeds, both rescaled to unit
+    query-key products."""
+  products = """The query-key product of the trained linear layer, times its
+    value-output entry for labels, for the first seed (left) and as constructed
+    with the best step size (right). Both are multiples of the identity, up to
+    what training left."""
   return [
-    lab.Figure(
-      'training',
-      _draw_training(config, results),
-      f"""Training from a small random start: loss on {config.num_test_tasks:,}
-      fixed tasks (left) and Model cos with one step of gradient descent
-      (right), thin lines for {config.num_seeds} seeds, a marked one for the
-      median. Dashed: one step with the best step size; dash-dotted: on centred
-      inputs; dotted: predicting 0. The linear layer was trained for
-      {config.num_steps:,} steps{softmax}.""",
-    ),
-    lab.Figure(
-      'generalisation',
-      _draw_generalisation(results),
-      f"""Left: loss when context and query are scaled by a factor (1 is
-      training): the trained linear layer (mean and 95 % interval over
-      {config.num_seeds} seeds), one step of gradient descent with the step size
-      fitted at 1, and its closed form. Right: loss between trained weights (0)
-      and constructed ones (1), thin lines for seeds, both rescaled to unit
-      query-key products.""",
-    ),
-    lab.Figure(
-      'products',
-      _draw_products(config, results),
-      """The query-key product of the trained linear layer, times its
-      value-output entry for labels, for the first seed (left) and as
-      constructed with the best step size (right). Both are multiples of the
-      identity, up to what training left.""",
-    ),
+    lab.Figure('training', _draw_training(config, results), during),
+    lab.Figure('generalisation', _draw_generalisation(results), generalisation),
+    lab.Figure('products', _draw_products(config, results), products),
   ]
 
 

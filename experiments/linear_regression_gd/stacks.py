@@ -108,13 +108,12 @@ def _compare(answer, records, factors, tasks: training.Tasks) -> dict[str, Any]:
   }
 
 
-def claims(config: Config, results: list[Row]) -> list[lab.Claim]:
-  rows = []
+def claims(config: Config, results: list[Row]) -> lab.Claims:
   for row in results:
     name = f'{row.kind}-{row.num_layers}'
     what = f'{row.num_layers} {row.kind} layers'
     closer = row.model_cos_peer - row.model_cos_gd
-    rows += training.statements(
+    yield from training.statements(
       f"""
       {name}-beats-gd [{OSWALD}, figure 4] {what} of trained linear
         self-attention beat as many steps of GD | loss minus that of tuned GD on
@@ -132,7 +131,6 @@ def claims(config: Config, results: list[Row]) -> list[lab.Claim]:
         f'{name}-is-gd-plus-plus': lab.at_least(0.0, closer),
       },
     )
-  return rows
 
 
 def summary(config: Config, results: list[Row]) -> dict[str, Any]:
@@ -153,12 +151,9 @@ def summary(config: Config, results: list[Row]) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: list[Row]) -> list[dict[str, Any]]:
-  return [
-    line
-    for x in results
-    for line in training.loss_rows(f'{x.kind}_{x.num_layers}', x.steps, x.loss)
-  ]
+def metrics(config: Config, results: list[Row]) -> lab.Metrics:
+  for x in results:
+    yield from training.loss_rows(f'{x.kind}_{x.num_layers}', x.steps, x.loss)
 
 
 def sentence(config: Config, results: list[Row]) -> str:

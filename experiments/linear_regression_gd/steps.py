@@ -234,8 +234,8 @@ def gap(config: Config, row: Tuned) -> dict[str, float | None]:
   }
 
 
-def claims(config: Config, results: list[Tuned]) -> list[lab.Claim]:
-  better, reached = [], []  # Claims against GD stand first.
+def claims(config: Config, results: list[Tuned]) -> lab.Claims:
+  reached: list[lab.Claim] = []  # Claims against GD stand first.
   for row in results:
     method = row.method.replace('+', 'p').replace(' ', '-').lower()
     name, found = f'{method}-{row.num_steps}', gap(config, row)
@@ -243,7 +243,7 @@ def claims(config: Config, results: list[Tuned]) -> list[lab.Claim]:
     mean, half = row.minus_gd_loss, 1.96 * row.minus_gd_standard_error
     if row.method != 'GD':
       less = lab.Estimate(mean, mean - half, mean + half)
-      better += training.statements(
+      yield from training.statements(
         f"""{name}-better [{OSWALD}, figure 4] {what} beat as many of gradient
         descent | loss minus that of gradient descent, both tuned, paired over
         inputs""",
@@ -269,7 +269,7 @@ def claims(config: Config, results: list[Tuned]) -> list[lab.Claim]:
         ),
       },
     )
-  return better + reached
+  yield from reached
 
 
 def summary(config: Config, results: list[Tuned]) -> dict[str, Any]:
@@ -300,14 +300,9 @@ def figures(config: Config, results: list[Tuned]) -> list[lab.Figure]:
   axis.set_ylim(bottom=0)
   axis.set_xticks(sorted({row.num_steps for row in results}))
   axis.legend()
-  return [
-    lab.Figure(
-      'steps',
-      figure,
-      f"""Loss of tuned gradient descent and GD++ against the number of steps,
-      over {config.num_yardstick_tasks:,} draws of the inputs, with 95 %
-      intervals (smaller than the marks), and that of an independent computation
-      on 20,000 tasks (crosses). With one step all are the same; untied: a step
-      size and a contraction for each step.""",
-    )
-  ]
+  caption = f"""Loss of tuned gradient descent and GD++ against the number of
+    steps, over {config.num_yardstick_tasks:,} draws of the inputs, with 95 %
+    intervals (smaller than the marks), and that of an independent computation
+    on 20,000 tasks (crosses). With one step all are the same; untied: a step
+    size and a contraction for each step."""
+  return [lab.Figure('steps', figure, caption)]

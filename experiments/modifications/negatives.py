@@ -118,9 +118,9 @@ def measure(config: Config) -> Results:
   return measure_panel(config, 'negatives', layers(config))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   """Some setting of negatives is faster, corrected for their number."""
-  names, rows = published(config), []
+  names = published(config)
   source = comparison.SOURCE.format('right', '3d')
   text = 'some setting converges faster'
   statement = Statement('negatives:', 'early', 'better', text)
@@ -139,12 +139,9 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     note = f""" in some of {len(names)} settings, each with the Bonferroni
       level; value and interval are of {names[best]}"""
     entry = entries[best]
-    rows.append(
-      comparison.claim(
-        config, results, source, rate, statement, entry, first, note
-      )
+    yield comparison.claim(
+      config, results, source, rate, statement, entry, first, note
     )
-  return rows
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

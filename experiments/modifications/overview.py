@@ -244,28 +244,22 @@ def metrics(config: Config, results: Overview) -> list[dict[str, Any]]:
 
 def figures(config: Config, results: Overview) -> list[lab.Figure]:
   note = f'{comparison.setting(config)} {memorisation(config, results.panels)}'
+  ratios = f"""Loss of every layer and control over that of the plain layer in
+    the same run, geometric mean with its 95 % interval, not corrected for the
+    number of rows; below 1 is better. Training loss of epochs
+    1-{config.early_epochs} and held-out loss, at the fixed learning rate
+    (discs) and at one tuned for each layer (squares) by the last
+    {config.early_epochs} epochs of the other runs. Grey band: comparable; names
+    in grey italics: controls. {note}"""
+  tests = f"""Loss after training relative to predicting 0 on the same prompts
+    (dashed line), on held-out prompts, with N =
+    {config.longer_num_demonstrations}, on inputs {config.input_scale:g} times
+    as large, and on prompts of other matrices B; geometric mean over runs with
+    its 95 % interval. Plain and published layers alone: the others are in the
+    figure of ratios. {note}"""
   return [
-    lab.Figure(
-      'ratios',
-      _ratios(config, results),
-      f"""Loss of every layer and control over that of the plain layer in the
-      same run, geometric mean with its 95 % interval, not corrected for the
-      number of rows; below 1 is better. Training loss of epochs
-      1-{config.early_epochs} and held-out loss, at the fixed learning rate
-      (discs) and at one tuned for each layer (squares) by the last
-      {config.early_epochs} epochs of the other runs. Grey band: comparable;
-      names in grey italics: controls. {note}""",
-    ),
-    lab.Figure(
-      'tests',
-      _tests(config, results),
-      f"""Loss after training relative to predicting 0 on the same prompts
-      (dashed line), on held-out prompts, with N =
-      {config.longer_num_demonstrations}, on inputs {config.input_scale:g} times
-      as large, and on prompts of other matrices B; geometric mean over runs
-      with its 95 % interval. Plain and published layers alone: the others are
-      in the figure of ratios. {note}""",
-    ),
+    lab.Figure('ratios', _ratios(config, results), ratios),
+    lab.Figure('tests', _tests(config, results), tests),
   ]
 
 

@@ -168,9 +168,6 @@ def measure_panel(
   """Trains the layers of a panel with all rates and seeds, and tests them.
 
   The plain layer comes first; the name is that of its checkpoints.
-
-  Raises:
-    ValueError: if the plain layer diverges at the fixed rate.
   """
   start, tests = start_of(config), tests_of(config)
   groups = _groups(config, layers)

@@ -170,8 +170,8 @@ def curve_residual(results: Results) -> float:
   )
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
-  rows = steps.statements(
+def claims(config: Config, results: Results) -> lab.Claims:
+  yield from steps.statements(
     f"""closed_form [{steps.SOURCE}] E epochs of batch 1 with a ridge end where
     their closed form says, epoch by epoch | largest residual over epochs, E,
     prompts, seeds, alpha and readings, float64""",
@@ -186,13 +186,12 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       name = f'slight_{form}_{slug}_{alpha:g}'
       last = results.curves[count][reading].measured[:, :, :, -1]
       apart = relative(last - layer, layer)[:, k]
-      rows += steps.statements(
+      yield from steps.statements(
         f"""{name} [{steps.SOURCE}] {count} epochs of batch 1 deviate only
         slightly from the {form} layer: alpha = {alpha:g}, {reading} in a visit
         | relative deviation""",
         {name: lab.at_most(SLIGHT, apart)},
       )
-  return rows
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
@@ -302,20 +301,17 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
   return {'factors': factors(config)}
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   """One row for each E, reading, alpha and epoch: deviation of every seed."""
-  return [
-    row
-    for count, by_reading in results.curves.items()
-    for reading, curve in by_reading.items()
-    for row in lab.tidy(
-      {'num_epochs': count, 'reading': reading},
-      {
-        'relative_deviation': np.moveaxis(
-          deviation(results, curve.measured), 0, -1
-        )
-      },
-      alpha=config.alphas,
-      epoch=range(count + 1),
-    )
-  ]
+  for count, by_reading in results.curves.items():
+    for reading, curve in by_reading.items():
+      yield from lab.tidy(
+        {'num_epochs': count, 'reading': reading},
+        {
+          'relative_deviation': np.moveaxis(
+            deviation(results, curve.measured), 0, -1
+          )
+        },
+        alpha=config.alphas,
+        epoch=range(count + 1),
+      )

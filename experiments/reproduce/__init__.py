@@ -85,9 +85,6 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs what is not finished, in folders of the workdir, and writes the page.
 
   Returns the summary: numbers of verdicts and seconds.
-
-  Raises:
-    ValueError: if the workdir cannot be used, or an experiment cannot run.
   """
   if not os.fspath(workdir):
     raise ValueError('workdir is empty; expected the path of a folder.')

@@ -152,9 +152,6 @@ def page(
   """Builds the page: HTML with every image inside.
 
   Of diagrams `{file, caption}`, relative to `report`, the folder of the page.
-
-  Raises:
-    ValueError: if a figure is missing.
   """
   claims = [claim for part in sections for claim in part.summary['claims']]
   wanted = [(report, row) for row in diagrams] + [

@@ -220,10 +220,9 @@ def compare(layer: Layer, params: Any, tests: Tasks, rate) -> Curves:
   )
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   few, middle = config.num_words[0], config.middle
   curves = results.runs[PUBLISHED, (few, middle)]
-  rows = []
   for frame, name in enumerate(FRAMES):
     where = f'n = {few}, d = {middle}, {name}'
     start, end = (
@@ -236,7 +235,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       'cosine': lab.at_least(CLOSE_COSINE, end.model_cos),
       'predictions': lab.at_most(1 - 1e-9, nearer),
     }
-    rows += statements(
+    yield from statements(
       f"""
       {slug}-loss [{LI}, figures] the trained layer reaches the loss of one
         gradient step | loss of the layer over that of the step; {where}
@@ -249,7 +248,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
       """,
       {f'{slug}-{key}': x for key, x in found.items()},
     )
-  return rows
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
@@ -321,8 +319,7 @@ def _draw_sizes(config: Config, results: Results) -> Any:
     axis.axhline(1, color=drawing.GREY, lw=0.8)
   axes[0].set(title=f'd = {middle}', xlabel='words n')
   axes[1].set(title=f'n = {most}', xlabel='width d')
-  axes[0].set_ylabel('loss / loss at start')
-  axes[0].set_ylim(bottom=0)
+  axes[0].set(ylabel='loss / loss at start', ylim=(0, None))
   drawing.legend(axes[0], 1, 'outside right upper')
   return figure
 
@@ -340,16 +337,13 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: Config, results: Results) -> lab.Metrics:
   every = config.num_steps // config.num_records
-  return [
-    row
-    for (layer, (n, d)), curves in results.runs.items()
-    for row in lab.tidy(
+  for (layer, (n, d)), curves in results.runs.items():
+    yield from lab.tidy(
       {'layer': layer, 'num_words': n, 'width': d},
       curves._asdict(),
       frame=FRAMES,
       repetition=range(config.num_seeds),
       step=range(0, config.num_steps + 1, every),
     )
-  ]
