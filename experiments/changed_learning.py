@@ -376,57 +376,36 @@ def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
 
 
 def claims(config: Config, results: Results) -> lab.Claims:
-  def state(name, task, words, found):
-    name = f'{name}-{task}'.replace(' ', '-').replace(',', '')
-    text = f'{name} {words.format(task)}'
-    return lab.statements('changed-learning-', text, {name: found})
-
   for task, rows in summary(config, results).items():
-    merged = rows[ALONE]
-    yield from state(
-      'taught',
-      task,
-      """[control] demonstrations teach the task of {} | area under the curve
-      without them less that with them, resampled prompts""",
-      lab.at_most(0, rows[WITHOUT]['gain']),
-    )
-    yield from state(
-      'no-order',
-      task,
-      f"""[{MERGED}] demonstrations encoded alone and merged have no order, {{}}
-      | largest deviation of the log-odds over orders""",
-      lab.at_most(1e-3, merged['largest_deviation']),
-    )
-    yield from state(
-      'order',
-      task,
-      f"""[{MERGED}] in sequence their order matters, {{}} | deviation of the
-      log-odds over orders, mean over prompts""",
-      lab.at_least(0.1, rows[PLAIN]['deviation_over_orders']),
-    )
-    yield from state(
-      'merging',
-      task,
-      f"""[{MERGED}] merging costs no accuracy, {{}} | area under the curve less
-      that in sequence, resampled prompts""",
-      lab.at_least(-0.05, merged['gain']),
-    )
+    found = {
+      'taught': lab.at_most(0, rows[WITHOUT]['gain']),
+      'no-order': lab.at_most(1e-3, rows[ALONE]['largest_deviation']),
+      'order': lab.at_least(0.1, rows[PLAIN]['deviation_over_orders']),
+      'merging': lab.at_least(-0.05, rows[ALONE]['gain']),
+    }
+    text = f"""
+    taught [control] demonstrations teach the task of {task} | area under the
+      curve without them less that with them, resampled prompts
+    no-order [{MERGED}] demonstrations encoded alone and merged have no order,
+      {task} | largest deviation of the log-odds over orders
+    order [{MERGED}] in sequence their order matters, {task} | deviation of the
+      log-odds over orders, mean over prompts
+    merging [{MERGED}] merging costs no accuracy, {task} | area under the curve
+      less that in sequence, resampled prompts"""
     for arm in ARMS[1:]:
-      yield from state(
-        f'predicted-{arm}',
-        task,
-        f"""[ours] first order predicts the change of the answer: {arm}, {{}} |
-        correlation over {config.num_predicted} prompts, which are resampled""",
-        lab.at_least(0.6, rows[arm]['prediction']),
-      )
+      found[f'predicted-{arm}'] = lab.at_least(0.6, rows[arm]['prediction'])
+      text += f"""
+    predicted-{arm} [ours] first order predicts the change of the answer: {arm},
+      {task} | correlation over {config.num_predicted} prompts, which are
+      resampled"""
     for arm in (DOUBLE, *OF_LOSSES):
-      yield from state(
-        f'gain-{arm}',
-        task,
-        f"""[ours] the answer is better with: {arm}, {{}} | area under the curve
-        less that of the model as it is, resampled prompts""",
-        lab.at_least(BETTER, rows[arm]['gain']),
-      )
+      found[f'gain-{arm}'] = lab.at_least(BETTER, rows[arm]['gain'])
+      text += f"""
+    gain-{arm} [ours] the answer is better with: {arm}, {task} | area under the
+      curve less that of the model as it is, resampled prompts"""
+    for claim in lab.statements('changed-learning-', text, found):
+      name = f'{claim.id}-{task}'.replace(' ', '-').replace(',', '')
+      yield dataclasses.replace(claim, id=name)
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

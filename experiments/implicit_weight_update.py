@@ -69,8 +69,7 @@ class Results(NamedTuple):
   # Error of a token's block with the change of the token before it, relative to
   # that without any change; median over the tokens behind the context. `[P, L]`
   borrowed: np.ndarray
-  # Size of the change of `up` over that of `up`, median over tokens. `[P, L]`
-  size: np.ndarray
+  size: np.ndarray  # Of the change of `up`, over `up`; likewise. `[P, L]`
   floats: dict[str, int]  # Kept for one layer: a change, the dual states.
 
 

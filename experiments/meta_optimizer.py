@@ -191,7 +191,7 @@ def measure(config: Config) -> Results:
   def one_seed(seed):
     key = jax.random.fold_in(jax.random.key(config.seed), seed)
     key_data, key_null, key_answers = jax.random.split(key, 3)
-    zero, *noise = jax.random.normal(
+    zero, one, two, own, shared = jax.random.normal(
       key_data, (5, config.num_queries, config.width)
     )
 
@@ -204,22 +204,16 @@ def measure(config: Config) -> Results:
       }
 
     keys = jax.random.split(key_null, len(CASES))
-    cases = _cases(zero, *noise, config.noise)
-    scores = jax.lax.map(one_case, (keys, *cases))
+    everybody = jnp.broadcast_to(shared[:1], zero.shape)
+    changes = jnp.stack([0 * zero, -0.5 * zero, everybody, own])
+    # In-context and finetuned outputs of each case, `[cases, Q, d]`.
+    outputs = (
+      zero[None] + changes + config.noise * x[None] for x in (one, two)
+    )
+    scores = jax.lax.map(one_case, (keys, *outputs))
     return Results(scores, _recover(key_answers, config))
 
-  @lab.compile_quickly
-  def all_seeds(seeds):
-    return jax.lax.map(one_seed, seeds)
-
-  return jax.device_get(all_seeds(jnp.arange(config.num_seeds)))
-
-
-def _cases(zero, one, two, own, shared, size) -> tuple[Any, ...]:
-  """In-context and finetuned outputs of each case, `[cases, Q, d]`."""
-  everybody = jnp.broadcast_to(shared[:1], zero.shape)
-  changes = jnp.stack([0 * zero, -0.5 * zero, everybody, own])
-  return tuple(zero[None] + changes + size * x[None] for x in (one, two))
+  return lab.compute_each(one_seed, jnp.arange(config.num_seeds))
 
 
 def _observe(key, similarity, outputs, num_draws) -> Scores:

@@ -67,14 +67,10 @@ class Results(NamedTuple):
   """What the history says of the first test images, by seed."""
 
   accuracy: Float[Array, ' S']  # On all test images.
-  # Largest difference of a layer and its recall, over images and layers,
-  # relative to the largest output.
-  residual: Float[Array, ' S']
+  residual: Float[Array, ' S']  # Largest of a layer and its recall, relative.
   predicted: Array  # Class of each recalled image.
-  # By layer, how often the largest scores favour that class.
-  vote_agrees: Float[Array, 'S depth']
-  # Of each training image to the score of that class.
-  contributions: Float[Array, 'S recalled n']
+  vote_agrees: Float[Array, 'S depth']  # How often the largest favour it.
+  contributions: Float[Array, 'S recalled n']  # To the score of that class.
 
 
 def _digits(config: Config) -> Digits:
@@ -95,10 +91,8 @@ def _digits(config: Config) -> Digits:
 def measure(config: Config) -> Results:
   """Trains, recalls and attributes, seed by seed: histories are large."""
   digits = _digits(config)
-  run = lab.compile_quickly(
-    lambda seeds: jax.lax.map(lambda s: _one_seed(config, digits, s), seeds)
-  )
-  return jax.device_get(run(jnp.arange(config.num_seeds)))
+  one_seed = functools.partial(_one_seed, config, digits)
+  return lab.compute_each(one_seed, jnp.arange(config.num_seeds))
 
 
 def _one_seed(config: Config, digits: Digits, seed) -> Results:

@@ -251,15 +251,19 @@ class Results(NamedTuple):
 def measure(config: Config) -> Results:
   chosen = {x: fn for x, fn in IDENTITIES.items() if x in config.accounts}
 
-  def answers(problems):
-    def of_one(p):
-      # Ordered: `jit` returns the keys of a plain dict sorted.
-      return OrderedDict((x, OrderedDict(fn(p))) for x, fn in chosen.items())
+  def answers(*problem):
+    p = Problem(*problem)
+    # Ordered: `jit` returns the keys of a plain dict sorted.
+    return OrderedDict((x, OrderedDict(fn(p))) for x, fn in chosen.items())
 
-    return jax.lax.map(of_one, problems)
-
+  # A few of the test prompts.
+  prompts = layers.draw_all(config).testing.tokens[0, :NUM_PROMPTS]
+  tokens = np.asarray(prompts, np.float64)
+  width, size = config.d_x, config.num_demonstrations
+  context, query = tokens[:, :size], tokens[:, -1]
+  parts = context[..., :width], context[..., width:], query[:, :width]
   exact, near = [], []
-  for account, rows in lab.compute(answers, _problems(config)).items():
+  for account, rows in lab.compute_each(answers, *parts).items():
     for statement, (a, b) in rows.items():
       if any(word in statement for word in NEARLY):
         apart = (np.mean((a - b) ** 2) / np.mean(b**2)) ** 0.5
@@ -268,16 +272,6 @@ def measure(config: Config) -> Results:
         apart = np.max(np.abs(a - b)) / np.max(np.abs(b))
         exact.append(Statement(account, statement, float(apart)))
   return Results(exact, near)
-
-
-def _problems(config: Config) -> Problem:
-  """A few of the test prompts, in float64. Leading axis of prompts."""
-  prompts = layers.draw_all(config).testing.tokens[0, :NUM_PROMPTS]
-  tokens = np.asarray(prompts, np.float64)
-  width, size = config.d_x, config.num_demonstrations
-  context, query = tokens[:, :size], tokens[:, -1]
-  parts = context[..., :width], context[..., width:], query[:, :width]
-  return Problem(*map(jnp.asarray, parts))
 
 
 def claims(config: Config, results: Results) -> lab.Claims:

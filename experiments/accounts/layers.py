@@ -292,9 +292,7 @@ def draw(key, count: int, size: int, config: Config, scale=1.0):
 class Prompts(NamedTuple):
   training: tasks.RegressionPrompt  # Batches of each seed, `[S, P, B, ...]`.
   testing: tasks.RegressionPrompt  # Long prompts. Axes `[S, T, ...]`.
-  # The same prompts at all scales, as short as in training. Axes `[S, A, T,
-  # ...]`.
-  scaled: tasks.RegressionPrompt
+  scaled: tasks.RegressionPrompt  # The same, short, at all scales `[S, A, T]`.
   keys: Array  # Of the random projections. Shape `[S]`.
 
 

@@ -105,9 +105,7 @@ def kernel_relative_mse(
   return np.mean(np.exp(np.minimum(logs, 700)), axis=(1, 2))
 
 
-def first_order_mse(
-  method: Method, condition: Condition
-) -> dict[str, np.ndarray]:
+def first_order_mse(method: Method, condition: Condition) -> dict[str, Any]:
   """First-order `attention_mse` and `output_mse` of ONE direction, `[D]`."""
   _, weights, outputs = condition.exact()
   identity: Any = np.eye(weights.shape[2])

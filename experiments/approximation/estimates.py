@@ -6,7 +6,7 @@ What every question starts from: `measured(config)`.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -277,9 +277,7 @@ def _errors(
   }
 
 
-def split_by_size(
-  exact: np.ndarray, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def split_by_size(exact: np.ndarray, error: np.ndarray) -> tuple[Any, Any]:
   """Mean errors `[D]` of the largest tenth of entries `[D, n]`, and others."""
   order = np.argsort(-np.abs(exact), axis=1)
   ranked = np.take_along_axis(error, order, axis=1)
@@ -297,22 +295,13 @@ def geometric_mean(ratios: np.ndarray) -> lab.Estimate:
   return statistics.bootstrap(np.exp, np.log(ratios))
 
 
-def statements(
-  condition: str, text: str, found: Mapping[str, lab.Found]
-) -> list[lab.Claim]:
+def statements(condition: str, text: str, found: Any) -> lab.Claims:
   """Claims about one condition, whose ids are their texts."""
-
-  def about(claim):
+  for claim in lab.statements('', text, found):
     said = f'{claim.claim}: {condition}'
     slug = re.sub('[^a-z0-9]+', '-', said.lower()).strip('-')
-    return dataclasses.replace(
-      claim,
-      id=f'approximation-{slug}',
-      claim=said,
-      more={'condition': condition},
-    )
-
-  return [about(claim) for claim in lab.statements('', text, found)]
+    own: Any = {'claim': said, 'more': {'condition': condition}}
+    yield dataclasses.replace(claim, id=f'approximation-{slug}', **own)
 
 
 def words(quantity: str) -> str:

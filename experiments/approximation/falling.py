@@ -39,12 +39,9 @@ UNITS = {
 
 class Results(NamedTuple):
   data: Measurements  # The measurements of the first number of demonstrations.
-  # Closed forms by condition and quantity. Shapes `[D, R]`.
-  predicted: Mapping[str, Mapping[str, np.ndarray]]
-  # Of log error against log R, by condition and quantity.
-  slopes: Mapping[str, Mapping[str, lab.Estimate]]
-  # Of the output, relative, at the reference number of features.
-  errors: Mapping[str, lab.Estimate]
+  predicted: Mapping[str, Mapping[str, np.ndarray]]  # Closed forms, `[D, R]`.
+  slopes: Mapping[str, Mapping[str, lab.Estimate]]  # Of log error on log R.
+  errors: Mapping[str, lab.Estimate]  # Of outputs, relative, at one R.
 
 
 def measure(config: Config) -> Results:
@@ -57,9 +54,7 @@ def measure(config: Config) -> Results:
   return Results(data, predicted, slopes(data, PAPER_MAP), errors)
 
 
-def slopes(
-  data: Measurements, method: Method
-) -> dict[str, dict[str, lab.Estimate]]:
+def slopes(data: Measurements, method: Method) -> dict[str, dict[str, Any]]:
   """Fits log mean error against log R, for each condition and quantity."""
   fit = statistics.log_slope(data.sizes(method))
   return {

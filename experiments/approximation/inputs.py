@@ -21,9 +21,7 @@ class Condition(NamedTuple):
   queries: np.ndarray  # Shape `[D, n, d_k]`.
   keys: np.ndarray  # Shape `[D, n, d_k]`.
   values: np.ndarray  # Shape `[D, n, d_v]`.
-  # Independent units among the draws, in order: consecutive draws of one unit
-  # share the trained layer, for instance.
-  num_units: int
+  num_units: int  # Independent ones: draws in order may share a layer.
 
   def units(self, errors: np.ndarray) -> np.ndarray:
     """Means over the draws `[D, ...]` of each independent unit."""
@@ -51,21 +49,17 @@ class TrainedLayers(NamedTuple):
 
   condition: Condition  # Its queries, keys and values of held-out prompts.
   directions: Float[Array, 'D R d']  # It was trained with these, by draw.
-  # Held-out loss of each seed over the loss of predicting zero, by what stands
-  # in for the kernel. Shapes `[S]`.
-  losses: dict[str, np.ndarray]
+  losses: dict[str, np.ndarray]  # Held out, over that of 0; by kernel, `[S]`.
 
 
-def trained(
-  config: Config, key: PRNGKeyArray, num_demonstrations: int
-) -> TrainedLayers:
-  """Trains the papers' layer, and lets it read held-out prompts."""
+def trained(config: Config, key: PRNGKeyArray, size: int) -> TrainedLayers:
+  """Trains the papers' layer, and lets it read prompts of that size."""
   count = config.reference_features
   roots = jax.random.split(key, (config.num_seeds, 4))
   runs = pretraining.init_runs(roots[:, 0], num_features=count)
   fresh = pretraining.init_runs(roots[:, 3], num_features=count).phi
   seeds = pretraining.Seeds(runs, roots[:, 1], roots[:, 2])
-  prompts = pretraining.Prompts(num_demonstrations)
+  prompts = pretraining.Prompts(size)
   params, _ = pretraining.pretrain(
     seeds,
     prompts,
@@ -76,7 +70,7 @@ def trained(
   held_out = prompts.held_out(seeds, max(NUM_HELD_OUT, per_seed))
   losses = jax.jit(jax.vmap(_losses))(params, runs.phi, fresh, held_out)
   tokens = held_out.tokens[:, :per_seed]
-  shape = config.num_draws, num_demonstrations + 1, -1
+  shape = config.num_draws, size + 1, -1
   queries, keys, values = (
     np.asarray(tokens @ x[:, None]).reshape(shape) for x in params
   )

@@ -27,13 +27,8 @@ VIEWS = 'directions', 'features'
 class Results(NamedTuple):
   first: Measurements  # Every map, at the first number of demonstrations.
   second: Measurements  # The papers' map, at the second.
-  # Each map's error over that of the papers', geometric means over R: one row
-  # for each map and condition.
-  comparisons: Sequence[Mapping[str, Any]]
-  # Distance of attention with the same features to its dual model in float64,
-  # relative, largest over the queries of the first draw: by map, for each
-  # condition.
-  residuals: Mapping[str, Sequence[float]]
+  comparisons: Sequence[Mapping[str, Any]]  # Of maps with the papers' one.
+  residuals: Mapping[str, Sequence[float]]  # By map, for each condition.
 
 
 def measure(config: Config) -> Results:
@@ -46,9 +41,7 @@ def measure(config: Config) -> Results:
   )
 
 
-def _comparisons(
-  sizes: Sequence[int], data: Measurements
-) -> list[dict[str, Any]]:
+def _comparisons(sizes: Sequence[int], data: Measurements) -> list[Any]:
   """Each map's error over that of the papers': geometric means over R."""
 
   def ratio(method, condition, divisor):
@@ -73,7 +66,7 @@ def _comparisons(
 
 
 def _identity(config: Config, data: Data) -> dict[str, list[float]]:
-  """Residuals of attention and dual model, through the same features."""
+  """Largest residuals of the first draw, through the same features."""
   rows = [
     (c.queries[0], c.keys[0], c.values[0])
     for c in data.first.conditions.values()

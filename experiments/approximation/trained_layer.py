@@ -24,7 +24,7 @@ def measure(config: Config) -> Results:
   return Results(layers, own, list(data.first.conditions.values()))
 
 
-def claims(config: Config, results: Results) -> list[lab.Claim]:
+def claims(config: Config, results: Results) -> lab.Claims:
   losses = results.layers.losses
   names = 'fresh_directions', 'exact_softmax'
   ratio = 'held-out loss over that with the trained directions'

@@ -217,8 +217,7 @@ def peer_loop(params, phi, prompts, *, is_compiled=False) -> timing.Call | None:
 class Comparison(NamedTuple):
   """Calls, and what each modified one is compared with."""
 
-  # Functions of queries, keys and values of one head, by name.
-  calls: Mapping[str, Callable[..., Any]]
+  calls: Mapping[str, Callable[..., Any]]  # Of queries, keys and values.
   plain: Mapping[str, str]  # The plain call, by name of the modified one.
   bound: float  # The largest ratio of times that is good enough.
 

@@ -48,8 +48,7 @@ class Rows(NamedTuple):
   group: str  # What was called.
   goals: Sequence[Goal]  # Ratios with their bounds.
   seconds: Seconds  # Of each call, and of the matrix product.
-  # Of the calls whose rate is compared with the product's.
-  operations: Mapping[str, int]
+  operations: Mapping[str, int]  # Of calls that the product is compared with.
 
   def timings(self, config: Config) -> list[dict[str, Any]]:
     """One line for each call; `matmul` counts its own operations."""

@@ -17,7 +17,7 @@ import io
 import pathlib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -260,9 +260,7 @@ def encode(
   return tokenizer.encode(text), segment_ids
 
 
-def pad(
-  encoded: list[tuple[np.ndarray, np.ndarray]], kinds: np.ndarray
-) -> Prompts:
+def pad(encoded: list[tuple[Any, Any]], kinds: np.ndarray) -> Prompts:
   """Stacks prompts of different lengths."""
   sizes = np.array([len(tokens) for tokens, _ in encoded])
   length = -(-sizes.max() // ROUNDING) * ROUNDING

@@ -45,21 +45,17 @@ PANELS = {
 class Effects(NamedTuple):
   """What was predicted and measured, of the logits' difference."""
 
-  # Logit of the positive label less that of the negative one, behind the whole
-  # prompt. Shape `[P]`.
-  difference: Any
+  difference: Any  # Logit of the positive label less that of the other, `[P]`.
   identity_gap: Any  # Relative error of the sum of its parts. Shape `[P]`.
   influence: Any  # Of a demonstration on all heads and tokens. Shape `[P, S]`.
   contribution: Any  # Of a demonstration through all heads. Shape `[P, S]`.
   removal_effect: Any  # Likewise. Shape `[P, S]`.
   attention: Any  # Weight of a demonstration, mean over heads. Shape `[P, S]`.
   removed: Any  # What is lost if it is deleted. Shape `[P, S]`.
-  # In the first setting alone: share of the dual loss drop, mean over heads,
-  # None if scores are capped; what is lost if no token may attend to it, and
-  # its influence on that.
-  loss_drop: Any = None
-  hidden: Any = None
-  influence_hidden: Any = None
+  # In the first setting alone; a capped kernel has no loss drop.
+  loss_drop: Any = None  # Share of the dual loss drop, mean over heads.
+  hidden: Any = None  # What is lost if no token may attend to it.
+  influence_hidden: Any = None  # Its influence on that.
 
 
 class Setting(NamedTuple):
@@ -115,7 +111,9 @@ def measure(config: Config) -> Results:
 def _measure(config, model, labels, task, size, prompts) -> Setting:
   is_first = task == 'sentiment' and size == config.num_demonstrations
   arrays = jax.tree.map(jnp.asarray, prompts)
-  num_rows = _num_rows(prompts)
+  inside = prompts.segment_ids[None] == np.arange(size)[:, None, None]
+  behind = (np.cumsum(inside, axis=2) > 0) & ~inside & prompts.mask[None]
+  num_rows = int(prompts.tokens.shape[1] + behind.sum(axis=(0, 2)).max())
 
   def step(model, carry, number):
     prompt = jax.tree.map(lambda rows: rows[number], arrays)
@@ -132,13 +130,6 @@ def _measure(config, model, labels, task, size, prompts) -> Setting:
     shared=(model,),
   )
   return Setting(task, size, prompts, Effects(**found))
-
-
-def _num_rows(prompts: prompting.Prompts) -> int:
-  numbers = np.arange(prompts.positive.shape[1])[:, None, None]
-  inside = prompts.segment_ids[None] == numbers
-  behind = (np.cumsum(inside, axis=2) > 0) & ~inside & prompts.mask[None]
-  return int(prompts.tokens.shape[1] + behind.sum(axis=(0, 2)).max())
 
 
 def one_prompt(

@@ -1,6 +1,5 @@
 """Does the identity hold for every feature map and the exact softmax?"""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +51,7 @@ def measure(config: Config) -> list[Row]:
     }
 
   drawn = {'gaussian': np.asarray(phi.projection)}
-  drawn |= jax.device_get(lab.compile_quickly(draw)(key))
+  drawn |= lab.compute(draw, key)
   tokens = jnp.asarray(found.prompts.tokens[0, 0])
   trained = tuple(map(np.asarray, pretraining.project(params, tokens)))
   # The same rows, shrunk to a norm at which random features imitate softmax.
@@ -73,9 +72,7 @@ def measure(config: Config) -> list[Row]:
   return rows
 
 
-def certified_maps(
-  drawn: Mapping[str, Array],
-) -> dict[str, FeatureMap | Kernel]:
+def certified_maps(drawn: dict[str, Array]) -> dict[str, FeatureMap | Kernel]:
   maps: dict[str, FeatureMap | Kernel] = {
     f'positive, {name}': features.PositiveFeatures(projection)
     for name, projection in drawn.items()

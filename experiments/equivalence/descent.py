@@ -22,14 +22,10 @@ class Descent(NamedTuple):
 
   attention: Float[Array, ' d_y']  # Predicted label of the layer.
   dual: Float[Array, ' d_y']  # Predicted label after the last visit.
-  # Distance to the attention output then, relative to the scale of
-  # `equivalence.Residuals`.
-  residual: Float[Array, '']
-  # Distance to the attention output after 0, 1, ..., T visits. Shape `[T + 1]`.
-  distances: Float[Array, ' _']
+  residual: Float[Array, '']  # Distance to attention then, over its scale.
+  distances: Float[Array, ' _']  # To attention after each visit, `[T + 1]`.
   predicted: Float[Array, ' _']  # Its closed form. Shape `[T + 1]`.
-  # Largest difference of these two, relative to the same scale.
-  curve_residual: Float[Array, '']
+  curve_residual: Float[Array, '']  # Of these two, over the same scale.
 
 
 class Descents(NamedTuple):

@@ -76,12 +76,8 @@ class OneStep(NamedTuple):
 
   attention: Float[Array, ' d_y']  # Predicted label of the layer.
   dual: Float[Array, ' d_y']  # Predicted label of the dual model.
-  # Largest distance between attention, closed form and autodiff, see
-  # `equivalence.Residuals`.
-  residual: Float[Array, '']
-  # The same for the exact softmax kernel with the same queries, keys and
-  # values.
-  softmax_residual: Float[Array, '']
+  residual: Float[Array, '']  # That of `equivalence.Residuals`.
+  softmax_residual: Float[Array, '']  # The same for the exact softmax.
 
 
 class Comparison(NamedTuple):

@@ -137,8 +137,7 @@ def errors_of(
 ) -> np.ndarray:
   """Errors of all heads on all texts. Shape `[P, L G, r]`."""
 
-  def of_head(inputs):
-    texts_of_head, rows, key = inputs
+  def of_head(texts_of_head, rows, key):
     fitted = None
     if name != WINDOW and not name.endswith('own'):
       fitted = make(name, count, None, rows[:2], key, config)
@@ -163,8 +162,7 @@ def errors_of(
   size = calibration.keys.shape[0]
   keys = jax.random.split(jax.random.key(config.seed), size)
   both = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (judged, outputs))
-  run = lab.compile_quickly(lambda *inputs: jax.lax.map(of_head, inputs))
-  return np.swapaxes(jax.device_get(run(both, calibration, keys)), 0, 1)
+  return np.swapaxes(lab.compute_each(of_head, both, calibration, keys), 0, 1)
 
 
 def measure(config: Any) -> Results:
@@ -222,10 +220,7 @@ def _attended(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return jnp.mean(jnp.exp(entropy)), jnp.mean(weights[:, 0])
 
   of_head = jax.vmap(of_query_head, in_axes=(0, None))
-  run = lab.compile_quickly(
-    lambda rows: jax.lax.map(lambda x: of_head(x.queries, x.keys), rows)
-  )
-  return jax.device_get(run(rows))
+  return lab.compute_each(of_head, rows.queries, rows.keys)
 
 
 def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
@@ -234,12 +229,9 @@ def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
   flat = calibration.queries.reshape(
     len(calibration.keys), -1, calibration.keys.shape[-1]
   )
-  balance = lab.compile_quickly(
-    lambda rows: jax.lax.map(
-      lambda x: finite_duals.balance(x[0], x[1], phi), rows
-    )
+  maps = lab.compute_each(
+    lambda x, y: finite_duals.balance(x, y, phi), flat, calibration.keys
   )
-  maps = balance((flat, calibration.keys))
   found: dict[str, list[float]] = {RANDOM: [], BALANCED: []}
   for head in range(len(calibration.keys)):
     rows = judged.queries[head, 0, -1:], judged.keys[head]

@@ -26,8 +26,7 @@ class Gap(NamedTuple):
 
   supremum: Float[Array, '']  # Largest gap over the Frobenius ball.
   expected: Float[Array, '']  # Bound of its mean, `w sqrt(E[|v|^2 k] / N)`.
-  # Complexity term of the bound with explicit constants.
-  complexity: Float[Array, '']
+  complexity: Float[Array, '']  # Its term of the bound, explicit constants.
   confidence: Float[Array, '']  # Its confidence term.
   published: Float[Array, '']  # Published complexity, without the factor d.
 
@@ -254,9 +253,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   return [lab.Figure('gap', figure, caption)]
 
 
-def band(
-  axis: Any, x: Any, rows: Any, colour: str, line: str, label: str
-) -> None:
+def band(axis, x: Any, rows: Any, colour: str, line: str, label: str) -> None:
   """Mean over seeds of rows `[S, n]` with its 95 % t-interval."""
   look = {'color': colour, 'marker': line[0], 'ls': line[1:], 'label': label}
   drawing.means(axis, x, rows, **look)

@@ -94,13 +94,13 @@ def drawn(config: Config) -> Drawn:
       signs = 1 - 2 * (bits & jnp.uint8(1)).astype(jnp.int8)
       return Samples(inputs, signs)
 
-    found = _map(draw, numbers.reshape(-1, 2))
+    found = lab.compute_each(draw, numbers.reshape(-1, 2))
     return jax.tree.map(
       lambda x: x.reshape(*numbers.shape[:2], *x.shape[1:]), found
     )
 
   seeds, sizes = np.arange(config.num_seeds), config.num_demonstrations
-  settings = _map(setting, seeds)
+  settings = lab.compute_each(setting, seeds)
   narrow = draw_all(sizes, max(sizes), config.width)
   wide = draw_all(
     (MAX_SIZE + 1,), config.width_demonstrations, max(config.widths)
@@ -113,11 +113,6 @@ def drawn(config: Config) -> Drawn:
     },
     jax.tree.map(lambda x: x[0], wide),
   )
-
-
-def _map(fn: Callable[..., Any], numbers: np.ndarray) -> Any:
-  """`lax.map` over seeds, compiled; returns NumPy arrays."""
-  return lab.compute(lambda x: jax.lax.map(fn, x), numbers)
 
 
 def known(setting: Setting, width: int) -> Known:

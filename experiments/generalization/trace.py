@@ -73,16 +73,14 @@ def measure(config: Config) -> Results:
     return jax.lax.map(regime, jnp.asarray(list(scales(config).values())))
 
   seeds = np.arange(config.num_traces)
-  found = lab.compute(lambda seeds: jax.lax.map(run, seeds), seeds)
+  found = lab.compute_each(run, seeds)
   return {
     name: jax.tree.map(lambda x, i=i: x[:, i], found)
     for i, name in enumerate(scales(config))
   }
 
 
-def running_log_trace(
-  keys: Float[Array, 'N d_k'], sizes: Any
-) -> Float[Array, ' _']:
+def running_log_trace(keys: Float[Array, 'N d_k'], sizes: Any) -> Array:
   """Log of the mean of `k(k, k)` over the first keys, for several counts."""
   logs = bounds.log_diagonal(kernels.ExponentialKernel(), keys)
   top = jnp.max(logs)

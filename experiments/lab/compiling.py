@@ -31,17 +31,15 @@ def distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @float64_on_host()
-def largest_errors(
-  fn: Callable[[Any], Any], seed: int, num_problems: int
-) -> Any:
+def largest_errors(fn: Callable[[Any], Any], seed: int, count: int) -> Any:
   """The largest errors that `fn(key)`, a tree, has on random problems.
 
-  In float64; `seed` is the root of the keys.
+  In float64, `count` of them; `seed` is the root of the keys.
   """
 
   @compile_quickly
   def largest():
-    keys = jax.random.split(jax.random.key(seed), num_problems)
+    keys = jax.random.split(jax.random.key(seed), count)
     return jax.tree.map(jnp.max, jax.lax.map(fn, keys))
 
   return jax.device_get(largest())
@@ -59,6 +57,11 @@ def compile_quickly(
 def compute(fn: Callable[..., Any], *arguments: Any) -> Any:
   """What `fn` returns, as NumPy arrays: one program that runs once."""
   return jax.device_get(compile_quickly(fn)(*arguments))
+
+
+def compute_each(fn: Callable[..., Any], *arrays: Any) -> Any:
+  """What `fn` returns for each row of arrays, one at a time, as `compute`."""
+  return compute(lambda *x: jax.lax.map(lambda row: fn(*row), x), *arrays)
 
 
 def compile_unoptimised() -> None:

@@ -15,8 +15,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from absl import flags
 
@@ -30,47 +29,32 @@ TINY = 'a run of seconds: small numbers wherever no flag gives one'
 _NAMES = {int: 'an integer', float: 'a finite number', str: 'a text'}
 
 
+class Rule(TypedDict, total=False):
+  """What a value may be: bounds and choices hold for each item of a tuple."""
+
+  minimum: float
+  maximum: float
+  above: float
+  below: float
+  choices: tuple[Any, ...]
+  min_items: int  # Of a tuple, which may also be `distinct` or `increasing`.
+  distinct: bool
+  increasing: bool
+  at_most: str  # Another option.
+  more_than: str  # One that it must exceed, or all of its items.
+  multiple_of: str | int  # Another option, or a number.
+
+
 def option(
-  default: Any,
-  text: str,
-  *,
-  minimum: float | None = None,
-  maximum: float | None = None,
-  above: float | None = None,
-  below: float | None = None,
-  choices: Sequence[Any] | None = None,
-  min_items: int = 1,
-  distinct: bool = False,
-  increasing: bool = False,
-  at_most: str | None = None,
-  more_than: str | None = None,
-  multiple_of: str | int | None = None,
-  tiny: Any = None,
+  default: Any, text: str, *, tiny: Any = None, **rule: Unpack[Rule]
 ) -> Any:
   """A field of a config: its default, its help text and what it may be.
 
-  The default is a bool, int, float, str, or a tuple of one of these; bounds and
-  choices hold for each item of a tuple, `min_items`, `distinct` and
-  `increasing` for the tuple. `at_most` and `multiple_of` name other options,
-  `more_than` one that it must exceed, or all of its items. `tiny` is the value
-  in a tiny run, if it is another one.
+  The default is a bool, int, float, str, or a tuple of one of these. `tiny` is
+  the value in a tiny run, if it is another one.
   """
-  rule = {
-    'minimum': minimum,
-    'maximum': maximum,
-    'above': above,
-    'below': below,
-    'choices': None if choices is None else tuple(choices),
-    'min_items': min_items,
-    'distinct': distinct,
-    'increasing': increasing,
-    'at_most': at_most,
-    'more_than': more_than,
-    'multiple_of': multiple_of,
-  }
-  return dataclasses.field(
-    default=default, metadata={'help': text, 'rule': rule, 'tiny': tiny}
-  )
+  metadata = {'help': text, 'rule': rule, 'tiny': tiny}
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 count = functools.partial(option, minimum=1)  # A number of something, or some.
@@ -93,14 +77,15 @@ class Config:
 
   def _compare(self, name: str, value: Any, metadata: Any) -> None:
     """Checks a value against other options that its own names."""
-    if most := metadata.get('rule', {}).get('at_most'):
+    rule = metadata.get('rule', {})
+    if most := rule.get('at_most'):
       bound = getattr(self, most)
       self.require(value <= bound, name, f'at most {most}, {bound}')
-    if least := metadata.get('rule', {}).get('more_than'):
+    if least := rule.get('more_than'):
       items = getattr(self, least)
       bound = max(items) if isinstance(items, tuple) else items
       self.require(value > bound, name, f'more than {least}, {bound}')
-    if unit := metadata.get('rule', {}).get('multiple_of'):
+    if unit := rule.get('multiple_of'):
       size = getattr(self, unit) if isinstance(unit, str) else unit
       words = f'{unit}, {size}' if isinstance(unit, str) else size
       self.require(value % size == 0, name, f'a multiple of {words}')
@@ -122,39 +107,43 @@ class Config:
     return cls(**{name: x for name, x in fields.items() if x is not None})
 
 
+def _kind(default: Any) -> type:
+  """That of a value, or of the items of a list."""
+  items = default if isinstance(default, tuple) else (default,)
+  return type(items[0]) if items else str
+
+
 def _check_field(field: dataclasses.Field, value: Any) -> None:
   rule = field.metadata.get('rule')
   if rule is None:
     return
-  if not isinstance(field.default, tuple):
-    _check_item(field.name, value, type(field.default), rule)
-    return
-  kind = type(field.default[0]) if field.default else str
-  for item in value:
+  default: Any = field.default
+  kind, is_list = _kind(default), isinstance(default, tuple)
+  for item in value if is_list else (value,):
     _check_item(field.name, item, kind, rule)
-  problem = ''
-  if len(value) < rule['min_items']:
-    count = rule['min_items']
+  if not is_list:
+    return
+  problem, count = '', rule.get('min_items', 1)
+  if len(value) < count:
     problem = f'at least {count} {"value" if count == 1 else "values"}'
-  elif rule['increasing'] and list(value) != sorted(set(value)):
+  elif rule.get('increasing') and list(value) != sorted(set(value)):
     problem = 'increasing values'
-  elif rule['distinct'] and len(set(value)) < len(value):
+  elif rule.get('distinct') and len(set(value)) < len(value):
     problem = 'distinct values'
   if problem:
-    example = ','.join(map(str, field.default))
+    example = ','.join(map(str, default))
     raise ValueError(
       f'{field.name} is {",".join(map(str, value)) or "empty"}; expected '
       f'{problem}, such as {example}.'
     )
 
 
-def _check_item(name: str, value: Any, kind: type, rule: Any) -> None:
-  if rule['choices'] is not None:
+def _check_item(name: str, value: Any, kind: type, rule: Rule) -> None:
+  if 'choices' in rule:
     if value not in rule['choices']:
       choices = ' or '.join(map(repr, rule['choices']))
       raise ValueError(f'{name} is {value!r}; expected {choices}.')
-    return
-  if kind in (int, float) and not _fits(value, kind, rule):
+  elif kind in (int, float) and not _fits(value, kind, rule):
     raise ValueError(f'{name} is {value!r}; expected {_range(kind, rule)}.')
 
 
@@ -164,49 +153,55 @@ def _fits(value: Any, kind: type, rule: Any) -> bool:
   if (kind is int and not isinstance(value, int)) or not math.isfinite(value):
     return False
   return all(
-    rule[key] is None or holds(value, rule[key])
+    holds(value, rule[key])
     for key, (_, holds) in _BOUNDS.items()
+    if key in rule
   )
 
 
 def _range(kind: type, rule: Any) -> str:
   bounds = [
-    f'{sign} {rule[key]:g}'
-    for key, (sign, _) in _BOUNDS.items()
-    if rule[key] is not None
+    f'{sign} {rule[key]:g}' for key, (sign, _) in _BOUNDS.items() if key in rule
   ]
   return ' '.join([_NAMES[kind], ' and '.join(bounds)]).rstrip()
 
 
 def _items(rule: Any) -> str:
   """How many items a list has and which order, in words."""
-  order = [name for name in ('increasing', 'distinct') if rule[name]]
-  count = [f'at least {rule["min_items"]}'] if rule['min_items'] > 1 else []
+  order = [name for name in ('increasing', 'distinct') if rule.get(name)]
+  least = rule.get('min_items', 1)
+  count = [f'at least {least}'] if least > 1 else []
   return ', '.join(['comma-separated', *order[:1], *count])
 
 
 def describe(field: dataclasses.Field) -> str:
   """The help text of an option, with what it may be and its default."""
   text, rule = field.metadata.get('help', field.name), field.metadata['rule']
-  default = field.default
+  default, kind = field.default, _kind(field.default)
   items = default if isinstance(default, tuple) else (default,)
-  kind = type(items[0]) if items else str
   parts = []
-  if rule['choices'] is not None:
+  if 'choices' in rule:
     parts.append(' or '.join(map(str, rule['choices'])))
   elif kind in (int, float) and _range(kind, rule) != _NAMES[kind]:
     parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
   if isinstance(default, tuple):
     parts.append(_items(rule))
   for words in ('at_most', 'more_than', 'multiple_of'):
-    if rule[words]:
+    if words in rule:
       parts.append(f'{words.replace("_", " ")} {rule[words]}')
   shown = ','.join(map(str, items))
-  shown = 'all' if items and items == rule['choices'] else shown
+  shown = 'all' if items and items == rule.get('choices') else shown
   if isinstance(default, str):
     shown = repr(default)
   parts.append(f'default {shown.lower() if kind is bool else shown}')
   return f'{text} ({"; ".join(parts)})'
+
+
+_PARSERS: dict[type, Any] = {
+  int: flags.IntegerParser,
+  float: flags.FloatParser,
+  str: flags.ArgumentParser,
+}
 
 
 def define_flags(config_type: type[Config]) -> None:
@@ -214,29 +209,14 @@ def define_flags(config_type: type[Config]) -> None:
   flags.DEFINE_bool('tiny', False, TINY)
   for field in dataclasses.fields(config_type):
     default, text = field.default, field.metadata.get('help', field.name)
-    define: Any = {
-      bool: flags.DEFINE_bool,
-      int: flags.DEFINE_integer,
-      float: flags.DEFINE_float,
-      str: flags.DEFINE_string,
-    }.get(type(default))
-    if define is not None:
-      define(field.name, default, text)
-    elif isinstance(default, tuple):
-      item_parser: Any = {
-        int: flags.IntegerParser,
-        float: flags.FloatParser,
-        str: flags.ArgumentParser,
-      }[type(default[0]) if default else str]()
-      flags.DEFINE(
-        _ListParser(item_parser),
-        field.name,
-        default,
-        text,
-        serializer=flags.CsvListSerializer(','),
-      )
-    else:
-      raise TypeError(f'{field.name}: no flag for {type(default).__name__}')
+    if isinstance(default, bool):
+      flags.DEFINE_bool(field.name, default, text)
+      continue
+    parser = _PARSERS[_kind(default)]()
+    writer: Any = flags.ArgumentSerializer()
+    if isinstance(default, tuple):
+      parser, writer = _ListParser(parser), flags.CsvListSerializer(',')
+    flags.DEFINE(parser, field.name, default, text, serializer=writer)
 
 
 def from_flags(config_type: type[Config]) -> Config:

@@ -88,7 +88,11 @@ def scan_blocks(
         bar.update(size)
         outputs = [jax.tree.map(lambda *x: np.concatenate(x), *outputs)]
         if manager:
-          _save(manager, done, {'carry': carry, 'outputs': outputs[0]})
+          import orbax.checkpoint as ocp
+
+          tree = {'carry': carry, 'outputs': outputs[0]}
+          tree |= {'checksum': _checksum(tree)}
+          manager.save(done, args=ocp.args.StandardSave(tree))
   return carry, outputs[0]
 
 
@@ -107,13 +111,6 @@ def _manager(name: str) -> Iterator[Any]:
   path = (folder / name).resolve()
   with ocp.CheckpointManager(path, options=options) as manager:
     yield manager
-
-
-def _save(manager: Any, done: int, tree: dict[str, Any]) -> None:
-  import orbax.checkpoint as ocp
-
-  tree = tree | {'checksum': _checksum(tree)}
-  manager.save(done, args=ocp.args.StandardSave(tree))
 
 
 def _restore(manager, done: int, step_fn, carry) -> tuple[Any, Any]:

@@ -33,22 +33,17 @@ def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
     ) from error
   ours = json.loads(to_json(dataclasses.asdict(config)))
   file = path / 'config.json'
-  if file.exists():
-    _check_same_config(file, ours)
-  else:
+  if not file.exists():
     write_text(file, to_json(ours))
-  return path
-
-
-def _check_same_config(file: pathlib.Path, ours: Mapping[str, Any]) -> None:
   theirs = read_json(file)
   for name in sorted(ours.keys() | theirs.keys()):
     if ours.get(name) != theirs.get(name):
       raise ValueError(
         f'workdir holds a run with {name}={theirs.get(name)!r}, this one has '
         f'{name}={ours.get(name)!r}; choose another --workdir, or delete '
-        f'{str(file.parent)!r}.'
+        f'{str(path)!r}.'
       )
+  return path
 
 
 def leave_nothing(folder: Workdir) -> None:

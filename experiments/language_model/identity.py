@@ -31,9 +31,7 @@ class Forward(NamedTuple):
 class Certified(NamedTuple):
   certificate: equivalence.ModelCertificate  # Of all heads at all positions.
   seconds: float  # Of the certificate, compiled before.
-  # Of the plain pass, behind the prompt and behind each token of its
-  # continuation. Shape `[K, vocab]`.
-  forward_log_probs: np.ndarray
+  forward_log_probs: np.ndarray  # Of the plain pass. Shape `[K, vocab]`.
   chain_log_probs: np.ndarray  # The same of the chain of dual models.
 
   @property

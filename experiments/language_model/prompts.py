@@ -21,14 +21,13 @@ from iclcl_jax.pretrained import attribution
 from iclcl_jax.types import Array
 
 Label: TypeAlias = int | tuple[int, ...]  # Its id, or those of several tokens.
+Pair: TypeAlias = tuple[Label, Label]
 DEFAULT = pathlib.Path(__file__).with_name('prompt.txt')
 
 
 class Prompt(NamedTuple):
   text: str  # What the model reads.
-  # Begin and end of each demonstration, in characters; the blank line behind it
-  # is a part of it. Shape `[S, 2]`.
-  spans: np.ndarray
+  spans: np.ndarray  # Of demonstrations and the blank line behind, `[S, 2]`.
   demonstration_labels: list[str]  # Last word of each.
   query_begin: int  # Where the query begins, in characters.
 
@@ -41,7 +40,7 @@ class Loaded(NamedTuple):
   prompt: Prompt  # The prompt, taken apart.
   tokens: Array  # Its ids. Shape `[N]`.
   segments: np.ndarray  # Demonstration of each token, -1 for the rest, `[N]`.
-  labels: tuple[Label, Label] | None  # The two labels; None if not two.
+  labels: Pair | None  # The two labels; None if not two.
 
 
 @lab.once
@@ -85,25 +84,21 @@ def read(prompt: str, prompt_file: str) -> str:
     raise ValueError(
       'prompt and prompt_file are both given; expected one of them.'
     )
-  text = prompt or _read_file(pathlib.Path(prompt_file or DEFAULT))
-  if not text.strip():
-    raise ValueError(
-      'prompt is empty; expected some text. Without --prompt and --prompt_file '
-      'a prompt of this package is read.'
-    )
-  return text
-
-
-def _read_file(path: pathlib.Path) -> str:
+  path = pathlib.Path(prompt_file or DEFAULT)
   try:
-    text = path.read_text(encoding='utf-8')
+    text = prompt or path.read_text(encoding='utf-8').removesuffix('\n')
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise ValueError(
       f'prompt_file is {str(path)!r}, which cannot be read ({reason}); '
       'expected a text file in UTF-8.'
     ) from error
-  return text.removesuffix('\n')
+  if not text.strip():
+    raise ValueError(
+      'prompt is empty; expected some text. Without --prompt and --prompt_file '
+      'a prompt of this package is read.'
+    )
+  return text
 
 
 def parse(
@@ -158,9 +153,7 @@ def _blocks(text: str, separator: str) -> list[tuple[int, int]]:
   return [(a, b) for a, b in pairs if text[a:b].strip()]
 
 
-def labels(
-  prompt: Prompt, chosen: str, tokenizer: Any
-) -> tuple[Label, Label] | None:
+def labels(prompt: Prompt, chosen: str, tokenizer: Any) -> Pair | None:
   """Chooses the two texts whose logits are compared.
 
   Those of `chosen`, two texts with a comma between them, else the two different
@@ -185,9 +178,7 @@ def labels(
   return tuple(first), tuple(second)
 
 
-def likelier_first(
-  pair: tuple[Label, Label] | None, log_probs: Any
-) -> tuple[Label, Label]:
+def likelier_first(pair: Pair | None, log_probs: Any) -> Pair:
   """Orders two labels by probability; the two likeliest tokens for None.
 
   Example:

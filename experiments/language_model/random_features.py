@@ -105,9 +105,7 @@ def errors_of(
       ]
     )
 
-  directions = lab.compile_quickly(lambda keys: jax.lax.map(draw, keys))(
-    jax.random.split(root, num_draws)
-  )
+  directions = lab.compute_each(draw, jax.random.split(root, num_draws))
   heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
   found = jax.device_get(_all_errors(directions, heads))
   shape = num_draws, *inputs.queries.shape[:2]
@@ -173,20 +171,16 @@ class Shrunk(NamedTuple):
 
   factors: tuple[float, ...]  # The last one is 1, the model as it is, `[F]`.
   num_directions: int  # Directions `R`.
-  # Root-mean-square errors over draws and heads of every layer, by map, `[F]`.
-  measured: dict[str, np.ndarray]
+  measured: dict[str, np.ndarray]  # Root-mean-square errors, by map, `[F]`.
   predicted: dict[str, np.ndarray]  # The same as the budget predicts, `[F]`.
 
 
 class Results(NamedTuple):
   counts: tuple[int, ...]  # Directions `R` that were tried.
   num_tokens: int  # Tokens of the prompt.
-  # By `R` and `'map, projection'`. Shapes `[D, L, H]`.
-  errors: dict[int, dict[str, np.ndarray]]
+  errors: dict[int, dict[str, np.ndarray]]  # By `R` and map, `[D, L, H]`.
   mean_errors: np.ndarray  # Of the plain mean of the visible values, `[L, H]`.
-  # log10 of the predicted directions for an error of `TARGET`, by map. Shapes
-  # `[L, H]`.
-  log_needed: dict[str, np.ndarray]
+  log_needed: dict[str, np.ndarray]  # log10 of `R` for `TARGET`, `[L, H]`.
   shrunk: Shrunk  # `Shrunk`, the check of the prediction.
 
   @property

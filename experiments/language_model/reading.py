@@ -24,14 +24,9 @@ class Results(NamedTuple):
   loaded: prompts.Loaded  # Model and prompt.
   page: attribution.Page  # What the library found, and shows.
   label_ids: tuple[prompts.Label, prompts.Label]  # What is compared.
-  # What the sum of all terms lacks, over the sum of their absolute values.
-  identity_error: float
-  # What the difference loses if each head alone forgets the demonstration, to
-  # first order, summed over heads. Shape `[S]`.
-  removal: np.ndarray
-  # Share of a demonstration in the loss drop of a dual model, mean over layers
-  # and key-value heads; NaN if scores are capped. Shape `[S]`.
-  drop_shares: np.ndarray
+  identity_error: float  # What the sum of all terms lacks, over their sizes.
+  removal: np.ndarray  # Lost if each head alone forgets, first order, `[S]`.
+  drop_shares: np.ndarray  # Of the loss drop; NaN if scores are capped, `[S]`.
 
   @property
   def logit_difference(self) -> float:

@@ -48,8 +48,7 @@ class Path(NamedTuple):
 
 
 class Results(NamedTuple):
-  # Relative errors of answers that should be attention, `[S, P]`.
-  first_steps: Mapping[str, Any]
+  first_steps: Mapping[str, Any]  # Errors of what should be attention.
   relative_step_size: Any  # Attention's step size over the largest stable one.
   paths: Mapping[str, Path]  # By loss.
 

@@ -112,9 +112,7 @@ def _follow(step, state, num_steps, observe) -> Any:
   return jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), seen, last)
 
 
-def kernel_loss(
-  weights: Array, first: Array, second: Array
-) -> Float[Array, '']:
+def kernel_loss(weights: Array, first: Array, second: Array) -> Array:
   """Mean of `f(anchor) . (f(negative) - f(positive))`.
 
   The positive of a token is its second view, its negative that of the next.

@@ -5,7 +5,7 @@ loss is all that this part reports.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -203,16 +203,14 @@ def about(config: Config, interval: str) -> str:
   )
 
 
-def statements(
-  data: str, text: str, found: Mapping[str, lab.Found]
-) -> list[lab.Claim]:
+def statements(data: str, text: str, found: dict[str, lab.Found]) -> lab.Claims:
   """Claims about one of `DATA`; samples `[S, P]` are averaged by seed."""
   found = {
     name: x._replace(value=by_seed(x.value)) if np.ndim(x.value) else x
     for name, x in found.items()
   }
-  claims = lab.statements(f'{data.replace(" ", "_")}:', text, found)
-  return [dataclasses.replace(x, claim=f'{data}: {x.claim}') for x in claims]
+  for claim in lab.statements(f'{data.replace(" ", "_")}:', text, found):
+    yield dataclasses.replace(claim, claim=f'{data}: {claim.claim}')
 
 
 def summary(config: Config, losses: np.ndarray) -> dict[str, Any]:

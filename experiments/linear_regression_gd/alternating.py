@@ -32,8 +32,7 @@ class Results(NamedTuple):
   loss_gd: Float[Array, '']  # Of the best step.
   loss_zero: Float[Array, '']  # Of predicting 0.
   loss_closed_form: float  # What the best step is expected to reach.
-  # Mean attention of all rows but the query's in the first layer.
-  copied: Float[Array, 'S 2*N 2*N+1']
+  copied: Float[Array, 'S 2*N 2*N+1']  # Mean attention of the first layer.
 
   @property
   def within_pairs(self) -> np.ndarray:

@@ -44,7 +44,8 @@ def measure(config: Config) -> Errors:
 
 def _layer_errors(problem, initial, num_steps: int):
   """Layers against GD from `W_0`, and against GD++."""
-  (inputs, labels, query), (d_y, d_x) = problem, initial.shape
+  inputs, labels, query = problem
+  d_y, d_x = initial.shape
   size, rates = len(inputs), jnp.full(num_steps, 0.5)
   tokens = account.make_tokens(*problem, initial=initial)
   layers = account.repeat(
@@ -57,7 +58,7 @@ def _layer_errors(problem, initial, num_steps: int):
   layers = account.repeat(layer, num_steps)
   factors = rates, 0.02 * jnp.ones(num_steps)
   tokens = account.make_tokens(*problem)
-  answer = account.descend_plus_plus(*problem, *factors)
+  answer = account.descend_plus_plus(inputs, labels, query, *factors)
   yield lab.distance(account.predict(layers, tokens, d_y=d_y), answer)
 
 

@@ -68,8 +68,7 @@ class Products(NamedTuple):
   diagonal_min: Float[Array, ' S']  # Entries of the query-key product.
   diagonal_max: Float[Array, ' S']
   off_diagonal: Float[Array, ' S']
-  # Largest value-output entry of inputs over that of the label.
-  rest_of_value_column: Float[Array, ' S']
+  rest_of_value_column: Float[Array, ' S']  # Largest entry over the label's.
   matrix: Float[Array, 'S d_x d_x']  # Query-key product times the latter.
 
 

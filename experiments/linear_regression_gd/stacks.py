@@ -24,8 +24,7 @@ class Row(NamedTuple):
 
   kind: str
   num_layers: int
-  # Of `steps`: with as many factors as the stack has distinct layers.
-  peer: str
+  peer: str  # Of `steps`, with as many factors as there are distinct layers.
   steps: np.ndarray
   seconds: float
   loss: Float[Array, 'S T']  # Of all records.

@@ -143,7 +143,7 @@ def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
     return jax.lax.map(one, jnp.arange(len(names)))
 
   arrays = [jnp.asarray(x) for x in (*inputs, free, np.stack(spread))]
-  return jax.device_get(lab.compile_quickly(run)(*arrays))
+  return lab.compute(run, *arrays)
 
 
 def tune(loss_fn, start) -> tuple[Any, Any]:
@@ -192,8 +192,7 @@ def _sample_losses(config: Config, root, factors) -> np.ndarray:
     tasks = training.draw(key, size, config)
     return jax.lax.map(lambda row: sampled_losses(tasks, row), factors)
 
-  run = lab.compile_quickly(lambda i: jax.lax.map(chunk, i))
-  samples = np.asarray(run(jnp.arange(count)), np.float64)
+  samples: Any = np.float64(lab.compute_each(chunk, jnp.arange(count)))
   samples = np.moveaxis(samples, 1, 2).reshape(-1, len(factors))
   return samples[: config.num_yardstick_tasks]
 

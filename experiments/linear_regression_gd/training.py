@@ -32,8 +32,7 @@ LARGEST_ACTIVATION = 10.0  # As published, for more than three layers.
 
 
 class Tasks(NamedTuple):
-  # Rows `(x_i, y_i)`, then `(x_q, 0)`. Shape `[B, N + 1, d_x + 1]`.
-  tokens: Float[Array, 'B M D']
+  tokens: Float[Array, 'B M D']  # Rows `(x_i, y_i)`, then `(x_q, 0)`.
   targets: Float[Array, 'B 1']  # The labels of the queries.
 
 

@@ -70,8 +70,7 @@ class Results(NamedTuple):
   chosen: np.ndarray  # Which rate that is. Shape `[S, V]`.
   curves: np.ndarray  # Training loss, by epoch and rate. Shape `[E, S, V, L]`.
   params: Mapping[str, Any]  # Trained parameters by layer, with axes `[S, L]`.
-  # Those of the random features by layer, with an axis `[S]`.
-  directions: Mapping[str, Any]
+  directions: Mapping[str, Any]  # Of random features by layer, axis `[S]`.
 
   def losses(self, rate: str, measure: str, name: str) -> np.ndarray:
     """One number for each run. Shape `[S]`."""

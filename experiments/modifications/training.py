@@ -80,9 +80,7 @@ def kernel(directions: Array) -> Kernel:
 class Start(NamedTuple):
   """What training starts from; all leaves have a leading axis of seeds."""
 
-  # Layers, feature maps, tasks and root keys, those of
-  # `experiments.equivalence`.
-  seeds: pretraining.Seeds
+  seeds: pretraining.Seeds  # Those of `experiments.equivalence`.
   extras: Any  # Keys of the matrices that only modified layers have.
   noise: Any  # Root keys of the random choice of negatives.
 

@@ -43,8 +43,7 @@ class Epochs(NamedTuple):
 
 class Results(NamedTuple):
   step: steps.Results  # What one step does.
-  # By E and reading of alpha, `[S, P, K, E + 1, d_y]`.
-  curves: Mapping[int, Mapping[str, Epochs]]
+  curves: Mapping[int, Mapping[str, Epochs]]  # By E, reading; `[S, P, K, ...]`.
 
 
 def divisors(config: Config) -> dict[str, float]:

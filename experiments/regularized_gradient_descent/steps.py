@@ -120,9 +120,7 @@ def measure(config: Config) -> Results:
   return Results(layers, steps, trained)
 
 
-def on_prompts(
-  fn: Callable[[Any, Layer], Any], trained: pretraining.Trained
-) -> Any:
+def on_prompts(fn: Callable[..., Any], trained: pretraining.Trained) -> Any:
   """Maps `fn(phi, prompt)` over all prompts in float64. Axes `[S, P]`."""
 
   def of_prompt(params, phi, tokens):

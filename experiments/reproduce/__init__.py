@@ -167,9 +167,7 @@ def _run_job(job: Job, settings: Any, folder: folders.Workdir) -> str:
   return job.name
 
 
-def _section(
-  config: Config, job: Job, folder: folders.Workdir
-) -> pages.Section:
+def _section(config: Config, job: Job, folder: lab.Workdir) -> pages.Section:
   summary = folders.read_json(folder / 'summary.json')
   return pages.Section(
     name=job.name,

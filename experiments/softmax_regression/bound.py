@@ -66,8 +66,7 @@ def measure(config: Config) -> Results:
       jnp.log(4 * radius * NUM_WORDS**1.5) + 4 * radius**2,
     )
 
-  every = lab.compile_quickly(lambda radii: jax.lax.map(at, radii))
-  return jax.device_get(every(jnp.asarray(RADII)))
+  return lab.compute_each(at, jnp.asarray(RADII))
 
 
 def gap(results: Results) -> float:

@@ -39,8 +39,7 @@ class Layer(NamedTuple):
   """An attention layer without its parameters."""
 
   normalise: Callable[[Any], Any]  # Scores `[M, n]` to attention weights.
-  # Initial output weight of each head; a head of sign 0 stays silent.
-  signs: tuple[float, ...]
+  signs: tuple[float, ...]  # Initial outputs of heads; 0 stays silent.
 
 
 LAYERS = {
@@ -85,7 +84,7 @@ def measure(config: Config) -> Results:
     def fit(rates, size=size, names=names):
       return train(config, names, size, rates)
 
-    found = jax.device_get(lab.compile_quickly(fit)(rates))
+    found = lab.compute(fit, rates)
     runs |= {(name, size): found[name] for name in names}
   return Results(runs, steps)
 

@@ -94,10 +94,10 @@ def sizes(config: Config) -> list[Size]:
 
 @lab.once
 def measure(config: Config) -> Results:
-  def of(size):
-    return lab.compile_quickly(lambda: one_step(config, size))()
-
-  return {size: jax.device_get(of(size)) for size in sizes(config)}
+  return {
+    size: lab.compute(functools.partial(one_step, config, size))
+    for size in sizes(config)
+  }
 
 
 def one_step(config: Config, size: Size) -> Step:
