@@ -171,9 +171,7 @@ def measure(config: Config) -> Results:
   prompts = _stack(config, tokenizer, rows, (GROUPS, reviews))
   arrays = jax.tree.map(jnp.asarray, prompts)
   texts = jnp.asarray(_texts(config, tokenizer))
-  asked = np.concatenate(
-    [np.arange(config.num_predicted) + x for x in (0, count)]
-  )
+  asked = np.add.outer([0, count], np.arange(config.num_predicted)).ravel()
   answers, predicted, perplexity = {}, {}, {}
 
   def ask(group, arms, make):
@@ -214,17 +212,15 @@ def _scan(config, model, arrays, make, rows, group, predict: bool):
   def step(model, carry, number):
     prompt, order, arm = rows[number]
     tokens = arrays.tokens[prompt, order]
-    mask, (one, other) = arrays.mask[prompt], arrays.labels[prompt]
+    mask, (one, two) = arrays.mask[prompt], arrays.labels[prompt]
     ways = make(arrays.segment_ids[prompt, order])
     way = jax.tree.map(lambda leaf: leaf[arm], ways)
     if predict:
-      effect = learning.effect_on_answer(
-        model, tokens, way, one, other, mask=mask
-      )
-      return carry, jnp.sum(effect.predicted)
+      found = learning.effect_on_answer(model, tokens, way, one, two, mask=mask)
+      return carry, jnp.sum(found.predicted)
     scores = learning.logits(model, tokens, way, mask=mask)
     last = scores[jnp.sum(mask) - 1]
-    return carry, last[one] - last[other]
+    return carry, last[one] - last[two]
 
   kind = 'predicted' if predict else 'answers'
   return lab.scan_blocks(
@@ -280,9 +276,8 @@ def _stack(config: Config, tokenizer, rows, tasks) -> Prompts:
 def _texts(config: Config, tokenizer) -> np.ndarray:
   """Plain text: sentences of plots, `[T, N]`."""
   number = config.num_texts
-  texts = prompting.draw_subjective(
-    number * config.num_tokens // 4, seed=config.seed
-  )
+  count = number * config.num_tokens // 4
+  texts = prompting.draw_subjective(count, seed=config.seed)
   plots = [x.text for x in texts if not x.positive]
   pieces = [' '.join(plots[x::number]) for x in range(number)]
   return np.stack([tokenizer.encode(x)[: config.num_tokens] for x in pieces])
@@ -345,11 +340,9 @@ def areas(
 
 def _row(results: Results, task: str, arm: str) -> dict[str, Any]:
   """All that is measured of one way of learning."""
-  answers = results.answers[arm][results.of(task)]
-  right = results.right[results.of(task)]
-  inside = np.isin(
-    results.asked, np.arange(len(results.right))[results.of(task)]
-  )
+  of = results.of(task)
+  answers, right = results.answers[arm][of], results.right[of]
+  inside = np.isin(results.asked, np.arange(len(results.right))[of])
   change = results.answers[arm][:, 0] - results.answers[PLAIN][:, 0]
   found: dict[str, Any] = {
     'area': areas(results, task, arm),
@@ -409,9 +402,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
-  return {
-    task: {arm: _row(results, task, arm) for arm in ARMS} for task in TASKS
-  }
+  return {x: {arm: _row(results, x, arm) for arm in ARMS} for x in TASKS}
 
 
 def tables(config: Config, results: Results) -> dict[str, Any]:

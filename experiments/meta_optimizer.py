@@ -93,15 +93,13 @@ def _errors(queries, keys, values, wk, wv, dk, dv, query) -> Errors:
 
   def momentum(decay):
     """As a matrix, and as a recurrence over the values."""
-    attend = functools.partial(
-      account.momentum_attention, queries, keys, values
-    )
+    layer = functools.partial(account.momentum_attention, queries, keys, values)
     place = jnp.arange(NUM_TOKENS).astype(values.dtype)
     age = jnp.subtract.outer(place, place)
     matrix = jnp.tril(decay ** jnp.maximum(age, 1), -1) @ values
     rows = account.momentum_values(values, decay=decay)
     return jnp.maximum(
-      lab.distance(attend(decay=0.0) + matrix, attend(decay=decay)),
+      lab.distance(layer(decay=0.0) + matrix, layer(decay=decay)),
       lab.distance(matrix + 1, rows + 1),
     )
 
@@ -207,10 +205,8 @@ def measure(config: Config) -> Results:
     everybody = jnp.broadcast_to(shared[:1], zero.shape)
     changes = jnp.stack([0 * zero, -0.5 * zero, everybody, own])
     # In-context and finetuned outputs of each case, `[cases, Q, d]`.
-    outputs = (
-      zero[None] + changes + config.noise * x[None] for x in (one, two)
-    )
-    scores = jax.lax.map(one_case, (keys, *outputs))
+    pairs = (zero[None] + changes + config.noise * x[None] for x in (one, two))
+    scores = jax.lax.map(one_case, (keys, *pairs))
     return Results(scores, _recover(key_answers, config))
 
   return lab.compute_each(one_seed, jnp.arange(config.num_seeds))

@@ -188,9 +188,7 @@ LAYERS: Mapping[str, Callable[[learners.Stream, jax.Array], jax.Array]] = {
   'decay .95': lambda tokens, rate: (
     rate * learners.linear_recurrence(tokens, decays=DECAY)
   ),
-  'delta rule': lambda tokens, rate: learners.delta_recurrence(
-    tokens, rates=rate
-  ),
+  'delta rule': lambda tokens, x: learners.delta_recurrence(tokens, rates=x),
   'gated delta rule, .95': lambda tokens, rate: learners.delta_recurrence(
     tokens, rates=rate, decays=DECAY
   ),
@@ -239,18 +237,16 @@ def measure(config: Config) -> Results:
 
   @functools.partial(lab.compile_quickly, static_argnames='name')
   def tuned(name, inputs, weights):
-    layer, grid = LAYERS[name], jnp.asarray(GRID)
-    tune = jax.lax.map(
-      lambda p: losses_of(layer, p, inputs[0], weights[0]), grid
-    )
+    fn, grid = LAYERS[name], jnp.asarray(GRID)
+    tune = jax.lax.map(lambda p: losses_of(fn, p, inputs[0], weights[0]), grid)
     at_length = tune[:, config.tuning_length - 1]
     best = grid[jnp.nanargmin(at_length)]
     groups = inputs[1:], weights[1:]
-    curves = jax.lax.map(lambda g: losses_of(layer, best, *g), groups)
+    curves = jax.lax.map(lambda g: losses_of(fn, best, *g), groups)
 
     def scaled(scale):
       return jax.lax.map(
-        lambda g: losses_of(layer, best, scale * g[0], g[1]), groups
+        lambda g: losses_of(fn, best, scale * g[0], g[1]), groups
       )[:, config.tuning_length - 1]
 
     return best, curves, jax.lax.map(scaled, jnp.asarray(config.scales))

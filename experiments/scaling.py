@@ -162,10 +162,8 @@ def _draw(config: Config, size: int, dtype: Any):
   return features.PositiveFeatures(directions), *arrays
 
 
-def _spread(function, in_specs, out_specs, mesh):
-  spread = jax.shard_map(
-    function, mesh=mesh, in_specs=in_specs, out_specs=out_specs
-  )
+def _spread(fn, in_specs, out_specs, mesh):
+  spread = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
   return jax.jit(spread)
 
 

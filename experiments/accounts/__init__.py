@@ -107,10 +107,8 @@ def conclude(config: Config, results, claims) -> str:
     if row.num_apart
   )
 
-  def named(prefix, verdict):
-    ids = {
-      x: f'accounts-{comparison.identifier(f"{prefix}-{x}")}' for x in alike
-    }
+  def named(what, verdict):
+    ids = {x: f'accounts-{comparison.identifier(f"{what}-{x}")}' for x in alike}
     found = [k for k, name in ids.items() if claims[name].verdict == verdict]
     return ', '.join(found) or 'none'
 

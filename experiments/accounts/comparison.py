@@ -23,10 +23,7 @@ CLOSE = 0.95, 1.05  # Ratios that count as the same.
 ALIGNED = 0.99
 KINDS = TUNED, TRAINED = 0, 1
 NAMES = 'tuned', 'trained'
-AVERAGES = {
-  'mean': statistics.mean,
-  'geometric mean': statistics.geometric_mean,
-}
+MEANS = {'mean': statistics.mean, 'geometric mean': statistics.geometric_mean}
 OSWALD = 'von Oswald et al., arXiv:2212.07677'
 ORDERS = (  # Better and worse learner, as is claimed.
   ('two-head softmax', 'softmax'),
@@ -180,17 +177,16 @@ def _claims(
   claims = lab.statements(
     'accounts-',
     text,
-    {k: x._replace(value=AVERAGES[by](x.value)) for k, x in found.items()},
+    {k: x._replace(value=MEANS[by](x.value)) for k, x in found.items()},
   )
 
   def more(claim):
     values, *limits = found[claim.id.removeprefix('accounts-')]
-    return f"""{claim.statistic}; {by}; median {np.median(values):.3g},
-      {_num_within(values, *limits)} of {len(values)} seeds in that range"""
+    return lab.one_line(f"""{claim.statistic}; {by}; median
+      {np.median(values):.3g}, {_num_within(values, *limits)} of {len(values)}
+      seeds in that range""")
 
-  return [
-    dataclasses.replace(x, statistic=lab.one_line(more(x))) for x in claims
-  ]
+  return [dataclasses.replace(x, statistic=more(x)) for x in claims]
 
 
 def _trained_is_tuned(config: Config, name: str, found: Alike):
@@ -212,9 +208,7 @@ def _trained_is_tuned(config: Config, name: str, found: Alike):
 
 def _orders(results: Results) -> list[lab.Claim]:
   tuned = {name: row.here[TUNED] for name, row in results.items()}
-  trained = {
-    name: row.here[TRAINED] for name, row in results.items() if row.alike
-  }
+  trained = {k: row.here[TRAINED] for k, row in results.items() if row.alike}
   found = {
     identifier(f'{better}-beats-{worse}'): lab.at_most(
       1.0, trained[better] / trained[worse]
@@ -356,9 +350,8 @@ def _closed_form(config: Config) -> list[float]:
 
   rate = account.optimal_learning_rate(tasks(config.num_demonstrations))
   zero = config.d_x / 6
-  return [
-    float(account.expected_loss(tasks(n), rate) / zero) for n in config.lengths
-  ]
+  losses = (account.expected_loss(tasks(n), rate) for n in config.lengths)
+  return [float(loss / zero) for loss in losses]
 
 
 def metrics(config: Config, results: Results) -> lab.Metrics:

@@ -345,19 +345,16 @@ def fit(
   everything.
   """
   rates = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(CLIP), optax.adam(rates, b2=0.99)
-  )
-  lengths = jnp.asarray([config.num_demonstrations])
+  adam = optax.adam(rates, b2=0.99)
+  optimizer = optax.chain(optax.clip_by_global_norm(CLIP), adam)
+  length = jnp.asarray([config.num_demonstrations])
 
   def run(layer, is_free, batches):
     def loss(layer, batch):
       fixed = jax.tree.map(jax.lax.stop_gradient, layer)
       held = jax.tree.map(lambda a, b: jnp.where(is_free, a, b), layer, fixed)
       held = held._replace(gates=layer.gates)
-      guess = jax.vmap(lambda t: answers(memory, held, t, lengths))(
-        batch.tokens
-      )
+      guess = jax.vmap(lambda t: answers(memory, held, t, length))(batch.tokens)
       return jnp.mean((guess - batch.target) ** 2)
 
     def draw_batch(index):  # The batches are used again in turn.

@@ -92,9 +92,7 @@ class Measurements:
     return self.records[method.name, condition.name, size]
 
   def sizes(self, method: Method) -> list[int]:
-    return sorted(
-      {size for name, _, size in self.records if name == method.name}
-    )
+    return sorted({size for x, _, size in self.records if x == method.name})
 
   def draws(
     self, method: Method, condition: Condition, quantity: str, sizes=None
@@ -117,9 +115,8 @@ class Measurements:
       {shape[1]} tokens of size {shape[2]}; means of {shape[0]} draws, bars: 95
       % bootstrap intervals"""
     seeds = self.conditions['trained'].num_units
-    return (
-      f'{text} (trained: over {seeds} seeds)' if 'trained' in names else text
-    )
+    more = f' (trained: over {seeds} seeds)' if 'trained' in names else ''
+    return text + more
 
 
 class Data(NamedTuple):
@@ -184,16 +181,14 @@ def draw_directions(
   """
   dim = pretraining.TOKEN_DIM
   result: Directions = {}
-  for index, projection in enumerate(
-    dict.fromkeys(m.projection for m in methods)
-  ):
+  for i, projection in enumerate(dict.fromkeys(m.projection for m in methods)):
     mine = [m for m in methods if m.projection is projection]
     sizes = sorted({r for m in mine for r in m.directions(num_features)})
     starts = np.cumsum([0] + [-(-size // dim) * dim for size in sizes])
     draw = functools.partial(
       projection, num_features=int(starts[-1]), dim=dim, dtype=jnp.float32
     )
-    keys = jax.random.split(jax.random.fold_in(key, index), num_draws)
+    keys = jax.random.split(jax.random.fold_in(key, i), num_draws)
     pool = jax.jit(functools.partial(jax.lax.map, draw))(keys)
     result[projection] = {
       size: pool[:, start : start + size]
@@ -212,11 +207,9 @@ def measure(
 
   def of_method(method):
     return [
-      record
-      for size in method.directions(num_features)
-      for record in compare(
-        method, directions[method.projection][size], conditions
-      )
+      x
+      for r in method.directions(num_features)
+      for x in compare(method, directions[method.projection][r], conditions)
     ]
 
   groups = lab.in_threads(of_method, methods)

@@ -59,11 +59,9 @@ def slopes(data: Measurements, method: Method) -> dict[str, dict[str, Any]]:
   fit = statistics.log_slope(data.sizes(method))
   return {
     name: {
-      quantity: statistics.bootstrap(
-        fit, data.curve(method, condition, quantity)
-      )
+      error: statistics.bootstrap(fit, data.curve(method, condition, error))
       for part in PARTS
-      for quantity in (f'{part}_mse', f'{part}_mae', f'{part}_relative')
+      for error in (f'{part}_mse', f'{part}_mae', f'{part}_relative')
     }
     for name, condition in data.conditions.items()
   }

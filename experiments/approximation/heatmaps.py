@@ -24,12 +24,12 @@ def claims(config: Config, results: Data) -> lab.Claims:
     PARTS,
   ):
     for condition in data.conditions.values():
-      record = data.get(PAPER_MAP, condition, size)
+      own = data.get(PAPER_MAP, condition, size)
       errors = data.curve(PAPER_MAP, condition, f'{part}_frobenius', sizes)
       relative, absolute = (
         estimates.mean(
-          record.units(f'{part}_largest_tenth_{kind}')
-          - record.units(f'{part}_rest_{kind}')
+          own.units(f'{part}_largest_tenth_{kind}')
+          - own.units(f'{part}_rest_{kind}')
         )
         for kind in ('relative', 'mae')
       )
@@ -37,9 +37,7 @@ def claims(config: Config, results: Data) -> lab.Claims:
         lambda means: np.max(means[:, 1:] / means[:, :-1], axis=1), errors
       )
       found = {
-        'fit': lab.at_least(
-          0.9, estimates.mean(record.units(f'{part}_pearson'))
-        ),
+        'fit': lab.at_least(0.9, estimates.mean(own.units(f'{part}_pearson'))),
         'relative': lab.at_least(0, relative),
         'absolute': lab.at_least(0, absolute),
         'better': lab.at_most(1, rise),
@@ -149,14 +147,12 @@ def _draw_entries(data: Measurements, names: Sequence[str], size: int) -> Any:
       )
       cut = np.quantile(np.abs(exact), 0.9, axis=1, keepdims=True)
       large = np.abs(exact) >= cut
-      for chosen, look in (
+      for some, look in (
         (~large, {'marker': 'o', 'ms': 2, 'color': drawing.BLUE, 'mew': 0}),
         (large, {'marker': '^', 'ms': 4, 'color': drawing.ORANGE, 'mew': 0.7}),
       ):
         look |= {'mfc': 'none'} if look['mew'] else {'alpha': 0.5}
-        axis.plot(
-          exact[chosen], estimate[chosen], ls='', rasterized=True, **look
-        )
+        axis.plot(exact[some], estimate[some], ls='', rasterized=True, **look)
       ends = [exact.min(), exact.max()]
       axis.plot(ends, ends, color='black', lw=0.9)
       if part == 'attention':

@@ -48,7 +48,7 @@ def forward(config: Config) -> Rows:
   phi = timing.feature_map(config)
   streamed = functools.partial(attention.stream_kernel_attention, phi)
   causal = functools.partial(attention.causal_kernel_attention, phi)
-  queries, keys, values = (np.asarray(array) for array in arrays)
+  q, k, v = (np.asarray(array) for array in arrays)
   projection = np.asarray(phi.projection)
   fastest = 'streamed, heads by lax.map'
   causal_name = 'causal, heads by lax.map'
@@ -68,12 +68,10 @@ def forward(config: Config) -> Rows:
   calls: timing.Calls = {
     name: compile_call(fn, *arrays).call for name, fn in ours.items()
   }
-  calls['performer-pytorch'] = peers.performer(
-    queries, keys, values, projection
-  )
-  calls['torch exact causal'] = peers.causal_softmax(queries, keys, values)
+  calls['performer-pytorch'] = peers.performer(q, k, v, projection)
+  calls['torch exact causal'] = peers.causal_softmax(q, k, v)
   seconds = timing.beside_matmul(config, calls)
-  slow = peers.performer(queries, keys, values, projection, causal=True)
+  slow = peers.performer(q, k, v, projection, causal=True)
   seconds |= timing.measure({'performer-pytorch causal': slow}, 1)
   operations = _operations(config, config.length)
   goals = [

@@ -78,10 +78,8 @@ def measure(folder: str) -> None:
 
   model = pretrained.from_checkpoint(pretrained.read_safetensors(folder))
   leaves = jax.tree.leaves(model)
-  count, size = (
-    sum(getattr(x, name) for x in leaves) for name in ('size', 'nbytes')
-  )
-  size /= 2**30
+  count = sum(x.size for x in leaves)
+  size = sum(x.nbytes for x in leaves) / 2**30
   print(f'{count / 1e9:.2f} B parameters, {size:.2f} GiB; {timing.machine()}')
   report('loaded')
   tokens = jnp.arange(64, dtype=jnp.int32)

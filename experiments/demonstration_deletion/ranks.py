@@ -262,9 +262,8 @@ def judge(config: Config, setting: Setting) -> dict[str, Judged]:
 
 def agreement(results: Results) -> lab.Estimate:
   effects = results.effects
-  return statistics.mean(
-    statistics.rank_correlation(effects.hidden, effects.removed)
-  )
+  alike = statistics.rank_correlation(effects.hidden, effects.removed)
+  return statistics.mean(alike)
 
 
 def towards_own_label(results: Results) -> lab.Estimate:
@@ -291,8 +290,8 @@ def claims(config: Config, results: Results) -> lab.Claims:
     rival = RIVALS[question]
     against = methods[rival].spearman
     for short, method in (('attribution', ATTRIBUTION), ('removal', REMOVAL)):
-      name, ranks = f'{short}-{question}', methods[method].spearman
-      better = ranks - np.sign(np.mean(against)) * against
+      name, own = f'{short}-{question}', methods[method].spearman
+      better = own - np.sign(np.mean(against)) * against
       yield from statements(
         f"""
         {name} [{SOURCE}] {method} of a demonstration ranks {what[question]} |
@@ -301,10 +300,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
           {rival} does | Spearman correlation less that of {rival}, paired by
           prompt; {rival} is taken in the direction that suits it
         """,
-        {
-          name: lab.at_least(0, ranks),
-          f'{name}-better': lab.at_least(0, better),
-        },
+        {name: lab.at_least(0, own), f'{name}-better': lab.at_least(0, better)},
       )
   for goal, setting in zip(GOALS * 2, results.settings, strict=True):
     judged = judge(config, setting)
@@ -460,9 +456,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
     1, count, figsize=(3.6 * count, 4.6), sharex=True, sharey=True
   )
   names = list(judge(config, results.settings[0]))
-  for axis, setting, goal in zip(
-    axes, results.settings, GOALS * 2, strict=True
-  ):
+  for axis, setting, aim in zip(axes, results.settings, GOALS * 2, strict=True):
     judged = judge(config, setting)  # Not all: some in the first alone.
     for free, look in enumerate(LOOKS):
       rows = {
@@ -473,7 +467,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
       }
       drawing.forest(axis, rows, **look)
     axis.axvline(0, color=drawing.GREY, ls='--', lw=1)
-    axis.axvline(goal, color=drawing.BLACK, ls=':', lw=1)
+    axis.axvline(aim, color=drawing.BLACK, ls=':', lw=1)
     axis.set_title(f'{setting.task}, {setting.size} demonstrations')
     axis.set_xlabel('Spearman correlation')
   return figure
@@ -487,14 +481,9 @@ def _draw_scatter(results: Results) -> Any:
       (positive, 'o', drawing.BLUE, 'positive demonstration'),
       (~positive, '^', drawing.ORANGE, 'negative demonstration'),
     ):
-      look = {
-        's': 16,
-        'marker': marker,
-        'facecolors': 'none',
-        'linewidths': 0.8,
-      }
+      own = {'s': 16, 'marker': marker, 'facecolors': 'none', 'linewidths': 0.8}
       x, y = getattr(effects, name)[chosen], effects.removed[chosen]
-      axis.scatter(x, y, edgecolors=color, label=label, **look)
+      axis.scatter(x, y, edgecolors=color, label=label, **own)
     axis.axline((0, 0), slope=1, color=drawing.BLACK, ls='--', lw=1)
     axis.axhline(0, color=drawing.GREY, lw=0.8, zorder=0)
     axis.axvline(0, color=drawing.GREY, lw=0.8, zorder=0)

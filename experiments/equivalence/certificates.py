@@ -44,10 +44,8 @@ def measure(config: Config) -> list[Row]:
   def draw(key):
     # In float32, of one key: they are compared, never combined.
     return {
-      name: fn(
-        jax.random.clone(key), config.num_features, pretraining.TOKEN_DIM
-      )
-      for name, fn in COUPLED.items()
+      x: fn(jax.random.clone(key), config.num_features, pretraining.TOKEN_DIM)
+      for x, fn in COUPLED.items()
     }
 
   drawn = {'gaussian': np.asarray(phi.projection)}

@@ -219,10 +219,8 @@ def _draw_descent(config: Config, size: int, found: Descents) -> Any:
   left.set_ylabel('distance to the attention output,\nrelative to the start')
   epochs = np.arange(config.dual_epochs + 1)
   every = max(1, config.dual_epochs // 20)
-  distances, predicted = (
-    x[..., ::size] for x in (many.distances, many.predicted)
-  )
-  _curves(right, epochs, distances, predicted, every)
+  measured, closed = many.distances[..., ::size], many.predicted[..., ::size]
+  _curves(right, epochs, measured, closed, every)
   right.legend(loc='upper right', handlelength=1.6)
   right.set_title(f'{config.dual_epochs} epochs: linear for every prompt')
   right.set_xlabel('whole epochs')

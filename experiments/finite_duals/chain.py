@@ -160,16 +160,14 @@ def sentence(config: Any, results: Results) -> str:
 def figures(config: Any, results: Results) -> list[lab.Figure]:
   figure, axes = drawing.subplots(1, 2, figsize=(13, 4))
   titles = 'total variation of the next token', 'perplexity, ratio'
-  for axis, (key, target), title in zip(
-    axes, TARGETS.items(), titles, strict=True
-  ):
+  for axis, (k, goal), title in zip(axes, TARGETS.items(), titles, strict=True):
     for shift, kind in enumerate(KINDS):
       names = list(results.found[kind])
-      bands = [_of(results, kind, name, key) for name in names]
+      bands = [_of(results, kind, name, k) for name in names]
       places = np.arange(len(names)) + 0.2 * shift
       look = drawing.look(shift) | {'linestyle': 'none'}
       drawing.bars(axis, places, bands, label=kind, **look)
-    axis.axhline(target, color=drawing.GREY, linewidth=1)
+    axis.axhline(goal, color=drawing.GREY, linewidth=1)
     axis.set_xticks(np.arange(len(names)) + 0.1, names)
     axis.set(ylabel=title, ylim=(0, None))
   axes[1].set_ylim(0.9, None)

@@ -72,10 +72,8 @@ def collect(model, tokens, num_groups) -> Rows:
     stream = transformer.apply_block(model.architecture, block, stream)
     return stream, (heads.queries, heads.keys, heads.values)
 
-  stream = pretrained.embed(model, tokens)
-  _, rows = transformer.scan_blocks(
-    model.architecture, model.blocks, layer, stream
-  )
+  x = pretrained.embed(model, tokens)
+  _, rows = transformer.scan_blocks(model.architecture, model.blocks, layer, x)
   queries, keys, values = rows
   size, width = keys.shape[2:]
   return Rows(
@@ -173,16 +171,14 @@ def measure(config: Any) -> Results:
   few = loaded.reviews[: config.num_head_texts]
   rows = [collect(model, tokens, num_groups) for tokens in few]
   judged = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-  outputs = softmax_outputs(judged)
+  exact = softmax_outputs(judged)
   learner = texts.learner(config)
   alone = finite_duals.WindowedLearner(num_sinks=0, window=0)
   seconds = {}
 
   def errors(name, count, learner):
     begin = time.perf_counter()
-    found = errors_of(
-      name, count, learner, judged, outputs, calibration, config
-    )
+    found = errors_of(name, count, learner, judged, exact, calibration, config)
     seconds[name] = time.perf_counter() - begin
     return found.reshape(len(found), num_layers, -1)
 

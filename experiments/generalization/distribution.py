@@ -80,7 +80,7 @@ def drawn(config: Config) -> Drawn:
     )
     return Setting(mixing / jnp.linalg.norm(mixing), projection)
 
-  def draw_all(folds, size, width):
+  def draws(folds, size, width):
     numbers = np.stack(np.meshgrid(seeds, folds), axis=-1)
     shape = config.num_samples, size
 
@@ -101,10 +101,8 @@ def drawn(config: Config) -> Drawn:
 
   seeds, sizes = np.arange(config.num_seeds), config.num_demonstrations
   settings = lab.compute_each(setting, seeds)
-  narrow = draw_all(sizes, max(sizes), config.width)
-  wide = draw_all(
-    (MAX_SIZE + 1,), config.width_demonstrations, max(config.widths)
-  )
+  narrow = draws(sizes, max(sizes), config.width)
+  wide = draws((MAX_SIZE + 1,), config.width_demonstrations, max(config.widths))
   return Drawn(
     settings,
     {

@@ -64,10 +64,8 @@ class Claim:
     if not isinstance(self.estimate, Estimate):
       object.__setattr__(self, 'estimate', exactly(self.estimate))
     if not self.verdict:
-      verdict = judge(
-        self.estimate, at_least=self.at_least, at_most=self.at_most
-      )
-      object.__setattr__(self, 'verdict', verdict)
+      found = judge(self.estimate, at_least=self.at_least, at_most=self.at_most)
+      object.__setattr__(self, 'verdict', found)
 
   @property
   def rule(self) -> str:

@@ -93,12 +93,10 @@ class Config:
   def check(self) -> None:
     """Checks what options say together; raises `ValueError`."""
 
-  def require(self, holds: bool, name: str, expected: str) -> None:
+  def require(self, holds: bool, name: str, what: str) -> None:
     """Raises unless `holds`, naming an option, its value and what it may be."""
     if not holds:
-      raise ValueError(
-        f'{name} is {getattr(self, name)!r}; expected {expected}.'
-      )
+      raise ValueError(f'{name} is {getattr(self, name)!r}; expected {what}.')
 
   @classmethod
   def tiny(cls) -> Self:

@@ -95,9 +95,7 @@ def band(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
   """Draws estimates at places `[n]` as a line with the band of intervals."""
   value, low, high = np.array(estimates).T
   (line,) = axis.plot(x, value, **look)
-  axis.fill_between(
-    x, low, high, color=line.get_color(), alpha=0.2, linewidth=0
-  )
+  axis.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def bars(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
@@ -150,9 +148,8 @@ def strip(axis: Any, rows: Mapping[str, Any], num_cases: int = 20) -> None:
   few = max(1, num_cases // len(first))
   order = np.argsort(first[:, :few, 0].ravel())
   looks = zip('_oxD^', (14, 10, 6, 6, 8), strict=True)
-  for index, ((name, row), look) in enumerate(
-    zip(rows.items(), looks, strict=False)
-  ):
+  pairs = zip(rows.items(), looks, strict=False)
+  for index, ((name, row), look) in enumerate(pairs):
     mark, size = look
     own = {'color': COLOURS[index], 'mfc': 'none', 'ms': size, 'mew': 1.8}
     axis.plot(row[:, :few, 0].ravel()[order], mark, label=name, **own)

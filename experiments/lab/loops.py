@@ -175,7 +175,5 @@ def train(
     return carry, carry[0]
 
   carry = params, optimizer.init(params), source
-  _, records = jax.lax.scan(block, carry, length=num_steps // record_every)
-  return jax.tree.map(
-    lambda w, r: jnp.concatenate([w[None], r]), params, records
-  )
+  _, kept = jax.lax.scan(block, carry, length=num_steps // record_every)
+  return jax.tree.map(lambda w, r: jnp.concatenate([w[None], r]), params, kept)

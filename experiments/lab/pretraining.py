@@ -36,10 +36,7 @@ TOKEN_DIM = INPUT_DIM + LABEL_DIM
 TOKENS_PER_EPOCH = 1024
 
 # Inputs s of the regression, and the learning rate that suits them.
-INPUTS = {
-  'uniform': (tasks.uniform, 0.003),
-  'normal': (jax.random.normal, 0.001),
-}
+INPUTS = {'uniform': (tasks.uniform, 3e-3), 'normal': (jax.random.normal, 1e-3)}
 
 TaskFn: TypeAlias = Callable[[PRNGKeyArray], Float[Array, 'd_y d_x']]
 
@@ -207,9 +204,7 @@ class Seeds(NamedTuple):
 @functools.partial(compile_quickly, static_argnames='num_features')
 def init_runs(keys: PRNGKeyArray, *, num_features: int) -> Run:
   """Draws a run for each of the keys `[S]`, see `init_run`."""
-  return jax.lax.map(
-    functools.partial(init_run, num_features=num_features), keys
-  )
+  return jax.lax.map(lambda key: init_run(key, num_features=num_features), keys)
 
 
 def init_seeds(seed: int, num_seeds: int, *, num_features: int) -> Seeds:

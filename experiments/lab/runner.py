@@ -221,9 +221,8 @@ def _measure(parts, config, path, workers, seconds) -> dict[str, Any]:
   with loops.checkpoints_in(path / 'checkpoints'):
     if workers == 1:
       return {name: measure(name) for name in parts}
-    return dict(
-      zip(parts, in_threads(measure, parts, workers=workers), strict=True)
-    )
+    found = in_threads(measure, parts, workers=workers)
+    return dict(zip(parts, found, strict=True))
 
 
 def command_of(config: Any) -> str:

@@ -91,12 +91,10 @@ def paired_ratio(
 def proportion(successes: Any) -> Estimate:
   """The share of true entries, with the interval of Clopper and Pearson."""
   successes = np.asarray(successes)
-  count, size = int(np.sum(successes)), successes.size
-  low = float(scipy.special.betaincinv(count, size - count + 1, 0.025))
-  high = float(scipy.special.betaincinv(count + 1, size - count, 0.975))
-  return Estimate(
-    count / size, low if count else 0.0, high if count < size else 1.0
-  )
+  k, n = int(np.sum(successes)), successes.size
+  low = float(scipy.special.betaincinv(k, n - k + 1, 0.025))
+  high = float(scipy.special.betaincinv(k + 1, n - k, 0.975))
+  return Estimate(k / n, low if k else 0.0, high if k < n else 1.0)
 
 
 def median(samples: Any) -> Estimate:

@@ -37,10 +37,7 @@ def tidy(
   return [
     {
       **where,
-      **{
-        name: axis[i]
-        for i, (name, axis) in zip(place, axes.items(), strict=True)
-      },
+      **{k: axis[i] for i, (k, axis) in zip(place, axes.items(), strict=True)},
       **{name: np.asarray(array)[place] for name, array in values.items()},
     }
     for place in np.ndindex(*map(len, axes.values()))
@@ -78,9 +75,7 @@ def fill(template: pathlib.Path, filters: Any = (), **values: Any) -> str:
 
 def latex(rows: Rows, columns: Sequence[str] | None = None) -> str:
   """Formats rows as a `tabular` of the package booktabs."""
-  cells = [
-    [cell.translate(_LATEX) for cell in row] for row in _cells(rows, columns)
-  ]
+  cells = [[x.translate(_LATEX) for x in row] for row in _cells(rows, columns)]
   head, *body = (f'{" & ".join(row)} \\\\' for row in cells)
   return '\n'.join(
     [
@@ -111,11 +106,9 @@ def write(workdir: Workdir, name: str, rows: Rows) -> None:
 def _cells(rows: Rows, columns: Sequence[str] | None) -> list[list[str]]:
   columns = list(rows[0]) if columns is None else list(columns)
 
-  def cell(value: Any) -> str:
-    if isinstance(value, numbers.Real) and not isinstance(
-      value, numbers.Integral
-    ):
-      return f'{value:.3g}'
-    return str(value)
+  def cell(x: Any) -> str:
+    if isinstance(x, numbers.Real) and not isinstance(x, numbers.Integral):
+      return f'{x:.3g}'
+    return str(x)
 
   return [columns] + [[cell(row[name]) for name in columns] for row in rows]

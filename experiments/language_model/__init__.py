@@ -57,9 +57,7 @@ class Config(lab.Config):
   model_path: str = lab.option('', 'GGUF file or folder; empty for SmolLM2')
   labels: str = lab.option('', 'two texts, A,B; empty: labels of the prompt')
   separator: str = lab.option('\n\n', 'what stands between blocks')
-  num_demonstrations: int = lab.option(
-    0, 'how many are kept; 0: all', minimum=0
-  )
+  num_demonstrations: int = lab.option(0, 'how many to keep; 0: all', minimum=0)
   top_tokens: int = lab.count(10, 'likeliest next tokens to write', tiny=3)
   greedy_tokens: int = lab.option(8, 'tokens to continue by', minimum=0, tiny=3)
   num_features: tuple[int, ...] = lab.option(

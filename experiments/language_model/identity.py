@@ -62,9 +62,7 @@ def measure(config: Config) -> Results:
   loaded = prompts.load(config)
   forward, single = first_pass(config)
   with lab.float64_on_host():
-    model = jax.tree.map(
-      lambda leaf: jnp.asarray(leaf, jnp.float64), loaded.model
-    )
+    model = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), loaded.model)
     continued = jnp.concatenate([loaded.tokens, forward.continuation[:-1]])
     double = certify(model, continued, max(config.greedy_tokens, 1))
   return Results(loaded, forward, {'float32': single, 'float64': double})
@@ -85,9 +83,7 @@ def run_forward(
   continuation = np.zeros(0, np.int32)
   if num_tokens:
     generate = lab.compile_quickly(
-      lambda model, tokens: pretrained.generate(
-        model, tokens, num_tokens=num_tokens
-      )
+      lambda model, x: pretrained.generate(model, x, num_tokens=num_tokens)
     )
     continuation = np.asarray(generate(model, tokens))
   return Forward(log_probs, statistics.median(times), continuation)
@@ -271,10 +267,8 @@ def residuals(certified: Certified) -> np.ndarray:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, axes = drawing.subplots(len(results.certified), 1, figsize=(10, 7))
-  for axis, (dtype, certified) in zip(
-    axes, results.certified.items(), strict=True
-  ):
-    largest = residuals(certified).T
+  for axis, (dtype, found) in zip(axes, results.certified.items(), strict=True):
+    largest = residuals(found).T
     exponent = int(np.floor(np.log10(max(largest.max(), 1e-300))))
     image = axis.imshow(
       largest / 10.0**exponent, cmap='cividis', vmin=0, aspect='auto'
@@ -286,8 +280,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     bar.set_label(f'residual / $10^{{{exponent}}}$')
     axis.set(ylabel='head', yticks=range(0, largest.shape[0], 2))
     axis.set_title(
-      f'{dtype}: largest residual {certified.certificate.max_residual:.1e} '
-      f'(tolerance {certified.certificate.tolerance:.0e})'
+      f'{dtype}: largest residual {found.certificate.max_residual:.1e} '
+      f'(tolerance {found.certificate.tolerance:.0e})'
     )
   axes[-1].set_xlabel('layer')
   return [lab.Figure('residuals', figure, caption(results))]

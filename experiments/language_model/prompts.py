@@ -81,9 +81,7 @@ def read(prompt: str, prompt_file: str) -> str:
   One line break at the end of a file is dropped, as editors add it.
   """
   if prompt and prompt_file:
-    raise ValueError(
-      'prompt and prompt_file are both given; expected one of them.'
-    )
+    raise ValueError('prompt and prompt_file are both given; expected one.')
   path = pathlib.Path(prompt_file or DEFAULT)
   try:
     text = prompt or path.read_text(encoding='utf-8').removesuffix('\n')
@@ -145,9 +143,7 @@ def _without(text: str, left_out: Sequence[Any], kept, query_begin) -> Prompt:
 
 def _blocks(text: str, separator: str) -> list[tuple[int, int]]:
   """Begins and ends of blocks, each with the separator behind it."""
-  ends = [
-    match.end() for match in re.finditer(f'(?:{re.escape(separator)})+', text)
-  ]
+  ends = [x.end() for x in re.finditer(f'(?:{re.escape(separator)})+', text)]
   edges = [0, *ends, len(text)]
   pairs = itertools.pairwise(edges)
   return [(a, b) for a, b in pairs if text[a:b].strip()]

@@ -206,10 +206,8 @@ def measure(config: Config) -> Results | None:
   inputs = collect(loaded.model, loaded.tokens, config.feature_heads)
   counts = tuple(sorted(config.num_features))
   errors = {
-    count: errors_of(
-      inputs, PROJECTIONS, count, config.feature_draws, config.seed
-    )
-    for count in counts
+    r: errors_of(inputs, PROJECTIONS, r, config.feature_draws, config.seed)
+    for r in counts
   }
   predicted = predict(inputs, counts[-1])
   return Results(
@@ -259,7 +257,7 @@ def claims(config: Config, results: Results | None) -> list[lab.Claim]:
   if results is None:
     return []
   error = lab.Estimate(
-    float(np.median(results.judged)), *_median_interval(results.judged)
+    float(np.median(results.judged)), *_interval(results.judged)
   )
   return lab.statements(
     'language-model-',
@@ -271,7 +269,7 @@ def claims(config: Config, results: Results | None) -> list[lab.Claim]:
   )
 
 
-def _median_interval(errors: np.ndarray) -> list[float]:
+def _interval(errors: np.ndarray) -> list[float]:
   return list(statistics.median(np.median(errors, axis=0))[1:])
 
 
@@ -286,9 +284,7 @@ def summary(config: Config, results: Results | None) -> dict[str, Any]:
         count: {name: np.median(x) for name, x in rows.items()}
         for count, rows in results.errors.items()
       },
-      'median_error_interval': {
-        k: _median_interval(x) for k, x in most.items()
-      },
+      'median_error_interval': {k: _interval(x) for k, x in most.items()},
       'median_error_of_plain_mean': np.median(results.mean_errors),
       'num_heads': results.mean_errors.size,
       'num_draws': len(results.judged),
@@ -356,9 +352,7 @@ def figures(config: Config, results: Results | None) -> list[lab.Figure]:
 
 
 def _quantiles(rows: Any, low: float, high: float) -> list[lab.Estimate]:
-  return [
-    lab.Estimate(*np.quantile(row, [0.5, low, high]).tolist()) for row in rows
-  ]
+  return [lab.Estimate(*np.quantile(row, [0.5, low, high])) for row in rows]
 
 
 def _draw_errors(axis, results: Results) -> None:

@@ -36,9 +36,8 @@ class Results(NamedTuple):
   @property
   def of_tokens(self) -> np.ndarray:
     """What the heads of the last position read from each token. Shape `[N]`."""
-    return np.einsum(
-      'lhn->n', self.page.attribution.contributions, dtype=np.float64
-    )
+    found = self.page.attribution.contributions
+    return np.einsum('lhn->n', found, dtype=np.float64)
 
   @property
   def of_demonstrations(self) -> np.ndarray:

@@ -148,10 +148,8 @@ def _first_steps(prompt: prompts.Prompt, task: Task, total) -> dict[str, Any]:
   temperature = _temperature(values)
 
   def answer(loss, start, labels=values):
-    state = dual.one_step_autodiff(
-      IDENTITY, start, task.keys, labels, loss=loss
-    )
-    return (_weights(state) - start.weights) @ task.query
+    new = dual.one_step_autodiff(IDENTITY, start, task.keys, labels, loss=loss)
+    return (_weights(new) - start.weights) @ task.query
 
   nce = answer(losses.info_nce(temperature), task.zero)
   pairs = {

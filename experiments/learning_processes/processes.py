@@ -208,7 +208,7 @@ def _looks(config: Config, prompt: prompts.Prompt) -> Looks:
 
   problem = kernel_problem(prompt.start.weights, pair)
 
-  def observe_kernel(weights):
+  def see(weights):
     loss = kernel_loss(weights, *pair) / problem.best
     excess = weights @ weights.T - jnp.eye(weights.shape[0])
     found = look(weights, second @ weights.T, loss)
@@ -217,9 +217,7 @@ def _looks(config: Config, prompt: prompts.Prompt) -> Looks:
   return {
     DUAL: {'output_spread': spread(dual), 'target_spread': spread(values)},
     **{name: along(x) for name, x in PROCESSES.items()},
-    KERNEL: train_kernel(
-      problem, pair, config.num_process_steps, observe_kernel
-    ),
+    KERNEL: train_kernel(problem, pair, config.num_process_steps, see),
   }
 
 

@@ -102,14 +102,12 @@ def measure(config: Any) -> Results:
   @lab.compile_quickly
   def compare(records, last):
     factors = jnp.asarray([[1.0], [0.0]], jnp.float32)
-    directions = training.predictions(
-      training.descent_answer, factors, tasks.tokens
-    )
-    rate = account.fit_learning_rate(directions, tasks.targets)
+    step = training.predictions(training.descent_answer, factors, tasks.tokens)
+    rate = account.fit_learning_rate(step, tasks.targets)
     return Results(
       steps=trained.steps,
       loss=training.losses_of_records(model.answer, records, tasks),
-      loss_gd=training.mean_loss(rate * directions, tasks.targets),
+      loss_gd=training.mean_loss(rate * step, tasks.targets),
       loss_zero=jnp.mean(tasks.targets**2) / 2,
       loss_closed_form=float(account.expected_loss(expected, best)),
       copied=jax.lax.map(lambda p: _copied(p, tasks), last),

@@ -30,9 +30,7 @@ def measure(config: Config) -> Errors:
       jax.random.normal(k, shape, jnp.float64)
       for k, shape in zip(jax.random.split(key, 4), shapes, strict=True)
     )
-    layers = [
-      error for n in (1, 4) for error in _layer_errors(problem, initial, n)
-    ]
+    layers = [x for n in (1, 4) for x in _layer_errors(problem, initial, n)]
     return {
       'construction': jnp.max(jnp.stack(layers)),
       'copy-construction': _copy_error(*problem),
@@ -48,9 +46,8 @@ def _layer_errors(problem, initial, num_steps: int):
   d_y, d_x = initial.shape
   size, rates = len(inputs), jnp.full(num_steps, 0.5)
   tokens = account.make_tokens(*problem, initial=initial)
-  layers = account.repeat(
-    account.construct(0.5, size, initial=initial), num_steps
-  )
+  layer = account.construct(0.5, size, initial=initial)
+  layers = account.repeat(layer, num_steps)
   weights = account.descend(inputs, labels, rates, initial=initial)
   yield lab.distance(account.predict(layers, tokens, d_y=d_y), weights @ query)
   start = jnp.zeros((d_y, d_x))

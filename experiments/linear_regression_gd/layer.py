@@ -249,23 +249,21 @@ def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  at_end, best = _at_end(results), float(results.descent.rate)
+  end, best = _at_end(results), float(results.descent.rate)
   found = {
-    'loss': lab.at_most(CLOSE, at_end['loss_trained_minus_gd']),
-    'model-cos': lab.at_least(ALIGNED, at_end['model_cos']),
+    'loss': lab.at_most(CLOSE, end['loss_trained_minus_gd']),
+    'model-cos': lab.at_least(ALIGNED, end['model_cos']),
     'step-size': lab.within(
-      0.95 * best, 1.05 * best, at_end['learning_rate_learnt']
+      0.95 * best, 1.05 * best, end['learning_rate_learnt']
     ),
-    'interpolation': lab.at_most(
-      CLOSE, at_end['loss_halfway_minus_larger_end']
-    ),
-    'input-scale': lab.at_most(0.1, at_end['scale_deviation']),
+    'interpolation': lab.at_most(CLOSE, end['loss_halfway_minus_larger_end']),
+    'input-scale': lab.at_most(0.1, end['scale_deviation']),
   }
   if 'softmax_2' in results.curves:
     found |= {
-      'softmax-heads': lab.at_least(0.05, at_end['softmax_1_minus_2']),
-      'softmax-near': lab.at_most(0.03, at_end['softmax_2_minus_gd']),
-      'softmax-equal': lab.at_least(ALIGNED, at_end['model_cos_softmax_2']),
+      'softmax-heads': lab.at_least(0.05, end['softmax_1_minus_2']),
+      'softmax-near': lab.at_most(0.03, end['softmax_2_minus_gd']),
+      'softmax-equal': lab.at_least(ALIGNED, end['model_cos_softmax_2']),
     }
   return training.statements(
     f"""
@@ -323,10 +321,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 def metrics(config: Config, results: Results) -> lab.Metrics:
   seeds = range(config.num_seeds)
-  for name, (steps, _, found) in results.curves.items():
-    yield from lab.tidy(
-      {'layer': name}, found._asdict(), seed=seeds, step=steps
-    )
+  for name, (steps, _, x) in results.curves.items():
+    yield from lab.tidy({'layer': name}, x._asdict(), seed=seeds, step=steps)
 
 
 def sentence(config: Config, results: Results) -> str:

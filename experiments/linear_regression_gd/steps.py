@@ -122,11 +122,9 @@ def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
       rates, contractions = factors
 
       def left(value):
-        row, query = jnp.sqrt(jnp.maximum(value, 0))[None, None], jnp.ones(1)
+        row, one = jnp.sqrt(jnp.maximum(value, 0))[None, None], jnp.ones(1)
         rate = rates / config.num_demonstrations
-        return 1 - account.descend_plus_plus(
-          row, row, query, rate, contractions
-        )
+        return 1 - account.descend_plus_plus(row, row, one, rate, contractions)
 
       lost = jax.vmap(jax.vmap(left))(values)[..., 0]
       return 0.5 * tasks.moments.second * jnp.sum(lost**2, axis=1)
@@ -148,9 +146,8 @@ def _tune_all(config: Config, inputs, names, num_steps: int) -> Any:
 
 def tune(loss_fn, start) -> tuple[Any, Any]:
   """Minimises `logs -> []` by L-BFGS: the best point, and its gradient."""
-  optimizer = optax.lbfgs(
-    linesearch=optax.scale_by_zoom_linesearch(NUM_SEARCH_STEPS)
-  )
+  search = optax.scale_by_zoom_linesearch(NUM_SEARCH_STEPS)
+  optimizer = optax.lbfgs(linesearch=search)
   # Not from the state: after a failed search that holds another point's.
   evaluate = jax.value_and_grad(loss_fn)
 
@@ -237,7 +234,7 @@ def claims(config: Config, results: list[Tuned]) -> lab.Claims:
   reached: list[lab.Claim] = []  # Claims against GD stand first.
   for row in results:
     method = row.method.replace('+', 'p').replace(' ', '-').lower()
-    name, found = f'{method}-{row.num_steps}', gap(config, row)
+    name, far = f'{method}-{row.num_steps}', gap(config, row)
     what = f'{row.num_steps} steps of {row.method}'
     mean, half = row.minus_gd_loss, 1.96 * row.minus_gd_standard_error
     if row.method != 'GD':
@@ -248,11 +245,9 @@ def claims(config: Config, results: list[Tuned]) -> lab.Claims:
         inputs""",
         {f'{name}-better': lab.at_most(0.0, less)},
       )
-    if found['yardstick'] is None:
+    if far['yardstick'] is None:
       continue
-    reach = (
-      f'tuned {what} reach the loss {found["yardstick"]} of an independent'
-    )
+    reach = f'tuned {what} reach the loss {far["yardstick"]} of an independent'
     unit = 'difference in units of 2 % or 3 standard errors of the own loss'
     reached += training.statements(
       f"""
@@ -262,10 +257,8 @@ def claims(config: Config, results: list[Tuned]) -> lab.Claims:
         tasks) | {unit}, whichever is larger
       """,
       {
-        f'{name}-yardstick': lab.at_most(1.0, found['deviation']),
-        f'{name}-yardstick-sampled': lab.at_most(
-          1.0, found['sampled_deviation']
-        ),
+        f'{name}-yardstick': lab.at_most(1.0, far['deviation']),
+        f'{name}-yardstick-sampled': lab.at_most(1.0, far['sampled_deviation']),
       },
     )
   yield from reached

@@ -89,12 +89,10 @@ class Results(NamedTuple):
     num_comparisons: int = 1,
   ) -> Entry:
     """Compares a layer with another; `num_comparisons` is as in Bonferroni."""
-    losses, others = (self.losses(rate, measure, x) for x in (name, reference))
-    ratio = statistics.paired_ratio(
-      losses, others, num_comparisons=num_comparisons
-    )
-    label = verdict(ratio, len(losses))
-    return Entry(ratio, label, statistics.geometric_mean(losses))
+    own, base = (self.losses(rate, measure, x) for x in (name, reference))
+    ratio = statistics.paired_ratio(own, base, num_comparisons=num_comparisons)
+    label = verdict(ratio, len(own))
+    return Entry(ratio, label, statistics.geometric_mean(own))
 
 
 def verdict(value: lab.Estimate, num_runs: int) -> str:

@@ -145,7 +145,5 @@ def claims(config: Config, results: Results) -> lab.Claims:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  title, shown = 'negatives: k lowest scores lose β', published(config)
-  return [
-    comparison.curves(config, results, 'negatives', title, shown, 'lowest ')
-  ]
+  own = 'negatives', 'negatives: k lowest scores lose β', published(config)
+  return [comparison.curves(config, results, *own, 'lowest ')]

@@ -121,9 +121,8 @@ def memorisation(config: Config, panels: Mapping[str, Results]) -> str:
     )
     for rate in RATES
   )
-  return (
-    f'{text} That of the best of all layers: {" and ".join(map(str, best))}.'
-  )
+  said = ' and '.join(map(str, best))
+  return f'{text} That of the best of all layers: {said}.'
 
 
 def summary(config: Config, results: Overview) -> dict[str, Any]:

@@ -68,16 +68,13 @@ def untied_name(strength: float) -> str:
 
 def alphas(config: Config) -> list[float]:
   """Both signs of all strengths, from the largest."""
-  return sorted(
-    (s * x for x in config.strengths for s in (1.0, -1.0)), reverse=True
-  )
+  both = [s * x for x in config.strengths for s in (1.0, -1.0)]
+  return sorted(both, reverse=True)
 
 
 def layers(config: Config) -> dict[str, Layer]:
-  forms = {
-    'printed': modified.regularised_as_printed,
-    'strict': modified.regularised,
-  }
+  printed = modified.regularised_as_printed
+  forms = {'printed': printed, 'strict': modified.regularised}
   return (
     {PLAIN: Layer(modified.regularised(strength=0.0))}
     | {
@@ -119,9 +116,7 @@ def residual_identity(config: Config, panel: Results) -> float:
   attend = modified.regularised_as_printed(strength=alpha)
 
   def both(params, directions, tokens):
-    plain = pretraining.LayerParams(
-      params['query'], params['key'], params['value']
-    )
+    plain = pretraining.LayerParams(**params)
     phi = features.PositiveFeatures(directions)
     label = pretraining.predict(plain, phi, tokens)
     query, keys, values = pretraining.project(plain, tokens)
@@ -156,12 +151,8 @@ def claims(config: Config, results: Measured) -> list[lab.Claim]:
 
 
 def figures(config: Config, results: Measured) -> list[lab.Figure]:
-  title, shown = 'regularised, printed form (A − αI)V', published(config)
-  return [
-    comparison.curves(
-      config, results.panel, 'regularised', title, shown, 'printed '
-    )
-  ]
+  own = 'regularised', 'regularised, printed form (A − αI)V', published(config)
+  return [comparison.curves(config, results.panel, *own, 'printed ')]
 
 
 def summary(config: Config, results: Measured) -> dict[str, Any]:

@@ -59,9 +59,8 @@ class Layer:
     """The label of the query, which is the last token."""
     tokens = prompt.tokens
     query, keys = tokens[-1] @ params['query'], self.keys(params, tokens)
-    return self.attend(
-      phi, query, keys, tokens @ params['value'], num_query_tokens=1
-    )
+    values = tokens @ params['value']
+    return self.attend(phi, query, keys, values, num_query_tokens=1)
 
 
 def draw_matrix(key: PRNGKeyArray, *shape: int) -> Array:
@@ -174,9 +173,8 @@ def measure_panel(
   tested = _test(groups, params, directions, tests)
   num_rates = len(config.rate_factors)
   trained, drawn = {}, {}
-  for group, tree, x in zip(
-    groups, jax.device_get(params), directions, strict=True
-  ):
+  everything = zip(groups, jax.device_get(params), directions, strict=True)
+  for group, tree, x in everything:
     for i, layer in enumerate(group.names):
       own = slice(i * num_rates, (i + 1) * num_rates)
       trained[layer] = jax.tree.map(lambda x, own=own: x[:, own], tree)
@@ -247,9 +245,7 @@ def _init(start, groups) -> tuple[Any, Any]:
         lambda x: (layer.init(*x), layer.directions(*x)), (keys, runs)
       )
 
-    return [
-      of_layer(jax.tree.map(lambda x: x[0], group.layers)) for group in groups
-    ]
+    return [of_layer(jax.tree.map(lambda x: x[0], g.layers)) for g in groups]
 
   pairs = draw(start.extras, start.seeds.runs)
   params = tuple(
@@ -262,7 +258,7 @@ def _init(start, groups) -> tuple[Any, Any]:
 def _train(config, name, start, groups, params, directions):
   """Returns parameters, losses `[E, S, V * L]`, those of 0 `[E, S]`."""
   num_prompts = config.tokens_per_epoch // (config.num_demonstrations + 1)
-  prompts = _prompts(config)
+  prompts, seeds = _prompts(config), start.seeds
 
   def descend(group, params, directions, prompt, target):
     phi = kernel(directions)
@@ -290,9 +286,7 @@ def _train(config, name, start, groups, params, directions):
 
   def epoch(params, number):
     steps = number * num_prompts + jnp.arange(num_prompts)
-    drawn = prompts.draw(
-      start.seeds.training, start.seeds.runs.task_matrix, steps
-    )
+    drawn = prompts.draw(seeds.training, seeds.runs.task_matrix, steps)
     inputs = _with_noise(start.noise, number, drawn), drawn.target
     # One seed after the other: all its layers share one matrix product with
     # the directions, which is faster on a CPU than a product of batches.

@@ -164,9 +164,8 @@ def curve_residual(results: Results) -> float:
     error = np.max(np.abs(measured - predicted), axis=(3, 4))
     return float(np.max(error / scale))
 
-  return max(
-    largest(*curve) for x in results.curves.values() for curve in x.values()
-  )
+  every = (y for x in results.curves.values() for y in x.values())
+  return max(largest(*curve) for curve in every)
 
 
 def claims(config: Config, results: Results) -> lab.Claims:
@@ -234,10 +233,8 @@ def _curves(config: Config, results: Results) -> lab.Figure:
 def _predictions(config: Config, results: Results) -> lab.Figure:
   """Predicted labels of the layers and of both dual models."""
   figure, axes = drawing.subplots(2, 1, figsize=(11, 7.4), sharex=True)
-  count, (strict, printed, ridge, _) = (
-    config.dual_epochs[-1],
-    results.step.steps,
-  )
+  count = config.dual_epochs[-1]
+  strict, printed, ridge, _ = results.step.steps
   epochs = results.curves[count][PER_EPOCH].measured[..., -1, :]
   for axis, k in zip(axes, (0, -1), strict=True):
     rows = {

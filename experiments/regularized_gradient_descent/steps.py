@@ -155,10 +155,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     printed_pair [{SOURCE}] the printed form is exact for another loss: one more
       pair un-learns the query's own label at the test input | {largest}
     """,
-    {
-      name: lab.at_most(EXACT, x.max())
-      for name, x in residuals(results).items()
-    },
+    {k: lab.at_most(EXACT, x.max()) for k, x in residuals(results).items()},
   )
 
 
@@ -170,21 +167,19 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     'printed_pair': 'printed layer, loss with one more pair',
     'printed_ridge': 'printed layer, loss with a ridge',
   }
-  places, floor = np.arange(len(config.alphas)), np.finfo(float).eps / 4
+  x, floor = np.arange(len(config.alphas)), np.finfo(float).eps / 4
   for k, (name, label) in enumerate(labels.items()):
     each = np.maximum(found[name].max(axis=1), floor)  # [S, K]
     axis.plot(
-      places + 0.15 * (k - 1),
+      x + 0.15 * (k - 1),
       each.T,
       **drawing.look(k) | {'linestyle': 'none', 'mfc': 'none', 'ms': 8},
       label=[label] + [None] * (config.num_seeds - 1),
     )
   axis.axhline(EXACT, color=drawing.GREY, linestyle='--')
-  axis.text(
-    places[-1] + 0.3, EXACT * 1.6, 'tolerance of an identity', ha='right'
-  )
+  axis.text(x[-1] + 0.3, EXACT * 1.6, 'tolerance of an identity', ha='right')
   axis.set(yscale='log', xlabel='alpha')
-  axis.set_xticks(places, [f'{alpha:g}' for alpha in config.alphas])
+  axis.set_xticks(x, [f'{alpha:g}' for alpha in config.alphas])
   axis.set_ylabel('residual, relative to the scale of rounding')
   axis.set_title('One full batch, both learning rates 1')
   figure.legend(loc='outside lower center', ncols=2)

@@ -52,9 +52,7 @@ JOBS = (
   ),
   Job('generalization', 'The generalisation bound'),
   Job('learning_processes', 'Three ways to learn a representation'),
-  Job(
-    'softmax_regression', 'Softmax regression: shifts of weights and of data'
-  ),
+  Job('softmax_regression', 'Softmax regression: shifts of weights and data'),
   Job(
     'training_data_attention',
     'A trained network as attention over its training data',

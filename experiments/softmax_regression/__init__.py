@@ -58,9 +58,7 @@ class Config(lab.Config):
     320, 'training steps', multiple_of='num_records', tiny=4
   )
   num_records: int = lab.count(16, 'records during training', tiny=2)
-  learning_rate: float = lab.option(
-    0.03, 'rate of Adam, decays to 0', minimum=0
-  )
+  learning_rate: float = lab.option(0.03, 'rate of Adam, falls to 0', minimum=0)
   words_per_batch: int = lab.count(800, 'tasks of a batch, times n', tiny=24)
   num_test: int = lab.count(16, 'test tasks of a trained layer', tiny=2)
 

@@ -97,15 +97,13 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   figure, axis = drawing.subplots(figsize=(8, 4.6))
   decades = np.log(10)
-  for values, look, colour, label in (
+  for y, look, colour, label in (
     (results.log_published, 'v-', drawing.ORANGE, 'published bound M'),
     (results.log_chained, '^-.', drawing.GREEN, 'where its lemmas lead'),
     (np.log(results.true), 's--', drawing.BLUE, 'true constant R / 2'),
     (np.log(results.observed), 'o:', drawing.BLACK, 'largest observed'),
   ):
-    axis.plot(
-      RADII, values / decades, look, color=colour, label=label, mfc='white'
-    )
+    axis.plot(RADII, y / decades, look, color=colour, label=label, mfc='white')
   axis.set_yscale('symlog', linthresh=2)
   axis.set_xlabel('radius R (norm of document and weights)')
   axis.set_ylabel("log10 of |f - f'| / |x - x'|")

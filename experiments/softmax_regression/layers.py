@@ -146,9 +146,7 @@ def train(
       return index + 1, tasks_of(jax.random.fold_in(key_tasks, index), batch)
 
     records = loops.train(
-      lambda params, tasks: sum(
-        loss_of(k, x, tasks) for k, x in params.items()
-      ),
+      lambda p, tasks: sum(loss_of(k, x, tasks) for k, x in p.items()),
       {  # All from the same key, as if each were alone.
         name: initialise(jax.random.clone(key_start), LAYERS[name], size[1])
         for name in names
@@ -327,11 +325,9 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   return {
     'trained_layers': [
       {'layer': layer, 'num_words': n, 'width': d, 'frame': name}
-      | {
-        k: statistics.mean(x[frame, :, -1]) for k, x in curves._asdict().items()
-      }
+      | {k: statistics.mean(x[i, :, -1]) for k, x in curves._asdict().items()}
       for (layer, (n, d)), curves in results.runs.items()
-      for frame, name in enumerate(FRAMES)
+      for i, name in enumerate(FRAMES)
     ]
   }
 
