@@ -127,17 +127,13 @@ def _borrow(model, tokens, context):
     update = account.weight_update(architecture, block, x, context)
     exact = transformer.apply_block(architecture, block, x)
     # Its own reading and shift, but the weights of the token before it.
-    before = {
-      name: jnp.roll(getattr(update, name), 1, axis=0)
-      for name in ('read', 'change')
-    }
+    names = 'read', 'change'
+    before = {x: jnp.roll(getattr(update, x), 1, axis=0) for x in names}
     borrowed = update._replace(**before)
     lent = account.apply_update(architecture, block, x, borrowed)
     none = update._replace(change=jnp.zeros_like(update.change))
     plain = account.apply_update(architecture, block, x, none)
-    ratio, without = (
-      jnp.linalg.norm(found - exact, axis=1) for found in (lent, plain)
-    )
+    ratio, without = (jnp.linalg.norm(x - exact, axis=1) for x in (lent, plain))
     ratio = ratio / without
     grown = jnp.linalg.norm(update.change @ block.up.weight, axis=1)
     size = grown / jnp.linalg.norm(update.read, axis=1)

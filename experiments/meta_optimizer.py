@@ -125,10 +125,7 @@ def identity_claims(config: Config, errors: Errors) -> list[lab.Claim]:
     sum [{DAI}, with the softmax] softmax attention is the SUM of zero-shot part
       and demonstrations | {error}
     """,
-    {
-      name.replace('_', '-'): lab.at_most(EXACT, error)
-      for name, error in errors.items()
-    },
+    {k.replace('_', '-'): lab.at_most(EXACT, x) for k, x in errors.items()},
   )
 
 
@@ -245,11 +242,8 @@ def estimates(results: Results) -> dict[str, dict[str, Any]]:
   """Means over repetitions: by metric, case and kind; Rec2FTP by kind."""
   found: dict[str, dict[str, Any]] = {
     name: {
-      case: {
-        kind: statistics.mean(x[:, index])
-        for kind, x in scores._asdict().items()
-      }
-      for index, case in enumerate(CASES)
+      case: {k: statistics.mean(x[:, i]) for k, x in scores._asdict().items()}
+      for i, case in enumerate(CASES)
     }
     for name, scores in results.scores.items()
   }

@@ -90,28 +90,21 @@ def _forms(
   rates, decays, width: int
 ) -> dict[str, list[tuple[Callable[..., Any], dict[str, Any]]]]:
   """By learner, its definition and then its other forms, with arguments."""
-  squared = functools.partial(learners.descend, loss=losses.squared)
-  linear, delta = learners.linear_recurrence, learners.delta_recurrence
+  descend, linear = learners.descend, learners.linear_recurrence
+  squared = functools.partial(descend, loss=losses.squared)
+  delta = learners.delta_recurrence
   chunked = [functools.partial(f, chunk_size=64) for f in (linear, delta)]
   gate, both = {'decays': decays}, {'rates': rates}
+  gates = {'decays': decays[:, None] ** rates[None, :width]}
+  gated = both | gate
   ridge = {'ridge': 0.1}
   return {
-    'linear attention': [
-      (f, {}) for f in (learners.descend, linear, chunked[0])
-    ],
-    'decay': [(f, gate) for f in (learners.descend, linear, chunked[0])],
-    'vector gate': [
-      (f, {'decays': decays[:, None] ** rates[None, :width]})
-      for f in (learners.descend, linear)
-    ],
+    'linear attention': [(f, {}) for f in (descend, linear, chunked[0])],
+    'decay': [(f, gate) for f in (descend, linear, chunked[0])],
+    'vector gate': [(f, gates) for f in (descend, linear)],
     'delta rule': [(f, both) for f in (squared, delta, chunked[1])],
-    'gated delta rule': [
-      (f, both | gate) for f in (squared, delta, chunked[1])
-    ],
-    'momentum': [
-      (learners.descend, {'momentum': MOMENTUM}),
-      (_momentum_attention, {}),
-    ],
+    'gated delta rule': [(f, gated) for f in (squared, delta, chunked[1])],
+    'momentum': [(descend, {'momentum': MOMENTUM}), (_momentum_attention, {})],
     'least squares (mesa)': [
       (f, ridge)
       for f in (learners.least_squares, learners.recursive_least_squares)
@@ -251,10 +244,8 @@ def measure(config: Config) -> Results:
 
     return best, curves, jax.lax.map(scaled, jnp.asarray(config.scales))
 
-  return {
-    name: Losses(*jax.device_get(tuned(name, inputs, weights)))
-    for name in LAYERS
-  }
+  found = {name: tuned(name, inputs, weights) for name in LAYERS}
+  return {name: Losses(*x) for name, x in jax.device_get(found).items()}
 
 
 def judged_length(config: Config) -> int:

@@ -58,9 +58,7 @@ class Config(lab.Config):
     choices=tuple(identities.IDENTITIES),
     tiny=('von Oswald et al.',),
   )
-  num_demonstrations: int = lab.count(
-    10, 'number of demonstrations in training', tiny=3
-  )
+  num_demonstrations: int = lab.count(10, 'demonstrations in training', tiny=3)
   lengths: tuple[int, ...] = lab.count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
     'numbers of demonstrations at test time',
@@ -96,9 +94,7 @@ class Config(lab.Config):
 
 def conclude(config: Config, results, claims) -> str:
   exact, learners = results['identities'].identities, results['comparison']
-  losses = {
-    name: np.mean(row.here[comparison.TUNED]) for name, row in learners.items()
-  }
+  losses = {k: np.mean(x.here[comparison.TUNED]) for k, x in learners.items()}
   order = sorted(losses, key=lambda name: -losses[name])
   alike = comparison.alike(learners)
   apart = ', '.join(

@@ -129,9 +129,8 @@ def _compare(config: Config, memory, fitted, prompts) -> Alike:
 
   tuned = jax.tree.map(lambda w: w[TUNED], fitted)
   trained = jax.tree.map(lambda w: w[TRAINED], fitted)
-  three = jax.tree.map(
-    lambda *w: jnp.stack(w), tuned, layers.mirrored(tuned), trained
-  )
+  mirror = layers.mirrored(tuned)
+  three = jax.tree.map(lambda *w: jnp.stack(w), tuned, mirror, trained)
   guess, slopes = jax.lax.map(
     lambda layer: jax.vmap(lambda t: behaviour(layer, t))(prompts.tokens), three
   )
@@ -438,10 +437,7 @@ def _curves(axis, places, results: Results, field: str, kinds) -> None:
     colour, line, marker = LOOKS[name]
     own = {'color': colour, 'linestyle': line, 'marker': marker}
     tuned, *trained = (
-      [
-        statistics.geometric_mean(column)
-        for column in getattr(learner, field)[kind].T
-      ]
+      [statistics.geometric_mean(x) for x in getattr(learner, field)[kind].T]
       for kind in kinds
     )
     lines = own | {'label': name} | ({'marker': ''} if trained else {})

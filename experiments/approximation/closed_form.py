@@ -150,9 +150,8 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
   data, names = results.data, list(results.data.conditions)[:-1][:3]
-  figure, axes = drawing.subplots(
-    2, len(names), figsize=(5 * len(names), 9), squeeze=False
-  )
+  size = 5 * len(names), 9
+  figure, axes = drawing.subplots(2, len(names), figsize=size, squeeze=False)
   for row, count in zip(axes, (1, 2), strict=True):
     group = [m for m in estimates.METHODS if m.features_per_direction == count]
     for axis, name in zip(row, names, strict=True):

@@ -67,10 +67,8 @@ def _comparisons(sizes: Sequence[int], data: Measurements) -> list[Any]:
 
 def _identity(config: Config, data: Data) -> dict[str, list[float]]:
   """Largest residuals of the first draw, through the same features."""
-  rows = [
-    (c.queries[0], c.keys[0], c.values[0])
-    for c in data.first.conditions.values()
-  ]
+  cases = data.first.conditions.values()
+  rows = [(c.queries[0], c.keys[0], c.values[0]) for c in cases]
   arrays = [np.float64(np.stack(part)) for part in zip(*rows, strict=True)]
 
   @lab.float64_on_host()
@@ -86,9 +84,8 @@ def _identity(config: Config, data: Data) -> dict[str, list[float]]:
 @jax.jit
 def _residuals(phi, queries, keys, values):
   def one(query, keys, values):
-    return equivalence.residuals(
-      phi, query, keys, values, num_query_tokens=1
-    ).residual
+    found = equivalence.residuals(phi, query, keys, values, num_query_tokens=1)
+    return found.residual
 
   rows = jax.vmap(one, in_axes=(0, None, None))
   return jax.vmap(rows)(queries, keys, values)
@@ -168,9 +165,8 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
         for row in results.comparisons
         if row['condition'] == name
       }
-      drawing.forest(
-        axis, shown, reference=1, label=f'equal number of {view}', **look
-      )
+      label = f'equal number of {view}'
+      drawing.forest(axis, shown, reference=1, label=label, **look)
     axis.set(xscale='log', title=name, xlabel='error ratio')
     axis.grid(alpha=0.25, lw=0.5)
   drawing.legend(axes[0, 0], 2)

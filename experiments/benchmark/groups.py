@@ -35,10 +35,7 @@ STRENGTH = 0.1
 NEGATIVES: dict[str, Any] = {'num_negatives': 3, 'strength': STRENGTH}
 
 
-BARE = {
-  name: f'{name}, bare products'
-  for name in ('streamed', 'causal', 'dual state')
-}
+BARE = {x: f'{x}, bare products' for x in ('streamed', 'causal', 'dual state')}
 EXPONENTIALS = 'bare exponentials'
 
 
@@ -230,10 +227,8 @@ def modifications(config: Config) -> timing.Rows:
     (linear(phi), arrays, config.repetitions),
     (quadratic(phi), one_head, -(-config.repetitions // 2)),
   ):
-    calls = {
-      name: compile_call(by_map(fn), *heads).call
-      for name, fn in compared.calls.items()
-    }
+    fns = {k: by_map(fn) for k, fn in compared.calls.items()}
+    calls = {k: compile_call(fn, *heads).call for k, fn in fns.items()}
     seconds |= timing.measure(calls, repetitions)
     found += goals(compared, seconds)
   seconds |= timing.beside_matmul(config, {})

@@ -89,9 +89,8 @@ class Results(NamedTuple):
 @jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
   """Attributes and deletes in all prompts, in blocks that are resumed."""
-  model, tokenizer = pretrained.load(
-    config.model_path or pretrained.smollm2.weights_path()
-  )
+  path = config.model_path or pretrained.smollm2.weights_path()
+  model, tokenizer = pretrained.load(path)
   labels = {
     name: [tokenizer.single_id(label) for label in task.labels]
     for name, task in prompting.TASKS.items()
@@ -374,10 +373,8 @@ def _by_size(config: Config, results: Results) -> dict[str, Any]:
 def _pearson(effects: Effects) -> dict[str, float]:
   """Correlation over all demonstrations of all prompts, with removal."""
   removed = effects.removed.ravel()
-  return {
-    name: np.corrcoef(getattr(effects, name).ravel(), removed)[0, 1]
-    for name in PANELS
-  }
+  rows = {x: getattr(effects, x).ravel() for x in PANELS}
+  return {k: np.corrcoef(x, removed)[0, 1] for k, x in rows.items()}
 
 
 def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:

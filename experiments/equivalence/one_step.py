@@ -41,9 +41,8 @@ def residual_claims(
   residuals: Mapping[int, Mapping[str, float]], texts: Mapping[str, str]
 ) -> lab.Claims:
   """One claim for each N and kind of residual, named as in the summary."""
-  for (size, found), (name, text) in itertools.product(
-    residuals.items(), texts.items()
-  ):
+  pairs = itertools.product(residuals.items(), texts.items())
+  for (size, found), (name, text) in pairs:
     key = f'{name.removesuffix("_float64")}-{size}'
     yield from lab.statements(
       'equivalence-',
@@ -65,9 +64,7 @@ def residual_summary(
     'holds': all(worst[name] <= bound for name, bound in tolerances.items()),
     **worst,
     'tolerances': dict(tolerances),
-    'by_num_demonstrations': {
-      str(size): dict(found) for size, found in residuals.items()
-    },
+    'by_num_demonstrations': {str(k): dict(x) for k, x in residuals.items()},
   }
 
 

@@ -222,14 +222,13 @@ def _attended(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 def _needed(calibration: Rows, judged: Rows) -> dict[str, np.ndarray]:
   """Directions that the budget asks for, of the last query of each head."""
   phi = features.PositiveFeatures(calibration.keys[0, :1])
-  flat = calibration.queries.reshape(
-    len(calibration.keys), -1, calibration.keys.shape[-1]
-  )
+  count, _, width = calibration.keys.shape
+  flat = calibration.queries.reshape(count, -1, width)
   maps = lab.compute_each(
     lambda x, y: finite_duals.balance(x, y, phi), flat, calibration.keys
   )
   found: dict[str, list[float]] = {RANDOM: [], BALANCED: []}
-  for head in range(len(calibration.keys)):
+  for head in range(count):
     rows = judged.queries[head, 0, -1:], judged.keys[head]
     balanced = jax.tree.map(lambda x, head=head: x[head], maps).rows(*rows)
     for name, (query, keys) in ((RANDOM, rows), (BALANCED, balanced)):

@@ -34,17 +34,14 @@ def load(config: Any) -> Texts:
   num_texts = max(config.num_texts, config.num_head_texts)
   each = -(-config.num_tokens // WORDS)
   task = prompts.TASKS['sentiment']
+  options: Any = {'seed': config.seed, 'min_words': WORDS}
   shown = [
     task.demonstration(x.text, x.positive)
-    for x in prompts.draw_reviews(
-      each * (num_texts + 1), seed=config.seed, min_words=WORDS
-    )
+    for x in prompts.draw_reviews(each * (num_texts + 1), **options)
   ]
   plots = [
     x.text + ' '
-    for x in prompts.draw_subjective(
-      2 * each * num_texts, seed=config.seed, min_words=WORDS
-    )
+    for x in prompts.draw_subjective(2 * each * num_texts, **options)
     if not x.positive
   ]
 

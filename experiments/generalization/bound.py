@@ -168,9 +168,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
   for kind, words in KINDS.items():
     found, shares = curves(results.gaps, kind), _shares(results, kind)
     fall = slope(list(results.gaps), found.supremum)
-    exceeds = [
-      statistics.proportion(shares[x] > 1) for x in ('total', 'complexity_term')
-    ]
+    exceeds = [statistics.proportion(x > 1) for x in shares.values()]
     ratio = np.mean(found.supremum / found.expected, axis=1)
     yield from statements(
       f"""

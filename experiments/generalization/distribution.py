@@ -95,9 +95,8 @@ def drawn(config: Config) -> Drawn:
       return Samples(inputs, signs)
 
     found = lab.compute_each(draw, numbers.reshape(-1, 2))
-    return jax.tree.map(
-      lambda x: x.reshape(*numbers.shape[:2], *x.shape[1:]), found
-    )
+    outer = numbers.shape[:2]
+    return jax.tree.map(lambda x: x.reshape(*outer, *x.shape[1:]), found)
 
   seeds, sizes = np.arange(config.num_seeds), config.num_demonstrations
   settings = lab.compute_each(setting, seeds)

@@ -83,12 +83,8 @@ def search(
       phi, state, known.population
     ) - bounds.expected_loss(phi, state, sample)
 
-  return Tried(
-    gaps(gaussian),
-    gaps(rank_one),
-    through_losses(mean),
-    through_losses(difference),
-  )
+  searched = gaps(gaussian), gaps(rank_one)
+  return Tried(*searched, through_losses(mean), through_losses(difference))
 
 
 def _over(results: Results, name: str) -> Tried:

@@ -65,10 +65,8 @@ def measure(config: Config) -> Results:
         values = jnp.where(shown, signs * share, 0)
         return bound.kernel_norm(kernel, keys[:largest], values)
 
-      return Regime(
-        running_log_trace(keys, counts),
-        jax.lax.map(gap, jnp.asarray(gap_sizes)),
-      )
+      gaps = jax.lax.map(gap, jnp.asarray(gap_sizes))
+      return Regime(running_log_trace(keys, counts), gaps)
 
     return jax.lax.map(regime, jnp.asarray(list(scales(config).values())))
 

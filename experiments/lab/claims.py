@@ -10,22 +10,11 @@ import numpy as np
 
 from experiments.lab.statistics import Estimate, exactly, mean
 
-KEYS = (
-  'id',
-  'source',
-  'claim',
-  'statistic',
-  'value',
-  'interval',
-  'verdict',
-  'command',
-)
+MEASURED = 'value', 'interval', 'verdict', 'command'
+KEYS = 'id', 'source', 'claim', 'statistic', *MEASURED
 ANY = 1e300  # A limit that allows every number.
-VERDICTS = REPRODUCED, FAILED, UNDECIDED = (
-  'reproduced',
-  'not reproduced',
-  'undecided',
-)
+REPRODUCED, FAILED, UNDECIDED = 'reproduced', 'not reproduced', 'undecided'
+VERDICTS = REPRODUCED, FAILED, UNDECIDED
 
 
 def judge(

@@ -150,11 +150,8 @@ def _fits(value: Any, kind: type, rule: Any) -> bool:
     return False
   if (kind is int and not isinstance(value, int)) or not math.isfinite(value):
     return False
-  return all(
-    holds(value, rule[key])
-    for key, (_, holds) in _BOUNDS.items()
-    if key in rule
-  )
+  own = [(rule[k], holds) for k, (_, holds) in _BOUNDS.items() if k in rule]
+  return all(holds(value, bound) for bound, holds in own)
 
 
 def _range(kind: type, rule: Any) -> str:

@@ -70,9 +70,8 @@ def parts(*questions: types.ModuleType) -> dict[str, Part]:
   """Reads parts off modules whose functions are named like its attributes."""
 
   def part(module):
-    return Part(
-      **{x: y for x in Part._fields if callable(y := getattr(module, x, None))}
-    )
+    found = {x: getattr(module, x, None) for x in Part._fields}
+    return Part(**{k: x for k, x in found.items() if callable(x)})
 
   return {x.__name__.split('.')[-1]: part(x) for x in questions}
 
@@ -90,10 +89,8 @@ def in_threads(
   Settings of JAX belong to a thread: a function in float64 must say so itself.
   """
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    running = [
-      pool.submit(contextvars.copy_context().run, fn, item) for item in items
-    ]
-    return [future.result() for future in running]
+    tasks = [pool.submit(contextvars.copy_context().run, fn, x) for x in items]
+    return [future.result() for future in tasks]
 
 
 def once(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:

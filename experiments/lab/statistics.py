@@ -163,9 +163,8 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def rank_correlation(a: Any, b: Any) -> np.ndarray:
   """Spearman's correlation of rows `[..., n]`, ties shared; 0 if constant."""
   a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
-  return correlation(
-    scipy.stats.rankdata(a, axis=-1), scipy.stats.rankdata(b, axis=-1)
-  )
+  a, b = (scipy.stats.rankdata(x, axis=-1) for x in (a, b))
+  return correlation(a, b)
 
 
 def kendall(a: Any, b: Any) -> np.ndarray:

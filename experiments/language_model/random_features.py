@@ -256,9 +256,8 @@ def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:
 def claims(config: Config, results: Results | None) -> list[lab.Claim]:
   if results is None:
     return []
-  error = lab.Estimate(
-    float(np.median(results.judged)), *_interval(results.judged)
-  )
+  judged = results.judged
+  error = lab.Estimate(float(np.median(judged)), *_interval(judged))
   return lab.statements(
     'language-model-',
     f"""random-features [{identity.REN}, random features in place of the
@@ -436,9 +435,8 @@ def _draw_layers(results: Results) -> Any:
     axis.axhline(TARGET, color=drawing.GREY, linewidth=1)
     axis.set(yscale='log', title=f'{name} features, orthogonal directions')
     axis.set_ylabel('relative error')
-  axes[0].annotate(
-    'error of 10 %', (0, TARGET), xytext=(0, 4), textcoords='offset points'
-  )
+  look = {'xycoords': 'data', 'ha': 'left'}
+  drawing.note(axes[0], 'error of 10 %', TARGET, 0, **look)
   ncols = len(results.counts) + 1
   axes[0].legend(ncols=ncols, loc='lower center', bbox_to_anchor=(0.5, 1.12))
   axes[-1].set_xlabel('layer')

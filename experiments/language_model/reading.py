@@ -138,10 +138,8 @@ def _of_demonstrations(loaded: prompts.Loaded, labels) -> list[np.ndarray]:
     if model.architecture.score_cap is None:
       gradients = attribution.demonstration_gradients(*prompt, **size)
       shares = gradients.drop_shares
-    return (
-      jnp.sum(parts.removal_effects, axis=(0, 1)),
-      jnp.mean(shares, axis=(0, 1)),
-    )
+    removal = jnp.sum(parts.removal_effects, axis=(0, 1))
+    return removal, jnp.mean(shares, axis=(0, 1))
 
   segments = jnp.asarray(loaded.segments)
   found = lab.compute(measure, loaded.model, loaded.tokens, segments, labels)
@@ -244,9 +242,8 @@ def sentence(config: Config, results: Results) -> str:
     {results.logit_difference:.2f} in favour of {page.labels[0]!r}: without
     it the difference would lose {predicted[best]:+.2f}, says the influence;
     deleted, it loses {measured[best]:+.2f}."""
-  ranks = [
-    rank_correlation(results, x) for x in (predicted, results.of_demonstrations)
-  ]
+  read = results.of_demonstrations
+  ranks = [rank_correlation(results, x) for x in (predicted, read)]
   if None in ranks:
     return text
   return f"""{text} Spearman's rank correlation with deletion over these

@@ -249,11 +249,8 @@ def summary(config: Config, results: Mapping[str, Results]) -> dict[str, Any]:
   )
   return {
     'step_sizes': {
-      data: {
-        'share_of_prompts': np.mean(result.relative_step_size > 0.5),
-        'note': note,
-      }
-      for data, result in results.items()
+      k: {'share_of_prompts': np.mean(x.relative_step_size > 0.5), 'note': note}
+      for k, x in results.items()
     }
   }
 

@@ -133,9 +133,7 @@ def drawn(config: Config) -> tuple[Prompt, np.ndarray]:
   trained, losses = lab.compile_quickly(jax.vmap(train))(run, prompts)
   random: Any = rows[:, :, -1], rows[:, :, :size], rows[:, :, size:-1]
   starts = jax.vmap(jax.vmap(start))(keys)
-  prompts = [
-    Prompt(run.phi, query, k, v, starts) for query, k, v in (random, trained)
-  ]
+  prompts = [Prompt(run.phi, q, k, v, starts) for q, k, v in (random, trained)]
   # Float64 on the host does not start from arrays of other devices.
   joined = jax.tree.map(
     lambda *x: np.concatenate(x).astype(np.float64), *jax.device_get(prompts)

@@ -91,9 +91,8 @@ def measure(config: Any) -> Results:
   recipe = training.cosine_recipe(
     config.alternating_steps, config.alternating_batch_size, LEARNING_RATE, CLIP
   )
-  trained = training.train(
-    config, model, training.linear_source(small), recipe, LABEL
-  )
+  source = training.linear_source(small)
+  trained = training.train(config, model, source, recipe, LABEL)
   key = jax.random.fold_in(jax.random.key(config.seed), 2**19)
   tasks = training.draw(key, config.num_test_tasks, small)
   expected = training.linear_tasks(small)

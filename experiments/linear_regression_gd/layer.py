@@ -112,10 +112,8 @@ def measure(config: Config) -> Results:
   descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
   names = LAYERS if 'softmax' in config.parts else ['linear']
   curves = {name: _curve(config, name, tasks, descent) for name in names}
-  elsewhere = lab.compile_quickly(
-    lambda layers: _elsewhere(config, layers, tasks, descent)
-  )
-  found = elsewhere(trained_linear(config).last())
+  layers = trained_linear(config).last()
+  found = lab.compute(lambda x: _elsewhere(config, x, tasks, descent), layers)
   return jax.device_get(Results(descent, curves, *found))
 
 
@@ -414,10 +412,8 @@ def _draw_generalisation(results: Results) -> Any:
 def _draw_products(config: Config, results: Results) -> Any:
   figure, axes = drawing.subplots(1, 2, figsize=(8.5, 3.8))
   rate = float(results.descent.rate) / config.num_demonstrations
-  matrices = {
-    'trained': results.products.matrix[0],
-    'constructed': -rate * np.eye(config.d_x),
-  }
+  made = -rate * np.eye(config.d_x)
+  matrices = {'trained': results.products.matrix[0], 'constructed': made}
   for axis, (title, matrix) in zip(axes, matrices.items(), strict=True):
     image = axis.imshow(matrix, cmap='PuOr', vmin=-rate, vmax=rate)
     axis.set(title=title, xlabel='input of the key')

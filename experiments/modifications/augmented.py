@@ -104,10 +104,8 @@ class Wide(Layer):
     used = jnp.arange(MAX_WIDTH, dtype=jnp.float32) < self.width
     # Features divide by the fourth root of all columns, not of those in use.
     scale = (MAX_WIDTH / self.width) ** 0.25
-    seen = {
-      name: jnp.where(used[None], scale * params[name], 0)
-      for name in ('query', 'key')
-    }
+    names = 'query', 'key'
+    seen = {x: jnp.where(used[None], scale * params[x], 0) for x in names}
     return super().predict(params | seen, phi, prompt)
 
   @staticmethod

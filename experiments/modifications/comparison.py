@@ -54,11 +54,8 @@ class Entry(NamedTuple):
 
 def plain(value: lab.Estimate) -> dict[str, Any]:
   """As `summary.json` holds an estimate; no interval if a run diverged."""
-  finite = np.isfinite(value.low)
-  return {
-    'value': value.value,
-    'interval': [value.low, value.high] if finite else None,
-  }
+  interval = [value.low, value.high] if np.isfinite(value.low) else None
+  return {'value': value.value, 'interval': interval}
 
 
 class Results(NamedTuple):

@@ -169,9 +169,7 @@ def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
   found = results['overview']
 
   def statements(rate, words):
-    counts = Counter(
-      claim.verdict for name, claim in claims.items() if name.endswith(rate)
-    )
+    counts = Counter(x.verdict for k, x in claims.items() if k.endswith(rate))
     return f"""{words}, {counts['reproduced']} of {counts.total()} statements
       reproduced, {counts['not reproduced']} did not, and {counts['undecided']}
       stay undecided."""

@@ -43,9 +43,8 @@ class Untied(Layer):
     return Layer.num_params + VALUE
 
   def init(self, key, run):
-    matrix = draw_matrix(
-      jax.random.fold_in(key, 0), run.params.value.shape[0], LABELS
-    )
+    rows = run.params.value.shape[0]
+    matrix = draw_matrix(jax.random.fold_in(key, 0), rows, LABELS)
     return super().init(key, run) | {'residual': matrix}
 
   def predict(self, params, phi, prompt):

@@ -276,9 +276,8 @@ def _train(config, name, start, groups, params, directions):
     params, directions, inputs = seed
 
     def step(params, pair):
-      both = [
-        descend(*x, *pair) for x in zip(groups, params, directions, strict=True)
-      ]
+      everything = zip(groups, params, directions, strict=True)
+      both = [descend(*x, *pair) for x in everything]
       losses = jnp.concatenate([loss for _, loss in both])
       return tuple(new for new, _ in both), losses
 
@@ -325,10 +324,8 @@ def _test(groups, params, directions, tests) -> dict[str, np.ndarray]:
 
   # Compiled once for all prompts of one shape.
   run = lab.compile_quickly(lambda *inputs: jax.lax.map(of_seed, inputs))
-  return {
-    name: jax.device_get(run(params, directions, test))
-    for name, test in tests.items()
-  }
+  found = {k: run(params, directions, test) for k, test in tests.items()}
+  return jax.device_get(found)
 
 
 def _mean_ratio(losses: np.ndarray, zero: np.ndarray) -> np.ndarray:

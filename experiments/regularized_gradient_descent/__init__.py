@@ -86,9 +86,7 @@ PARTS = lab.parts(steps, epochs)
 
 
 def conclude(config: Config, results: Mapping[str, Any], claims: Any) -> str:
-  values = {
-    name.split('/')[1]: claim.estimate.value for name, claim in claims.items()
-  }
+  values = {k.split('/')[1]: x.estimate.value for k, x in claims.items()}
   count = config.dual_epochs[-1]
   ends = {
     reading: ', '.join(

@@ -301,13 +301,10 @@ def metrics(config: Config, results: Results) -> lab.Metrics:
   """One row for each E, reading, alpha and epoch: deviation of every seed."""
   for count, by_reading in results.curves.items():
     for reading, curve in by_reading.items():
+      apart = np.moveaxis(deviation(results, curve.measured), 0, -1)
       yield from lab.tidy(
         {'num_epochs': count, 'reading': reading},
-        {
-          'relative_deviation': np.moveaxis(
-            deviation(results, curve.measured), 0, -1
-          )
-        },
+        {'relative_deviation': apart},
         alpha=config.alphas,
         epoch=range(count + 1),
       )

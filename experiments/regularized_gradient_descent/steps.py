@@ -137,10 +137,8 @@ def residuals(results: Results) -> dict[str, np.ndarray]:
     'printed_ridge': (step.printed, step.ridge),
     'printed_pair': (step.printed, step.pair),
   }
-  return {
-    name: np.max(np.abs(a - b), axis=3) / scale
-    for name, (a, b) in pairs.items()
-  }
+  apart = {k: np.abs(a - b) for k, (a, b) in pairs.items()}
+  return {k: np.max(x, axis=3) / scale for k, x in apart.items()}
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:

@@ -66,10 +66,7 @@ def claims(config: Config, errors: Errors) -> list[lab.Claim]:
     linear-attention [derived here] the first gradient step from 0 is linear
       attention over the words | {error}
     """,
-    {
-      name.replace('_', '-'): lab.at_most(EXACT, error)
-      for name, error in errors.items()
-    },
+    {k.replace('_', '-'): lab.at_most(EXACT, x) for k, x in errors.items()},
   )
 
 

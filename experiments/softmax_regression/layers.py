@@ -222,9 +222,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
   curves = results.runs[PUBLISHED, (few, middle)]
   for frame, name in enumerate(FRAMES):
     where = f'n = {few}, d = {middle}, {name}'
-    start, end = (
-      Curves(*(x[frame, :, record] for x in curves)) for record in (0, -1)
-    )
+    start, end = (Curves(*(x[frame, :, t] for x in curves)) for t in (0, -1))
     slug, nearer = name.replace(' ', '-'), end.preds_diff / start.preds_diff
     found = {
       'loss': lab.within(1 - CLOSE_LOSS, 1 + CLOSE_LOSS, end.loss_over_gd),
@@ -291,10 +289,8 @@ def _draw_sizes(config: Config, results: Results) -> Any:
   """One gradient step against words and width, and the published layer."""
   middle, most = config.middle, config.num_words[-1]
   figure, axes = drawing.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-  cells = (
-    [(n, middle) for n in config.num_words],
-    [(most, d) for d in config.widths],
-  )
+  by_words = [(n, middle) for n in config.num_words]
+  cells = by_words, [(most, d) for d in config.widths]
   looks = (drawing.BLUE, 'o', '-', 'D'), (drawing.ORANGE, 's', '--', 'x')
   for index, (axis, line) in enumerate(zip(axes, cells, strict=True)):
     x = np.array([cell[index] for cell in line], float)
