@@ -86,9 +86,7 @@ def measure_identities(config: Config) -> Residuals:
   return {name: worst(*rows) for name, rows in found.items()}
 
 
-def _forms(
-  rates, decays, width: int
-) -> dict[str, list[tuple[Callable[..., Any], dict[str, Any]]]]:
+def _forms(rates, decays, width: int) -> dict[str, list[tuple[Any, Any]]]:
   """By learner, its definition and then its other forms, with arguments."""
   descend, linear = learners.descend, learners.linear_recurrence
   squared = functools.partial(descend, loss=losses.squared)
@@ -121,9 +119,7 @@ def _momentum_attention(tokens: learners.Stream) -> jax.Array:
   return (weights * (tokens.queries @ tokens.keys.T)) @ tokens.values
 
 
-def _over_prefixes(
-  attend: Callable[..., jax.Array], tokens: learners.Stream
-) -> jax.Array:
+def _over_prefixes(attend: Callable[..., Any], tokens: learners.Stream) -> Any:
   """Lets every query attend to the tokens up to its own."""
   seen = jnp.tril(jnp.ones((len(tokens.keys),) * 2, bool))
 

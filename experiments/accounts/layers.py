@@ -9,7 +9,7 @@ projections it is a layer.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -334,9 +334,7 @@ def draw_all(config: Config) -> Prompts:
   return everything()
 
 
-def fit(
-  memory: Memory, prompts: tasks.RegressionPrompt, keys: Array, config: Config
-) -> Layer:
+def fit(memory: Memory, prompts: Any, keys: Array, config: Config) -> Layer:
   """Tunes gates, then trains layers, both in one program.
 
   From batches of all seeds, axes `[S, P, B, ...]`, and a key for each. Returns

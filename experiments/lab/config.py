@@ -161,14 +161,6 @@ def _range(kind: type, rule: Any) -> str:
   return ' '.join([_NAMES[kind], ' and '.join(bounds)]).rstrip()
 
 
-def _items(rule: Any) -> str:
-  """How many items a list has and which order, in words."""
-  order = [name for name in ('increasing', 'distinct') if rule.get(name)]
-  least = rule.get('min_items', 1)
-  count = [f'at least {least}'] if least > 1 else []
-  return ', '.join(['comma-separated', *order[:1], *count])
-
-
 def describe(field: dataclasses.Field) -> str:
   """The help text of an option, with what it may be and its default."""
   text, rule = field.metadata.get('help', field.name), field.metadata['rule']
@@ -180,7 +172,10 @@ def describe(field: dataclasses.Field) -> str:
   elif kind in (int, float) and _range(kind, rule) != _NAMES[kind]:
     parts.append(_range(kind, rule).removeprefix(f'{_NAMES[kind]} '))
   if isinstance(default, tuple):
-    parts.append(_items(rule))
+    order = [name for name in ('increasing', 'distinct') if rule.get(name)]
+    least = rule.get('min_items', 1)
+    said = ['comma-separated', *order[:1], f'at least {least}']
+    parts.append(', '.join(said if least > 1 else said[:-1]))
   for words in ('at_most', 'more_than', 'multiple_of'):
     if words in rule:
       parts.append(f'{words.replace("_", " ")} {rule[words]}')

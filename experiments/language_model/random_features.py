@@ -82,37 +82,35 @@ def collect(
 
 
 def errors_of(
-  inputs: HeadInputs,
-  projection_fns: Mapping[str, Any],
-  num_directions: int,
-  num_draws: int,
-  seed: int,
+  inputs: HeadInputs, fns: Mapping[str, Any], count: int, config: Config
 ) -> dict[str, np.ndarray]:
-  """Relative errors of attention by random features of `R` directions.
+  """Relative errors of attention by random features of so many directions.
 
   By `'map, projection'`, such as of `PROJECTIONS`; a number for each draw, `[D,
   L, H]`.
   """
-  root = jax.random.fold_in(jax.random.key(seed), num_directions)
+  root = jax.random.fold_in(jax.random.key(config.seed), count)
   dim = inputs.keys.shape[-1]
 
   def draw(key):  # One of each projection, `[P, R, d_k]`.
-    keys = jax.random.split(key, len(projection_fns))
+    keys = jax.random.split(key, len(fns))
     return jnp.stack(
       [
-        fn(key, num_directions, dim, dtype=jnp.float32)
-        for fn, key in zip(projection_fns.values(), keys, strict=True)
+        fn(key, count, dim, dtype=jnp.float32)
+        for fn, key in zip(fns.values(), keys, strict=True)
       ]
     )
 
-  directions = lab.compute_each(draw, jax.random.split(root, num_draws))
+  directions = lab.compute_each(
+    draw, jax.random.split(root, config.feature_draws)
+  )
   heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
   found = jax.device_get(_all_errors(directions, heads))
-  shape = num_draws, *inputs.queries.shape[:2]
+  shape = config.feature_draws, *inputs.queries.shape[:2]
   return {
     f'{name}, {projection}': array[:, index].reshape(shape)
     for name, array in found.items()
-    for index, projection in enumerate(projection_fns)
+    for index, projection in enumerate(fns)
   }
 
 
@@ -205,10 +203,7 @@ def measure(config: Config) -> Results | None:
   identity.first_pass(config)  # Not beside what is timed.
   inputs = collect(loaded.model, loaded.tokens, config.feature_heads)
   counts = tuple(sorted(config.num_features))
-  errors = {
-    r: errors_of(inputs, PROJECTIONS, r, config.feature_draws, config.seed)
-    for r in counts
-  }
+  errors = {r: errors_of(inputs, PROJECTIONS, r, config) for r in counts}
   predicted = predict(inputs, counts[-1])
   return Results(
     counts,
@@ -216,13 +211,11 @@ def measure(config: Config) -> Results | None:
     errors,
     mean_errors(inputs),
     {k: directions_needed(v, counts[-1]) for k, v in predicted.items()},
-    shrink(inputs, counts[-1], config.feature_draws, config.seed),
+    shrink(inputs, counts[-1], config),
   )
 
 
-def shrink(
-  inputs: HeadInputs, num_directions: int, num_draws: int, seed: int
-) -> Shrunk:
+def shrink(inputs: HeadInputs, count: int, config: Config) -> Shrunk:
   """Measured and predicted errors as queries and keys shrink, some heads."""
   queries, keys, values = (x[::3, :1] for x in inputs)
   measured, predicted = (
@@ -230,15 +223,15 @@ def shrink(
   )
   for index, factor in enumerate(map(np.float32, SHRINK_FACTORS)):
     small = HeadInputs(queries * factor, keys * factor, values)
-    errors = errors_of(small, GAUSSIAN, num_directions, num_draws, seed)
-    expected = predict(small, num_directions)
+    errors = errors_of(small, GAUSSIAN, count, config)
+    expected = predict(small, count)
     for name in MAPS:
       for row, found in (
         (measured, errors[f'{name}, gaussian']),
         (predicted, expected[name]),
       ):
         row[name][index] = np.sqrt(np.mean(found**2))
-  return Shrunk(SHRINK_FACTORS, num_directions, measured, predicted)
+  return Shrunk(SHRINK_FACTORS, count, measured, predicted)
 
 
 def directions_needed(predicted: np.ndarray, num_directions: int) -> np.ndarray:

@@ -138,9 +138,7 @@ class KernelProblem(NamedTuple):
   step_size: Float[Array, '']  # Half the inverse of the largest curvature.
 
 
-def kernel_problem(
-  weights: Float[Array, 'd R'], pair: tuple[Array, Array]
-) -> KernelProblem:
+def kernel_problem(weights: Array, pair: tuple[Array, Array]) -> KernelProblem:
   """Solves kernel learning from the span of the rows of `weights`.
 
   The loss is one quadratic form of each row: for orthonormal rows it is at

@@ -62,7 +62,9 @@ def measure(config: Config) -> list[Tuned]:
   ]
   rows = []
   for num_steps in (1, *config.num_steps_of_gd):
-    names = _methods(config, num_steps)
+    # With one step all are the same: the last contraction is idle.
+    first = num_steps == config.num_steps_of_gd[0]
+    names = ('GD', 'GD++', UNTIED)[: 2 + first if num_steps > 1 else 1]
     factors, slopes, exact = _tune_all(config, inputs, names, num_steps)
     sampled = _sample_losses(config, root, factors)
     for i, name in enumerate(names):
@@ -80,14 +82,6 @@ def measure(config: Config) -> list[Tuned]:
         )
       )
   return rows
-
-
-def _methods(config: Config, num_steps: int) -> tuple[str, ...]:
-  """With one step all are the same: the last contraction is idle."""
-  if num_steps == 1:
-    return ('GD',)
-  first = num_steps == config.num_steps_of_gd[0]
-  return ('GD', 'GD++', UNTIED) if first else ('GD', 'GD++')
 
 
 def _eigenvalues(key, count: int, config: Config) -> np.ndarray:

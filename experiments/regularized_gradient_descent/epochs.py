@@ -23,7 +23,7 @@ from experiments import lab
 from experiments.lab import Config, figures as drawing, statistics
 from experiments.regularized_gradient_descent import steps
 from iclcl_jax import dual, features, losses
-from iclcl_jax.types import Array, Float
+from iclcl_jax.types import Array
 
 SLIGHT = 0.1
 PER_VISIT, PER_EPOCH = 'alpha', 'alpha/N'  # The ridge of one visit.
@@ -103,10 +103,8 @@ def train(
   )
 
 
-def closed_form(
-  prompt: steps.Layer, strength: Array, num_epochs: int
-) -> Float[Array, 'E d_y']:
-  """Predictions at the end of every epoch, without training."""
+def closed_form(prompt: steps.Layer, strength: Array, num_epochs: int) -> Array:
+  """Predictions `[E, d_y]` at the end of every epoch, without training."""
   size = prompt.keys.shape[0] - 1
   initial, demonstrations = left(size, num_epochs, strength)
   factors = jnp.concatenate([demonstrations, initial[:, None]], axis=1)
