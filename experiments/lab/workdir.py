@@ -17,9 +17,7 @@ Workdir = pathlib.Path
 def open_workdir(config: Any, workdir: str | os.PathLike[str]) -> Workdir:
   """Makes the workdir, or checks that it belongs to the same config."""
   if not os.fspath(workdir):
-    raise ValueError(
-      'workdir is empty; expected the path of a folder, --workdir=DIR.'
-    )
+    raise ValueError('workdir is empty; expected a folder, --workdir=DIR.')
   path = pathlib.Path(workdir).expanduser()
   try:
     (path / 'figures').mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,12 @@ from experiments import lab
 from experiments.lab import Config, tables
 from experiments.language_model import identity, random_features, reading
 
-QUESTIONS: Any = identity, reading, random_features
+ASKED: Any = identity, reading, random_features
 
 
 def measure(config: Config) -> list[Any]:
   """Waits for the questions; each is measured once."""
-  return [question.measure(config) for question in QUESTIONS]
+  return [question.measure(config) for question in ASKED]
 
 
 def metrics(config: Config, results: list[Any]) -> lab.Metrics:
@@ -26,9 +26,7 @@ def metrics(config: Config, results: list[Any]) -> lab.Metrics:
 
 def pages(config: Config, results: list[Any]) -> dict[str, str]:
   answer, found, features = results
-  said = (
-    x.sentence(config, y) for x, y in zip(QUESTIONS, results, strict=True)
-  )
+  said = (x.sentence(config, y) for x, y in zip(ASKED, results, strict=True))
   more = tables.fill(
     pathlib.Path(__file__).with_name('page.html'),
     conclusions=list(filter(None, said)),

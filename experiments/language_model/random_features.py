@@ -101,9 +101,8 @@ def errors_of(
       ]
     )
 
-  directions = lab.compute_each(
-    draw, jax.random.split(root, config.feature_draws)
-  )
+  draws = jax.random.split(root, config.feature_draws)
+  directions = lab.compute_each(draw, draws)
   heads = tuple(x.reshape(-1, *x.shape[2:]) for x in inputs)
   found = jax.device_get(_all_errors(directions, heads))
   shape = config.feature_draws, *inputs.queries.shape[:2]

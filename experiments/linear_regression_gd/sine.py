@@ -68,11 +68,10 @@ def _init_network(key, d_in: int, width: int) -> dict[str, Any]:
     'wide': (width, 4 * width),
     'narrow': (4 * width, width),
   }
+  keys = jax.random.split(key, 3)
   params = {
     name: jax.random.normal(k, shape, jnp.float32) / shape[0] ** 0.5
-    for (name, shape), k in zip(
-      shapes.items(), jax.random.split(key, 3), strict=True
-    )
+    for (name, shape), k in zip(shapes.items(), keys, strict=True)
   }
   return params | {
     'embed_bias': jnp.zeros(width, jnp.float32),
