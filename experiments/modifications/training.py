@@ -73,9 +73,6 @@ def kernel(directions: Array) -> Kernel:
   return features.FeatureKernel(features.PositiveFeatures(directions))
 
 
-# What training starts from and tests end with, shared by all panels.
-
-
 class Start(NamedTuple):
   """What training starts from; all leaves have a leading axis of seeds."""
 
@@ -146,9 +143,6 @@ def tests_of(config: Config) -> dict[str, tuple[Prompt, Array]]:
     }
 
   return draw_all()
-
-
-# Training.
 
 
 class _Group(NamedTuple):

@@ -29,11 +29,7 @@ from experiments.lab import claims as judging, tables, workdir as folders
 from experiments.reproduce import diagrams, page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
-LONGEST = (
-  'modifications',
-  'linear_regression_gd',
-  'approximation',
-)  # Start first.
+LONGEST = 'modifications', 'linear_regression_gd', 'approximation'  # First.
 
 
 class Job(NamedTuple):
