@@ -64,22 +64,23 @@ class Config(lab.Config):
   num_seeds: int = lab.count(10, 'trained layers', tiny=5)
   num_features: tuple[int, ...] = lab.option(
     (120, 240, 480, 600, 960, 1200, 2400, 4800),
-    'even numbers R of directions, and of features',
+    'numbers R of directions, and of features',
     minimum=2,
+    multiple_of=2,  # Some maps make two features of a direction.
     min_items=3,
     increasing=True,
     tiny=(48, 96, 192),
   )
   heatmap_features: tuple[int, ...] = lab.option(
     (120, 480, 1200, 4800),
-    'numbers R, among num_features, that are drawn as heatmaps',
-    minimum=2,
+    'numbers R that are drawn as heatmaps',
+    among='num_features',
     min_items=2,
     increasing=True,
     tiny=(48, 192),
   )
   reference_features: int = lab.option(
-    1200, 'R of trained layers, in num_features', minimum=2, tiny=96
+    1200, 'R of trained layers', among='num_features', tiny=96
   )
   standard_deviations: tuple[float, ...] = lab.option(
     (0.25, 0.5, 1.0, 1.5, 2.0),
@@ -98,19 +99,6 @@ class Config(lab.Config):
       'second_num_demonstrations',
       'another count than num_demonstrations',
     )
-    self.require(
-      not any(size % 2 for size in self.num_features),
-      'num_features',
-      'even counts: some maps make two features of a direction',
-    )
-    for name in ('heatmap_features', 'reference_features'):
-      value = getattr(self, name)
-      chosen = {*value} if isinstance(value, tuple) else {value}
-      self.require(
-        chosen <= {*self.num_features},
-        name,
-        f'members of num_features, {self.num_features}',
-      )
 
 
 PARTS = lab.parts(falling, heatmaps, closed_form, maps, trained_layer)

@@ -51,7 +51,7 @@ class Config(lab.Config):
     (16, 32, 64, 128), 'features R', increasing=True, tiny=(4, 8)
   )
   num_features: int = lab.option(
-    64, 'features R of single numbers and of the chain, in counts', tiny=8
+    64, 'features R of single numbers, and of the chain', among='counts', tiny=8
   )
   window: int = lab.count(16, 'last tokens that are exact', tiny=4)
   train_steps: int = lab.count(400, 'steps of the learnt map', tiny=5)

@@ -24,11 +24,6 @@ class Texts(NamedTuple):
 @lab.once
 def load(config: Any) -> Texts:
   """Reads the model and cuts the texts: no review is in two of them."""
-  if config.num_features not in config.counts:
-    raise ValueError(
-      f'num_features is {config.num_features}; expected one of the counts, '
-      f'{", ".join(map(str, config.counts))}.'
-    )
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
   num_texts = max(config.num_texts, config.num_head_texts)

@@ -43,6 +43,7 @@ class Rule(TypedDict, total=False):
   at_most: str  # Another option.
   more_than: str  # One that it must exceed, or all of its items.
   multiple_of: str | int  # Another option, or a number.
+  among: str  # Another option, a list that holds it, or all of its items.
 
 
 def option(
@@ -78,6 +79,7 @@ class Config:
   def _compare(self, name: str, value: Any, metadata: Any) -> None:
     """Checks a value against other options that its own names."""
     rule = metadata.get('rule', {})
+    own = value if isinstance(value, tuple) else (value,)
     if most := rule.get('at_most'):
       bound = getattr(self, most)
       self.require(value <= bound, name, f'at most {most}, {bound}')
@@ -88,7 +90,11 @@ class Config:
     if unit := rule.get('multiple_of'):
       size = getattr(self, unit) if isinstance(unit, str) else unit
       words = f'{unit}, {size}' if isinstance(unit, str) else size
-      self.require(value % size == 0, name, f'a multiple of {words}')
+      holds = all(x % size == 0 for x in own)
+      self.require(holds, name, f'a multiple of {words}')
+    if others := rule.get('among'):
+      found = getattr(self, others)
+      self.require({*own} <= {*found}, name, f'among {others}, {found}')
 
   def check(self) -> None:
     """Checks what options say together; raises `ValueError`."""
@@ -176,7 +182,7 @@ def describe(field: dataclasses.Field) -> str:
     least = rule.get('min_items', 1)
     said = ['comma-separated', *order[:1], f'at least {least}']
     parts.append(', '.join(said if least > 1 else said[:-1]))
-  for words in ('at_most', 'more_than', 'multiple_of'):
+  for words in ('at_most', 'more_than', 'multiple_of', 'among'):
     if words in rule:
       parts.append(f'{words.replace("_", " ")} {rule[words]}')
   shown = ','.join(map(str, items))
