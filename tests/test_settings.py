@@ -25,7 +25,7 @@ BAD = {
   'approximation': [
     ('num_draws', 61, 'num_draws is 61; expected a multiple of num_seeds'),
     ('num_features', (120, 240), 'num_features is .* at least 3 values'),
-    ('num_features', (48, 97, 192), 'num_features is .* even'),
+    ('num_features', (48, 97, 192), 'num_features is .* a multiple of 2'),
     ('num_features', (96, 48, 192), 'num_features is .* increasing'),
     ('heatmap_features', (48, 121), 'heatmap_features is .* num_features'),
     ('heatmap_features', (48,), 'heatmap_features is .* at least 2'),

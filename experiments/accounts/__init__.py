@@ -58,9 +58,7 @@ class Config(lab.Config):
     choices=tuple(identities.IDENTITIES),
     tiny=('von Oswald et al.',),
   )
-  num_demonstrations: int = lab.count(
-    10, 'demonstrations in training', among='lengths', tiny=3
-  )
+  num_demonstrations: int = lab.count(10, 'demonstrations in training', tiny=3)
   lengths: tuple[int, ...] = lab.count(
     (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 64),
     'numbers of demonstrations at test time',
@@ -85,8 +83,13 @@ class Config(lab.Config):
   def check(self):
     trained = any(layers.MEMORIES[x].is_layer for x in self.learners)
     self.require(trained, 'learners', 'one that is trained, such as softmax')
-    scale = '1 among the values: there the layers are trained'
-    self.require(1.0 in self.scales, 'scales', scale)
+    needs = {'lengths': self.num_demonstrations, 'scales': 1.0}
+    for name, needed in needs.items():
+      self.require(
+        needed in getattr(self, name),
+        name,
+        f'{needed} among the values: there the layers are trained',
+      )
 
 
 def conclude(config: Config, results, claims) -> str:
