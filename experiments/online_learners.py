@@ -241,7 +241,7 @@ def measure(config: Config) -> Results:
     return best, curves, jax.lax.map(scaled, jnp.asarray(config.scales))
 
   found = {name: tuned(name, inputs, weights) for name in LAYERS}
-  return {name: Losses(*x) for name, x in jax.device_get(found).items()}
+  return {name: Losses(*jax.device_get(x)) for name, x in found.items()}
 
 
 def judged_length(config: Config) -> int:

@@ -35,7 +35,7 @@ def pages(config: Config, results: list[Any]) -> dict[str, str]:
     bounds=identity.BOUNDS,
     positions=identity.positions_note(answer),
     distance=identity.next_token_distance(answer),
-    **random_features.summary(config, features),
+    features=random_features.summary(config, features)['random_features'],
     captions={
       'residuals': identity.caption(answer),
       'attribution': reading.caption(found),
