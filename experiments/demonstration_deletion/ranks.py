@@ -303,7 +303,8 @@ def claims(config: Config, results: Results) -> lab.Claims:
       )
   for goal, setting in zip(GOALS * 2, results.settings, strict=True):
     judged = judge(config, setting)
-    ours, rivals = judged[INFLUENCE], judged.keys() - {INFLUENCE, HIDE_FORM}
+    ours = judged[INFLUENCE]
+    rivals = [x for x in judged if x not in (INFLUENCE, HIDE_FORM)]
     rival = max(rivals, key=lambda x: abs(np.mean(judged[x].spearman)))
     against = judged[rival].spearman
     better = ours.spearman - against * np.sign(np.mean(against))
