@@ -229,7 +229,8 @@ def test_verdicts_follow_the_numbers():
     4: {'residual_float64': float('nan')},
     5: {'residual_float64': 1e-12},
   }
-  judged = one_step.residual_claims(residuals, {'residual_float64': 'text'})
+  texts = {'residual_float64': 'text'}
+  judged = [*one_step.residual_claims(residuals, texts)]
   spread = np.linspace(0.5, 1.5, 5)
   zero = np.ones(5)
   training = np.ones((1, 2, 5))
