@@ -27,7 +27,7 @@ PRECISION = (
 SIZES = {
   True: 'Loads SmolLM2-135M: 93 MB to download, 0.5 GiB of float32 parameters, '
   '2 GiB of memory at most with all that is computed here.',
-  False: 'No model is loaded; half a GiB of memory is enough.',
+  False: 'No model is loaded; a GiB of memory is enough.',
 }
 
 
