@@ -178,7 +178,8 @@ class _Experiment:
 
 def test_finished_experiments_are_not_run_again(tmp_path, monkeypatch):
   job = reproduce.Job('equivalence', 'Title', {'size': 3})
-  monkeypatch.setattr(reproduce, 'JOBS', (job,))
+  long = reproduce.Job('scaling', 'Not run, and no results', is_long=True)
+  monkeypatch.setattr(reproduce, 'JOBS', (job, long))
   monkeypatch.setattr(importlib, 'import_module', lambda name: _Experiment)
   monkeypatch.setattr(
     reproduce, '_pool', lambda config: futures.ThreadPoolExecutor(1)

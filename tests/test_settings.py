@@ -120,6 +120,11 @@ BAD = {
     ('width', 66, 'width is 66; expected a multiple of 4'),
     ('noise', NAN, 'noise is nan'),
   ],
+  'momentum_language_model': [
+    ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
+    ('length', 6, 'length is 6; expected a multiple of 4'),
+    ('learning_rate', 0.0, r'learning_rate is 0\.0; expected'),
+  ],
   'modifications': [
     ('num_seeds', 2, 'num_seeds is'),
     ('seed', -1, 'seed is'),

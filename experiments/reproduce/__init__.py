@@ -9,7 +9,8 @@ statistic, value, interval, verdict, command}`; and the same as
 there) is not run again; a killed one resumes. Each runs in another process, as
 many at a time as there are cores, up to four, and prints to `log.txt` in its
 folder. `--fast` takes the tiny settings of every experiment to see that all
-works: its verdicts mean nothing, and it needs a workdir of its own.
+works: its verdicts mean nothing, and it needs a workdir of its own. A long one
+is on the page if its own command has left its results in its folder.
 
 It takes about 9 minutes on two idle cores, `--fast` one.
 """
@@ -36,6 +37,7 @@ class Job(NamedTuple):
   name: str  # Its module in `experiments`, and its folder.
   title: str  # Its heading.
   options: Mapping[str, Any] = {}  # Of its config, if not the default.
+  is_long: bool = False  # Not run here, unless with tiny settings.
 
 
 JOBS = (
@@ -67,6 +69,7 @@ JOBS = (
   ),
   Job('accounts', 'All accounts on the same tasks'),
   Job('scaling', 'Demonstrations sharded over devices'),
+  Job('momentum_language_model', 'Momentum attention', is_long=True),
 )
 
 
@@ -85,8 +88,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   root = folders.Workdir(workdir).expanduser()
   report = folders.open_workdir(config, root / 'report')
   start = time.perf_counter()
-  _run_unfinished(config, root)
-  sections = [_section(config, job, root / job.name) for job in JOBS]
+  wanted = [x for x in JOBS if not x.is_long or config.fast or _done(x, root)]
+  _run_unfinished(config, wanted, root)
+  sections = [_section(config, job, root / job.name) for job in wanted]
   claims = [claim for part in sections for claim in part.summary['claims']]
   judging.check(claims)
   page = pages.page(sections, diagrams.save(report), report, fast=config.fast)
@@ -112,14 +116,18 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   return summary
 
 
-def _run_unfinished(config: Config, root: folders.Workdir) -> None:
+def _done(job: Job, root: folders.Workdir) -> bool:
+  return (root / job.name / 'summary.json').exists()
+
+
+def _run_unfinished(config: Config, wanted, root: folders.Workdir) -> None:
   """Runs in processes of their own what no earlier call has finished."""
   import tqdm
 
-  for job in JOBS:  # Refuses results of other settings before any work.
+  for job in wanted:  # Refuses results of other settings before any work.
     folders.open_workdir(_settings(config, job), root / job.name)
   jobs = sorted(
-    (job for job in JOBS if not (root / job.name / 'summary.json').exists()),
+    (job for job in wanted if not _done(job, root)),
     key=lambda job: job.name not in LONGEST,
   )
   with (

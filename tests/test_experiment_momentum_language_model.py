@@ -1,0 +1,145 @@
+"""`experiments.momentum_language_model`: the real thing, tiny."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+import pytest
+
+from experiments import momentum_language_model as experiment
+from experiments.demonstration_deletion import prompts
+from tests import experiment_battery
+
+tiny = experiment_battery.tiny_run(experiment)
+CONFIG = experiment.Config.tiny()
+TOKENS = np.random.default_rng(1).integers(12, size=(2, 9))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def installed():
+  try:
+    prompts.corpus_path()
+  except ValueError as error:
+    pytest.skip(str(error))
+
+
+def test_tiny_run_is_complete(tiny):
+  experiment_battery.check_complete(experiment, *tiny)
+  gaps = [row['mean less plain'] for row in tiny[0]['perplexity']]
+  assert not any(gaps[:5])
+  assert len(gaps) == 5 * len(experiment.VARIANTS)
+  assert all(gaps[5:])
+
+
+def _by_loops(queries, keys, values, decay, slope, current):
+  """Momentum attention with a recency bias, token by token in NumPy."""
+  rows = []
+  for t, query in enumerate(queries):
+    ages = t - np.arange(t + 1)
+    weights = np.exp(keys[: t + 1] @ query / len(query) ** 0.5 - slope * ages)
+    row = weights / weights.sum() @ values[: t + 1] + current * values[t]
+    for i in range(t):
+      row = row + decay ** (t - i) * values[i]
+    rows.append(row)
+  return np.array(rows)
+
+
+@pytest.mark.parametrize(
+  'numbers', [(0, 0, 0), (0.5, 0, 0), (0.9, 0.25, 1), (0, 0.25, 0)]
+)
+def test_heads_are_those_of_loops_over_tokens(numbers):
+  rows = np.random.default_rng(0).normal(size=(3, 7, 4))
+  decay, slope, current = (jnp.asarray(x, float) for x in numbers)
+  head = experiment.Variant(decay=decay, slope=slope, current=current)
+  found = experiment.attend(*map(jnp.asarray, rows), head)
+  np.testing.assert_allclose(found, _by_loops(*rows, *numbers), rtol=1e-12)
+
+
+def _model(name):
+  model = experiment.init(12, jax.random.key(1))
+  numbers = (jnp.asarray(x, float) for x in experiment.VARIANTS[name])
+  variant = experiment.Variant(*numbers)
+  return jax.tree.map(lambda x: x.astype(float), model), variant
+
+
+def test_decay_zero_is_the_attention_of_jax():
+  rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 4)))
+  head = experiment.heads_of(experiment.VARIANTS['plain'], jnp.ones(4))
+  assert not any(jnp.any(x) for x in head)
+  one = jax.tree.map(lambda x: x[0], head)
+  with jax.numpy_dtype_promotion('standard'):  # JAX's own needs it.
+    plain = jax.nn.dot_product_attention(*rows[:, :, None], is_causal=True)
+    plain = plain[:, 0]
+  np.testing.assert_allclose(experiment.attend(*rows, one), plain, atol=1e-6)
+  zero = one._replace(decay=jnp.asarray(1e-3))
+  assert np.abs(experiment.attend(*rows, zero) - plain).max() > 1e-4
+
+
+@pytest.mark.parametrize('name', experiment.VARIANTS)
+def test_only_what_is_learnt_has_gradients_and_no_token_sees_a_later(name):
+  model, variant = _model(name)
+  gradient = jax.grad(experiment.surprise)(model, variant, TOKENS, 1)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
+  rates = np.stack([block[-1] for block in gradient[1]])
+  assert np.all((rates != 0) == ('learnt' in name))
+  changed = np.where(np.arange(9) < 6, TOKENS[0], TOKENS[1] + 1)
+  one, two = (
+    experiment.logits(model, variant, x) for x in (TOKENS[0], changed)
+  )
+  np.testing.assert_array_equal(one[:6], two[:6])
+  assert np.all(one[8] != two[8])
+
+
+def test_a_run_that_stopped_ends_in_the_same_numbers(tiny, tmp_path, patch):
+  saved, save = [], orbax.checkpoint.CheckpointManager.save
+
+  def save_and_stop(*arguments, **options):
+    save(*arguments, **options)
+    saved.append(arguments)
+    if len(saved) == 3:  # In the middle of the second training.
+      raise KeyboardInterrupt
+
+  patch(orbax.checkpoint.CheckpointManager, 'save', save_and_stop)
+  with pytest.raises(KeyboardInterrupt):
+    experiment.run(CONFIG, tmp_path)
+  again = experiment.run(CONFIG, tmp_path)
+  assert len(saved) == 4
+  for name in ('perplexity', 'accuracy', 'claims', 'decays'):
+    assert again[name] == tiny[0][name]
+
+
+def test_no_review_is_trained_on_and_tested_on():
+  train, test = experiment.read_text(experiment.Config())
+  lines = [bytes(x.astype('uint8')).split(b'\0') for x in (train, test)]
+  assert len(lines[0]) > 5000
+  assert not set(lines[0]) & set(lines[1][:-1])
+  assert max(train.max(), test.max()) < experiment.CHARACTERS
+
+
+def test_a_prompt_keeps_its_labels_and_another_has_others():
+  tokens = experiment.draw_prompts(jax.random.key(0), 50, 30)
+  tables = [
+    set(map(tuple, x)) for x in np.reshape(tokens, (50, 31, 2)).tolist()
+  ]
+  assert all(len(dict(x)) == len(x) for x in tables)
+  assert len(set.union(*tables)) == experiment.WORDS * experiment.LABELS
+
+
+@pytest.mark.parametrize(
+  ('gap', 'verdict'),
+  [(-0.1, 'reproduced'), (0.0, 'undecided'), (0.1, 'not reproduced')],
+)
+def test_claims_follow_the_sign_and_ties_stay_undecided(gap, verdict):
+  shape = len(experiment.VARIANTS), CONFIG.num_seeds
+  seeds = 1e-3 * np.arange(-2.0, 3.0)[:, None]
+  values = {'perplexity': np.full((*shape, 5), 5.0)}
+  values['accuracy'] = np.full((*shape, 9), 0.5)
+  values['perplexity'][1:] += gap + seeds
+  values['accuracy'][1:] -= gap + seeds
+  losses = {name: np.ones((*shape, CONFIG.num_steps)) for name in values}
+  results = experiment.Results(values, losses, np.zeros(7), 20.0)
+  found = {x.id: x.verdict for x in experiment.claims(CONFIG, results)}
+  for name in ('fixed', 'strong', 'each-head', 'longer', 'recency'):
+    assert found[f'momentum-perplexity-{name}'] == verdict
+    assert found[f'momentum-accuracy-{name}'] == verdict
+  assert found['momentum-task-known'] == 'not reproduced'
