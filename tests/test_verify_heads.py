@@ -188,6 +188,16 @@ def test_attention_of_the_library_says_itself_what_it_is(settings, with_record):
   ).holds
 
 
+def test_a_loss_that_is_wrongly_stated_is_told():
+  q, k, v = tokens()
+  h = attention.dot_product_attention(q, k, v)
+  certificate = equivalence.verify_heads(q, k, v, h, loss=margin)
+  assert certificate.verdict.endswith('is that of loss=losses.contrastive')
+  h = attention.dot_product_attention(q, k, v, attend=FROM_MARGIN)
+  certificate = equivalence.verify_heads(q, k, v, h)
+  assert 'by loss=' in certificate.verdict or 'as loss=' in certificate.verdict
+
+
 def test_one_token_at_a_time_is_captured_with_what_it_sees():
   model = nnx.MultiHeadAttention(
     HEADS,

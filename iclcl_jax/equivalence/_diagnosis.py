@@ -11,17 +11,20 @@ from iclcl_jax._program import compiled
 
 # Queries of one key-value head that are looked at together.
 _CHUNK_SIZE = 8
+_CONTRASTIVE = 'loss=losses.contrastive'
 _MULTIPLE = (
   'each output is a multiple of what it should be: the weights do not sum to '
   'one (a gate, an attention sink)'
 )
 _NO_MEAN = (
   'an output is no mean of the values that its query sees: dropout is on, the '
-  'weights do not sum to one, or the arrays do not belong together'
+  'weights do not sum to one, it learns by another loss: state it by loss=, or '
+  'the arrays do not belong together'
 )
 _OTHER_MEAN = (
-  'the output is a mean of the visible values with other weights: state a '
-  'bias of the scores by bias=, another activation or a cap by a kernel phi='
+  'the output is a mean of the visible values with other weights: state a bias '
+  'of the scores by bias=, another activation or a cap by a kernel phi=, what '
+  'else it learns by as loss='
 )
 
 
@@ -39,7 +42,8 @@ def diagnose(phi, heads, stretch: float, residual: np.ndarray, limit) -> str:
     for guess, x in distances.items()
   }
   is_multiple, is_mean = fits.pop(_MULTIPLE), fits.pop(_OTHER_MEAN)
-  found = [f'the output is that of {guess}' for guess in fits if fits[guess]]
+  guesses = _CONTRASTIVE, *fits  # First what changes nothing else.
+  found = [f'the output is that of {guess}' for guess in guesses if fits[guess]]
   rest = _MULTIPLE if is_multiple else _OTHER_MEAN if is_mean else _NO_MEAN
   return (*found, rest)[0]
 
@@ -83,6 +87,7 @@ def _of_row(phi, stretch, num_heads, keys, values, row):
     return attention.weights(phi, row.query, keys, mask=seen) @ values
 
   guesses = {
+    _CONTRASTIVE: seeing(seen),
     'phi=kernels.ExponentialKernel()': mean(stated),
     'phi=features.EluPlusOneFeatures()': mean(jnp.log(features[1:] @ query)),
     'a ReLU, phi=lambda x, y: jax.nn.relu(x @ y)': mean(
