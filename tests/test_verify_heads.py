@@ -544,3 +544,13 @@ def test_capture_restores_and_does_not_stay_silent():
   ):
     assert jax.nn.dot_product_attention is not function
   assert jax.nn.dot_product_attention is function
+
+
+def test_what_no_certificate_states_is_refused_where_it_is_captured():
+  q, k, v = tokens()
+  attend = functools.partial(modified.regularised(strength=0.1), ELU)
+  with (
+    pytest.raises(ValueError, match=r'Regularised, which verify_heads cannot'),
+    equivalence.capture(),
+  ):
+    attention.dot_product_attention(q, k, v, attend=attend)

@@ -299,9 +299,8 @@ def visible(mask, num_queries: int, num_keys: int, is_causal, window):
   """Returns who sees whom, broadcasting to `[B, N, T, S]`; None for all."""
   if not is_causal and window is None:
     return mask
-  row, column = (
-    jnp.arange(n, dtype=jnp.int32) for n in (num_queries, num_keys)
-  )
+  sizes = num_queries, num_keys
+  row, column = (jnp.arange(n, dtype=jnp.int32) for n in sizes)
   distance = (row[:, None] - column[None])[None, None]
   limit = distance >= 0 if is_causal else jnp.ones_like(distance, bool)
   if window is not None:
@@ -313,11 +312,11 @@ def visible(mask, num_queries: int, num_keys: int, is_causal, window):
 def _over_heads(door, query, key, value, mask):
   """Answers every head of a batch; heads of a group share what a door keeps."""
   num_kv_heads = key.shape[2]
-  groups = query.reshape(*query.shape[:2], num_kv_heads, -1, query.shape[3])
+  shared = query.shape[2] // num_kv_heads
+  shape = *query.shape[:2], num_kv_heads, shared, query.shape[3]
   axes = [None] * 3
   if mask is not None:
-    shared = mask.shape[1] == 1
-    lead = (1, 1) if shared else (num_kv_heads, mask.shape[1] // num_kv_heads)
+    lead = (1, 1) if mask.shape[1] == 1 else (num_kv_heads, shared)
     mask = mask.reshape(mask.shape[0], *lead, *mask.shape[2:])
     axes = [None if size == 1 else 0 for size in mask.shape[:3]]
     mask = mask.reshape(*(n for n in mask.shape[:3] if n > 1), *mask.shape[3:])
@@ -327,8 +326,9 @@ def _over_heads(door, query, key, value, mask):
 
   fn = jax.vmap(fn, (1, None, None, axes[2]), 1)
   fn = jax.vmap(fn, (1, 1, 1, axes[1]), 1)
-  output = jax.vmap(fn, (0, 0, 0, axes[0]))(groups, key, value, mask)
-  return output.reshape(*query.shape[:3], -1)
+  fn = jax.vmap(fn, (0, 0, 0, axes[0]))
+  output = fn(query.reshape(shape), key, value, mask)
+  return output.reshape(*query.shape[:3], output.shape[-1])
 
 
 def within(name: str, lengths, batch: tuple[int, ...], size: int):
@@ -382,7 +382,7 @@ def check_layout(query, key, value) -> None:
       f'{list(key.shape)} and {list(value.shape)}; expected [..., T, N, H], '
       '[..., S, K, H] and [..., S, K, d_v]: tokens before heads.'
     )
-  if 0 in key.shape or query.shape[-2] % key.shape[-2]:
+  if 0 in key.shape[-3:] or query.shape[-2] % key.shape[-2]:
     raise ValueError(
       f'query has {query.shape[-2]} heads and key {list(key.shape)}; expected '
       'at least one key, and a number of heads that those of key divide.'

@@ -27,7 +27,7 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   Seen are `dot_product_attention` of `jax.nn` (plain JAX, and `flax.nnx` by
   default) and :mod:`iclcl_jax.attention`, the `attention_fn` of Linen modules
   and of what is passed here, `equinox.nn.MultiheadAttention`, and any function
-  wrapped by `record`. `jax.jit` is off inside, so that no program hides one.
+  wrapped by `record`. `jax.jit` is off inside, but in the attention itself.
 
   Takes objects that hold an `attention_fn` at any depth, NNX models say. Yields
   a list that receives the arguments of `verify_heads`, a dict for each
@@ -99,7 +99,8 @@ def record(
     is_inside = getattr(_thread, 'is_inside', False)
     _thread.is_inside = True
     try:
-      result = attention_fn(*args, **kwargs)
+      with jax.disable_jit(False):  # Nothing inside is to be seen.
+        result = attention_fn(*args, **kwargs)
     finally:
       _thread.is_inside = is_inside
     if is_inside:
@@ -124,9 +125,8 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     learner = _learner(attend)
     query, key = _layout.stretched(query, key, scale)
   leaves, structure = jax.tree.flatten(learner)
-  traced = {
-    i: x for i, x in enumerate(leaves) if isinstance(x, jax.core.Tracer)
-  }
+  kind = jax.core.Tracer
+  traced = {i: x for i, x in enumerate(leaves) if isinstance(x, kind)}
   arrays = {
     'query': query,
     'key': key,
@@ -156,10 +156,8 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     return output
   flag = jax.ShapeDtypeStruct((), jnp.bool_)
   arrays = jax.lax.stop_gradient(arrays)
-  is_stored = jax.pure_callback(
-    store, flag, arrays, vmap_method='broadcast_all'
-  )
-  return jnp.where(is_stored, output, jnp.nan)
+  stored = jax.pure_callback(store, flag, arrays, vmap_method='broadcast_all')
+  return jnp.where(stored, output, jnp.nan)
 
 
 def _stated(attention_fn) -> dict[str, Any]:
@@ -178,10 +176,15 @@ def _learner(attend) -> dict[str, Any]:
   """Returns what an attention of the library learns: map, loss, and rate."""
   if not isinstance(attend, functools.partial):
     return {'phi': attend}
-  settings = {'phi': attend.args[0]}
-  if isinstance(attend.func, modified.LossAttention):
-    rate = attend.func.step_size
-    settings |= {'loss': attend.func.loss, 'learning_rate': rate}
+  settings, fn = {'phi': attend.args[0]}, attend.func
+  if isinstance(fn, modified.LossAttention):
+    return settings | {'loss': fn.loss, 'learning_rate': fn.step_size}
+  if isinstance(fn, modified.Attention):
+    raise ValueError(
+      f'the attention is {type(fn).__name__}, which verify_heads cannot state; '
+      'expected a map, a kernel or attention_from_loss. Certify its queries by '
+      'equivalence.verify(phi, q, k, v, attention_fn=..., penalty=...).'
+    )
   return settings
 
 

@@ -238,9 +238,8 @@ def _layer(model, learner, maps, states, stream, block, positions):
     maps, states, heads.queries, heads.keys, heads.values
   )
   outputs = outputs.reshape(-1, *outputs.shape[2:])
-  return transformer.complete(
-    model.architecture, block, stream, outputs
-  ), states
+  out = transformer.complete(model.architecture, block, stream, outputs)
+  return out, states
 
 
 def _heads(model, block, stream, positions) -> transformer.Heads:
@@ -249,9 +248,8 @@ def _heads(model, block, stream, positions) -> transformer.Heads:
     model.architecture, block, stream, positions=positions
   )
   num_groups, size, width = heads.keys.shape
-  return heads._replace(
-    queries=heads.queries.reshape(num_groups, -1, size, width)
-  )
+  queries = heads.queries.reshape(num_groups, -1, size, width)
+  return heads._replace(queries=queries)
 
 
 def _check_finite(finite: Any) -> None:

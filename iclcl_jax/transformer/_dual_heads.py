@@ -123,9 +123,8 @@ def answer_online(phi, queries, keys, values, sinks, seen) -> Array:
     state, has_seen = carry
     key, value, is_valid, queries = token
     has_seen = has_seen | is_valid
-    state = dual.one_step(
-      phi, state, key[None], value[None], mask=is_valid[None]
-    )
+    rows = key[None], value[None]
+    state = dual.one_step(phi, state, *rows, mask=is_valid[None])
     return (state, has_seen), _read_all(phi, state, queries, sinks, has_seen)
 
   tokens = keys, values, jnp.diagonal(seen), jnp.swapaxes(queries, 0, 1)

@@ -184,9 +184,8 @@ def check_blocks(
 ) -> None:
   """Checks a stack of blocks and that it fits the sequence that it reads."""
   _check_stack(blocks)
-  one = jax.tree.map(
-    lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), blocks
-  )
+  spec = jax.ShapeDtypeStruct
+  one = jax.tree.map(lambda p: spec(p.shape[1:], p.dtype), blocks)
   check_block(architecture, one, x)
 
 

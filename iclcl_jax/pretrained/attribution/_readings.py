@@ -113,9 +113,8 @@ def scan_layers(
     outputs = transformer.attend(
       architecture, heads, positions, positions, mask=mask
     )
-    seen = _forward.visibility(
-      architecture, last, positions, mask, heads.window
-    )
+    window = heads.window
+    seen = _forward.visibility(architecture, last, positions, mask, window)
     reading = read(block, x, heads, outputs, seen)
     return transformer.complete(architecture, block, x, outputs), reading
 
