@@ -309,3 +309,11 @@ def test_arrays_that_do_not_fit_are_errors():
   ):
     with pytest.raises(ValueError, match=message):
       attention.dot_product_attention(*bad)
+
+
+@pytest.mark.parametrize('attend', [None, features.EluPlusOneFeatures()])
+def test_no_queries_get_no_outputs(attend):
+  x = jnp.ones((2, 6, 2, 8))
+  door = functools.partial(attention.dot_product_attention, attend=attend)
+  assert door(x[:, :0], x, x).shape == (2, 0, 2, 8)
+  assert door(x[:0], x[:0], x[:0]).shape == (0, 6, 2, 8)

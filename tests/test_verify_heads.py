@@ -554,3 +554,18 @@ def test_what_no_certificate_states_is_refused_where_it_is_captured():
     equivalence.capture(),
   ):
     attention.dot_product_attention(q, k, v, attend=attend)
+
+
+def test_attention_itself_is_compiled_while_it_is_captured():
+  is_off = []
+
+  def attend(query, key, value):
+    is_off.append(jax.config.jax_disable_jit)
+    return jax.nn.dot_product_attention(query, key, value)
+
+  q, k, v = tokens()
+  with equivalence.capture() as calls:
+    equivalence.record(attend, calls)(q, k, v)
+    is_off.append(jax.config.jax_disable_jit)
+  assert is_off == [False, True]
+  assert [equivalence.verify_heads(**call).holds for call in calls] == [True]
