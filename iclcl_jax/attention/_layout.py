@@ -173,12 +173,14 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
       )
   # There the softmax is float32, and values are as wide as keys.
   dtype = precision.accumulation_dtype(query.dtype)
-  groups = query.reshape(*query.shape[:2], key.shape[2], -1, key.shape[3])
+  shared = query.shape[2] // key.shape[2]
+  shape = *query.shape[:2], key.shape[2], shared, query.shape[3]
+  groups = query.reshape(shape)
   scores = jnp.einsum(
     'btkgh,bskh->bkgts', groups, key, preferred_element_type=dtype
   )
   shape = scores.shape
-  scores = scores.reshape(shape[0], -1, *shape[3:])
+  scores = scores.reshape(shape[0], query.shape[2], *shape[3:])
   scores = scores * jnp.asarray(scale, dtype)
   if bias is not None:
     scores = scores + bias.astype(dtype)
@@ -186,7 +188,7 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
     scores = jnp.where(mask, scores, _MASKED)
   weights = jax.nn.softmax(scores).astype(value.dtype).reshape(shape)
   output = jnp.einsum('bkgts,bskd->btkgd', weights, value)
-  return output.reshape(*query.shape[:3], -1)
+  return output.reshape(*query.shape[:3], value.shape[-1])
 
 
 def _doors_of(attend, chunk_size: int | None) -> _Doors:
