@@ -67,8 +67,8 @@ class Config(lab.Config):
 class Results(NamedTuple):
   """What was found, by number of devices."""
 
-  less_bytes: np.ndarray  # By step, readings and causal pass, of a sixteenth.
-  bytes: np.ndarray  # What a device sends for all of them. Shape `[n, 3]`.
+  less_bytes: np.ndarray  # As below, of a sixteenth of the demonstrations.
+  bytes: np.ndarray  # Sent in a step, for readings, causally, `[n, 3]`.
   seconds: np.ndarray  # Of the step. Shape `[n, runs]`.
   residuals: np.ndarray  # With features, with the exact softmax, `[n, 2]`.
 

@@ -67,9 +67,9 @@ class Results(NamedTuple):
   """What the history says of the first test images, by seed."""
 
   accuracy: Float[Array, ' S']  # On all test images.
-  residual: Float[Array, ' S']  # Largest of a layer and its recall, relative.
+  residual: Float[Array, ' S']  # Of a layer and its recall.
   predicted: Array  # Class of each recalled image.
-  vote_agrees: Float[Array, 'S depth']  # How often the largest favour it.
+  vote_agrees: Float[Array, 'S depth']  # How often largest scores do.
   contributions: Float[Array, 'S recalled n']  # To the score of that class.
 
 

@@ -95,11 +95,17 @@ def test_a_run_that_stopped_ends_in_the_same_numbers(tiny, tmp_path, patch):
     assert again[name] == tiny[0][name]
 
 
-def test_no_review_is_trained_on_and_tested_on():
+def test_no_film_is_trained_on_and_tested_on():
+  reviews = prompts.draw_reviews(2000, seed=0)
+  train, test = experiment.split_films(reviews)
+  assert min(len(train), len(test)) > 50
+  assert len(train) + len(test) == len(reviews)
+  assert not {x.film for x in train} & {x.film for x in test}
+
+
+def test_text_is_of_known_characters():
   train, test = experiment.read_text(experiment.Config())
-  lines = [bytes(x.astype('uint8')).split(b'\0') for x in (train, test)]
-  assert len(lines[0]) > 5000
-  assert not set(lines[0]) & set(lines[1][:-1])
+  assert 0 == min(train.min(), test.min())
   assert max(train.max(), test.max()) < experiment.CHARACTERS
 
 
@@ -129,3 +135,21 @@ def test_claims_follow_the_sign_and_ties_stay_undecided(gap, verdict):
     assert found[f'momentum-perplexity-{name}'] == verdict
     assert found[f'momentum-accuracy-{name}'] == verdict
   assert found['momentum-task-known'] == 'not reproduced'
+
+
+def test_claims_compare_whom_they_name():
+  shape = len(experiment.VARIANTS), CONFIG.num_seeds
+  noise = 1e-3 * np.random.default_rng(0).normal(size=(2, *shape, 1))
+  values = {'perplexity': 5 + noise[0].repeat(5, 2)}
+  values['accuracy'] = 0.5 + noise[1].repeat(9, 2)
+  losses = {name: noise[0].repeat(CONFIG.num_steps, 2) for name in values}
+  values['perplexity'][experiment.NAMES.index(experiment.LEARNT)] -= 1
+  losses['perplexity'][experiment.NAMES.index(experiment.MOMENTUM)] -= 1
+  results = experiment.Results(values, losses, np.zeros(7), 20.0)
+  found = {x.id: x.verdict for x in experiment.claims(CONFIG, results)}
+  for name, (_, one, _) in experiment.PAIRS.items():
+    if one == experiment.LEARNT:
+      assert found[f'momentum-perplexity-{name}'] == 'reproduced'
+  assert found['momentum-perplexity-strong-not-recency'] != 'reproduced'
+  assert found['momentum-training'] == 'reproduced'
+  assert found['momentum-text-known'] == 'reproduced'

@@ -191,8 +191,11 @@ def test_attention_of_the_library_says_itself_what_it_is(settings, with_record):
 def test_a_loss_that_is_wrongly_stated_is_told():
   q, k, v = tokens()
   h = attention.dot_product_attention(q, k, v)
-  certificate = equivalence.verify_heads(q, k, v, h, loss=margin)
-  assert certificate.verdict.endswith('is that of loss=losses.contrastive')
+  for wrong in {'loss': margin}, {'learning_rate': 2.0}:
+    certificate = equivalence.verify_heads(q, k, v, h, **wrong)
+    assert certificate.verdict.endswith(
+      'is that of loss=losses.contrastive, learning_rate=1.0'
+    )
   h = attention.dot_product_attention(q, k, v, attend=FROM_MARGIN)
   certificate = equivalence.verify_heads(q, k, v, h)
   assert 'by loss=' in certificate.verdict or 'as loss=' in certificate.verdict

@@ -49,7 +49,7 @@ class TrainedLayers(NamedTuple):
 
   condition: Condition  # Its queries, keys and values of held-out prompts.
   directions: Float[Array, 'D R d']  # It was trained with these, by draw.
-  losses: dict[str, np.ndarray]  # Held out, over that of 0; by kernel, `[S]`.
+  losses: dict[str, np.ndarray]  # Held out, over predicting 0, `[S]`.
 
 
 def trained(config: Config, key: PRNGKeyArray, size: int) -> TrainedLayers:

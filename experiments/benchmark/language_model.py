@@ -2,8 +2,8 @@
 
 SmolLM2-135M in float32, the forward pass up to the next token's logits, beside
 `transformers` on the same weights: eager, with PyTorch's fused attention, and
-compiled; the matrix products of that pass alone, which no program of the same
-library of products undercuts; and the certificate of all heads at all positions
+compiled; the matrix products of that pass alone, a bound for all programs on
+the same library of products; and the certificate of all heads at all positions
 with the chain of dual models, as a multiple of the forward pass.
 """
 

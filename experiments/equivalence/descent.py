@@ -20,12 +20,13 @@ CURVE_TOLERANCE = 1e-10  # Of `Descent.curve_residual` in float64.
 class Descent(NamedTuple):
   """Many gradient steps, batch 1, `T` visits in all; one prompt or `[S, P]`."""
 
+  # Residuals are over the scale of `equivalence.Residuals`.
   attention: Float[Array, ' d_y']  # Predicted label of the layer.
   dual: Float[Array, ' d_y']  # Predicted label after the last visit.
-  residual: Float[Array, '']  # Distance to attention then, over its scale.
+  residual: Float[Array, '']  # Distance to attention then.
   distances: Float[Array, ' _']  # To attention after each visit, `[T + 1]`.
   predicted: Float[Array, ' _']  # Its closed form. Shape `[T + 1]`.
-  curve_residual: Float[Array, '']  # Of these two, over the same scale.
+  curve_residual: Float[Array, '']  # Of these two curves.
 
 
 class Descents(NamedTuple):

@@ -9,7 +9,7 @@ from experiments import lab
 from experiments.equivalence import one_step
 from experiments.lab import Config, figures as drawing, pretraining, statistics
 
-NEAR = 0.2  # Loss over that of predicting 0.
+NEAR_TRUTH = 0.2  # Loss over that of predicting 0.
 # What a held-out loss says, by `multi_task`.
 MEANING = {
   False: (
@@ -90,7 +90,9 @@ def claims(config: Config, results: Results) -> lab.Claims:
         N = {size} | {error}
       """,
       {
-        f'near-truth-{size}': lab.at_most(NEAR, found.ratios['attention']),
+        f'near-truth-{size}': lab.at_most(
+          NEAR_TRUTH, found.ratios['attention']
+        ),
         f'in-context-{size}': lab.at_most(1.0, found.ratios['unseen_task']),
       },
     )

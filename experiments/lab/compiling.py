@@ -60,7 +60,7 @@ def compute(fn: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compute_each(fn: Callable[..., Any], *arrays: Any) -> Any:
-  """What `fn` returns for each row of arrays, one at a time, as `compute`."""
+  """Computes `fn` row by row in one program; returns NumPy arrays."""
   return compute(lambda *x: jax.lax.map(lambda row: fn(*row), x), *arrays)
 
 

@@ -54,6 +54,8 @@ def option(
   The default is a bool, int, float, str, or a tuple of one of these. `tiny` is
   the value in a tiny run, if it is another one.
   """
+  if unknown := rule.keys() - Rule.__annotations__.keys():
+    raise TypeError(f'option has no rule {sorted(unknown)}.')
   metadata = {'help': text, 'rule': rule, 'tiny': tiny}
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -112,7 +114,7 @@ class Config:
 
 
 def _kind(default: Any) -> type:
-  """That of a value, or of the items of a list."""
+  """The type of a value, or of the items of a list."""
   items = default if isinstance(default, tuple) else (default,)
   return type(items[0]) if items else str
 

@@ -32,7 +32,7 @@ class Results(NamedTuple):
   loss_gd: Float[Array, '']  # Of the best step.
   loss_zero: Float[Array, '']  # Of predicting 0.
   loss_closed_form: float  # What the best step is expected to reach.
-  copied: Float[Array, 'S 2*N 2*N+1']  # Mean attention of the first layer.
+  copied: Float[Array, 'S 2*N 2*N+1']  # Mean attention of context rows.
 
   @property
   def within_pairs(self) -> np.ndarray:

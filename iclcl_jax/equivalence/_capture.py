@@ -27,7 +27,7 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
   Seen are `dot_product_attention` of `jax.nn` (plain JAX, and `flax.nnx` by
   default) and :mod:`iclcl_jax.attention`, the `attention_fn` of Linen modules
   and of what is passed here, `equinox.nn.MultiheadAttention`, and any function
-  wrapped by `record`. `jax.jit` is off inside, but in the attention itself.
+  wrapped by `record`. `jax.jit` is off inside, except in attention.
 
   Takes objects that hold an `attention_fn` at any depth, NNX models say. Yields
   a list that receives the arguments of `verify_heads`, a dict for each

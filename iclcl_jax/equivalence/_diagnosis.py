@@ -11,7 +11,7 @@ from iclcl_jax._program import compiled
 
 # Queries of one key-value head that are looked at together.
 _CHUNK_SIZE = 8
-_CONTRASTIVE = 'loss=losses.contrastive'
+_CONTRASTIVE = 'loss=losses.contrastive, learning_rate=1.0'
 _MULTIPLE = (
   'each output is a multiple of what it should be: the weights do not sum to '
   'one (a gate, an attention sink)'
