@@ -73,7 +73,9 @@ def test_every_question_claims_draws_and_concludes(everything):
 
 def test_constructions_are_exact(everything):
   summary, results, _ = everything
-  assert all(0 < residual < 1e-12 for residual in results['constructions'])
+  assert all(
+    0 < residual < 1e-12 for residual in results['constructions'].values()
+  )
   verdicts = {row['id']: row['verdict'] for row in summary['claims']}
   assert verdicts['linear-regression-gd-construction'] == 'reproduced'
 
