@@ -173,9 +173,7 @@ def _exact(query, key, value, bias, mask, scale, is_causal, window):
       )
   # There the softmax is float32, and values are as wide as keys.
   dtype = precision.accumulation_dtype(query.dtype)
-  shared = query.shape[2] // key.shape[2]
-  shape = *query.shape[:2], key.shape[2], shared, query.shape[3]
-  groups = query.reshape(shape)
+  groups = _by_group(query, key.shape[2])
   scores = jnp.einsum(
     'btkgh,bskh->bkgts', groups, key, preferred_element_type=dtype
   )
@@ -310,15 +308,20 @@ def visible(mask, num_queries: int, num_keys: int, is_causal, window):
   return limit if mask is None else mask & limit
 
 
+def _by_group(query, num_kv_heads: int):
+  """Returns queries `[B, T, K, N / K, H]`, by the key head that they share."""
+  shared = query.shape[2] // num_kv_heads
+  return query.reshape(*query.shape[:2], num_kv_heads, shared, query.shape[3])
+
+
 @compiled
 def _over_heads(door, query, key, value, mask):
   """Answers every head of a batch; heads of a group share what a door keeps."""
   num_kv_heads = key.shape[2]
-  shared = query.shape[2] // num_kv_heads
-  shape = *query.shape[:2], num_kv_heads, shared, query.shape[3]
+  groups = _by_group(query, num_kv_heads)
   axes = [None] * 3
   if mask is not None:
-    lead = (1, 1) if mask.shape[1] == 1 else (num_kv_heads, shared)
+    lead = (1, 1) if mask.shape[1] == 1 else groups.shape[2:4]
     mask = mask.reshape(mask.shape[0], *lead, *mask.shape[2:])
     axes = [None if size == 1 else 0 for size in mask.shape[:3]]
     mask = mask.reshape(*(n for n in mask.shape[:3] if n > 1), *mask.shape[3:])
@@ -328,8 +331,7 @@ def _over_heads(door, query, key, value, mask):
 
   fn = jax.vmap(fn, (1, None, None, axes[2]), 1)
   fn = jax.vmap(fn, (1, 1, 1, axes[1]), 1)
-  fn = jax.vmap(fn, (0, 0, 0, axes[0]))
-  output = fn(query.reshape(shape), key, value, mask)
+  output = jax.vmap(fn, (0, 0, 0, axes[0]))(groups, key, value, mask)
   return output.reshape(*query.shape[:3], output.shape[-1])
 
 

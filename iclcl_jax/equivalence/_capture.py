@@ -125,8 +125,7 @@ def _note(calls, query, key, value, output, named) -> jax.Array:
     learner = _learner(attend)
     query, key = _layout.stretched(query, key, scale)
   leaves, structure = jax.tree.flatten(learner)
-  kind = jax.core.Tracer
-  traced = {i: x for i, x in enumerate(leaves) if isinstance(x, kind)}
+  traced = {i: x for i, x in enumerate(leaves) if not _validate.is_concrete(x)}
   arrays = {
     'query': query,
     'key': key,

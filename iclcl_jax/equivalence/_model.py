@@ -131,8 +131,8 @@ def model_residuals(
       architecture, heads, answers[0], positions, mask
     )
     forward = transformer.complete(architecture, block, streams[0], output)
-    chain, dual = streams[1], answers[1]
-    chain = transformer.complete_dual(architecture, block, chain, dual)
+    own = streams[1], answers[1]
+    chain = transformer.complete_dual(architecture, block, *own)
     # The relative error of every token, in the largest coordinate.
     error = jnp.max(jnp.abs(chain - forward), axis=1)
     error = precision.ratio(error, jnp.max(jnp.abs(forward), axis=1))

@@ -223,9 +223,10 @@ def _carry_back(
 
   def step(above, block, point, outputs, removed):
     zero = jnp.zeros_like(above)
-    pass_on = transformer.map_label
-    pass_on = functools.partial(pass_on, architecture, block, point)
-    label, stream = jax.vjp(pass_on, zero, zero)[1](above)
+    through = functools.partial(
+      transformer.map_label, architecture, block, point
+    )
+    label, stream = jax.vjp(through, zero, zero)[1](above)
     of_heads = jnp.einsum('hdm,m->hd', block.output.weight, label)
     lost = jnp.sum(outputs, axis=1, keepdims=True) - removed
     bias = transformer.bias_of(architecture, block, point, zero)
