@@ -48,7 +48,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import figures as drawing, statistics, texts
 from iclcl_jax import modified, pretrained
 from iclcl_jax.pretrained import learning
 
@@ -62,7 +62,7 @@ WORDS = (
   'France Spain Italy Germany Poland Norway Sweden Greece Turkey Egypt China '
   'Japan India Brazil Chile Peru Mexico Canada Kenya Cuba',
 )
-GROUPS = prompting.Task(
+GROUPS = texts.Task(
   'Words and their groups.\n\n', 'Word: {}\nGroup:', (' A', ' B'), lambda: []
 )
 
@@ -161,7 +161,7 @@ def measure(config: Config) -> Results:
   """Asks all prompts with all ways of learning, in blocks that resume."""
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
-  reviews = prompting.TASKS['sentiment']
+  reviews = texts.TASKS['sentiment']
   count = config.num_prompts
   size = max(config.num_demonstrations, config.num_reviews)
   rows = [
@@ -170,7 +170,7 @@ def measure(config: Config) -> Results:
   ]
   prompts = _stack(config, tokenizer, rows, (GROUPS, reviews))
   arrays = jax.tree.map(jnp.asarray, prompts)
-  texts = jnp.asarray(_texts(config, tokenizer))
+  plain = jnp.asarray(_texts(config, tokenizer))
   asked = np.add.outer([0, count], np.arange(config.num_predicted)).ravel()
   answers, predicted, perplexity = {}, {}, {}
 
@@ -196,7 +196,7 @@ def measure(config: Config) -> Results:
     ways = [learning.Learning(attend=x) for x in arms.values()]
     ask(group, arms, lambda _, ways=ways: _stacked(ways))
     for arm, way in zip(arms, ways, strict=True):
-      perplexity[arm] = np.array([_perplexity(model, x, way) for x in texts])
+      perplexity[arm] = np.array([_perplexity(model, x, way) for x in plain])
   right = np.concatenate([x.query_positive for x in rows])
   return Results(answers, predicted, right, asked, perplexity)
 
@@ -243,7 +243,7 @@ def _words(config: Config, tokenizer) -> prompting.Prompts:
     groups = np.append(rng.permuted(groups), number % 2)
     stock = [list(rng.permutation(words.split())) for words in WORDS]
     first = rng.integers(2)
-    row = [prompting.Review(stock[k].pop(), k == first, '') for k in groups]
+    row = [texts.Review(stock[k].pop(), k == first, '') for k in groups]
     rows.append(prompting.encode(tokenizer, GROUPS, row))
     kinds.append([review.positive for review in row])
   return prompting.pad(rows, np.array(kinds))
@@ -277,8 +277,8 @@ def _texts(config: Config, tokenizer) -> np.ndarray:
   """Plain text: sentences of plots, `[T, N]`."""
   number = config.num_texts
   count = number * config.num_tokens // 4
-  texts = prompting.draw_subjective(count, seed=config.seed)
-  plots = [x.text for x in texts if not x.positive]
+  drawn = texts.draw_subjective(count, seed=config.seed)
+  plots = [x.text for x in drawn if not x.positive]
   pieces = [' '.join(plots[x::number]) for x in range(number)]
   return np.stack([tokenizer.encode(x)[: config.num_tokens] for x in pieces])
 

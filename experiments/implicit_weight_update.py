@@ -39,7 +39,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import figures as drawing, statistics, texts
 from iclcl_jax import pretrained, transformer
 from iclcl_jax.accounts import implicit_weight_update as account
 
@@ -80,7 +80,7 @@ def measure(config: Config) -> Results:
   prompts = prompting.make(
     config,
     tokenizer,
-    prompting.TASKS['sentiment'],
+    texts.TASKS['sentiment'],
     config.num_prompts,
     config.num_demonstrations,
   )

@@ -44,8 +44,7 @@ import numpy as np
 import optax
 
 from experiments import lab
-from experiments.demonstration_deletion import prompts
-from experiments.lab import figures as drawing, statistics
+from experiments.lab import figures as drawing, statistics, texts
 from iclcl_jax.accounts import meta_optimizer as account
 from iclcl_jax.types import Array, Float
 
@@ -260,7 +259,7 @@ def read_text(config: Config) -> tuple[np.ndarray, np.ndarray]:
     text = ''.join(f'{x.text}\n' for x in rows).encode('ascii', 'replace')
     return np.maximum(np.frombuffer(text, np.uint8).astype('int32') - 31, 0)
 
-  reviews = prompts.draw_reviews(REVIEWS, seed=config.seed)
+  reviews = texts.draw_reviews(REVIEWS, seed=config.seed)
   train, test = map(codes, split_films(reviews))
   longest = axes_of(config)['perplexity'][-1]
   most = (len(test) - 1) // longest

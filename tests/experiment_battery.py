@@ -13,8 +13,7 @@ import json
 
 import pytest
 
-from experiments.demonstration_deletion import prompts
-from experiments.lab import claims
+from experiments.lab import claims, texts
 from tests import pretrained_files as files
 
 
@@ -38,7 +37,7 @@ def small_config(experiment, labels):
   @pytest.fixture(scope='module')
   def config(tmp_path_factory):
     try:
-      prompts.corpus_path()
+      texts.corpus_path()
     except ValueError as error:
       pytest.skip(str(error))
     path = tmp_path_factory.mktemp('model') / 'small'

@@ -11,10 +11,11 @@ import pytest
 
 from experiments import demonstration_deletion as experiment
 from experiments.demonstration_deletion import prompts as prompting, ranks
+from experiments.lab import texts
 from iclcl_jax import pretrained
 from tests import experiment_battery, families, pretrained_files as files
 
-TASK = prompting.TASKS['sentiment']
+TASK = texts.TASKS['sentiment']
 
 
 def make(config, loaded):
@@ -25,7 +26,7 @@ def make(config, loaded):
 @pytest.fixture(scope='module', autouse=True)
 def corpus():
   try:
-    return prompting.corpus_path()
+    return texts.corpus_path()
   except ValueError as error:
     pytest.skip(str(error))
 
@@ -100,7 +101,7 @@ def test_prompts_are_balanced_and_segments_are_their_demonstrations(
 ):
   assert prompts.positive.sum() == prompts.positive.size // 2
   assert prompts.query_positive.sum() == 4
-  decode, end = loaded.tokenizer.decode, prompting.END
+  decode, end = loaded.tokenizer.decode, texts.END
   queries = set()
   for number, row in enumerate(prompts.tokens):
     segments, mask = prompts.segment_ids[number], prompts.mask[number]

@@ -7,7 +7,7 @@ import orbax.checkpoint
 import pytest
 
 from experiments import momentum_language_model as experiment
-from experiments.demonstration_deletion import prompts
+from experiments.lab import texts
 from tests import experiment_battery
 
 tiny = experiment_battery.tiny_run(experiment)
@@ -18,7 +18,7 @@ TOKENS = np.random.default_rng(1).integers(12, size=(2, 9))
 @pytest.fixture(scope='module', autouse=True)
 def installed():
   try:
-    prompts.corpus_path()
+    texts.corpus_path()
   except ValueError as error:
     pytest.skip(str(error))
 
@@ -96,7 +96,7 @@ def test_a_run_that_stopped_ends_in_the_same_numbers(tiny, tmp_path, patch):
 
 
 def test_no_film_is_trained_on_and_tested_on():
-  reviews = prompts.draw_reviews(2000, seed=0)
+  reviews = texts.draw_reviews(2000, seed=0)
   train, test = experiment.split_films(reviews)
   assert min(len(train), len(test)) > 50
   assert len(train) + len(test) == len(reviews)

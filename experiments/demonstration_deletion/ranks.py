@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import Config, figures as drawing, statistics
+from experiments.lab import Config, figures as drawing, statistics, texts
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 
@@ -91,16 +91,17 @@ def measure(config: Config) -> Results:
   """Attributes and deletes in all prompts, in blocks that are resumed."""
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path)
+  tasks = {name: texts.TASKS[name] for name in ('sentiment', 'kind')}
   labels = {
     name: [tokenizer.single_id(label) for label in task.labels]
-    for name, task in prompting.TASKS.items()
+    for name, task in tasks.items()
   }
   settings = []
   for task, number in zip(
-    prompting.TASKS, (config.num_prompts, config.num_other_prompts), strict=True
+    tasks, (config.num_prompts, config.num_other_prompts), strict=True
   ):
     for size in (config.num_demonstrations, config.more_demonstrations):
-      arguments = prompting.TASKS[task], number, size
+      arguments = tasks[task], number, size
       prompts = prompting.make(config, tokenizer, *arguments)
       settings.append((task, size, prompts))
   found = [_measure(config, model, labels[x[0]], *x) for x in settings]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.demonstration_deletion import prompts
+from experiments.lab import texts
 from iclcl_jax import finite_duals, pretrained
 
 WORDS = 8  # At least so many tokens of a text come of one review.
@@ -28,15 +28,15 @@ def load(config: Any) -> Texts:
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
   num_texts = max(config.num_texts, config.num_head_texts)
   each = -(-config.num_tokens // WORDS)
-  task = prompts.TASKS['sentiment']
+  task = texts.TASKS['sentiment']
   options: Any = {'seed': config.seed, 'min_words': WORDS}
   shown = [
     task.demonstration(x.text, x.positive)
-    for x in prompts.draw_reviews(each * (num_texts + 1), **options)
+    for x in texts.draw_reviews(each * (num_texts + 1), **options)
   ]
   plots = [
     x.text + ' '
-    for x in prompts.draw_subjective(2 * each * num_texts, **options)
+    for x in texts.draw_subjective(2 * each * num_texts, **options)
     if not x.positive
   ]
 
