@@ -17,7 +17,7 @@ env: .venv/.installed
 demo: env
 	$(BIN)/python -m experiments.equivalence --workdir=$(OUT)/demo $(DEMO_FLAGS)
 	$(BIN)/python -m experiments.language_model --workdir=$(OUT)/demo_language_model \
-	  --optional --num_demonstrations=4 --greedy_tokens=4 --num_features=0
+	  --optional --num_demonstrations=4 --greedy_tokens=4
 
 test: env
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST_FLAGS)

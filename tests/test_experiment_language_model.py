@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import lab, language_model as experiment
-from experiments.language_model import (
-  identity,
-  page,
-  prompts,
-  random_features,
-  reading,
-)
-from iclcl_jax import pretrained, transformer
+from experiments.language_model import identity, page, prompts, reading
+from iclcl_jax import pretrained
 from tests import experiment_battery, families, pretrained_files as files
 
 # Two labels, ' t' and ' the', that are one token of the small model.
@@ -176,37 +170,11 @@ def test_page_escapes_the_prompt(config):
   hostile = dataclasses.replace(
     config,
     prompt='<script>x</script> = the\n\nok = t\n\nhe =',
-    num_features=(0,),
     greedy_tokens=0,
   )
   text = page.pages(hostile, page.measure(hostile))['report.html']
   assert '&lt;' in text
   assert '<script' not in text
-
-
-def test_random_features_err_as_predicted_where_the_prediction_is_valid(tiny):
-  found = tiny[0]['random_features']['shrunk']
-  assert found['factors'][-1] == 1
-  for name in random_features.MAPS:
-    predicted = np.array(found['predicted'][name])
-    measured = np.array(found['measured'][name])
-    small = predicted < 0.05
-    assert np.any(small)
-    ratios = measured[small] / predicted[small]
-    assert np.all((0.3 < ratios) & (ratios < 3)), (name, ratios)
-
-
-def test_heads_of_the_study_are_those_of_the_model(loaded):
-  tokens = jnp.asarray(loaded.tokenizer.encode(PROMPT))
-  inputs = random_features.collect(loaded.model, tokens, num_heads=9)
-  assert inputs.queries.shape == (2, 4, 8)
-  assert inputs.keys.shape == (2, 4, len(tokens), 8)
-  np.testing.assert_array_equal(inputs.keys[:, 0], inputs.keys[:, 1])
-  assert np.any(inputs.keys[:, 1] != inputs.keys[:, 2])
-  # A mean is the answer of queries of zero.
-  alike = inputs._replace(queries=0 * inputs.queries)
-  np.testing.assert_allclose(random_features.mean_errors(alike), 0, atol=1e-6)
-  assert np.all(random_features.mean_errors(inputs) > 1e-3)
 
 
 def test_capped_scores_have_no_loss_that_drops():
@@ -222,28 +190,11 @@ def test_capped_scores_have_no_loss_that_drops():
   assert np.all(np.isfinite(removal))
 
 
-@pytest.mark.parametrize('name', ['smollm3', 'gemma2-biased', 'gpt_oss'])
-def test_features_are_not_tried_on_other_heads_than_softmax(name, monkeypatch):
-  model, tokens = families.model_of(name, 'float32'), jnp.arange(9)
-  loaded = SimpleNamespace(model=model, tokens=tokens)
-  monkeypatch.setattr(prompts, 'load', lambda config: loaded)
-  assert random_features.measure(TINY) is None
-  # Their layers differ, and are read all the same.
-  inputs = random_features.collect(model, tokens, num_heads=2)
-  _, first = transformer.scan_blocks(
-    model.architecture,
-    model.blocks,
-    lambda x, block: (x, transformer.heads(model.architecture, block, x)),
-    pretrained.embed(model, tokens),
-  )
-  np.testing.assert_allclose(inputs.keys[0, 0], first.keys[0, 0], atol=1e-5)
-
-
 def test_a_prompt_without_demonstrations_compares_the_likeliest(config):
   log_probs = np.array([-3.0, -1.0, -9.0, -2.0])
   assert prompts.likelier_first(None, log_probs) == (1, 3)
   assert prompts.likelier_first((0, 3), log_probs) == (3, 0)
-  bare = dataclasses.replace(config, prompt='ok the', num_features=(0,))
+  bare = dataclasses.replace(config, prompt='ok the')
   assert prompts.load(bare).labels is None
   found = reading.measure(bare)
   assert found.of_demonstrations.size == 0
@@ -343,7 +294,7 @@ def test_smollm2_reaches_the_bounds(tmp_path):
   except ValueError as error:
     pytest.skip(str(error))
   jax.clear_caches()
-  config = experiment.Config(num_features=(0,))
+  config = experiment.Config()
   summary = experiment.run(config, tmp_path)
   assert summary['num_heads'] == 270
   assert summary['num_positions'] == 256

@@ -85,13 +85,7 @@ BAD = {
     ('top_tokens', 0, 'top_tokens is .*expected'),
     ('greedy_tokens', -1, 'greedy_tokens is .*expected'),
     ('num_demonstrations', -1, 'num_demonstrations is .*expected'),
-    ('feature_heads', 0, 'feature_heads is .*expected'),
-    ('feature_draws', 0, 'feature_draws is .*expected'),
-    ('num_features', (), 'num_features is .*expected'),
-    ('num_features', (4, 4), 'num_features is .*expected'),
-    ('num_features', (0, 4), 'num_features is .*expected'),
     ('separator', '', 'separator is .*expected'),
-    ('seed', -1, 'seed is .*expected'),
   ],
   'learning_processes': [
     ('num_seeds', 9, 'num_seeds is'),

@@ -14,7 +14,7 @@ label. Without a prompt, one of this package is read: ten reviews with their
 sentiment. `report.html` in the workdir shows what the answer was read from.
 
 It takes about 40 s on two idle cores, and 2.2 GiB of memory; the short run of
-`make demo` (`--num_demonstrations=4 --greedy_tokens=4 --num_features=0`) takes
+`make demo` (`--num_demonstrations=4 --greedy_tokens=4`) takes
 25 s. `seconds` in `summary.json` says where time went. Expect, over 270 heads
 and 256 positions (249 of the prompt, 7 of its continuation)::
 
@@ -23,15 +23,13 @@ and 256 positions (249 of the prompt, 7 of its continuation)::
   next token                      ' Positive' .877, ' Negative' .042
   logit difference                3.04, 1.67 of it read from demonstrations
   rank correlation with deletion  .75 (influence), .12 (contribution)
-  error with 256 directions       1.03 in the median head; .94 for a plain mean
-  directions for 10 %, predicted  10^37 in the median head
 
-The identity is exact for real heads, and random features are useless there:
-their queries and keys are far too large. Which demonstration matters is said by
-its influence, first of all numbers in the report: what the answer would lose if
-it were deleted, to first order, beside what it does lose. It says nothing of a
-demonstration that holds the first token, where idle heads rest: begin a prompt
-with a line of its own.
+The identity is exact for real heads; whether a finite map can stand in for
+their softmax is asked by `experiments.finite_duals`. Which demonstration
+matters is said by its influence, first of all numbers in the report: what the
+answer would lose if it were deleted, to first order, beside what it does lose.
+It says nothing of a demonstration that holds the first token, where idle heads
+rest: begin a prompt with a line of its own.
 
 References:
   Ren & Liu, arXiv:2310.13220, Theorem 3.1 and sections on multiple heads,
@@ -46,7 +44,7 @@ from typing import Any
 
 from experiments import lab
 from experiments.lab import tables
-from experiments.language_model import identity, page, random_features, reading
+from experiments.language_model import identity, page, reading
 from iclcl_jax import pretrained
 
 
@@ -60,25 +58,9 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(0, 'how many to keep; 0: all', minimum=0)
   top_tokens: int = lab.count(10, 'likeliest next tokens to write', tiny=3)
   greedy_tokens: int = lab.option(8, 'tokens to continue by', minimum=0, tiny=3)
-  num_features: tuple[int, ...] = lab.option(
-    (16, 64, 256),
-    'random directions R to try on the heads; 0 for none, as where heads have '
-    'windows, sinks or capped scores',
-    minimum=0,
-    distinct=True,
-    tiny=(64,),
-  )
-  feature_heads: int = lab.count(3, 'heads of a layer that are tried', tiny=2)
-  feature_draws: int = lab.count(2, 'draws of the random directions')
-  seed: int = lab.option(0, 'root of the random directions', minimum=0)
   optional: bool = lab.option(False, 'without packaged weights, exit with 0')
 
   def check(self):
-    self.require(
-      0 not in self.num_features or len(self.num_features) == 1,
-      'num_features',
-      'counts such as 16,64,256, or only 0 for none',
-    )
     self.require(
       self.separator != '',
       'separator',
@@ -86,7 +68,7 @@ class Config(lab.Config):
     )
 
 
-PARTS = lab.parts(identity, reading, random_features, page)
+PARTS = lab.parts(identity, reading, page)
 
 
 def closing(summary: Mapping[str, Any]) -> str:

@@ -1,32 +1,28 @@
 """The page of the library, with what else this experiment measures."""
 
 import pathlib
-from typing import Any
 
 from experiments import lab
 from experiments.lab import Config, tables
-from experiments.language_model import identity, random_features, reading
+from experiments.language_model import identity, reading
 
-ASKED: Any = identity, reading, random_features
+Results = tuple[identity.Results, reading.Results]
 
 
-def measure(config: Config) -> list[Any]:
+def measure(config: Config) -> Results:
   """Waits for the questions; each is measured once."""
-  return [question.measure(config) for question in ASKED]
+  return identity.measure(config), reading.measure(config)
 
 
-def metrics(config: Config, results: list[Any]) -> lab.Metrics:
-  answer, read, features = results
+def metrics(config: Config, results: Results) -> lab.Metrics:
+  answer, read = results
   for layer, row in enumerate(identity.of_layers(answer)):
-    row['contribution'] = read.of_heads[layer]
-    if features is not None:
-      row |= random_features.of_layer(features, layer)
-    yield row
+    yield row | {'contribution': read.of_heads[layer]}
 
 
-def pages(config: Config, results: list[Any]) -> dict[str, str]:
-  answer, found, features = results
-  said = (x.sentence(config, y) for x, y in zip(ASKED, results, strict=True))
+def pages(config: Config, results: Results) -> dict[str, str]:
+  answer, found = results
+  said = identity.sentence(config, answer), reading.sentence(config, found)
   more = tables.fill(
     pathlib.Path(__file__).with_name('page.html'),
     conclusions=list(filter(None, said)),
@@ -35,11 +31,9 @@ def pages(config: Config, results: list[Any]) -> dict[str, str]:
     bounds=identity.BOUNDS,
     positions=identity.positions_note(answer),
     distance=identity.next_token_distance(answer),
-    features=random_features.summary(config, features)['random_features'],
     captions={
       'residuals': identity.caption(answer),
       'attribution': reading.caption(found),
-      **random_features.captions(features),
     },
   )
   return {'report.html': found.page.to_html(more=more)}
