@@ -31,9 +31,6 @@ def pages(config: Config, results: Results) -> dict[str, str]:
     bounds=identity.BOUNDS,
     positions=identity.positions_note(answer),
     distance=identity.next_token_distance(answer),
-    captions={
-      'residuals': identity.caption(answer),
-      'attribution': reading.caption(found),
-    },
+    caption=identity.caption(answer),
   )
   return {'report.html': found.page.to_html(more=more)}

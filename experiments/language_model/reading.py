@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import Config, figures as drawing, statistics
+from experiments.lab import Config, statistics
 from experiments.language_model import identity, prompts
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
-
-MAX_BARS = 40
 
 
 class Results(NamedTuple):
@@ -249,84 +247,3 @@ def sentence(config: Config, results: Results) -> str:
   return f"""{text} Spearman's rank correlation with deletion over these
     demonstrations of one prompt is {ranks[0]:.2f} for the influence and
     {ranks[1]:.2f} for what the heads of the last position read."""
-
-
-def caption(results: Results) -> str:
-  first, second = results.page.labels
-  return lab.one_line(f"""Left: what the logit of {first!r} less that of
-    {second!r} loses without a demonstration. Bars: influence, the prediction to
-    first order (none for †, which holds the first token, where idle heads
-    rest); diamonds: measured, by deletion; circles: what the heads of the last
-    position read from it, which is no prediction. Right: what each head reads
-    at the last position, with gates and normalisations frozen.""")
-
-
-def figures(config: Config, results: Results) -> list[lab.Figure]:
-  count = max(len(results.page.names), 1)
-  height = max(5.4, 2.2 + 0.42 * min(count + 2, MAX_BARS))
-  figure, (left, right) = drawing.subplots(
-    1, 2, figsize=(13, height), width_ratios=(1, 1.25)
-  )
-  _bars(left, results)
-  _discs(right, results)
-  first, second = results.page.labels
-  figure.suptitle(
-    f'Logit of "{first}" less that of "{second}": '
-    f'{results.logit_difference:.2f}'
-  )
-  return [lab.Figure('attribution', figure, caption(results))]
-
-
-def _bars(axis, results: Results) -> None:
-  """A bar for each demonstration, and what deleting it really takes."""
-  labels = results.loaded.prompt.demonstration_labels[:MAX_BARS]
-  shown = len(labels)
-  names = [f'{index + 1}  {label}' for index, label in enumerate(labels)]
-  page = results.page
-  values, places = page.influence[:shown].copy(), np.arange(shown)
-  for index in set(places) - set(results.screened):
-    values[index], names[index] = 0, f'{names[index]} †'
-  for chosen, color, hatch, text in (
-    (values >= 0, drawing.BLUE, '', 'influence, towards the answer'),
-    (values < 0, 'white', '////', 'influence, against it'),
-  ):
-    edge = drawing.ORANGE if hatch else drawing.BLUE
-    bars = {'color': color, 'edgecolor': edge, 'hatch': hatch, 'label': text}
-    axis.barh(places[chosen], values[chosen], height=0.62, **bars)
-  for array, marker, label in (
-    (page.effects, 'D', 'deleted from the prompt, measured'),
-    (results.of_demonstrations, 'o', 'read by the last position'),
-  ):
-    look = {'color': drawing.BLACK, 'mfc': 'white', 'ms': 7, 'mew': 1.6}
-    axis.plot(array[:shown], places, marker, label=label, **look)
-  axis.axvline(0, color=drawing.GREY, linewidth=1)
-  axis.set_yticks(places, names)
-  axis.invert_yaxis()
-  axis.set_xlabel(f'logits towards "{page.labels[0]}"')
-  axis.set_title('lost without a demonstration')
-  axis.legend(loc='upper center', bbox_to_anchor=(0.4, -0.12), ncols=2)
-
-
-def _discs(axis, results: Results) -> None:
-  """A disc for each head: area is size, filled is towards the answer."""
-  values = results.of_heads.T
-  num_heads, num_layers = values.shape
-  largest = np.abs(values).max()
-  x, y = np.meshgrid(np.arange(num_layers), np.arange(num_heads))
-  for chosen, color, fill, label in (
-    (values >= 0, drawing.BLUE, drawing.BLUE, 'towards the answer'),
-    (values < 0, drawing.ORANGE, 'none', 'against it'),
-  ):
-    areas = 150 * np.abs(values[chosen]) / largest
-    look: Any = {'facecolor': fill, 'edgecolor': color, 'linewidth': 1.5}
-    axis.scatter(x[chosen], y[chosen], s=areas, label=label, **look)
-  axis.set(xlim=(-1, num_layers), ylim=(num_heads, -1))
-  axis.set_xticks(range(0, num_layers, max(1, num_layers // 10)))
-  axis.set_yticks(range(0, num_heads, max(1, num_heads // 10)))
-  axis.set(xlabel='layer', ylabel='head')
-  axis.set_title(
-    f'read by each head, last position (largest disc: {largest:.2f} logits)'
-  )
-  axis.legend(
-    loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, markerscale=0.8
-  )
