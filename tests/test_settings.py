@@ -144,12 +144,6 @@ BAD = {
     ('negative_strengths', (0.1, 0.1), 'negative_strengths is'),
     ('block_epochs', 0, 'block_epochs is'),
   ],
-  'online_learners': [
-    ('num_groups', 4, 'num_groups is 4; expected an integer >= 5'),
-    ('tuning_length', 9, 'tuning_length is 9; expected at most max_length'),
-    ('half_range', 0.0, r'half_range is 0\.0; expected a finite number >='),
-    ('scales', (0.0,), r'scales is 0\.0; expected a finite number >='),
-  ],
   'regularized_gradient_descent': [
     ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
     ('num_demonstrations', 0, 'num_demonstrations is 0'),

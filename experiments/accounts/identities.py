@@ -130,12 +130,35 @@ def _dai(p: Problem) -> Sides:
   values = jnp.pad(p.labels, [(0, 1), (0, 0)])
   ages = jnp.arange(len(keys) - 1, 0, -1).astype(values.dtype)
   past = DECAY**ages @ values[:-1]
+  rng, own = np.random.default_rng(0), p.inputs[-2:]
+  head, changes = (
+    dai.Head(*(jnp.asarray(rng.normal(size=(len(p.query), n))) for n in shape))
+    for shape in [(len(p.query), 1)] * 2
+  )
+  tuned = dai.Head(*map(jnp.add, head, changes))
+  before, after = (
+    dai.weight_update(own @ x.keys, own @ x.values) @ p.query
+    for x in (head, tuned)
+  )
+  mix = dai.softmax_mix(p.query, p.inputs, p.labels, num_query_tokens=2)
   return {
     'linear attention = zero-shot weights + update by the demonstrations': (
       attention.linear_attention(
         features.IdentityFeatures(), p.query, p.inputs, p.labels
       ),
       (zero_shot + update) @ p.query,
+    ),
+    'finetuned keys and values = zero-shot weights + an update': (
+      after,
+      before + dai.finetuned_update(own, head, changes) @ p.query,
+    ),
+    'softmax attention = convex mix of zero-shot part and demonstrations': (
+      _softmax(p),
+      (1 - mix.share) * mix.zero_shot + mix.share * mix.demonstrations,
+    ),
+    'the SUM of zero-shot part and demonstrations imitates softmax attention': (
+      mix.zero_shot + mix.demonstrations,
+      _softmax(p),
     ),
     'momentum attention = softmax attention + decayed sum of past values': (
       dai.momentum_attention(keys, keys, values, decay=DECAY)[-1],
@@ -196,7 +219,21 @@ def _learners(p: Problem) -> Sides:
   descend, delta = learners.descend, learners.delta_recurrence
   squared = {'loss': losses.squared, 'rates': RATE}
   weights = learners.momentum_attention_weights(p.size, MOMENTUM)[-1]
+  gates = DECAY ** jnp.outer(jnp.arange(1.0, p.size + 1), p.query**2)
+  chunked = {'chunk_size': max(p.size // 2, 1)}
   return {
+    'decay of each feature = such decay, then a contrastive step': (
+      last(learners.linear_recurrence, decays=gates),
+      last(descend, decays=gates),
+    ),
+    'linear attention in chunks = contrastive steps': (
+      last(learners.linear_recurrence, **chunked),
+      last(descend),
+    ),
+    'delta rule in chunks = steps on the squared loss': (
+      last(delta, rates=RATE, **chunked),
+      last(descend, **squared),
+    ),
     'decay = decay, then a contrastive step': (
       last(learners.linear_recurrence, decays=DECAY),
       last(descend, decays=DECAY),

@@ -55,7 +55,6 @@ JOBS = (
     'training_data_attention',
     'A trained network as attention over its training data',
   ),
-  Job('online_learners', 'Sequence layers as online learners'),
   Job('meta_optimizer', 'Implicit finetuning, its metrics and their nulls'),
   Job(
     'linear_regression_gd',
