@@ -6,9 +6,8 @@ pass, on 1, 2, 4 and 8 devices::
   python -m experiments.scaling --workdir=out/scaling
 
 Bytes are read off the compiled programs. The devices share the cores of one
-machine: their time says what sharding costs, not what more chips bring. What
-chips would bring is a model on paper, whose speeds are stated. It takes two
-minutes of CPU time. Expect bytes that do not depend on the number of
+machine: their time says what sharding costs, not what more chips bring. It
+takes two minutes of CPU time. Expect bytes that do not depend on the number of
 demonstrations, a residual of the certificate across devices below 1e-15
 (float64), and on 8 devices about the time of one.
 """
@@ -35,10 +34,6 @@ SOURCE = 'Ren & Liu, arXiv:2310.13220, Theorem 3.1'
 EXACT = 1e-12
 AXIS, WIDTH, LESS, CHUNK_SIZE = 'devices', 16, 16, 1024
 SPLIT, WHOLE = jax.P(AXIS), jax.P()
-# On paper: a ring of chips, tokens in bfloat16, a state in float32.
-CHIPS, HEADS, POD_WIDTH, POD_FEATURES = (8, 64, 256), 32, 128, 256
-LINK, HOP = 45e9, 1e-6  # Bytes a second of a link, seconds of a hop.
-MEMORY, ARITHMETIC = 800e9, 100e12  # Bytes and operations a second of a chip.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,35 +210,8 @@ def _residuals(config: Config, size: int) -> list[float]:
   return residuals
 
 
-def pods() -> list[dict[str, Any]]:
-  """The model on paper: one step of all heads on demonstrations in a pod.
-
-  A chip reads and multiplies its tokens; then a ring all-reduces the states.
-  """
-  rows = []
-  for chips, exponent in [(c, e) for c in CHIPS for e in range(5, 10)]:
-    tokens = 10**exponent / chips * HEADS
-    sent = 4 * (POD_WIDTH + 2) * POD_FEATURES * HEADS
-    reading = tokens * 4 * POD_WIDTH / MEMORY
-    multiplying = tokens * 2 * POD_FEATURES * (2 * POD_WIDTH + 1) / ARITHMETIC
-    computing = max(reading, multiplying)
-    sending = 2 * (chips - 1) * (sent / chips / LINK + HOP)
-    rows.append(
-      {
-        'chips': chips,
-        'demonstrations': 10**exponent,
-        'megabytes_sent': sent / 1e6,
-        'seconds_computing': computing,
-        'seconds_sending': sending,
-        'efficiency': computing / (computing + sending),
-        'seconds_to_gather_tokens': (chips - 1) * tokens * 4 * POD_WIDTH / LINK,
-      }
-    )
-  return rows
-
-
 def claims(config: Config, results: Results) -> list[lab.Claim]:
-  most, last = config.devices[-1], pods()[-1]
+  most = config.devices[-1]
   numbers = 4 * (WIDTH + 2) * config.num_features
   growth = np.max(results.bytes[1:] / results.less_bytes[1:])
   times = np.sort(results.seconds)
@@ -263,16 +231,12 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     overhead [ours] sharding costs little: devices that share the cores of one
       device take its time | seconds of a step on {most} devices over one, in
       the order of their size, {config.num_runs} runs
-    pod [ours, on paper] {last['chips']} chips spend a step on computing |
-      share, {last['demonstrations']:.0e} demonstrations, {HEADS} heads,
-      {LINK / 1e9:g} GB/s a link
     """,
     {
       'bytes': lab.within(1, 1, results.bytes[-1, 0] / numbers),
       'growth': lab.at_most(1, growth),
       'certificate': lab.at_most(EXACT, np.max(results.residuals)),
       'overhead': lab.at_most(1.5, slower),
-      'pod': lab.at_least(0.9, last['efficiency']),
     },
   )
 
@@ -288,22 +252,16 @@ def tables(config: Config, results: Results) -> dict[str, Any]:
     }
     for index, count in enumerate(config.devices)
   ]
-  return {'devices': rows, 'pod': pods()}
+  return {'devices': rows}
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  figure, (left, right) = drawing.subplots(1, 2, figsize=(9, 3.4))
+  figure, axis = drawing.subplots(figsize=(5, 3.4))
   times = [statistics.geometric_mean(row) for row in results.seconds]
-  drawing.band(left, config.devices, times, **drawing.look(0))
-  left.set(xlabel='devices on the same cores', ylabel='seconds', ylim=0)
-  for index, chips in enumerate(CHIPS):
-    rows = [row for row in pods() if row['chips'] == chips]
-    x, y = ([r[k] for r in rows] for k in ('demonstrations', 'efficiency'))
-    right.plot(x, y, label=f'{chips} chips', **drawing.look(index))
-  right.set(xscale='log', xlabel='demonstrations', ylabel='share of computing')
-  right.legend()
-  caption = f"""Left: one step on {config.num_demonstrations} demonstrations,
-    measured. Right: the share of a step in which a pod computes, on paper."""
+  drawing.band(axis, config.devices, times, **drawing.look(0))
+  axis.set(xlabel='devices on the same cores', ylabel='seconds', ylim=0)
+  caption = f"""One step on {config.num_demonstrations} demonstrations, measured
+    on devices that share the cores of one machine."""
   return [lab.Figure('scaling', figure, caption)]
 
 
@@ -311,13 +269,12 @@ PARTS = {'scaling': lab.Part(measure, claims, figures, tables=tables)}
 
 
 def conclude(config: Config, results, claims) -> str:
-  found, last = results['scaling'], pods()[-1]
+  found = results['scaling']
   return f"""A step on {config.num_demonstrations} demonstrations over
     {config.devices[-1]} devices sends {found.bytes[-1, 0]} bytes, as one on a
     {LESS}th of them. Devices agree with one to {np.max(found.residuals):.1e}
     (float64), and on its cores take {claims['scaling-overhead'].estimate:.2f}
-    times as long. On paper {last['chips']} chips compute 10^9 demonstrations in
-    {last['seconds_computing']:.2g} s, send in {last['seconds_sending']:.1g}."""
+    times as long."""
 
 
 run = functools.partial(lab.run, PARTS, conclude=conclude)

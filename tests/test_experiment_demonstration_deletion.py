@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from experiments import demonstration_deletion as experiment
-from experiments.demonstration_deletion import prompts as prompting, ranks
+from experiments.demonstration_deletion import (
+  prompts as prompting,
+  ranks,
+  subsets,
+)
 from experiments.lab import texts
 from iclcl_jax import pretrained
 from tests import experiment_battery, families, pretrained_files as files
@@ -57,7 +61,7 @@ def test_tiny_run_is_complete(tiny, config):
   experiment_battery.check_complete(experiment, *tiny, config=config)
   assert 0 < summary['identity_gap_float32'] < 1e-5
   assert summary['claims'][0]['verdict'] == 'reproduced'
-  assert set(summary['mean_rank_correlation']) == {'signed', 'size'}
+  assert summary['spearman_hide'].keys() == summary['spearman_delete'].keys()
   assert len(rows_of(workdir)) == 6 * 3
   assert '6 prompts' in summary['conclusion']
 
@@ -87,6 +91,67 @@ def test_effects_are_those_of_prompts_without_the_demonstration(
   np.testing.assert_allclose(row['removed'], whole - shortened, atol=1e-4)
   assert abs(row['removed']) > 1e-3
   assert abs(row['hidden'] - row['removed']) > 1e-4
+
+
+def test_subsets_are_asked_as_texts_without_the_others(loaded, prompts, config):
+  ids = [loaded.tokenizer.single_id(label) for label in TASK.labels]
+  prompt = jax.tree.map(lambda rows: jnp.asarray(rows[1]), prompts)
+  places = subsets.predicting(prompts, ids)
+  kept = subsets.subsets(3)
+  found = jax.jit(
+    lambda model, *x: subsets._one_prompt(model, ids, *x, jnp.asarray(kept))
+  )(loaded.model, prompt, jnp.asarray(places[1]))
+  for row in (0, 5):
+    own = prompts.mask[1] & np.isin(
+      prompts.segment_ids[1], [-1, *np.flatnonzero(kept[row])]
+    )
+    logits = pretrained.next_token_logits(
+      loaded.model, jnp.asarray(prompts.tokens[1][own])
+    )
+    expected = logits[ids[0]] - logits[ids[1]]
+    np.testing.assert_allclose(found['answers'][row], expected, atol=1e-4)
+  following = prompts.tokens[1][places[1][:-1] + 1]
+  np.testing.assert_array_equal(following == ids[0], prompts.positive[1])
+  assert prompts.mask[1].sum() == places[1][-1] + 1
+
+
+def test_rivals_of_an_additive_answer_are_right():
+  """Then deletion, Shapley values and the surrogate are the same numbers."""
+  rng = np.random.default_rng(0)
+  effects, positive = rng.normal(size=(40, 4)), rng.random((40, 4)) < 0.5
+  states = rng.normal(size=(40, 5, 3))
+  answers = 1 + effects @ subsets.subsets(4).T
+  found = subsets.judge(
+    experiment.Config(),
+    positive,
+    answers=answers,
+    states=states,
+    **{ranks.INFLUENCE: -effects},
+  )
+  for name in (subsets.ALONE, subsets.SHAPLEY, subsets.SURROGATE):
+    np.testing.assert_allclose(found.scores[name], effects, atol=1e-12)
+    assert np.mean(found.judged[name]['lds']) == 1
+  assert np.mean(found.judged[ranks.INFLUENCE]['shapley']) == -1
+  assert abs(np.mean(found.judged[subsets.RIDGE]['deletion'])) < 0.3
+
+  # The ridge by its normal equations, for one deletion of one prompt.
+  sign = np.where(positive[7], 1.0, -1.0)
+  own = states[7] / np.sqrt(np.mean(np.sum(states[7] ** 2, axis=1)))
+
+  def predict(rows):
+    x = own[rows]
+    weights = np.linalg.solve(x.T @ x + np.eye(3), x.T @ sign[rows])
+    return own[-1] @ weights
+
+  lost = predict([0, 1, 2, 3]) - predict([0, 1, 3])
+  np.testing.assert_allclose(found.scores[subsets.RIDGE][7, 2], lost)
+
+
+def test_a_game_that_does_not_add_up_is_shared_by_shapley():
+  """Three demonstrations that count only together."""
+  answers = np.zeros((1, 8))
+  answers[0, -1] = 6
+  np.testing.assert_allclose(subsets.shapley_values(answers), [[2, 2, 2]])
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_numbers(tiny, config):
@@ -146,9 +211,9 @@ def made_up(positive, slope, noise, away_from_label=0):
     hidden=removed,
     influence_hidden=told,
   )
-  found = ranks.rank(config, prompts, effects)
-  setting = ranks.Setting('sentiment', positive.shape[1], prompts, effects)
-  results = ranks.Results([setting] * 4, found)
+  results = [
+    ranks.Setting('sentiment', positive.shape[1], prompts, effects)
+  ] * 4
   verdicts = {c.id: c.verdict for c in ranks.claims(config, results)}
   return config, results, verdicts
 
@@ -159,12 +224,11 @@ def made_up(positive, slope, noise, away_from_label=0):
 def test_verdicts_follow_the_numbers(slope, verdict):
   positive = np.random.default_rng(1).random((60, 4)) < 0.5
   config, results, verdicts = made_up(positive, slope, 0.3)
-  assert verdicts['deletion-attribution-signed'] == verdict
-  assert verdicts['deletion-attribution-signed-better'] == verdict
-  assert verdicts['deletion-removal-size'] == 'reproduced'
+  assert verdicts['deletion-attribution'] == verdict
+  assert verdicts['deletion-attribution-better'] == verdict
   assert verdicts['deletion-hidden'] == 'reproduced'
-  means = ranks.summary(config, results)['mean_rank_correlation']['signed']
-  assert abs(means['random']['spearman'].value) < 0.3
+  means = ranks.summary(config, results)['spearman_delete']
+  assert abs(means['random']['4'].value) < 0.3
 
 
 def test_a_baseline_that_points_the_wrong_way_is_turned():
@@ -173,7 +237,7 @@ def test_a_baseline_that_points_the_wrong_way_is_turned():
   positive = rng.permuted(np.arange(4)[None] % 2 == np.zeros((60, 1)), axis=1)
   config, results, verdicts = made_up(positive, 0, 1.0, away_from_label=3)
   assert -3.5 < ranks.towards_own_label(results).value < -2.5
-  assert verdicts['deletion-attribution-signed-better'] == 'not reproduced'
+  assert verdicts['deletion-attribution-better'] == 'not reproduced'
   claims = [c.claim for c in ranks.claims(config, results)]
   assert any('ranks them better than label ' in claim for claim in claims)
 

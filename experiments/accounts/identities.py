@@ -176,7 +176,19 @@ def _li(p: Problem) -> Sides:
   posed = li.Problem(p.inputs, jax.nn.softmax(p.labels[:, 0]))
   slope = jax.grad(li.loss, argnums=1)(posed, jnp.zeros_like(p.query))
   labels = SMALL * li.centre(p.labels) / p.size
+  old, new = jnp.zeros_like(p.query), -RATE * p.size * slope
+  before, after = (li.predict(p.inputs, x) for x in (old, new))
+  shifted = li.shifted_target(posed.target, before, after)
+  moved = li.smallest_data_shift(p.inputs, old + new / 2, new)
   return {
+    'a shift of the weights = a shift of the target': (
+      after - posed.target,
+      before - shifted,
+    ),
+    'a shift of the weights = a rank-one shift of the document': (
+      li.predict(moved, old + new / 2),
+      after,
+    ),
     'linear attention over words = first step of softmax regression': (
       _softmax_regression(p),
       (-RATE * slope @ p.query)[None],

@@ -42,7 +42,7 @@ import dataclasses
 import functools
 
 from experiments import lab
-from experiments.demonstration_deletion import ranks
+from experiments.demonstration_deletion import ranks, subsets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,12 @@ class Config(lab.Config):
   num_other_prompts: int = lab.option(
     60, 'prompts of the second task', minimum=5, tiny=5
   )
+  num_subset_prompts: int = lab.option(
+    60, 'prompts of a task, all subsets asked', minimum=5, tiny=5
+  )
+  num_subset_demonstrations: int = lab.option(
+    4, 'demonstrations of these prompts', minimum=3, maximum=6, tiny=3
+  )
   max_tokens: int = lab.option(
     26, 'most tokens of a demonstration', minimum=16, tiny=110
   )
@@ -71,5 +77,5 @@ class Config(lab.Config):
   )
 
 
-PARTS = lab.parts(ranks)
+PARTS = lab.parts(ranks, subsets)
 run = functools.partial(lab.run, PARTS)

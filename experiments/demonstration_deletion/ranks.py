@@ -1,7 +1,6 @@
 """Which score ranks demonstrations as deleting them does?"""
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +22,6 @@ ATTRIBUTION = 'direct logit attribution'
 REMOVAL = 'closed-form removal'
 LABEL = 'label'
 MODEL_FREE = LABEL, 'label times recency', 'recency', 'length', 'random'
-# Baselines that attribution has to beat, for each question.
-RIVALS = {'signed': LABEL, 'size': 'recency'}
 # What is asked of influence: correlations within prompts of few and of more
 # demonstrations, and the share of right signs.
 GOALS = 0.6, 0.7
@@ -65,25 +62,7 @@ class Setting(NamedTuple):
   effects: Effects
 
 
-class Ranks(NamedTuple):
-  """Rank correlations with the effect of removal, prompt by prompt `[P]`."""
-
-  spearman: np.ndarray  # Spearman's.
-  kendall: np.ndarray  # Kendall's.
-  spearman_hidden: np.ndarray  # Spearman's with the effect of hiding.
-
-
-class Results(NamedTuple):
-  settings: list[Setting]  # The first one is described in detail.
-  ranks: Mapping[str, Mapping[str, Ranks]]  # Its, by question and method.
-
-  @property
-  def prompts(self) -> prompting.Prompts:
-    return self.settings[0].prompts
-
-  @property
-  def effects(self) -> Effects:
-    return self.settings[0].effects
+Results = list[Setting]  # The first one is described in detail.
 
 
 @jax.default_matmul_precision('highest')
@@ -104,8 +83,7 @@ def measure(config: Config) -> Results:
       arguments = tasks[task], number, size
       prompts = prompting.make(config, tokenizer, *arguments)
       settings.append((task, size, prompts))
-  found = [_measure(config, model, labels[x[0]], *x) for x in settings]
-  return Results(found, rank(config, found[0].prompts, found[0].effects))
+  return [_measure(config, model, labels[x[0]], *x) for x in settings]
 
 
 def _measure(config, model, labels, task, size, prompts) -> Setting:
@@ -204,35 +182,6 @@ def scores(
   return {name: score for name, score in found.items() if score is not None}
 
 
-def rank(
-  config: Config, prompts: prompting.Prompts, effects: Effects
-) -> dict[str, dict[str, Ranks]]:
-  """Correlates what each method says with the effect and with its size."""
-
-  def against(scores, removed, hidden):
-    return {
-      name: Ranks(
-        statistics.rank_correlation(score, removed),
-        statistics.kendall(score, removed),
-        statistics.rank_correlation(score, hidden),
-      )
-      for name, score in scores.items()
-    }
-
-  found = scores(config, prompts, effects)
-  signed = {INFLUENCE, HIDE_FORM, ATTRIBUTION, REMOVAL}
-  sizes = {
-    name: np.abs(score) if name in signed else score
-    for name, score in found.items()
-    if name not in (LABEL, 'label times recency')
-  }
-  removed, hidden = effects.removed, effects.hidden
-  return {
-    'signed': against(found, removed, hidden),
-    'size': against(sizes, np.abs(removed), np.abs(hidden)),
-  }
-
-
 class Judged(NamedTuple):
   """How well a score says what deletion does, prompt by prompt `[P]`."""
 
@@ -240,10 +189,12 @@ class Judged(NamedTuple):
   sign: np.ndarray  # Share of demonstrations whose sign is right.
   largest: np.ndarray  # Whether it finds the largest effect.
   pearson: float  # Over all demonstrations, each prompt centred.
+  # With hiding, in the first setting.
+  spearman_hide: np.ndarray | None
 
 
 def judge(config: Config, setting: Setting) -> dict[str, Judged]:
-  removed = setting.effects.removed
+  removed, hidden = setting.effects.removed, setting.effects.hidden
   centred = removed - removed.mean(axis=1, keepdims=True)
   largest = np.argmax(np.abs(removed), axis=1)
 
@@ -254,6 +205,7 @@ def judge(config: Config, setting: Setting) -> dict[str, Judged]:
       np.mean(np.sign(score) == np.sign(removed), axis=1),
       np.argmax(np.abs(score), axis=1) == largest,
       float(statistics.correlation(own.ravel(), centred.ravel())),
+      None if hidden is None else statistics.rank_correlation(score, hidden),
     )
 
   named = scores(config, setting.prompts, setting.effects)
@@ -261,19 +213,19 @@ def judge(config: Config, setting: Setting) -> dict[str, Judged]:
 
 
 def agreement(results: Results) -> lab.Estimate:
-  effects = results.effects
+  effects = results[0].effects
   alike = statistics.rank_correlation(effects.hidden, effects.removed)
   return statistics.mean(alike)
 
 
 def towards_own_label(results: Results) -> lab.Estimate:
   """How far a demonstration moves the difference towards its label."""
-  sign = np.where(results.prompts.positive, 1.0, -1.0)
-  return statistics.mean(np.mean(sign * results.effects.removed, axis=1))
+  sign = np.where(results[0].prompts.positive, 1.0, -1.0)
+  return statistics.mean(np.mean(sign * results[0].effects.removed, axis=1))
 
 
 def claims(config: Config, results: Results) -> lab.Claims:
-  effects = results.effects
+  effects = results[0].effects
   statements = functools.partial(lab.statements, 'deletion-', runs='prompts')
   spearman = 'Spearman correlation within a prompt'
   yield from statements(
@@ -282,27 +234,22 @@ def claims(config: Config, results: Results) -> lab.Claims:
     parts, float32""",
     {'identity': lab.at_most(IDENTITY, np.max(effects.identity_gap))},
   )
-  what = {
-    'signed': 'the effect of deleting it on the logit difference',
-    'size': 'the size of that effect',
-  }
-  for question, methods in results.ranks.items():
-    rival = RIVALS[question]
-    against = methods[rival].spearman
-    for short, method in (('attribution', ATTRIBUTION), ('removal', REMOVAL)):
-      name, own = f'{short}-{question}', methods[method].spearman
-      better = own - np.sign(np.mean(against)) * against
-      yield from statements(
-        f"""
-        {name} [{SOURCE}] {method} of a demonstration ranks {what[question]} |
-          {spearman}
-        {name}-better [{SOURCE}] {method} ranks {what[question]} better than
-          {rival} does | Spearman correlation less that of {rival}, paired by
-          prompt; {rival} is taken in the direction that suits it
-        """,
-        {name: lab.at_least(0, own), f'{name}-better': lab.at_least(0, better)},
-      )
-  for goal, setting in zip(GOALS * 2, results.settings, strict=True):
+  judged = judge(config, results[0])
+  against = judged[LABEL].spearman
+  for name, method in (('attribution', ATTRIBUTION), ('removal', REMOVAL)):
+    own = judged[method].spearman
+    better = own - np.sign(np.mean(against)) * against
+    yield from statements(
+      f"""
+      {name} [{SOURCE}] {method} of a demonstration ranks the effects of
+        deletion | {spearman}
+      {name}-better [{SOURCE}] {method} ranks them better than the label does |
+        Spearman correlation less that of the label, turned to suit it, paired
+        by prompt
+      """,
+      {name: lab.at_least(0, own), f'{name}-better': lab.at_least(0, better)},
+    )
+  for goal, setting in zip(GOALS * 2, results, strict=True):
     judged = judge(config, setting)
     ours = judged[INFLUENCE]
     rivals = [x for x in judged if x not in (INFLUENCE, HIDE_FORM)]
@@ -336,26 +283,23 @@ def claims(config: Config, results: Results) -> lab.Claims:
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:
-  effects = results.effects
+  effects = results[0].effects
   positive = effects.difference > 0
   return {
     'num_prompts': config.num_prompts,
     'num_demonstrations': config.num_demonstrations,
     'identity_gap_float32': np.max(effects.identity_gap),
-    'mean_rank_correlation': {
-      question: {
-        name: {key: statistics.mean(x) for key, x in found._asdict().items()}
-        for name, found in methods.items()
-      }
-      for question, methods in results.ranks.items()
-    },
     'hidden_against_removed_spearman': agreement(results),
+    'spearman_hide': {
+      score: statistics.mean(judged.spearman_hide)
+      for score, judged in judge(config, results[0]).items()
+    },
     'pearson_pooled': _pearson(effects),
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
     **_by_size(config, results),
-    'accuracy_of_model': np.mean(positive == results.prompts.query_positive),
+    'accuracy_of_model': np.mean(positive == results[0].prompts.query_positive),
     'fraction_answered_positive': np.mean(positive),
   }
 
@@ -363,7 +307,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 def _by_size(config: Config, results: Results) -> dict[str, Any]:
   """Means of each score, by the number of demonstrations."""
   found: dict[str, Any] = {}
-  for setting in results.settings:
+  for setting in results:
     task = '' if setting.task == 'sentiment' else '_other_task'
     for score, judged in judge(config, setting).items():
       for name in ('spearman', 'sign'):
@@ -380,14 +324,6 @@ def _pearson(effects: Effects) -> dict[str, float]:
 
 
 def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
-  rows = []
-  for question, methods in results.ranks.items():
-    for name, found in methods.items():
-      row: dict[str, Any] = {'effect': question, 'method': name}
-      for key, samples in found._asdict().items():
-        value, low, high = statistics.mean(samples)
-        row |= {key: value, f'{key}_low': low, f'{key}_high': high}
-      rows.append(row)
   judged = [
     {
       'task': setting.task,
@@ -399,14 +335,14 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
       'largest': statistics.proportion(found.largest),
       'pearson': found.pearson,
     }
-    for setting in results.settings
+    for setting in results
     for name, found in judge(config, setting).items()
   ]
-  return {'correlations': rows, 'scores': judged}
+  return {'scores': judged}
 
 
 def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
-  prompts, effects = results.prompts, results.effects._asdict()
+  prompts, effects = results[0].prompts, results[0].effects._asdict()
   names = (
     *('influence', 'contribution', 'removal_effect', 'attention'),
     *('loss_drop', 'removed', 'hidden'),
@@ -427,10 +363,10 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  pearson = ', '.join(f'{x:.2f}' for x in _pearson(results.effects).values())
+  pearson = ', '.join(f'{x:.2f}' for x in _pearson(results[0].effects).values())
   each = '; '.join(
     f'{x.task}, {x.size} demonstrations: {len(x.prompts.tokens)} prompts'
-    for x in results.settings
+    for x in results
   )
   ranked = f"""How well each score ranks the demonstrations of a prompt as
     deleting them does: Spearman correlation, mean over prompts with its 95%
@@ -450,12 +386,12 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 
 def _draw_scores(config: Config, results: Results) -> Any:
-  count = len(results.settings)
+  count = len(results)
   figure, axes = drawing.subplots(
     1, count, figsize=(3.6 * count, 4.6), sharex=True, sharey=True
   )
-  names = list(judge(config, results.settings[0]))
-  for axis, setting, aim in zip(axes, results.settings, GOALS * 2, strict=True):
+  names = list(judge(config, results[0]))
+  for axis, setting, aim in zip(axes, results, GOALS * 2, strict=True):
     judged = judge(config, setting)  # Not all: some in the first alone.
     for free, look in enumerate(LOOKS):
       rows = {
@@ -474,7 +410,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
 
 def _draw_scatter(results: Results) -> Any:
   figure, axes = drawing.subplots(2, 2, figsize=(10, 9), sharey=True)
-  effects, positive = results.effects, results.prompts.positive
+  effects, positive = results[0].effects, results[0].prompts.positive
   for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
     for chosen, marker, color, label in (
       (positive, 'o', drawing.BLUE, 'positive demonstration'),
@@ -495,14 +431,14 @@ def _draw_scatter(results: Results) -> Any:
 
 
 def sentence(config: Config, results: Results) -> str:
-  found = [judge(config, setting) for setting in results.settings]
-  asked = results.effects.difference > 0
-  right = np.mean(asked == results.prompts.query_positive)
+  found = [judge(config, setting) for setting in results]
+  asked = results[0].effects.difference > 0
+  right = np.mean(asked == results[0].prompts.query_positive)
 
   def all_of(name):
     return ', '.join(f'{np.mean(x[name].spearman):+.2f}' for x in found)
 
-  where = ', '.join(f'{x.task} {x.size}' for x in results.settings)
+  where = ', '.join(f'{x.task} {x.size}' for x in results)
   signs = ', '.join(f'{np.mean(x[INFLUENCE].sign):.0%}' for x in found)
   return f"""The Spearman correlation with the effect of deleting a
     demonstration, within a prompt ({where} demonstrations; {config.num_prompts}

@@ -165,12 +165,3 @@ def rank_correlation(a: Any, b: Any) -> np.ndarray:
   a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
   a, b = (scipy.stats.rankdata(x, axis=-1) for x in (a, b))
   return correlation(a, b)
-
-
-def kendall(a: Any, b: Any) -> np.ndarray:
-  """Kendall's tau-b of each row; 0 if one of the two is constant."""
-  a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
-  first, second = np.triu_indices(a.shape[-1], 1)
-  a, b = (np.sign(x[..., first] - x[..., second]) for x in (a, b))
-  size = np.sqrt(np.sum(a * a, axis=-1) * np.sum(b * b, axis=-1))
-  return np.sum(a * b, axis=-1) / np.where(size > 0, size, 1)

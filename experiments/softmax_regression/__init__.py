@@ -1,11 +1,10 @@
 """Softmax regression: does a trained attention layer take a gradient step?
 
-Four parts. The closed forms and identities of softmax regression against
-autodiff (`identities`); the published bound on the shift of the target next to
-what is observed and to the true constant (`bound`); one gradient step with the
-best common rate, against the number of words `n` and their width `d`
-(`one_step`); self-attention layers, trained on the same tasks, against that
-step (`layers`)::
+Three parts. The published bound on the shift of the target next to what is
+observed and to the true constant (`bound`); one gradient step with the best
+common rate, against the number of words `n` and their width `d` (`one_step`);
+self-attention layers, trained on the same tasks, against that step (`layers`).
+The identities are among those of `experiments.accounts`::
 
   python -m experiments.softmax_regression --workdir=out/softmax_regression
 
@@ -28,7 +27,7 @@ import dataclasses
 import functools
 
 from experiments import lab
-from experiments.softmax_regression import bound, identities, layers, one_step
+from experiments.softmax_regression import bound, layers, one_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class Config(lab.Config):
     return self.widths[len(self.widths) // 2]
 
 
-PARTS = lab.parts(identities, bound, one_step, layers)
+PARTS = lab.parts(bound, one_step, layers)
 
 
 def conclude(config, results, claims) -> str:
