@@ -13,7 +13,7 @@ import pytest
 
 from experiments import lab, reproduce
 from experiments.lab import claims as judging
-from experiments.reproduce import diagrams, page
+from experiments.reproduce import page
 
 CLAIM = {
   'id': 'a',
@@ -82,7 +82,7 @@ def section(tmp_path):
 
 
 def test_the_page_tells_all_and_needs_no_other_file(section, tmp_path):
-  text = page.page([section], SUMMARY['figures'], tmp_path, fast=False)
+  text = page.page([section], tmp_path, fast=False)
   reader = _Reader(text)
   for part in (
     'errors fall & fall',
@@ -99,9 +99,11 @@ def test_the_page_tells_all_and_needs_no_other_file(section, tmp_path):
     assert part in reader.words, part
   assert 'mean nothing' not in reader.words
   images = [a for a in reader.addresses if a.startswith('data:image/webp')]
-  assert len(images) == 2
-  assert reader.addresses.count('figures/x.png') == 2  # In full size.
-  fast = _Reader(page.page([section], [], tmp_path, fast=True)).words
+  assert len(images) == 1
+  assert reader.addresses.count('figures/x.png') == 1  # In full size.
+  assert text.count('<svg') == 3  # The schemes.
+  assert 'test input φ(q)' in reader.words
+  fast = _Reader(page.page([section], tmp_path, fast=True)).words
   assert 'verdicts mean nothing' in fast
   assert 'What to conclude' not in fast
 
@@ -109,7 +111,7 @@ def test_the_page_tells_all_and_needs_no_other_file(section, tmp_path):
 def test_a_missing_figure_is_named(section, tmp_path):
   (tmp_path / 'figures/x.png').unlink()
   with pytest.raises(ValueError, match=r'x\.png.* is missing'):
-    page.page([section], [], tmp_path, fast=False)
+    page.page([section], tmp_path, fast=False)
 
 
 def test_ten_conclusions_rest_on_claims_or_say_that_they_do_not():
@@ -132,13 +134,6 @@ def test_ten_conclusions_rest_on_claims_or_say_that_they_do_not():
   assert first.dissent[0].endswith(': undecided')
   assert all(x.endswith(': not measured') for x in second.dissent)
   assert 'no number' in second.text
-
-
-def test_schemes_are_drawn(tmp_path):
-  (tmp_path / 'figures').mkdir()
-  for row in diagrams.save(tmp_path):
-    assert (tmp_path / row['file']).stat().st_size > 10_000
-    assert row['caption'].endswith('.')
 
 
 def test_every_job_has_settings_that_its_experiment_accepts():

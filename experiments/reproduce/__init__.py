@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from experiments import lab
 from experiments.lab import claims as judging, tables, workdir as folders
-from experiments.reproduce import diagrams, page as pages
+from experiments.reproduce import page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
 LONGEST = 'modifications', 'linear_regression_gd', 'approximation'  # First.
@@ -92,7 +92,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   sections = [_section(config, job, root / job.name) for job in wanted]
   claims = [claim for part in sections for claim in part.summary['claims']]
   judging.check(claims)
-  page = pages.page(sections, diagrams.save(report), report, fast=config.fast)
+  page = pages.page(sections, report, fast=config.fast)
   folders.write_text(report / 'index.html', page)
   folders.write_text(report / 'claims.json', folders.to_json(claims))
   tables.write(report, 'claims', judging.rows(claims))

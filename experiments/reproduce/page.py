@@ -144,17 +144,13 @@ class Image(NamedTuple):
 
 def page(
   sections: Sequence[Section],
-  diagrams: Sequence[Mapping[str, str]],
   report: pathlib.Path,
   *,
   fast: bool,
 ) -> str:
-  """Builds the page: HTML with every image inside.
-
-  Of diagrams `{file, caption}`, relative to `report`, the folder of the page.
-  """
+  """Builds the page of the folder `report`: HTML with every image inside."""
   claims = [claim for part in sections for claim in part.summary['claims']]
-  wanted = [(report, row) for row in diagrams] + [
+  wanted = [
     (part.folder, row) for part in sections for row in part.summary['figures']
   ]
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -167,11 +163,19 @@ def page(
     claims=claims,
     conclusions=[] if fast else lines(claims),
     images=iter(images),
-    num_diagrams=len(diagrams),
+    scheme=scheme,
     marks=MARKS,
     long_table=LONG_TABLE,
     fast=fast,
   )
+
+
+def scheme(name: str) -> Any:
+  """A drawing of the papers, redrawn, as it stands in a page."""
+  import markupsafe
+
+  drawn = pathlib.Path(__file__).with_name(f'{name}.svg').read_text('utf-8')
+  return markupsafe.Markup(drawn)
 
 
 def number(claim: Mapping[str, Any]) -> str:
