@@ -96,20 +96,49 @@ def _ren(p: Problem) -> Sides:
 
 
 def _oswald(p: Problem) -> Sides:
-  start = jnp.zeros_like(p.query[None])
-  plain, plus_plus = (
-    oswald.construct(RATE, p.size, start, contraction=x)
-    for x in (0.0, CONTRACTION)
+  start, initial = jnp.zeros_like(p.query[None]), 0.3 * p.query[None]
+  plain, moved, plus_plus = (
+    oswald.construct(RATE, p.size, first, contraction=x)
+    for first, x in ((start, 0.0), (initial, 0.0), (start, CONTRACTION))
   )
   rates, contractions = jnp.full(3, RATE), jnp.full(3, CONTRACTION)
   scores = SMALL * p.inputs @ p.query
   heads = jax.nn.softmax(scores) - jax.nn.softmax(-scores)
   centred = SMALL * li.centre(p.inputs) @ p.query
   tokens = oswald.make_tokens(*p)
+  # Inputs and labels that come as separate tokens, copied side by side.
+  length = 2 * p.size + 1
+  separate = oswald.make_alternating_tokens(*p, jnp.eye(length))
+  copied = oswald.attend(
+    oswald.construct_copy(p.size, d_x=len(p.query), dtype=p.query.dtype),
+    separate,
+    weights_fn=oswald.softmax_weights,
+    visible=jnp.ones((length, length), bool),
+  )
+
+  def network(x):
+    return jnp.concatenate([jnp.sin(x), jnp.tanh(x), x**2])
+
+  features_of = jax.vmap(network)(p.inputs), p.labels, network(p.query)
+  on_features = oswald.construct(
+    RATE, p.size, jnp.zeros((1, len(features_of[2])), p.query.dtype)
+  )
   return {
-    '3 constructed linear layers = 3 steps of gradient descent': (
-      oswald.predict(oswald.repeat(plain, 3), tokens),
+    '3 constructed linear layers = 3 steps of gradient descent from any W_0': (
+      oswald.predict(
+        oswald.repeat(moved, 3), oswald.make_tokens(*p, initial=initial)
+      ),
+      oswald.descend(p.inputs, p.labels, rates, initial=initial) @ p.query,
+    ),
+    'a copy layer, then 3 linear ones = these steps on separate tokens': (
+      oswald.predict(oswald.repeat(oswald.widen(plain, length), 3), copied),
       oswald.descend(p.inputs, p.labels, rates) @ p.query,
+    ),
+    'a linear layer on features = a step of kernel regression': (
+      oswald.predict(
+        oswald.repeat(on_features, 1), oswald.make_tokens(*features_of)
+      ),
+      RATE / p.size * features_of[0] @ features_of[2] @ p.labels,
     ),
     '3 constructed layers = 3 steps of GD++': (
       oswald.predict(oswald.repeat(plus_plus, 3), tokens),

@@ -30,9 +30,7 @@ from experiments.lab.compiling import (
   compile_unoptimised as compile_unoptimised,
   compute as compute,
   compute_each as compute_each,
-  distance as distance,
   float64_on_host as float64_on_host,
-  largest_errors as largest_errors,
 )
 from experiments.lab.config import (
   Config as Config,

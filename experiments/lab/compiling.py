@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.experimental
-import jax.numpy as jnp
 
 
 @contextlib.contextmanager
@@ -23,26 +22,6 @@ def float64_on_host() -> Iterator[None]:
   host = jax.default_device(jax.devices('cpu')[0])
   with home.enable_x64(True), host, jax.default_matmul_precision('highest'):
     yield
-
-
-def distance(a: jax.Array, b: jax.Array) -> jax.Array:
-  """The largest difference, over the largest entry of `b`."""
-  return jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
-
-
-@float64_on_host()
-def largest_errors(fn: Callable[[Any], Any], seed: int, count: int) -> Any:
-  """The largest errors that `fn(key)`, a tree, has on random problems.
-
-  In float64, `count` of them; `seed` is the root of the keys.
-  """
-
-  @compile_quickly
-  def largest():
-    keys = jax.random.split(jax.random.key(seed), count)
-    return jax.tree.map(jnp.max, jax.lax.map(fn, keys))
-
-  return jax.device_get(largest())
 
 
 def compile_quickly(

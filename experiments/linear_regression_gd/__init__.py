@@ -1,17 +1,18 @@
 r"""Trained self-attention against gradient descent on linear regression.
 
-Constructs linear self-attention that descends; trains one layer of it, layers
-of softmax with one and two heads, looped and untied stacks, attention on a
-network (sine waves) and two layers on separate tokens; compares each with
-gradient descent, and tunes several steps of gradient descent and of GD++::
+Trains one layer of linear self-attention, layers of softmax with one and two
+heads, looped and untied stacks, attention on a network (sine waves) and two
+layers on separate tokens; compares each with gradient descent, and tunes
+several steps of gradient descent and of GD++. Layers that are constructed to
+descend are among the identities of `experiments.accounts`::
 
   python -m experiments.linear_regression_gd --workdir=out/linear_regression
 
-`--parts=steps,sine` runs, besides constructions and one linear layer, only
-these questions. The linear layer alone takes 20 s or less of wall-clock time a
-seed, the steps 40 s of CPU time in all. Expect residuals of the constructions
-below 2e-15, and these losses of tuned descent, tasks and queries integrated out
-over 200,000 draws of the inputs (standard errors at most .00015):
+`--parts=steps,sine` runs, besides one linear layer, only these questions. The
+linear layer alone takes 20 s or less of wall-clock time a seed, the steps 40 s
+of CPU time in all. Expect these losses of tuned descent, tasks and queries
+integrated out over 200,000 draws of the inputs (standard errors at most
+.00015):
 
 ===========  ======  ======  ======
 steps          1       2       5
@@ -44,7 +45,6 @@ from typing import Any
 from experiments import lab
 from experiments.linear_regression_gd import (
   alternating,
-  constructions,
   layer,
   sine,
   stacks,
@@ -52,7 +52,7 @@ from experiments.linear_regression_gd import (
   training,
 )
 
-PARTS = lab.parts(constructions, layer, steps, stacks, sine, alternating)
+PARTS = lab.parts(layer, steps, stacks, sine, alternating)
 OPTIONAL = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
 
 
@@ -89,7 +89,7 @@ class Config(lab.Config):
   deep_learning_rate: float = size(1e-2, 'largest learning rate of stacks')
   parts: tuple[str, ...] = lab.option(
     OPTIONAL,
-    'what to run beside constructions and one linear layer',
+    'what to run beside one linear layer',
     choices=OPTIONAL,
     min_items=0,
     tiny=(),
@@ -111,6 +111,6 @@ class Config(lab.Config):
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Mapping[str, Any]:
   """Runs the questions that `config.parts` asks, as `lab.run` does."""
-  asked = {'constructions', 'layer', *config.parts}
+  asked = {'layer', *config.parts}
   parts = {name: part for name, part in PARTS.items() if name in asked}
   return lab.run(parts, config, workdir)
