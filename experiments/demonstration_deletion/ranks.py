@@ -451,6 +451,6 @@ def sentence(config: Config, results: Results) -> str:
     {towards_own_label(results):+.2f} towards its own label (negative: away from
     it). Hiding a demonstration agrees with deleting it to
     {agreement(results).value:.2f}. The model answers {right:.0%} of the first
-    queries as the critic did. Influence screens single deletions; direct
+    queries as the critic did. Influence ranks single deletions; direct
     attribution is exact as a sum, but follows the paths from the heads at the
     last token only."""

@@ -9,11 +9,11 @@ Each function here makes an `Attention`, an object with three doors::
 `attention_from_loss` turns any loss of the dual model's predictions into the
 attention that one gradient step on it implies: the step replaces the label of
 demonstration `i` by :math:`u_i = -\eta\,\partial L/\partial f(k_i)` at `W_0`,
-and attention with these labels is the trained model's answer. The other
-functions are the closed forms of the modifications that the papers name; their
-losses are in :mod:`iclcl_jax.losses`. They raise a `ValueError` for a number
-that is not finite or out of its range, or a function that does not take its
-arguments; what the doors take and raise stands in `Attention`.
+and attention with these labels is the trained model's answer. The others are
+the closed forms of the papers' regularized, augmented and negative attention;
+their losses are in :mod:`iclcl_jax.losses`. They raise a `ValueError` for a
+number that is not finite or out of its range, or a function that does not take
+its arguments; what the doors take and raise stands in `Attention`.
 
 References:
   Ren & Liu, arXiv:2310.13220: section 4 (from losses to layers), 4.1

@@ -30,8 +30,8 @@ class Attention:
   in `N + M` for a feature map, unless the class says otherwise; for a kernel it
   is that of all `M N` scores, of which `[chunk_size, N]` are held.
 
-  A new one is a frozen dataclass, registered as a pytree, with the method
-  `_learnt` if it changes what each token teaches, or else with `_one`, `_many`
+  A new one is a class under `types.dataclass`, frozen and a pytree, that has
+  `_learnt` if it changes what each token teaches, or else `_one`, `_many`
   and `_causal`. They are given checked arrays in which masked rows are zero,
   values in float32 at least. Its settings that are numbers are leaves:
   `jax.vmap` over stacked attentions sweeps them.

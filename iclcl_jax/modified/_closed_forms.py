@@ -131,13 +131,13 @@ class Augmented(Attention):
     return visible_rows(mask, new_keys, new_values)
 
 
-def _unchanged(row: Array) -> Array:
+def unchanged(row: Array) -> Array:
   # Has a name, so that an attention can be pickled.
   return row
 
 
 def augmented(
-  *, augment_keys: View = _unchanged, augment_values: View = _unchanged
+  *, augment_keys: View = unchanged, augment_values: View = unchanged
 ) -> Augmented:
   r"""Makes attention to augmented views of keys and values.
 

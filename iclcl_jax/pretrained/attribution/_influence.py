@@ -71,10 +71,10 @@ def influence(
   summed over the tokens `t` that stay. Summed over layers and heads it is the
   change of `y` to first order: `y` with the demonstration less `y` without it.
 
-  It screens single deletions: which one matters, and in most cases its sign. It
-  promises no sizes, nothing of several removals at once, whose effects do not
-  add, of a single head, whose terms cancel, or of a demonstration that holds
-  the first token, where idle heads rest. `effects_of_removal` is exact.
+  It ranks single deletions, and has most signs; the largest effect is often not
+  its first. It promises no sizes, nothing of several removals, whose effects do
+  not add, of a single head, whose terms cancel, or of a demonstration that
+  holds the first token, where idle heads rest. `effects_of_removal` is exact.
 
   Args:
     segment_ids, num_segments, mask: as in `read_heads`; the answer is read
