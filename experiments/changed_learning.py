@@ -72,7 +72,7 @@ class Config(lab.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_prompts: int = lab.option(32, 'prompts of a task', minimum=4, tiny=4)
   num_predicted: int = lab.option(
-    12, 'of them whose change is predicted', at_most='num_prompts', tiny=4
+    12, 'of them whose change is predicted', at_most='num_prompts', tiny=2
   )
   num_demonstrations: int = lab.option(
     8, 'words that a prompt shows', minimum=2, maximum=16, tiny=2
@@ -86,7 +86,7 @@ class Config(lab.Config):
   num_texts: int = lab.option(4, 'texts for the perplexity', minimum=2, tiny=2)
   num_tokens: int = lab.option(128, 'tokens of a text', minimum=8, tiny=12)
   max_tokens: int = lab.option(
-    26, 'most tokens of a review as a demonstration', minimum=16, tiny=110
+    26, 'most tokens of a review as a demonstration', minimum=16
   )
   block_size: int = lab.count(12, 'prompts between checkpoints', tiny=4)
   model_path: str = lab.option(

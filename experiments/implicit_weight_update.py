@@ -54,9 +54,7 @@ class Config(lab.Config):
   num_demonstrations: int = lab.option(
     4, 'demonstrations of a prompt', minimum=2, maximum=16, tiny=2
   )
-  max_tokens: int = lab.option(
-    26, 'most tokens of a demonstration', minimum=16, tiny=110
-  )
+  max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )

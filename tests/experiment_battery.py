@@ -41,9 +41,11 @@ def small_config(experiment, labels):
     except ValueError as error:
       pytest.skip(str(error))
     path = tmp_path_factory.mktemp('model') / 'small'
-    return dataclasses.replace(
-      experiment.Config.tiny(), model_path=files.write_model(path, labels)
-    )
+    config = experiment.Config.tiny()
+    # Its words are letters.
+    longer = {'max_tokens': 110} if hasattr(config, 'max_tokens') else {}
+    model_path = files.write_model(path, labels)
+    return dataclasses.replace(config, model_path=model_path, **longer)
 
   return config
 

@@ -87,9 +87,7 @@ class Config(lab.Config):
   num_subset_demonstrations: int = lab.option(
     4, 'demonstrations of these prompts', minimum=3, maximum=6, tiny=3
   )
-  max_tokens: int = lab.option(
-    26, 'most tokens of a demonstration', minimum=16, tiny=110
-  )
+  max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
   block_size: int = lab.count(10, 'prompts between checkpoints', tiny=3)
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
