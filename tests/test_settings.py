@@ -119,6 +119,13 @@ BAD = {
     ('length', 6, 'length is 6; expected a multiple of 4'),
     ('learning_rate', 0.0, r'learning_rate is 0\.0; expected'),
   ],
+  'modified_encoder': [
+    ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
+    ('num_train', 9, 'num_train is 9; expected a multiple of batch_size'),
+    ('num_test', 25, 'num_test is 25; expected at most 24'),
+    ('tasks', ('mood',), "tasks is 'mood'; expected 'sentiment' or"),
+    ('learning_rates', (0.0,), r'learning_rates is 0\.0; expected'),
+  ],
   'modifications': [
     ('num_seeds', 2, 'num_seeds is'),
     ('seed', -1, 'seed is'),

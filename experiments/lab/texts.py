@@ -207,7 +207,7 @@ def corpus_path(source: Source = FILMS) -> pathlib.Path:
     files = importlib.metadata.distribution(package).files or []
   except importlib.metadata.PackageNotFoundError as error:
     raise ValueError(
-      f'the text is not installed: there is no package {package!r}. '
+      f'the data is not installed: there is no package {package!r}. '
       f'Install it: {source.install}.'
     ) from error
   for file in files:

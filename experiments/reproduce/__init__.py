@@ -69,6 +69,7 @@ JOBS = (
   Job('accounts', 'All accounts on the same tasks'),
   Job('scaling', 'Demonstrations sharded over devices'),
   Job('momentum_language_model', 'Momentum attention', is_long=True),
+  Job('modified_encoder', 'Modified attention in an encoder', is_long=True),
 )
 
 
