@@ -147,6 +147,25 @@ def test_rivals_of_an_additive_answer_are_right():
   np.testing.assert_allclose(found.scores[subsets.RIDGE][7, 2], lost)
 
 
+def test_subsets_judge_what_has_not_seen_them():
+  """Answers at random: only exact Shapley values, of all of them, correlate."""
+  rng = np.random.default_rng(3)
+  found = subsets.judge(
+    experiment.Config(),
+    rng.random((400, 4)) < 0.5,
+    answers=rng.normal(size=(400, 16)),
+    states=rng.normal(size=(400, 5, 3)),
+    **{ranks.INFLUENCE: rng.normal(size=(400, 4))},
+  )
+  means = {name: np.mean(x['lds']) for name, x in found.judged.items()}
+  assert means.pop(subsets.SHAPLEY) > 0.3
+  assert max(map(abs, means.values())) < 0.1, means
+  np.testing.assert_allclose(
+    subsets.surrogate(subsets.subsets(3), subsets.subsets(3) @ [1.0, 2, 3] + 4),
+    [1, 2, 3],
+  )
+
+
 def test_a_game_that_does_not_add_up_is_shared_by_shapley():
   """Three demonstrations that count only together."""
   answers = np.zeros((1, 8))

@@ -117,7 +117,7 @@ def test_nothing_but_the_text_tells_labels_apart(name):
   assert [x.positive for x in drawn] == [True, False] * 300
   lengths = [len(x.text.split()) for x in drawn]
   if name != 'sentiment':
-    assert sum(lengths[::2]) == sum(lengths[1::2])
+    assert sorted(lengths[::2]) == sorted(lengths[1::2])
   text = '\n'.join(x.text.lower() for x in drawn)
   if name == 'tweets':
     assert not re.search(r'@\w|!|http|\ufffd', text)

@@ -35,6 +35,7 @@ NUM_PROMPTS = 8
 SMALL = 0.1  # Size of logits where a softmax is nearly linear.
 
 Sides: TypeAlias = Mapping[str, tuple[Array, Array]]  # Of each statement.
+SUM = 'the SUM of zero-shot part and demonstrations imitates softmax attention'
 # Those that hold nearly.
 NEARLY = 'imitate', 'small logits', 'small labels'
 
@@ -96,7 +97,8 @@ def _ren(p: Problem) -> Sides:
 
 
 def _oswald(p: Problem) -> Sides:
-  start, initial = jnp.zeros_like(p.query[None]), 0.3 * p.query[None]
+  start = jnp.zeros_like(p.query[None])
+  initial = jnp.asarray(np.random.default_rng(0).normal(size=start.shape))
   plain, moved, plus_plus = (
     oswald.construct(RATE, p.size, first, contraction=x)
     for first, x in ((start, 0.0), (initial, 0.0), (start, CONTRACTION))
@@ -185,7 +187,7 @@ def _dai(p: Problem) -> Sides:
       _softmax(p),
       (1 - mix.share) * mix.zero_shot + mix.share * mix.demonstrations,
     ),
-    'the SUM of zero-shot part and demonstrations imitates softmax attention': (
+    SUM: (
       mix.zero_shot + mix.demonstrations,
       _softmax(p),
     ),
@@ -254,46 +256,44 @@ def _irie(p: Problem) -> Sides:
 
 
 def _learners(p: Problem) -> Sides:
-  def last(fn, **options):
-    return fn(p.stream, **options)[-1]
+  def every(fn, **options):
+    return fn(p.stream, **options)
 
-  descend, delta = learners.descend, learners.delta_recurrence
-  squared = {'loss': losses.squared, 'rates': RATE}
-  weights = learners.momentum_attention_weights(p.size, MOMENTUM)[-1]
-  gates = DECAY ** jnp.outer(jnp.arange(1.0, p.size + 1), p.query**2)
+  drawn = jnp.asarray(np.random.default_rng(0).uniform(0.2, 1, (2, p.size)))
+  decays, rates = {'decays': drawn[0]}, {'rates': drawn[1]}
+  features = {'decays': drawn[0][:, None] ** p.query[None] ** 2}
   chunked = {'chunk_size': max(p.size // 2, 1)}
+  descend, delta = learners.descend, learners.delta_recurrence
+  recur, squared = learners.linear_recurrence, {'loss': losses.squared}
+  weights = learners.momentum_attention_weights(p.size, MOMENTUM)
   return {
-    'decay of each feature = such decay, then a contrastive step': (
-      last(learners.linear_recurrence, decays=gates),
-      last(descend, decays=gates),
-    ),
     'linear attention in chunks = contrastive steps': (
-      last(learners.linear_recurrence, **chunked),
-      last(descend),
-    ),
-    'delta rule in chunks = steps on the squared loss': (
-      last(delta, rates=RATE, **chunked),
-      last(descend, **squared),
+      every(recur, **chunked),
+      every(descend),
     ),
     'decay = decay, then a contrastive step': (
-      last(learners.linear_recurrence, decays=DECAY),
-      last(descend, decays=DECAY),
+      every(recur, **decays, **chunked),
+      every(descend, **decays),
+    ),
+    'decay of each feature = such decay, then a contrastive step': (
+      every(recur, **features),
+      every(descend, **features),
     ),
     'delta rule = a step on the squared loss': (
-      last(delta, rates=RATE),
-      last(descend, **squared),
+      every(delta, **rates),
+      every(descend, **squared, **rates),
     ),
-    'gated delta rule = decay, then a step on the squared loss': (
-      last(delta, rates=RATE, decays=DECAY),
-      last(descend, **squared, decays=DECAY),
+    'gated delta rule, in chunks = decay, then a step on the squared loss': (
+      every(delta, **rates, **decays, **chunked),
+      every(descend, **squared, **rates, **decays),
     ),
     'geometric weights on past tokens = contrastive steps with heavy ball': (
-      (weights * (p.inputs @ p.query)) @ p.labels,
-      last(descend, momentum=MOMENTUM),
+      (weights * (p.inputs @ p.query)[None]) @ p.labels,
+      every(descend, momentum=MOMENTUM),
     ),
     'rank-one updates (mesa) = ridge regression': (
-      last(learners.recursive_least_squares, ridge=RIDGE),
-      last(learners.least_squares, ridge=RIDGE),
+      every(learners.recursive_least_squares, ridge=RIDGE),
+      every(learners.least_squares, ridge=RIDGE),
     ),
     'softmax attention = running SGD of the query': (
       _softmax(p),
@@ -363,6 +363,14 @@ def claims(config: Config, results: Results) -> lab.Claims:
       largest answer, float64""",
       {name: lab.at_most(EXACT, largest)},
     )
+  for row in results.approximations:
+    if row.statement == SUM:
+      yield from lab.statements(
+        'accounts-identities-',
+        f"""sum [{row.account}, with the softmax] softmax attention is the SUM
+        of zero-shot part and demonstrations | {NEAR_UNIT}""",
+        {'sum': lab.at_most(EXACT, row.difference)},
+      )
 
 
 def summary(config: Config, results: Results) -> dict[str, Any]:

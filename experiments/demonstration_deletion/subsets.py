@@ -3,7 +3,8 @@
 All subsets of the demonstrations of a prompt are asked, so Shapley values are
 exact. The linear datamodelling score (LDS; Park et al., arXiv:2303.14186) is
 the rank correlation of the answer with the sum of the scores of what is kept,
-over the half of the subsets to which no surrogate was fitted.
+over subsets that lack two or more demonstrations: half of these, to which no
+surrogate was fitted and which no single deletion has seen.
 """
 
 import math
@@ -131,31 +132,37 @@ def judge(config: Config, positive, *, answers, states, **scores) -> Results:
   count, size = positive.shape
   kept, sign = subsets(size), np.where(positive, 1.0, -1.0)
   rng = np.random.default_rng(config.seed)
-  seen = rng.permuted(np.tile(np.arange(2**size) % 2 == 0, (count, 1)), axis=1)
+  fewer = np.flatnonzero(kept.sum(axis=1) < size - 1)
+  unseen = rng.permuted(np.tile(fewer, (count, 1)), axis=1)
+  unseen = unseen[:, len(fewer) // 2 :]
   scores[LABEL] = sign
   scores[RIDGE] = ridge_influence(states, sign)
   scores[SURROGATE] = np.array(
     [
-      np.linalg.lstsq(np.insert(kept[s] * 1.0, size, 1, axis=1), a[s])[0][:-1]
-      for s, a in zip(seen, answers, strict=True)
+      surrogate(np.delete(kept, own, axis=0), np.delete(row, own))
+      for own, row in zip(unseen, answers, strict=True)
     ]
   )
   alone = answers[:, -1:] - answers[:, 2**size - 1 - 2 ** np.arange(size)]
   scores[ALONE], scores[SHAPLEY] = alone, shapley_values(answers)
 
-  def unseen(rows):
-    return rows[~seen].reshape(count, -1)
+  def some(rows):
+    return np.take_along_axis(rows, unseen, axis=1)
 
   def against(score):
     return {
       'deletion': statistics.rank_correlation(score, alone),
       'shapley': statistics.rank_correlation(score, scores[SHAPLEY]),
-      'lds': statistics.rank_correlation(
-        unseen(score @ kept.T), unseen(answers)
-      ),
+      'lds': statistics.rank_correlation(some(score @ kept.T), some(answers)),
     }
 
   return Results(answers, scores, {k: against(x) for k, x in scores.items()})
+
+
+def surrogate(kept: np.ndarray, answers: np.ndarray) -> np.ndarray:
+  """Least squares of answers on what is kept, and an intercept, `[S]`."""
+  rows = np.insert(kept.astype(float), kept.shape[1], 1, axis=1)
+  return np.linalg.lstsq(rows, answers)[0][:-1]
 
 
 def shapley_values(answers: np.ndarray) -> np.ndarray:
@@ -205,14 +212,14 @@ def claims(config: Config, results: dict[str, Results]) -> lab.Claims:
     yield from lab.statements(
       'deletion-',
       f"""
-      additive-{task} [{SOURCE}] the answer is a sum of what single deletions
-        take {where} | LDS of exact deletion
+      additive-{task} [{SOURCE}] sums of what single deletions take, exactly,
+        rank subsets {where} | LDS
       influence-additive-{task} [{SOURCE}] sums of influence rank subsets
         {where} | LDS
-      detail-{task} [Zhou et al., arXiv:2405.14899, DETAIL, here a ridge on the
-        states of the middle layer] influence through a ridge regression ranks
-        the effects of deletion better than influence on the dual models {where}
-        | Spearman correlation less that of influence, paired by prompt
+      detail-{task} [ours, in the manner of DETAIL, arXiv:2405.14899: a ridge on
+        the states of the middle layer] influence through a ridge regression
+        ranks the effects of deletion better than influence on the dual models
+        {where} | Spearman correlation less that of influence, paired by prompt
       """,
       {
         f'additive-{task}': lab.at_least(ADDITIVE, judged[ALONE]['lds']),
@@ -260,11 +267,11 @@ def figures(config: Config, results: dict[str, Results]) -> list[lab.Figure]:
     axis.set_xlabel(title)
   drawing.legend(axes[0], 2)
   caption = f"""How well scores of single demonstrations rank single deletions,
-    Shapley values and the answers to subsets (those that the surrogate was not
-    fitted to; exact scores have seen some of them), within a prompt: means over
+    Shapley values and the answers to subsets that lack two or more (which
+    Shapley values alone have seen), within a prompt: means over
     {config.num_subset_prompts} prompts of each task,
     {config.num_subset_demonstrations} demonstrations each, with 95 %
-    t-intervals."""
+    t-intervals. Labels are tied: theirs cannot correlate to 1."""
   return [lab.Figure('subsets', figure, caption)]
 
 
