@@ -31,12 +31,6 @@ LOOKS: tuple[dict[str, Any], ...] = (
   {'fmt': 'o', 'color': drawing.BLUE},
   {'fmt': 's', 'color': drawing.ORANGE, 'mfc': 'white'},
 )
-PANELS = {
-  'influence': 'influence',
-  'contribution': 'direct logit attribution',
-  'removal_effect': 'closed-form removal',
-  'hidden': 'hidden, positions kept',
-}
 
 
 class Effects(NamedTuple):
@@ -294,7 +288,6 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
       score: statistics.mean(judged.spearman_hide)
       for score, judged in judge(config, results[0]).items()
     },
-    'pearson_pooled': _pearson(effects),
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
@@ -314,13 +307,6 @@ def _by_size(config: Config, results: Results) -> dict[str, Any]:
         own = found.setdefault(f'{name}_delete{task}', {}).setdefault(score, {})
         own[str(setting.size)] = statistics.mean(getattr(judged, name))
   return found
-
-
-def _pearson(effects: Effects) -> dict[str, float]:
-  """Correlation over all demonstrations of all prompts, with removal."""
-  removed = effects.removed.ravel()
-  rows = {x: getattr(effects, x).ravel() for x in PANELS}
-  return {k: np.corrcoef(x, removed)[0, 1] for k, x in rows.items()}
 
 
 def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
@@ -363,7 +349,6 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  pearson = ', '.join(f'{x:.2f}' for x in _pearson(results[0].effects).values())
   each = '; '.join(
     f'{x.task}, {x.size} demonstrations: {len(x.prompts.tokens)} prompts'
     for x in results
@@ -373,16 +358,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
     t-interval. Filled circles: read from the model; open squares: without it;
     the dashed line is no relation, the dotted one what is asked of influence.
     {each}."""
-  scatter = f"""What deleting a demonstration takes from the logit difference
-    (positive less negative label), against each score, and against hiding its
-    tokens at unchanged positions. One mark for each demonstration of
-    {config.num_prompts} prompts of {config.num_demonstrations}; dashed:
-    equality. Scales of the axes differ. Pooled Pearson correlations:
-    {pearson}."""
-  return [
-    lab.Figure('scores', _draw_scores(config, results), ranked),
-    lab.Figure('scatter', _draw_scatter(results), scatter),
-  ]
+  return [lab.Figure('scores', _draw_scores(config, results), ranked)]
 
 
 def _draw_scores(config: Config, results: Results) -> Any:
@@ -405,28 +381,6 @@ def _draw_scores(config: Config, results: Results) -> Any:
     axis.axvline(aim, color=drawing.BLACK, ls=':', lw=1)
     axis.set_title(f'{setting.task}, {setting.size} demonstrations')
     axis.set_xlabel('Spearman correlation')
-  return figure
-
-
-def _draw_scatter(results: Results) -> Any:
-  figure, axes = drawing.subplots(2, 2, figsize=(10, 9), sharey=True)
-  effects, positive = results[0].effects, results[0].prompts.positive
-  for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
-    for chosen, marker, color, label in (
-      (positive, 'o', drawing.BLUE, 'positive demonstration'),
-      (~positive, '^', drawing.ORANGE, 'negative demonstration'),
-    ):
-      own = {'s': 16, 'marker': marker, 'facecolors': 'none', 'linewidths': 0.8}
-      x, y = getattr(effects, name)[chosen], effects.removed[chosen]
-      axis.scatter(x, y, edgecolors=color, label=label, **own)
-    axis.axline((0, 0), slope=1, color=drawing.BLACK, ls='--', lw=1)
-    axis.axhline(0, color=drawing.GREY, lw=0.8, zorder=0)
-    axis.axvline(0, color=drawing.GREY, lw=0.8, zorder=0)
-    axis.set_title(title)
-    axis.set_xlabel('predicted (logits)' if name != 'hidden' else 'logits')
-  for axis in axes[:, 0]:
-    axis.set_ylabel('lost by deletion (logits)')
-  drawing.legend(axes[1, 0], 2)
   return figure
 
 

@@ -176,6 +176,8 @@ def claims(config: Config, results: Results) -> lab.Claims:
         {words} | slope of log mean supremum against log N
       holds_{kind} [THEOREM] the bound with explicit constants holds for all
         weights: {words} | share of samples whose largest gap exceeds it
+      largest_{kind} [THEOREM] no weights, in any sample, exceed the bound:
+        {words} | the largest gap over the bound
       complexity_term_{kind} [THEOREM] the complexity term of the bound alone
         bounds the gap: {words} | share of samples whose largest gap exceeds it
       expected_{kind} [THEOREM] the mean of the largest gap lies below
@@ -185,6 +187,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
       {
         f'rate_{kind}': lab.within(*RATE, fall),
         f'holds_{kind}': lab.at_most(config.delta, exceeds[0]),
+        f'largest_{kind}': lab.at_most(1, np.max(shares['total'])),
         f'complexity_term_{kind}': lab.at_most(config.delta, exceeds[1]),
         f'expected_{kind}': lab.at_most(1, ratio),
       },

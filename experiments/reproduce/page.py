@@ -53,8 +53,8 @@ approximation | Random features stand in for the softmax at small norms only. |
   {approximation-output-mse-falls-like-1-r-trained no}, not -1).
 generalization | The generalisation bound holds, and is loose. | The gap falls
   with the right power of the number of demonstrations
-  ({generalization/rate_softmax yes}); the largest one that a search finds is
-  {generalization/search yes} of the bound.
+  ({generalization/rate_softmax yes}); the largest of any weights in the ball is
+  {generalization/largest_features yes} of the bound.
 modifications | Half of what is said of modified attention survives a tuned
   learning rate for every layer. | Regularised with alpha = -0.5, the first 20
   epochs have
