@@ -178,10 +178,12 @@ def test_held_out_texts_choose_and_test_texts_are_measured():
   held_out, test = rng.normal(size=(2, len(NAMES), 3, 5, 2, 40))
   right = np.arange(40) % 2 == 0
   held_out[1, 2, :, 0] = held_out[4, 0, :, 1] = 3 * np.where(right, 1, -1)
+  held_out[2, 1, 4, 1] = 4 * np.where(right, 1, -1)  # One seed by itself.
   found = _results(test, held_out)
   group = GROUPS.index('regularised')
-  assert found.chosen[group].tolist() == [[1, 4], [2, 0]]
-  assert found.chosen[1, :, 0].tolist() == [1, 2]
+  assert np.all(found.chosen[group, :, :, 0] == [[1], [2]])
+  assert found.chosen[group, :, :, 1].T.tolist() == [[4, 0]] * 4 + [[2, 1]]
+  assert np.all(found.chosen[1, :, :, 0] == [[1], [2]])
   values = {kind: x[group, 3, 1] for kind, x in found.values.items()}
   scores = test[4, 0, 3, 1]
   said = 1 / (1 + np.exp(-scores))
