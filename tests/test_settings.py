@@ -114,6 +114,12 @@ BAD = {
     ('width', 66, 'width is 66; expected a multiple of 4'),
     ('noise', NAN, 'noise is nan'),
   ],
+  'finetuning': [
+    ('num_seeds', 1, 'num_seeds is 1; expected an integer >= 2'),
+    ('num_followed', 99, 'num_followed is 99; expected at most num_queries'),
+    ('rates', (0.0,), r'rates is 0\.0; expected a finite number > 0'),
+    ('rates', (1e-2, 1e-3), 'rates is .*; expected increasing values'),
+  ],
   'momentum_language_model': [
     ('num_seeds', 4, 'num_seeds is 4; expected an integer >= 5'),
     ('length', 6, 'length is 6; expected a multiple of 4'),

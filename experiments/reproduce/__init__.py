@@ -70,6 +70,7 @@ JOBS = (
   Job('scaling', 'Demonstrations sharded over devices'),
   Job('momentum_language_model', 'Momentum attention', is_long=True),
   Job('modified_encoder', 'Modified attention in an encoder', is_long=True),
+  Job('finetuning', 'Learning in context against finetuning', is_long=True),
 )
 
 

@@ -1,0 +1,3 @@
+from experiments import finetuning, lab
+
+lab.main(finetuning)
