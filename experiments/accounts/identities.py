@@ -211,7 +211,12 @@ def _li(p: Problem) -> Sides:
   before, after = (li.predict(p.inputs, x) for x in (old, new))
   shifted = li.shifted_target(posed.target, before, after)
   moved = li.smallest_data_shift(p.inputs, old + new / 2, new)
+  curvature = jax.hessian(li.loss, argnums=1)
   return {
+    'the Hessian in closed form = that of autodiff': (
+      li.hessian(posed, new) @ p.query,
+      curvature(posed, new) @ p.query,
+    ),
     'a shift of the weights = a shift of the target': (
       after - posed.target,
       before - shifted,
