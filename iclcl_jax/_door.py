@@ -162,7 +162,7 @@ def _read_fields(known: dict, name: str, value: Any) -> _Arrays:
   if type(value) not in known:
     options = (f'{t.__name__}({", ".join(t._fields)})' for t in known)
     raise ValueError(
-      f'{name} is a {type(value).__name__}; expected a '
+      f'{name} is {_validate.kind_of(value)}; expected a '
       f'{" or a ".join(options)}. Pass what the library returned, or fill its '
       'fields.'
     )
@@ -177,9 +177,10 @@ def _read_fields(known: dict, name: str, value: Any) -> _Arrays:
 
 def _check_arrays(arrays: _Arrays, on_host: bool) -> None:
   for name, (kind, axes, _), array in arrays:
+    _validate.check_kind(name, array, axes, kind)
     if on_host:
       _validate.check_concrete(name, array)
-    _validate.check_kind(name, array, axes, kind)
+      _validate.check_finite(name, array)
   # Masks last: their sizes follow from what they mask.
   arrays.sort(key=lambda entry: entry[1].kind is _validate.BOOLEAN)
   _check_axes(arrays)

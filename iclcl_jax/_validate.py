@@ -39,12 +39,19 @@ def is_concrete(*arrays: Any) -> bool:
   return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
-def check_concrete(name: str, array: Any) -> None:
-  if not is_concrete(array):
+def check_concrete(
+  name: str, *arrays: Any, remedy: str = 'Call it outside jit, vmap and grad.'
+) -> None:
+  if not is_concrete(*arrays):
     raise ValueError(
       f'{name} is traced; expected concrete numbers, which are read on the '
-      'host. Call it outside jit, vmap and grad.'
+      f'host. {remedy}'
     )
+
+
+def check_finite(name: str, array: Any) -> None:
+  if not np.all(np.isfinite(np.asarray(array, np.float64))):
+    raise ValueError(f'{name} holds NaN or infinity; expected finite numbers.')
 
 
 class _Thread(threading.local):
@@ -104,17 +111,20 @@ def check_kind(name: str, array: Any, axes: Sequence[str], kind: Kind) -> None:
   try:
     shape, dtype = array.shape, array.dtype
   except AttributeError:
-    found = 'function' if callable(array) else type(array).__name__
+    found = 'a function' if callable(array) else kind_of(array)
     raise ValueError(
-      f'{name} is a {found}; expected {kind.name} of shape '
+      f'{name} is {found}; expected {kind.name} of shape '
       f'[{", ".join(axes)}]. Wrap it in jnp.asarray.'
     ) from None
   if len(shape) != len(axes):
-    raise ValueError(
-      f'{name} has shape {list(shape)}; expected [{", ".join(axes)}]. Core '
-      'functions take one sequence and one head: use jax.vmap for further '
+    remedy = (
+      'Core functions take one sequence and one head: use jax.vmap for further '
       'leading axes, or index the axis away.'
     )
+    if len(shape) < len(axes):
+      remedy = 'Add what is missing, for example an axis of one, x[None].'
+    expected = f'expected [{", ".join(axes)}]. {remedy}'
+    raise ValueError(f'{name} has shape {list(shape)}; {expected}')
   if not _is_of_kind(dtype, kind.numbers):
     remedy = f'Cast it, for example {name}.astype(jnp.{kind.dtype}).'
     if kind is BOOLEAN:
@@ -202,6 +212,35 @@ def at_least(minimum: int, /, **counts: Any) -> None:
       )
 
 
+def check_ids(name: str, ids: Any, least: int, stop: int, remedy: str) -> None:
+  """Checks that integers, where known, are from `least` on, below `stop`."""
+
+  def check(ids: Any) -> None:
+    ids = np.asarray(ids)
+    outside = ids[(ids < least) | (ids >= stop)]
+    if outside.size:
+      raise ValueError(
+        f'{name} holds {outside[0]}; expected integers from {least} to '
+        f'{stop - 1}. {remedy}'
+      )
+
+  look(check, ids)
+
+
+def check_room(name: str, capacity: int, remedy: str, *counts: Any) -> None:
+  """Checks that so many tokens fit into a state, where that is known."""
+
+  def check(*counts: Any) -> None:
+    total = sum(map(int, counts))
+    if total > capacity:
+      raise ValueError(
+        f'{name} has room for {capacity} tokens, and {total} are to be kept; '
+        f'expected no more. {remedy}'
+      )
+
+  look(check, *counts)
+
+
 # What a range may say, as messages print it.
 _LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
   'minimum': ('>=', operator.ge),
@@ -254,7 +293,7 @@ def check_optimizer(optimizer: Any) -> None:
   )
   if not is_transformation:
     raise ValueError(
-      f'optimizer is a {type(optimizer).__name__}; expected an optax '
+      f'optimizer is {kind_of(optimizer)}; expected an optax '
       'transformation, such as optax.sgd(0.1).'
     )
 
@@ -273,9 +312,7 @@ def check_optimizer(optimizer: Any) -> None:
 def check_type(name: str, value: Any, kind: Any, expected: str) -> None:
   """Raises unless `value` is of this class; `expected` says what to pass."""
   if not isinstance(value, kind):
-    raise ValueError(
-      f'{name} is a {type(value).__name__}; expected {expected}.'
-    )
+    raise ValueError(f'{name} is {kind_of(value)}; expected {expected}.')
 
 
 def check_function(
@@ -284,7 +321,7 @@ def check_function(
   """Raises unless `function` takes as many arguments; `example` names them."""
   if not callable(function):
     raise ValueError(
-      f'{name} is a {type(function).__name__}; expected a function {example}.'
+      f'{name} is {kind_of(function)}; expected a function {example}.'
     )
   if not _takes(function, num_arguments):
     takes = ', '.join(inspect.signature(function).parameters)
@@ -327,7 +364,7 @@ def check_real_scalar(
 def check_feature_map(name: str, phi: Any) -> None:
   if not is_feature_map(phi, name):
     raise ValueError(
-      f'{name} is a {type(phi).__name__}; this function needs a FeatureMap: a '
+      f'{name} is {kind_of(phi)}; this function needs a FeatureMap: a '
       'callable with a method scaled(x) -> (log_scale, features), such as '
       'features.PositiveFeatures. For an exact kernel use '
       'attention.kernel_attention or the functions of iclcl_jax.dual.'
@@ -346,7 +383,7 @@ def is_feature_map(phi: Any, name: str = 'phi') -> bool:
   if callable(phi) and _takes(phi, 2):
     return False
   raise ValueError(
-    f'{name} is a {type(phi).__name__}; expected a FeatureMap (a callable with '
+    f'{name} is {kind_of(phi)}; expected a FeatureMap (a callable with '
     'a method scaled(x) -> (log_scale, features)) or a Kernel (a callable '
     'k(x, y), with log_kernel(x, y) when it is positive). See '
     'iclcl_jax.types.'
@@ -358,13 +395,19 @@ def describe(tree: Any) -> str:
     return f'({", ".join(map(describe, tree))})'
   if hasattr(tree, 'shape') and hasattr(tree, 'dtype'):
     return f'{tree.dtype} {list(tree.shape)}'
-  return f'a {type(tree).__name__}'
+  return kind_of(tree)
+
+
+def kind_of(value: Any) -> str:
+  """Returns the name of a class, as in 'an int'."""
+  name = type(value).__name__
+  return f'{"an" if name[0] in "AEIOUaeiou" else "a"} {name}'
 
 
 def check_key(name: str, key: Any) -> None:
   dtype = getattr(key, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    found = f'is a {type(key).__name__}'
+    found = f'is {kind_of(key)}'
     if dtype is not None:
       found = f'is an array of {dtype} {list(key.shape)}'
     raise ValueError(

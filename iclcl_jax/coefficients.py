@@ -6,8 +6,6 @@ no feature map is needed, the softmax kernel included. Positive kernels are
 evaluated in log space. Arguments are those of `types.Form`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +44,8 @@ def _write(state, new: KernelDualState) -> KernelDualState:
   """Writes rows into the free ones; traced rows beyond the last give NaN."""
   capacity, size = state.mass.shape[0], new.mass.shape[0]
   more = size if new.used is None else new.used
-  _validate.look(functools.partial(_check_free, capacity), state.used, more)
+  remedy = 'Make it with dual.empty(..., capacity=...).'
+  _validate.check_room('state', capacity, remedy, state.used, more)
   used = state.used + more
   rows = state.used + jnp.arange(size, dtype=used.dtype)
   # Rows beyond the last fall on it, and what is written there is NaN.
@@ -57,15 +56,6 @@ def _write(state, new: KernelDualState) -> KernelDualState:
     for old, x in zip(state[:3], (new.keys, written, new.mass), strict=True)
   )
   return KernelDualState(keys, coefficients, mass, used)
-
-
-def _check_free(capacity: int, used: Array, more: Array | int) -> None:
-  total = int(used) + int(more)
-  if total > capacity:
-    raise ValueError(
-      f'state has {capacity} rows, and {total} tokens are to be kept; expected '
-      'no more than its capacity. Make it with dual.empty(..., capacity=...).'
-    )
 
 
 def absorb(

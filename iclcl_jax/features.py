@@ -135,7 +135,7 @@ class FeatureKernel(kernels.FromLog):
     _validate.check_feature_map('phi', self.phi)
     if hasattr(self.phi, 'scaled_query'):
       raise ValueError(
-        f'phi is a {type(self.phi).__name__}, which reads queries otherwise '
+        f'phi is {_validate.kind_of(self.phi)}, which reads queries otherwise '
         'than keys; expected a map of one tower, since a kernel is symmetric.'
       )
 
@@ -344,11 +344,13 @@ def from_log(fn: Callable[[Array], Array]) -> FunctionFeatures:
 
 def _plain(fn, x):
   result = fn(x)
-  if isinstance(result, tuple):
-    return result
-  return jnp.zeros(1, result.dtype), result
+  is_pair = isinstance(result, tuple) and len(result) == 2
+  log_scale, features = result if is_pair else (None, result)
+  _validate.check_array('fn(x)', features, 'R')
+  return (log_scale if is_pair else jnp.zeros(1, features.dtype)), features
 
 
 def _exponential(fn, x):
   log_features = fn(x)
+  _validate.check_array('fn(x)', log_features, 'R')
   return log_features, jnp.ones_like(log_features)

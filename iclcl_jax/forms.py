@@ -29,8 +29,8 @@ def form_of(
   expected = DualState if is_feature_map else KernelDualState
   if state is not None and not isinstance(state, expected):
     raise ValueError(
-      f'{name} is a {type(state).__name__}; expected a {expected.__name__}, '
-      f'since phi is a {type(phi).__name__}. Make it with this phi.'
+      f'{name} is {_validate.kind_of(state)}; expected a {expected.__name__}, '
+      f'since phi is {_validate.kind_of(phi)}. Make it with this phi.'
     )
   return moments if is_feature_map else coefficients
 

@@ -83,11 +83,8 @@ def write(
 ) -> None:
   """Writes named arrays to one file, all or nothing, and what they are."""
   path = pathlib.Path(path)
-  if not _validate.is_concrete(arrays):
-    raise ValueError(
-      f'the {kind} is traced; expected concrete arrays. Return it from the '
-      'transformed function (jit, vmap, grad), then save it.'
-    )
+  remedy = 'Return it from what is transformed (jit, vmap, grad), then save it.'
+  _validate.check_concrete(f'the {kind}', arrays, remedy=remedy)
   if not path.parent.is_dir():
     raise FileNotFoundError(
       f'path is {str(path)!r}, but there is no folder {str(path.parent)!r}. '

@@ -377,6 +377,9 @@ def test_a_token_belongs_to_the_span_in_which_it_begins():
   assert found.tolist() == [-1, 0, 0, 1, 1]
   texts = attribution.mark_spans(Words(), TEXT, ['one t', (7, 9), ' four'])
   assert texts.tolist() == [-1, 0, 0, 1, 2]
+  # What is listed as often as it stands there is no riddle.
+  twice = attribution.mark_spans(Words(), 'ab cd ab ', ['ab ', 'ab '])
+  assert twice.tolist() == [-1, 0, 0, -1, 1]
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_a_token_belongs_to_the_span_in_which_it_begins():
     ('one', "spans is 'one'; expected a list"),
     (
       [' two', 'one'],
-      r'spans.1. is .one., which the text does not hold behind',
+      r'spans.1. is .one., which the text holds 0 times behind character 7',
     ),
     ([(3, 3)], 'begin < end'),
     ([(-1, 3)], '0 <= begin'),
@@ -396,6 +399,8 @@ def test_a_token_belongs_to_the_span_in_which_it_begins():
     ([5], 'expected two integers'),
     ([(0.5, 2)], 'expected two integers'),
     (None, 'spans is None; expected a list'),
+    (['o'], r'which the text holds 3 times behind character 0.*a pair: begin'),
+    ([' two', 'e'], r'spans.1. is .e., which the text holds 2 times'),
   ],
 )
 def test_bad_spans_are_errors(spans, message):
@@ -443,8 +448,8 @@ def encoder(visible=transformer.bidirectional, tied=True):
     ),
     (lambda: {'num_segments': 2}, 'segment_ids holds 2'),
     (lambda: {'num_segments': 0}, 'num_segments is 0'),
-    (lambda: {'label': 23}, 'label holds the id 23'),
-    (lambda: {'other_label': -1}, 'other_label holds the id -1'),
+    (lambda: {'label': 23}, 'label holds 23'),
+    (lambda: {'other_label': -1}, 'other_label holds -1'),
     (
       lambda: {'label': ' Positive'},
       "label is ' Positive'; expected the ids",

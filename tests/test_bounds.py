@@ -581,7 +581,7 @@ def gap(phi, population, sample, **options):
     ('ball is a str; expected a Ball', lambda: total(ball='frobenius')),
     ('keys is empty', lambda: total(KEYS[:0], VALUES[:0])),
     ('num_draws is 0', lambda: signs(num_draws=0)),
-    ('key is a int', lambda: signs(key=0)),
+    ('key is an int', lambda: signs(key=0)),
     ('ball is a NoneType; expected', lambda: signs(ball=None)),
     ('ball is a float; expected', lambda: gap(PHI, PHI, PHI, ball=2.0)),
     ('population is a DualState; expected a', lambda: gap(KERNEL, PHI, PHI)),

@@ -482,7 +482,8 @@ FAULTS = [
     lambda: feature_budget(queries=TOKENS[:0], values=TOKENS),
     'queries is empty',
   ),
-  (lambda: feature_budget(queries=TOKENS + np.nan), 'negative or non-finite'),
+  (lambda: feature_budget(queries=TOKENS + np.nan), 'queries holds NaN or inf'),
+  (lambda: feature_budget(values=TOKENS + np.inf), 'values holds NaN or inf'),
   (lambda: variance_at(POSITIVE, GAUSSIAN, -1.0, 4, 2), 'negative or non-fini'),
   (
     lambda: jax.vmap(lambda v: variance_at(POSITIVE, GAUSSIAN, v, 4, 2))(X),

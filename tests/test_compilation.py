@@ -388,7 +388,7 @@ def test_values_are_looked_at_in_every_call():
     with pytest.raises(ValueError, match=r'learning_rate is (-|nan)'):
       step(learning_rate=rate)
   pretrained.logits(model(), TOKENS)
-  with pytest.raises(ValueError, match='tokens holds the id 99'):
+  with pytest.raises(ValueError, match='tokens holds 99'):
     pretrained.logits(model(), TOKENS + 99 - TOKENS[0])
 
 

@@ -1,6 +1,7 @@
 """What objects show of themselves: short, and escaped."""
 
 import copy
+import dataclasses
 import html.parser
 import re
 import sys
@@ -228,6 +229,7 @@ def test_a_long_page_of_a_large_model_is_small():
     influence=rng.normal(size=19),
     effects=rng.normal(size=19),
     attribution=found,
+    dtype='float32',
   )
   assert len(page.to_html().encode()) < 1_000_000
   assert len(found._repr_html_().encode()) < 1_000_000
@@ -299,6 +301,31 @@ def test_the_first_demonstration_has_no_bar_if_it_holds_the_first_token(model):
   shown = page.to_html()
   assert shown.count('†') == 2
   assert len(re.findall(r'<div class="bar">\s*<i', shown)) == 1
+  header, first, second, note = repr(page).splitlines()
+  assert first.endswith('†')
+  assert '†' not in header + second
+  assert note.startswith('† holds the first token')
+
+
+def test_a_page_names_its_arithmetic_and_refuses_weights_of_nan(model, page):
+  assert 'bfloat16' not in page.to_html()
+  assert (
+    'All was computed\nin bfloat16' in page._replace(dtype='bfloat16').to_html()
+  )
+  broken = dataclasses.replace(
+    model.model, embedding=model.model.embedding * jnp.nan
+  )
+  with pytest.raises(ValueError, match=r'log-probabilities .*nan.*NaN among'):
+    attribution.page(broken, model.tokenizer, PROMPT, DEMONSTRATIONS, LABELS)
+
+
+def test_a_page_takes_the_model_first(model):
+  with pytest.raises(ValueError, match='model is a Tokenizer; expected'):
+    attribution.page(*model[::-1], PROMPT, DEMONSTRATIONS, LABELS)
+  with pytest.raises(
+    ValueError, match='tokenizer is a LanguageModel; expected'
+  ):
+    attribution.mark_spans(model.model, PROMPT, DEMONSTRATIONS)
 
 
 @pytest.mark.parametrize('labels', ['the', (' the',), (' the', ' t', ' ok')])

@@ -70,7 +70,7 @@ FAULTS = [
   (lambda: read(X, pair=(X,)), r'pair is a tuple; expected a Pair\(left, rig'),
   (lambda: read(X, pair=Pair(X[0])), r'pair\.left has shape \[2\]; .*\[T, d\]'),
   (lambda: read(X, pair=Pair(X, X[0, :2])), r'pair.left and pair.right disag'),
-  (lambda: read(X, key=0), r'key is a int; expected a typed random key'),
+  (lambda: read(X, key=0), r'key is an int; expected a typed random key'),
   (lambda: read(X, phi=kernels.LinearKernel()), r'phi is a LinearKernel; this'),
   (lambda: jax.vmap(read)(X), r'x has shape \[2\]; expected \[N, d_k\]'),
   (lambda: jax.jit(read)(X, X), r'x and matrix disagree in N'),

@@ -219,7 +219,7 @@ def test_lost_normalisers_are_verdicts(name):
 def test_an_overflowing_normaliser_is_a_verdict():
   x = jnp.full((2, 4), 1e200)
   certificate = equivalence.verify(kernels.LinearKernel(), x[0], x, x[:, :1])
-  assert certificate.verdict == 'not finite: normaliser'
+  assert certificate.verdict.startswith('not finite: normaliser')
 
 
 @pytest.mark.parametrize('name', ['positive', 'trigonometric', 'exponential'])
@@ -398,6 +398,27 @@ def test_own_feature_maps_and_kernels_are_welcome(tokens):
     assert certificate.holds
     assert certificate.phi == name
     assert certificate.residual <= tolerances.IDENTITY['float32']
+
+
+def test_a_query_side_that_is_not_stated_is_told(tokens):
+  query, keys, values = tokens
+  check = functools.partial(
+    equivalence.verify,
+    kernels.ExponentialKernel(),
+    *(query, keys, values),
+    attention_fn=modified.regularised(strength=0.5),
+    penalty=losses.ridge(0.5),
+  )
+  verdict = check().verdict
+  assert verdict.startswith('fails: attention_fn has 1 row on the query side')
+  assert verdict.endswith('state num_query_tokens=1')
+  assert check(num_query_tokens=1).holds
+
+
+def test_features_that_are_not_finite_are_told(tokens):
+  phi = features.from_function(lambda x: x * jnp.nan)
+  verdict = equivalence.verify(phi, *tokens).verdict
+  assert verdict.startswith('not finite: normaliser, made of features')
 
 
 def _decayed(strength):

@@ -304,14 +304,14 @@ def test_attribution_of_strings_sums_to_their_logits(side):
   ('labels', 'message'),
   [
     ([], 'labels is a list; expected a list of at least one label'),
-    (3, 'labels is a int; expected a list of at least one'),
+    (3, 'labels is an int; expected a list of at least one'),
     ([np.array([], int)], r'labels\[0\] is int64\[0\].* at least one integer'),
     ([3], r'labels\[0\] is 3.* For a single token pass \[id\]'),
     ([[1], [2.5]], r'labels\[1\] is \[2.5\].* at least one integer'),
     ([[1], ' Positive'], r"labels\[1\] is ' Positive'.* at least one integer"),
-    ([np.array([61])], r'labels\[0\] holds the id 61'),
+    ([np.array([61])], r'labels\[0\] holds 61'),
     (np.array([[61]]), r'labels is int64 \[1, 1\]; expected a list'),
-    ([[2], [3, -1]], r'labels\[1\] holds the id -1'),
+    ([[2], [3, -1]], r'labels\[1\] holds -1'),
   ],
 )
 def test_labels_that_do_not_fit_are_named(labels, message):
@@ -322,7 +322,7 @@ def test_labels_that_do_not_fit_are_named(labels, message):
 @pytest.mark.parametrize(
   ('label', 'message'),
   [
-    (np.array([4, 61]), 'label holds the id 61'),
+    (np.array([4, 61]), 'label holds 61'),
     (np.array([4, 2.5]), r'label is float64\[2\].* at least one integer'),
     (np.array([], int), r'label is int64\[0\].* at least one integer'),
     (np.arange(30), '40 tokens are asked'),

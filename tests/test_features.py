@@ -513,3 +513,20 @@ def test_a_function_may_bring_arrays_and_a_scale():
   assert jnp.any(leaf != 0)
   with pytest.raises(ValueError, match=r'expected a function x \[d_k\]'):
     features.from_log(lambda x, y: x)
+
+
+@pytest.mark.parametrize('make', [features.from_function, features.from_log])
+@pytest.mark.parametrize(
+  ('fn', 'message'),
+  [
+    (lambda x: [x], r'fn\(x\) is a list; expected a floating-point array'),
+    (lambda x: 3, r'fn\(x\) is an int; expected a floating-point array'),
+    (lambda x: x[0], r'fn\(x\) has shape \[\]; expected \[R\]. Add what'),
+    (lambda x: x[None], r'fn\(x\) has shape \[1, 4\]; expected \[R\]'),
+    (lambda x: x.astype(int), r'fn\(x\) has dtype int.*fn\(x\).astype'),
+    (lambda x: (x, x, x), r'fn\(x\) is a tuple; expected a floating-point'),
+  ],
+)
+def test_what_a_function_returns_is_named(make, fn, message):
+  with pytest.raises(ValueError, match=message):
+    make(fn)(jnp.ones(4))

@@ -117,17 +117,17 @@ def test_bad_calls_are_named(fitted):
     finite.logits(fitted, TOKENS + 50)
   with pytest.raises(ValueError, match='context'):
     finite.generate(fitted, TOKENS, num_tokens=20)
-  with pytest.raises(ValueError, match='learner is a int'):
+  with pytest.raises(ValueError, match='learner is an int'):
     finite.fit(fitted.model, TOKENS, num_landmarks=3, learner=5)
   linear = WindowedLearner(kernel=kernels.LinearKernel())
   with pytest.raises(ValueError, match='kernel is a LinearKernel'):
     finite.fit(fitted.model, TOKENS, num_landmarks=3, learner=linear)
   state = finite.prefill(fitted, jnp.zeros(32, jnp.int32))[1]
-  with pytest.raises(ValueError, match='state has read 32 tokens'):
+  with pytest.raises(ValueError, match='state has room for 32 tokens'):
     finite.decode_step(fitted, state, TOKENS[0])
   state = finite.prefill(fitted, TOKENS)[1]
   for token in (61, jnp.asarray(61)):
-    with pytest.raises(ValueError, match='holds the id 61'):
+    with pytest.raises(ValueError, match='holds 61'):
       finite.decode_step(fitted, state, token)
   with pytest.raises(FileNotFoundError, match='no folder'):
     finite.save('nowhere/finite.npz', fitted)

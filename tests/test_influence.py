@@ -227,7 +227,7 @@ def test_a_demonstration_without_tokens_has_no_effect(function):
     ({'removal': 'drop'}, "removal is 'drop'; expected 'delete' or 'hide'"),
     ({'segment_ids': SEGMENTS.clip(0)}, 'puts token 11, the last one, into a'),
     ({'num_segments': 2}, 'segment_ids holds 2'),
-    ({'label': 61}, 'label holds the id 61'),
+    ({'label': 61}, 'label holds 61'),
     ({'other_label': 3}, 'two labels'),
     ({'other_label': None}, 'other_label is None'),
     ({'model': 3}, 'expected a pretrained.LanguageModel'),

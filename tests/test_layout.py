@@ -279,7 +279,7 @@ ERRORS = {
   'mask differs from': {'attend': ELU, 'mask': random_mask(B, N, T, S)},
   'is_causal is set for 6': {'attend': ELU, 'is_causal': True},
   'without a feature map': {'attend': modified.regularised(strength=1.0)},
-  'attend is a int': {'attend': 3},
+  'attend is an int': {'attend': 3},
   'scale is -1': {'attend': ELU, 'scale': -1.0},
   'mask has shape': {'mask': random_mask(T, S + 1)},
   'mask has dtype': {'mask': jnp.ones((T, S))},

@@ -304,7 +304,7 @@ descend = functools.partial(learners.descend, TOKENS)
      lambda: learners.descend(tuple(TOKENS))),
     ('momentum is 1.0; expected', lambda: descend(momentum=1.0)),
     (r'momentum is -0\.1', lambda: descend(momentum=-0.1)),
-    ('loss is a int', lambda: descend(loss=3)),
+    ('loss is an int', lambda: descend(loss=3)),
     (r'rates has shape \[', lambda: descend(rates=jnp.ones(3))),
     ("decays is 'a'", lambda: delta(decays='a')),
     ("rates is 'a'", lambda: delta(rates='a')),

@@ -144,7 +144,7 @@ def test_cached_step_equals_recomputing(name):
     np.testing.assert_allclose(scores, expected[n], rtol=0, atol=1e-12)
   assert int(cache.length) == 7
   assert bool(np.all(cache.mask))
-  with pytest.raises(ValueError, match='7 slots, all in use'):
+  with pytest.raises(ValueError, match='cache has room for 7 tokens, and 8'):
     pretrained.decode_step(model, cache, TOKENS[0])
 
 
@@ -378,8 +378,8 @@ def test_base_of_rotation_is_read_from_either_place():
   ('tokens', 'message'),
   [
     (np.zeros(0, int), 'tokens is empty.*beginning-of-text'),
-    (np.array([1, 23]), 'id 23, but the vocabulary has 23.*from 0 to 22'),
-    (np.array([-1]), 'id -1'),
+    (np.array([1, 23]), 'holds 23; expected integers from 0 to 22.*vocabulary'),
+    (np.array([-1]), 'holds -1'),
     (np.zeros(17, int), '17 tokens .* context is 16'),
     (np.zeros((2, 3), int), r'shape \[2, 3\]; expected \[N\].*jax.vmap'),
     (np.array(1), r'tokens has shape \[\]; expected \[N\]'),
@@ -469,10 +469,10 @@ def test_a_model_that_sees_ahead_does_not_generate(visible):
   [
     ('Unpack what load returns', lambda: pretrained.logits(
       pretrained.Pretrained(model_of('llama'), None), jnp.arange(3))),
-    ('holds the id 1000000', lambda: pretrained.decode_step(
+    ('holds 1000000', lambda: pretrained.decode_step(
       model_of('llama'), full_cache(), 10**6)),
     ('path is a NoneType', lambda: pretrained.load(None)),
-    ('path is a int', lambda: pretrained.load(3)),
+    ('path is an int', lambda: pretrained.load(3)),
     ("path is ''", lambda: pretrained.load('')),
     ("path is 'xxxxxxxxxxxxxxxxxxxx", lambda: pretrained.load('x' * 5000)),
     ('banana', lambda: pretrained.load('.', dtype='banana')),

@@ -302,7 +302,7 @@ KEY = jax.random.key(0)
     ((KEY, 4, 0), 'dim is 0; expected an integer >= '),
     ((KEY, 4, -3), 'dim is -3; expected an integer >= '),
     ((jnp.zeros(2, jnp.uint32), 4, 3), 'expected a typed random key'),
-    ((0, 4, 3), 'key is a int; expected a typed'),
+    ((0, 4, 3), 'key is an int; expected a typed'),
     (
       (jax.random.split(KEY, 2), 4, 3),
       r'key has shape \[2\]; expected one',

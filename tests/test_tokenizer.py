@@ -126,7 +126,9 @@ def test_a_label_is_one_token_or_an_error(words):
 
 @pytest.mark.parametrize('wrong', [-1, len(files.TOKENS)])
 def test_ids_outside_of_the_vocabulary_are_an_error(words, wrong):
-  with pytest.raises(ValueError, match=rf'ids hold {wrong}; expected ids from'):
+  with pytest.raises(
+    ValueError, match=rf'ids holds {wrong}; expected integers from'
+  ):
     words.decode([0, wrong])
 
 

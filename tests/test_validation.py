@@ -205,7 +205,7 @@ def test_what_is_no_map_and_no_kernel_is_named(function, phi, message):
 
 
 def test_what_needs_a_feature_map_says_so():
-  with pytest.raises(ValueError, match=r'phi is a ExponentialKernel; this fun'):
+  with pytest.raises(ValueError, match=r'phi is an ExponentialKernel; this fu'):
     features.FeatureKernel(KERNEL)
 
 
@@ -549,7 +549,7 @@ CALLS = [
     r'num_demonstrations is -1; expected an integer >= 0',
   ),
   (task(KEY, 3, MATRIX[0]), r'task_matrix has shape \[2\]; expected'),
-  (task(0, 3, MATRIX), r'key is a int; expected a typed random key'),
+  (task(0, 3, MATRIX), r'key is an int; expected a typed random key'),
   (task(jax.random.split(KEY), 3, MATRIX), r'key has shape \[2\]; .*jax\.vmap'),
   (
     task(KEY, 3, MATRIX, input_fn='uniform'),
@@ -616,7 +616,7 @@ CALLS = [
     (many_negatives(make, candidates_fn=value), f'candidates_fn {message}')
     for make in (modified.negative, modified.token_negative)
     for value, message in (
-      (jnp.ones(N, bool), r'is a \w+; .*A mask is lambda position'),
+      (jnp.ones(N, bool), r'is an? \w+; .*A mask is lambda position'),
       ('a', r'is a str; expected a function \(position'),
       (lambda i: i, r'takes \(i\); expected'),
       (lambda i, j: i < 3, r'returned bool \[\]; expected'),

@@ -216,9 +216,9 @@ def test_one_token_at_a_time_is_captured_with_what_it_sees():
   ):
     for token in jax.random.normal(jax.random.key(1), (3, BATCH, 1, WIDTH)):
       model(token.astype(jnp.float32))
-  assert [equivalence.verify_heads(**call).holds for call in calls] == [
-    True
-  ] * 3
+  verdicts = [equivalence.verify_heads(**call).verdict for call in calls]
+  assert verdicts[0].startswith('untested')  # It sees itself alone.
+  assert verdicts[1:] == ['holds'] * 2
 
 
 def test_a_mask_that_is_not_stated_is_told_under_any_map():
@@ -401,6 +401,36 @@ def test_what_cannot_be_judged():
   assert nothing.verdict == 'no visible token'
 
 
+def test_equal_values_test_nothing():
+  q, k, v = tokens()
+  same = jnp.broadcast_to(v[:, :1], v.shape)
+  check = functools.partial(equivalence.verify_heads, q, k, phi=ELU)
+  assert check(same, same).verdict.startswith('untested: values of a query')
+  assert check(same, same + 1).verdict.startswith('fails')
+  # One query that sees two values is enough.
+  other = same.at[:, 1].add(1)
+  mask = np.eye(SIZE, dtype=bool)[None, None]
+  assert check(other, other, mask=mask).verdict.startswith('untested')
+  mask = mask.copy()
+  mask[..., 2, 1] = True
+  h = jax.nn.dot_product_attention(q, k, other, mask=mask)
+  assert check(other, h, mask=mask).verdict.startswith('fails')
+  h = attention.dot_product_attention(
+    q, k, other, attend=kernels.ExponentialKernel(), mask=mask
+  )
+  assert equivalence.verify_heads(q, k, other, h, mask=mask).holds
+
+
+def test_the_softmax_and_swapped_axes_are_told():
+  q, k, v = tokens()
+  h = jax.nn.dot_product_attention(q, k, v)
+  verdict = equivalence.verify_heads(q, k, v, h, phi=ELU).verdict
+  assert verdict.endswith('phi=kernels.ExponentialKernel(), the exact softmax')
+  swapped = [jnp.swapaxes(x, 1, 2) for x in (q, k, v, h)]
+  verdict = equivalence.verify_heads(*swapped).verdict
+  assert 'the axes may be [B, H, T, D]' in verdict
+
+
 def test_a_certificate_is_plain_data_and_short():
   q, k, v = tokens()
   certificate = equivalence.verify_heads(q, k, v, v)
@@ -435,8 +465,8 @@ def test_a_handful_of_programs_and_none_the_second_time(caplog):
     ({'mask': np.ones((6, 5), bool)}, r'mask has shape \[6, 5\]'),
     ({'mask': np.ones((6, 6), 'f4')}, 'mask has dtype float32'),
     ({'bias': np.ones((6, 6), bool)}, 'bias has dtype bool'),
-    ({'scale': 1.0, 'phi': ELU}, 'scale is given with a EluPlusOne'),
-    ({'bias': ALIBI, 'phi': ELU}, 'bias is given with a EluPlusOne'),
+    ({'scale': 1.0, 'phi': ELU}, 'scale is given with an EluPlusOne'),
+    ({'bias': ALIBI, 'phi': ELU}, 'bias is given with an EluPlusOne'),
     ({'num_queries': 0}, 'num_queries is 0'),
     ({'arithmetic': 'highest'}, 'arithmetic is a str'),
   ],
@@ -547,6 +577,15 @@ def test_capture_restores_and_does_not_stay_silent():
   ):
     assert jax.nn.dot_product_attention is not function
   assert jax.nn.dot_product_attention is function
+
+
+@pytest.mark.parametrize('model', [3, nnx.MultiHeadAttention, 'model'])
+def test_capture_takes_no_class_and_no_number(model):
+  with (
+    pytest.raises(ValueError, match=r'capture was given .*expected objects'),
+    equivalence.capture(model),
+  ):
+    jax.nn.dot_product_attention(*tokens())
 
 
 def test_what_no_certificate_states_is_refused_where_it_is_captured():

@@ -120,10 +120,8 @@ def kendall(
   size = len(in_context)
   if size < 2:
     raise ValueError('in_context has 1 entry; expected at least two to order.')
-  signs = [
-    jnp.sign(precision.widen(x)[:, None] - precision.widen(x)[None])
-    for x in (in_context, finetuned)
-  ]
+  pair = precision.widen((in_context, finetuned))
+  signs = [jnp.sign(x[:, None] - x[None]) for x in pair]
   rank = jnp.sum(signs[0] * signs[1]) / (size * (size - 1))
   return rank.astype(in_context.dtype)
 

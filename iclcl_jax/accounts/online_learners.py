@@ -81,8 +81,7 @@ def descend(
   """
   losses.check_loss(loss)
   _validate.below_one(momentum=momentum)
-  start = _zero_state(tokens)
-  rates, decays = _broadcast_gates(tokens, rates, decays)
+  start, rates, decays = _start(tokens, rates, decays)
 
   def step(carry, token):
     weights, speed = carry
@@ -100,16 +99,16 @@ def descend(
   return jax.lax.scan(step, carry, (*tokens, rates, decays))[1]
 
 
-def _broadcast_gates(
+def _start(
   tokens: Stream, rates: Any, decays: Any
-) -> tuple[Float[Array, ' N'], Array]:
-  """Returns step sizes `[N]`, and decays `[N, 1]` or `[N, R]`."""
+) -> tuple[Array, Float[Array, ' N'], Array]:
+  """Returns the zero state, step sizes `[N]`, decays `[N, 1]` or `[N, R]`."""
   size, width = tokens.keys.shape
   rates = _as_gate('rates', rates, tokens, [(), (size,)])
   decays = _as_gate('decays', decays, tokens, [(), (size,), (size, width)])
   if decays.ndim < 2:
     decays = jnp.broadcast_to(decays, (size,))[:, None]
-  return jnp.broadcast_to(rates, (size,)), decays
+  return _zero_state(tokens), jnp.broadcast_to(rates, (size,)), decays
 
 
 def _as_gate(name: str, value: Any, tokens: Stream, shapes) -> Array:
@@ -201,8 +200,7 @@ def delta_recurrence(
 
 def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
   """Runs linear attention with these labels, token after token."""
-  start = _zero_state(tokens)
-  rates, decays = _broadcast_gates(tokens, rates, decays)
+  start, rates, decays = _start(tokens, rates, decays)
 
   def step(weights, token):
     query, key, value, rate, decay = token
@@ -217,8 +215,7 @@ def _recur(label_fn, tokens, rates, decays) -> Float[Array, 'N d_v']:
 def _by_chunks(labels_fn, tokens, rates, decays, chunk_size):
   """Runs linear attention with these labels; rates of 0 fill the last chunk."""
   _validate.at_least(1, chunk_size=chunk_size)
-  start = _zero_state(tokens)
-  rates, decays = _broadcast_gates(tokens, rates, decays)
+  start, rates, decays = _start(tokens, rates, decays)
   if decays.shape[1] > 1:
     raise ValueError(
       f'decays has shape {list(decays.shape)}; expected one number for each '

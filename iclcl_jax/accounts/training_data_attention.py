@@ -19,14 +19,12 @@ References:
   eq. 4 (plain SGD); momentum and decay are derived here.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iclcl_jax import _validate, attention, features
 from iclcl_jax._door import door
@@ -131,11 +129,9 @@ def train(
       f'batches has shape {list(batches.shape)}; expected at least one step of '
       'at least one example.'
     )
-  for name, rows, size, kind in (
-    ('labels', labels, len(params[-1]), 'classes'),
-    ('batches', batches, len(inputs), 'examples'),
-  ):
-    _validate.look(functools.partial(_check_range, name, size, kind), rows)
+  remedy = 'Each class has an output of the last layer.'
+  _validate.check_ids('labels', labels, 0, len(params[-1]), remedy)
+  _validate.check_ids('batches', batches, 0, len(inputs), 'Count the inputs.')
   size = batches.shape[1]
 
   def example_loss(biases, params, x, label):
@@ -267,13 +263,4 @@ def _check_params(params: Params) -> None:
   for (name, matrix), (next_name, after) in itertools.pairwise(named.items()):
     _validate.check_same(
       'width', name, len(matrix), f'{next_name} less bias', after.shape[1] - 1
-    )
-
-
-def _check_range(name: str, size: int, kind: str, rows: Array) -> None:
-  low, high = int(np.min(rows, initial=0)), int(np.max(rows, initial=0))
-  if low < 0 or high >= size:
-    raise ValueError(
-      f'{name} ranges from {low} to {high}; expected 0 to {size - 1}, for '
-      f'{size} {kind}.'
     )

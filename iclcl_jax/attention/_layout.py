@@ -375,7 +375,8 @@ def check_layout(query, key, value) -> None:
     if array.ndim < 3 or array.ndim != query.ndim:
       raise ValueError(
         f'{name} has shape {list(array.shape)}; expected [..., tokens, heads, '
-        'width], with the batch axes of query. Add an axis for one head.'
+        'width], as many axes in query, key and value. One head is an axis, '
+        f'too: {name}[..., None, :].'
       )
     _validate.check_kind(name, array, '_' * array.ndim, _validate.FLOATING)
   _validate.check_dtypes(arrays)

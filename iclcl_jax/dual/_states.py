@@ -111,8 +111,8 @@ def merge(a: State, b: State) -> State:
   """
   if type(a) is not type(b):
     raise ValueError(
-      f'a is a {type(a).__name__}, b a {type(b).__name__}; expected states of '
-      'the same phi.'
+      f'a is {_validate.kind_of(a)}, b {_validate.kind_of(b)}; expected states '
+      'of the same phi.'
     )
   form = moments if isinstance(a, DualState) else coefficients
   return form.merge(a, b)

@@ -40,6 +40,13 @@ def capture(*models: Any) -> Iterator[list[dict[str, Any]]]:
     >>> [equivalence.verify_heads(**call).verdict for call in calls]
     ['holds']
   """
+  for model in models:
+    is_held = isinstance(model, dict | list | tuple)
+    if isinstance(model, type) or not (is_held or hasattr(model, '__dict__')):
+      raise ValueError(
+        f'capture was given {model!r:.200}; expected objects that hold an '
+        'attention_fn. Pass an instance, such as an NNX model.'
+      )
   calls: list[dict[str, Any]] = []
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.disable_jit())
@@ -182,7 +189,8 @@ def _learner(attend) -> dict[str, Any]:
     raise ValueError(
       f'the attention is {type(fn).__name__}, which verify_heads cannot state; '
       'expected a map, a kernel or attention_from_loss. Certify its queries by '
-      'equivalence.verify(phi, q, k, v, attention_fn=..., penalty=...).'
+      'equivalence.verify(phi, q, k, v, attention_fn=..., penalty=..., '
+      'num_query_tokens=...).'
     )
   return settings
 

@@ -1,13 +1,12 @@
 """The certificate of one head and one query."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import losses, moments, precision
+from iclcl_jax import _validate, losses, moments, precision
 from iclcl_jax._door import eager_door
 from iclcl_jax.equivalence import _verdict
 from iclcl_jax.equivalence._residuals import residuals
@@ -93,8 +92,8 @@ def verify(
     loss, penalty, optimizer, learning_rate: as in
       `modified.attention_from_loss`.
     attention_fn: the attention to be certified, such as
-      `modified.regularised(strength=0.5)`; None for the attention that the loss
-      implies.
+      `modified.regularised(strength=0.5)`, whose query side is one token; None
+      for the attention that the loss implies.
     arithmetic: `precision.HIGHEST` or `precision.PLATFORM_DEFAULT`.
 
   Example:
@@ -103,9 +102,11 @@ def verify(
     'holds'
   """
   _verdict.check_arithmetic(arithmetic)
-  measure = functools.partial(
-    residuals,
+  result = arithmetic.transform(residuals)(
     phi,
+    query,
+    keys,
+    values,
     num_query_tokens=num_query_tokens,
     mask=mask,
     loss=loss,
@@ -114,11 +115,9 @@ def verify(
     learning_rate=learning_rate,
     attention_fn=attention_fn,
   )
-  result = arithmetic.transform(measure)(query, keys, values)
-  instead = 'Use equivalence.residuals inside jit or vmap.'
-  _verdict.check_concrete('verify', instead, result, mask)
+  remedy = 'Use equivalence.residuals inside jit or vmap.'
+  _validate.check_concrete('an argument', result, mask, remedy=remedy)
   query, keys, values = map(jnp.asarray, (query, keys, values))
-  tolerance = precision.tolerance(keys.dtype)
   seen = {
     'query': query,
     'keys': moments.visible(keys, mask),
@@ -128,6 +127,12 @@ def verify(
   if mask is None or np.any(mask):
     inputs, found = jax.device_get((seen, result))
     verdict = _judge(inputs, found, keys.dtype, arithmetic)
+  own = getattr(attention_fn, '_default_query_tokens', num_query_tokens)
+  if verdict == 'fails' and own > num_query_tokens:
+    verdict += (
+      f': attention_fn has {own} row on the query side, the dual model '
+      f'{num_query_tokens}; state num_query_tokens={own}'
+    )
   return Certificate(
     phi=getattr(phi, '__name__', type(phi).__name__),
     num_demonstrations=keys.shape[0] - num_query_tokens,
@@ -138,7 +143,7 @@ def verify(
     residual=float(result.residual),
     relative_error=float(result.relative_error),
     condition=float(result.condition),
-    tolerance=tolerance,
+    tolerance=precision.tolerance(keys.dtype),
     dtype=jnp.dtype(keys.dtype).name,
     precision=arithmetic.name,
     verdict=verdict,
@@ -150,7 +155,7 @@ def _judge(inputs, result, dtype, arithmetic) -> str:
     if not np.all(np.isfinite(array)):
       return f'not finite: {name}'
   if not np.isfinite(result.normaliser):
-    return 'not finite: normaliser'
+    return f'not finite: {_verdict.NORMALISER}'
   if result.normaliser == 0:
     return 'zero normaliser'
   limit = float(jnp.finfo(result.normaliser.dtype).eps) ** -0.5

@@ -17,9 +17,10 @@ _MULTIPLE = (
   'one (a gate, an attention sink)'
 )
 _NO_MEAN = (
-  'an output is no mean of the values that its query sees: dropout is on, the '
-  'weights do not sum to one, it learns by another loss: state it by loss=, or '
-  'the arrays do not belong together'
+  'an output is no mean of the values that its query sees: the axes may be '
+  '[B, H, T, D], where [B, T, H, D] is expected, dropout is on, the weights do '
+  'not sum to one, it learns by another loss: state it by loss=, or the arrays '
+  'do not belong together'
 )
 _OTHER_MEAN = (
   'the output is a mean of the visible values with other weights: state a bias '
@@ -88,7 +89,7 @@ def _of_row(phi, stretch, num_heads, keys, values, row):
 
   guesses = {
     _CONTRASTIVE: seeing(seen),
-    'phi=kernels.ExponentialKernel()': mean(stated),
+    'phi=kernels.ExponentialKernel(), the exact softmax': mean(stated),
     'phi=features.EluPlusOneFeatures()': mean(jnp.log(features[1:] @ query)),
     'a ReLU, phi=lambda x, y: jax.nn.relu(x @ y)': mean(
       jnp.log(jax.nn.relu(raw))
@@ -96,7 +97,7 @@ def _of_row(phi, stretch, num_heads, keys, values, row):
     'is_causal=True': seeing(seen & (where <= row.position)),
     'mask=None, is_causal=False': seeing(seen | True),
     'mask=~mask': seeing(~seen) if row.mask is not None else jnp.nan,
-    'bias=None': mean(stated - bias),
+    'bias=None': mean(stated - bias) if row.bias is not None else jnp.nan,
     'ALiBi, bias=-2 ** (-8 * n / N) * abs(t - s)': mean(stated - alibi),
     'scale=None': mean(raw / width**0.5 + bias),
     'scale=1.0': mean(raw + bias),

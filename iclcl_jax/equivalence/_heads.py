@@ -17,6 +17,7 @@ from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel, Loss
 
 _SOFTMAX = kernels.ExponentialKernel()
+_UNTESTED = 'untested: values of a query are equal, any weights give the output'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -28,7 +29,7 @@ class HeadsCertificate(_verdict.Judged):
     sizes: sequences, heads, queries checked in each, keys.
     residual: the largest of each head, see `Residuals`. Shape `[N]`.
     verdict: 'holds', or what prevents it; 'fails: ' and what the output is
-      instead, as far as that can be told.
+      instead, as far as that can be told; 'untested: ' if any weights would do.
   """
 
   phi: str
@@ -89,8 +90,8 @@ def verify_heads(
   """
   _verdict.check_arithmetic(arithmetic)
   arrays = query, key, value, output, bias, mask, phi
-  instead = 'Let equivalence.capture collect them.'
-  _verdict.check_concrete('verify_heads', instead, *arrays)
+  remedy = 'Let equivalence.capture collect them.'
+  _validate.check_concrete('an argument', *arrays, remedy=remedy)
   tokens = _check_tokens(query, key, value, output)
   *batch, size, num_heads, width = query.shape
   shape = (*batch, num_heads, size, key.shape[-3])
@@ -106,7 +107,7 @@ def verify_heads(
     rows = np.unique(np.linspace(0, size - 1, num_queries).astype(int))
   heads = _by_head(tokens, bias, mask, rows, stretch, is_causal)
   measured = arithmetic.transform(_measure)(phi, heads, loss, learning_rate)
-  residual, amount, condition, sees = (
+  residual, amount, condition, sees, spread = (
     np.asarray(x).reshape(-1, num_heads, len(rows)) for x in measured
   )
   dtype = min((x.dtype for x in tokens), key=lambda x: jnp.finfo(x).bits)
@@ -115,7 +116,7 @@ def verify_heads(
   limit = np.maximum(rounding, precision.tolerance(dtype))
   if not np.all(np.isfinite(residual)):
     finite = (np.all(np.isfinite(np.asarray(x, float))) for x in tokens)
-    names = 'query', 'key', 'value', 'output', 'normaliser'
+    names = 'query', 'key', 'value', 'output', _verdict.NORMALISER
     verdict = f'not finite: {names[[*finite, False].index(False)]}'
   elif not np.any(sees):
     verdict = 'no visible token'
@@ -124,6 +125,8 @@ def verify_heads(
   else:
     unexplained = np.max(np.where(residual <= rounding, 0, residual))
     verdict = _verdict.judge(np.max(residual), dtype, arithmetic, unexplained)
+  if verdict == 'holds' and np.max(spread) <= precision.tolerance(dtype):
+    verdict = _UNTESTED
   if verdict == 'fails':
     verdict += ': ' + diagnose(phi, heads, stretch, residual, limit)
   return HeadsCertificate(
@@ -189,7 +192,10 @@ def _measure(phi, heads, loss, learning_rate):
 
 
 def _measure_row(phi, loss, learning_rate, keys, values, row: _Row):
-  """Returns residual, size of the scores, condition, and if a key is seen."""
+  """Returns residual, size of scores, condition, if a key is seen, spread.
+
+  The last is how far the visible values are apart, relative to their size.
+  """
   query, mask = row.query, row.mask
   amount = jnp.abs(keys) @ jnp.abs(query) / query.shape[0] ** 0.5
   if row.bias is not None:
@@ -210,9 +216,13 @@ def _measure_row(phi, loss, learning_rate, keys, values, row: _Row):
   if hasattr(phi, 'log_kernel'):
     weights = attention.weights(phi, query, keys, mask=mask)
   amount = jnp.sum(jnp.where(weights > 0, weights * amount, 0))
-  sees = jnp.ones((), bool) if mask is None else jnp.any(mask)
+  seen = jnp.ones(len(keys), bool) if mask is None else mask
+  sees, shown = jnp.any(seen), jnp.where(seen[:, None], values, 0)
+  apart = jnp.where(seen[:, None], shown - shown[jnp.argmax(seen)][None], 0)
+  spread = precision.ratio(*(jnp.max(jnp.abs(x)) for x in (apart, shown)))
   residual = jnp.where(sees, result.residual, 0)
-  return residual, amount, jnp.where(sees, result.condition, 1), sees
+  condition = jnp.where(sees, result.condition, 1)
+  return residual, amount, condition, sees, spread
 
 
 @_pytree.dataclass
@@ -253,6 +263,6 @@ def _check_claim(phi, scale, bias, mask) -> None:
   ):
     if is_wrong:
       raise ValueError(
-        f'{name} is given with a {type(phi).__name__}; expected None: write it '
-        'into phi. ExponentialKernel takes a scale, log_kernel a bias.'
+        f'{name} is given with {_validate.kind_of(phi)}; expected None: write '
+        'it into phi. ExponentialKernel takes a scale, log_kernel a bias.'
       )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax import _pytree, precision, transformer
+from iclcl_jax import _pytree, _validate, precision, transformer
 from iclcl_jax._door import door, eager_door
 from iclcl_jax.equivalence import _verdict
 from iclcl_jax.types import Array, Float, Int, Mask
@@ -172,14 +172,14 @@ def verify_model(
     'holds'
   """
   _verdict.check_arithmetic(arithmetic)
-  instead = 'Use equivalence.model_residuals inside jit or vmap.'
-  _verdict.check_concrete('verify_model', instead, blocks, x, positions, mask)
+  remedy = 'Use equivalence.model_residuals inside jit or vmap.'
+  arrays = blocks, x, positions, mask
+  _validate.check_concrete('an argument', *arrays, remedy=remedy)
   if mask is not None and not np.any(mask):
     raise ValueError('mask is all False; expected at least one valid token.')
-  measure = functools.partial(
-    model_residuals, architecture, positions=positions, mask=mask
+  result = arithmetic.transform(model_residuals)(
+    architecture, blocks, x, positions=positions, mask=mask
   )
-  result = arithmetic.transform(measure)(blocks, x)
   return certificate_of(result, mask=mask, arithmetic=arithmetic)
 
 

@@ -87,8 +87,9 @@ def residuals(
     learning_rate, 1
   )
   tokens = phi, query, keys, values, num_query_tokens, mask
-  objective = loss, penalty, optimizer, learning_rate, attention_fn
-  return _residuals(_Theorem(*tokens, *objective), is_unit)
+  objective = {'loss': loss, 'penalty': penalty, 'optimizer': optimizer}
+  objective |= {'learning_rate': learning_rate}
+  return _residuals(_Theorem(*tokens, objective, attention_fn), is_unit)
 
 
 @_pytree.dataclass
@@ -101,16 +102,12 @@ class _Theorem:
   values: Array
   num_query_tokens: int
   mask: Array | None
-  loss: Loss
-  penalty: Penalty | None
-  optimizer: Optimizer | None
-  learning_rate: float | Array
+  objective: dict[str, Any]  # As in `modified.attention_from_loss`.
   attention_fn: AttentionFn | None
 
   @functools.cached_property
   def demonstrations(self) -> dict[str, Array | None]:
-    rows = slice(self.keys.shape[0] - self.num_query_tokens)
-    return self._tokens(rows)
+    return self._tokens(slice(self.keys.shape[0] - self.num_query_tokens))
 
   @functools.cached_property
   def start(self) -> State:
@@ -119,17 +116,12 @@ class _Theorem:
 
   @functools.cached_property
   def implied(self) -> modified.LossAttention:
-    return modified.attention_from_loss(
-      self.loss,
-      penalty=self.penalty,
-      optimizer=self.optimizer,
-      learning_rate=self.learning_rate,
-    )
+    return modified.attention_from_loss(**self.objective)
 
   @property
   def is_linear(self) -> bool:
-    is_plain = self.penalty is None and self.optimizer is None
-    return is_plain and self.loss is losses.contrastive
+    is_plain = not (self.objective['penalty'] or self.objective['optimizer'])
+    return is_plain and self.objective['loss'] is losses.contrastive
 
   def answer(self, attend: AttentionFn, **options: Any) -> Array:
     if self.mask is not None:
@@ -188,7 +180,7 @@ def _closed_form(theorem: _Theorem) -> Float[Array, ' d_v']:
     theorem.phi,
     theorem.start,
     **theorem.demonstrations,  # type: ignore[arg-type]
-    learning_rate=theorem.learning_rate,
+    learning_rate=theorem.objective['learning_rate'],
   )
   return dual.predict(theorem.phi, state, theorem.query)
 
@@ -198,10 +190,7 @@ def _autodiff(theorem: _Theorem) -> Float[Array, ' d_v']:
     theorem.phi,
     theorem.start,
     **theorem.demonstrations,  # type: ignore[arg-type]
-    loss=theorem.loss,
-    penalty=theorem.penalty,
-    optimizer=theorem.optimizer,
-    learning_rate=theorem.learning_rate,
+    **theorem.objective,
   )
   return dual.predict(theorem.phi, state, theorem.query)
 

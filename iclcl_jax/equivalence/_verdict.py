@@ -9,6 +9,8 @@ import numpy as np
 
 from iclcl_jax import _validate, precision
 
+NORMALISER = 'normaliser, made of features or kernel values of phi'
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Judged:
@@ -48,15 +50,6 @@ class Judged:
       name: np.asarray(x, float).tolist() if hasattr(x, 'dtype') else x
       for name, x in result.items()
     }
-
-
-def check_concrete(name: str, instead: str, *arrays: Any) -> None:
-  """Raises in a transformation, where nothing can be judged."""
-  if not _validate.is_concrete(*arrays):
-    raise ValueError(
-      f'{name} was called inside a transformation; expected concrete arrays. '
-      f'{instead}'
-    )
 
 
 def check_arithmetic(arithmetic: Any) -> None:

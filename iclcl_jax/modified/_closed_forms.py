@@ -80,8 +80,8 @@ def regularised(*, strength: float | Array) -> Regularised:
   the second sum over the query side; the query's own token is the last row
   unless a call says otherwise. Its loss is `losses.contrastive` with the
   penalty `losses.ridge(strength)` and step size 1; a ridge with a step size of
-  its own is the product of both. The `strength` is :math:`\alpha`, of either
-  sign.
+  its own is the product of both. `equivalence.verify` is told of the query side
+  too, `num_query_tokens=1`. The `strength` is :math:`\alpha`, of either sign.
 
   Example:
     >>> x, values = jnp.zeros((2, 4)), jnp.array([[1.0], [3.0]])

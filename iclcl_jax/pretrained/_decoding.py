@@ -77,16 +77,8 @@ def decode_step(
   _model.check_model(model)
   expected = 'the KeyValueCache that prefill or decode_step returned'
   _validate.check_type('cache', cache, KeyValueCache, expected)
-  num_slots = len(cache.mask)
-
-  def check_free(length: Any) -> None:
-    if int(length) >= num_slots:
-      raise ValueError(
-        f'cache has {num_slots} slots, all in use; expected a free one. '
-        'Call prefill with a larger cache_length.'
-      )
-
-  _validate.look(check_free, cache.length)
+  remedy = 'Call prefill with a larger cache_length.'
+  _validate.check_room('cache', len(cache.mask), remedy, cache.length, 1)
   _model.check_text(model, 'token', token, ranks=(0,))
   token = jnp.asarray(token)
   position = jnp.sum(cache.mask, dtype=cache.positions.dtype)[None]

@@ -278,19 +278,8 @@ def check_text(
 
 
 def check_ids(model: LanguageModel, name: str, ids: Any) -> None:
-  size = model.vocabulary_size
-
-  def check(ids: Any) -> None:
-    ids = np.asarray(ids)
-    outside = ids[(ids < 0) | (ids >= size)]
-    if outside.size:
-      raise ValueError(
-        f'{name} holds the id {outside[0]}, but the vocabulary has {size} '
-        f'tokens; expected ids from 0 to {size - 1}. Use the tokenizer that '
-        'belongs to this model.'
-      )
-
-  _validate.look(check, ids)
+  remedy = 'These are the vocabulary: use the tokenizer that belongs to it.'
+  _validate.check_ids(name, ids, 0, model.vocabulary_size, remedy)
 
 
 def check_room(

@@ -6,7 +6,6 @@ far that changes the predictions is measured by `experiments.finite_duals`.
 """
 
 import dataclasses
-import functools
 import os
 from typing import Any, NamedTuple
 
@@ -80,9 +79,8 @@ def fit(
   """
   _check(model, tokens)
   learner = finite_duals.WindowedLearner() if learner is None else learner
-  _validate.check_type(
-    'learner', learner, finite_duals.WindowedLearner, 'a WindowedLearner'
-  )
+  expected: Any = finite_duals.WindowedLearner
+  _validate.check_type('learner', learner, expected, 'a WindowedLearner')
   kind = kernels.ExponentialKernel
   _validate.check_type('learner.kernel', learner.kernel, kind, kind.__name__)
   positions = jnp.arange(tokens.shape[0])
@@ -139,8 +137,8 @@ def decode_step(
   """Reads one more token, in time and memory that do not grow with the text."""
   _check_finite(finite)
   _model.check_ids(finite.model, 'token', token)
-  context = finite.model.context_length
-  _validate.look(functools.partial(_check_used, context), state.used)
+  context, why = finite.model.context_length, 'It is the context of the model.'
+  _validate.check_room('state', context, why, state.used, 1)
   stream, state = _read(finite, state, jnp.asarray(token)[None])
   return _model.unembed(finite.model, stream)[0], state
 
@@ -256,25 +254,15 @@ def _check_finite(finite: Any) -> None:
   _validate.check_type('finite', finite, FiniteModel, 'what finite.fit returns')
   _model.check_model(finite.model)
   axes = finite.model.blocks.key.weight.shape
-  width = axes[3]
   for leaf in jax.tree.leaves(finite.maps):
     shape = list(leaf.shape)
-    if shape[:2] != [axes[0], axes[2]] or (
-      len(shape) == 4 and shape[3] != width
-    ):
+    fits = len(shape) < 4 or shape[3] == axes[3]
+    if shape[:2] != [axes[0], axes[2]] or not fits:
       raise ValueError(
         f'finite.maps has an array {shape}, and the model {axes[0]} layers of '
-        f'{axes[2]} key-value heads of width {width}; expected maps that were '
-        'fitted to this model.'
+        f'{axes[2]} key-value heads of width {axes[3]}; expected maps that '
+        'were fitted to this model.'
       )
-
-
-def _check_used(context_length: int, used: Array) -> None:
-  if int(used) >= context_length:
-    raise ValueError(
-      f'state has read {int(used)} tokens, the context of the model; expected '
-      'fewer.'
-    )
 
 
 def _check(model: LanguageModel, tokens: Array) -> None:

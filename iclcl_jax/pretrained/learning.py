@@ -116,11 +116,9 @@ def alone(
   before = jnp.cumsum(inside) == 0
   behind = ~inside & ~before
   own = inside[:, None] & (segment_ids[:, None] == segment_ids[None])
-  learning = Learning(
-    rates=(behind[:, None] | before[None] | own).astype('float32')
-  )
+  rates = (behind[:, None] | before[None] | own).astype('float32')
   if not share_positions:
-    return learning
+    return Learning(rates)
 
   def count(members):
     if mask is not None:
@@ -131,7 +129,7 @@ def alone(
   place = jnp.diagonal(count(own))
   longest = jnp.where(behind, jnp.max(place), 0)
   positions = count(before) + place + longest + count(behind) - 1
-  return learning._replace(positions=positions)
+  return Learning(rates, positions)
 
 
 @door

@@ -91,12 +91,8 @@ class Tokenizer:
     Raises `ValueError` if an id is outside of the vocabulary.
     """
     numbers = [int(index) for index in np.asarray(list(ids), np.int64)]
-    for index in numbers:
-      if not 0 <= index < self.vocab_size:
-        raise ValueError(
-          f'ids hold {index}; expected ids from 0 to {self.vocab_size - 1}. '
-          'Use the tokenizer that belongs to the model.'
-        )
+    remedy = 'Use the tokenizer that belongs to the model.'
+    _validate.check_ids('ids', numbers, 0, self.vocab_size, remedy)
     return self.backend.decode(numbers, skip_special_tokens=False)
 
   def chat(

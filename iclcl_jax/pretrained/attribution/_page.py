@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iclcl_jax.pretrained import _decoding
+from iclcl_jax.pretrained import _decoding, _model
 from iclcl_jax.pretrained._model import LanguageModel
 from iclcl_jax.pretrained.attribution import _html, _influence, _logits
-from iclcl_jax.pretrained.attribution._spans import mark
+from iclcl_jax.pretrained.attribution._spans import check_tokenizer, mark
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 # Characters that no page can hold, and the pictures that stand for them.
@@ -37,6 +37,7 @@ class Page(NamedTuple):
     influence, effects: what their difference loses without a demonstration,
       predicted to first order and measured by deletion. Shape `[S]`.
     attribution: what the last position read, a segment for each token.
+    dtype: of the model, in which all was computed.
   """
 
   pieces: Sequence[str]
@@ -48,6 +49,7 @@ class Page(NamedTuple):
   influence: np.ndarray
   effects: np.ndarray
   attribution: _logits.LogitAttribution
+  dtype: str
 
   def to_html(self, *, more: str = '') -> str:
     """Returns the page, one file that needs no other, as a string.
@@ -63,6 +65,9 @@ class Page(NamedTuple):
   def __repr__(self) -> str:
     rows = zip(self.names, self.influence, self.effects, strict=True)
     lines = [f'{name:<46}  {x:>+9.2f}  {y:>+7.2f}' for name, x, y in rows]
+    if (first := self.segment_ids[0]) >= 0:
+      lines[first] += ' †'
+      lines.append('† holds the first token: its influence predicts nothing.')
     return '\n'.join([f'{"demonstration":<46}  influence  deleted', *lines])
 
   def _repr_html_(self) -> str | None:
@@ -100,6 +105,8 @@ def page(
     raise ValueError(
       f"labels is {labels!r}; expected two, such as (' Positive', ' Negative')."
     )
+  _model.check_model(model)
+  check_tokenizer(tokenizer)
   encoding, count = tokenizer.encoding(text, add_special_tokens), len(spans)
   tokens = jnp.asarray(encoding.ids, 'int32')
   answers = [_ids(tokenizer, label) for label in labels]
@@ -113,6 +120,12 @@ def page(
   question = model, tokens, jnp.arange(len(tokens)), *answers
   read = _logits.attribute(*question, num_segments=len(tokens))
   texts = [jnp.atleast_1d(x) for x in answers]
+  scores = np.asarray(_decoding.score_labels(model, tokens, texts))
+  if not np.all(np.isfinite(scores)):
+    raise ValueError(
+      f'model gives the labels the log-probabilities {scores}; expected finite '
+      'ones. Look for NaN among its weights.'
+    )
   pieces, starts = _cut(tokenizer, text, encoding)
   owned = list(zip(segments[np.array(starts)], pieces, strict=True))
   return Page(
@@ -121,10 +134,11 @@ def page(
     segment_ids=segments,
     names=[_name(''.join(x for i, x in owned if i == s)) for s in range(count)],
     labels=[_word(tokenizer, label) for label in labels],
-    log_probabilities=np.asarray(_decoding.score_labels(model, tokens, texts)),
+    log_probabilities=scores,
     influence=losses[0],
     effects=losses[1],
     attribution=jax.device_get(read),
+    dtype=model.embedding.dtype.name,
   )
 
 

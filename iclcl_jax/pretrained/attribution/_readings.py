@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from iclcl_jax import _pytree, _validate, kernels, moments, transformer
 from iclcl_jax._door import door
@@ -135,17 +134,8 @@ def _members(
 
 def check_segments(segment_ids: Array, num_segments: int) -> None:
   _validate.at_least(1, num_segments=num_segments)
-
-  def check(segment_ids: Any) -> None:
-    ids = np.asarray(segment_ids)
-    outside = ids[(ids < -1) | (ids >= num_segments)]
-    if outside.size:
-      raise ValueError(
-        f'segment_ids holds {outside[0]}; expected -1 for tokens of no '
-        f'demonstration, or 0 to {num_segments - 1} (num_segments less one).'
-      )
-
-  _validate.look(check, segment_ids)
+  remedy = 'Tokens of no demonstration have -1; num_segments counts the others.'
+  _validate.check_ids('segment_ids', segment_ids, -1, num_segments, remedy)
 
 
 def _read_segments(

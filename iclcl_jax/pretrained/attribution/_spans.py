@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from iclcl_jax import _validate
 from iclcl_jax.pretrained.tokenizer import Tokenizer
 
 
@@ -27,8 +28,15 @@ def mark_spans(
       that is empty, is not in the text, has no token that begins in it, or
       overlaps with another is a `ValueError`.
   """
+  check_tokenizer(tokenizer)
   edges = tokenizer.spans(text, add_special_tokens=add_special_tokens)
   return mark(text, edges, spans)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+  kind = object if hasattr(tokenizer, 'spans') else Tokenizer
+  expected = 'a Tokenizer, as load returns it behind the model'
+  _validate.check_type('tokenizer', tokenizer, kind, expected)
 
 
 def mark(text: str, edges: Any, spans: Sequence[Any]) -> np.ndarray:
@@ -42,11 +50,12 @@ def mark(text: str, edges: Any, spans: Sequence[Any]) -> np.ndarray:
   result, end = np.full(len(begins), -1, np.int32), 0
   for number, span in enumerate(spans):
     if isinstance(span, str):
-      begin = text.find(span, end)
-      if begin < 0:
+      begin, found = text.find(span, end), text.count(span, end)
+      if not 0 < found <= spans[number:].count(span):
         raise ValueError(
-          f'spans[{number}] is {span!r:.200}, which the text does not hold '
-          f'behind character {end}; expected demonstrations in their order.'
+          f'spans[{number}] is {span!r:.200}, which the text holds {found} '
+          f'times behind character {end}; expected demonstrations in their '
+          'order, once each. For another one pass a pair: begin and end.'
         )
       span = begin, begin + len(span)
     try:
