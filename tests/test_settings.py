@@ -106,7 +106,7 @@ BAD = {
     ('num_steps_of_gd', (), 'num_steps_of_gd is empty'),
     ('deep_steps', 11, 'deep_steps is 11; expected a multiple of 10'),
     ('sine_width', 0, 'sine_width is 0'),
-    ('parts', ('sines',), "parts is 'sines'; expected 'softmax' or 'steps'"),
+    ('parts', ('sines',), "parts is 'sines'; expected 'steps' or 'stacks'"),
     ('alternating_size', 0, 'alternating_size is 0'),
   ],
   'meta_optimizer': [

@@ -1,10 +1,10 @@
 r"""Trained self-attention against gradient descent on linear regression.
 
-Trains one layer of linear self-attention, layers of softmax with one and two
-heads, looped and untied stacks, attention on a network (sine waves) and two
-layers on separate tokens; compares each with gradient descent, and tunes
-several steps of gradient descent and of GD++. Layers that are constructed to
-descend are among the identities of `experiments.accounts`::
+Trains one layer of linear self-attention, looped and untied stacks, attention
+on a network (sine waves) and two layers on separate tokens; compares each with
+gradient descent, and tunes several steps of gradient descent and of GD++.
+Layers that are constructed to descend, and softmax with one and two heads, are
+in `experiments.accounts`::
 
   python -m experiments.linear_regression_gd --workdir=out/linear_regression
 
@@ -27,10 +27,9 @@ sampled tasks, whose standard errors are ten times larger, the losses come out
 1 to 2.1 % above it, and two of six miss it by more than 2 % and three standard
 errors. Trained, five seeds: one layer .2051 (the best step on the same tasks
 .2047, Model cos .9992), two looped layers .1104 (GD++ .1092), five looped
-layers .067 (GD .107, GD++ .051), two untied layers .092 (GD++ untied .103);
-softmax with two heads .017 above gradient descent; on sine waves .0031, one
-step on the last layer of a network .0021; on separate tokens .1020, one step
-.1021.
+layers .067 (GD .107, GD++ .051), two untied layers .092 (GD++ untied .103); on
+sine waves .0031, one step on the last layer of a network .0021; on separate
+tokens .1020, one step .1021.
 
 References:
   von Oswald et al., arXiv:2212.07677.
@@ -53,7 +52,7 @@ from experiments.linear_regression_gd import (
 )
 
 PARTS = lab.parts(layer, steps, stacks, sine, alternating)
-OPTIONAL = 'softmax', 'steps', 'stacks', 'sine', 'alternating'
+OPTIONAL = 'steps', 'stacks', 'sine', 'alternating'
 
 
 size = functools.partial(lab.option, above=0)
@@ -70,7 +69,6 @@ class Config(lab.Config):
   half_range: float = size(0.5, 'half-range a of the inputs, from U(-a, a)')
   batch_size: int = lab.count(2048, 'tasks of a step, single layers', tiny=64)
   num_steps: int = single(5000, 'training steps of the linear layer', tiny=300)
-  softmax_steps: int = single(2000, 'training steps of softmax layers', tiny=50)
   record_every: int = lab.count(100, 'steps between records', tiny=50)
   learning_rate: float = size(1e-3, 'rate of Adam, single layers', tiny=1e-2)
   clip: float = size(1e-3, 'largest norm of the gradient, single layers')

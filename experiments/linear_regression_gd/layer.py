@@ -1,12 +1,11 @@
-"""Does one trained layer do one step of gradient descent? Linear and softmax.
+"""Does one trained layer of linear attention do one step of gradient descent?
 
-Layers are trained from small random weights and compared with the step whose
-size is the best for the test tasks; the linear one also on scaled inputs, along
-the line to the constructed weights, and in its products. Softmax layers, with
-one head and with two, run with `--parts=softmax`.
+It is trained from small random weights and compared with the step whose size is
+the best for the test tasks: as it is, on scaled inputs, along the line to the
+constructed weights, and in its products. Softmax with one head and with two:
+`experiments.accounts`.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,16 +22,6 @@ from iclcl_jax.types import Array, Float
 ALIGNED = 0.999
 SCALES = np.linspace(0.5, 2.0, 13)
 FRACTIONS = np.linspace(0.0, 1.0, 11)
-LAYERS = {
-  'linear': (account.linear_weights, 1),
-  'softmax_1': (account.softmax_weights, 1),
-  'softmax_2': (account.softmax_weights, 2),
-}
-LABELS = {
-  'linear': 'linear attention',
-  'softmax_2': 'softmax, two heads',
-  'softmax_1': 'softmax, one head',
-}
 
 
 class Descent(NamedTuple):
@@ -73,10 +62,10 @@ class Products(NamedTuple):
 
 
 class Results(NamedTuple):
-  """One step, trained layers by name, and the linear one elsewhere."""
+  """One step, the trained layer, and what it does elsewhere."""
 
   descent: Descent
-  curves: Mapping[str, Curve]
+  curve: Curve
   scaled: Scaled
   interpolation: Float[Array, 'S F']  # On the line to the constructed layer.
   products: Products
@@ -85,46 +74,38 @@ class Results(NamedTuple):
 @lab.once
 def trained_linear(config: Config) -> training.Trained:
   """The linear layer, where stacks start as well."""
-  return _train(config, 'linear')
-
-
-def _train(config: Config, name: str) -> training.Trained:
   recipe = training.Recipe(
-    config.num_steps if name == 'linear' else config.softmax_steps,
+    config.num_steps,
     config.record_every,
     config.batch_size,
     config.learning_rate,
     config.clip,
   )
-  source, label = training.linear_source(config), list(LAYERS).index(name)
-  return training.train(config, _model(config, name), source, recipe, label)
+  source = training.linear_source(config)
+  return training.train(config, _model(config), source, recipe, 0)
 
 
-def _model(config: Config, name: str = 'linear') -> training.Model:
-  weights_fn, num_heads = LAYERS[name]
+def _model(config: Config) -> training.Model:
   return training.stack_model(
-    config.d_x + 1, weights_fn=weights_fn, num_heads=num_heads
+    config.d_x + 1, weights_fn=account.linear_weights, num_heads=1
   )
 
 
 def measure(config: Config) -> Results:
   tasks = training.test_tasks(config)
   descent = lab.compile_quickly(lambda tasks: _descent(config, tasks))(tasks)
-  names = LAYERS if 'softmax' in config.parts else ['linear']
-  curves = {name: _curve(config, name, tasks, descent) for name in names}
+  curve = _curve(config, tasks, descent)
   layers = trained_linear(config).last()
   found = lab.compute(lambda x: _elsewhere(config, x, tasks, descent), layers)
-  return jax.device_get(Results(descent, curves, *found))
+  return jax.device_get(Results(descent, curve, *found))
 
 
-def _curve(config: Config, name: str, tasks, descent: Descent) -> Curve:
-  records, steps, seconds = (
-    trained_linear(config) if name == 'linear' else _train(config, name)
-  )
+def _curve(config: Config, tasks, descent: Descent) -> Curve:
+  records, steps, seconds = trained_linear(config)
   # The first records, then ever fewer, and the last.
   grid = np.round(np.geomspace(1, len(steps), 16)).astype(int) - 1
   few = np.union1d(grid, np.arange(min(len(steps), 8)))
-  answer = _model(config, name).answer
+  answer = _model(config).answer
   align = lab.compile_quickly(
     lambda some: training.alignment(answer, some, tasks, descent.behaviour)
   )
@@ -215,14 +196,11 @@ def _folded(config: Config, layers) -> account.Folded:
 
 def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
   """What claims and summary take means of, at the end of training."""
-  ends = {
-    name: jax.tree.map(lambda x: x[:, -1], curve.found)
-    for name, curve in results.curves.items()
-  }
-  linear, between = ends['linear'], results.interpolation
+  linear = jax.tree.map(lambda x: x[:, -1], results.curve.found)
+  between = results.interpolation
   loss_gd = float(results.descent.loss)
   ratio = results.scaled.trained / results.scaled.gd[None] - 1
-  samples = {
+  return {
     'loss_trained': linear.loss,
     'loss_trained_minus_gd': linear.loss - loss_gd,
     'preds_diff': linear.preds_diff,
@@ -233,17 +211,6 @@ def _at_end(results: Results) -> dict[str, Float[Array, ' S']]:
     - np.maximum(between[:, 0], between[:, -1]),
     'scale_deviation': np.max(np.abs(ratio), axis=1),
   }
-  if 'softmax_2' in ends:
-    one, two = ends['softmax_1'], ends['softmax_2']
-    samples |= {
-      'loss_softmax_1': one.loss,
-      'loss_softmax_2': two.loss,
-      'softmax_2_minus_gd': two.loss - loss_gd,
-      'softmax_1_minus_2': one.loss - two.loss,
-      'model_cos_softmax_1': one.model_cos,
-      'model_cos_softmax_2': two.model_cos,
-    }
-  return samples
 
 
 def claims(config: Config, results: Results) -> list[lab.Claim]:
@@ -257,12 +224,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     'interpolation': lab.at_most(CLOSE, end['loss_halfway_minus_larger_end']),
     'input-scale': lab.at_most(0.1, end['scale_deviation']),
   }
-  if 'softmax_2' in results.curves:
-    found |= {
-      'softmax-heads': lab.at_least(0.05, end['softmax_1_minus_2']),
-      'softmax-near': lab.at_most(0.03, end['softmax_2_minus_gd']),
-      'softmax-equal': lab.at_least(ALIGNED, end['model_cos_softmax_2']),
-    }
   return training.statements(
     f"""
     loss [{OSWALD}, figure 2] a trained layer of linear self-attention reaches
@@ -278,12 +239,6 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
     input-scale [{OSWALD}, figure 3] the trained layer generalises over the
       scale of inputs as gradient descent does | largest relative deviation of
       its loss from that of one step, inputs scaled by .5 to 2
-    softmax-heads [{OSWALD}, appendix A.9] softmax needs two heads | loss with
-      one head minus loss with two
-    softmax-near [{OSWALD}, appendix A.9] softmax with two heads comes near
-      gradient descent | loss minus that of one step
-    softmax-equal [control] softmax with two heads is one step of gradient
-      descent | Model cos
     """,
     found,
   )
@@ -292,7 +247,7 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 def summary(config: Config, results: Results) -> dict[str, Any]:
   descent = results.descent
   intervals = {k: statistics.mean(x) for k, x in _at_end(results).items()}
-  linear, tasks = results.curves['linear'], training.linear_tasks(config)
+  linear, tasks = results.curve, training.linear_tasks(config)
   answers, slopes = descent.behaviour
   best = account.optimal_learning_rate(tasks)
   return {
@@ -318,34 +273,25 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
 
 
 def metrics(config: Config, results: Results) -> lab.Metrics:
-  seeds = range(config.num_seeds)
-  for name, (steps, _, x) in results.curves.items():
-    yield from lab.tidy({'layer': name}, x._asdict(), seed=seeds, step=steps)
+  seeds, (steps, _, found) = range(config.num_seeds), results.curve
+  yield from lab.tidy({}, found._asdict(), seed=seeds, step=steps)
 
 
 def sentence(config: Config, results: Results) -> str:
   found = {k: statistics.mean(x) for k, x in _at_end(results).items()}
-  text = f"""Trained, one layer ends at a loss of
+  return f"""Trained, one layer ends at a loss of
     {found['loss_trained'].value:.4f}, {found['loss_trained_minus_gd']:+.4f}
     from one step with the best step size, with a Model cos of
     {found['model_cos']:.4f}."""
-  if 'softmax_2_minus_gd' in found:
-    text += f""" Softmax with two heads ends
-      {found['softmax_2_minus_gd'].value:.4f} above gradient descent, with one
-      head {found['softmax_1_minus_2'].value:.4f} above two."""
-  return text
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:
-  softmax = ''
-  if 'softmax_2' in results.curves:
-    softmax = f', those of softmax for {config.softmax_steps:,}'
   during = f"""Training from a small random start: loss on
     {config.num_test_tasks:,} fixed tasks (left) and Model cos with one step of
     gradient descent (right), thin lines for {config.num_seeds} seeds, a marked
     one for the median. Dashed: one step with the best step size; dash-dotted:
-    on centred inputs; dotted: predicting 0. The linear layer was trained for
-    {config.num_steps:,} steps{softmax}."""
+    on centred inputs; dotted: predicting 0. The layer was trained for
+    {config.num_steps:,} steps."""
   generalisation = f"""Left: loss when context and query are scaled by a factor
     (1 is training): the trained linear layer (mean and 95 % interval over
     {config.num_seeds} seeds), one step of gradient descent with the step size
@@ -365,11 +311,9 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
 
 def _draw_training(config: Config, results: Results) -> Any:
   figure, (left, right) = drawing.subplots(1, 2, figsize=(9.5, 3.9))
-  for index, (name, label) in enumerate(LABELS.items()):
-    if name in results.curves:
-      steps, _, found = results.curves[name]
-      drawing.runs(left, steps, found.loss, index, label=label)
-      drawing.runs(right, steps, found.model_cos, index)
+  steps, _, found = results.curve
+  drawing.runs(left, steps, found.loss, 0, label='linear attention')
+  drawing.runs(right, steps, found.model_cos, 0)
   zero = account.expected_loss(training.linear_tasks(config), 0.0)
   lines = {
     'one step of GD': results.descent.loss,

@@ -63,7 +63,7 @@ JOBS = (
       'num_steps': 2000,
       'num_test_tasks': 4000,
       'deep_steps': 1000,
-      'parts': ('softmax', 'steps', 'stacks', 'alternating'),
+      'parts': ('steps', 'stacks', 'alternating'),
     },
   ),
   Job('accounts', 'All accounts on the same tasks'),

@@ -43,7 +43,7 @@ equivalence | The identity says how a layer computes, not how well it learns. |
 linear_regression_gd | Where the tasks vary, layers do learn gradient descent. |
   Linear self-attention ends in the model of one step (cosine
   {linear-regression-gd-model-cos yes}). One softmax head does not: its loss is
-  {linear-regression-gd-softmax-heads yes} above that of two.
+  {accounts-one-head-is-not-gd yes} times that of the step.
 approximation | Random features stand in for the softmax at small norms only. |
   With 4800 of them, outputs are off by
   {approximation-output-error-falls-to-a-low-level-sd-0-25 yes} at standard
