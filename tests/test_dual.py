@@ -720,7 +720,9 @@ def test_a_state_of_fixed_capacity_is_the_carry_of_a_scan(phi, step):
   )
   if isinstance(phi, kernels.ExponentialKernel):
     for full in (dual.one_step, dual.one_step_autodiff):
-      with pytest.raises(ValueError, match='state has 8 rows, and 12 tokens'):
+      with pytest.raises(
+        ValueError, match='state has room for 8 tokens, and 12'
+      ):
         full(phi, state, keys, values)
     traced = jax.jit(functools.partial(dual.one_step, phi))
     late = traced(state, keys, values)
