@@ -291,7 +291,7 @@ class WrongNorm(transformer.RMSNorm):
     ('layers', transformer.Layer(), 'expected a tuple of transformer.Layer'),
     ('layers', (made.rotated((1.0, 1.0)),), '2 frequencies for heads of width'),
     ('query_scale', -1.0, 'query_scale is -1.0'),
-    ('query_scale', jnp.ones(()), 'query_scale is a .*; expected a Python'),
+    ('query_scale', jnp.ones(()), 'query_scale is an? .*; expected a Python'),
     ('experts_per_token', -1, 'experts_per_token is -1; expected an integer'),
     ('experts_per_token', 1.0, 'experts_per_token is 1.0; expected an integer'),
     ('experts_per_token', 1, 'block.router has 0 experts; expected'),
