@@ -17,7 +17,7 @@ from iclcl_jax.equivalence._residuals import residuals
 from iclcl_jax.types import Array, Bool, FeatureMap, Float, Kernel, Loss
 
 _SOFTMAX = kernels.ExponentialKernel()
-_UNTESTED = 'untested: values of a query are equal, any weights give the output'
+_UNTESTED = 'holds, untested: values of a query are equal, any weights do'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -29,7 +29,7 @@ class HeadsCertificate(_verdict.Judged):
     sizes: sequences, heads, queries checked in each, keys.
     residual: the largest of each head, see `Residuals`. Shape `[N]`.
     verdict: 'holds', or what prevents it; 'fails: ' and what the output is
-      instead, as far as that can be told; 'untested: ' if any weights would do.
+      instead, as far as that can be told; 'holds, untested: ' if any would do.
   """
 
   phi: str

@@ -41,7 +41,7 @@ class Judged:
   @property
   def holds(self) -> bool:
     """Whether the identity holds to rounding, in full precision."""
-    return self.verdict == 'holds'
+    return self.verdict.partition(',')[0] == 'holds'
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain Python numbers, strings and lists."""
