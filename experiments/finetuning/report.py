@@ -152,7 +152,8 @@ def quantities(config, results: Results) -> Quantities:
   rates = [f'rate {x:g}' for x in config.rates[1:]]
   rows = {'controls': TAUGHT, 'longer': ('longer', 'longer, flipped labels')}
   rows['rates'] = ('rate 0', 'small step uphill', 'small step', *rates)
-  for name, stage in results.stages.items():
+  first = {'controls': results.stages['controls']}
+  for name, stage in (first | results.stages).items():
     if name in results.rates and name != 'rates':
       grid = [rate for _, rate in stage.names]
       taught(name, stage, [grid.index(x) for x in results.rates[name]])
@@ -182,8 +183,14 @@ def quantities(config, results: Results) -> Quantities:
   return found
 
 
-def mean(x: np.ndarray) -> lab.Estimate:
-  return statistics.mean(np.ravel(x))
+def defined(metric: str, x: np.ndarray) -> np.ndarray:
+  """Runs in a row; where finetuning gains nothing, none of it is recovered."""
+  some = np.isfinite(x) | (metric != 'Rec2FTP')
+  return x[some] if some.sum() > 1 else x.ravel()
+
+
+def mean(metric: str, x: np.ndarray) -> lab.Estimate:
+  return statistics.mean(defined(metric, x))
 
 
 def claims(config, results: Results) -> lab.Claims:
@@ -199,9 +206,7 @@ def claims(config, results: Results) -> lab.Claims:
     words = lab.one_line(claim).rpartition(' | ')[2]
     metric, one, two = re.split(' of | less ', words)
     less = float(two) if two.isdigit() else found[metric][two]
-    gap = np.ravel(found[metric][one] - less)
-    some = np.isfinite(gap) | (metric != 'Rec2FTP')  # NaN: nothing is gained.
-    gap = gap[some] if some.sum() > 1 else gap
+    gap = defined(metric, found[metric][one] - less)
     judged[claim.split()[0]] = lab.at_least(BETTER, gap)
   runs = f'seeds of these {len(TASKS)} tasks'
   yield from lab.statements('finetuning-', text, judged, runs=runs)
@@ -209,7 +214,7 @@ def claims(config, results: Results) -> lab.Claims:
 
 def figures(config, results: Results) -> list[lab.Figure]:
   found, drawn, seeds = quantities(config, results), [], config.num_seeds
-  runs = f"""ICL: in context, ZSL: zero-shot, FT: finetuned, all below: controls
+  runs = f"""ICL: in context, ZSL: zero-shot, FT: finetuned, others: controls
     of FT. Means over {len(TASKS)} tasks of {seeds} seeds with 95 % intervals; a
     dot is a seed. Line: nothing, or the same."""
   for text in re.split(r'\n(?! )', FIGURES.strip()):
@@ -226,7 +231,8 @@ def figures(config, results: Results) -> list[lab.Figure]:
         axis.plot(dots.ravel(), places, '.', **look)
       look = {'color': drawing.BLACK, 'ms': 4}
       look |= {'reference': NOTHING.get(metric, 0)}
-      drawing.forest(axis, {k: mean(x) for k, x in rows.items()}, **look)
+      values = {k: mean(metric, x) for k, x in rows.items()}
+      drawing.forest(axis, values, **look)
       axis.set_xlabel(metric)
     drawing.legend(axes[0], len(TASKS))
     drawn.append(lab.Figure(name, figure, f'{caption} {runs}'))
@@ -235,8 +241,8 @@ def figures(config, results: Results) -> list[lab.Figure]:
 
 def _is_shown(row: str) -> bool:
   """Whether figures have a row: of nulls and other prompts those of FT."""
-  first, comma, _ = row.partition(', ')
-  return not comma or first in ('FT', 'ICL', 'longer')
+  first, _, rest = row.partition(', ')
+  return first in ('FT', 'ICL') or rest in ('', 'ZSL', 'ICL', 'flipped labels')
 
 
 def tables(config, results: Results) -> dict[str, Any]:
@@ -274,19 +280,16 @@ def tables(config, results: Results) -> dict[str, Any]:
 
 
 def summary(config, results: Results) -> dict[str, Any]:
-  """Each metric by row and task, with intervals; the rates chosen."""
+  """Each metric by row and task, with intervals; the rates chosen, by task."""
 
-  def by_task(x):
-    return dict(zip(TASKS, map(mean, x), strict=True)) | {'all': mean(x)}
+  def by_task(metric, x):
+    own = {task: mean(metric, y) for task, y in zip(TASKS, x, strict=True)}
+    return own | {'all': mean(metric, x)}
 
-  found = quantities(config, results)
-  rates = {
-    k: dict(zip(TASKS, x, strict=True)) for k, x in results.rates.items()
-  }
   return {
-    metric: {row: by_task(x) for row, x in of.items()}
-    for metric, of in found.items()
-  } | {'rates': rates}
+    metric: {row: by_task(metric, x) for row, x in of.items()}
+    for metric, of in quantities(config, results).items()
+  } | {'rates': {k: [*map(float, x)] for k, x in results.rates.items()}}
 
 
 def sentence(config, results: Results) -> str:

@@ -207,15 +207,15 @@ def layerwise(model, params, text, weights, shift):
   return (losses[-1], queries), slopes
 
 
-def second(model, params):
-  return params
-
-
 # How what is finetuned is taken and put back, and its slopes.
 METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
   'keys and values': (take, put, whole),
   'layers': (take, put, layerwise),
-  'all': (lambda x: x, second, functools.partial(whole, put=second)),
+  'all': (
+    lambda x: x,
+    lambda *x: x[1],
+    functools.partial(whole, put=lambda *x: x[1]),
+  ),
 }
 
 

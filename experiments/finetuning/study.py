@@ -66,9 +66,8 @@ class Builder:
   def example(self, name, row, kind='right') -> list[int]:
     if kind == 'text':
       return self.ids(row.text)
-    task = texts.TASKS[name]
-    label = task.labels[row.positive == (kind == 'flipped')]
-    label = self.tokenizer.single_id(label)
+    task, first = texts.TASKS[name], row.positive != (kind == 'flipped')
+    label = self.tokenizer.single_id(task.labels[not first])
     return self.ids(task.template.format(row.text), label)
 
   def draw(self, name, seed) -> list[texts.Review]:
@@ -202,10 +201,8 @@ def measure(config) -> Results:
     rates[name] = np.array([stage.names[of[x]][1] for x in best])
 
   def chosen(ways):
-    def of(task):
-      return [(x, rates['labels' if x.only else 'rates'][task]) for x in ways]
-
-    return of
+    keys = [(x, 'labels' if x.only else 'rates') for x in ways]
+    return lambda task: [(x, rates[key][task]) for x, key in keys]
 
   swept = [(RIGHT, x) for x in (0.0, -small, small, *rest)]
   swept += [(ONLY, x) for x in rest[:3]]
@@ -229,12 +226,8 @@ def untrain(model, seed: int, kept: bool):
 
   def draw(path, x):
     inside = 'blocks' in str(path[0])
-    is_matrix = x.ndim > 1 + inside
-    if kept and not (inside and is_matrix):
-      return x
-    if not is_matrix:
-      return jnp.ones_like(x)
-    noise = rng.standard_normal(x.shape, np.float32)
-    return jnp.asarray(noise * np.std(x), x.dtype)
+    if x.ndim <= 1 + inside or (kept and not inside):
+      return x if kept else jnp.ones_like(x)
+    return jnp.asarray(rng.standard_normal(x.shape, 'f') * np.std(x), x.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, model)
