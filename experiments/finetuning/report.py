@@ -49,6 +49,8 @@ output-partial [control] across the zero-shot output, of this query alone |
   SimAOU, partial of FT less FT, permuted
 output-neutral [control] and so behind a neutral prefix, more than ascent |
   SimAOU, partial of FT, neutral less ascent, neutral
+output-untrained [control] more than of an untrained model, across that output |
+  SimAOU, partial of FT less untrained
 output-small [control] a small step downhill more than one uphill | SimAOU of
   small step less small step uphill
 attention [Dai: .44, .43 against .34, .36] finetuning makes attention maps more
@@ -114,7 +116,8 @@ reactions: spread; overlap; first label | Deviation of log-odds over orders,
   context; share of first labels.
 """
 NOTHING = {'SimAM, after': 1.0, 'SimAM, softmax': 1.0, 'Rec2FTP': 50.0}
-NOTHING |= dict.fromkeys(('area', 'accuracy', 'first label'), 0.5)
+NOTHING |= {'area': 0.5, 'accuracy': 0.5, 'accuracy at the median': 0.5}
+NOTHING['first label'] = 0.5
 Quantities = dict[str, dict[str, np.ndarray]]  # By row, `[tasks, seeds]`.
 
 
