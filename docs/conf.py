@@ -134,6 +134,9 @@ def api_page(name, module):
     lines += [f'.. auto{kind}:: {name}.{member}']
     if kind == 'class':
       lines += ['   :members:', '   :special-members: __call__']
+      bases = value.__mro__[1:-1]
+      if bases and all(x.__module__.startswith('iclcl_jax') for x in bases):
+        lines += ['   :inherited-members:']
     if kind == 'data':
       lines += ['   :no-value:']
     lines += ['']
@@ -189,7 +192,9 @@ def citation_page():
     )
     year = source.get('year') or source['date-released'].year
     fields = {'title': f'{{{source["title"]}}}', 'author': names}
-    fields |= {'year': year, 'note': note, 'url': source['url']}
+    fields |= {'year': year, 'note': note}
+    if 'YOUR_NAME' not in source['url']:
+      fields['url'] = source['url']
     body = ''.join(f'  {k} = {{{v}}},\n' for k, v in fields.items())
     return f'@{kind}{{{key},\n{body}}}\n'
 
