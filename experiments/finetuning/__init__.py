@@ -90,7 +90,7 @@ class Config(lab.Config):
     tiny=(1e-3, 1e-2),
   )
   max_tokens: int = lab.option(
-    24, 'tokens of a demonstration, at most', minimum=16, tiny=110
+    24, 'tokens of a demonstration, at most', minimum=16
   )
   model_path: str = lab.option(
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'

@@ -78,7 +78,7 @@ class Builder:
     seed += config.num_seeds * config.seed
     options = {'seed': seed, 'min_words': 4, 'max_words': 14}
     kinds: dict[bool, dict[str, texts.Review]] = {True: {}, False: {}}
-    for row in texts.TASKS[name].draw(6 * -(-needed // 2), **options):
+    for row in texts.TASKS[name].draw(6 * max(-(-needed // 2), 20), **options):
       if len(self.example(name, row)) <= config.max_tokens:
         kinds[row.positive][row.text] = row
     fewest = 2 * min(map(len, kinds.values()))

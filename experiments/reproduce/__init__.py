@@ -12,7 +12,8 @@ folder. `--fast` takes the tiny settings of every experiment to see that all
 works: its verdicts mean nothing, and it needs a workdir of its own. A long one
 is on the page if its own command has left its results in its folder.
 
-It takes about 9 minutes on two idle cores, `--fast` one.
+It takes about 9 minutes on two idle cores, `--fast` one, and as many for the
+long ones.
 """
 
 import concurrent.futures
