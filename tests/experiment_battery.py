@@ -11,6 +11,7 @@ A test file of an experiment makes the run once and passes it here::
 import dataclasses
 import json
 
+import orbax.checkpoint
 import pytest
 
 from experiments.lab import claims, texts
@@ -83,6 +84,25 @@ def check_complete(experiment, summary, folder, config=None):
   assert {k: v for k, v in stamps.items() if k.is_file()} == {
     k: v for k, v in again.items() if k.is_file()
   }
+
+
+def stop_and_resume(experiment, config, folder, patch, *, stop_at):
+  """Stops a run behind so many checkpoints, and runs it again in its folder.
+
+  Returns its summary and how many checkpoints both wrote together.
+  """
+  saved, save = [], orbax.checkpoint.CheckpointManager.save
+
+  def save_and_stop(*arguments, **options):
+    save(*arguments, **options)
+    saved.append(arguments)
+    if len(saved) == stop_at:
+      raise KeyboardInterrupt
+
+  patch(orbax.checkpoint.CheckpointManager, 'save', save_and_stop)
+  with pytest.raises(KeyboardInterrupt):
+    experiment.run(config, folder)
+  return experiment.run(config, folder), len(saved)
 
 
 def check_refused(experiment, changes, message):

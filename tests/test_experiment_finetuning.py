@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import pytest
 
 from experiments import finetuning as experiment
@@ -295,18 +294,10 @@ def test_tiny_run_is_complete(tiny, config):
 
 
 def test_a_killed_run_ends_in_the_same_numbers(tiny, config, tmp_path, patch):
-  saved, save = [], orbax.checkpoint.CheckpointManager.save
-
-  def save_and_stop(*arguments, **options):
-    save(*arguments, **options)
-    saved.append(arguments)
-    if len(saved) == 11:  # In the middle of the second stage.
-      raise KeyboardInterrupt
-
-  patch(orbax.checkpoint.CheckpointManager, 'save', save_and_stop)
-  with pytest.raises(KeyboardInterrupt):
-    experiment.run(config, tmp_path)
-  again = experiment.run(config, tmp_path)
-  assert len(saved) == 7 * 8
+  # In the middle of the second stage.
+  again, num_saved = experiment_battery.stop_and_resume(
+    experiment, config, tmp_path, patch, stop_at=11
+  )
+  assert num_saved == 7 * 8
   assert again['claims'] == tiny[0]['claims']
   assert again['area'] == tiny[0]['area']

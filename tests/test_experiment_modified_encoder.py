@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import pytest
 import sklearn.metrics
 
@@ -48,19 +47,11 @@ def test_tiny_run_is_complete(tiny):
 
 
 def test_a_run_that_stopped_ends_in_the_same_numbers(tiny, tmp_path, patch):
-  saved, save = [], orbax.checkpoint.CheckpointManager.save
-
-  def save_and_stop(*arguments, **options):
-    save(*arguments, **options)
-    saved.append(arguments)
-    if len(saved) == 4:  # In the middle of the second kind.
-      raise KeyboardInterrupt
-
-  patch(orbax.checkpoint.CheckpointManager, 'save', save_and_stop)
-  with pytest.raises(KeyboardInterrupt):
-    experiment.run(CONFIG, tmp_path)
-  again = experiment.run(CONFIG, tmp_path)
-  assert len(saved) == 6
+  # In the middle of the second kind.
+  again, num_saved = experiment_battery.stop_and_resume(
+    experiment, CONFIG, tmp_path, patch, stop_at=4
+  )
+  assert num_saved == 6
   for name in ('encoder', 'claims'):
     assert again[name] == tiny[0][name]
   one, other = (x / 'metrics.jsonl' for x in (tmp_path, tiny[1]))

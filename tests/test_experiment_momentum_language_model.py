@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 import pytest
 
 from experiments import momentum_language_model as experiment
@@ -78,19 +77,11 @@ def test_only_what_is_learnt_has_gradients_and_no_token_sees_a_later(name):
 
 
 def test_a_run_that_stopped_ends_in_the_same_numbers(tiny, tmp_path, patch):
-  saved, save = [], orbax.checkpoint.CheckpointManager.save
-
-  def save_and_stop(*arguments, **options):
-    save(*arguments, **options)
-    saved.append(arguments)
-    if len(saved) == 3:  # In the middle of the second training.
-      raise KeyboardInterrupt
-
-  patch(orbax.checkpoint.CheckpointManager, 'save', save_and_stop)
-  with pytest.raises(KeyboardInterrupt):
-    experiment.run(CONFIG, tmp_path)
-  again = experiment.run(CONFIG, tmp_path)
-  assert len(saved) == 4
+  # In the middle of the second training.
+  again, num_saved = experiment_battery.stop_and_resume(
+    experiment, CONFIG, tmp_path, patch, stop_at=3
+  )
+  assert num_saved == 4
   for name in ('perplexity', 'accuracy', 'claims', 'decays'):
     assert again[name] == tiny[0][name]
 

@@ -249,8 +249,7 @@ def summary(config: Config, results: dict[str, Results]) -> dict[str, Any]:
   return {'subsets': rows(results)}
 
 
-def tables(config: Config, results: dict[str, Results]) -> dict[str, Any]:
-  return {'subsets': rows(results)}
+tables = summary
 
 
 def figures(config: Config, results: dict[str, Results]) -> list[lab.Figure]:
