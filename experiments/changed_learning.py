@@ -48,7 +48,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing, statistics, texts
+from experiments.lab import figures as drawing, models, statistics, texts
 from iclcl_jax import modified, pretrained
 from iclcl_jax.pretrained import learning
 
@@ -68,7 +68,7 @@ GROUPS = texts.Task(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_prompts: int = lab.option(32, 'prompts of a task', minimum=4, tiny=4)
   num_predicted: int = lab.option(
@@ -89,9 +89,6 @@ class Config(lab.Config):
     26, 'most tokens of a review as a demonstration', minimum=16
   )
   block_size: int = lab.count(12, 'prompts between checkpoints', tiny=4)
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
-  )
 
 
 def _of_rates(segment_ids, size: int) -> list[learning.Learning]:
@@ -159,8 +156,7 @@ class Results(NamedTuple):
 @jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
   """Asks all prompts with all ways of learning, in blocks that resume."""
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  model, tokenizer = models.load(config)
   reviews = texts.TASKS['sentiment']
   count = config.num_prompts
   size = max(config.num_demonstrations, config.num_reviews)

@@ -39,7 +39,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import figures as drawing, statistics, texts
+from experiments.lab import figures as drawing, models, statistics, texts
 from iclcl_jax import pretrained, transformer
 from iclcl_jax.accounts import implicit_weight_update as account
 
@@ -48,16 +48,13 @@ BOUNDS = {'float32': 1e-5, 'float64': 1e-12}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_prompts: int = lab.option(4, 'prompts', minimum=2, tiny=2)
   num_demonstrations: int = lab.option(
     4, 'demonstrations of a prompt', minimum=2, maximum=16, tiny=2
   )
   max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
-  )
 
 
 class Results(NamedTuple):
@@ -73,8 +70,7 @@ class Results(NamedTuple):
 
 def measure(config: Config) -> Results:
   """Checks the identity in both precisions, and measures the changes."""
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  model, tokenizer = models.load(config)
   prompts = prompting.make(
     config,
     tokenizer,

@@ -63,10 +63,11 @@ import functools
 
 from experiments import lab
 from experiments.demonstration_deletion import ranks, subsets
+from experiments.lab import models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_prompts: int = lab.option(200, 'prompts, first task', minimum=5, tiny=6)
   num_demonstrations: int = lab.option(
@@ -90,9 +91,6 @@ class Config(lab.Config):
   )
   max_tokens: int = lab.option(26, 'most tokens of a demonstration', minimum=16)
   block_size: int = lab.count(10, 'prompts between checkpoints', tiny=3)
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
-  )
 
 
 PARTS = lab.parts(ranks, subsets)

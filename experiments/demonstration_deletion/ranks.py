@@ -9,7 +9,13 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import Config, figures as drawing, statistics, texts
+from experiments.lab import (
+  Config,
+  figures as drawing,
+  models,
+  statistics,
+  texts,
+)
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 
@@ -62,8 +68,7 @@ Results = list[Setting]  # The first one is described in detail.
 @jax.default_matmul_precision('highest')
 def measure(config: Config) -> Results:
   """Attributes and deletes in all prompts, in blocks that are resumed."""
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path)
+  model, tokenizer = models.load(config)
   tasks = {name: texts.TASKS[name] for name in ('sentiment', 'kind')}
   labels = {
     name: [tokenizer.single_id(label) for label in task.labels]

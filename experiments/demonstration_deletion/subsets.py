@@ -24,7 +24,13 @@ from experiments.demonstration_deletion.ranks import (
   REMOVAL,
   SOURCE,
 )
-from experiments.lab import Config, figures as drawing, statistics, texts
+from experiments.lab import (
+  Config,
+  figures as drawing,
+  models,
+  statistics,
+  texts,
+)
 from iclcl_jax import pretrained, transformer
 from iclcl_jax.pretrained import attribution
 
@@ -57,8 +63,7 @@ def subsets(size: int) -> np.ndarray:
 @jax.default_matmul_precision('highest')
 def measure(config: Config) -> dict[str, Results]:
   """Asks all subsets of all prompts, in blocks that are resumed."""
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path)
+  model, tokenizer = models.load(config)
   count, size = config.num_subset_prompts, config.num_subset_demonstrations
   kept = subsets(size)
   found = {}

@@ -58,10 +58,11 @@ import functools
 
 from experiments import lab
 from experiments.finetuning import report, study
+from experiments.lab import models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_seeds: int = lab.option(3, 'prompts of a task', minimum=2, tiny=2)
   num_demonstrations: int = lab.option(16, 'demonstrations', minimum=3, tiny=3)
@@ -91,9 +92,6 @@ class Config(lab.Config):
   )
   max_tokens: int = lab.option(
     24, 'tokens of a demonstration, at most', minimum=16
-  )
-  model_path: str = lab.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )
 
 

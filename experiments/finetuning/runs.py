@@ -408,16 +408,13 @@ def measure(model, run: Run, method: str, *, followed, tested):
     found = compare(some(right.trace), traces, base, run.seed)
     found |= orders(*pair, lesson, run) | coefficients(cache, lesson, run)
     found |= dual_weights(Cache(*learnt), *caches, run.other)
-    others = {}
-    for number in range(len(wrong.odds)):
-      shown = some(jax.tree.map(lambda x, i=number: x[i], wrong.trace))
-      others[f'shown {number + 1}'] = shown, traces, base
+    others = jax.vmap(lambda x: compare(some(x), traces, base, nulls={}))
+    for name, values in others(wrong.trace).items():
+      found |= {f'{name}, shown {i + 1}': x for i, x in enumerate(values)}
     if quiet:
       later = some(answers(tuned, run.neutral)[1].trace)
-      others['neutral'] = some(right.trace), later, quiet
-    for name, three in others.items():
-      more = compare(*three, nulls={})
-      found |= {f'{k}, {name}': x for k, x in more.items()}
+      more = compare(some(right.trace), later, quiet, nulls={})
+      found |= {f'{name}, neutral': x for name, x in more.items()}
     found |= {'overlap': overlap(answer), 'odds': answer.odds}
     return found | {'loss': lesson.loss}
 

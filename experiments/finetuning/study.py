@@ -9,8 +9,7 @@ import numpy as np
 from experiments import lab
 from experiments.changed_learning import area
 from experiments.finetuning import runs
-from experiments.lab import texts
-from iclcl_jax import pretrained
+from experiments.lab import models, texts
 
 TASKS = list(texts.TASKS)
 # Of blocks that learn alone, whose slopes are larger, and of all parameters.
@@ -166,8 +165,7 @@ class Results(NamedTuple):
 
 @jax.default_matmul_precision('highest')
 def measure(config) -> Results:
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  model, tokenizer = models.load(config)
   builder, held = Builder(config, tokenizer), config.num_held_out
   small, *rest = config.rates
   stages, rates = {}, {}

@@ -37,10 +37,11 @@ import functools
 
 from experiments import lab
 from experiments.finite_duals import chain, heads
+from experiments.lab import models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
   num_tokens: int = lab.option(
     512, 'tokens of a text; its second half is judged', minimum=32, tiny=32
@@ -55,7 +56,6 @@ class Config(lab.Config):
   )
   window: int = lab.count(16, 'last tokens that are exact', tiny=4)
   train_steps: int = lab.count(400, 'steps of the learnt map', tiny=5)
-  model_path: str = lab.option('', 'GGUF file or folder; empty for SmolLM2')
 
 
 PARTS = lab.parts(heads, chain)

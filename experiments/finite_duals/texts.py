@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import texts
+from experiments.lab import models, texts
 from iclcl_jax import finite_duals, pretrained
 
 WORDS = 8  # At least so many tokens of a text come of one review.
@@ -24,8 +24,7 @@ class Texts(NamedTuple):
 @lab.once
 def load(config: Any) -> Texts:
   """Reads the model and cuts the texts: no review is in two of them."""
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  model, tokenizer = models.load(config)
   num_texts = max(config.num_texts, config.num_head_texts)
   each = -(-config.num_tokens // WORDS)
   task = texts.TASKS['sentiment']

@@ -28,9 +28,17 @@ def compile_quickly(
   fn: Callable[..., Any], *, static_argnames: str | Sequence[str] = ()
 ) -> Callable[..., Any]:
   """`jax.jit` for what runs once: less compiling, perhaps slower code."""
-  return jax.jit(
-    fn, static_argnames=static_argnames, compiler_options=_quick_options()
-  )
+
+  @functools.cache
+  def compiled():  # At the first call: an import must not start JAX.
+    options = _quick_options()
+    return jax.jit(
+      fn, static_argnames=static_argnames, compiler_options=options
+    )
+
+  call: Any = functools.wraps(fn)(lambda *x, **more: compiled()(*x, **more))
+  call.lower = lambda *x, **more: compiled().lower(*x, **more)
+  return call
 
 
 def compute(fn: Callable[..., Any], *arguments: Any) -> Any:

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from experiments.lab import (
   claims as judging,
+  compiling,
   config as options,
   figures as drawing,
   loops,
@@ -293,6 +294,8 @@ def main(experiment: Any) -> None:
     del argv
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # The checkpointer is talkative.
+    if flags.FLAGS.tiny:
+      compiling.compile_unoptimised()
     try:
       config = options.from_flags(experiment.Config)
       summary = experiment.run(config, flags.FLAGS.workdir)

@@ -43,16 +43,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import lab
-from experiments.lab import tables
+from experiments.lab import models, tables
 from experiments.language_model import identity, page, reading
 from iclcl_jax import pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
+class Config(models.Config):
   prompt: str = lab.option('', 'text that the model reads')
   prompt_file: str = lab.option('', 'file that holds the text')
-  model_path: str = lab.option('', 'GGUF file or folder; empty for SmolLM2')
   labels: str = lab.option('', 'two texts, A,B; empty: labels of the prompt')
   separator: str = lab.option('\n\n', 'what stands between blocks')
   num_demonstrations: int = lab.option(0, 'how many to keep; 0: all', minimum=0)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import lab
-from experiments.lab import Config
+from experiments.lab import Config, models
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 from iclcl_jax.types import Array
@@ -51,8 +51,7 @@ def load(config: Config) -> Loaded:
     separator=config.separator,
     num_demonstrations=config.num_demonstrations,
   )
-  path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  model, tokenizer = models.load(config)
   tokens = tokenizer.encode(prompt.text)
   length = len(tokens) + config.greedy_tokens
   if length > model.context_length:

@@ -1,0 +1,33 @@
+"""The pretrained language model that an experiment reads."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from experiments.lab import config as options, runner
+from iclcl_jax import pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(options.Config):
+  """Options of an experiment on a language model."""
+
+  model_path: str = options.option(
+    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
+  )
+  num_blocks: int = options.option(
+    0, 'first blocks of the model, all it is; 0: all', minimum=0, tiny=2
+  )
+
+
+@runner.once
+def load(config: Config) -> pretrained.Pretrained:
+  """The model in float32, of so many blocks, and its tokenizer."""
+  path = config.model_path or pretrained.smollm2.weights_path()
+  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  most, kept = model.num_layers, config.num_blocks
+  config.require(kept <= most, 'num_blocks', f'at most {most}')
+  blocks = jax.tree.map(lambda x: x[: kept or most], model.blocks)
+  model = dataclasses.replace(model, blocks=blocks)
+  return pretrained.Pretrained(model, tokenizer)
