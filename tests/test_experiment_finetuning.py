@@ -74,10 +74,9 @@ def example_of(model, run):
   """Arguments of a slope: the first example, behind the instruction."""
   arm = first(run.arms)
   text = runs.Text(*map(jnp.append, run.begin, first(arm.texts)))
-  weights = jnp.append(jnp.zeros(len(run.begin.mask)), arm.weights[0])
   layers, _, groups, width = model.blocks.key.weight.shape
-  shift = jnp.zeros((layers, groups, len(weights), width))
-  return text, weights, shift
+  shift = jnp.zeros((layers, groups, len(text.mask), width))
+  return text, arm.weights[0], shift
 
 
 def test_blocks_that_learn_alone_know_nothing_of_later_ones(model, run):
@@ -105,7 +104,8 @@ def test_the_loss_is_that_of_the_example_behind_the_instruction(model, run):
   text, weights, shift = example_of(model, run)
   params = model.blocks.key, model.blocks.value
   (loss, _), _ = jax.jit(runs.whole)(model, params, text, weights, shift)
-  tokens, kept = (np.asarray(x)[text.mask] for x in (text.tokens, weights))
+  tokens = np.asarray(text.tokens)[text.mask]
+  kept = np.append(np.zeros(len(run.begin.mask)), weights)[text.mask]
   logits = pretrained.logits(model, jnp.asarray(tokens, int))
   rows = np.asarray(jax.nn.log_softmax(logits))[:-1]
   surprise = -rows[np.arange(len(rows)), tokens[1:]]
@@ -170,7 +170,7 @@ def test_metrics_are_those_of_numpy_on_recorded_activations(model, run):
   _, zero = runs.ask(model, run.begin, *asked, run.start)
   tuned, lesson = runs.finetune(model, run.begin, first(run.arms), method)
   _, answer = runs.ask(tuned, run.begin, *asked, run.start)
-  found = runs.compare(*(x.trace for x in (shown, answer, zero)), nulls={})
+  found = runs.compare(*(x.trace for x in (shown, answer, zero)))
   rows = [np.asarray(x.trace.output) for x in (shown, answer, zero)]
 
   def cosine(a, b):
@@ -209,6 +209,29 @@ def test_metrics_are_those_of_numpy_on_recorded_activations(model, run):
     np.sum(signs[0] * signs[1], axis=(-2, -1)) / len(some) / (len(some) - 1)
   )
   np.testing.assert_allclose(found['Kendall'], np.mean(taus), atol=1e-10)
+
+
+def test_nulls_keep_the_size_of_updates_and_lose_their_query():
+  draw = np.random.default_rng(0).standard_normal
+  tuned, zero = (
+    runs.Trace(draw((5, 2, 6)), draw((5, 2, 3, 2)), draw((5, 2, 3, 4)), None)
+    for _ in range(2)
+  )
+  found = runs.nulls(tuned, zero, 7)
+  for number in range(runs.DRAWS):
+    for one, other, base, noise in zip(
+      *(x[:3] for x in (tuned, found['permuted'][number], zero)),
+      found['random'][number][:3],
+      strict=True,
+    ):
+      for query in range(5):
+        partner = (query - number - 1) % 5
+        np.testing.assert_allclose(
+          other[query] - base[query], one[partner] - base[partner], atol=1e-12
+        )
+      sizes = [np.linalg.norm(x - base, axis=-1) for x in (one, noise)]
+      np.testing.assert_allclose(*sizes)
+      assert not np.allclose(one, noise)
 
 
 def test_dual_weights_are_compared_as_in_the_space_of_the_kernel():
@@ -296,8 +319,8 @@ def test_tiny_run_is_complete(tiny, config):
 def test_a_killed_run_ends_in_the_same_numbers(tiny, config, tmp_path, patch):
   # In the middle of the second stage.
   again, num_saved = experiment_battery.stop_and_resume(
-    experiment, config, tmp_path, patch, stop_at=11
+    experiment, config, tmp_path, patch, stop_at=8
   )
-  assert num_saved == 7 * 8
+  assert num_saved == 7 * 6
   assert again['claims'] == tiny[0]['claims']
   assert again['area'] == tiny[0]['area']

@@ -64,6 +64,14 @@ from experiments.lab import models
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(models.Config):
   seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+  tasks: tuple[str, ...] = lab.option(
+    study.TASKS,
+    'what is told of texts',
+    tiny=study.TASKS[:3],
+    choices=study.TASKS,
+    distinct=True,
+    min_items=3,
+  )
   num_seeds: int = lab.option(3, 'prompts of a task', minimum=2, tiny=2)
   num_demonstrations: int = lab.option(16, 'demonstrations', minimum=3, tiny=3)
   more_demonstrations: int = lab.option(
@@ -88,6 +96,7 @@ class Config(models.Config):
     'learning rates',
     above=0,
     increasing=True,
+    min_items=2,
     tiny=(1e-3, 1e-2),
   )
   max_tokens: int = lab.option(

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.changed_learning import area
-from experiments.finetuning.study import SHOWN, TASKS, TAUGHT, Results
+from experiments.finetuning.study import SHOWN, TAUGHT, Results
 from experiments.lab import claims as judging, figures as drawing, statistics
 
 NULLS = 'permuted', 'random', 'neutral', 'recency', 'frequency', 'labels'
@@ -71,6 +71,8 @@ bias [Deutch: .19 against .10] normalising first makes updates more alike |
   SimAOU of FT, normalised less FT
 layers [Deutch: .17 against .10] blocks that learn alone are more like learning
   in context | SimAOU of layers less FT
+layers-size [control] with updates nearest in size to those of FT | SimAOU of
+  layers, same size less FT
 layers-maps [Deutch: .34 against .27] so are their maps | SimAM-delta of layers
   less FT
 untrained [Deutch] an untrained model is more alike | SimAOU of untrained less
@@ -98,8 +100,9 @@ FAIR = {
 FIGURES = """
 answers: area; accuracy at the median; accuracy | Area under the curve; accuracy
   with the median as threshold, and without one, as published.
-recovery: Rec2FTP; loss | Percent right in context of what finetuning gains, and
-  (chance) of all that is wrong zero-shot; loss, last quarter of the examples.
+recovery: Rec2FTP; loss; size | Percent right in context of what finetuning
+  gains, and (chance) of all that is wrong zero-shot; loss, last quarter of the
+  examples; size of changes of attention outputs, over that in context.
 outputs: SimAOU, normalised; SimAOU; SimAOU, partial | Cosine of both changes of
   attention outputs: as published, not normalised, and across the zero-shot
   output. FT must exceed its controls.
@@ -117,7 +120,7 @@ reactions: spread; overlap; first label | Deviation of log-odds over orders,
 """
 NOTHING = {'SimAM, after': 1.0, 'SimAM, softmax': 1.0, 'Rec2FTP': 50.0}
 NOTHING |= {'area': 0.5, 'accuracy': 0.5, 'accuracy at the median': 0.5}
-NOTHING['first label'] = 0.5
+NOTHING |= {'first label': 0.5, 'size': 1.0}
 Quantities = dict[str, dict[str, np.ndarray]]  # By row, `[tasks, seeds]`.
 
 
@@ -160,9 +163,13 @@ def quantities(config, results: Results) -> Quantities:
     if name in results.rates and name != 'rates':
       grid = [rate for _, rate in stage.names]
       taught(name, stage, [grid.index(x) for x in results.rates[name]])
+      sizes = stage.found['size'].mean(axis=1), found['size']['FT'].mean(axis=1)
+      gap = np.abs(np.log(sizes[0] / sizes[1][:, None]))
+      nearest = np.argmin(np.nan_to_num(gap, nan=np.inf), axis=1)
+      taught(f'{name}, same size', stage, nearest)
       continue
     for i, row in enumerate(rows.get(name, (name,))):
-      taught(row, stage, [i] * len(TASKS))
+      taught(row, stage, [i] * len(config.tasks))
     if name in ('controls', 'longer'):
       start = '' if name == 'controls' else 'longer, '
       found['overlap'][f'{start}ZSL'] = stage.overlap
@@ -211,15 +218,16 @@ def claims(config, results: Results) -> lab.Claims:
     less = float(two) if two.isdigit() else found[metric][two]
     gap = defined(metric, found[metric][one] - less)
     judged[claim.split()[0]] = lab.at_least(BETTER, gap)
-  runs = f'seeds of these {len(TASKS)} tasks'
+  runs = f'seeds of these {len(config.tasks)} tasks'
   yield from lab.statements('finetuning-', text, judged, runs=runs)
 
 
 def figures(config, results: Results) -> list[lab.Figure]:
   found, drawn, seeds = quantities(config, results), [], config.num_seeds
+  number = len(config.tasks)
   runs = f"""ICL: in context, ZSL: zero-shot, FT: finetuned, others: controls
-    of FT. Means over {len(TASKS)} tasks of {seeds} seeds with 95 % intervals; a
-    dot is a seed. Line: nothing, or the same."""
+    of FT. Means over {number} tasks of {seeds} seeds with 95 % intervals; a dot
+    is a seed. Line: nothing, or the same."""
   for text in re.split(r'\n(?! )', FIGURES.strip()):
     name, panels, caption = re.split(': | [|] ', lab.one_line(text), maxsplit=2)
     kinds = panels.split('; ')
@@ -227,7 +235,7 @@ def figures(config, results: Results) -> list[lab.Figure]:
     size = 5 * len(kinds), 1.8 + 0.2 * max(map(len, shown))
     figure, axes = drawing.subplots(1, len(kinds), figsize=size)
     for axis, rows, metric in zip(axes, shown, kinds, strict=True):
-      for i, task in enumerate(TASKS):
+      for i, task in enumerate(config.tasks):
         dots = np.array([x[i] for x in rows.values()])
         places = np.repeat(np.arange(len(dots)), seeds)
         look: Any = {'color': drawing.COLOURS[i + 1], 'label': task, 'ms': 4}
@@ -237,15 +245,18 @@ def figures(config, results: Results) -> list[lab.Figure]:
       values = {k: mean(metric, x) for k, x in rows.items()}
       drawing.forest(axis, values, **look)
       axis.set_xlabel(metric)
-    drawing.legend(axes[0], len(TASKS))
+    drawing.legend(axes[0], number)
     drawn.append(lab.Figure(name, figure, f'{caption} {runs}'))
   return drawn
+
+
+KEPT = 'ZSL', 'ICL', 'flipped labels', 'same size'
 
 
 def _is_shown(row: str) -> bool:
   """Whether figures have a row: of nulls and other prompts those of FT."""
   first, _, rest = row.partition(', ')
-  return first in ('FT', 'ICL') or rest in ('', 'ZSL', 'ICL', 'flipped labels')
+  return first in ('FT', 'ICL') or rest in ('', *KEPT)
 
 
 def tables(config, results: Results) -> dict[str, Any]:
@@ -286,7 +297,9 @@ def summary(config, results: Results) -> dict[str, Any]:
   """Each metric by row and task, with intervals; the rates chosen, by task."""
 
   def by_task(metric, x):
-    own = {task: mean(metric, y) for task, y in zip(TASKS, x, strict=True)}
+    own = {
+      task: mean(metric, y) for task, y in zip(config.tasks, x, strict=True)
+    }
     return own | {'all': mean(metric, x)}
 
   return {

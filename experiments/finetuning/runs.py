@@ -155,11 +155,12 @@ def ask(model, prefix: Text, texts: Text, labels, start=0):
 
 
 def surprise(model, x, tokens, weights):
-  """Mean surprise of tokens, by weight, at the end of the stream `x`."""
+  """Mean surprise of the last tokens, by weight, at the end of the stream."""
+  size = len(weights)
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    unembed(model, x[:-1]), tokens[1:]
+    unembed(model, x[-size - 1 : -1]), tokens[-size:]
   )
-  return jnp.sum(losses * weights[1:]) / jnp.sum(weights)
+  return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
 def take(model):
@@ -229,7 +230,6 @@ def finetune(model, prefix: Text, arm: Arm, method: str):
 
   def step(params, example):
     text, weights = Text(*map(jnp.append, prefix, example[0])), example[1]
-    weights = jnp.append(jnp.zeros(begin, weights.dtype), weights)
     used = jax.tree.map(lambda *x: jnp.where(arm.in_turn, *x), params, start)
     (loss, queries), slopes = slopes_of(model, used, text, weights, shift)
     params = jax.tree.map(lambda x, y: x - arm.rate * y, params, slopes[0])
@@ -244,35 +244,72 @@ def _softmax(x):
   return jax.nn.softmax(jnp.where(x == 0, -jnp.inf, x), axis=-1)
 
 
+def _size(shown, tuned, zero):
+  """Of what finetuning changes, over that of demonstrations."""
+  sizes = [jnp.linalg.norm(x - zero) for x in (tuned, shown)]
+  return sizes[0] / jnp.where(sizes[1] > 0, sizes[1], jnp.nan)
+
+
 _maps = scoring.map_similarity
 # Of one layer in context, finetuned, and zero-shot: field of the trace, metric.
 METRICS: dict[str, tuple[str, Callable[..., Any]]] = {
   'SimAOU': ('output', scoring.update_similarity),
   'SimAOU, normalised': ('output', scoring.normalised_update_similarity),
   'SimAOU, partial': ('output', scoring.partial_update_similarity),
+  'size': ('output', _size),
   'heads': ('heads', jax.vmap(scoring.update_similarity)),
   'SimAM, before': ('scores', lambda x, y, z: _maps(x, z)),
   'SimAM, after': ('scores', lambda x, y, z: _maps(x, y)),
   'SimAM, softmax': ('scores', lambda *x: _maps(*map(_softmax, x[:2]))),
   'SimAM-delta': ('scores', _maps),
 }
-NULLS = {'permuted': scoring.permuted_null, 'random': scoring.random_null}
 
 
-def compare(shown: Trace, tuned: Trace, zero: Trace, seed=0, nulls=NULLS):
+def compare(shown: Trace, tuned: Trace, zero: Trace):
   """Metrics, mean over queries and layers that have an update at all."""
   found = {}
   for name, (field, of_layer) in METRICS.items():
-    rows = [getattr(x, field) for x in (shown, tuned, zero)]
 
     def similarity(*rows, of_layer=of_layer):
       return jnp.nanmean(jax.vmap(of_layer)(*rows))
 
+    rows = [getattr(x, field) for x in (shown, tuned, zero)]
     found[name] = jnp.mean(jax.vmap(similarity)(*rows))
-    for null, draw in nulls.items():
-      draws = draw(jax.random.key(seed), similarity, *rows, num_draws=DRAWS)
-      found[f'{name}, {null}'] = jnp.mean(draws)
   return found
+
+
+def nulls(tuned: Trace, zero: Trace, seed: Any) -> dict[str, list[Trace]]:
+  """Updates of other queries, and random ones of the size of each row."""
+
+  def permuted(number):
+    return jax.tree.map(
+      lambda x, base: base + jnp.roll(x - base, number + 1, axis=0), tuned, zero
+    )
+
+  def random(number):
+    keys = iter(jax.random.split(jax.random.key(seed + number), len(tuned)))
+
+    def draw(x, base):
+      noise = jax.random.normal(next(keys), base.shape, base.dtype)
+      sizes = [
+        jnp.linalg.norm(y, axis=-1)[..., None] for y in (x - base, noise)
+      ]
+      return base + noise * sizes[0] / sizes[1]
+
+    return jax.tree.map(draw, tuned, zero)
+
+  draws = {'permuted': permuted, 'random': random}
+  return {k: [x(i) for i in range(DRAWS)] for k, x in draws.items()}
+
+
+def compare_each(triples: dict[str, list[tuple[Trace, Trace, Trace]]]):
+  """Compares what is named, and takes the mean of each list."""
+  rows = [x for own in triples.values() for x in own]
+  every = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+  found, begin = jax.lax.map(lambda x: compare(*x), every), 0
+  for name, own in triples.items():
+    part = slice(begin, begin := begin + len(own))
+    yield from ((f'{k}{name}', x[part].mean()) for k, x in found.items())
 
 
 def orders(shown: Answer, tuned: Answer, lesson: Lesson, run: Run):
@@ -378,6 +415,9 @@ def measure(model, run: Run, method: str, *, followed, tested):
   def some(tree, size=tested):
     return jax.tree.map(lambda x: x[first : first + size], tree)
 
+  def compared(trace):
+    return some(trace._replace(earlier=None))
+
   def overlap(answer):
     same = some(right.top)[:, None] == some(answer.top)[:, :, None]
     return jnp.sum(same) / (tested * TOP)
@@ -396,25 +436,29 @@ def measure(model, run: Run, method: str, *, followed, tested):
   before, zero = answers(model, run.begin, run.start)
   cache, right = show(0)
   wrong = jax.lax.map(lambda x: show(x)[1], jnp.arange(1, len(run.shown.mask)))
-  begin, base = len(run.begin.tokens), some(zero.trace)
+  begin, base = len(run.begin.tokens), compared(zero.trace)
   learnt = [x[:, :, begin:] for x in cache[:2]] + [x[begin:] for x in cache[2:]]
-  quiet = run.neutral and some(answers(model, run.neutral)[1].trace)
+  shown = compared(right.trace)
+  quiet = run.neutral and compared(answers(model, run.neutral)[1].trace)
 
   def teach(arm):
     tuned, lesson = finetune(model, run.begin, arm, method)
     own, answer = answers(tuned, run.begin, run.start)
-    traces, caches = some(answer.trace), (seen(own, answer), seen(before, zero))
+    trace = compared(answer.trace)
+    caches = seen(own, answer), seen(before, zero)
     pair = some((right, answer._replace(cache=None)), followed)
-    found = compare(some(right.trace), traces, base, run.seed)
+    triples = {'': [(shown, trace, base)]}
+    for name, drawn in nulls(trace, base, run.seed).items():
+      triples[f', {name}'] = [(shown, x, base) for x in drawn]
+    for number in range(len(wrong.odds)):
+      other = jax.tree.map(lambda x, i=number: x[i], wrong.trace)
+      triples[f', shown {number + 1}'] = [(compared(other), trace, base)]
+    if quiet:
+      later = compared(answers(tuned, run.neutral)[1].trace)
+      triples[', neutral'] = [(shown, later, quiet)]
+    found = dict(compare_each(triples))
     found |= orders(*pair, lesson, run) | coefficients(cache, lesson, run)
     found |= dual_weights(Cache(*learnt), *caches, run.other)
-    others = jax.vmap(lambda x: compare(some(x), traces, base, nulls={}))
-    for name, values in others(wrong.trace).items():
-      found |= {f'{name}, shown {i + 1}': x for i, x in enumerate(values)}
-    if quiet:
-      later = some(answers(tuned, run.neutral)[1].trace)
-      more = compare(some(right.trace), later, quiet, nulls={})
-      found |= {f'{name}, neutral': x for name, x in more.items()}
     found |= {'overlap': overlap(answer), 'odds': answer.odds}
     return found | {'loss': lesson.loss}
 

@@ -11,9 +11,10 @@ from experiments.changed_learning import area
 from experiments.finetuning import runs
 from experiments.lab import models, texts
 
-TASKS = list(texts.TASKS)
-# Of blocks that learn alone, whose slopes are larger, and of all parameters.
-RATES = {'layers': (1e-4, 1e-3), 'all': (1e-3, 1e-2)}
+TASKS = tuple(texts.TASKS)
+# Rates of blocks that learn alone, whose slopes are larger, and of all
+# parameters, over those of keys and values, of which the largest is too large.
+FACTORS = {'layers': 0.1, 'all': 1.0}
 
 
 class Way(NamedTuple):
@@ -49,13 +50,13 @@ class Builder:
   def __init__(self, config, tokenizer):
     self.config, self.tokenizer = config, tokenizer
     self.end = [tokenizer.single_id('\n')] * 2
-    rows = [self.ids(x.instruction.strip()) for x in texts.TASKS.values()]
+    rows = [self.ids(texts.TASKS[x].instruction.strip()) for x in config.tasks]
     # On the left: the first token of an example is predicted from the last one.
     flipped = pad([x[::-1] for x in rows], max(map(len, rows)))
     self.begins = jax.tree.map(lambda x: x[:, ::-1], flipped)
     self.rows = {
       (name, seed): self.draw(name, seed)
-      for name in TASKS
+      for name in config.tasks
       for seed in range(config.num_seeds)
     }
 
@@ -87,12 +88,13 @@ class Builder:
 
   def build(self, task: int, seed: int, size: int, ways, shown, held_out: int):
     """A run, and which queries are positive; `ways` are of way and rate."""
-    config, name = self.config, TASKS[task]
+    config, tasks = self.config, self.config.tasks
+    name = tasks[task]
     rng = np.random.default_rng([config.seed, task, seed])
     begin = jax.tree.map(lambda x: x[task], self.begins)
 
     def slots(way):
-      other = name if way.kind in ('right', 'flipped') else TASKS[task - 1]
+      other = name if way.kind in ('right', 'flipped') else tasks[task - 1]
       rows = self.rows[other, seed][:size]
       order = np.random.default_rng([way.order, seed]).permutation(size)
       found = [self.example(other, rows[x], way.kind) for x in order]
@@ -111,7 +113,7 @@ class Builder:
 
     right, most = slots(RIGHT), config.max_tokens
     flat, length = right.tokens.ravel(), int(right.mask.sum())
-    rows = [self.ids(x.text) for x in self.rows[TASKS[task - 2], seed]]
+    rows = [self.ids(x.text) for x in self.rows[tasks[task - 2], seed]]
     quiet = prefix(pad([np.concatenate(rows)[:length]], right.mask.size))
     real, other = np.flatnonzero(right.mask), np.arange(right.mask.size)
     order = rng.permutation(real)
@@ -173,7 +175,7 @@ def measure(config) -> Results:
   def stage(name, ways, shown=(RIGHT,), held=0, size=0, model=model):
     """Measures all runs; `ways(task)` are pairs of way and rate."""
     size = size or config.num_demonstrations
-    places = np.ndindex(len(TASKS), config.num_seeds)
+    places = np.ndindex(len(config.tasks), config.num_seeds)
     built = [builder.build(*x, size, ways(x[0]), shown, held) for x in places]
     data, right = (stacked(x) for x in zip(*built, strict=True))
     method = name if name in runs.METHODS else 'keys and values'
@@ -186,7 +188,8 @@ def measure(config) -> Results:
     options: Any = {'block_size': 1, 'name': name, 'shared': (model,)}
     found = lab.scan_blocks(step, jnp.zeros(()), len(built), **options)[1]
     found = jax.tree.map(
-      lambda x: np.reshape(x, (len(TASKS), -1, *x.shape[1:])), (*found, right)
+      lambda x: np.reshape(x, (len(config.tasks), -1, *x.shape[1:])),
+      (*found, right),
     )
     stages[name] = Stage(ways(0), *found)
 
@@ -195,7 +198,7 @@ def measure(config) -> Results:
     of = [i for i, x in enumerate(stage.names) if x[0] == way and x[1] > 0]
     odds = stage.found['odds'][:, :, of, :held]
     score = area(odds, stage.right[:, :, None, :held]).mean(axis=1)
-    best = np.argmax(score, axis=1)
+    best = np.argmax(np.nan_to_num(score), axis=1)  # Too large ones diverge.
     rates[name] = np.array([stage.names[of[x]][1] for x in best])
 
   def chosen(ways):
@@ -212,8 +215,9 @@ def measure(config) -> Results:
   stage('longer', chosen(pair), pair, size=config.more_demonstrations)
   for name, kept in (('untrained', False), ('embeddings', True)):
     stage(name, chosen([RIGHT]), model=untrain(model, config.seed, kept))
-  for name, own in RATES.items():
-    stage(name, lambda task, own=own: [(RIGHT, x) for x in own], held=held)
+  for name, factor in FACTORS.items():
+    own = [(RIGHT, factor * x) for x in config.rates[:-1]]
+    stage(name, lambda task, own=own: own, held=held)
     choose(name, stages[name], RIGHT)
   return Results(stages, rates)
 
