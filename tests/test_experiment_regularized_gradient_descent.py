@@ -111,7 +111,7 @@ def test_training_equals_plain_gradient_descent():
 def test_factors_of_both_readings():
   """N = 15, alpha = 0.5: printed in three digits, by hand."""
   config = dataclasses.replace(
-    TINY, num_demonstrations=15, dual_epochs=(1, 100)
+    TINY, num_demonstrations=15, dual_epochs=(1, 100), tokens_per_epoch=16
   )
   found = {
     (row['reading'], row['num_epochs']): (

@@ -46,27 +46,11 @@ from experiments.lab import pretraining, tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
-  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+class Config(pretraining.Config):
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   num_demonstrations: tuple[int, ...] = lab.count(
     (15, 31), 'demonstrations N, a run each', distinct=True, tiny=(3,)
   )
-  input_distribution: str = lab.option(
-    'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
-  )
-  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
-  num_epochs: int = lab.count(100, 'epochs of pretraining', tiny=2)
-  tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH,
-    'training tokens of an epoch, whatever N',
-    more_than='num_demonstrations',
-    tiny=24,
-  )
-  learning_rate: float = lab.option(
-    0.0, 'step size of pretraining; 0: that of the inputs', minimum=0
-  )
-  num_features: int = lab.count(1200, 'positive random features R', tiny=16)
   num_test_prompts: int = lab.count(64, 'held-out prompts of a seed', tiny=4)
   num_dual_prompts: int = lab.count(
     4, 'prompts of many dual epochs', at_most='num_test_prompts', tiny=2

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lab import config as options
 from experiments.lab.compiling import compile_quickly, compute, float64_on_host
-from experiments.lab.config import Config
 from experiments.lab.loops import scan_blocks
 from iclcl_jax import _validate, attention, features, projections, tasks
 from iclcl_jax.types import Array, Float, PRNGKeyArray
@@ -37,6 +37,36 @@ TOKENS_PER_EPOCH = 1024
 
 # Inputs s of the regression, and the learning rate that suits them.
 INPUTS = {'uniform': (tasks.uniform, 3e-3), 'normal': (jax.random.normal, 1e-3)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(options.Config):
+  """Options of an experiment on layers that it trains."""
+
+  seed: int = options.option(0, 'root of all random numbers', minimum=0)
+  input_distribution: str = options.option(
+    'uniform', 'distribution of the inputs', choices=tuple(INPUTS)
+  )
+  multi_task: bool = options.option(
+    False, 'a fresh task matrix B for every prompt'
+  )
+  num_epochs: int = options.count(100, 'epochs of pretraining', tiny=2)
+  tokens_per_epoch: int = options.count(
+    TOKENS_PER_EPOCH,
+    'training tokens of an epoch, whatever N',
+    more_than='num_demonstrations',
+    tiny=10,
+  )
+  learning_rate: float = options.option(
+    0.0, 'step size of pretraining; 0: that of the inputs', minimum=0
+  )
+  num_features: int = options.count(1200, 'positive random features R', tiny=16)
+
+  @property
+  def rate(self) -> float:
+    """The learning rate of pretraining."""
+    return self.learning_rate or INPUTS[self.input_distribution][1]
+
 
 TaskFn: TypeAlias = Callable[[PRNGKeyArray], Float[Array, 'd_y d_x']]
 
@@ -324,7 +354,9 @@ class Trained(NamedTuple):
     return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
 
 
-def trained(config: Config, seeds: Seeds, num_demonstrations: int) -> Trained:
+def trained(
+  config: options.Config, seeds: Seeds, num_demonstrations: int
+) -> Trained:
   """Trains layers by the settings of an experiment, all but their length."""
   inputs = config.input_distribution
   prompts = Prompts(num_demonstrations, inputs, config.multi_task)
@@ -332,7 +364,7 @@ def trained(config: Config, seeds: Seeds, num_demonstrations: int) -> Trained:
     seeds,
     prompts,
     num_epochs=config.num_epochs,
-    learning_rate=config.learning_rate or INPUTS[inputs][1],
+    learning_rate=config.rate,
     tokens_per_epoch=config.tokens_per_epoch,
     block_epochs=config.block_epochs,
   )

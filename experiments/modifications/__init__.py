@@ -90,8 +90,7 @@ from experiments.modifications import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
-  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+class Config(pretraining.Config):
   num_seeds: int = lab.option(
     10, 'independent runs; fewer than 10 decide no claim', minimum=3, tiny=3
   )
@@ -100,22 +99,9 @@ class Config(lab.Config):
   input_scale: float = lab.option(
     1.5, 'factor of the inputs in the test with larger inputs', minimum=1e-3
   )
-  input_distribution: str = lab.option(
-    'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
-  )
-  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(100, 'epochs of training', tiny=4)
   early_epochs: int = lab.count(
     20, 'first epochs; last ones tune rates', at_most='num_epochs', tiny=1
-  )
-  tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH,
-    'training tokens of an epoch, whatever N',
-    more_than='num_demonstrations',
-    tiny=10,
-  )
-  learning_rate: float = lab.option(
-    0.0, 'fixed learning rate; 0 for that of the input distribution', minimum=0
   )
   rate_factors: tuple[float, ...] = lab.option(
     (1.0, 10.0, 30.0, 50.0),
@@ -123,7 +109,6 @@ class Config(lab.Config):
     minimum=1e-6,
     distinct=True,
   )
-  num_features: int = lab.count(1200, 'positive random features R', tiny=8)
   num_test_prompts: int = lab.count(128, 'prompts of a test of a seed', tiny=2)
   strengths: tuple[float, ...] = lab.option(
     (0.5, 0.1), 'sizes of the regularising alpha', minimum=1e-6, distinct=True
@@ -149,11 +134,6 @@ class Config(lab.Config):
     self.require(
       1.0 in self.rate_factors, 'rate_factors', '1 among them, the fixed rate'
     )
-
-  @property
-  def rate(self) -> float:
-    """The fixed learning rate."""
-    return self.learning_rate or pretraining.INPUTS[self.input_distribution][1]
 
 
 # The longest first: two are measured at a time, and the last needs all others.

@@ -44,8 +44,7 @@ from experiments.regularized_gradient_descent import epochs, steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(lab.Config):
-  seed: int = lab.option(0, 'root of all random numbers', minimum=0)
+class Config(pretraining.Config):
   num_seeds: int = lab.option(10, 'independent runs', minimum=5, tiny=5)
   num_demonstrations: int = lab.count(15, 'demonstrations N', tiny=3)
   alphas: tuple[float, ...] = lab.option(
@@ -59,19 +58,7 @@ class Config(lab.Config):
   dual_epochs: tuple[int, ...] = lab.count(
     (1, 10, 100), 'epochs E of the dual model', increasing=True, tiny=(1, 4)
   )
-  input_distribution: str = lab.option(
-    'uniform', 'distribution of the inputs', choices=tuple(pretraining.INPUTS)
-  )
-  multi_task: bool = lab.option(False, 'a fresh task matrix B for every prompt')
   num_epochs: int = lab.count(20, 'epochs of pretraining', tiny=2)
-  tokens_per_epoch: int = lab.count(
-    pretraining.TOKENS_PER_EPOCH,
-    'training tokens of an epoch',
-    more_than='num_demonstrations',
-    tiny=16,
-  )
-  learning_rate: float = lab.option(0.003, 'step of pretraining', minimum=0)
-  num_features: int = lab.count(1200, 'positive random features R', tiny=8)
   num_test_prompts: int = lab.count(4, 'held-out prompts of a seed', tiny=2)
   block_epochs: int = lab.count(20, 'epochs between checkpoints', tiny=1)
 
