@@ -9,13 +9,7 @@ import numpy as np
 
 from experiments import lab
 from experiments.demonstration_deletion import prompts as prompting
-from experiments.lab import (
-  Config,
-  figures as drawing,
-  models,
-  statistics,
-  texts,
-)
+from experiments.lab import figures as drawing, models, statistics, texts
 from iclcl_jax import pretrained
 from iclcl_jax.pretrained import attribution
 
@@ -66,7 +60,7 @@ Results = list[Setting]  # The first one is described in detail.
 
 
 @jax.default_matmul_precision('highest')
-def measure(config: Config) -> Results:
+def measure(config: lab.Config) -> Results:
   """Attributes and deletes in all prompts, in blocks that are resumed."""
   model, tokenizer = models.load(config)
   tasks = {name: texts.TASKS[name] for name in ('sentiment', 'kind')}
@@ -160,7 +154,7 @@ def one_prompt(
 
 
 def scores(
-  config: Config, prompts: prompting.Prompts, effects: Effects
+  config: lab.Config, prompts: prompting.Prompts, effects: Effects
 ) -> dict[str, np.ndarray]:
   """What each method says of the demonstrations. Shapes `[P, S]`."""
   sign = np.where(prompts.positive, 1.0, -1.0)
@@ -192,7 +186,7 @@ class Judged(NamedTuple):
   spearman_hide: np.ndarray | None
 
 
-def judge(config: Config, setting: Setting) -> dict[str, Judged]:
+def judge(config: lab.Config, setting: Setting) -> dict[str, Judged]:
   removed, hidden = setting.effects.removed, setting.effects.hidden
   centred = removed - removed.mean(axis=1, keepdims=True)
   largest = np.argmax(np.abs(removed), axis=1)
@@ -223,7 +217,7 @@ def towards_own_label(results: Results) -> lab.Estimate:
   return statistics.mean(np.mean(sign * results[0].effects.removed, axis=1))
 
 
-def claims(config: Config, results: Results) -> lab.Claims:
+def claims(config: lab.Config, results: Results) -> lab.Claims:
   effects = results[0].effects
   statements = functools.partial(lab.statements, 'deletion-', runs='prompts')
   spearman = 'Spearman correlation within a prompt'
@@ -281,7 +275,7 @@ def claims(config: Config, results: Results) -> lab.Claims:
   )
 
 
-def summary(config: Config, results: Results) -> dict[str, Any]:
+def summary(config: lab.Config, results: Results) -> dict[str, Any]:
   effects = results[0].effects
   positive = effects.difference > 0
   return {
@@ -302,7 +296,7 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
   }
 
 
-def _by_size(config: Config, results: Results) -> dict[str, Any]:
+def _by_size(config: lab.Config, results: Results) -> dict[str, Any]:
   """Means of each score, by the number of demonstrations."""
   found: dict[str, Any] = {}
   for setting in results:
@@ -314,7 +308,9 @@ def _by_size(config: Config, results: Results) -> dict[str, Any]:
   return found
 
 
-def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
+def tables(
+  config: lab.Config, results: Results
+) -> dict[str, list[dict[str, Any]]]:
   judged = [
     {
       'task': setting.task,
@@ -332,7 +328,7 @@ def tables(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
   return {'scores': judged}
 
 
-def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
+def metrics(config: lab.Config, results: Results) -> list[dict[str, Any]]:
   prompts, effects = results[0].prompts, results[0].effects._asdict()
   names = (
     *('influence', 'contribution', 'removal_effect', 'attention'),
@@ -353,7 +349,7 @@ def metrics(config: Config, results: Results) -> list[dict[str, Any]]:
   )
 
 
-def figures(config: Config, results: Results) -> list[lab.Figure]:
+def figures(config: lab.Config, results: Results) -> list[lab.Figure]:
   each = '; '.join(
     f'{x.task}, {x.size} demonstrations: {len(x.prompts.tokens)} prompts'
     for x in results
@@ -366,7 +362,7 @@ def figures(config: Config, results: Results) -> list[lab.Figure]:
   return [lab.Figure('scores', _draw_scores(config, results), ranked)]
 
 
-def _draw_scores(config: Config, results: Results) -> Any:
+def _draw_scores(config: lab.Config, results: Results) -> Any:
   count = len(results)
   figure, axes = drawing.subplots(
     1, count, figsize=(3.6 * count, 4.6), sharex=True, sharey=True
@@ -389,7 +385,7 @@ def _draw_scores(config: Config, results: Results) -> Any:
   return figure
 
 
-def sentence(config: Config, results: Results) -> str:
+def sentence(config: lab.Config, results: Results) -> str:
   found = [judge(config, setting) for setting in results]
   asked = results[0].effects.difference > 0
   right = np.mean(asked == results[0].prompts.query_positive)

@@ -24,13 +24,7 @@ from experiments.demonstration_deletion.ranks import (
   REMOVAL,
   SOURCE,
 )
-from experiments.lab import (
-  Config,
-  figures as drawing,
-  models,
-  statistics,
-  texts,
-)
+from experiments.lab import figures as drawing, models, statistics, texts
 from iclcl_jax import pretrained, transformer
 from iclcl_jax.pretrained import attribution
 
@@ -61,7 +55,7 @@ def subsets(size: int) -> np.ndarray:
 
 
 @jax.default_matmul_precision('highest')
-def measure(config: Config) -> dict[str, Results]:
+def measure(config: lab.Config) -> dict[str, Results]:
   """Asks all subsets of all prompts, in blocks that are resumed."""
   model, tokenizer = models.load(config)
   count, size = config.num_subset_prompts, config.num_subset_demonstrations
@@ -129,7 +123,9 @@ def _one_prompt(model, labels, prompt, places, kept) -> dict[str, jax.Array]:
   }
 
 
-def judge(config: Config, positive, *, answers, states, **scores) -> Results:
+def judge(
+  config: lab.Config, positive, *, answers, states, **scores
+) -> Results:
   """Adds the rivals, and holds all against deletion, Shapley values, subsets.
 
   `answers` are `[P, 2^S]`, `states` `[P, S + 1, d]`, scores `[P, S]`.
@@ -209,7 +205,7 @@ def ridge_influence(states: np.ndarray, sign: np.ndarray) -> np.ndarray:
   return np.stack(losses, axis=1)
 
 
-def claims(config: Config, results: dict[str, Results]) -> lab.Claims:
+def claims(config: lab.Config, results: dict[str, Results]) -> lab.Claims:
   for task, found in results.items():
     judged = found.judged
     ours, ridge = (judged[x]['deletion'] for x in (INFLUENCE, RIDGE))
@@ -250,14 +246,16 @@ def rows(results: dict[str, Results]) -> list[dict[str, Any]]:
   ]
 
 
-def summary(config: Config, results: dict[str, Results]) -> dict[str, Any]:
+def summary(config: lab.Config, results: dict[str, Results]) -> dict[str, Any]:
   return {'subsets': rows(results)}
 
 
 tables = summary
 
 
-def figures(config: Config, results: dict[str, Results]) -> list[lab.Figure]:
+def figures(
+  config: lab.Config, results: dict[str, Results]
+) -> list[lab.Figure]:
   figure, axes = drawing.subplots(1, 3, figsize=(13, 4), sharey=True)
   looks: tuple[dict[str, Any], ...] = (
     {'fmt': 'o', 'color': drawing.BLUE, 'offset': -0.15},
@@ -279,7 +277,7 @@ def figures(config: Config, results: dict[str, Results]) -> list[lab.Figure]:
   return [lab.Figure('subsets', figure, caption)]
 
 
-def sentence(config: Config, results: dict[str, Results]) -> str:
+def sentence(config: lab.Config, results: dict[str, Results]) -> str:
   def all_of(name, key):
     means = (np.mean(x.judged[name][key]) for x in results.values())
     return ' and '.join(f'{mean:.2f}' for mean in means)
