@@ -62,6 +62,8 @@ order-recency [control] more than recency | Kendall of FT less FT, recency
 order-frequency [control] more than frequency | Kendall of FT less FT, frequency
 projections [Dai] both act through keys and values: finetuning all parameters is
   less alike | SimAOU of FT less all
+projections-size [control] with updates nearest in size to those of FT | SimAOU
+  of FT less all, same size
 gradients [Dai] values are what slopes would be (meta-gradients): labels of both
   dual models of a head are alike | coefficients of FT less FT, permuted
 dual [ours] dual weights change alike | dual weights of FT less FT, permuted
@@ -75,6 +77,8 @@ layers-size [control] with updates nearest in size to those of FT | SimAOU of
   layers, same size less FT
 layers-maps [Deutch: .34 against .27] so are their maps | SimAM-delta of layers
   less FT
+layers-maps-size [control] with updates nearest in size to those of FT |
+  SimAM-delta of layers, same size less FT
 untrained [Deutch] an untrained model is more alike | SimAOU of untrained less
   FT
 embeddings [Deutch] so is one with trained embeddings | SimAOU of embeddings

@@ -244,19 +244,16 @@ def _softmax(x):
   return jax.nn.softmax(jnp.where(x == 0, -jnp.inf, x), axis=-1)
 
 
-def _size(shown, tuned, zero):
-  """Of what finetuning changes, over that of demonstrations."""
-  sizes = [jnp.linalg.norm(x - zero) for x in (tuned, shown)]
-  return sizes[0] / jnp.where(sizes[1] > 0, sizes[1], jnp.nan)
-
-
 _maps = scoring.map_similarity
 # Of one layer in context, finetuned, and zero-shot: field of the trace, metric.
 METRICS: dict[str, tuple[str, Callable[..., Any]]] = {
   'SimAOU': ('output', scoring.update_similarity),
   'SimAOU, normalised': ('output', scoring.normalised_update_similarity),
   'SimAOU, partial': ('output', scoring.partial_update_similarity),
-  'size': ('output', _size),
+  'size': (
+    'output',
+    lambda x, y, z: jnp.linalg.norm(y - z) / jnp.linalg.norm(x - z),
+  ),
   'heads': ('heads', jax.vmap(scoring.update_similarity)),
   'SimAM, before': ('scores', lambda x, y, z: _maps(x, z)),
   'SimAM, after': ('scores', lambda x, y, z: _maps(x, y)),
@@ -267,36 +264,40 @@ METRICS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def compare(shown: Trace, tuned: Trace, zero: Trace):
   """Metrics, mean over queries and layers that have an update at all."""
-  found = {}
-  for name, (field, of_layer) in METRICS.items():
 
-    def similarity(*rows, of_layer=of_layer):
-      return jnp.nanmean(jax.vmap(of_layer)(*rows))
-
+  def mean(field, of_layer):
     rows = [getattr(x, field) for x in (shown, tuned, zero)]
-    found[name] = jnp.mean(jax.vmap(similarity)(*rows))
-  return found
+    found = jax.vmap(jax.vmap(of_layer))(*rows)
+    return jnp.mean(jnp.nanmean(found, axis=1))
+
+  return {name: mean(*metric) for name, metric in METRICS.items()}
 
 
 def nulls(tuned: Trace, zero: Trace, seed: Any) -> dict[str, list[Trace]]:
-  """Updates of other queries, and random ones of the size of each row."""
+  """Updates of other queries, and random ones of the size of each row.
+
+  Where there is padding there is none; of queries tokens align from the left.
+  """
+
+  def changed(update):
+    def draw(x, base):
+      return base + jnp.where(base == 0, 0, update(x - base))
+
+    return jax.tree.map(draw, tuned, zero)
 
   def permuted(number):
-    return jax.tree.map(
-      lambda x, base: base + jnp.roll(x - base, number + 1, axis=0), tuned, zero
-    )
+    return changed(lambda x: jnp.roll(x, number + 1, axis=0))
 
   def random(number):
     keys = iter(jax.random.split(jax.random.key(seed + number), len(tuned)))
 
-    def draw(x, base):
-      noise = jax.random.normal(next(keys), base.shape, base.dtype)
-      sizes = [
-        jnp.linalg.norm(y, axis=-1)[..., None] for y in (x - base, noise)
-      ]
-      return base + noise * sizes[0] / sizes[1]
+    def noise(x):
+      drawn = jax.random.normal(next(keys), x.shape, x.dtype)
+      drawn = jnp.where(x == 0, 0, drawn)
+      sizes = [jnp.linalg.norm(y, axis=-1)[..., None] for y in (x, drawn)]
+      return drawn * sizes[0] / jnp.maximum(sizes[1], 1e-30)
 
-    return jax.tree.map(draw, tuned, zero)
+    return changed(noise)
 
   draws = {'permuted': permuted, 'random': random}
   return {k: [x(i) for i in range(DRAWS)] for k, x in draws.items()}

@@ -1,5 +1,6 @@
 """What finetuning and learning in context have in common, with controls."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -54,11 +55,12 @@ class Builder:
     # On the left: the first token of an example is predicted from the last one.
     flipped = pad([x[::-1] for x in rows], max(map(len, rows)))
     self.begins = jax.tree.map(lambda x: x[:, ::-1], flipped)
-    self.rows = {
-      (name, seed): self.draw(name, seed)
-      for name in config.tasks
-      for seed in range(config.num_seeds)
-    }
+    self.rows: dict[Any, list[texts.Review]] = {}
+    for seed, name in itertools.product(range(config.num_seeds), config.tasks):
+      taken = {
+        x.text for k, of in self.rows.items() if k[1] == seed for x in of
+      }
+      self.rows[name, seed] = self.draw(name, seed, taken)
 
   def ids(self, text: str, *more: int) -> list[int]:
     return [*self.tokenizer.encode(text), *more, *self.end]
@@ -70,16 +72,17 @@ class Builder:
     label = self.tokenizer.single_id(task.labels[not first])
     return self.ids(task.template.format(row.text), label)
 
-  def draw(self, name, seed) -> list[texts.Review]:
-    """Texts that are short enough, alternately of both kinds."""
+  def draw(self, name, seed, taken) -> list[texts.Review]:
+    """Texts that are short enough, alternately of both kinds, none `taken`."""
     config = self.config
     sizes = config.num_demonstrations, config.more_demonstrations
     needed = max(sizes) + config.num_queries + config.num_held_out
     seed += config.num_seeds * config.seed
     options = {'seed': seed, 'min_words': 4, 'max_words': 14}
     kinds: dict[bool, dict[str, texts.Review]] = {True: {}, False: {}}
-    for row in texts.TASKS[name].draw(6 * max(-(-needed // 2), 20), **options):
-      if len(self.example(name, row)) <= config.max_tokens:
+    for row in texts.TASKS[name].draw(9 * max(-(-needed // 2), 20), **options):
+      is_short = len(self.example(name, row)) <= config.max_tokens
+      if is_short and row.text not in taken:
         kinds[row.positive][row.text] = row
     fewest = 2 * min(map(len, kinds.values()))
     config.require(fewest >= needed, 'max_tokens', 'more, for longer texts')
@@ -105,19 +108,23 @@ class Builder:
 
     def arm(way, rate):
       text = slots(way)
-      weights = text.mask & (np.cumsum(text.mask[:, ::-1], 1)[:, ::-1] > 2)
+      weights = text.mask & (behind(text.mask) > 2)
       if way.only:
-        weights &= np.cumsum(weights[:, ::-1], 1)[:, ::-1] == 1
+        weights &= behind(weights) == 1
       rate = np.float32(way.sign * rate)
       return runs.Arm(text, weights.astype('f'), rate, np.array(way.in_turn))
 
     right, most = slots(RIGHT), config.max_tokens
     flat, length = right.tokens.ravel(), int(right.mask.sum())
     rows = [self.ids(x.text) for x in self.rows[tasks[task - 2], seed]]
-    quiet = prefix(pad([np.concatenate(rows)[:length]], right.mask.size))
-    real, other = np.flatnonzero(right.mask), np.arange(right.mask.size)
-    order = rng.permutation(real)
+    rows = [[*np.concatenate(rows)[: length - 2], *self.end]]
+    quiet, other = (
+      prefix(pad(rows, right.mask.size)),
+      np.arange(right.mask.size),
+    )
+    order = rng.permutation(np.flatnonzero(right.mask))
     other[order] = np.roll(order, 1)
+    real = np.flatnonzero(right.mask & (behind(right.mask) > 2))
     some = np.sort(rng.choice(real, config.num_ordered, replace=False))
     asked = self.rows[name, seed][-held_out - config.num_queries :]
     labels = [self.tokenizer.single_id(x) for x in texts.TASKS[name].labels]
@@ -144,6 +151,11 @@ def pad(rows, length) -> runs.Text:
   mask = np.arange(length) < np.array([*map(len, rows)])[:, None]
   tokens[mask] = np.concatenate(rows)
   return runs.Text(tokens, mask)
+
+
+def behind(mask):
+  """How many are left in a row, from each on."""
+  return np.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
 
 
 def stacked(trees):
