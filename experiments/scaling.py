@@ -243,16 +243,10 @@ def claims(config: Config, results: Results) -> list[lab.Claim]:
 
 def tables(config: Config, results: Results) -> dict[str, Any]:
   names = 'bytes_step', 'bytes_readings', 'bytes_causal'
-  rows = [
-    {
-      'devices': count,
-      **dict(zip(names, map(int, results.bytes[index]), strict=True)),
-      'seconds': float(np.median(results.seconds[index])),
-      'residual': float(np.max(results.residuals[index])),
-    }
-    for index, count in enumerate(config.devices)
-  ]
-  return {'devices': rows}
+  found = dict(zip(names, results.bytes.T, strict=True))
+  found['seconds'] = np.median(results.seconds, axis=1)
+  found['residual'] = np.max(results.residuals, axis=1)
+  return {'devices': lab.tidy({}, found, devices=config.devices)}
 
 
 def figures(config: Config, results: Results) -> list[lab.Figure]:

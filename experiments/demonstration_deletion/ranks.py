@@ -290,27 +290,12 @@ def summary(config: lab.Config, results: Results) -> dict[str, Any]:
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
-    **_by_size(config, results),
     'accuracy_of_model': np.mean(positive == results[0].prompts.query_positive),
     'fraction_answered_positive': np.mean(positive),
   }
 
 
-def _by_size(config: lab.Config, results: Results) -> dict[str, Any]:
-  """Means of each score, by the number of demonstrations."""
-  found: dict[str, Any] = {}
-  for setting in results:
-    task = '' if setting.task == 'sentiment' else '_other_task'
-    for score, judged in judge(config, setting).items():
-      for name in ('spearman', 'sign'):
-        own = found.setdefault(f'{name}_delete{task}', {}).setdefault(score, {})
-        own[str(setting.size)] = statistics.mean(getattr(judged, name))
-  return found
-
-
-def tables(
-  config: lab.Config, results: Results
-) -> dict[str, list[dict[str, Any]]]:
+def tables(config: lab.Config, results: Results) -> dict[str, Any]:
   judged = [
     {
       'task': setting.task,

@@ -265,9 +265,8 @@ def _is_shown(row: str) -> bool:
 
 def tables(config, results: Results) -> dict[str, Any]:
   """Claims beside their fair controls."""
-  judged = {
-    x.id.removeprefix('finetuning-'): x for x in claims(config, results)
-  }
+  every = claims(config, results)
+  judged = {x.id.removeprefix('finetuning-'): x for x in every}
   fair: dict[str, list[lab.Claim]] = {
     k: [] for k, x in judged.items() if x.source != 'control'
   }
@@ -276,24 +275,14 @@ def tables(config, results: Results) -> dict[str, Any]:
       fair[max((x for x in fair if name.startswith(x)), key=len)].append(claim)
   rows = []
   for name, controls in fair.items():
-    claim, fails = (
-      judged[name],
-      sum(x.verdict != judging.REPRODUCED for x in controls),
-    )
-    verdict = claim.verdict
+    fails = sum(x.verdict != judging.REPRODUCED for x in controls)
+    claim, verdict = judged[name], judged[name].verdict
     if verdict == judging.REPRODUCED and fails:
       verdict = f'reproduced, but {fails} of {len(controls)} controls are not'
-    rows.append(
-      {
-        'claim': claim.claim,
-        'published': claim.source.partition(': ')[2],
-        'this model': f'{claim.estimate:.2f}',
-        'fair controls': '; '.join(
-          f'{x.claim}: {x.estimate:.2f}' for x in controls
-        ),
-        'verdict': verdict,
-      }
-    )
+    row = {'claim': claim.claim, 'published': claim.source.partition(': ')[2]}
+    row['this model'] = f'{claim.estimate:.2f}'
+    found = [f'{x.claim}: {x.estimate:.2f}' for x in controls]
+    rows.append(row | {'fair controls': '; '.join(found), 'verdict': verdict})
   return {'verdicts': rows}
 
 
@@ -301,10 +290,8 @@ def summary(config, results: Results) -> dict[str, Any]:
   """Each metric by row and task, with intervals; the rates chosen, by task."""
 
   def by_task(metric, x):
-    own = {
-      task: mean(metric, y) for task, y in zip(config.tasks, x, strict=True)
-    }
-    return own | {'all': mean(metric, x)}
+    rows = zip((*config.tasks, 'all'), (*x, x), strict=True)
+    return {task: mean(metric, y) for task, y in rows}
 
   return {
     metric: {row: by_task(metric, x) for row, x in of.items()}

@@ -20,7 +20,6 @@ from experiments.lab.claims import (
   Found as Found,
   at_least as at_least,
   at_most as at_most,
-  judge as judge,
   one_line as one_line,
   statements as statements,
   within as within,

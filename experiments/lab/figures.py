@@ -104,13 +104,6 @@ def bars(axis: Any, x: Any, estimates: Sequence[Estimate], **look: Any) -> None:
   axis.errorbar(x, value, yerr=[value - low, high - value], **look)
 
 
-def note(axis: Any, text: str, y: float, x: float = 0.99, **look: Any) -> None:
-  """Writes above a horizontal line, at its right end or, for small x, left."""
-  place = {'xycoords': ('axes fraction', 'data'), 'ha': 'right'}
-  place |= {'xytext': (0, 4), 'textcoords': 'offset points'} | look
-  axis.annotate(text, (x, y), **place)
-
-
 def size_axis(axis: Any, sizes: Any, **look: Any) -> None:
   """Makes `x` a log axis with a tick at every size, and no other."""
   axis.set_xscale('log')

@@ -221,22 +221,15 @@ def tables(config: Config, results: Overview) -> dict[str, Any]:
   }
 
 
-def metrics(config: Config, results: Overview) -> list[dict[str, Any]]:
-  return [
-    {
-      'panel': panel,
-      'layer': name,
-      'learning_rate': rate,
-      'epoch': epoch + 1,
-      'training_loss_over_zero_loss_by_seed': [
-        float(f'{x:.5g}') for x in result.curves[epoch, :, i, j]
-      ],
-    }
-    for panel, result in results.panels.items()
-    for i, name in enumerate(result.layers)
-    for j, rate in enumerate(learning_rates(config))
-    for epoch in range(config.num_epochs)
-  ]
+def metrics(config: Config, results: Overview) -> lab.Metrics:
+  axes: Any = {'learning_rate': learning_rates(config)}
+  axes['epoch'] = range(1, config.num_epochs + 1)
+  for panel, result in results.panels.items():
+    curves = np.transpose(result.curves, (2, 3, 0, 1))  # Seeds last.
+    losses = {'training_loss_over_zero_loss_by_seed': np.round(curves, 5)}
+    yield from lab.tidy(
+      {'panel': panel}, losses, layer=[*result.layers], **axes
+    )
 
 
 def figures(config: Config, results: Overview) -> list[lab.Figure]:
