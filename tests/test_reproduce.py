@@ -175,7 +175,13 @@ def test_finished_experiments_are_not_run_again(tmp_path, monkeypatch):
   job = reproduce.Job('equivalence', 'Title', {'size': 3})
   long = reproduce.Job('scaling', 'Not run, and no results', is_long=True)
   monkeypatch.setattr(reproduce, 'JOBS', (job, long))
-  monkeypatch.setattr(importlib, 'import_module', lambda name: _Experiment)
+  imported = importlib.import_module
+
+  def load(name, *package):
+    ours = name.startswith('experiments.')
+    return _Experiment if ours else imported(name, *package)
+
+  monkeypatch.setattr(importlib, 'import_module', load)
   monkeypatch.setattr(
     reproduce, '_pool', lambda config: futures.ThreadPoolExecutor(1)
   )
