@@ -22,12 +22,13 @@ from experiments import lab
 from experiments.lab import (
   config as options,
   loops,
+  models,
   runner,
   statistics,
   tables,
   workdir,
 )
-from tests import experiment_battery
+from tests import experiment_battery, pretrained_files as files
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -633,3 +634,18 @@ def test_a_recorded_command_has_the_flags_that_differ():
   command = runner.command_of(Options(sizes=(3, 4), name='b c'))
   assert command == f"{plain} --sizes=3,4 '--name=b c'"
   assert runner.command_of(Options.tiny()) == f'{plain} --tiny'
+
+
+def test_a_model_may_be_read_in_part(tmp_path):
+  """Its first blocks are those of the whole; more than there are is refused."""
+  path = files.write_model(tmp_path / 'small', [' A', ' B'])
+  whole, part = (
+    models.load(models.Config(model_path=path, num_blocks=number)).model
+    for number in (0, 1)
+  )
+  assert (whole.num_layers, part.num_layers) == (files.NUM_LAYERS, 1)
+  np.testing.assert_array_equal(
+    part.blocks.key.weight, whole.blocks.key.weight[:1]
+  )
+  with pytest.raises(ValueError, match='num_blocks is 9; expected at most 2'):
+    models.load(models.Config(model_path=path, num_blocks=9))

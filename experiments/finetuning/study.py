@@ -57,10 +57,10 @@ class Builder:
     self.begins = jax.tree.map(lambda x: x[:, ::-1], flipped)
     self.rows: dict[Any, list[texts.Review]] = {}
     for seed, name in itertools.product(range(config.num_seeds), config.tasks):
-      taken = {
-        x.text for k, of in self.rows.items() if k[1] == seed for x in of
-      }
-      self.rows[name, seed] = self.draw(name, seed, taken)
+      others = (
+        x for key, of in self.rows.items() if key[1] == seed for x in of
+      )
+      self.rows[name, seed] = self.draw(name, seed, {x.text for x in others})
 
   def ids(self, text: str, *more: int) -> list[int]:
     return [*self.tokenizer.encode(text), *more, *self.end]
@@ -118,10 +118,8 @@ class Builder:
     flat, length = right.tokens.ravel(), int(right.mask.sum())
     rows = [self.ids(x.text) for x in self.rows[tasks[task - 2], seed]]
     rows = [[*np.concatenate(rows)[: length - 2], *self.end]]
-    quiet, other = (
-      prefix(pad(rows, right.mask.size)),
-      np.arange(right.mask.size),
-    )
+    quiet = prefix(pad(rows, right.mask.size))
+    other = np.arange(right.mask.size)
     order = rng.permutation(np.flatnonzero(right.mask))
     other[order] = np.roll(order, 1)
     real = np.flatnonzero(right.mask & (behind(right.mask) > 2))

@@ -17,7 +17,7 @@ class Config(options.Config):
     '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
   )
   num_blocks: int = options.option(
-    0, 'first blocks of the model, all it is; 0: all', minimum=0, tiny=2
+    0, 'blocks that are kept, from the first; 0: all', minimum=0, tiny=2
   )
 
 
@@ -26,8 +26,9 @@ def load(config: Config) -> pretrained.Pretrained:
   """The model in float32, of so many blocks, and its tokenizer."""
   path = config.model_path or pretrained.smollm2.weights_path()
   model, tokenizer = pretrained.load(path, dtype=jnp.float32)
-  most, kept = model.num_layers, config.num_blocks
-  config.require(kept <= most, 'num_blocks', f'at most {most}')
-  blocks = jax.tree.map(lambda x: x[: kept or most], model.blocks)
-  model = dataclasses.replace(model, blocks=blocks)
+  if kept := config.num_blocks:
+    most = model.num_layers
+    config.require(kept <= most, 'num_blocks', f'at most {most}')
+    blocks = jax.tree.map(lambda x: x[:kept], model.blocks)
+    model = dataclasses.replace(model, blocks=blocks)
   return pretrained.Pretrained(model, tokenizer)
