@@ -75,7 +75,10 @@ class Config(models.Config):
   num_seeds: int = lab.option(3, 'prompts of a task', minimum=2, tiny=2)
   num_demonstrations: int = lab.option(16, 'demonstrations', minimum=3, tiny=3)
   more_demonstrations: int = lab.option(
-    32, 'demonstrations of the longer prompts', minimum=3, tiny=4
+    32,
+    'demonstrations of the longer prompts',
+    more_than='num_demonstrations',
+    tiny=4,
   )
   num_queries: int = lab.option(32, 'queries tested', minimum=4, tiny=4)
   num_held_out: int = lab.option(

@@ -30,14 +30,14 @@ SOURCES = {
 CLAIMS = """
 icl [Dai: 76, 77 against 55, 54] demonstrations improve answers | accuracy of
   ICL less ZSL
-icl-area [control] without a bias to one label | area of ICL less ZSL
+icl-area [control] and so without a bias to one label | area of ICL less ZSL
 icl-labels [control] by their labels | area of ICL less ICL, flipped labels
 ft [Dai: 64, 67 against 55, 54] finetuning improves answers | accuracy of FT
   less ZSL
-ft-area [control] without a bias to one label | area of FT less ZSL
+ft-area [control] finetuning, without a bias to one label | area of FT less ZSL
 better [Dai: 76, 77 against 64, 67] demonstrations are better than finetuning |
   accuracy of ICL less FT
-better-area [control] without a bias to one label | area of ICL less FT
+better-area [control] nor is that a bias to one label | area of ICL less FT
 recovery [Dai: 86, 89] most of what finetuning gets right is right in context,
   in percent | Rec2FTP of FT less 50
 recovery-lift [control] more than of all that is wrong zero-shot | Rec2FTP of FT
@@ -62,7 +62,7 @@ order-recency [control] more than recency | Kendall of FT less FT, recency
 order-frequency [control] more than frequency | Kendall of FT less FT, frequency
 projections [Dai] both act through keys and values: finetuning all parameters is
   less alike | SimAOU of FT less all
-projections-size [control] with updates nearest in size to those of FT | SimAOU
+projections-size [control] all parameters, with updates nearest in size | SimAOU
   of FT less all, same size
 gradients [Dai] values are what slopes would be (meta-gradients): labels of both
   dual models of a head are alike | coefficients of FT less FT, permuted
@@ -73,11 +73,11 @@ bias [Deutch: .19 against .10] normalising first makes updates more alike |
   SimAOU of FT, normalised less FT
 layers [Deutch: .17 against .10] blocks that learn alone are more like learning
   in context | SimAOU of layers less FT
-layers-size [control] with updates nearest in size to those of FT | SimAOU of
+layers-size [control] blocks alone, with updates nearest in size | SimAOU of
   layers, same size less FT
 layers-maps [Deutch: .34 against .27] so are their maps | SimAM-delta of layers
   less FT
-layers-maps-size [control] with updates nearest in size to those of FT |
+layers-maps-size [control] maps of blocks alone, with updates nearest in size |
   SimAM-delta of layers, same size less FT
 untrained [Deutch] an untrained model is more alike | SimAOU of untrained less
   FT
@@ -212,7 +212,7 @@ def claims(config, results: Results) -> lab.Claims:
   for name, (metric, *rows) in FAIR.items():
     for row in rows:
       text += f"""{name}-{row.replace(' ', '-').replace(',', '')} [control] more
-  than {row} | {metric} of FT less {row}
+  {metric} than {row} | {metric} of FT less {row}
 """
   for source, cited in SOURCES.items():
     text = text.replace(f'[{source}', f'[{cited}')
@@ -280,8 +280,8 @@ def tables(config, results: Results) -> dict[str, Any]:
     if verdict == judging.REPRODUCED and fails:
       verdict = f'reproduced, but {fails} of {len(controls)} controls are not'
     row = {'claim': claim.claim, 'published': claim.source.partition(': ')[2]}
-    row['this model'] = f'{claim.estimate:.2f}'
-    found = [f'{x.claim}: {x.estimate:.2f}' for x in controls]
+    row |= {'statistic': claim.statistic, 'this model': f'{claim.estimate:.2g}'}
+    found = [f'{x.claim}: {x.estimate:.2g}' for x in controls]
     rows.append(row | {'fair controls': '; '.join(found), 'verdict': verdict})
   return {'verdicts': rows}
 

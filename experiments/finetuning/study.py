@@ -60,7 +60,12 @@ class Builder:
       others = (
         x for key, of in self.rows.items() if key[1] == seed for x in of
       )
-      self.rows[name, seed] = self.draw(name, seed, {x.text for x in others})
+      rows = self.draw(name, seed, {x.text for x in others})
+      shown = rows[: config.num_demonstrations]
+      most = sum(len(self.example(name, x)) - 2 for x in shown)
+      enough = config.num_ordered <= most
+      config.require(enough, 'num_ordered', f'at most {most} here')
+      self.rows[name, seed] = rows
 
   def ids(self, text: str, *more: int) -> list[int]:
     return [*self.tokenizer.encode(text), *more, *self.end]
@@ -80,12 +85,18 @@ class Builder:
     seed += config.num_seeds * config.seed
     options = {'seed': seed, 'min_words': 4, 'max_words': 14}
     kinds: dict[bool, dict[str, texts.Review]] = {True: {}, False: {}}
-    for row in texts.TASKS[name].draw(9 * max(-(-needed // 2), 20), **options):
+    try:
+      found = texts.TASKS[name].draw(9 * max(-(-needed // 2), 20), **options)
+    except ValueError:  # It has not so many.
+      found = []
+    for row in found:
       is_short = len(self.example(name, row)) <= config.max_tokens
       if is_short and row.text not in taken:
         kinds[row.positive][row.text] = row
-    fewest = 2 * min(map(len, kinds.values()))
-    config.require(fewest >= needed, 'max_tokens', 'more, for longer texts')
+    enough = 2 * min(map(len, kinds.values())) >= needed
+    what = f'fewer, or fewer demonstrations: {name} has no {needed} texts'
+    what += f' of {config.max_tokens} max_tokens'
+    config.require(enough, 'num_queries', what)
     pairs = zip(*(x.values() for x in kinds.values()), strict=False)
     return [row for pair in pairs for row in pair][:needed]
 

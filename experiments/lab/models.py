@@ -25,7 +25,10 @@ class Config(options.Config):
 def load(config: Config) -> pretrained.Pretrained:
   """The model in float32, of so many blocks, and its tokenizer."""
   path = config.model_path or pretrained.smollm2.weights_path()
-  model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  try:
+    model, tokenizer = pretrained.load(path, dtype=jnp.float32)
+  except ValueError as error:
+    raise ValueError(f'model_path: {error}') from error
   if kept := config.num_blocks:
     most = model.num_layers
     config.require(kept <= most, 'num_blocks', f'at most {most}')
