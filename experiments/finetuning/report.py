@@ -249,6 +249,8 @@ def figures(config, results: Results) -> list[lab.Figure]:
       values = {k: mean(metric, x) for k, x in rows.items()}
       drawing.forest(axis, values, **look)
       axis.set_xlabel(metric)
+      if metric in ('loss', 'size'):
+        axis.set_xscale('log')
     drawing.legend(axes[0], number)
     drawn.append(lab.Figure(name, figure, f'{caption} {runs}'))
   return drawn

@@ -333,12 +333,10 @@ def orders(shown: Answer, tuned: Answer, lesson: Lesson, run: Run):
   first = [jax.lax.top_k(x, few)[1] for x in (mass, score)]
   same = jnp.sum(first[0][..., None] == first[1][..., None, :])
   some = on[..., run.some]
+  noise = jax.random.uniform(jax.random.key(run.seed), some.shape)
   partners = {
     '': (some, by[..., run.some]),
-    ', random': (
-      some,
-      jax.random.uniform(jax.random.key(run.seed), some.shape),
-    ),
+    ', random': (some, noise),
     ', recency': (some, jnp.arange(some.shape[2])),
     ', frequency': (some, run.frequency),
     ', labels': (on[..., run.label_places], by[..., run.label_places]),

