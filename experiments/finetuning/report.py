@@ -37,7 +37,7 @@ ft [Dai: 64, 67 against 55, 54] finetuning improves answers | accuracy of FT
 ft-area [control] finetuning, without a bias to one label | area of FT less ZSL
 better [Dai: 76, 77 against 64, 67] demonstrations are better than finetuning |
   accuracy of ICL less FT
-better-area [control] nor is that a bias to one label | area of ICL less FT
+better-area [control] better without a bias to one label | area of ICL less FT
 recovery [Dai: 86, 89] most of what finetuning gets right is right in context,
   in percent | Rec2FTP of FT less 50
 recovery-lift [control] more than of all that is wrong zero-shot | Rec2FTP of FT
@@ -251,6 +251,8 @@ def figures(config, results: Results) -> list[lab.Figure]:
       axis.set_xlabel(metric)
       if metric in ('loss', 'size'):
         axis.set_xscale('log')
+      else:
+        axis.locator_params('x', nbins=5)
     drawing.legend(axes[0], number)
     drawn.append(lab.Figure(name, figure, f'{caption} {runs}'))
   return drawn
