@@ -7,7 +7,7 @@ for each demonstration, as published; its controls are rows of every figure::
 
   python -m experiments.finetuning --workdir=out/finetuning
 
-It takes 65 minutes (93 of CPU time), and resumes. Expect areas under the curve
+It takes 65 minutes (some 90 of CPU time), resumes. Expect areas under the curve
 of .75 [.63, .87] zero-shot, .79 [.64, .94] in context, .79 [.68, .90]
 finetuned, and as cosines of what both change::
 
