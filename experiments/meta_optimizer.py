@@ -219,9 +219,7 @@ def metrics(config: Config, results: Results) -> lab.Metrics:
     yield from lab.tidy({'metric': name}, scores._asdict(), **axes)
 
 
-PARTS = {
-  'nulls': lab.Part(measure, claims, figures, summary, metrics=metrics),
-}
+PARTS = {'nulls': lab.Part(measure, claims, figures, summary, metrics=metrics)}
 
 
 def conclude(config, results, claims) -> str:

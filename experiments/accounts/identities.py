@@ -187,10 +187,7 @@ def _dai(p: Problem) -> Sides:
       _softmax(p),
       (1 - mix.share) * mix.zero_shot + mix.share * mix.demonstrations,
     ),
-    SUM: (
-      mix.zero_shot + mix.demonstrations,
-      _softmax(p),
-    ),
+    SUM: (mix.zero_shot + mix.demonstrations, _softmax(p)),
     'momentum attention = softmax attention + decayed sum of past values': (
       dai.momentum_attention(keys, keys, values, decay=DECAY)[-1],
       attention.softmax_attention(p.query, keys, values) + past,

@@ -147,9 +147,7 @@ def one_prompt(
     gradients = attribution.demonstration_gradients(*question[:3], **options)
     drop = jnp.mean(gradients.drop_shares, axis=(0, 1))
   return found._replace(
-    loss_drop=drop,
-    hidden=effects('hide'),
-    influence_hidden=influence('hide'),
+    loss_drop=drop, hidden=effects('hide'), influence_hidden=influence('hide')
   )
 
 
@@ -290,9 +288,22 @@ def summary(config: lab.Config, results: Results) -> dict[str, Any]:
     'effect_towards_own_label': towards_own_label(results),
     'mean_absolute_effect_of_removal': np.mean(np.abs(effects.removed)),
     'mean_absolute_logit_difference': np.mean(np.abs(effects.difference)),
+    **_by_size(tables(config, results)['scores']),
     'accuracy_of_model': np.mean(positive == results[0].prompts.query_positive),
     'fraction_answered_positive': np.mean(positive),
   }
+
+
+def _by_size(rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """Means of each score, by the number of demonstrations."""
+  found: dict[str, Any] = {}
+  for row in rows:
+    task = '' if row['task'] == 'sentiment' else '_other_task'
+    for name in ('spearman', 'sign'):
+      by_score = found.setdefault(f'{name}_delete{task}', {})
+      own = by_score.setdefault(row['score'], {})
+      own[str(row['demonstrations'])] = row[name]
+  return found
 
 
 def tables(config: lab.Config, results: Results) -> dict[str, Any]:

@@ -18,8 +18,8 @@ finetuned, and as cosines of what both change::
   on other text            .13 [.09, .18]     .06 [.02, .09]
   by ascent                .13 [.11, .16]     .06 [-.03, .16]  .016 [.012, .019]
   untrained model          .49 [.47, .50]     .46 [.43, .49]   .000
-  all parameters, as far   .09 [.05, .13]     .19 [.15, .22]   .008 [.006, .010]
-  blocks alone, as far     -.03 [-.07, .01]   .01 [-.02, .03]  -.005
+  all parameters, as large .09 [.05, .13]     .19 [.15, .22]   .008 [.006, .010]
+  blocks alone, as large   -.03 [-.07, .01]   .01 [-.02, .03]  -.005
 
 So both change a query alike beyond other queries (across the zero-shot output
 .08 [.05, .11], other queries .005, untrained .006), whatever labels say. Blocks
@@ -31,8 +31,8 @@ dual weights change by other things (.001). Of 53 claims and controls 26
 reproduce, 7 do not, 20 stay open.
 
 Prompts have 16 demonstrations (`longer`: 32) of at most 24 tokens, balanced,
-drawn for each seed; rates are those whose answers order held-out queries best,
-by task. Intervals are of seeds of these four tasks.
+drawn for each seed; rates order held-out queries best, by task (`longer` and
+untrained: those of FT). Intervals are of seeds of these four tasks.
 
 References:
   Dai et al., arXiv:2212.10559; Deutch et al., arXiv:2311.07772; Shen et al.,

@@ -226,10 +226,8 @@ def metrics(config: Config, results: Overview) -> lab.Metrics:
   axes['epoch'] = range(1, config.num_epochs + 1)
   for panel, result in results.panels.items():
     curves = np.transpose(result.curves, (2, 3, 0, 1))  # Seeds last.
-    losses = {'training_loss_over_zero_loss_by_seed': np.round(curves, 5)}
-    yield from lab.tidy(
-      {'panel': panel}, losses, layer=[*result.layers], **axes
-    )
+    found = {'training_loss_over_zero_loss_by_seed': curves}
+    yield from lab.tidy({'panel': panel}, found, layer=[*result.layers], **axes)
 
 
 def figures(config: Config, results: Overview) -> list[lab.Figure]:

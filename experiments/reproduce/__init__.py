@@ -31,8 +31,7 @@ from experiments.lab import claims as judging, tables, workdir as folders
 from experiments.reproduce import page as pages
 
 MAX_WORKERS = 4  # Some experiments need a gigabyte.
-# These begin.
-LONGEST = 'finetuning', 'modifications', 'linear_regression_gd', 'approximation'
+BEGIN = 'finetuning', 'modifications', 'linear_regression_gd', 'approximation'
 
 
 class Job(NamedTuple):
@@ -131,7 +130,7 @@ def _run_unfinished(config: Config, wanted, root: folders.Workdir) -> None:
     folders.open_workdir(_settings(config, job), root / job.name)
   jobs = sorted(
     (job for job in wanted if not _done(job, root)),
-    key=lambda job: job.name not in LONGEST,
+    key=lambda job: job.name not in BEGIN,
   )
   with (
     _pool(config) as pool,

@@ -143,10 +143,7 @@ class Image(NamedTuple):
 
 
 def page(
-  sections: Sequence[Section],
-  report: pathlib.Path,
-  *,
-  fast: bool,
+  sections: Sequence[Section], report: pathlib.Path, *, fast: bool
 ) -> str:
   """Builds the page of the folder `report`: HTML with every image inside."""
   claims = [claim for part in sections for claim in part.summary['claims']]
